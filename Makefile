@@ -1,0 +1,62 @@
+# Everything runs in .venv, which each target makes when it is missing and brings up to date when
+# pyproject.toml or constraints.txt has changed. Another Python: `make test PYTHON=python3.12`.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint docs clean
+.NOTPARALLEL:         # two pip processes must never write to one environment
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.installed-dev  ## make .venv with everything that development needs
+
+demo: $(VENV)/.installed-base  ## find, verify and draw a circuit of the bundled model; writes out/demo
+	$(BIN)/circuitvit demo --out out/demo
+
+# One thread per worker: two workers with two threads each would fight for two cores. The `ci` profile
+# makes the random examples the same on every run; plain `pytest` draws new ones.
+test: $(VENV)/.installed-test  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --hypothesis-profile=ci
+
+bench: $(VENV)/.installed-base  ## measure each run against its floor
+	$(BIN)/python -m bench
+
+lint: $(VENV)/.installed-dev  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict circuitvit
+
+docs: $(VENV)/.installed-docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## delete what the other targets made, but keep .venv
+	rm -rf out/demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find circuitvit tests bench examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One stamp per set of extras. The environment itself is an order-only prerequisite: it must exist, but
+# its age says nothing about what is installed in it.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-base: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.installed-base $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.installed-base $(VENV)/.installed-test $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e '.[docs]'
+	@touch $(VENV)/.installed-base $@

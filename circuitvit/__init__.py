@@ -1,0 +1,64 @@
+"""Find, draw and verify the circuits of Vision Transformers.
+
+A model becomes a graph of components (input, attention heads with separate query, key and value inputs, MLPs,
+logits) joined by edges of the residual stream. Every edge is scored, the graph is pruned to the circuit that
+carries a behaviour, and the circuit is proved by ablation, drawn and saved.
+
+    >>> import circuitvit as cv
+    >>> model = cv.load("catdog-tiny")
+"""
+
+from circuitvit._version import __version__
+from circuitvit.attribution import METHODS, attribute
+from circuitvit.engine import run
+from circuitvit.errors import CircuitViTError
+from circuitvit.graph import Circuit, EdgeScores, Graph
+from circuitvit.models import Model, load, wrap
+from circuitvit.pruning import acdc
+from circuitvit.tasks import (
+    Mean,
+    Noise,
+    Patch,
+    PerPair,
+    Resample,
+    Task,
+    TokenGroups,
+    Zero,
+    accuracy,
+    cross_entropy,
+    kl_divergence,
+    log_probability,
+    logit,
+    logit_diff,
+    probability,
+)
+
+__all__ = [
+    "METHODS",
+    "Circuit",
+    "CircuitViTError",
+    "EdgeScores",
+    "Graph",
+    "Mean",
+    "Model",
+    "Noise",
+    "Patch",
+    "PerPair",
+    "Resample",
+    "Task",
+    "TokenGroups",
+    "Zero",
+    "__version__",
+    "accuracy",
+    "acdc",
+    "attribute",
+    "cross_entropy",
+    "kl_divergence",
+    "load",
+    "log_probability",
+    "logit",
+    "logit_diff",
+    "probability",
+    "run",
+    "wrap",
+]

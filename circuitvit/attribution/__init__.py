@@ -1,0 +1,6 @@
+"""Scoring methods: what every edge contributes to the behaviour, one file per method."""
+
+from circuitvit.attribution.method import Method, Settings
+from circuitvit.attribution.registry import METHODS, attribute, provenance_of
+
+__all__ = ["METHODS", "Method", "Settings", "attribute", "provenance_of"]

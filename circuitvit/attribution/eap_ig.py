@@ -1,0 +1,81 @@
+"""EAP with integrated gradients: `g_v` averaged along the straight line from corrupt to clean input embedding.
+
+Cost: 2 forwards, and a forward and backward for each step. Check: the scores of the edges that leave the
+input sum to metric(corrupt) - metric(clean) as the steps grow. Blind to: much the same as EAP, since only the
+input moves along the path; the senders' differences stay those of the two ends.
+
+Hanna, Pezzelle and Belinkov 2024, "Have faith in faithfulness", arXiv:2403.17806.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from circuitvit.attribution.eap import add_products, objective
+from circuitvit.attribution.method import Settings, check_gradient, require_gradient
+from circuitvit.engine import capture, check_logits, gradients, outputs, progress_bar, reference_source
+from circuitvit.tasks import PreparedTask
+
+__all__ = ["Rule", "eap_ig", "eap_ig_gauss", "eap_ig_left", "path_nodes"]
+
+Rule = Literal["midpoint", "gauss-legendre", "left"]
+
+
+def eap_ig(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
+    """Scores at midpoint nodes, `(sender, receiver, group)`, summed over pairs."""
+    return _scores(prepared, settings, "midpoint")
+
+
+def eap_ig_gauss(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
+    """Scores at Gauss-Legendre nodes: the fewest steps for a smooth path."""
+    return _scores(prepared, settings, "gauss-legendre")
+
+
+def eap_ig_left(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
+    """Scores by the left Riemann sum of the common code: only to reproduce published numbers."""
+    return _scores(prepared, settings, "left")
+
+
+def path_nodes(steps: int, rule: Rule) -> list[tuple[float, float]]:
+    """Places on the path (0 is the corrupt input, 1 the clean one) and their weights, which sum to 1.
+
+    Args:
+        steps: number of nodes.
+        rule: "midpoint", "gauss-legendre", or "left": 0, 1/n, ..., (n-1)/n.
+
+    Example:
+        >>> path_nodes(2, "midpoint")
+        [(0.25, 0.5), (0.75, 0.5)]
+    """
+    if rule == "gauss-legendre":
+        points, weights = np.polynomial.legendre.leggauss(steps)
+        return [(float(point + 1) / 2, float(weight) / 2) for point, weight in zip(points, weights, strict=True)]
+    shift = 0.5 if rule == "midpoint" else 0.0
+    return [((step + shift) / steps, 1.0 / steps) for step in range(steps)]
+
+
+def _scores(prepared: PreparedTask, settings: Settings, rule: Rule) -> NDArray[np.float64]:
+    require_gradient(prepared, "eap-ig")
+    model, graph = prepared.model, prepared.graph
+    references = reference_source(prepared, settings.batch_size)
+    nodes = path_nodes(settings.steps, rule)
+    total = torch.zeros(graph.shape, dtype=torch.float64)
+    with progress_bar(len(prepared) * len(nodes), "eap-ig", settings.progress) as bar:
+        for batch in prepared.batches(settings.batch_size):
+            base = capture(model, batch.base)
+            check_logits(base.logits, batch)
+            reference = references(batch, base)
+            deltas = reference - outputs(model.stages, base.compacts)
+            embedded = base.compacts[0]
+            start, end = reference[graph.sender_slices[0]].sum(dim=0), model.stages[0].total(embedded)
+            metric = objective(prepared, batch, base.logits)
+            for place, weight in nodes:
+                found = gradients(model, embedded, metric, stream=torch.lerp(start, end, place))
+                add_products(total, graph, deltas, found, batch.members, weight)
+                bar.update(len(batch.rows))
+    check_gradient(prepared, total)
+    return total.numpy()

@@ -1,0 +1,78 @@
+"""What every scoring method is given, and the checks that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuitvit.errors import DataError, OptionError
+from circuitvit.tasks import PreparedTask
+
+__all__ = ["Method", "Scorer", "Settings", "check_gradient", "require_gradient"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a method runs.
+
+    Attributes:
+        batch_size: pairs at once.
+        steps: nodes on an integration path.
+        progress: whether to show a bar.
+    """
+
+    batch_size: int
+    steps: int = 5
+    progress: bool = False
+
+
+Scorer = Callable[[PreparedTask, Settings], NDArray[np.float64]]
+"""Gives the scores `(sender, receiver, group)` of all edges, summed over pairs."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scoring method, as `circuitvit attribute --help` and the documentation list it.
+
+    Attributes:
+        score: the function.
+        summary: one line.
+        cost: in passes of the plain model over a pair.
+        uses_steps: whether `steps` matters.
+    """
+
+    score: Scorer
+    summary: str
+    cost: str
+    uses_steps: bool = False
+
+
+def require_gradient(prepared: PreparedTask, method: str) -> None:
+    """Refuse a metric without a gradient before anything runs.
+
+    Raises:
+        OptionError: naming metrics that work.
+    """
+    if not prepared.metric.metric.differentiable:
+        raise OptionError(
+            f"{method} needs the metric's gradient, and {prepared.metric.metric.name!r} has none: "
+            "use logit_diff or log_probability, or method='exact'"
+        )
+
+
+def check_gradient(prepared: PreparedTask, total: Tensor) -> None:
+    """Refuse scores that are 0 everywhere: the metric is flat where its gradient was taken.
+
+    Raises:
+        DataError: naming the way out.
+    """
+    if not total.any():
+        raise DataError(
+            f"the gradient of {prepared.metric.label} is 0 everywhere at the base run, so every score is 0. "
+            "A divergence from the clean run is flat there, and equal images have no difference to score: "
+            "use method='exact' or 'eap-ig', another metric, or other images"
+        )

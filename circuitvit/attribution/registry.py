@@ -1,0 +1,83 @@
+"""`attribute`: the one way to score edges, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from circuitvit.attribution.eap import eap
+from circuitvit.attribution.eap_ig import eap_ig, eap_ig_gauss, eap_ig_left
+from circuitvit.attribution.exact import exact
+from circuitvit.attribution.method import Method, Settings
+from circuitvit.engine import choose_batch_size
+from circuitvit.errors import OptionError, unknown_name
+from circuitvit.graph import EdgeScores, Provenance
+from circuitvit.models import Model
+from circuitvit.tasks import PreparedTask, Task
+
+__all__ = ["METHODS", "attribute", "provenance_of"]
+
+_PER_STEP = "2 forwards + steps x (forward + backward)"
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "eap": Method(eap, "edge attribution patching: first order at the clean run", "2 forwards + 1 backward"),
+        "eap-ig": Method(eap_ig, "EAP averaged along the input path, midpoint rule", _PER_STEP, uses_steps=True),
+        "eap-ig-gauss": Method(eap_ig_gauss, "the same at Gauss-Legendre nodes", _PER_STEP, uses_steps=True),
+        "eap-ig-left": Method(
+            eap_ig_left, "the same by the left Riemann sum of older code, to reproduce its numbers", _PER_STEP, uses_steps=True
+        ),
+        "exact": Method(exact, "ablate each edge alone and run: the truth", "a part of a forward for each edge"),
+    }
+)
+
+
+def attribute(
+    model: Model,
+    task: Task,
+    method: str = "eap",
+    *,
+    steps: int = 5,
+    batch_size: int | None = None,
+    memory: int | None = None,
+    progress: bool = True,
+) -> EdgeScores:
+    """Score every edge of a model for a task.
+
+    The scores are the sum over pairs divided by the number of pairs, so they do not depend on the batch size.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: images, metric and ablation.
+        method: one of `METHODS`, such as "eap", "eap-ig" or "exact".
+        steps: nodes on the path of the integrated methods.
+        batch_size: pairs at once; chosen from the memory budget by default.
+        memory: that budget, in bytes.
+        progress: whether to show a bar.
+
+    Raises:
+        NameNotFoundError: for an unknown method.
+        OptionError: for settings that make no sense, or a metric that the method cannot use.
+        DataError: if the images cannot be used, or the metric is flat.
+
+    Example:
+        >>> import circuitvit as cv                                                # doctest: +SKIP
+        >>> scores = cv.attribute(model, task, method="eap-ig", steps=10)          # doctest: +SKIP
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if steps < 1 or (batch_size is not None and batch_size < 1):
+        raise OptionError(f"steps and batch_size must be at least 1, not {steps} and {batch_size}")
+    prepared = task.prepare(model)
+    size = batch_size or choose_batch_size(prepared, memory)
+    chosen = METHODS[method]
+    values = chosen.score(prepared, Settings(size, steps, progress)) / len(prepared)
+    parameters = {"steps": steps} if chosen.uses_steps else {}
+    provenance = provenance_of(prepared, method).with_parameters(**parameters)
+    return EdgeScores(prepared.graph, values, method, prepared.direction, provenance)
+
+
+def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) -> Provenance:
+    """The origin of a result computed on a prepared task."""
+    model = prepared.model
+    return Provenance(model.name, model.weights_hash, prepared.label, method, seed=seed)

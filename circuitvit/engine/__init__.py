@@ -1,0 +1,43 @@
+"""The only code that runs models: captured runs, gradients, masked runs."""
+
+from circuitvit.engine.batching import choose_batch_size
+from circuitvit.engine.capture import Capture, capture, outputs, run_from
+from circuitvit.engine.gradients import Gradients, gradients
+from circuitvit.engine.masked import Sources, masked_run, new_workspace
+from circuitvit.engine.progress import progress_bar
+from circuitvit.engine.references import reference_source
+from circuitvit.engine.runs import (
+    BatchRun,
+    Evaluation,
+    batch_runs,
+    check_effect,
+    check_logits,
+    clean_logits,
+    evaluate,
+    kept_edges,
+    run,
+)
+
+__all__ = [
+    "BatchRun",
+    "Capture",
+    "Evaluation",
+    "Gradients",
+    "Sources",
+    "batch_runs",
+    "capture",
+    "check_effect",
+    "check_logits",
+    "choose_batch_size",
+    "clean_logits",
+    "evaluate",
+    "gradients",
+    "kept_edges",
+    "masked_run",
+    "new_workspace",
+    "outputs",
+    "progress_bar",
+    "reference_source",
+    "run",
+    "run_from",
+]

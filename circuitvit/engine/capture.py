@@ -1,0 +1,79 @@
+"""Running the model plainly, stage by stage, and keeping what the senders wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.models import Model, Stage
+
+__all__ = ["Capture", "capture", "outputs", "run_from"]
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """What a plain run left behind.
+
+    Attributes:
+        streams: what each stage read, `(batch, token, d_model)` each; None for the source, which reads images.
+        compacts: what each stage's senders wrote, in compact form; the readout's is the logits.
+    """
+
+    streams: tuple[Tensor | None, ...]
+    compacts: tuple[Tensor, ...]
+
+    @property
+    def logits(self) -> Float[Tensor, "batch class"]:
+        return self.compacts[-1]
+
+    def stream(self, stage: int) -> Float[Tensor, "batch token d_model"]:
+        """What a stage read."""
+        stream = self.streams[stage]
+        assert stream is not None, "the source reads images, not the stream"
+        return stream
+
+
+@torch.no_grad()
+def capture(model: Model, images: Float[Tensor, "batch channel height width"]) -> Capture:
+    """Run the model's own fused layers on images and keep every stage's input and output."""
+    source, *layers, readout = model.stages
+    compacts = [source.write(source.read(images))]
+    streams: list[Tensor | None] = [None]
+    stream = source.total(compacts[0])
+    for stage in layers:
+        compact = stage.write(stage.read(stream))
+        streams.append(stream)
+        compacts.append(compact)
+        stream = stream + stage.total(compact)
+    streams.append(stream)
+    compacts.append(readout.write(readout.read(stream)))
+    return Capture(tuple(streams), tuple(compacts))
+
+
+@torch.no_grad()
+def run_from(model: Model, stage: int, stream: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch class"]:
+    """The logits when stage number `stage` and all after it run plainly on `stream`."""
+    *layers, readout = model.stages[stage:]
+    for layer in layers:
+        stream = stream + layer.total(layer.write(layer.read(stream)))
+    return readout.write(readout.read(stream))
+
+
+def outputs(stages: tuple[Stage, ...], compacts: tuple[Tensor, ...]) -> Float[Tensor, "sender batch token d_model"]:
+    """Every sender's output, from the compact forms; the readout has no senders and is passed over.
+
+    As `expand` is linear, the same call turns differences of compact forms into differences of outputs.
+    """
+    writers = [(stage, compact) for stage, compact in zip(stages, compacts, strict=True) if not stage.is_readout]
+    first = writers[0][0].expand(writers[0][1])
+    n_senders = sum(len(stage.nodes.senders) for stage, _ in writers)
+    stacked = first.new_empty(n_senders, *first.shape[1:])
+    start = 0
+    for stage, compact in writers:
+        end = start + len(stage.nodes.senders)
+        stacked[start:end] = stage.expand(compact)
+        start = end
+    return stacked

@@ -1,0 +1,21 @@
+"""One way to show progress: a bar for work of more than a second, nothing when asked to be silent."""
+
+from __future__ import annotations
+
+from tqdm.auto import tqdm
+
+__all__ = ["progress_bar"]
+
+DELAY = 1.0
+"""Seconds that work may take before a bar appears."""
+
+
+def progress_bar(total: int, description: str, show: bool) -> tqdm[None]:
+    """A bar to be advanced by `update`; used as a context manager.
+
+    Args:
+        total: number of steps.
+        description: what is being done.
+        show: False for silence.
+    """
+    return tqdm(total=total, desc=description, disable=not show, delay=DELAY, leave=False)

@@ -1,0 +1,88 @@
+"""Reference outputs: what the senders of a batch write on ablated edges, for every kind of ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.engine.capture import Capture, capture, outputs
+from circuitvit.errors import DataError
+from circuitvit.models import Model
+from circuitvit.tasks import Batch, Mean, Noise, Patch, PreparedTask, Resample, Zero
+from circuitvit.tasks.images import Images, as_images
+
+__all__ = ["References", "reference_source"]
+
+References = Callable[[Batch, Capture], Float[Tensor, "sender batch token d_model"]]
+"""Gives the reference outputs for a batch, whose base run has been captured."""
+
+
+def reference_source(prepared: PreparedTask, batch_size: int) -> References:
+    """How the task's ablation gets its reference outputs; whole-data-set statistics are computed here, once."""
+    model, ablation = prepared.model, prepared.ablation
+    match ablation:
+        case Patch():
+            return lambda batch, base: _patched(model, batch)
+        case Zero():
+            return lambda batch, base: torch.zeros_like(outputs(model.stages, base.compacts))
+        case Mean():
+            mean = _mean_outputs(prepared, ablation, batch_size)
+            return lambda batch, base: mean.expand(-1, len(batch.rows), -1, -1)
+        case Noise():
+            return lambda batch, base: _noisy(model, ablation, batch, base)
+        case Resample():
+            return lambda batch, base: _resampled(prepared, ablation, batch)
+
+
+def _patched(model: Model, batch: Batch) -> Tensor:
+    assert batch.reference is not None, "a task with patch ablation has corrupt images"
+    return outputs(model.stages, capture(model, batch.reference).compacts)
+
+
+def _mean_outputs(prepared: PreparedTask, ablation: Mean, batch_size: int) -> Float[Tensor, "sender 1 token d_model"]:
+    """The mean output of every sender over the ablation's images: a sum over images, then one division."""
+    model = prepared.model
+    total: Tensor | None = None
+    sources = _mean_images(prepared, ablation)
+    for images in sources:
+        for start in range(0, len(images), batch_size):
+            batch = images.take(start, min(start + batch_size, len(images))).to(model.device, model.dtype)
+            part = outputs(model.stages, capture(model, batch).compacts).sum(dim=1, keepdim=True)
+            total = part if total is None else total.add_(part)
+    assert total is not None, "image sources are never empty"
+    mean = total / sum(len(images) for images in sources)
+    return mean if ablation.per_token else mean.mean(dim=2, keepdim=True).expand_as(mean)
+
+
+def _mean_images(prepared: PreparedTask, ablation: Mean) -> list[Images]:
+    if ablation.images is None:
+        return [prepared.clean] if prepared.corrupt is None else [prepared.clean, prepared.corrupt]
+    images = as_images(ablation.images, prepared.spec)
+    if images.shape != prepared.clean.shape:
+        raise DataError(f"the images to average are {images.shape}, those of the task {prepared.clean.shape}")
+    return [images]
+
+
+def _noisy(model: Model, ablation: Noise, batch: Batch, base: Capture) -> Tensor:
+    own = outputs(model.stages, base.compacts)
+    spread = own.flatten(2).std(dim=2)[..., None, None]
+    noise = torch.empty_like(own)
+    for place, row in enumerate(batch.rows.tolist()):
+        generator = torch.Generator().manual_seed(ablation.seed * 1_000_003 + row)
+        shape = (own.shape[0], *own.shape[2:])
+        noise[:, place] = torch.randn(shape, generator=generator).to(own)
+    return own + ablation.scale * spread * noise
+
+
+def _resampled(prepared: PreparedTask, ablation: Resample, batch: Batch) -> Tensor:
+    """Outputs on other base images: image `i` gets image `order[(place of i) + 1]` of one random cycle."""
+    generator = torch.Generator().manual_seed(ablation.seed)
+    order = torch.randperm(len(prepared), generator=generator)
+    successor = torch.empty_like(order)
+    successor[order] = order.roll(-1)
+    images = [prepared.base.take(int(row), int(row) + 1) for row in successor[batch.rows]]
+    model = prepared.model
+    return outputs(model.stages, capture(model, torch.cat(images).to(model.device, model.dtype)).compacts)

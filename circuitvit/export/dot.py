@@ -1,0 +1,171 @@
+"""The picture as DOT source, for Graphviz and the many tools that read its language.
+
+Ranks, colours, widths and dashes are those of the SVG; Graphviz decides about places. Every text is given
+to the `graphviz` package as data: names never become node identifiers unless they are plain, since a colon
+in an identifier means a port there, and labels are escaped for the kind of label they are in.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+import graphviz
+
+from circuitvit.errors import FileError
+from circuitvit.export import style
+from circuitvit.export.legend import MEANINGS
+from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
+from circuitvit.export.text import clean
+
+__all__ = ["dot_of", "rendered"]
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+_STYLES = ("solid", "dashed", "dotted", "bold")
+_PORT_CELL = '<TD PORT="{port}" CELLPADDING="1"><FONT COLOR="{colour}">{name}</FONT></TD>'
+
+
+def dot_of(picture: Picture) -> graphviz.Digraph:
+    """The picture as a graph of the `graphviz` package; `.source` is its text.
+
+    Example:
+        >>> from circuitvit.export.picture import picture_of
+        >>> from circuitvit.graph import Circuit
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> circuit = Circuit.from_edges(transformer_graph(1, 2), ["input->m0", "m0->logits"])
+        >>> "input:n -> m0:s" in dot_of(picture_of(circuit)).source
+        True
+    """
+    graph = graphviz.Digraph("circuit", graph_attr=_graph_attributes(picture))
+    graph.attr("node", fontname="Helvetica", fontsize="11", color=style.INK, fontcolor=style.INK)
+    graph.attr("edge", arrowsize="0.5")
+    shown = [node for node in picture.nodes if node.present]
+    names = {node.name: _identifier(node.name, index) for index, node in enumerate(shown)}
+    rows: dict[int, list[DrawnNode]] = {}
+    for node in shown:
+        rows.setdefault(node.row, []).append(node)
+    for row in sorted(rows):
+        with graph.subgraph() as rank:
+            rank.attr(rank="same")
+            for node in rows[row]:
+                rank.node(names[node.name], **_node_attributes(node))
+    # Invisible edges keep the rows in the order of the model, also where no drawn edge joins two of them.
+    for low, high in pairwise(sorted(rows)):
+        graph.edge(names[rows[low][0].name], names[rows[high][0].name], style="invis", weight="0")
+    for edge in picture.edges:
+        head = f"{names[edge.target]}:{_port(edge.port)}:s" if edge.port else f"{names[edge.target]}:s"
+        graph.edge(f"{names[edge.sender]}:n", head, **_edge_attributes(edge))
+    return graph
+
+
+def rendered(picture: Picture, kind: str) -> bytes:
+    """The picture drawn by Graphviz, as the bytes of a file.
+
+    Args:
+        picture: to draw.
+        kind: "pdf", "png" or any other format of Graphviz.
+
+    Raises:
+        FileError: if the program `dot` is not installed, or fails.
+    """
+    graph = dot_of(picture)
+    if kind == "png":
+        graph.attr(dpi="160")
+    try:
+        drawn: bytes = graph.pipe(format=kind, quiet=True)
+    except graphviz.ExecutableNotFound as error:
+        raise FileError(
+            f"drawing a .{kind} file needs the Graphviz program 'dot', which is not installed: install it "
+            "(apt-get install graphviz, brew install graphviz, or see graphviz.org/download), "
+            "or draw a .svg file, which needs no other program"
+        ) from error
+    except graphviz.CalledProcessError as error:
+        raise FileError(f"Graphviz could not draw the .{kind} file: {_last_words(error)}") from error
+    return drawn
+
+
+def _last_words(error: graphviz.CalledProcessError) -> str:
+    said = (
+        error.stderr.decode(errors="replace")
+        if isinstance(error.stderr, bytes)
+        else str(error.stderr or error)
+    )
+    return clean(said)[-300:]
+
+
+def _graph_attributes(picture: Picture) -> dict[str, str]:
+    meanings = [
+        f'<FONT COLOR="{style.COLOURS[sign]}">{escape(MEANINGS[picture.direction, sign])}</FONT>'
+        for sign in picture.signs
+    ]
+    lines = [f"<B>{escape(picture.title)}</B>"] if picture.title else []
+    lines += meanings if picture.edges else ["This circuit has no edges."]
+    lines += [escape(line) for line in (picture.counts, picture.origin) if line]
+    return {
+        "rankdir": "BT",
+        "splines": "true",
+        "ranksep": "0.45",
+        "nodesep": "0.3",
+        "fontname": "Helvetica",
+        "fontsize": "11",
+        "fontcolor": style.INK,
+        "labelloc": "b",
+        "label": f"<{'<BR/>'.join(lines)}>",
+    }
+
+
+def _identifier(name: str, index: int) -> str:
+    """A name that DOT takes as it is, or a numbered one; either way the label says the real name."""
+    plain = _PLAIN.match(name) and name.lower() not in {
+        "node",
+        "edge",
+        "graph",
+        "digraph",
+        "subgraph",
+        "strict",
+    }
+    return name if plain else f"node {index}"
+
+
+def _port(port: str) -> str:
+    """The name of a port within its node's table, by its letters alone: it is not shown."""
+    return "port_" + "".join(
+        letter if letter.isascii() and letter.isalnum() else f"_{ord(letter)}" for letter in port
+    )
+
+
+def _node_attributes(node: DrawnNode) -> dict[str, Any]:
+    name = clean(node.name)
+    if node.kind == "head":
+        return {"shape": "plain", "label": _head_label(node), "tooltip": graphviz.escape(name)}
+    look = {"shape": "box", "label": graphviz.escape(name), "tooltip": graphviz.escape(name), "height": "0.3"}
+    if node.kind == "mlp":
+        return {**look, "style": "rounded,filled", "fillcolor": style.MLP_FILL}
+    return {**look, "style": "filled", "fillcolor": style.END_FILL, "fontcolor": style.PAPER}
+
+
+def _head_label(node: DrawnNode) -> str:
+    """A table with the name above the inputs; tables are not turned with the graph, so inputs stay below."""
+    cells = "".join(
+        _PORT_CELL.format(
+            port=_port(port),
+            colour=style.INK if port in node.used else style.FAINT,
+            name=escape(clean(port)) or "-",
+        )
+        for port in node.ports
+    )
+    name = f'<TR><TD COLSPAN="{len(node.ports)}"><B>{escape(clean(node.name)) or "-"}</B></TD></TR>'
+    table = f'<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{style.PAPER}">'
+    return f"<{table}{name}<TR>{cells}</TR></TABLE>>"
+
+
+def _edge_attributes(edge: DrawnEdge) -> dict[str, str]:
+    look = edge.look
+    return {
+        "color": f"{look.colour}{round(255 * look.opacity):02X}",
+        "penwidth": f"{look.width:.2f}",
+        "style": _STYLES[edge.group % len(_STYLES)],
+        "tooltip": graphviz.escape(edge.said),
+    }

@@ -1,0 +1,144 @@
+"""Which way each edge takes through the grid: straight where nothing is in between, else through a lane.
+
+Lanes are the vertical strips left and right of the columns, where no node ever stands; lane `j` is left of
+column `j`. Edges of one sender that have the same sign and token group and use the same lane share one
+line in it, a trunk, and leave it one by one below their targets. So a crowded picture has as many lines
+side by side as it has active senders, not as many as it has edges, and no line crosses a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from circuitvit.export.grid import Grid
+from circuitvit.export.picture import DrawnEdge, Picture
+
+__all__ = ["Route", "Trunk", "ordered_tracks", "routes_of"]
+
+_CROWDING = 0.07  # how many columns of detour one more line in a lane is worth
+_NEW_TRUNK = 0.3
+_NEAR_TARGET = 0.02
+
+
+@dataclass(eq=False)
+class Trunk:
+    """A line in a lane, shared by edges of one sender.
+
+    Attributes:
+        sender: name of the node it comes from.
+        lane: index of its lane.
+        start: row of the sender.
+        stop: highest row that one of its edges ends in.
+        first_stop: lowest row that one of its edges ends in.
+        column: column of the sender.
+        targets: columns in which its edges end.
+        width: of its widest edge, in pixels.
+    """
+
+    sender: str
+    lane: int
+    start: int
+    column: int
+    stop: int = 0
+    first_stop: int = 1_000_000
+    targets: list[int] = field(default_factory=list)
+    width: float = 0.0
+
+    def carry(self, edge: DrawnEdge, row: int, column: int) -> None:
+        """Add an edge that ends in this row and column."""
+        self.stop, self.first_stop = max(self.stop, row), min(self.first_stop, row)
+        self.targets.append(column)
+        self.width = max(self.width, edge.look.width)
+
+    def overlaps(self, other: Trunk) -> bool:
+        """Whether the two need lines side by side, when they are in one lane."""
+        return self.start <= other.stop and other.start <= self.stop
+
+    @property
+    def lean(self) -> float:
+        """-1 when all it joins is left of its lane, 1 when all is right of it."""
+        sides = [1 if column >= self.lane else -1 for column in (self.column, *self.targets)]
+        return sum(sides) / len(sides)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of one edge: through `trunk`, or straight from sender to target when it is None."""
+
+    edge: DrawnEdge
+    trunk: Trunk | None
+
+
+def routes_of(picture: Picture, grid: Grid) -> list[Route]:
+    """The way of every edge of the picture, in the picture's order."""
+    chosen: dict[str, Route] = {}
+    lanes = _Lanes(grid)
+    # Long edges first: they have the fewest good lanes, and short ones fit in around them.
+    for edge in sorted(picture.edges, key=lambda edge: (-_rise(grid, edge), edge.name)):
+        chosen[edge.name] = Route(edge, None if _is_straight(grid, edge) else lanes.trunk_for(edge))
+    return [chosen[edge.name] for edge in picture.edges]
+
+
+def ordered_tracks(trunks: Iterable[Trunk]) -> list[tuple[Trunk, int]]:
+    """Each trunk of one lane with its place from left to right; trunks that never meet may share a place.
+
+    Lines that turn left stand left, the short ones outside, so that a line that leaves crosses few others.
+    """
+
+    def key(trunk: Trunk) -> tuple[bool, float, str, float]:
+        length = trunk.stop - trunk.start
+        left = trunk.lean < 0
+        return (not left, length if left else -length, trunk.sender, trunk.lean)
+
+    placed: list[tuple[Trunk, int]] = []
+    for trunk in sorted(trunks, key=key):
+        taken = [place for other, place in placed if other.overlaps(trunk)]
+        placed.append((trunk, 1 + max(taken, default=-1)))
+    return placed
+
+
+def _rise(grid: Grid, edge: DrawnEdge) -> int:
+    return grid.cells[edge.target][0] - grid.cells[edge.sender][0]
+
+
+def _is_straight(grid: Grid, edge: DrawnEdge) -> bool:
+    """Whether no box stands in the rectangle between the ends, so that one curve can join them."""
+    (start, from_column), (stop, to_column) = grid.cells[edge.sender], grid.cells[edge.target]
+    return grid.is_clear(start + 1, stop - 1, from_column, to_column)
+
+
+class _Lanes:
+    """All trunks, and how many of them each lane holds beside each row."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.load = np.zeros((grid.n_columns + 1, grid.n_rows), dtype=int)
+        self.trunks: dict[tuple[str, str, int, int], Trunk] = {}
+
+    def trunk_for(self, edge: DrawnEdge) -> Trunk:
+        """The trunk that serves `edge` best: little detour, little crowding, shared when possible."""
+        (start, from_column), (stop, to_column) = self.grid.cells[edge.sender], self.grid.cells[edge.target]
+        lane = min(range(len(self.load)), key=lambda lane: (self._cost(edge, lane), lane))
+        key = (edge.sender, edge.sign, edge.group, lane)
+        trunk = self.trunks.setdefault(key, Trunk(edge.sender, lane, start, from_column))
+        grown = max(trunk.stop, stop)
+        self.load[lane, max(trunk.stop, start) : grown] += 1
+        trunk.carry(edge, stop, to_column)
+        return trunk
+
+    def _cost(self, edge: DrawnEdge, lane: int) -> float:
+        (start, from_column), (stop, to_column) = self.grid.cells[edge.sender], self.grid.cells[edge.target]
+        at = lane - 0.5
+        travel = abs(at - from_column) + abs(at - to_column)
+        trunk = self.trunks.get((edge.sender, edge.sign, edge.group, lane))
+        new_rows: Sequence[int] = range(start if trunk is None else trunk.stop, stop)
+        crowding = int(self.load[lane, list(new_rows)].max()) if new_rows else 0
+        return (
+            travel
+            + _CROWDING * crowding
+            + (_NEW_TRUNK if trunk is None else 0.0)
+            + _NEAR_TARGET * abs(at - to_column)
+        )

@@ -1,0 +1,302 @@
+"""A circuit: a set of edges of a graph, immutable, with the algebra of sets.
+
+Example:
+    >>> from circuitvit.graph import Circuit, Graph, StageNodes
+    >>> graph = Graph(
+    ...     (
+    ...         StageNodes("input", "input", 0, senders=("input",)),
+    ...         StageNodes("mlp0", "mlp", 0, senders=("m0",), receivers=("m0",)),
+    ...         StageNodes("readout", "readout", 1, receivers=("logits",)),
+    ...     )
+    ... )
+    >>> circuit = Circuit.from_edges(graph, ["input->m0", "m0->logits"])
+    >>> circuit
+    Circuit(2 of 3 edges, 3 of 3 nodes)
+    >>> "m0->logits" in circuit, list(Circuit.full(graph) - circuit)
+    (True, ['input->logits'])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from circuitvit.errors import OptionError
+from circuitvit.graph.liveness import live_edges
+from circuitvit.graph.names import edge_name, node_of, parse_edge
+from circuitvit.graph.provenance import Provenance
+from circuitvit.graph.topology import EdgeMask, Graph
+
+if TYPE_CHECKING:
+    from circuitvit.graph.scores import EdgeScores
+
+__all__ = ["Circuit"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit:
+    """A set of kept edges; all other edges of the graph are ablated when the circuit is run.
+
+    It behaves like a frozen set of edge names: `|`, `&`, `-`, `~`, `<=`, `len`, `in`, iteration in graph
+    order, equality (same graph, same edges).
+
+    Attributes:
+        graph: the graph that the edges belong to.
+        kept: `(sender, receiver, group)`, True for the edges of the circuit; read-only.
+        values: `(sender, receiver, group)` score of each edge, or None; for diagrams and files only.
+        provenance: where the circuit came from.
+    """
+
+    graph: Graph
+    kept: EdgeMask
+    values: NDArray[np.float64] | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        kept = np.array(self.kept, dtype=bool)
+        if kept.shape != self.graph.shape:
+            raise OptionError(
+                f"a mask of shape {kept.shape} does not fit {self.graph} of shape {self.graph.shape}"
+            )
+        kept &= self.graph.edge_mask
+        kept.setflags(write=False)
+        object.__setattr__(self, "kept", kept)
+        if self.values is not None:
+            values = np.array(self.values, dtype=np.float64)
+            if values.shape != self.graph.shape:
+                raise OptionError(f"scores of shape {values.shape} do not fit {self.graph}")
+            if not np.isfinite(values[self.graph.edge_mask]).all():
+                raise OptionError("scores must be finite numbers: some are NaN or infinite")
+            values.setflags(write=False)
+            object.__setattr__(self, "values", values)
+
+    # -- making ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_edges(cls, graph: Graph, edges: Iterable[str], provenance: Provenance | None = None) -> Circuit:
+        """The circuit of the named edges.
+
+        Raises:
+            NameNotFoundError: if a name is no edge of `graph`.
+        """
+        kept = np.zeros(graph.shape, dtype=bool)
+        for name in edges:
+            kept[graph.edge_index(name)] = True
+        return cls(graph, kept, provenance=provenance or Provenance())
+
+    @classmethod
+    def full(cls, graph: Graph) -> Circuit:
+        """Every edge of the graph: running it is running the model."""
+        return cls(graph, graph.edge_mask)
+
+    @classmethod
+    def empty(cls, graph: Graph) -> Circuit:
+        """No edge at all."""
+        return cls(graph, np.zeros(graph.shape, dtype=bool))
+
+    def with_scores(self, scores: EdgeScores) -> Circuit:
+        """The same edges, carrying these scores for diagrams and files."""
+        self._same_graph(scores.graph)
+        return replace(self, values=scores.values)
+
+    def with_provenance(self, provenance: Provenance) -> Circuit:
+        """The same edges with another origin."""
+        return replace(self, provenance=provenance)
+
+    # -- what it is ------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return int(self.kept.sum())
+
+    def __iter__(self) -> Iterator[str]:
+        return self.graph.names_of(self.kept)
+
+    def __contains__(self, edge: object) -> bool:
+        """Whether the named edge is kept. A name that is no edge of the graph is simply not in it."""
+        return edge in self.graph and bool(self.kept[self.graph.edge_index(str(edge))])
+
+    @property
+    def density(self) -> float:
+        """Share of the graph's edges that are kept, 0 to 1."""
+        return len(self) / self.graph.n_edges if self.graph.n_edges else 0.0
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that a kept edge touches, in running order."""
+        touched: set[str] = set()
+        for name in self:
+            edge = parse_edge(name)
+            touched.update((edge.sender, node_of(edge.receiver)))
+        return tuple(node for node in self.graph.nodes if node in touched)
+
+    def score_of(self, edge: str) -> float | None:
+        """The score that the circuit carries for an edge, or None where it carries none."""
+        return None if self.values is None else float(self.values[self.graph.edge_index(edge)])
+
+    def __repr__(self) -> str:
+        return (
+            f"Circuit({len(self):,} of {self.graph.n_edges:,} edges, "
+            f"{len(self.nodes)} of {len(self.graph.nodes)} nodes)"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        return self.graph == other.graph and bool(np.array_equal(self.kept, other.kept))
+
+    def __hash__(self) -> int:
+        return hash((self.graph, self.kept.tobytes()))
+
+    # -- set algebra -----------------------------------------------------------------------------
+
+    def __or__(self, other: Circuit) -> Circuit:
+        return self._combined(other, self.kept | other.kept)
+
+    def __and__(self, other: Circuit) -> Circuit:
+        return self._combined(other, self.kept & other.kept)
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        return self._combined(other, self.kept & ~other.kept)
+
+    def __xor__(self, other: Circuit) -> Circuit:
+        return self._combined(other, self.kept ^ other.kept)
+
+    def __invert__(self) -> Circuit:
+        """The complement: all edges that are not in this circuit."""
+        return Circuit(self.graph, ~self.kept, self.values)
+
+    def __le__(self, other: Circuit) -> bool:
+        self._same_graph(other.graph)
+        return not bool((self.kept & ~other.kept).any())
+
+    def jaccard(self, other: Circuit) -> float:
+        """Shared edges over edges in either, 0 to 1; two empty circuits are alike (1)."""
+        either = len(self | other)
+        return len(self & other) / either if either else 1.0
+
+    def _combined(self, other: Circuit, kept: EdgeMask) -> Circuit:
+        self._same_graph(other.graph)
+        return Circuit(self.graph, kept, self.values if self.values is not None else other.values)
+
+    def _same_graph(self, other: Graph) -> None:
+        if self.graph != other:
+            raise OptionError(f"the two belong to different graphs: {self.graph} and {other}")
+
+    # -- structure -------------------------------------------------------------------------------
+
+    def pruned(self) -> Circuit:
+        """Without dead edges: only those on a path from the input to the logits."""
+        return replace(self, kept=live_edges(self.graph, self.kept))
+
+    def paths(self) -> Iterator[tuple[str, ...]]:
+        """Every path from a source to a readout, as a tuple of edge names; lazily, as there can be many.
+
+        With several token groups a path goes on from the groups that it can have reached: from all of them
+        after a key or a value, from the same one after a query or an MLP.
+        """
+        graph, kept = self.graph, self.pruned().kept
+        sources = {place for place, stage in enumerate(graph.stages) if not stage.receivers}
+        readouts = {place for place, stage in enumerate(graph.stages) if not stage.senders}
+        named = graph.groups if len(graph.groups) > 1 else ("",)
+
+        def walk(sender: int, group: int, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+            for receiver in np.flatnonzero(kept[sender, :, group]).tolist():
+                step = (*path, edge_name(graph.senders[sender], graph.receivers[receiver], named[group]))
+                if graph.receiver_stages[receiver] in readouts:
+                    yield step
+                for onward in graph.fed(receiver, group):
+                    yield from walk(*onward, step)
+
+        for sender, place in enumerate(graph.sender_stages):
+            if place in sources:
+                for group in range(len(graph.groups)):
+                    yield from walk(sender, group, ())
+
+    def to_networkx(self) -> nx.MultiDiGraph[str]:
+        """Nodes and kept edges as a networkx graph.
+
+        Nodes carry `kind` and `layer`; edges are keyed by their name and carry `receiver`, `group` and,
+        where the circuit has scores, `score`. Nodes that no kept edge touches are left out.
+        """
+        result: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        for node in self.nodes:
+            stage = self.graph.stage_of_node[node]
+            result.add_node(node, kind=stage.kind, layer=stage.layer)
+        for name in self:
+            edge = parse_edge(name)
+            data: dict[str, Any] = {"receiver": edge.receiver, "group": edge.group}
+            score = self.score_of(name)
+            if score is not None:
+                data["score"] = score
+            result.add_edge(edge.sender, node_of(edge.receiver), key=name, **data)
+        return result
+
+    @classmethod
+    def from_networkx(cls, graph: Graph, network: nx.DiGraph[str]) -> Circuit:
+        """The inverse of `to_networkx`; a `networkx.DiGraph`, such as `read_graphml` gives, is read as well.
+
+        Edges are known by the node they leave and by their `receiver` and `group`.
+
+        Raises:
+            NameNotFoundError: if an edge is none of `graph`, or names no receiver.
+        """
+        kept = np.zeros(graph.shape, dtype=bool)
+        values = np.zeros(graph.shape)
+        scored = False
+        for sender, target, data in network.edges(data=True):
+            receiver, group = str(data.get("receiver", target)), str(data.get("group", ""))
+            index = graph.edge_index(edge_name(str(sender), receiver, group))
+            kept[index] = True
+            if "score" in data:
+                scored, values[index] = True, float(data["score"])
+        return cls(graph, kept, values if scored else None)
+
+    # -- files and pictures ----------------------------------------------------------------------
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """The circuit as JSON values, in the versioned schema of `docs/formats.md`."""
+        from circuitvit.graph import files  # files build circuits, so they import this module
+
+        return files.circuit_to_dict(self)
+
+    def save(self, path: str | Path, layout: str = "circuitvit") -> Path:
+        """Write the circuit as JSON; `layout="eap-ig"` writes the file of the EAP-IG and MIB tools.
+
+        Raises:
+            FileError: if the file cannot be written.
+            OptionError: if `layout` is unknown, or the graph cannot be said in the EAP-IG layout.
+        """
+        from circuitvit.graph import files
+
+        return files.save_circuit(self, path, layout)
+
+    @classmethod
+    def load(cls, path: str | Path, graph: Graph | None = None) -> Circuit:
+        """Read a circuit from JSON, our own layout or that of EAP-IG and MIB, told apart by content.
+
+        Args:
+            path: of the file.
+            graph: the graph that the circuit must belong to, such as `model.graph`.
+
+        Raises:
+            FileError: if the file is missing, malformed, of another version, or of another graph.
+        """
+        from circuitvit.graph import files
+
+        return files.load_circuit(path, graph)
+
+    def draw(self, path: str | Path, **options: Any) -> Path:
+        """Draw the circuit; the ending chooses the format (`.svg`, `.dot`, `.pdf`, `.png`, `.graphml`).
+
+        Options go to the drawing, see `circuitvit.export.draw`.
+        """
+        from circuitvit.export import draw  # the one look ahead in the house: a convenience for users
+
+        return draw(self, path, **options)

@@ -1,0 +1,206 @@
+"""From scores to circuits: the best edges, all edges past a threshold, or the best connected paths.
+
+Selection is plain arithmetic on scores, so it lives beside them; searches that run the model
+(ACDC and others) are in `circuitvit.pruning`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuitvit.errors import OptionError
+from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.liveness import live_edges
+from circuitvit.graph.scores import EdgeScores, Ranking
+from circuitvit.graph.topology import EdgeMask, Graph
+
+__all__ = ["connected", "threshold", "top"]
+
+
+def top(scores: EdgeScores, k: int, by: Ranking = "magnitude", prune: bool = True) -> Circuit:
+    """The circuit of the `k` best edges. See `EdgeScores.top`.
+
+    Raises:
+        OptionError: if `k` is not between 0 and the number of edges, or `by` is unknown.
+    """
+    k = _size(scores, k)
+    ranks = _ranks(scores, by)
+    order = np.argsort(-ranks[scores.graph.edge_mask], kind="stable")[:k]
+    places = np.argwhere(scores.graph.edge_mask)[order]
+    kept = np.zeros(scores.graph.shape, dtype=bool)
+    kept[tuple(places.T)] = True
+    if by == "signed":
+        kept &= ranks > 0
+    return _circuit(scores, kept, prune, asked=k, by=by, selection="top")
+
+
+def threshold(scores: EdgeScores, at_least: float, by: Ranking = "magnitude", prune: bool = True) -> Circuit:
+    """The circuit of all edges ranked at least `at_least`. See `EdgeScores.threshold`.
+
+    Raises:
+        OptionError: if the threshold is not a positive number, or `by` is unknown.
+    """
+    if not at_least > 0:
+        raise OptionError(f"a threshold must be a positive number, in units of the metric, not {at_least!r}")
+    kept = (_ranks(scores, by) >= at_least) & scores.graph.edge_mask
+    asked = int(kept.sum())
+    return _circuit(scores, kept, prune, asked=asked, by=by, selection="threshold", threshold=float(at_least))
+
+
+def connected(scores: EdgeScores, k: int, by: Ranking = "magnitude") -> Circuit:
+    """A circuit of at most `k` edges, grown path by path from the best edges down.
+
+    Edge after edge, best first: each is added together with the strongest way from a source to it and the
+    strongest way from it to a readout (strongest: the way whose weakest edge is best, and of such ways the
+    one with the fewest edges), unless that would exceed `k`. So every edge of the result lies on a path
+    from input to logits.
+
+    Raises:
+        OptionError: if `k` is not between 0 and the number of edges, or `by` is unknown.
+    """
+    k = _size(scores, k)
+    ranks = _ranks(scores, by)
+    network = _PathFinder(scores.graph, ranks)
+    places = np.argwhere(scores.graph.edge_mask)
+    order = np.argsort(-ranks[scores.graph.edge_mask], kind="stable")
+    kept = np.zeros(scores.graph.shape, dtype=bool)
+    for place in places[order]:
+        index = (int(place[0]), int(place[1]), int(place[2]))
+        if kept.sum() >= k:
+            break
+        if kept[index] or (by == "signed" and ranks[index] <= 0):
+            continue
+        grown = kept.copy()
+        for step in network.through(index):
+            grown[step] = True
+        if grown.sum() <= k:
+            kept = grown
+    return _circuit(scores, kept, prune=True, asked=k, by=by, selection="connected")
+
+
+Step = tuple[int, int, int]
+Ways = tuple[NDArray[np.float64], dict[tuple[int, int], Step]]
+"""How good the best way to (or from) each `(node, group)` is, and the edge that it ends (or begins) with."""
+
+Join = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+"""How good a way is that consists of an edge and of another way."""
+
+
+class _PathFinder:
+    """The strongest ways: widest first (their weakest edge is as strong as can be), then shortest.
+
+    These two wishes cannot be met in one pass: the shortest of the widest ways to a node may run through
+    a neighbour by a way that is not the neighbour's widest. So one pass finds the widths, and then, for a
+    node when it is first asked for, another finds the shortest way among the edges that are wide enough.
+    """
+
+    def __init__(self, graph: Graph, ranks: NDArray[np.float64]) -> None:
+        self.graph = graph
+        self.ranks: NDArray[np.float64] = np.where(graph.edge_mask, ranks, -np.inf)
+        self.width_in, _ = _ways_in(graph, self.ranks, np.inf, np.minimum)
+        self.width_out, _ = _ways_out(graph, self.ranks, np.inf, np.minimum)
+        self.into: dict[tuple[int, int], list[Step]] = {}
+        self.out: dict[tuple[int, int], list[Step]] = {}
+
+    def through(self, edge: Step) -> list[Step]:
+        """The edges of the strongest source-to-readout path through `edge`."""
+        sender, receiver, group = edge
+        return [*self._way_in(sender, group), edge, *self._way_out(receiver, group)]
+
+    def _way_in(self, sender: int, group: int) -> list[Step]:
+        if (sender, group) not in self.into:
+            _, steps = _ways_in(self.graph, self._lengths(self.width_in[sender, group]), 0.0, np.add)
+            way, at = [], (sender, group)
+            while at in steps:
+                way.append(steps[at])
+                at = (way[-1][0], way[-1][2])
+            self.into[sender, group] = way
+        return self.into[sender, group]
+
+    def _way_out(self, receiver: int, group: int) -> list[Step]:
+        if (receiver, group) not in self.out:
+            _, steps = _ways_out(self.graph, self._lengths(self.width_out[receiver, group]), 0.0, np.add)
+            way, at = [], (receiver, group)
+            while at in steps:
+                way.append(steps[at])
+                at = (way[-1][1], way[-1][2])
+            self.out[receiver, group] = way
+        return self.out[receiver, group]
+
+    def _lengths(self, at_least: float) -> NDArray[np.float64]:
+        """-1 for every edge that is wide enough, so that the best sum is the shortest way."""
+        wide = (self.ranks >= at_least) & self.graph.edge_mask
+        lengths: NDArray[np.float64] = np.where(wide, -1.0, -np.inf)
+        return lengths
+
+
+def _ways_in(graph: Graph, edges: NDArray[np.float64], start: float, join: Join) -> Ways:
+    """The best way from any source to each `(sender, group)`; ties go to the sender that comes first."""
+    best = np.full((len(graph.senders), len(graph.groups)), -np.inf)
+    steps: dict[tuple[int, int], Step] = {}
+    for stage, senders, receivers in zip(
+        graph.stages, graph.sender_slices, graph.receiver_slices, strict=True
+    ):
+        if not stage.receivers:
+            best[senders] = start
+            continue
+        arrivals = join(edges[:, receivers], best[:, None, :])
+        origin = arrivals.argmax(axis=0)
+        for local, receiver in enumerate(range(receivers.start, receivers.stop)):
+            for group in range(len(graph.groups)):
+                value = arrivals[origin[local, group], local, group]
+                for place in graph.fed(receiver, group):
+                    if value > best[place]:
+                        best[place] = value
+                        steps[place] = (int(origin[local, group]), receiver, group)
+    return best, steps
+
+
+def _ways_out(graph: Graph, edges: NDArray[np.float64], start: float, join: Join) -> Ways:
+    """The best way from each `(receiver, group)` to any readout; ties go to the receiver that comes last."""
+    best = np.full((len(graph.receivers), len(graph.groups)), -np.inf)
+    steps: dict[tuple[int, int], Step] = {}
+    stages = list(zip(graph.stages, graph.sender_slices, graph.receiver_slices, strict=True))
+    for stage, senders, receivers in stages[::-1]:
+        if not stage.senders:
+            best[receivers] = start
+            continue
+        onward = join(edges[senders], best[None, :, :])
+        target = onward.shape[1] - 1 - onward[:, ::-1].argmax(axis=1)
+        for receiver in range(receivers.start, receivers.stop):
+            for group in range(len(graph.groups)):
+                for sender, leaving in graph.fed(receiver, group):
+                    aim = int(target[sender - senders.start, leaving])
+                    value = onward[sender - senders.start, aim, leaving]
+                    if value > best[receiver, group]:
+                        best[receiver, group] = value
+                        steps[receiver, group] = (sender, aim, leaving)
+    return best, steps
+
+
+def _ranks(scores: EdgeScores, by: Ranking) -> NDArray[np.float64]:
+    if by == "magnitude":
+        return np.abs(scores.values)
+    if by == "signed":
+        return scores.support
+    raise OptionError(f"edges are ranked by 'magnitude' or 'signed', not by {by!r}")
+
+
+def _size(scores: EdgeScores, k: int) -> int:
+    try:
+        size = operator.index(k)  # also an integer of numpy; what JSON can hold is a plain one
+    except TypeError:
+        raise OptionError(f"the number of edges must be a whole number, not {k!r}") from None
+    if not 0 <= size <= scores.graph.n_edges:
+        raise OptionError(f"asked for {size} edges of a graph that has {scores.graph.n_edges}")
+    return size
+
+
+def _circuit(scores: EdgeScores, kept: EdgeMask, prune: bool, **parameters: object) -> Circuit:
+    kept = live_edges(scores.graph, kept) if prune else kept
+    made = scores.provenance.with_parameters(direction=scores.direction, **parameters)
+    return Circuit(scores.graph, kept, scores.values, made)

@@ -1,0 +1,256 @@
+"""The graph of a model: which senders, receivers and edges there are, in one fixed order.
+
+A graph is made from names alone (a list of `StageNodes`), so circuits can be loaded, combined and drawn
+without the model. Everything that belongs to edges is an array of shape `(sender, receiver, group)`; an
+entry whose sender does not come before its receiver is no edge and stays empty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuitvit.errors import OptionError, unknown_name
+from circuitvit.graph.names import check_name, edge_name, node_of, parse_edge
+
+__all__ = ["ONE_GROUP", "EdgeMask", "Graph", "StageNodes"]
+
+EdgeMask = NDArray[np.bool_]
+"""A `(sender, receiver, group)` array: one truth value for each edge."""
+
+ONE_GROUP = ("all",)
+"""The token groups of a graph whose edges are not resolved by token."""
+
+
+@dataclass(frozen=True)
+class StageNodes:
+    """The names in one stage: nodes that read the same position of the residual stream.
+
+    Attributes:
+        name: of the stage, unique in the graph, such as `attn3`.
+        kind: "input", "attention", "mlp", "readout" or any other word; diagrams go by it.
+        layer: the block that the stage belongs to; the row of the diagram.
+        senders: names of the nodes that write, in order. A stage without receivers is a source.
+        receivers: names of the inputs that read, in order. A stage without senders is a readout.
+        feeds: for each receiver, the indices of the senders that depend on it. By default the sender
+            of the same node (`a3.h1<q>` feeds `a3.h1`).
+        mixes: for each receiver, whether what it reads at one token can reach other tokens (keys and
+            values do, queries and MLPs do not). By default all do.
+        reads_from: the part of the stream that the receivers read.
+        writes_to: the part of the stream that the senders write; an edge needs the two to be equal.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    senders: tuple[str, ...] = ()
+    receivers: tuple[str, ...] = ()
+    feeds: tuple[tuple[int, ...], ...] | None = None
+    mixes: tuple[bool, ...] | None = None
+    reads_from: str = "residual"
+    writes_to: str = "residual"
+
+    def __post_init__(self) -> None:
+        if self.feeds is None:
+            by_node = {sender: (index,) for index, sender in enumerate(self.senders)}
+            feeds = tuple(by_node.get(node_of(receiver), ()) for receiver in self.receivers)
+            object.__setattr__(self, "feeds", feeds)
+        if self.mixes is None:
+            object.__setattr__(self, "mixes", (True,) * len(self.receivers))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Senders, receivers and the edges between them, in a fixed order.
+
+    Two graphs are equal when they have the same stages and token groups, whatever model they came from.
+
+    Attributes:
+        stages: in the order in which the model runs them.
+        groups: names of the token groups that edges are resolved by; one group by default.
+        d_model: width of the residual stream, carried along for the files of other tools.
+
+    Example:
+        >>> graph = Graph(
+        ...     (
+        ...         StageNodes("input", "input", 0, senders=("input",)),
+        ...         StageNodes("mlp0", "mlp", 0, senders=("m0",), receivers=("m0",)),
+        ...         StageNodes("readout", "readout", 1, receivers=("logits",)),
+        ...     )
+        ... )
+        >>> list(graph.edges)
+        ['input->m0', 'input->logits', 'm0->logits']
+    """
+
+    stages: tuple[StageNodes, ...]
+    groups: tuple[str, ...] = ONE_GROUP
+    d_model: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        kinds = {"sender": self.senders, "receiver": self.receivers, "token group": self.groups}
+        for kind, names in kinds.items():
+            for name, count in Counter(names).items():
+                check_name(kind, name)
+                if count > 1:
+                    raise OptionError(f"two {kind}s of the graph are called {name!r}")
+        if not self.groups:
+            raise OptionError("a graph needs at least one token group")
+
+    # -- names and positions ---------------------------------------------------------------------
+
+    @cached_property
+    def senders(self) -> tuple[str, ...]:
+        """Names of all senders; stage after stage, so what is upstream of a stage is a prefix."""
+        return tuple(name for stage in self.stages for name in stage.senders)
+
+    @cached_property
+    def receivers(self) -> tuple[str, ...]:
+        """Names of all receivers, stage after stage."""
+        return tuple(name for stage in self.stages for name in stage.receivers)
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of all nodes in running order: senders, and the readouts, which only receive."""
+        names = dict.fromkeys(
+            name
+            for stage in self.stages
+            for name in (*stage.senders, *(node_of(receiver) for receiver in stage.receivers))
+        )
+        return tuple(names)
+
+    @cached_property
+    def sender_index(self) -> Mapping[str, int]:
+        return MappingProxyType({name: index for index, name in enumerate(self.senders)})
+
+    @cached_property
+    def receiver_index(self) -> Mapping[str, int]:
+        return MappingProxyType({name: index for index, name in enumerate(self.receivers)})
+
+    @cached_property
+    def sender_slices(self) -> tuple[slice, ...]:
+        """For each stage, its senders' places among all senders."""
+        return _slices([len(stage.senders) for stage in self.stages])
+
+    @cached_property
+    def receiver_slices(self) -> tuple[slice, ...]:
+        """For each stage, its receivers' places among all receivers."""
+        return _slices([len(stage.receivers) for stage in self.stages])
+
+    @cached_property
+    def sender_stages(self) -> tuple[int, ...]:
+        """For each sender, the place of its stage."""
+        return tuple(place for place, stage in enumerate(self.stages) for _ in stage.senders)
+
+    @cached_property
+    def receiver_stages(self) -> tuple[int, ...]:
+        """For each receiver, the place of its stage."""
+        return tuple(place for place, stage in enumerate(self.stages) for _ in stage.receivers)
+
+    @cached_property
+    def stage_of_node(self) -> Mapping[str, StageNodes]:
+        """The stage that each node belongs to."""
+        found = {}
+        for stage in self.stages:
+            for name in (*stage.senders, *(node_of(receiver) for receiver in stage.receivers)):
+                found[name] = stage
+        return MappingProxyType(found)
+
+    # -- edges -----------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(senders, receivers, groups)`, the shape of everything that belongs to edges."""
+        return len(self.senders), len(self.receivers), len(self.groups)
+
+    @cached_property
+    def edge_mask(self) -> EdgeMask:
+        """`(sender, receiver, group)`: True where there is an edge. Read-only."""
+        streams = {name: index for index, name in enumerate({stage.writes_to: None for stage in self.stages})}
+        writes = [streams[stage.writes_to] for stage in self.stages]
+        reads = [streams.get(stage.reads_from, -1) for stage in self.stages]
+        sent, received = np.array(self.sender_stages, dtype=int), np.array(self.receiver_stages, dtype=int)
+        mask = sent[:, None] < received
+        mask &= np.take(writes, sent)[:, None] == np.take(reads, received)
+        mask = np.repeat(mask[:, :, None], len(self.groups), axis=2)
+        mask.setflags(write=False)
+        return mask
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.edge_mask.sum())
+
+    @cached_property
+    def edges(self) -> tuple[str, ...]:
+        """Names of all edges, in the order of `edge_mask`: by sender, then receiver, then group."""
+        return tuple(self.names_of(self.edge_mask))
+
+    def names_of(self, mask: EdgeMask) -> Iterator[str]:
+        """The names of the edges where `mask` `(sender, receiver, group)` is True, in graph order."""
+        single = len(self.groups) == 1
+        for sender, receiver, group in np.argwhere(mask):
+            named = "" if single else self.groups[group]
+            yield edge_name(self.senders[sender], self.receivers[receiver], named)
+
+    def edge_index(self, name: str) -> tuple[int, int, int]:
+        """The place `(sender, receiver, group)` of an edge.
+
+        Raises:
+            NameNotFoundError: if there is no such edge; the message suggests the nearest.
+        """
+        edge = parse_edge(name)
+        if edge.sender not in self.sender_index:
+            raise unknown_name("sender", edge.sender, self.senders)
+        if edge.receiver not in self.receiver_index:
+            raise unknown_name("receiver", edge.receiver, self.receivers)
+        single = len(self.groups) == 1
+        if edge.group not in (("", *self.groups) if single else self.groups):
+            raise unknown_name("token group", edge.group, self.groups)
+        group = 0 if single else self.groups.index(edge.group)
+        index = (self.sender_index[edge.sender], self.receiver_index[edge.receiver], group)
+        if not self.edge_mask[index]:
+            raise unknown_name("edge", name, self.edges)
+        return index
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            edge = parse_edge(str(name))
+        except KeyError:
+            return False
+        # Not by way of `edge_index`: looking for near misses takes long, and here nobody reads them.
+        if edge.sender not in self.sender_index or edge.receiver not in self.receiver_index:
+            return False
+        single = len(self.groups) == 1
+        known_group = edge.group in (("", *self.groups) if single else self.groups)
+        return known_group and bool(
+            self.edge_mask[self.sender_index[edge.sender], self.receiver_index[edge.receiver], 0]
+        )
+
+    def fed(self, receiver: int, group: int) -> list[tuple[int, int]]:
+        """The `(sender, group)` that depend on what a receiver reads at the tokens of one group."""
+        place = self.receiver_stages[receiver]
+        stage = self.stages[place]
+        local = receiver - self.receiver_slices[place].start
+        first = self.sender_slices[place].start
+        mixing = bool((stage.mixes or ())[local])
+        groups = range(len(self.groups)) if mixing else (group,)
+        return [(first + sender, target) for sender in (stage.feeds or ())[local] for target in groups]
+
+    def with_groups(self, groups: tuple[str, ...]) -> Graph:
+        """The same graph with its edges resolved by other token groups."""
+        return Graph(self.stages, groups, self.d_model)
+
+    def __repr__(self) -> str:
+        groups = "" if len(self.groups) == 1 else f", token groups {', '.join(self.groups)}"
+        sizes = f"{len(self.senders)} senders, {len(self.receivers)} receivers, {self.n_edges} edges"
+        return f"Graph({sizes}{groups})"
+
+
+def _slices(sizes: list[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, end) for start, end in pairwise(np.cumsum([0, *sizes]).tolist()))

@@ -1,0 +1,112 @@
+"""Reading weights from files, without ever running code from them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+import huggingface_hub
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from circuitvit.errors import FileError, ModelError
+from circuitvit.models.timm_import import import_timm
+
+__all__ = ["fill", "is_offline", "offline_error", "read", "refuse_offline"]
+
+SAMPLES = 3  # how many of the offending names a message shows
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: `.safetensors`, or a torch file that holds tensors only.
+
+    Raises:
+        FileError: if the file is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"cannot read the checkpoint {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file can make the readers raise nearly anything
+        raise FileError(f"{path} is not a readable checkpoint of tensors: {str(error)[:300]}") from error
+    for key in ("state_dict", "model", "module"):  # common wrappers around the weights
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise FileError(f"{path} does not hold a mapping of names to tensors")
+    return dict(content)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Put the tensors into a freshly built module; every name and shape must fit.
+
+    Raises:
+        ModelError: if names are missing or left over, or a shape differs; the message shows which.
+    """
+    own = module.state_dict()
+    problems = []
+    missing, left_over = [name for name in own if name not in state], [name for name in state if name not in own]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing:
+        problems.append(f"{len(missing)} tensors are missing ({_some(missing)})")
+    if left_over:
+        problems.append(f"{len(left_over)} are left over ({_some(left_over)})")
+    if shapes:
+        problems.append(f"{len(shapes)} have another shape ({_some(shapes)})")
+    if problems:
+        raise ModelError(
+            f"{source} does not fit the model: {'; '.join(problems)}. "
+            "Check the model's name, and options such as num_classes=, img_size= or reg_tokens="
+        )
+    module.load_state_dict(dict(state))
+
+
+def refuse_offline(timm_name: str) -> None:
+    """Refuse to start a download that cannot work, since the client would retry for most of a minute.
+
+    Raises:
+        ModelError: if the weights are not in the local cache and the model hub's name cannot be resolved.
+    """
+    timm = import_timm()
+    hub_id = getattr(timm.models.get_pretrained_cfg(timm_name), "hf_hub_id", None)
+    cached = hub_id and isinstance(huggingface_hub.try_to_load_from_cache(hub_id, "model.safetensors"), str)
+    host = urlparse(huggingface_hub.constants.ENDPOINT).hostname
+    if cached or host is None:
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        raise offline_error(timm_name, error) from error
+
+
+def offline_error(timm_name: str, cause: BaseException) -> ModelError:
+    """The error for weights that cannot be downloaded."""
+    return ModelError(
+        f"the weights of {timm_name} could not be downloaded: {cause}. Check the connection, "
+        "or give checkpoint=FILE with weights that you have"
+    )
+
+
+def is_offline(error: BaseException) -> bool:
+    """Whether a failed download looks like a missing connection, not like a wrong name."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = f"{type(seen).__name__} {seen}".lower()
+        if any(word in text for word in ("connect", "offline", "resolve", "timeout", "cached", "network", "urlopen")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SAMPLES]) + (", ..." if len(names) > SAMPLES else "")

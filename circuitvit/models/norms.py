@@ -1,0 +1,102 @@
+"""The norms that a stage may begin with: LayerNorm, RMSNorm or none, and their gradients in closed form.
+
+A norm is `x_hat * weight + bias`, where `x_hat` is `x` (centred for LayerNorm) times an inverse scale that
+depends on the token. For a receiver `y = W norm(x) + b` the gradient at `x` is
+
+    scale * ( C W'^T dy  -  x_hat <x_hat, W'^T dy> / d_model ),      W' = W diag(weight)
+
+with `C` the centring (LayerNorm only), and `<x_hat, W'^T dy> = dy . (y - W bias - b)` is had from `y` itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.errors import UnsupportedModelError
+
+__all__ = ["Norm", "norm_of"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over `d_model`, with what its gradient needs.
+
+    Attributes:
+        module: the model's own norm, used for every forward.
+        centred: whether the mean is taken out (LayerNorm).
+        scaled: whether the result is divided by its root mean square; False for no norm at all.
+        eps: added to the mean square.
+        weight: `(d_model,)` or None.
+        bias: `(d_model,)` or None.
+    """
+
+    module: nn.Module
+    centred: bool
+    scaled: bool
+    eps: float = 0.0
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, stream: Tensor) -> Tensor:
+        return self.module(stream)  # type: ignore[no-any-return]
+
+    def standardise(self, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """`x_hat` of the stream's shape, and the inverse scale `(..., 1)`."""
+        if not self.scaled:
+            return stream, torch.ones_like(stream[..., :1])
+        if self.centred:
+            stream = stream - stream.mean(dim=-1, keepdim=True)
+        inverse = torch.rsqrt(stream.square().mean(dim=-1, keepdim=True) + self.eps)
+        return stream * inverse, inverse
+
+    def fold(self, weight: Float[Tensor, "out d_model"]) -> Float[Tensor, "out d_model"]:
+        """`C W diag(weight)`: the projection after the norm with the norm's affine part and centring folded in."""
+        folded = weight if self.weight is None else weight * self.weight
+        return folded - folded.mean(dim=-1, keepdim=True) if self.centred else folded
+
+    def offset(self, weight: Float[Tensor, "out d_model"], bias: Tensor | None) -> Float[Tensor, " out"]:
+        """`W bias + b`: the part of the projection's output that does not depend on the stream."""
+        offset = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        return offset if self.bias is None else offset + weight @ self.bias
+
+    def pull_back(self, stream: Tensor, d_normed: Tensor) -> Tensor:
+        """The gradient at the stream from the gradient at the norm's output, both `(batch, token, d_model)`."""
+        gradient = d_normed if self.weight is None else d_normed * self.weight
+        if not self.scaled:
+            return gradient
+        x_hat, inverse = self.standardise(stream)
+        along = (gradient * x_hat).mean(dim=-1, keepdim=True)
+        if self.centred:
+            gradient = gradient - gradient.mean(dim=-1, keepdim=True)
+        return (gradient - x_hat * along) * inverse
+
+
+def norm_of(module: nn.Module, where: str) -> Norm:
+    """The norm that a module is.
+
+    Args:
+        module: the model's norm.
+        where: its name in the model, for the error.
+
+    Raises:
+        UnsupportedModelError: if it is none of LayerNorm, RMSNorm and Identity.
+    """
+    kind = type(module)
+    if isinstance(module, nn.Identity):
+        return Norm(module, centred=False, scaled=False)
+    names = {base.__name__ for base in kind.__mro__}
+    parts: Any = module
+    if "LayerNorm" in names and "2d" not in kind.__name__:
+        return Norm(module, True, True, float(parts.eps), parts.weight, parts.bias)
+    if names & {"RmsNorm", "RmsNormFp32", "RMSNorm"}:
+        # nn.RMSNorm without an eps takes the machine's smallest step
+        eps = torch.finfo(torch.float32).eps if parts.eps is None else float(parts.eps)
+        return Norm(module, False, True, eps, parts.weight)
+    raise UnsupportedModelError(
+        f"{where} is a {kind.__name__}, a norm this library cannot differentiate: LayerNorm, RMSNorm and Identity are known"
+    )

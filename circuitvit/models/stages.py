@@ -1,0 +1,114 @@
+"""The stage: the one contract between a model family and everything else in this library.
+
+A Vision Transformer is a list of stages. Each stage reads the residual stream `(batch, token, d_model)`
+at one position and adds to it. Inside a stage there are *receivers*, which read (the query input of a head,
+an MLP), and *senders*, which write (a head, an MLP). The graph's edges, the engine that runs masked models,
+every scoring method, ablation and diagram follow from the list of stages alone; an adapter for a new model
+family only has to say what its stages are. `docs/architecture.md` shows how unusual parts are said with it.
+
+A stage's work is cut in three so that the fast paths stay open:
+
+    read(stream) -> reads            norm and projections; `reads` are what gradients are tapped at
+    write(reads) -> compact          attention or MLP; `compact` is the cheapest form of the senders' outputs
+    total(compact) -> stream-shaped  what the stage adds to the stream
+
+`stream + total(write(read(stream)))` is the model's own layer. `read_each` is `read` with a separate stream
+for each receiver (the masked run), `expand` tells the senders' outputs apart, and `pull_back` turns gradients
+at the reads into gradients at each receiver's stream (attribution).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.graph import StageNodes
+
+__all__ = ["Reads", "Stage"]
+
+Reads = tuple[Tensor, ...]
+"""What a stage's receivers have read: raw queries, keys and values, or the normed input of an MLP.
+
+Each tensor has the batch as its first dimension.
+"""
+
+
+class Stage(ABC):
+    """Receivers that read the residual stream at one position, and senders that add to it there.
+
+    A source (the embedding) has senders only: its `read` takes images. A readout has receivers only: its
+    `write` gives the logits.
+
+    Attributes:
+        nodes: the names of the senders and receivers, in the order of every stacked tensor here.
+    """
+
+    nodes: StageNodes
+
+    @property
+    def constant(self) -> Float[Tensor, " d_model"] | None:
+        """What the stage adds to every token that no sender owns, such as the attention output bias."""
+        return None
+
+    @abstractmethod
+    def read(self, stream: Float[Tensor, "batch token d_model"]) -> Reads:
+        """What all receivers read from one shared stream: the model's own norm and projections."""
+
+    @abstractmethod
+    def read_each(self, streams: Float[Tensor, "stream batch token d_model"], source: Sequence[int]) -> Reads:
+        """What the receivers read when receiver `i` sees `streams[source[i]]`."""
+
+    @abstractmethod
+    def write(self, reads: Reads) -> Tensor:
+        """The senders' outputs in their cheapest form: head outputs before `W_O`, the MLP's output, logits."""
+
+    @abstractmethod
+    def total(self, compact: Tensor) -> Float[Tensor, "batch token d_model"]:
+        """What the stage adds to the stream: the sum of all senders' outputs, and the constant."""
+
+    @abstractmethod
+    def expand(self, compact: Tensor) -> Float[Tensor, "sender batch token d_model"]:
+        """Each sender's own output; together with the constant they sum to `total(compact)`."""
+
+    def pull_back(
+        self, stream: Float[Tensor, "batch token d_model"], reads: Reads, d_reads: Reads
+    ) -> Float[Tensor, "receiver batch token d_model"]:
+        """The gradient at each receiver's own input, from the gradient at the reads.
+
+        This literal version differentiates `read_each` with a copy of the stream for every receiver;
+        adapters override it with the closed form of their norm and projections.
+
+        Args:
+            stream: what all receivers read.
+            reads: `read(stream)`.
+            d_reads: gradients of a scalar with respect to `reads`.
+        """
+        n_receivers = len(self.nodes.receivers)
+        streams = stream.detach().expand(n_receivers, *stream.shape).clone().requires_grad_()
+        with torch.enable_grad():
+            each = self.read_each(streams, range(n_receivers))
+        (gradient,) = torch.autograd.grad(each, streams, d_reads)
+        return gradient
+
+    def restrict(self, senders: Sequence[int]) -> Stage:
+        """The stage with only these of its senders, and only the receivers that feed them.
+
+        The constant belongs to no sender and is left out. The default only knows the whole stage.
+        """
+        if list(senders) != list(range(len(self.nodes.senders))):
+            raise NotImplementedError(f"{type(self).__name__} cannot be cut to some of its senders")
+        return self
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the stage reads images, not the stream."""
+        return not self.nodes.receivers
+
+    @property
+    def is_readout(self) -> bool:
+        """Whether the stage gives the logits and adds nothing to the stream."""
+        return not self.nodes.senders

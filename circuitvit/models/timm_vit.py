@@ -1,0 +1,304 @@
+"""timm's `VisionTransformer` with plain `Block` and `Attention`, as stages.
+
+Known: class token or none, registers, the distillation token of DeiT, `no_embed_class`, `dynamic_img_size`,
+`norm_pre`, LayerScale, `qkv_bias`, `qk_norm`, LayerNorm or RMSNorm with any eps, any MLP, `attn_head_dim`,
+token and average pooling with `fc_norm` or `norm`, `num_classes=0`. Everything else is refused by name.
+
+Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv:2010.11929.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.errors import UnsupportedModelError
+from circuitvit.graph import StageNodes
+from circuitvit.models.norms import Norm, norm_of
+from circuitvit.models.stages import Reads, Stage
+
+__all__ = ["AttentionStage", "EmbeddingStage", "MLPStage", "ReadoutStage", "frozen_twin", "prefix_of", "stages_of"]
+
+
+class EmbeddingStage(Stage):
+    """Everything before block 0: patches, positions, class token and registers, and CLIP's norm after them."""
+
+    def __init__(self, vit: Any) -> None:
+        self.vit = vit
+        self.nodes = StageNodes("input", "input", 0, senders=("input",))
+
+    def read(self, stream: Tensor) -> Reads:
+        return (stream,)
+
+    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
+        raise NotImplementedError("the embedding has no receivers")
+
+    def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
+        embedded = self.vit._pos_embed(self.vit.patch_embed(reads[0]))
+        return self.vit.norm_pre(self.vit.patch_drop(embedded))  # type: ignore[no-any-return]
+
+    def total(self, compact: Tensor) -> Tensor:
+        return compact
+
+    def expand(self, compact: Tensor) -> Tensor:
+        return compact[None]
+
+
+class AttentionStage(Stage):
+    """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
+
+    Reads are the raw queries, keys and values `(batch, head, token, d_head)` before `qk_norm`, so that norm
+    and projection are all that lies between a receiver's stream and its read.
+    """
+
+    def __init__(self, layer: int, norm: Norm, attention: Any, gamma: Tensor | None, heads: Sequence[int]) -> None:
+        self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
+        self.heads = tuple(heads)
+        self.whole = self.heads == tuple(range(attention.num_heads))
+        names = tuple(f"a{layer}.h{head}" for head in self.heads)
+        ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
+        mixes = tuple(port != "q" for port in "qkv" for _ in names)
+        self.nodes = StageNodes(f"attn{layer}", "attention", layer, names, ports, mixes=mixes)
+
+    # The weights are views of the module's own, `(receiver, d_head, d_model)` and `(head, d_head, d_model)`.
+
+    @cached_property
+    def _qkv_weight(self) -> Float[Tensor, "receiver d_head d_model"]:
+        weight = self.attention.qkv.weight.unflatten(0, (3, self.attention.num_heads, -1))
+        return self._cut(weight).flatten(0, 1)
+
+    @cached_property
+    def _qkv_bias(self) -> Float[Tensor, "receiver d_head"] | None:
+        bias = self.attention.qkv.bias
+        return None if bias is None else self._cut(bias.view(3, self.attention.num_heads, -1)).flatten(0, 1)
+
+    @cached_property
+    def _out_weight(self) -> Float[Tensor, "head d_head d_model"]:
+        weight = self.attention.proj.weight if self.gamma is None else self.attention.proj.weight * self.gamma[:, None]
+        by_head = weight.t().unflatten(0, (self.attention.num_heads, -1))
+        return by_head if self.whole else by_head[list(self.heads)]
+
+    @cached_property
+    def _folded(self) -> tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]:
+        weight = self._qkv_weight.flatten(0, 1)
+        bias = None if self._qkv_bias is None else self._qkv_bias.flatten()
+        shape = self._qkv_weight.shape[:2]
+        return self.norm.fold(weight).unflatten(0, shape), self.norm.offset(weight, bias).unflatten(0, shape)
+
+    def _cut(self, by_head: Tensor) -> Tensor:
+        return by_head if self.whole else by_head[:, list(self.heads)]
+
+    @property
+    def constant(self) -> Tensor | None:
+        bias: Tensor | None = self.attention.proj.bias
+        return bias if bias is None or self.gamma is None else bias * self.gamma
+
+    def read(self, stream: Tensor) -> Reads:
+        weight = self._qkv_weight.flatten(0, 1)
+        bias = None if self._qkv_bias is None else self._qkv_bias.flatten()
+        qkv = F.linear(self.norm(stream), weight, bias)
+        return qkv.unflatten(-1, (3, len(self.heads), -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
+        normed = self.norm(streams)
+        if list(source) != list(range(len(normed))):
+            normed = normed[list(source)]
+        projected = torch.bmm(normed.flatten(1, 2), self._qkv_weight.transpose(1, 2))
+        if self._qkv_bias is not None:
+            projected = projected + self._qkv_bias[:, None, :]
+        batch, token = streams.shape[1:3]
+        return projected.view(3, len(self.heads), batch, token, -1).transpose(1, 2).unbind(0)
+
+    def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
+        query, key, value = reads
+        query, key = self.attention.q_norm(query), self.attention.k_norm(key)
+        return F.scaled_dot_product_attention(query, key, value, scale=self.attention.scale)
+
+    def total(self, compact: Tensor) -> Tensor:
+        joined = compact.transpose(1, 2).flatten(2)
+        if not self.whole:
+            return F.linear(joined, self._out_weight.flatten(0, 1).t())
+        added = F.linear(joined, self.attention.proj.weight, self.attention.proj.bias)
+        return added if self.gamma is None else added * self.gamma
+
+    def expand(self, compact: Tensor) -> Tensor:
+        by_head = compact.transpose(0, 1)
+        outputs = torch.bmm(by_head.flatten(1, 2), self._out_weight)
+        return outputs.unflatten(1, by_head.shape[1:3])
+
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
+        weight, offset = self._folded
+        by_receiver = torch.stack(d_reads).transpose(1, 2).flatten(0, 1)  # (receiver, batch, token, d_head)
+        x_hat, inverse = self.norm.standardise(stream)
+        scaled = by_receiver * inverse
+        gradient = torch.bmm(scaled.flatten(1, 2), weight).unflatten(1, stream.shape[:2])
+        if self.norm.scaled:
+            values = torch.stack(reads).transpose(1, 2).flatten(0, 1) - offset[:, None, None, :]
+            along = (scaled * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
+            gradient = torch.addcmul(gradient, x_hat, along, value=-1.0)
+        return gradient
+
+    def restrict(self, senders: Sequence[int]) -> AttentionStage:
+        heads = [self.heads[sender] for sender in senders]
+        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads)
+
+
+class MLPStage(Stage):
+    """An MLP behind its norm: one receiver, one sender; its biases belong to the sender."""
+
+    def __init__(self, layer: int, norm: Norm, mlp: nn.Module, gamma: Tensor | None) -> None:
+        self.norm, self.mlp, self.gamma = norm, mlp, gamma
+        name = (f"m{layer}",)
+        self.nodes = StageNodes(f"mlp{layer}", "mlp", layer, name, name, mixes=(False,))
+
+    def read(self, stream: Tensor) -> Reads:
+        return (self.norm(stream),)
+
+    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
+        return (self.norm(streams[source[0]]),)
+
+    def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
+        output: Tensor = self.mlp(reads[0])
+        return output if self.gamma is None else output * self.gamma
+
+    def total(self, compact: Tensor) -> Tensor:
+        return compact
+
+    def expand(self, compact: Tensor) -> Tensor:
+        return compact[None]
+
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
+        return self.norm.pull_back(stream, d_reads[0])[None]
+
+
+class ReadoutStage(Stage):
+    """Final norm, pooling and classifier: one receiver, the logits."""
+
+    def __init__(self, vit: Any, layer: int) -> None:
+        self.vit = vit
+        self.nodes = StageNodes("readout", "readout", layer, receivers=("logits",))
+
+    def read(self, stream: Tensor) -> Reads:
+        return (stream,)
+
+    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
+        return (streams[source[0]],)
+
+    def write(self, reads: Reads) -> Float[Tensor, "batch classes"]:
+        return self.vit.forward_head(self.vit.norm(reads[0]))  # type: ignore[no-any-return]
+
+    def total(self, compact: Tensor) -> Tensor:
+        raise NotImplementedError("the readout adds nothing to the stream")
+
+    def expand(self, compact: Tensor) -> Tensor:
+        raise NotImplementedError("the readout has no senders")
+
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
+        return d_reads[0][None]
+
+
+# -- from module to stages -----------------------------------------------------------------------
+
+
+def frozen_twin(module: nn.Module) -> nn.Module:
+    """A copy of a module's structure in evaluation mode, whose tensors share memory with the original.
+
+    The original keeps its mode, its gradients and its `requires_grad` flags; the twin has none of them, so
+    no gradient of a weight is ever computed.
+    """
+    shared: dict[int, Any] = {}
+    for parameter in module.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in module.buffers():
+        shared[id(buffer)] = buffer.detach()
+    return copy.deepcopy(module, shared).eval()
+
+
+def stages_of(vit: Any) -> tuple[Stage, ...]:
+    """The stages of a timm `VisionTransformer`, which must be a frozen twin.
+
+    Raises:
+        UnsupportedModelError: if a part is not one we know; the message names the module and the switch.
+    """
+    _refuse_unknown_outside(vit)
+    stages: list[Stage] = [EmbeddingStage(vit)]
+    for layer, block in enumerate(vit.blocks):
+        where = f"blocks.{layer}"
+        _refuse_unknown_block(block, where)
+        norm = norm_of(block.norm1, f"{where}.norm1")
+        heads = range(block.attn.num_heads)
+        stages.append(AttentionStage(layer, norm, block.attn, _gamma(block.ls1, f"{where}.ls1"), heads))
+        norm = norm_of(block.norm2, f"{where}.norm2")
+        stages.append(MLPStage(layer, norm, block.mlp, _gamma(block.ls2, f"{where}.ls2")))
+    stages.append(ReadoutStage(vit, len(vit.blocks)))
+    return tuple(stages)
+
+
+def prefix_of(vit: Any) -> tuple[str, ...]:
+    """The kinds of the tokens before the patches."""
+    kinds: list[str] = ["cls"] if vit.cls_token is not None else []
+    kinds += ["dist"] if getattr(vit, "dist_token", None) is not None else []
+    kinds += ["reg"] * int(getattr(vit, "num_reg_tokens", 0) or 0)
+    return tuple(kinds)
+
+
+def _gamma(scale: nn.Module, where: str) -> Tensor | None:
+    if isinstance(scale, nn.Identity):
+        return None
+    gamma = getattr(scale, "gamma", None)
+    if type(scale).__name__ != "LayerScale" or not isinstance(gamma, Tensor):
+        raise UnsupportedModelError(f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known")
+    return gamma
+
+
+def _refuse_unknown_outside(vit: Any) -> None:
+    if not len(vit.blocks):
+        raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
+    if getattr(vit, "attn_pool", None) is not None:
+        kind = type(vit.attn_pool).__name__
+        raise UnsupportedModelError(
+            f"attn_pool is a {kind} (global_pool={vit.global_pool!r}): attention pooling is not supported, "
+            "token and average pooling are"
+        )
+    if vit.global_pool == "" and not hasattr(vit, "head_dist"):
+        raise UnsupportedModelError("global_pool='' gives one vector for each token; the logits must be (batch, class)")
+
+
+def _refuse_unknown_block(block: Any, where: str) -> None:
+    known = {"Block": "a plain pre-norm block"}
+    reasons = {
+        "ResPostBlock": "it norms after attention and MLP (post-norm)",
+        "ParallelScalingBlock": "its attention and MLP run in parallel",
+        "DiffParallelScalingBlock": "its attention and MLP run in parallel, with differential attention",
+        "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
+    }
+    kind = type(block).__name__
+    if kind not in known:
+        reason = reasons.get(kind, "its parts are unknown")
+        raise UnsupportedModelError(f"{where} is a {kind} (block_fn={kind}): {reason}; only timm's plain Block is supported")
+    for cause in _attention_problems(block.attn):
+        raise UnsupportedModelError(f"{where}.attn {cause}")
+
+
+def _attention_problems(attention: Any) -> Iterator[str]:
+    kind = type(attention).__name__
+    reasons = {
+        "DiffAttention": "differential attention subtracts two patterns",
+        "AttentionRope": "rotary position embeddings are not supported yet",
+    }
+    if kind != "Attention":
+        yield f"is a {kind} (attn_layer): {reasons.get(kind, 'its parts are unknown')}; only timm's plain Attention is supported"
+        return
+    if not isinstance(attention.norm, nn.Identity):
+        yield f"has a {type(attention.norm).__name__} across heads before the output projection (scale_attn_norm=True), which is not supported"
+    if getattr(attention, "gate", None) is not None:
+        yield "is gated (gated=True), which is not supported"
+    if attention.proj.weight.shape[1] != attention.num_heads * attention.head_dim:
+        yield "has an output projection whose width does not match its heads"

@@ -1,0 +1,41 @@
+"""The behaviour under study: image pairs, a metric on logits, and what ablation means."""
+
+from circuitvit.tasks.ablations import Ablation, Mean, Noise, Patch, Resample, Zero, ablation_names
+from circuitvit.tasks.groups import TokenGroups
+from circuitvit.tasks.metrics import (
+    Metric,
+    PerPair,
+    accuracy,
+    cross_entropy,
+    kl_divergence,
+    log_probability,
+    logit,
+    logit_diff,
+    metric_names,
+    probability,
+)
+from circuitvit.tasks.task import Batch, PreparedTask, Task
+
+__all__ = [
+    "Ablation",
+    "Batch",
+    "Mean",
+    "Metric",
+    "Noise",
+    "Patch",
+    "PerPair",
+    "PreparedTask",
+    "Resample",
+    "Task",
+    "TokenGroups",
+    "Zero",
+    "ablation_names",
+    "accuracy",
+    "cross_entropy",
+    "kl_divergence",
+    "log_probability",
+    "logit",
+    "logit_diff",
+    "metric_names",
+    "probability",
+]

@@ -1,0 +1,112 @@
+"""Ablations: what replaces a sender's output on an ablated edge.
+
+These are descriptions only; `circuitvit.engine.references` computes the outputs they stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from circuitvit.errors import OptionError, unknown_name
+
+__all__ = ["Ablation", "Mean", "Noise", "Patch", "Resample", "Zero", "ablation_names", "as_ablation"]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The sender's output on the paired corrupt image: the field's default, and the only one that is matched."""
+
+    name: str = "patch"
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The sender's mean output over a data set.
+
+    Attributes:
+        images: to average over (a folder, paths, or a tensor); by default all images of the task.
+        per_token: one mean for each token (positions keep their meaning), or one over all tokens.
+    """
+
+    images: Tensor | str | Path | Sequence[str | Path] | None = None
+    per_token: bool = True
+
+    @property
+    def name(self) -> str:
+        return "mean" if self.per_token else "mean-tokens"
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Nothing: the edge adds zero. Far from anything the model has seen, so effects tend to be exaggerated."""
+
+    name: str = "zero"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The sender's own output plus Gaussian noise.
+
+    Attributes:
+        scale: of the noise, in standard deviations of the sender's output on the image (over tokens and
+            features).
+        seed: the noise of an image depends on this and on the image's place in the task, not on the batch.
+    """
+
+    scale: float = 1.0
+    seed: int = 0
+    name: str = "noise"
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise OptionError(f"the scale of noise must be positive, not {self.scale!r}")
+
+
+@dataclass(frozen=True)
+class Resample:
+    """The sender's output on another image of the task, drawn so that no image meets itself.
+
+    Attributes:
+        seed: of the draw.
+    """
+
+    seed: int = 0
+    name: str = "resample"
+
+
+Ablation = Patch | Mean | Zero | Noise | Resample
+
+_BY_NAME: dict[str, Callable[[], Ablation]] = {
+    "patch": Patch,
+    "mean": Mean,
+    "mean-tokens": lambda: Mean(per_token=False),
+    "zero": Zero,
+    "noise": Noise,
+    "resample": Resample,
+}
+
+
+def ablation_names() -> tuple[str, ...]:
+    """Names of the ablations that can be asked for by name."""
+    return tuple(_BY_NAME)
+
+
+def as_ablation(spec: Ablation | str) -> Ablation:
+    """An ablation from an ablation or its name.
+
+    Raises:
+        NameNotFoundError: for an unknown name.
+
+    Example:
+        >>> as_ablation("mean-tokens").per_token
+        False
+    """
+    if not isinstance(spec, str):
+        return spec
+    if spec not in _BY_NAME:
+        raise unknown_name("ablation", spec, _BY_NAME)
+    return _BY_NAME[spec]()

@@ -1,0 +1,211 @@
+"""Token groups: which tokens an edge is resolved by, such as class token against patches, or dog against cat.
+
+Every token belongs to exactly one group, so the edges of all groups together are the edges of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from circuitvit.errors import DataError, OptionError
+from circuitvit.graph.topology import ONE_GROUP
+from circuitvit.models import Model
+
+__all__ = ["TokenGroups"]
+
+PATCH = "patch"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenGroups:
+    """A partition of the tokens into named groups.
+
+    Attributes:
+        names: of the groups; an edge of one is written `a0.h1->a3.h2<q>@dog`, so names have no spaces.
+        members: for each token the index of its group among `names`; `(token,)` for all images alike, or
+            `(image, token)`, in the order of the images.
+
+    Raises:
+        OptionError: if a name is empty, has a space or "@" in it, or occurs twice, or `members` is not what
+            it should be.
+
+    Example:
+        >>> groups = TokenGroups(("cls", "patch"), torch.tensor([0, 1, 1, 1, 1]))
+        >>> groups
+        TokenGroups(cls: 1, patch: 4)
+    """
+
+    names: tuple[str, ...]
+    members: Int64[Tensor, " token"] | Int64[Tensor, "image token"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise OptionError(f"token groups need different names, and at least one, not {self.names}")
+        for name in self.names:
+            if not name or "@" in name or any(sign.isspace() for sign in name):
+                raise OptionError(f"a token group cannot be called {name!r}: no spaces, no @, and not empty")
+        members = self.members
+        if members.dtype != torch.int64 or members.ndim not in (1, 2) or members.numel() == 0:
+            raise OptionError("members of token groups are int64 indices, (token,) or (image, token)")
+        if members.min() < 0 or members.max() >= len(self.names):
+            raise OptionError(
+                f"members of {len(self.names)} token groups lie between 0 and {len(self.names) - 1}"
+            )
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens are divided up."""
+        return self.members.shape[-1]
+
+    @classmethod
+    def single(cls, n_tokens: int) -> TokenGroups:
+        """All tokens in one group, called "all".
+
+        Example:
+            >>> TokenGroups.single(5)
+            TokenGroups(all: 5)
+        """
+        if n_tokens < 1:
+            raise OptionError(f"a group needs at least one token, not {n_tokens}")
+        return cls(ONE_GROUP, torch.zeros(n_tokens, dtype=torch.int64))
+
+    @classmethod
+    def by_kind(cls, model: Model, n_tokens: int) -> TokenGroups:
+        """Class token, distillation token, registers and patches apart: "cls", "dist", "reg", "patch".
+
+        Only kinds that the model has are groups.
+
+        Raises:
+            OptionError: if there are too few tokens for a patch to be among them.
+
+        Example:
+            >>> import circuitvit as cv
+            >>> TokenGroups.by_kind(cv.load("catdog-tiny"), 37)
+            TokenGroups(cls: 1, patch: 36)
+        """
+        if n_tokens <= len(model.prefix):
+            raise OptionError(
+                f"{n_tokens} tokens are too few: {model.name} has {len(model.prefix)} before its patches"
+            )
+        kinds = model.token_kinds(n_tokens)
+        names = tuple(dict.fromkeys(kinds))
+        return cls(names, torch.tensor([names.index(kind) for kind in kinds]))
+
+    @classmethod
+    def from_masks(cls, model: Model, masks: Mapping[str, Tensor], threshold: float = 0.5) -> TokenGroups:
+        """The patches that each mask covers, such as `{"dog": dog_mask}`, as groups.
+
+        The other patches are the group "patch" (left out when there are none in any image), and tokens
+        before the patches are grouped by kind. A patch that several masks cover belongs to the first.
+
+        Args:
+            model: whose patches are meant.
+            masks: boolean, in the size of the model's input: `(height, width)`, the same for all images, or
+                `(image, height, width)`. `read_mask` makes one from a file.
+            threshold: what part of a patch a mask must cover to have it, above 0 and at most 1.
+
+        Returns:
+            Groups in the order: kinds of prefix tokens, masks, "patch"; `members` is `(image, token)` when
+            any mask is given for each image.
+
+        Raises:
+            DataError: if a mask is not boolean, does not fit the model's input or the other masks, or has
+                no patch in any image.
+            OptionError: if there is no mask, or one is called like a kind of token, or for another threshold.
+
+        Example:
+            >>> import circuitvit as cv
+            >>> top = torch.zeros(48, 48, dtype=torch.bool)
+            >>> top[:24] = True
+            >>> TokenGroups.from_masks(cv.load("catdog-tiny"), {"top": top})
+            TokenGroups(cls: 1, top: 18, patch: 18)
+        """
+        if not masks:
+            raise OptionError("no masks: for token kinds alone use TokenGroups.by_kind")
+        if not 0 < threshold <= 1:
+            raise OptionError(
+                f"the threshold is the covered part of a patch, above 0 and at most 1, not {threshold}"
+            )
+        for name in masks:
+            if name in ("cls", "dist", "reg", PATCH):
+                raise OptionError(
+                    f"a mask cannot be called {name!r}, which is a kind of token: give it another name"
+                )
+        kinds = tuple(dict.fromkeys(model.prefix))
+        names = (*kinds, *masks, PATCH)
+        patches = _first_cover(model, masks, threshold) + len(kinds)
+        prefix = torch.tensor([kinds.index(kind) for kind in model.prefix], dtype=torch.int64)
+        members = torch.cat([prefix.expand(*patches.shape[:-1], -1), patches], dim=-1)
+        for index, name in enumerate(masks, start=len(kinds)):
+            if not (members == index).any():
+                raise DataError(
+                    f"no patch belongs to {name!r}: its mask covers none to {threshold:.0%}, or earlier masks "
+                    "have them all; lower the threshold, or put the mask first"
+                )
+        return cls(names if (patches == len(names) - 1).any() else names[:-1], members)
+
+    def __repr__(self) -> str:
+        counts = torch.bincount(self.members.flatten(), minlength=len(self.names)).tolist()
+        shown = ", ".join(f"{name}: {count}" for name, count in zip(self.names, counts, strict=True))
+        return f"TokenGroups({shown}{f', in {len(self.members)} images' if self.members.ndim == 2 else ''})"
+
+
+def _first_cover(
+    model: Model, masks: Mapping[str, Tensor], threshold: float
+) -> Int64[Tensor, " patch"] | Int64[Tensor, "image patch"]:
+    """For each patch the number of the first mask that covers it, or the number of masks where none does."""
+    down, across = _grid(model, *_common_size(masks))
+    owner = torch.tensor(len(masks))
+    for number, mask in reversed(list(enumerate(masks.values()))):  # backwards: the first has the last word
+        *images, height, width = mask.shape
+        blocks = mask.cpu().reshape(*images, down, height // down, across, width // across)
+        covered = blocks.double().mean(dim=(-3, -1)).flatten(-2)
+        owner = torch.where(covered >= threshold, number, owner)
+    return owner
+
+
+def _common_size(masks: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Height and width of all masks, once it is certain that they fit each other."""
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool or mask.ndim not in (2, 3):
+            kind = str(mask.dtype).removeprefix("torch.")
+            raise DataError(
+                f"the mask {name!r} is {kind} of shape {tuple(mask.shape)}: masks are boolean, "
+                "(height, width) or (image, height, width)"
+            )
+    sizes = {tuple(mask.shape[-2:]) for mask in masks.values()}
+    counts = {len(mask) for mask in masks.values() if mask.ndim == 3}
+    if len(sizes) > 1 or len(counts) > 1:
+        said = ", ".join(f"{name!r} of {tuple(mask.shape)}" for name, mask in masks.items())
+        raise DataError(f"masks must be of one size and for one number of images, not {said}")
+    height, width = sizes.pop()
+    return height, width
+
+
+def _grid(model: Model, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of patches that the model makes of an input of this size."""
+    module: Any = model.module
+    embed = module.patch_embed
+    expected = model.preprocessing.size[1:]
+    if (height, width) != expected and not getattr(module, "dynamic_img_size", False):
+        raise DataError(
+            f"masks are {height} x {width}, but {model.name} takes images of {expected[0]} x {expected[1]}: "
+            "resize and crop them like the images, as read_mask does"
+        )
+    # Not the patch size where the model knows its grid: a hybrid's "patches" are cut from a feature map.
+    if (height, width) == embed.img_size:
+        down, across = embed.grid_size
+        rows, columns = height // down, width // across
+    else:
+        rows, columns = embed.patch_size
+        down, across = height // rows, width // columns
+    if (down * rows, across * columns) != (height, width):
+        raise DataError(f"masks are {height} x {width}, which patches of {rows} x {columns} do not divide")
+    return down, across

@@ -1,0 +1,361 @@
+"""Metrics: one number for each image, computed from its logits.
+
+A metric is written down without a model (`logit_diff("tabby", "Border collie")`) and bound to one when the
+task is: class names become indices then. Where a metric takes a class it also takes a set of classes, such
+as all cats, for which the logit is the log of the summed exponentials; so a difference of sets is a log-odds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from circuitvit.errors import DataError, OptionError, unknown_name
+from circuitvit.models import Model
+from circuitvit.tasks.classes import class_index, class_label
+
+__all__ = [
+    "BoundMetric",
+    "ClassSpec",
+    "Metric",
+    "PerPair",
+    "accuracy",
+    "as_metric",
+    "cross_entropy",
+    "kl_divergence",
+    "log_probability",
+    "logit",
+    "logit_diff",
+    "metric_names",
+    "probability",
+]
+
+ClassSpec = int | str | Sequence[int | str]
+"""A class by index or name, or a set of classes."""
+
+
+@dataclass(frozen=True)
+class PerPair:
+    """A class (or set of classes) of its own for each pair of a task, in the order of the pairs."""
+
+    classes: tuple[ClassSpec, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a metric's formula is given besides the logits.
+
+    Attributes:
+        clean_logits: of the clean run, `(batch, class)`.
+        target: which classes are the target, `(batch, class)` or None.
+        foil: which classes are the foil, `(batch, class)` or None.
+    """
+
+    clean_logits: Float[Tensor, "batch class"]
+    target: Bool[Tensor, "batch class"] | None
+    foil: Bool[Tensor, "batch class"] | None
+
+
+Formula = Callable[[Tensor, Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric without a model: a formula and the classes it speaks of.
+
+    Attributes:
+        name: as users and files call it.
+        formula: logits `(..., batch, class)` and inputs to one number for each image `(..., batch)`.
+        target: the class the metric is about; None for the clean run's own top class.
+        foil: the class it is compared with; None for the corrupt run's own top class.
+        uses_target: whether the formula looks at the target.
+        uses_foil: whether it looks at the foil.
+        differentiable: whether gradient methods can use it.
+    """
+
+    name: str
+    formula: Formula
+    target: ClassSpec | PerPair | None = None
+    foil: ClassSpec | PerPair | None = None
+    uses_target: bool = False
+    uses_foil: bool = False
+    differentiable: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class BoundMetric:
+    """A metric for the pairs of one task on one model; call it with logits.
+
+    Attributes:
+        metric: what was bound.
+        label: one line, with class names.
+        target: classes of each pair, `(pair, class)` or None.
+        foil: the same.
+    """
+
+    metric: Metric
+    label: str
+    target: Bool[Tensor, "pair class"] | None
+    foil: Bool[Tensor, "pair class"] | None
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "*candidates batch class"],
+        clean_logits: Float[Tensor, "batch class"],
+        rows: Int64[Tensor, " batch"],
+    ) -> Float[Tensor, "*candidates batch"]:
+        """One number for each image.
+
+        Args:
+            logits: to judge; leading dimensions are candidates for the same images.
+            clean_logits: of the clean run on the same images.
+            rows: which pairs of the task the images belong to.
+
+        Raises:
+            DataError: if the formula gives anything but one number for each image.
+        """
+        target = None if self.target is None else self.target[rows].to(logits.device)
+        foil = None if self.foil is None else self.foil[rows].to(logits.device)
+        values = self.metric.formula(logits, Inputs(clean_logits, target, foil))
+        if values.shape != logits.shape[:-1]:
+            raise DataError(
+                f"metric {self.metric.name!r} gave shape {tuple(values.shape)} for logits {tuple(logits.shape)}: "
+                "it must give one number for each image"
+            )
+        return values
+
+
+# -- the metrics ---------------------------------------------------------------------------------
+
+
+def logit_diff(target: ClassSpec | PerPair | None = None, foil: ClassSpec | PerPair | None = None) -> Metric:
+    """The target's logit minus the foil's: the log-odds between the two.
+
+    Left out, the target is the class that the model gives the clean image, the foil that of the corrupt one.
+
+    Example:
+        >>> logit_diff("tabby", "Border collie").name
+        'logit_diff'
+    """
+
+    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
+        return _evidence(logits, inputs.target) - _evidence(logits, inputs.foil)
+
+    return Metric("logit_diff", formula, target, foil, uses_target=True, uses_foil=True)
+
+
+def logit(target: ClassSpec | PerPair | None = None) -> Metric:
+    """The target's logit; by default that of the clean image's top class."""
+    return Metric("logit", lambda logits, inputs: _evidence(logits, inputs.target), target, uses_target=True)
+
+
+def log_probability(target: ClassSpec | PerPair | None = None) -> Metric:
+    """The log of the target's probability, in nats."""
+    return Metric("log_probability", _log_probability, target, uses_target=True)
+
+
+def probability(target: ClassSpec | PerPair | None = None) -> Metric:
+    """The target's probability, 0 to 1. It saturates: prefer `logit_diff` for attribution."""
+    return Metric("probability", lambda logits, inputs: _log_probability(logits, inputs).exp(), target, uses_target=True)
+
+
+def kl_divergence() -> Metric:
+    """KL(clean || current) in nats: how far the whole prediction has moved. Never negative, 0 at the clean run.
+
+    Its gradient vanishes at the clean run, so gradient methods that start there score everything 0.
+    """
+
+    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
+        clean = F.log_softmax(inputs.clean_logits, dim=-1)
+        return (clean.exp() * (clean - F.log_softmax(logits, dim=-1))).sum(dim=-1)
+
+    return Metric("kl_divergence", formula)
+
+
+def cross_entropy() -> Metric:
+    """Cross-entropy of the current prediction under the clean one, in nats: the KL plus a constant."""
+
+    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
+        return -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+
+    return Metric("cross_entropy", formula)
+
+
+def accuracy(target: ClassSpec | PerPair | None = None) -> Metric:
+    """1 where the top class is (one of) the target, else 0; it has no gradient."""
+
+    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
+        target = _required(inputs.target)
+        top = logits.argmax(dim=-1, keepdim=True)
+        return target.expand(*logits.shape[:-1], -1).gather(-1, top).squeeze(-1).to(logits.dtype)
+
+    return Metric("accuracy", formula, target, uses_target=True, differentiable=False)
+
+
+_BY_NAME: dict[str, Callable[..., Metric]] = {
+    "logit_diff": logit_diff,
+    "logit": logit,
+    "log_probability": log_probability,
+    "probability": probability,
+    "kl_divergence": kl_divergence,
+    "cross_entropy": cross_entropy,
+    "accuracy": accuracy,
+}
+
+
+def metric_names() -> tuple[str, ...]:
+    """Names of the metrics that can be asked for by name."""
+    return tuple(_BY_NAME)
+
+
+def as_metric(
+    spec: Metric | str | Callable[[Tensor], Tensor],
+    target: ClassSpec | PerPair | None = None,
+    foil: ClassSpec | PerPair | None = None,
+) -> Metric:
+    """A metric from a metric, a name, or any function of logits `(batch, class)` to `(batch,)`.
+
+    Args:
+        spec: what was given; classes that it leaves open are filled in from `target` and `foil`.
+        target: class or classes, such as a CSV's column.
+        foil: the same.
+
+    Raises:
+        NameNotFoundError: for an unknown name.
+        OptionError: if `spec` is none of these.
+    """
+    if isinstance(spec, str):
+        if spec not in _BY_NAME:
+            raise unknown_name("metric", spec, _BY_NAME)
+        spec = _BY_NAME[spec]()
+    if not isinstance(spec, Metric):
+        return _custom(spec)
+    return Metric(
+        spec.name,
+        spec.formula,
+        spec.target if spec.target is not None or not spec.uses_target else target,
+        spec.foil if spec.foil is not None or not spec.uses_foil else foil,
+        spec.uses_target,
+        spec.uses_foil,
+        spec.differentiable,
+    )
+
+
+def bind(
+    metric: Metric,
+    model: Model,
+    n_pairs: int,
+    n_classes: int,
+    top_clean: Callable[[], Tensor],
+    top_corrupt: Callable[[], Tensor],
+) -> BoundMetric:
+    """Turn class names into indices for the pairs of one task.
+
+    Args:
+        metric: to bind.
+        model: whose class names count.
+        n_pairs: number of pairs.
+        n_classes: number of logits.
+        top_clean: gives the model's top class of each clean image `(pair,)`; called only where needed.
+        top_corrupt: the same for the corrupt images.
+
+    Raises:
+        NameNotFoundError: for an unknown class; the message suggests the nearest.
+        OptionError: for an index out of range, or a `PerPair` of another length.
+        DataError: if target and foil are the same class.
+    """
+    target = _resolved(metric.target, top_clean, model, n_pairs) if metric.uses_target else None
+    foil = _resolved(metric.foil, top_corrupt, model, n_pairs) if metric.uses_foil else None
+    if target is not None and foil is not None:
+        for row, (wanted, other) in enumerate(zip(target, foil, strict=True)):
+            shared = set(wanted) & set(other)
+            if shared:
+                raise DataError(
+                    f"pair {row}: target and foil are the same class ({class_label(model, min(shared))}); "
+                    "name them, or choose images that the model tells apart"
+                )
+    label = metric.name
+    if target is not None:
+        label += f"({', '.join(_names(model, side) for side in (target, foil) if side is not None)})"
+    return BoundMetric(metric, label, _mask(target, n_classes), _mask(foil, n_classes))
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _custom(function: object) -> Metric:
+    if not callable(function):
+        raise OptionError(f"a metric is one of {', '.join(_BY_NAME)} or a function of logits, not {function!r}")
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"a metric function takes the logits (batch, class) alone: {error}") from error
+
+    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
+        values = function(logits.flatten(0, -2))
+        if not isinstance(values, Tensor) or values.shape != (logits.shape[:-1].numel(),):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise DataError(f"the metric function gave {shape}; it must give one number for each image, (batch,)")
+        return values.unflatten(0, logits.shape[:-1])
+
+    return Metric(getattr(function, "__name__", "custom"), formula)
+
+
+def _log_probability(logits: Tensor, inputs: Inputs) -> Tensor:
+    return _evidence(F.log_softmax(logits, dim=-1), inputs.target)
+
+
+def _evidence(logits: Tensor, classes: Tensor | None) -> Tensor:
+    """Log of the summed exponentials over the marked classes: the logit itself where one class is marked."""
+    return logits.masked_fill(~_required(classes), float("-inf")).logsumexp(dim=-1)
+
+
+def _required(classes: Tensor | None) -> Tensor:
+    assert classes is not None, "the metric was bound without its classes"
+    return classes
+
+
+def _resolved(
+    spec: ClassSpec | PerPair | None, fallback: Callable[[], Tensor], model: Model, n_pairs: int
+) -> list[tuple[int, ...]]:
+    """The class indices of each pair."""
+    if spec is None:
+        return [(int(index),) for index in fallback()]
+    if isinstance(spec, PerPair):
+        if len(spec.classes) != n_pairs:
+            raise OptionError(f"{len(spec.classes)} classes for {n_pairs} pairs")
+        return [_indices(each, model) for each in spec.classes]
+    return [_indices(spec, model)] * n_pairs
+
+
+def _indices(spec: ClassSpec, model: Model) -> tuple[int, ...]:
+    if isinstance(spec, (int, str)):
+        return (class_index(model, spec),)
+    indices = tuple(class_index(model, each) for each in spec)
+    if not indices:
+        raise OptionError("an empty set of classes has no logit")
+    return indices
+
+
+def _mask(indices: list[tuple[int, ...]] | None, n_classes: int) -> Tensor | None:
+    if indices is None:
+        return None
+    mask = torch.zeros(len(indices), n_classes, dtype=torch.bool)
+    for row, classes in enumerate(indices):
+        mask[row, list(classes)] = True
+    return mask
+
+
+def _names(model: Model, indices: list[tuple[int, ...]]) -> str:
+    distinct = sorted(set(indices))
+    if len(distinct) > 1:
+        return f"{len(distinct)} different"
+    first = distinct[0]
+    more = f" and {len(first) - 1} more" if len(first) > 1 else ""
+    return class_label(model, first[0]) + more

@@ -1,0 +1,281 @@
+"""The task: which images show the behaviour, which do not, how it is measured, and what ablation means.
+
+A `Task` is written down without a model. Preparing it for one loads and checks the images, turns class names
+into indices, and refuses what cannot work before anything long is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from circuitvit.errors import DataError, OptionError
+from circuitvit.graph import Direction, Graph
+from circuitvit.models import Model
+from circuitvit.models.zoo import InputSpec
+from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
+from circuitvit.tasks.groups import TokenGroups
+from circuitvit.tasks.images import FileImages, Images, as_images, match_folders, read_pairs
+from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
+
+__all__ = ["Batch", "PreparedTask", "Task"]
+
+ImageSpec = Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
+"""Images as a preprocessed tensor, a file, a folder, or a list of files."""
+
+DIRECTIONS = ("noising", "denoising")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A behaviour: clean images that show it, corrupt ones that do not, a metric and an ablation.
+
+    Args:
+        clean: images with the behaviour. Tensors `(image, channel, height, width)` are taken as already
+            preprocessed; paths go through the model's own preprocessing. Two folders are matched by file name.
+        corrupt: their counterfactuals, one for each clean image, in the same order.
+        metric: how the behaviour is measured; by default the logit difference between the classes that the
+            model gives the clean and the corrupt image.
+        ablation: what replaces a sender's output on an ablated edge: "patch", "mean", "mean-tokens", "zero",
+            "noise", "resample", or one of `circuitvit.tasks.ablations`.
+        direction: "noising" ablates edges of the clean run; "denoising" restores edges of the corrupt run.
+        groups: resolve edges by token: "kind" for class token, registers and patches apart, or `TokenGroups`.
+        preprocessing: instead of the model's own.
+
+    Example:
+        >>> from circuitvit.tasks import Task, logit_diff
+        >>> task = Task("cats/", "dogs/", metric=logit_diff("tabby", "Border collie"))
+        >>> task.metric.name
+        'logit_diff'
+    """
+
+    clean: ImageSpec
+    corrupt: ImageSpec | None = None
+    metric: Metric | str | Callable[[Tensor], Tensor] = field(default_factory=logit_diff)
+    ablation: Ablation | str = "patch"
+    direction: Direction = "noising"
+    groups: TokenGroups | str | None = None
+    preprocessing: InputSpec | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", as_metric(self.metric))
+        object.__setattr__(self, "ablation", as_ablation(self.ablation))
+        if self.direction not in DIRECTIONS:
+            raise OptionError(f"the direction is 'noising' or 'denoising', not {self.direction!r}")
+        if isinstance(self.groups, str) and self.groups != "kind":
+            raise OptionError(f"groups is 'kind' or a TokenGroups, not {self.groups!r}")
+        if self.corrupt is None and (isinstance(self.ablation, Patch) or self.direction == "denoising"):
+            raise OptionError("patch ablation and the denoising direction need corrupt images: give corrupt=, or another ablation=")
+
+    @classmethod
+    def from_csv(cls, path: str | Path, metric: Metric | str | Callable[[Tensor], Tensor] = "logit_diff", **options: Any) -> Task:
+        """A task from a table with the header `clean,corrupt,target,foil`; the last two may be left out.
+
+        Args:
+            path: of the CSV; image paths in it are relative to its folder.
+            metric: whose target and foil the columns fill in.
+            **options: as for `Task`.
+
+        Raises:
+            FileError: if the table cannot be read.
+            DataError: if a row is incomplete; the message names the line.
+        """
+        rows = read_pairs(path)
+        targets, foils = (_column([getattr(row, side) for row in rows], side, path) for side in ("target", "foil"))
+        return cls([row.clean for row in rows], [row.corrupt for row in rows], as_metric(metric, targets, foils), **options)
+
+    def with_options(self, **changes: Any) -> Task:
+        """The same task with some of its parts replaced, such as `ablation="mean"`."""
+        return replace(self, **changes)
+
+    def prepare(self, model: Model) -> PreparedTask:
+        """Load and check everything for one model.
+
+        Raises:
+            DataError: if images cannot be read, do not match each other, or do not fit the model.
+            NameNotFoundError: for an unknown class; the message suggests the nearest.
+        """
+        spec = self.preprocessing or model.preprocessing
+        clean, corrupt = self._images(spec)
+        _check_images(clean, corrupt, model)
+        assert isinstance(self.metric, Metric) and not isinstance(self.ablation, str)
+        if isinstance(self.ablation, Resample) and len(clean) < 2:
+            raise DataError("resample ablation needs at least two images to draw from")
+        groups = self._token_groups(model, clean)
+        bound = bind(
+            self.metric,
+            model,
+            len(clean),
+            model.n_logits,
+            lambda: _top_classes(model, clean),
+            lambda: _top_classes(model, _foil_images(corrupt)),
+        )
+        names = groups.names if groups is not None else model.graph.groups
+        return PreparedTask(
+            model=model,
+            clean=clean,
+            corrupt=corrupt,
+            metric=bound,
+            ablation=self.ablation,
+            direction=self.direction,
+            groups=groups,
+            graph=model.graph if groups is None else model.graph.with_groups(names),
+            spec=spec,
+        )
+
+    def _images(self, spec: InputSpec) -> tuple[Images, Images | None]:
+        if _is_folder(self.clean) and _is_folder(self.corrupt):
+            pairs = match_folders(Path(str(self.clean)), Path(str(self.corrupt)))
+            return FileImages(tuple(a for a, _ in pairs), spec), FileImages(tuple(b for _, b in pairs), spec)
+        return as_images(self.clean, spec), None if self.corrupt is None else as_images(self.corrupt, spec)
+
+    def _token_groups(self, model: Model, clean: Images) -> TokenGroups | None:
+        if self.groups is None:
+            return None
+        image = clean.take(0, 1).to(model.device, model.dtype)
+        with torch.no_grad():
+            n_tokens = model.embed(image).shape[1]
+        groups = TokenGroups.by_kind(model, n_tokens) if isinstance(self.groups, str) else self.groups
+        if groups.members.shape[-1] != n_tokens:
+            raise DataError(f"token groups for {groups.members.shape[-1]} tokens, but the model sees {n_tokens}")
+        if groups.members.ndim == 2 and len(groups.members) != len(clean):
+            raise DataError(f"token groups for {len(groups.members)} images, but the task has {len(clean)}")
+        return groups
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some pairs of a task, on the model's device.
+
+    Attributes:
+        rows: which pairs, `(batch,)`, on the CPU.
+        base: the images whose run is intervened on: clean ones, or corrupt ones when denoising.
+        reference: the paired images, `(batch, channel, height, width)`; None where the task has no corrupt ones.
+        members: the token group of each token, `(token,)` or `(batch, token)`; None for one group.
+    """
+
+    rows: Int64[Tensor, " batch"]
+    base: Float[Tensor, "batch channel height width"]
+    reference: Float[Tensor, "batch channel height width"] | None
+    members: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedTask:
+    """A task made ready for one model: images checked, classes resolved. What the engine works on.
+
+    Attributes:
+        model: the task was prepared for.
+        clean: images with the behaviour.
+        corrupt: their counterfactuals, or None.
+        metric: bound to the pairs.
+        ablation: what replaces a sender's output.
+        direction: "noising" or "denoising".
+        groups: token groups, or None for one.
+        graph: the model's graph, with the task's token groups.
+        spec: the preprocessing that image files went through.
+    """
+
+    model: Model
+    clean: Images
+    corrupt: Images | None
+    metric: BoundMetric
+    ablation: Ablation
+    direction: Direction
+    groups: TokenGroups | None
+    graph: Graph
+    spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def denoising(self) -> bool:
+        return self.direction == "denoising"
+
+    @property
+    def base(self) -> Images:
+        """The images whose run is intervened on."""
+        return self.corrupt if self.denoising and self.corrupt is not None else self.clean
+
+    @property
+    def reference(self) -> Images | None:
+        """The images that the base images are paired with."""
+        return self.clean if self.denoising else self.corrupt
+
+    @property
+    def label(self) -> str:
+        """One line for reports and files."""
+        pairs = "pair" if self.corrupt is not None else "image"
+        return f"{len(self)} {pairs}{'' if len(self) == 1 else 's'}, {self.metric.label}, {self.ablation.name} ablation, {self.direction}"
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All pairs in order, `size` at a time; files are decoded as they are needed."""
+        for start in range(0, len(self), size):
+            yield self.batch(range(start, min(start + size, len(self))))
+
+    def batch(self, rows: range) -> Batch:
+        """The pairs of a contiguous range of rows."""
+        members = None
+        if self.groups is not None:
+            members = self.groups.members.to(self.model.device)
+            members = members[rows.start : rows.stop] if members.ndim == 2 else members
+        return Batch(
+            torch.arange(rows.start, rows.stop),
+            self._ready(self.base, rows),
+            None if self.reference is None else self._ready(self.reference, rows),
+            members,
+        )
+
+    def _ready(self, images: Images, rows: range) -> Tensor:
+        return images.take(rows.start, rows.stop).to(self.model.device, self.model.dtype)
+
+
+def _column(values: list[Any], side: str, path: str | Path) -> PerPair | None:
+    if all(value is None for value in values):
+        return None
+    if any(value is None for value in values):
+        raise DataError(f"{path}: some rows have a {side} and some have none: give all or none")
+    classes: tuple[ClassSpec, ...] = tuple(values)
+    return PerPair(classes)
+
+
+def _is_folder(spec: object) -> bool:
+    return isinstance(spec, (str, Path)) and Path(spec).is_dir()
+
+
+def _foil_images(corrupt: Images | None) -> Images:
+    if corrupt is None:
+        raise OptionError("without corrupt images the metric needs a foil: name it, as in logit_diff('tabby', 'Border collie')")
+    return corrupt
+
+
+def _check_images(clean: Images, corrupt: Images | None, model: Model) -> None:
+    for images in (clean, corrupt):
+        if isinstance(images, FileImages):
+            images.check()
+    if corrupt is not None:
+        if len(clean) != len(corrupt):
+            raise DataError(f"{len(clean)} clean and {len(corrupt)} corrupt images: every clean image needs its counterfactual")
+        if clean.shape != corrupt.shape:
+            raise DataError(f"clean images are {clean.shape} (channel, height, width), corrupt ones {corrupt.shape}: they must be alike")
+    expected = model.preprocessing.size
+    resizable = bool(getattr(model.module, "dynamic_img_size", False))
+    if clean.shape[0] != expected[0] or (clean.shape != expected and not resizable):
+        raise DataError(f"images of shape {clean.shape} (channel, height, width) for a model that takes {expected}")
+
+
+def _top_classes(model: Model, images: Images, size: int = 16) -> Tensor:
+    """The model's top class of each image `(image,)`."""
+    tops = []
+    for start in range(0, len(images), size):
+        batch = images.take(start, min(start + size, len(images))).to(model.device, model.dtype)
+        tops.append(model(batch).argmax(dim=-1).cpu())
+    return torch.cat(tops)

@@ -1,0 +1,19 @@
+"""Training small ViTs like the bundled ones: `circuitvit train catdog|digits|FOLDER`."""
+
+from __future__ import annotations
+
+from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
+from circuitvit.training.loop import Recipe, TrainingResult, evaluate, train, training_data
+
+__all__ = [
+    "Labelled",
+    "Recipe",
+    "TrainingData",
+    "TrainingResult",
+    "catdog_data",
+    "digits_data",
+    "evaluate",
+    "folder_data",
+    "train",
+    "training_data",
+]

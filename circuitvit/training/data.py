@@ -1,0 +1,209 @@
+"""What a model can be trained on: drawn cats and dogs, handwritten digits, a folder of pictures.
+
+All three become a :class:`TrainingData`: a function from a step number to a batch, and held-out
+pictures. A batch depends on the seed and on its step number alone, never on what was drawn before, so
+a run can be repeated exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitvit.models.zoo.card import InputSpec
+from circuitvit.tasks import catdog, digits
+from circuitvit.training.folders import read_class_folders
+
+__all__ = ["Labelled", "TrainingData", "catdog_data", "digits_data", "folder_data"]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Preprocessed pictures (n, C, H, W) and their class probabilities (n, classes)."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """A thing to learn.
+
+    Attributes:
+        name: default name of the model.
+        classes: names of the logits.
+        input: size and normalisation of the pictures.
+        description: one or two sentences for the card.
+        licence: under which the trained weights can be given away.
+        batch: step number and batch size to a batch; the same step gives the same batch.
+        held_out: pictures that no batch contains.
+        extra: more held-out pictures, reported under their own names.
+        architecture: the `VisionTransformer` arguments that suit it.
+        recipe: the training options that suit it.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    input: InputSpec
+    description: str
+    licence: str
+    batch: Callable[[int, int], Labelled]
+    held_out: Labelled
+    extra: Mapping[str, Labelled] = field(default_factory=dict)
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+_HELD_OUT_SEED = 1_000_000  # added to the training seed: scenes of other seeds share nothing with these
+
+
+def catdog_data(seed: int, held_out: int = 2000, two_animals: float = 0.25) -> TrainingData:
+    """Freshly drawn scenes; no picture is seen twice.
+
+    Args:
+        seed: of the scenes.
+        held_out: how many single-animal scenes to measure accuracy on (and a quarter as many with two).
+        two_animals: fraction of the training scenes that show two animals.
+    """
+
+    def batch(step: int, size: int) -> Labelled:
+        double = round(size * two_animals)
+        first = step * size
+        scenes = catdog.random_scenes(double, seed, first=first, animals=2)
+        scenes += catdog.random_scenes(size - double, seed, first=first + double)
+        return labelled(scenes)
+
+    def labelled(scenes: list[catdog.Scene]) -> Labelled:
+        return Labelled(catdog.normalise(catdog.draw_scenes(scenes)), catdog.scene_targets(scenes))
+
+    fresh = seed + _HELD_OUT_SEED
+    return TrainingData(
+        name="catdog-tiny",
+        classes=catdog.CLASSES,
+        input=InputSpec((3, catdog.SIZE, catdog.SIZE), catdog.MEAN, catdog.STD),
+        description=(
+            "Scenes drawn by circuitvit.tasks.catdog: one or two animal faces whose ears and muzzle alone "
+            "tell the species. Every training scene is new; two-animal scenes have half/half targets."
+        ),
+        licence="MIT",
+        batch=batch,
+        held_out=labelled(catdog.random_scenes(held_out, fresh)),
+        extra={"two_animals": labelled(catdog.random_scenes(max(held_out // 4, 1), fresh + 1, animals=2))},
+        architecture=_architecture(4, (3, catdog.SIZE, catdog.SIZE), patch=8, width=64, depth=3),
+        recipe={"steps": 1600, "batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.1},
+    )
+
+
+def digits_data(seed: int) -> TrainingData:
+    """Scikit-learn's handwritten digits, moved about, turned and scaled a little at every step."""
+    train, held_out = digits.digits_split()
+    targets = one_hot(train.labels, 10)
+
+    def batch(step: int, size: int) -> Labelled:
+        rng = np.random.default_rng([seed, step])
+        chosen = torch.from_numpy(rng.integers(len(train.labels), size=size))
+        return Labelled(jitter(train.images[chosen], rng), targets[chosen])
+
+    return TrainingData(
+        name="digits-tiny",
+        classes=digits.CLASSES,
+        input=InputSpec((1, digits.SIZE, digits.SIZE), digits.MEAN, digits.STD),
+        description=(
+            "Scikit-learn's copy of the UCI optical recognition of handwritten digits test set: 1797 real "
+            "digits, 8 x 8 pixels; a fifth of them held out."
+        ),
+        licence="MIT",
+        batch=batch,
+        held_out=Labelled(held_out.images, one_hot(held_out.labels, 10)),
+        architecture=_architecture(10, (1, digits.SIZE, digits.SIZE), patch=2, width=48, depth=2),
+        recipe={"steps": 1500, "batch_size": 128, "learning_rate": 2e-3, "weight_decay": 0.05},
+    )
+
+
+def folder_data(path: str | Path, seed: int, size: int = 48, held_out: float = 0.2) -> TrainingData:
+    """Pictures in one subfolder per class; read once, before training begins.
+
+    Args:
+        path: a folder such as `birds/` with `birds/robin/*.jpg` and `birds/wren/*.jpg`.
+        seed: of the split and of the augmentation.
+        size: pictures are resized to size x size; a multiple of 8.
+        held_out: fraction of each class kept for measuring accuracy.
+
+    Raises:
+        DataError: no class subfolders, one class only, a class with fewer than two pictures, or a picture
+            that cannot be read.
+        OptionError: for a size that is not a multiple of 8.
+    """
+    name = Path(path).resolve().name
+    found = read_class_folders(path, seed=seed, size=size, held_out=held_out)
+    count = len(found.classes)
+    images, targets = found.train_images, one_hot(found.train_labels, count)
+
+    def batch(step: int, batch_size: int) -> Labelled:
+        rng = np.random.default_rng([seed, step])
+        chosen = torch.from_numpy(rng.integers(len(images), size=batch_size))
+        flip = torch.from_numpy(rng.random(batch_size) < 0.5)[:, None, None, None]
+        picked = normalised(images[chosen])
+        return Labelled(jitter(torch.where(flip, picked.flip(-1), picked), rng), targets[chosen])
+
+    return TrainingData(
+        name=name,
+        classes=found.classes,
+        input=InputSpec((3, size, size), (0.5,) * 3, (0.5,) * 3),
+        description=f"{len(images)} pictures of {count} classes from a folder named {name}.",
+        licence="unspecified",
+        batch=batch,
+        held_out=Labelled(normalised(found.held_out_images), one_hot(found.held_out_labels, count)),
+        architecture=_architecture(count, (3, size, size), patch=8, width=64, depth=3),
+        recipe={"steps": 1500, "batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.1},
+    )
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels (n,) as probabilities (n, classes), float32."""
+    return F.one_hot(labels, classes).float()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Bytes (n, 3, H, W) as numbers in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def jitter(
+    images: Tensor, rng: np.random.Generator, turn: float = 0.17, scale: float = 0.1, move: float = 0.15
+) -> Tensor:
+    """Each picture turned (radians), scaled and moved (half-sides) by up to that much; same shape.
+
+    Args:
+        images: (n, C, H, W).
+        rng: the only source of randomness.
+        turn: largest angle.
+        scale: largest relative change of size.
+        move: largest shift, as a fraction of half the side.
+    """
+    u = rng.uniform(-1, 1, size=(4, len(images)))
+    angle, zoom = turn * u[0], 1 + scale * u[1]
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    rows = np.stack([np.stack([cos, -sin, move * u[2]], -1), np.stack([sin, cos, move * u[3]], -1)], axis=1)
+    grid = F.affine_grid(torch.from_numpy(rows.astype(np.float32)), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _architecture(
+    classes: int, size: tuple[int, int, int], patch: int, width: int, depth: int
+) -> dict[str, Any]:
+    channels, height, _ = size
+    return {
+        "img_size": height, "patch_size": patch, "in_chans": channels, "num_classes": classes,
+        "embed_dim": width, "depth": depth, "num_heads": 4, "mlp_ratio": 2.0, "global_pool": "token",
+    }  # fmt: skip

@@ -1,0 +1,305 @@
+"""The training loop: AdamW, warm-up and cosine, soft cross-entropy; the same seed gives the same bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from circuitvit._version import __version__
+from circuitvit.errors import DataError, FileError, OptionError
+from circuitvit.models.zoo.card import Card, build_module, sha256
+from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
+
+__all__ = ["Recipe", "TrainingResult", "evaluate", "train", "training_data"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        steps: number of batches.
+        batch_size: pictures in each.
+        learning_rate: at its peak.
+        weight_decay: of all matrices; biases, norms, positions and the class token are not decayed.
+        warmup: fraction of the steps during which the learning rate rises.
+        label_smoothing: share of each target that is spread over all classes.
+        sparsity: how hard whole heads and MLPs are pulled towards not being used (group lasso; 0 for not at
+            all). Components that a model can do without then stay silent, and circuits come out small.
+        clip: largest norm of the gradient.
+        seed: of the initial weights and of the data.
+        threads: of torch, during training; sums are rounded differently by another number of threads, so
+            the weights are the same to the byte only for the same number.
+    """
+
+    steps: int = 1500
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    sparsity: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"{name} is above 0, not {getattr(self, name)}")
+        if self.weight_decay < 0 or self.seed < 0:
+            raise OptionError(f"weight_decay and seed are not negative: {self.weight_decay}, {self.seed}")
+        if not (0 <= self.warmup <= 1 and 0 <= self.label_smoothing < 1):
+            raise OptionError("warmup and label_smoothing are fractions between 0 and 1")
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: up in a line, then down along half a cosine to 0."""
+        rising = max(round(self.warmup * self.steps), 1)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        progress = (step - rising) / max(self.steps - rising, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """What came of it.
+
+    Attributes:
+        model: the trained module, in eval mode.
+        card: what the card file says.
+        accuracy: fraction of held-out pictures that are right.
+        interrupted: whether Ctrl-C ended training early; the model is then that of the last step.
+        weights: path of the safetensors file, None when nothing was saved.
+    """
+
+    model: nn.Module
+    card: Card
+    accuracy: float
+    interrupted: bool
+    weights: Path | None
+
+
+def training_data(dataset: str | Path, seed: int = 0) -> TrainingData:
+    """`"catdog"`, `"digits"`, or a folder with a subfolder of pictures for each class.
+
+    Raises:
+        DataError: when it is none of these, or when pictures are missing or cannot be read.
+    """
+    if dataset == "catdog":
+        return catdog_data(seed)
+    if dataset == "digits":
+        return digits_data(seed)
+    return folder_data(dataset, seed)
+
+
+def train(
+    data: TrainingData,
+    out: str | Path | None = None,
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> TrainingResult:
+    """Trains a small timm `VisionTransformer` and writes `out`.safetensors and `out`.json.
+
+    The same data, options, machine and number of threads give the same weights, byte for byte. Neither the
+    global random state nor torch's settings are different afterwards. Ctrl-C stops training; what has been
+    learned so far is saved and returned all the same.
+
+    Args:
+        data: from :func:`training_data` or made by hand.
+        out: path without ending; None saves nothing.
+        architecture: `VisionTransformer` arguments that replace those of `data.architecture`.
+        quiet: no progress bar.
+        **options: fields of :class:`Recipe` that replace those of `data.recipe`.
+
+    Raises:
+        OptionError: for an option that is no field of :class:`Recipe`, or a senseless value.
+        FileError: when `out` cannot be written (found out before training).
+        DataError: when the loss is no longer finite.
+
+    Example:
+        >>> result = train(training_data("digits"), steps=2, quiet=True)
+        >>> result.card.classes[:3]
+        ('0', '1', '2')
+    """
+    recipe = _recipe({**data.recipe, **options})
+    shape = {**data.architecture, **(architecture or {})}
+    stem = None if out is None else _prepare(Path(out))
+    with _threads(recipe.threads):
+        module = build_module(shape, recipe.seed)
+        interrupted, steps_done = _fit(module, data, recipe, quiet)
+        accuracy = {"held_out": evaluate(module, data.held_out), "n": len(data.held_out)}
+        accuracy |= {name: evaluate(module, part) for name, part in data.extra.items()}
+    weights = to_safetensors({name: value.contiguous() for name, value in module.state_dict().items()})
+    card = Card(
+        name=data.name if stem is None else stem.name,
+        architecture=shape,
+        input=data.input,
+        classes=data.classes,
+        data=data.description,
+        recipe={
+            "optimiser": "AdamW", "schedule": "warm-up and cosine", **asdict(recipe),
+            "steps_done": steps_done, "torch": torch.__version__.split("+")[0],
+        },
+        seed=recipe.seed,
+        accuracy=accuracy,
+        weights_sha256=sha256(weights),
+        license=data.licence,
+        library_version=__version__,
+    )  # fmt: skip
+    path = None if stem is None else _save(stem, weights, card)
+    return TrainingResult(module, card, accuracy["held_out"], interrupted, path)
+
+
+def _recipe(options: Mapping[str, Any]) -> Recipe:
+    known = [field.name for field in fields(Recipe)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise OptionError(f"no such training option: {', '.join(unknown)}; there are {', '.join(known)}")
+    return replace(Recipe(), **options)
+
+
+def _fit(module: nn.Module, data: TrainingData, recipe: Recipe, quiet: bool) -> tuple[bool, int]:
+    """Trains `module` in place. Returns whether it was interrupted, and the number of steps done."""
+    optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
+    module.train()
+    done = 0
+    bar = tqdm(total=recipe.steps, desc=f"training {data.name}", unit="step", disable=quiet)
+    with bar, _plain_attention(module):
+        try:
+            for step in range(recipe.steps):
+                loss, right = _step(module, optimiser, data.batch(step, recipe.batch_size), recipe, step)
+                done = step + 1
+                if not math.isfinite(loss):
+                    raise DataError(f"the loss is {loss} at step {step}: try a smaller learning_rate")
+                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.1%}", refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            module.eval()
+            return True, done
+    module.eval()
+    return False, done
+
+
+def _step(
+    module: nn.Module, optimiser: torch.optim.Optimizer, batch: Labelled, recipe: Recipe, step: int
+) -> tuple[float, float]:
+    """One step of gradient descent; returns loss and accuracy on the batch."""
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.rate(step)
+    logits = module(batch.images)
+    loss = F.cross_entropy(logits, batch.targets, label_smoothing=recipe.label_smoothing)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+    optimiser.step()
+    if recipe.sparsity:
+        shrink_groups(module, recipe.rate(step) * recipe.sparsity)
+    return float(loss.detach()), float(_right(logits.detach(), batch.targets).float().mean())
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "reg_token"))
+        (free if plain else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def shrink_groups(module: nn.Module, amount: float) -> None:
+    """The proximal step of a group lasso on what each component reads and writes, in place.
+
+    One group is the query, key or value matrix of one head, its part of the output projection, or one of
+    the two matrices of an MLP. The root-mean-square of each group falls by `amount`, and stays at 0 when
+    it gets there; as with AdamW's weight decay, the pull is not mixed up with Adam's own scaling.
+    """
+    blocks: Any = module.blocks  # timm's Block has no types of its own
+    for block in blocks:
+        heads = block.attn.num_heads
+        qkv = block.attn.qkv.weight.unflatten(0, (3 * heads, -1))  # (3 heads, d_head, d_model)
+        written = block.attn.proj.weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (heads, d_model, d_head)
+        for groups in (qkv, written, block.mlp.fc1.weight[None], block.mlp.fc2.weight[None]):
+            rms = groups.square().mean(dim=(1, 2), keepdim=True).sqrt()
+            groups.mul_((1 - amount / rms.clamp(min=1e-12)).clamp(min=0))
+
+
+def evaluate(module: nn.Module, part: Labelled, batch_size: int = 250) -> float:
+    """Fraction of pictures that are right: the k classes of the target are the k highest logits."""
+    with torch.no_grad():
+        right = [
+            _right(module(part.images[start : start + batch_size]), part.targets[start : start + batch_size])
+            for start in range(0, len(part), batch_size)
+        ]
+    return float(torch.cat(right).float().mean())
+
+
+def _right(logits: Tensor, targets: Tensor) -> Tensor:
+    """(n,) bool. Every class in the picture has a higher logit than every class that is not."""
+    present = targets > 0
+    lowest_in = logits.masked_fill(~present, math.inf).amin(dim=1)
+    highest_out = logits.masked_fill(present, -math.inf).amax(dim=1)
+    return lowest_in > highest_out
+
+
+@contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Attention written out during training: on a CPU its backward pass is twice as fast as the fused one."""
+    fused = [m for m in module.modules() if getattr(m, "fused_attn", False)]
+    for layer in fused:
+        layer.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in fused:
+            layer.fused_attn = True  # type: ignore[assignment]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch with `count` threads; the caller's number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prepare(out: Path) -> Path:
+    """`out` without a `.safetensors` or `.json` ending, its folder made and found writable."""
+    stem = out.with_suffix("") if out.suffix in (".safetensors", ".json") else out
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        probe = stem.with_name(stem.name + ".safetensors.part")
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise FileError(f"cannot write {stem}.safetensors: {error.strerror}") from error
+    return stem
+
+
+def _save(stem: Path, weights: bytes, card: Card) -> Path:
+    path = stem.with_name(stem.name + ".safetensors")
+    try:
+        path.write_bytes(weights)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}") from error
+    card.save(stem.with_name(stem.name + ".json"))
+    return path

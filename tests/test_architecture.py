@@ -1,0 +1,251 @@
+"""The house keeps its shape: data flows one way, and no file can smuggle code in.
+
+Every module of the package is parsed, never imported, so that an import inside a function or under
+`if TYPE_CHECKING` counts like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "circuitvit"
+
+# Rooms from the bottom of the house to the top: each imports only from the rooms before it.
+ROOMS = (
+    "errors",
+    "_version",
+    "graph",
+    "models",
+    "tasks",
+    "engine",
+    "attribution",
+    "pruning",
+    "verification",
+    "export",
+    "views",
+    "training",
+    "cli",
+    "__main__",
+)
+PUBLIC = "circuitvit"  # the package itself, circuitvit/__init__.py, which may import every room
+
+# Where a room may import less, or other things, than "everything before it".
+ALLOWED: dict[str, frozenset[str]] = {
+    "graph": frozenset({"errors", "_version"}),  # it knows nothing of models or torch modules
+    "cli": frozenset({PUBLIC, *ROOMS[: ROOMS.index("cli")]}),  # the command line is a user of the public face
+    "__main__": frozenset({"cli"}),
+}
+# Single files that may reach one room further, each with its reason.
+EXCEPTIONS = {
+    ("graph/circuit.py", "export"): "Circuit.draw is a convenience that calls the exporters",
+}
+
+UNSAFE_MODULES = frozenset({"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"})
+UNSAFE_BUILTINS = frozenset({"eval", "exec"})
+
+
+def imported_modules(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything that a module imports.
+
+    `from circuitvit import graph` gives `circuitvit.graph`: the caller tells rooms from other names.
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                for alias in names:
+                    yield node.lineno, alias.name
+            case ast.ImportFrom(module=source, names=names, level=level):
+                parts = module.split(".")
+                anchor = parts[: len(parts) - level + is_package] if level else []
+                for alias in names:
+                    yield node.lineno, ".".join([*anchor, *([source] if source else []), alias.name])
+            case ast.Call(func=func, args=[ast.Constant(value=str(name)), *_]) if ast.unparse(func).split(
+                "."
+            )[-1] in {"import_module", "__import__"}:
+                yield node.lineno, name
+
+
+def room_of(dotted: str) -> str | None:
+    """The room an absolute name lives in; `PUBLIC` for the package's own face; None for other packages."""
+    top, _, rest = dotted.partition(".")
+    if top != PUBLIC:
+        return None
+    room = rest.partition(".")[0]
+    return room if room in ROOMS else PUBLIC
+
+
+def room_violations(path: str, source: str) -> list[str]:
+    """The imports of one module, at `path` inside the package, that go up the house."""
+    is_package = path.endswith("__init__.py")
+    inner = path.removesuffix(".py").removesuffix("__init__").strip("/").replace("/", ".")
+    module = f"{PUBLIC}.{inner}" if inner else PUBLIC
+    room = room_of(module)
+    if path == "__init__.py":
+        return []
+    if room is None or room == PUBLIC:
+        return [f"{path}: belongs to no room; give it a place in ROOMS"]
+    allowed = ALLOWED.get(room, frozenset(ROOMS[: ROOMS.index(room)])) | {room}
+    return [
+        f"{path}:{line}: {room} must not import {dotted}"
+        for line, dotted in imported_modules(ast.parse(source), module, is_package)
+        if (target := room_of(dotted)) is not None
+        and target not in allowed
+        and (path, target) not in EXCEPTIONS
+    ]
+
+
+def local_names(tree: ast.AST) -> dict[str, str]:
+    """What each imported local name stands for, such as {"load": "torch.load", "np": "numpy"}."""
+    stands_for: dict[str, str] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                stands_for |= {alias.asname: alias.name for alias in names if alias.asname}
+            case ast.ImportFrom(module=str(origin), names=names, level=0):
+                stands_for |= {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in names}
+    return stands_for
+
+
+def unsafe_uses(path: str, source: str) -> list[str]:
+    """Everything in one module that could run code out of a file or a string."""
+    tree = ast.parse(source)
+    stands_for = local_names(tree)
+
+    def full_name(node: ast.expr) -> str:
+        head, dot, rest = ast.unparse(node).partition(".")
+        return f"{stands_for.get(head, head)}{dot}{rest}"
+
+    found = [
+        f"{path}:{line}: imports {dotted}"
+        for line, dotted in imported_modules(tree, PUBLIC, is_package=True)
+        if dotted.split(".")[0] in UNSAFE_MODULES
+    ]
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name() | ast.Attribute():
+                builtin = full_name(node).removeprefix("builtins.")
+                if builtin in UNSAFE_BUILTINS:
+                    found.append(f"{path}:{node.lineno}: uses the builtin {builtin}")
+            case ast.Call(func=func, keywords=keywords):
+                values = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
+                if full_name(func) == "torch.load" and values.get("weights_only") != "True":
+                    found.append(f"{path}:{node.lineno}: torch.load without weights_only=True")
+                if values.get("allow_pickle", "False") != "False":
+                    found.append(f"{path}:{node.lineno}: {full_name(func)} with allow_pickle")
+    return found
+
+
+def modules() -> list[str]:
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def source_of(path: str) -> str:
+    return (PACKAGE / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", modules())
+def test_rooms_import_only_from_earlier_rooms(path: str) -> None:
+    found = room_violations(path, source_of(path))  # apart, so that a failure does not print the source
+    assert found == []
+
+
+@pytest.mark.parametrize("path", modules())
+def test_nothing_runs_code_from_files_or_strings(path: str) -> None:
+    found = unsafe_uses(path, source_of(path))  # apart, so that a failure does not print the source
+    assert found == []
+
+
+# The rules themselves, on sources small enough to see the answer.
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("engine/capture.py", "from circuitvit.graph.topology import Graph"),
+        ("engine/capture.py", "from .hooks import tap"),
+        ("engine/__init__.py", "from .hooks import tap"),
+        ("engine/deep/inner.py", "from ..capture import tap\nfrom ...models import stages"),
+        ("models/timm_vit.py", "from circuitvit import errors\nimport timm"),
+        ("graph/circuit.py", "def draw():\n    from circuitvit.export import svg"),
+        ("graph/circuit.py", "from circuitvit._version import __version__"),
+        ("cli/__init__.py", "import circuitvit as cv\nfrom circuitvit import Task"),
+        ("__main__.py", "from circuitvit.cli import main"),
+        ("__init__.py", "from circuitvit.export import svg\nfrom circuitvit.cli import main"),
+        ("models/a.py", "import circuitvits.graph\nimport graph"),
+    ],
+)
+def test_imports_down_the_house_are_accepted(path: str, source: str) -> None:
+    assert room_violations(path, source) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("models/stages.py", "from circuitvit.graph.topology import Graph"),
+        ("models/stages.py", "import circuitvit.graph"),
+        ("models/stages.py", "import circuitvit"),
+        ("models/stages.py", "from circuitvit import Task"),
+        ("models/stages.py", "from circuitvit import engine"),
+        ("models/stages.py", "from .. import engine"),
+        ("models/__init__.py", "from ..engine.capture import tap"),
+        ("models/zoo/card.py", "from ...engine import capture"),
+        ("models/stages.py", "def late():\n    from circuitvit.tasks import Task"),
+        ("models/stages.py", "import importlib\nimportlib.import_module('circuitvit.tasks')"),
+        (
+            "graph/topology.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from circuitvit.models import Stage",
+        ),
+        ("graph/topology.py", "from circuitvit.export import svg"),
+        ("graph/circuit.py", "from circuitvit.engine import run"),
+        ("export/svg.py", "from circuitvit.cli import console"),
+        ("helpers.py", "x = 1"),
+        ("helpers/__init__.py", ""),
+    ],
+)
+def test_imports_up_the_house_are_found(path: str, source: str) -> None:
+    assert len(room_violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model.eval()",
+        "import ast\nast.literal_eval('1')",
+        "import torch\ntorch.load('w.pt', map_location='cpu', weights_only=True)",
+        "from safetensors.torch import load_file as load\nload('w.safetensors')",
+        "import numpy as np\nnp.load('x.npz', allow_pickle=False)",
+        "import json\njson.load(file)",
+        "import re\nre.compile('x')",
+    ],
+)
+def test_harmless_code_is_accepted(source: str) -> None:
+    assert unsafe_uses("engine/run.py", source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import pickle as p",
+        "def late():\n    from pickle import loads",
+        "from dill import *",
+        "import importlib\nimportlib.import_module('pickle')",
+        "eval('1')",
+        "exec('x = 1')",
+        "list(map(eval, texts))",
+        "import builtins\nbuiltins.eval('1')",
+        "from builtins import exec as run\nrun('x = 1')",
+        "import torch\ntorch.load('w.pt')",
+        "import torch\ntorch.load('w.pt', weights_only=False)",
+        "import torch\ntorch.load('w.pt', weights_only=flag)",
+        "import torch as t\nt.load('w.pt')",
+        "from torch import load as read\nread('w.pt')",
+        "import numpy as np\nnp.load('x.npy', allow_pickle=True)",
+    ],
+)
+def test_unsafe_code_is_found(source: str) -> None:
+    assert len(unsafe_uses("engine/run.py", source)) == 1
