@@ -14,7 +14,7 @@ from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
 from circuitvit.graph import Circuit, EdgeScores, Graph
 from circuitvit.models import Model, load, wrap
-from circuitvit.pruning import acdc
+from circuitvit.pruning import MaskSettings, acdc, find, learn_mask, refine
 from circuitvit.tasks import (
     Mean,
     Noise,
@@ -32,6 +32,7 @@ from circuitvit.tasks import (
     logit_diff,
     probability,
 )
+from circuitvit.verification import Report, verify
 
 __all__ = [
     "METHODS",
@@ -39,11 +40,13 @@ __all__ = [
     "CircuitViTError",
     "EdgeScores",
     "Graph",
+    "MaskSettings",
     "Mean",
     "Model",
     "Noise",
     "Patch",
     "PerPair",
+    "Report",
     "Resample",
     "Task",
     "TokenGroups",
@@ -53,12 +56,16 @@ __all__ = [
     "acdc",
     "attribute",
     "cross_entropy",
+    "find",
     "kl_divergence",
+    "learn_mask",
     "load",
     "log_probability",
     "logit",
     "logit_diff",
     "probability",
+    "refine",
     "run",
+    "verify",
     "wrap",
 ]

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.method import Settings, check_gradient, require_gradient
-from circuitvit.engine import Gradients, check_logits, clean_logits, gradients, outputs, progress_bar, reference_source
+from circuitvit.engine import (
+    Gradients,
+    check_logits,
+    clean_logits,
+    gradients,
+    outputs,
+    progress_bar,
+    reference_source,
+)
 from circuitvit.graph import Graph
 from circuitvit.tasks import Batch, PreparedTask
 
@@ -74,7 +82,7 @@ def add_products(
     members: Tensor | None,
     weight: float = 1.0,
 ) -> None:
-    """Add `weight * sum over images and tokens of delta_u . g_v` to `total` `(sender, receiver, group)`, in place.
+    """Add `weight * sum over images and tokens of delta_u . g_v` to `total`, in place.
 
     One matrix product for each stage, between the senders before it and its receivers.
     """

@@ -1,4 +1,4 @@
-"""EAP with integrated gradients: `g_v` averaged along the straight line from corrupt to clean input embedding.
+"""EAP with integrated gradients: `g_v` averaged along the straight line from corrupt to clean input.
 
 Cost: 2 forwards, and a forward and backward for each step. Check: the scores of the edges that leave the
 input sum to metric(corrupt) - metric(clean) as the steps grow. Blind to: much the same as EAP, since only the
@@ -53,7 +53,9 @@ def path_nodes(steps: int, rule: Rule) -> list[tuple[float, float]]:
     """
     if rule == "gauss-legendre":
         points, weights = np.polynomial.legendre.leggauss(steps)
-        return [(float(point + 1) / 2, float(weight) / 2) for point, weight in zip(points, weights, strict=True)]
+        return [
+            (float(point + 1) / 2, float(weight) / 2) for point, weight in zip(points, weights, strict=True)
+        ]
     shift = 0.5 if rule == "midpoint" else 0.0
     return [((step + shift) / steps, 1.0 / steps) for step in range(steps)]
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.method import Settings
+from circuitvit.attribution.method import Settings, check_effects
 from circuitvit.engine import BatchRun, batch_runs, progress_bar, run_from
 from circuitvit.graph import EdgeMask
 from circuitvit.tasks import PreparedTask
@@ -28,7 +28,9 @@ CANDIDATE_IMAGES = 32
 
 def exact(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     """The effect of every edge `(sender, receiver, group)`, summed over pairs."""
-    return edge_effects(prepared, prepared.graph.edge_mask, settings)
+    total = edge_effects(prepared, prepared.graph.edge_mask, settings)
+    check_effects(prepared, total)
+    return total
 
 
 def edge_effects(prepared: PreparedTask, wanted: EdgeMask, settings: Settings) -> NDArray[np.float64]:
@@ -36,6 +38,8 @@ def edge_effects(prepared: PreparedTask, wanted: EdgeMask, settings: Settings) -
     total = np.zeros(prepared.graph.shape)
     with progress_bar(int(wanted.sum()) * len(prepared), "exact effects", settings.progress) as bar:
         for run in batch_runs(prepared, settings.batch_size):
+            if not run.sources.deltas.any():  # as with equal images: no edge can have an effect
+                continue
             clean = run.metric(run.base.logits)
             for index, stage in enumerate(prepared.model.stages):
                 for local in range(len(stage.nodes.receivers)):
@@ -75,10 +79,12 @@ def _receiver_runs(
             if stage.is_readout:
                 logits = compact
             else:
-                change = part.expand(compact).sum(dim=0) - _own_output(run, index, fed).repeat(len(chunk), 1, 1)
+                change = part.expand(compact).sum(dim=0) - _own_output(run, index, fed).repeat(
+                    len(chunk), 1, 1
+                )
                 after = run.base.stream(index + 1).repeat(len(chunk), 1, 1) + change
                 logits = run_from(run.sources.model, index + 1, after)
-        yield chunk, run.metric(logits.unflatten(0, (len(chunk), -1)))
+        yield chunk, run.metric(logits.view(len(chunk), len(stream), -1))
 
 
 def _group_deltas(run: BatchRun, chunk: NDArray[np.intp]) -> Float[Tensor, "candidate batch token d_model"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitvit.errors import DataError, OptionError
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["Method", "Scorer", "Settings", "check_gradient", "require_gradient"]
+__all__ = ["Method", "Scorer", "Settings", "check_effects", "check_gradient", "require_gradient"]
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,17 @@ def check_gradient(prepared: PreparedTask, total: Tensor) -> None:
             f"the gradient of {prepared.metric.label} is 0 everywhere at the base run, so every score is 0. "
             "A divergence from the clean run is flat there, and equal images have no difference to score: "
             "use method='exact' or 'eap-ig', another metric, or other images"
+        )
+
+
+def check_effects(prepared: PreparedTask, total: NDArray[np.float64]) -> None:
+    """Refuse effects that are 0 everywhere.
+
+    Raises:
+        DataError: naming the way out.
+    """
+    if not total.any():
+        raise DataError(
+            f"no edge has any effect on {prepared.metric.label}: ablated runs give the same metric. Equal "
+            "clean and corrupt images have no difference to explain: use other images, metric or ablation"
         )

@@ -21,13 +21,22 @@ _PER_STEP = "2 forwards + steps x (forward + backward)"
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "eap": Method(eap, "edge attribution patching: first order at the clean run", "2 forwards + 1 backward"),
-        "eap-ig": Method(eap_ig, "EAP averaged along the input path, midpoint rule", _PER_STEP, uses_steps=True),
+        "eap": Method(
+            eap, "edge attribution patching: first order at the clean run", "2 forwards + 1 backward"
+        ),
+        "eap-ig": Method(
+            eap_ig, "EAP averaged along the input path, midpoint rule", _PER_STEP, uses_steps=True
+        ),
         "eap-ig-gauss": Method(eap_ig_gauss, "the same at Gauss-Legendre nodes", _PER_STEP, uses_steps=True),
         "eap-ig-left": Method(
-            eap_ig_left, "the same by the left Riemann sum of older code, to reproduce its numbers", _PER_STEP, uses_steps=True
+            eap_ig_left,
+            "the same by the left Riemann sum of older code, to reproduce its numbers",
+            _PER_STEP,
+            uses_steps=True,
         ),
-        "exact": Method(exact, "ablate each edge alone and run: the truth", "a part of a forward for each edge"),
+        "exact": Method(
+            exact, "ablate each edge alone and run: the truth", "a part of a forward for each edge"
+        ),
     }
 )
 
@@ -61,8 +70,8 @@ def attribute(
         DataError: if the images cannot be used, or the metric is flat.
 
     Example:
-        >>> import circuitvit as cv                                                # doctest: +SKIP
-        >>> scores = cv.attribute(model, task, method="eap-ig", steps=10)          # doctest: +SKIP
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> scores = cv.attribute(model, task, method="eap-ig", steps=10)  # doctest: +SKIP
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
@@ -78,6 +87,7 @@ def attribute(
 
 
 def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) -> Provenance:
-    """The origin of a result computed on a prepared task."""
+    """The origin of a result computed on a prepared task; a random ablation's seed stands in for none."""
     model = prepared.model
+    seed = getattr(prepared.ablation, "seed", None) if seed is None else seed
     return Provenance(model.name, model.weights_hash, prepared.label, method, seed=seed)

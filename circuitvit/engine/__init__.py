@@ -1,7 +1,7 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.batching import choose_batch_size
-from circuitvit.engine.capture import Capture, capture, outputs, run_from
+from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
+from circuitvit.engine.capture import Capture, capture, check_logits, outputs, run_from
 from circuitvit.engine.gradients import Gradients, gradients
 from circuitvit.engine.masked import Sources, masked_run, new_workspace
 from circuitvit.engine.progress import progress_bar
@@ -11,12 +11,12 @@ from circuitvit.engine.runs import (
     Evaluation,
     batch_runs,
     check_effect,
-    check_logits,
     clean_logits,
     evaluate,
     kept_edges,
     run,
 )
+from circuitvit.engine.soft import soft_run
 
 __all__ = [
     "BatchRun",
@@ -25,6 +25,7 @@ __all__ = [
     "Gradients",
     "Sources",
     "batch_runs",
+    "bytes_per_pair",
     "capture",
     "check_effect",
     "check_logits",
@@ -40,4 +41,5 @@ __all__ = [
     "reference_source",
     "run",
     "run_from",
+    "soft_run",
 ]

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit.errors import ModelError
 from circuitvit.models import Model, Stage
+from circuitvit.tasks import Batch
 
-__all__ = ["Capture", "capture", "outputs", "run_from"]
+__all__ = ["Capture", "capture", "check_logits", "outputs", "run_from"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +20,7 @@ class Capture:
     """What a plain run left behind.
 
     Attributes:
-        streams: what each stage read, `(batch, token, d_model)` each; None for the source, which reads images.
+        streams: what each stage read, `(batch, token, d_model)`; None for the source, which reads images.
         compacts: what each stage's senders wrote, in compact form; the readout's is the logits.
     """
 
@@ -54,7 +56,9 @@ def capture(model: Model, images: Float[Tensor, "batch channel height width"]) -
 
 
 @torch.no_grad()
-def run_from(model: Model, stage: int, stream: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch class"]:
+def run_from(
+    model: Model, stage: int, stream: Float[Tensor, "batch token d_model"]
+) -> Float[Tensor, "batch class"]:
     """The logits when stage number `stage` and all after it run plainly on `stream`."""
     *layers, readout = model.stages[stage:]
     for layer in layers:
@@ -62,12 +66,16 @@ def run_from(model: Model, stage: int, stream: Float[Tensor, "batch token d_mode
     return readout.write(readout.read(stream))
 
 
-def outputs(stages: tuple[Stage, ...], compacts: tuple[Tensor, ...]) -> Float[Tensor, "sender batch token d_model"]:
+def outputs(
+    stages: tuple[Stage, ...], compacts: tuple[Tensor, ...]
+) -> Float[Tensor, "sender batch token d_model"]:
     """Every sender's output, from the compact forms; the readout has no senders and is passed over.
 
     As `expand` is linear, the same call turns differences of compact forms into differences of outputs.
     """
-    writers = [(stage, compact) for stage, compact in zip(stages, compacts, strict=True) if not stage.is_readout]
+    writers = [
+        (stage, compact) for stage, compact in zip(stages, compacts, strict=True) if not stage.is_readout
+    ]
     first = writers[0][0].expand(writers[0][1])
     n_senders = sum(len(stage.nodes.senders) for stage, _ in writers)
     stacked = first.new_empty(n_senders, *first.shape[1:])
@@ -77,3 +85,17 @@ def outputs(stages: tuple[Stage, ...], compacts: tuple[Tensor, ...]) -> Float[Te
         stacked[start:end] = stage.expand(compact)
         start = end
     return stacked
+
+
+def check_logits(logits: Tensor, batch: Batch) -> None:
+    """Refuse logits that are no numbers.
+
+    Raises:
+        ModelError: naming the first pair that they come from.
+    """
+    bad = ~logits.isfinite().all(dim=-1)
+    if bad.any():
+        row = int(batch.rows[bad.cpu()][0])
+        raise ModelError(
+            f"the model gives NaN or infinite logits for pair {row}: check its weights and the image"
+        )

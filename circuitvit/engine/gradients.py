@@ -61,7 +61,8 @@ def gradients(
     """
     source, *layers, readout = model.stages
     streams: list[Tensor | None] = [None]
-    compacts, reads = [embedded], [()]
+    compacts = [embedded]
+    reads: list[Reads] = [()]
     stream = source.total(embedded) if stream is None else stream
     with torch.enable_grad():
         for stage in layers:
@@ -75,7 +76,10 @@ def gradients(
         logits = readout.write(taps)
         values = objective(logits)
         flat = [tap for stage_reads in (*reads, taps) for tap in stage_reads]
-        found = iter(torch.autograd.grad(values.sum(), flat, materialize_grads=True))
+        if values.requires_grad:
+            found = iter(torch.autograd.grad(values.sum(), flat, materialize_grads=True))
+        else:  # a metric that does not look at the logits
+            found = iter([torch.zeros_like(tap) for tap in flat])
     reads.append(taps)
     streams.append(stream.detach())
     compacts.append(logits)
@@ -89,5 +93,12 @@ def gradients(
 
 
 def _tapped(reads: Reads) -> Reads:
-    """The reads as differentiable tensors; in the first layer nothing before them is, as the input is no receiver."""
-    return tuple(read if read.requires_grad else read.detach().requires_grad_() for read in reads)
+    """The reads as tensors of their own, so that a gradient at one goes through its receiver alone.
+
+    A stage without a norm reads the stream itself, which the skip connection and other receivers use as
+    well; a view of it is used by nobody else. In the first layer nothing is differentiable yet, as the input
+    is no receiver.
+    """
+    return tuple(
+        read.view_as(read) if read.requires_grad else read.detach().requires_grad_() for read in reads
+    )

@@ -24,7 +24,7 @@ from circuitvit.graph import EdgeMask, Graph
 from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model, Stage
 
-__all__ = ["Sources", "masked_run", "new_workspace"]
+__all__ = ["Sources", "masked_run", "mix", "new_workspace"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +74,25 @@ def masked_run(
     Args:
         sources: of the batch.
         kept: `(sender, receiver, group)`.
-        start: number of the first stage that may have ablated edges; all before it are taken from the base run.
+        start: number of the first stage with ablated edges; all before it are taken from the base run.
         workspace: from `new_workspace`, to spare many runs on one batch the allocation; overwritten.
     """
     model, graph = sources.model, sources.graph
-    needed = (kept & live_receivers(graph, kept)[None]).any(axis=(1, 2))
+    needed = np.any(kept & live_receivers(graph, kept)[None], axis=(1, 2))
     changes = new_workspace(sources) if workspace is None else workspace
     for index, stage in enumerate(model.stages[start:], start):
         senders, receivers = graph.sender_slices[index], graph.receiver_slices[index]
         wanted = np.flatnonzero(needed[senders])
         if not stage.is_readout and not len(wanted):
             continue
-        part, places = (stage, list(range(receivers.start, receivers.stop))) if stage.is_readout else _part(
-            stage, graph, wanted
+        part, places = (
+            (stage, list(range(receivers.start, receivers.stop)))
+            if stage.is_readout
+            else _part(stage, graph, wanted)
         )
-        streams, source = _receiver_streams(sources, index, kept[: senders.start, places], changes[: senders.start])
+        streams, source = _receiver_streams(
+            sources, index, kept[: senders.start, places], changes[: senders.start]
+        )
         compact = part.write(part.read_each(streams, source))
         if stage.is_readout:
             return compact
@@ -133,19 +137,21 @@ def _receiver_streams(
     if len(used):
         rows = changes if len(used) == len(changes) else changes[used]
         weights = torch.from_numpy(patterns[used]).to(base.device, base.dtype)  # (sender, pattern, group)
-        streams = streams + _mix(weights, rows, sources.members)
+        streams = streams + mix(weights, rows, sources.members)
     return streams, source.ravel().tolist()
 
 
-def _mix(weights: Tensor, changes: Tensor, members: Tensor | None) -> Float[Tensor, "pattern batch token d_model"]:
+def mix(
+    weights: Tensor, changes: Tensor, members: Tensor | None
+) -> Float[Tensor, "pattern batch token d_model"]:
     """Sum of the changes that each pattern lets through, `weights` `(sender, pattern, group)`."""
     flat = changes.flatten(1)
     if members is None:
-        return (weights[..., 0].t() @ flat).unflatten(1, changes.shape[1:])
+        return (weights[..., 0].t() @ flat).view(-1, *changes.shape[1:])
     mixed: Tensor | None = None
     for group in range(weights.shape[2]):
         inside = (members == group).to(changes.dtype)[..., None]
-        part = (weights[..., group].t() @ flat).unflatten(1, changes.shape[1:]) * inside
+        part = (weights[..., group].t() @ flat).view(-1, *changes.shape[1:]) * inside
         mixed = part if mixed is None else mixed.add_(part)
     assert mixed is not None
     return mixed

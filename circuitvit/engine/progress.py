@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from tqdm.auto import tqdm
 
 __all__ = ["progress_bar"]
@@ -10,7 +12,7 @@ DELAY = 1.0
 """Seconds that work may take before a bar appears."""
 
 
-def progress_bar(total: int, description: str, show: bool) -> tqdm[None]:
+def progress_bar(total: int, description: str, show: bool) -> "tqdm[NoReturn]":
     """A bar to be advanced by `update`; used as a context manager.
 
     Args:

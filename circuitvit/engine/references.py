@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.engine.capture import Capture, capture, outputs
-from circuitvit.errors import DataError
+from circuitvit.engine.capture import Capture, capture, check_logits, outputs
+from circuitvit.errors import DataError, ModelError
 from circuitvit.models import Model
 from circuitvit.tasks import Batch, Mean, Noise, Patch, PreparedTask, Resample, Zero
 from circuitvit.tasks.images import Images, as_images
@@ -21,7 +21,7 @@ References = Callable[[Batch, Capture], Float[Tensor, "sender batch token d_mode
 
 
 def reference_source(prepared: PreparedTask, batch_size: int) -> References:
-    """How the task's ablation gets its reference outputs; whole-data-set statistics are computed here, once."""
+    """How the task's ablation gets its reference outputs; data-set statistics are computed here, once."""
     model, ablation = prepared.model, prepared.ablation
     match ablation:
         case Patch():
@@ -39,10 +39,14 @@ def reference_source(prepared: PreparedTask, batch_size: int) -> References:
 
 def _patched(model: Model, batch: Batch) -> Tensor:
     assert batch.reference is not None, "a task with patch ablation has corrupt images"
-    return outputs(model.stages, capture(model, batch.reference).compacts)
+    run = capture(model, batch.reference)
+    check_logits(run.logits, batch)
+    return outputs(model.stages, run.compacts)
 
 
-def _mean_outputs(prepared: PreparedTask, ablation: Mean, batch_size: int) -> Float[Tensor, "sender 1 token d_model"]:
+def _mean_outputs(
+    prepared: PreparedTask, ablation: Mean, batch_size: int
+) -> Float[Tensor, "sender 1 token d_model"]:
     """The mean output of every sender over the ablation's images: a sum over images, then one division."""
     model = prepared.model
     total: Tensor | None = None
@@ -53,6 +57,8 @@ def _mean_outputs(prepared: PreparedTask, ablation: Mean, batch_size: int) -> Fl
             part = outputs(model.stages, capture(model, batch).compacts).sum(dim=1, keepdim=True)
             total = part if total is None else total.add_(part)
     assert total is not None, "image sources are never empty"
+    if not total.isfinite().all():
+        raise ModelError("the mean of the senders' outputs is NaN or infinite: check the images to average")
     mean = total / sum(len(images) for images in sources)
     return mean if ablation.per_token else mean.mean(dim=2, keepdim=True).expand_as(mean)
 

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.engine.batching import choose_batch_size
-from circuitvit.engine.capture import Capture, capture
+from circuitvit.engine.capture import Capture, capture, check_logits
 from circuitvit.engine.masked import Sources, masked_run
 from circuitvit.engine.progress import progress_bar
 from circuitvit.engine.references import reference_source
-from circuitvit.errors import DataError, ModelError, OptionError
+from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.tasks import Batch, PreparedTask, Task
@@ -53,7 +53,10 @@ def batch_runs(prepared: PreparedTask, batch_size: int) -> Iterator[BatchRun]:
 
     Raises:
         ModelError: if a run gives NaN or infinite logits.
+        OptionError: if the batch size is not positive.
     """
+    if batch_size < 1:
+        raise OptionError(f"the batch size must be at least 1, not {batch_size}")
     model = prepared.model
     references = reference_source(prepared, batch_size)
     for batch in prepared.batches(batch_size):
@@ -69,7 +72,9 @@ def clean_logits(prepared: PreparedTask, batch: Batch, base_logits: Tensor) -> F
     if not prepared.denoising:
         return base_logits.detach()
     assert batch.reference is not None, "denoising tasks have both sides"
-    return prepared.model(batch.reference)
+    logits = prepared.model(batch.reference)
+    check_logits(logits, batch)
+    return logits
 
 
 def kept_edges(prepared: PreparedTask, circuit: Circuit) -> EdgeMask:
@@ -88,7 +93,7 @@ def kept_edges(prepared: PreparedTask, circuit: Circuit) -> EdgeMask:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Logits and metrics of several edge masks on all pairs, with those of the unablated and the ablated model.
+    """Logits and metrics of several edge masks on all pairs, and those of the whole and of the ablated model.
 
     Attributes:
         logits: `(mask, pair, class)`.
@@ -145,7 +150,12 @@ def evaluate(
 
 
 def run(
-    model: Model, task: Task, circuit: Circuit | None = None, *, ablate: Circuit | None = None, batch_size: int | None = None
+    model: Model,
+    task: Task,
+    circuit: Circuit | None = None,
+    *,
+    ablate: Circuit | None = None,
+    batch_size: int | None = None,
 ) -> Float[Tensor, "pair class"]:
     """The logits with everything outside `circuit` ablated, or with the edges of `ablate` ablated.
 
@@ -155,8 +165,10 @@ def run(
         OptionError: if not exactly one of `circuit` and `ablate` is given.
 
     Example:
-        >>> import circuitvit as cv                                                        # doctest: +SKIP
-        >>> logits = cv.run(model, task, cv.Circuit.from_edges(model.graph, ["input->logits"]))   # doctest: +SKIP
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> logits = cv.run(
+        ...     model, task, cv.Circuit.from_edges(model.graph, ["input->logits"])
+        ... )  # doctest: +SKIP
     """
     if (circuit is None) == (ablate is None):
         raise OptionError("give either the circuit to keep, or ablate= with the edges to remove")
@@ -169,18 +181,6 @@ def run(
 # -- checks --------------------------------------------------------------------------------------
 
 
-def check_logits(logits: Tensor, batch: Batch) -> None:
-    """Refuse logits that are no numbers.
-
-    Raises:
-        ModelError: naming the first pair that they come from.
-    """
-    bad = ~logits.isfinite().all(dim=-1)
-    if bad.any():
-        row = int(batch.rows[bad.cpu()][0])
-        raise ModelError(f"the model gives NaN or infinite logits for pair {row}: check its weights and the image")
-
-
 def check_effect(prepared: PreparedTask, all_values: Tensor, none_values: Tensor) -> None:
     """Refuse a task whose metric is the same with and without the behaviour.
 
@@ -191,6 +191,7 @@ def check_effect(prepared: PreparedTask, all_values: Tensor, none_values: Tensor
     scale = max(float(all_values.abs().max()), float(none_values.abs().max()), 1e-6)
     if abs(whole - nothing) <= 1e-5 * scale:
         raise DataError(
-            f"the metric {prepared.metric.label} is {whole:.6g} with the behaviour and {nothing:.6g} without: "
+            f"the metric {prepared.metric.label} is {whole:.6g} with the behaviour and "
+            f"{nothing:.6g} without: "
             "there is nothing to explain. Choose images that differ in it, or another target and foil"
         )

@@ -16,7 +16,6 @@ import graphviz
 
 from circuitvit.errors import FileError
 from circuitvit.export import style
-from circuitvit.export.legend import MEANINGS
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
 from circuitvit.export.text import clean
 
@@ -86,6 +85,11 @@ def rendered(picture: Picture, kind: str) -> bytes:
     return drawn
 
 
+def _html(text: str) -> str:
+    """Text within an HTML label; a closing bracket is no syntax error only when written as a number."""
+    return escape(text).replace("]", "&#93;")
+
+
 def _last_words(error: graphviz.CalledProcessError) -> str:
     said = (
         error.stderr.decode(errors="replace")
@@ -97,12 +101,11 @@ def _last_words(error: graphviz.CalledProcessError) -> str:
 
 def _graph_attributes(picture: Picture) -> dict[str, str]:
     meanings = [
-        f'<FONT COLOR="{style.COLOURS[sign]}">{escape(MEANINGS[picture.direction, sign])}</FONT>'
-        for sign in picture.signs
+        f'<FONT COLOR="{style.COLOURS[sign]}">{_html(picture.meaning(sign))}</FONT>' for sign in picture.signs
     ]
-    lines = [f"<B>{escape(picture.title)}</B>"] if picture.title else []
-    lines += meanings if picture.edges else ["This circuit has no edges."]
-    lines += [escape(line) for line in (picture.counts, picture.origin) if line]
+    lines = [f"<B>{_html(picture.title)}</B>"] if picture.title else []
+    lines += meanings if picture.edges else [picture.emptiness]
+    lines += [_html(line) for line in (picture.counts, picture.origin) if line]
     return {
         "rankdir": "BT",
         "splines": "true",
@@ -152,11 +155,11 @@ def _head_label(node: DrawnNode) -> str:
         _PORT_CELL.format(
             port=_port(port),
             colour=style.INK if port in node.used else style.FAINT,
-            name=escape(clean(port)) or "-",
+            name=_html(clean(port)) or "-",
         )
         for port in node.ports
     )
-    name = f'<TR><TD COLSPAN="{len(node.ports)}"><B>{escape(clean(node.name)) or "-"}</B></TD></TR>'
+    name = f'<TR><TD COLSPAN="{len(node.ports)}"><B>{_html(clean(node.name)) or "-"}</B></TD></TR>'
     table = f'<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{style.PAPER}">'
     return f"<{table}{name}<TR>{cells}</TR></TABLE>>"
 

@@ -18,15 +18,6 @@ LINE = 19.0
 SAMPLE = 26.0  # length of a sample line
 _GAP = 22.0
 
-MEANINGS: dict[tuple[str, Sign], str] = {
-    ("noising", "supports"): "ablating lowers the metric (supports)",
-    ("noising", "opposes"): "ablating raises the metric (opposes)",
-    ("denoising", "supports"): "restoring raises the metric (supports)",
-    ("denoising", "opposes"): "restoring lowers the metric (opposes)",
-    ("noising", "unscored"): "no effect known",
-    ("denoising", "unscored"): "no effect known",
-}
-
 PORT_NAMES = {"q": "query", "k": "key", "v": "value"}
 
 
@@ -90,7 +81,7 @@ def _sign_item(picture: Picture, sign: Sign) -> _Item:
     def draw(parent: ET.Element, x: float, y: float) -> None:
         _stroke(parent, x, y, SAMPLE, COLOURS[sign], 3.0)
 
-    return _Item(MEANINGS[picture.direction, sign], SAMPLE, draw)
+    return _Item(picture.meaning(sign), SAMPLE, draw)
 
 
 def _width_item(picture: Picture, strongest: float) -> _Item:
@@ -104,7 +95,7 @@ def _width_item(picture: Picture, strongest: float) -> _Item:
         _words(parent, x, y, "effect", style.INK)
         at = x + lead
         for share, word, step in zip(shares, words, steps, strict=True):
-            _stroke(parent, at, y, SAMPLE, style.MUTED, max(style.THINNEST, picture.max_width * share))
+            _stroke(parent, at, y, SAMPLE, style.MUTED, style.width_of(share, picture.max_width))
             _words(parent, at + SAMPLE + 4, y, word, style.INK)
             at += step
 

@@ -75,11 +75,10 @@ class DrawnEdge:
     @property
     def said(self) -> str:
         """The edge in words, for hover texts and screen readers."""
-        return (
-            self.name
-            if self.score is None
-            else f"{self.name}: {number(self.score, signed=True)} ({self.sign})"
-        )
+        if self.score is None:
+            return self.name
+        meaning = "no effect" if self.sign == "unscored" else self.sign
+        return f"{self.name}: {number(self.score, signed=True)} ({meaning})"
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,19 @@ class Picture:
         order: tuple[Sign, ...] = ("supports", "opposes", "unscored")
         return tuple(sign for sign in order if sign in found)
 
+    @property
+    def emptiness(self) -> str:
+        """What to say of a picture without edges."""
+        return "This circuit has no edges." if self.counts.startswith("0 ") else "No edges are shown."
+
+    def meaning(self, sign: Sign) -> str:
+        """What edges of a sign do, in words."""
+        if sign == "unscored":
+            return "edge without a score" if self.strongest is None else "no effect"
+        verb = "ablating" if self.direction == "noising" else "restoring"
+        raises = (sign == "opposes") == (self.direction == "noising")
+        return f"{verb} {'raises' if raises else 'lowers'} the metric ({sign})"
+
 
 def picture_of(
     circuit: Circuit,
@@ -141,7 +153,7 @@ def picture_of(
         >>> from circuitvit.graph.eap_ig import transformer_graph
         >>> picture = picture_of(Circuit.from_edges(transformer_graph(1, 2), ["input->m0", "m0->logits"]))
         >>> picture.counts
-        '2 of 15 edges, 3 of 5 nodes'
+        '2 of 13 edges, 3 of 5 nodes'
     """
     direction = _direction(circuit, direction)
     places = _strongest(circuit, max_edges)

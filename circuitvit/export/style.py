@@ -2,7 +2,7 @@
 
 Blue and vermillion are the pair of the Okabe-Ito palette that stays apart in every common kind of
 colour blindness. Width is proportional to the magnitude of the effect, so twice as wide means twice
-as strong; only below `THINNEST` is an edge drawn wider than it deserves, to remain visible.
+as strong; only very weak edges are drawn wider than they deserve, to remain visible.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FONT", "INK", "EdgeLook", "Sign", "dash_of", "edge_look", "widest"]
+__all__ = ["EdgeLook", "Sign", "dash_of", "edge_look", "widest", "width_of"]
 
 Sign = Literal["supports", "opposes", "unscored"]
 """What an edge does for the behaviour; "unscored" also where its effect is exactly 0."""
@@ -25,9 +25,9 @@ END_FILL = "#30363D"  # input and logits
 PAPER = "#FFFFFF"
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
-THINNEST = 0.6
+THINNEST = 0.18  # of the widest edge
 UNSCORED_WIDTH = 1.3
-FAINTEST = 0.45
+FAINTEST = 0.5
 _DASHES = ("", "6 2.5", "1.2 2.4", "8 2.5 1.2 2.5", "3 2", "10 3 3 3")
 
 
@@ -71,12 +71,22 @@ def edge_look(sign: Sign, share: float, max_width: float, group: int = 0) -> Edg
 
     Example:
         >>> edge_look("supports", 0.5, max_width=4.0)
-        EdgeLook(colour='#0072B2', width=2.0, opacity=0.7, dash='')
+        EdgeLook(colour='#0072B2', width=2.0, opacity=0.725, dash='')
     """
     if sign == "unscored":
         return EdgeLook(COLOURS[sign], UNSCORED_WIDTH, 0.6, dash_of(group))
     opacity = FAINTEST + (0.95 - FAINTEST) * share
-    return EdgeLook(COLOURS[sign], max(THINNEST, max_width * share), round(opacity, 3), dash_of(group))
+    return EdgeLook(COLOURS[sign], width_of(share, max_width), round(opacity, 3), dash_of(group))
+
+
+def width_of(share: float, max_width: float) -> float:
+    """Width in pixels of an edge of this share of the largest magnitude.
+
+    Example:
+        >>> width_of(0.5, max_width=4.0), width_of(0.0, max_width=4.0)
+        (2.0, 0.72)
+    """
+    return max_width * max(THINNEST, share)
 
 
 def dash_of(group: int) -> str:

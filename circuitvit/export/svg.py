@@ -87,8 +87,7 @@ def _add_title(root: ET.Element, picture: Picture, room: float) -> float:
         _text(root, MARGIN, y + 0.8 * TITLE_SIZE, line, TITLE_SIZE, style.INK, weight="600")
         y += 1.3 * TITLE_SIZE
     if not picture.edges:
-        words = "This circuit has no edges." if picture.counts.startswith("0 ") else "No edges are shown."
-        _text(root, MARGIN, y + 14, words, NAME_SIZE + 1, style.MUTED)
+        _text(root, MARGIN, y + 14, picture.emptiness, NAME_SIZE + 1, style.MUTED)
         y += 24
     return y + 10
 

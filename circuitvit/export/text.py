@@ -11,7 +11,7 @@ import unicodedata
 __all__ = ["clean", "fit", "number", "text_width", "wrap"]
 
 _NARROW = frozenset("fijlrtI.,:;!|'`()[]{}-/\\ ")
-_WIDE = frozenset("mwMWOQGD@%&+<>=_#~")
+_WIDE = frozenset("mwMWOQGD%&+<>=_#~")
 
 
 def clean(text: str) -> str:
@@ -51,6 +51,8 @@ def _em(letter: str) -> float:
         return 0.42
     if letter in _WIDE:
         return 0.98
+    if letter == "@":
+        return 1.02
     if letter.isascii():
         return 0.76 if letter.isupper() else 0.64
     return 1.15  # wide scripts and emoji
@@ -61,14 +63,17 @@ def fit(text: str, size: float, room: float) -> str:
 
     Example:
         >>> fit("a very long name", 10, 60)
-        'a very lo…'
+        'a very l…'
     """
-    if text_width(text, size) <= room:
-        return text
-    cut = text
-    while cut and text_width(cut + "…", size) > room:
-        cut = cut[:-1]
-    return cut.rstrip() + "…"
+    width, cut = 0.0, 0
+    ending = text_width("…", size)
+    for place, letter in enumerate(text):  # one pass, since a hostile title may be megabytes long
+        if width + ending <= room:
+            cut = place
+        width += text_width(letter, size)
+        if width > room:
+            return text[:cut].rstrip() + "…"
+    return text
 
 
 def wrap(text: str, size: float, room: float, max_lines: int) -> list[str]:

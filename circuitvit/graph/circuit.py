@@ -18,7 +18,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -157,16 +157,16 @@ class Circuit:
     # -- set algebra -----------------------------------------------------------------------------
 
     def __or__(self, other: Circuit) -> Circuit:
-        return self._combined(other, self.kept | other.kept)
+        return self._combined(other, lambda mine, theirs: mine | theirs)
 
     def __and__(self, other: Circuit) -> Circuit:
-        return self._combined(other, self.kept & other.kept)
+        return self._combined(other, lambda mine, theirs: mine & theirs)
 
     def __sub__(self, other: Circuit) -> Circuit:
-        return self._combined(other, self.kept & ~other.kept)
+        return self._combined(other, lambda mine, theirs: mine & ~theirs)
 
     def __xor__(self, other: Circuit) -> Circuit:
-        return self._combined(other, self.kept ^ other.kept)
+        return self._combined(other, lambda mine, theirs: mine ^ theirs)
 
     def __invert__(self) -> Circuit:
         """The complement: all edges that are not in this circuit."""
@@ -181,8 +181,9 @@ class Circuit:
         either = len(self | other)
         return len(self & other) / either if either else 1.0
 
-    def _combined(self, other: Circuit, kept: EdgeMask) -> Circuit:
+    def _combined(self, other: Circuit, operation: Callable[[EdgeMask, EdgeMask], EdgeMask]) -> Circuit:
         self._same_graph(other.graph)
+        kept = operation(self.kept, other.kept)
         return Circuit(self.graph, kept, self.values if self.values is not None else other.values)
 
     def _same_graph(self, other: Graph) -> None:

@@ -214,7 +214,7 @@ def graph_from_dict(content: Mapping[str, Any]) -> Graph:
     """The inverse of `graph_to_dict`, for content that fits the schema."""
     stages = []
     for stage in content["stages"]:
-        feeds = tuple(tuple(fed) for fed in stage["feeds"])
+        feeds = tuple(tuple(int(index) for index in fed) for fed in stage["feeds"])  # 1.0 is an integer too
         n_receivers = len(stage["receivers"])
         if len(feeds) != n_receivers or len(stage["mixes"]) != n_receivers:
             raise FileError(f"stage {stage['name']!r}: feeds and mixes need one entry for each receiver")
@@ -224,7 +224,7 @@ def graph_from_dict(content: Mapping[str, Any]) -> Graph:
             StageNodes(
                 stage["name"],
                 stage["kind"],
-                stage["layer"],
+                int(stage["layer"]),
                 tuple(stage["senders"]),
                 tuple(stage["receivers"]),
                 feeds,
@@ -233,7 +233,7 @@ def graph_from_dict(content: Mapping[str, Any]) -> Graph:
                 stage.get("writes_to", "residual"),
             )
         )
-    graph = Graph(tuple(stages), tuple(content["groups"]), content.get("d_model", 0))
+    graph = Graph(tuple(stages), tuple(content["groups"]), int(content.get("d_model", 0)))
     if prod(graph.shape) > eap_ig.MAX_ENTRIES:
         raise FileError(f"a graph of {graph.shape} senders, receivers and groups is no model we know")
     return graph

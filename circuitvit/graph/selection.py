@@ -72,7 +72,7 @@ def connected(scores: EdgeScores, k: int, by: Ranking = "magnitude") -> Circuit:
         index = (int(place[0]), int(place[1]), int(place[2]))
         if kept.sum() >= k:
             break
-        if kept[index] or (by == "signed" and ranks[index] <= 0):
+        if kept[index] or (by == "signed" and ranks[index] <= 0) or not network.joins(index):
             continue
         grown = kept.copy()
         for step in network.through(index):
@@ -105,6 +105,12 @@ class _PathFinder:
         self.width_out, _ = _ways_out(graph, self.ranks, np.inf, np.minimum)
         self.into: dict[tuple[int, int], list[Step]] = {}
         self.out: dict[tuple[int, int], list[Step]] = {}
+
+    def joins(self, edge: Step) -> bool:
+        """Whether any path from a source to a readout runs through `edge`."""
+        sender, receiver, group = edge
+        ends = self.width_in[sender, group], self.width_out[receiver, group]
+        return bool(np.min(ends) > -np.inf)
 
     def through(self, edge: Step) -> list[Step]:
         """The edges of the strongest source-to-readout path through `edge`."""

@@ -51,7 +51,10 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None
     """
     own = module.state_dict()
     problems = []
-    missing, left_over = [name for name in own if name not in state], [name for name in state if name not in own]
+    missing, left_over = (
+        [name for name in own if name not in state],
+        [name for name in state if name not in own],
+    )
     shapes = [
         f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
         for name in own
@@ -102,7 +105,10 @@ def is_offline(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         text = f"{type(seen).__name__} {seen}".lower()
-        if any(word in text for word in ("connect", "offline", "resolve", "timeout", "cached", "network", "urlopen")):
+        if any(
+            word in text
+            for word in ("connect", "offline", "resolve", "timeout", "cached", "network", "urlopen")
+        ):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

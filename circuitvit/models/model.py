@@ -70,7 +70,7 @@ class Model:
             return int(self.embed(blank).shape[-1])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images `(batch, channel, height, width)` to the stream that enters the first layer `(batch, token, d_model)`."""
+        """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
         source = self.stages[0]
         return source.total(source.write(source.read(images)))
 
@@ -103,4 +103,5 @@ class Model:
     def __repr__(self) -> str:
         size = "x".join(str(side) for side in self.preprocessing.size)
         classes = f", {len(self.classes)} classes" if self.classes else ""
-        return f"Model({self.name}: {len(self.layers)} stages, {self.graph.n_edges:,} edges, input {size}{classes})"
+        edges = f"{self.graph.n_edges:,} edges"
+        return f"Model({self.name}: {len(self.layers)} stages, {edges}, input {size}{classes})"

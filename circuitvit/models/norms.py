@@ -55,7 +55,7 @@ class Norm:
         return stream * inverse, inverse
 
     def fold(self, weight: Float[Tensor, "out d_model"]) -> Float[Tensor, "out d_model"]:
-        """`C W diag(weight)`: the projection after the norm with the norm's affine part and centring folded in."""
+        """`C W diag(weight)`: the projection with the norm's affine part and centring folded in."""
         folded = weight if self.weight is None else weight * self.weight
         return folded - folded.mean(dim=-1, keepdim=True) if self.centred else folded
 
@@ -65,7 +65,7 @@ class Norm:
         return offset if self.bias is None else offset + weight @ self.bias
 
     def pull_back(self, stream: Tensor, d_normed: Tensor) -> Tensor:
-        """The gradient at the stream from the gradient at the norm's output, both `(batch, token, d_model)`."""
+        """The gradient at the stream from that at the norm's output, both `(batch, token, d_model)`."""
         gradient = d_normed if self.weight is None else d_normed * self.weight
         if not self.scaled:
             return gradient
@@ -84,7 +84,8 @@ def norm_of(module: nn.Module, where: str) -> Norm:
         where: its name in the model, for the error.
 
     Raises:
-        UnsupportedModelError: if it is none of LayerNorm, RMSNorm and Identity.
+        UnsupportedModelError: if it is none of LayerNorm, RMSNorm and Identity, or computes something else
+            than its class says; gradients come from the formula, so they would be wrong without a sign.
     """
     kind = type(module)
     if isinstance(module, nn.Identity):
@@ -92,11 +93,39 @@ def norm_of(module: nn.Module, where: str) -> Norm:
     names = {base.__name__ for base in kind.__mro__}
     parts: Any = module
     if "LayerNorm" in names and "2d" not in kind.__name__:
-        return Norm(module, True, True, float(parts.eps), parts.weight, parts.bias)
-    if names & {"RmsNorm", "RmsNormFp32", "RMSNorm"}:
-        # nn.RMSNorm without an eps takes the machine's smallest step
-        eps = torch.finfo(torch.float32).eps if parts.eps is None else float(parts.eps)
-        return Norm(module, False, True, eps, parts.weight)
-    raise UnsupportedModelError(
-        f"{where} is a {kind.__name__}, a norm this library cannot differentiate: LayerNorm, RMSNorm and Identity are known"
-    )
+        norm = Norm(module, True, True, float(parts.eps), parts.weight, parts.bias)
+    elif names & {"RmsNorm", "RmsNormFp32", "RMSNorm"} and hasattr(module, "eps"):
+        norm = Norm(module, False, True, _rms_eps(parts), parts.weight)
+    else:
+        raise UnsupportedModelError(
+            f"{where} is a {kind.__name__}, a norm this library cannot differentiate: "
+            "LayerNorm, RMSNorm and Identity are known"
+        )
+    if not _keeps_to_formula(norm):
+        raise UnsupportedModelError(
+            f"{where} is a {kind.__name__} that computes something else than LayerNorm and RMSNorm do"
+        )
+    return norm
+
+
+def _rms_eps(module: Any) -> float:
+    """The eps of an RMSNorm; unset, torch takes the smallest step of the dtype it computes in."""
+    if module.eps is not None:
+        return float(module.eps)
+    double = module.weight is not None and module.weight.dtype == torch.float64
+    return torch.finfo(torch.float64 if double else torch.float32).eps
+
+
+@torch.no_grad()
+def _keeps_to_formula(norm: Norm) -> bool:
+    """Whether the module gives `x_hat * weight + bias` on noise."""
+    parts: Any = norm.module
+    like = torch.empty(0) if norm.weight is None else norm.weight
+    width = parts.normalized_shape[-1] if norm.weight is None else len(norm.weight)
+    noise = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    stream = (1 + noise).to(like)
+    expected, _ = norm.standardise(stream)
+    expected = expected if norm.weight is None else expected * norm.weight
+    expected = expected if norm.bias is None else expected + norm.bias
+    tolerance = 1e-4 if like.dtype in (torch.float32, torch.float64) else 5e-2
+    return bool((norm(stream) - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1.0))

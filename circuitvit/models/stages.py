@@ -64,7 +64,7 @@ class Stage(ABC):
 
     @abstractmethod
     def write(self, reads: Reads) -> Tensor:
-        """The senders' outputs in their cheapest form: head outputs before `W_O`, the MLP's output, logits."""
+        """The senders' outputs in their narrowest form: heads before `W_O`, the MLP's output, logits."""
 
     @abstractmethod
     def total(self, compact: Tensor) -> Float[Tensor, "batch token d_model"]:

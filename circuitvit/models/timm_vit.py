@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,11 +25,19 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.norms import Norm, norm_of
 from circuitvit.models.stages import Reads, Stage
 
-__all__ = ["AttentionStage", "EmbeddingStage", "MLPStage", "ReadoutStage", "frozen_twin", "prefix_of", "stages_of"]
+__all__ = [
+    "AttentionStage",
+    "EmbeddingStage",
+    "MLPStage",
+    "ReadoutStage",
+    "frozen_twin",
+    "prefix_of",
+    "stages_of",
+]
 
 
 class EmbeddingStage(Stage):
-    """Everything before block 0: patches, positions, class token and registers, and CLIP's norm after them."""
+    """Everything before block 0: patches, positions, class token, registers, and CLIP's norm after them."""
 
     def __init__(self, vit: Any) -> None:
         self.vit = vit
@@ -58,7 +67,9 @@ class AttentionStage(Stage):
     and projection are all that lies between a receiver's stream and its read.
     """
 
-    def __init__(self, layer: int, norm: Norm, attention: Any, gamma: Tensor | None, heads: Sequence[int]) -> None:
+    def __init__(
+        self, layer: int, norm: Norm, attention: Any, gamma: Tensor | None, heads: Sequence[int]
+    ) -> None:
         self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
         self.heads = tuple(heads)
         self.whole = self.heads == tuple(range(attention.num_heads))
@@ -71,7 +82,10 @@ class AttentionStage(Stage):
 
     @cached_property
     def _qkv_weight(self) -> Float[Tensor, "receiver d_head d_model"]:
-        weight = self.attention.qkv.weight.unflatten(0, (3, self.attention.num_heads, -1))
+        heads = self.attention.num_heads
+        weight: Tensor = rearrange(
+            self.attention.qkv.weight, "(port head k) d -> port head k d", port=3, head=heads
+        )
         return self._cut(weight).flatten(0, 1)
 
     @cached_property
@@ -81,16 +95,18 @@ class AttentionStage(Stage):
 
     @cached_property
     def _out_weight(self) -> Float[Tensor, "head d_head d_model"]:
-        weight = self.attention.proj.weight if self.gamma is None else self.attention.proj.weight * self.gamma[:, None]
-        by_head = weight.t().unflatten(0, (self.attention.num_heads, -1))
+        weight: Tensor = self.attention.proj.weight
+        if self.gamma is not None:
+            weight = weight * self.gamma[:, None]
+        by_head: Tensor = rearrange(weight, "d (head k) -> head k d", head=self.attention.num_heads)
         return by_head if self.whole else by_head[list(self.heads)]
 
     @cached_property
     def _folded(self) -> tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]:
         weight = self._qkv_weight.flatten(0, 1)
         bias = None if self._qkv_bias is None else self._qkv_bias.flatten()
-        shape = self._qkv_weight.shape[:2]
-        return self.norm.fold(weight).unflatten(0, shape), self.norm.offset(weight, bias).unflatten(0, shape)
+        folded = self.norm.fold(weight).view_as(self._qkv_weight)
+        return folded, self.norm.offset(weight, bias).view(folded.shape[:2])
 
     def _cut(self, by_head: Tensor) -> Tensor:
         return by_head if self.whole else by_head[:, list(self.heads)]
@@ -104,7 +120,8 @@ class AttentionStage(Stage):
         weight = self._qkv_weight.flatten(0, 1)
         bias = None if self._qkv_bias is None else self._qkv_bias.flatten()
         qkv = F.linear(self.norm(stream), weight, bias)
-        return qkv.unflatten(-1, (3, len(self.heads), -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=len(self.heads))
+        return split.unbind(0)
 
     def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
         normed = self.norm(streams)
@@ -113,8 +130,10 @@ class AttentionStage(Stage):
         projected = torch.bmm(normed.flatten(1, 2), self._qkv_weight.transpose(1, 2))
         if self._qkv_bias is not None:
             projected = projected + self._qkv_bias[:, None, :]
-        batch, token = streams.shape[1:3]
-        return projected.view(3, len(self.heads), batch, token, -1).transpose(1, 2).unbind(0)
+        split: Tensor = rearrange(
+            projected, "(port head) (b t) k -> port b head t k", port=3, b=streams.shape[1]
+        )
+        return split.unbind(0)
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         query, key, value = reads
@@ -122,23 +141,22 @@ class AttentionStage(Stage):
         return F.scaled_dot_product_attention(query, key, value, scale=self.attention.scale)
 
     def total(self, compact: Tensor) -> Tensor:
-        joined = compact.transpose(1, 2).flatten(2)
+        joined: Tensor = rearrange(compact, "b head t k -> b t (head k)")
         if not self.whole:
             return F.linear(joined, self._out_weight.flatten(0, 1).t())
         added = F.linear(joined, self.attention.proj.weight, self.attention.proj.bias)
         return added if self.gamma is None else added * self.gamma
 
     def expand(self, compact: Tensor) -> Tensor:
-        by_head = compact.transpose(0, 1)
-        outputs = torch.bmm(by_head.flatten(1, 2), self._out_weight)
-        return outputs.unflatten(1, by_head.shape[1:3])
+        outputs = torch.bmm(rearrange(compact, "b head t k -> head (b t) k"), self._out_weight)
+        return outputs.view(len(self.heads), compact.shape[0], compact.shape[2], -1)
 
     def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
         weight, offset = self._folded
         by_receiver = torch.stack(d_reads).transpose(1, 2).flatten(0, 1)  # (receiver, batch, token, d_head)
         x_hat, inverse = self.norm.standardise(stream)
         scaled = by_receiver * inverse
-        gradient = torch.bmm(scaled.flatten(1, 2), weight).unflatten(1, stream.shape[:2])
+        gradient = torch.bmm(scaled.flatten(1, 2), weight).view(len(scaled), *stream.shape)
         if self.norm.scaled:
             values = torch.stack(reads).transpose(1, 2).flatten(0, 1) - offset[:, None, None, :]
             along = (scaled * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
@@ -212,13 +230,22 @@ def frozen_twin(module: nn.Module) -> nn.Module:
 
     The original keeps its mode, its gradients and its `requires_grad` flags; the twin has none of them, so
     no gradient of a weight is ever computed.
+
+    Raises:
+        UnsupportedModelError: if a part cannot be copied.
     """
     shared: dict[int, Any] = {}
     for parameter in module.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     for buffer in module.buffers():
         shared[id(buffer)] = buffer.detach()
-    return copy.deepcopy(module, shared).eval()
+    try:
+        return copy.deepcopy(module, shared).eval()
+    except Exception as error:  # parts may refuse to be copied in any way they like
+        raise UnsupportedModelError(
+            f"{type(module).__name__} cannot be copied: {error}. Weights that every forward computes anew, "
+            "as torch.nn.utils.weight_norm does, have to be made plain first (remove_weight_norm)"
+        ) from error
 
 
 def stages_of(vit: Any) -> tuple[Stage, ...]:
@@ -245,7 +272,7 @@ def prefix_of(vit: Any) -> tuple[str, ...]:
     """The kinds of the tokens before the patches."""
     kinds: list[str] = ["cls"] if vit.cls_token is not None else []
     kinds += ["dist"] if getattr(vit, "dist_token", None) is not None else []
-    kinds += ["reg"] * int(getattr(vit, "num_reg_tokens", 0) or 0)
+    kinds += ["reg"] * (vit.num_prefix_tokens - len(kinds))
     return tuple(kinds)
 
 
@@ -254,7 +281,9 @@ def _gamma(scale: nn.Module, where: str) -> Tensor | None:
         return None
     gamma = getattr(scale, "gamma", None)
     if type(scale).__name__ != "LayerScale" or not isinstance(gamma, Tensor):
-        raise UnsupportedModelError(f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known")
+        raise UnsupportedModelError(
+            f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known"
+        )
     return gamma
 
 
@@ -268,7 +297,9 @@ def _refuse_unknown_outside(vit: Any) -> None:
             "token and average pooling are"
         )
     if vit.global_pool == "" and not hasattr(vit, "head_dist"):
-        raise UnsupportedModelError("global_pool='' gives one vector for each token; the logits must be (batch, class)")
+        raise UnsupportedModelError(
+            "global_pool='' gives one vector for each token; the logits must be (batch, class)"
+        )
 
 
 def _refuse_unknown_block(block: Any, where: str) -> None:
@@ -282,7 +313,9 @@ def _refuse_unknown_block(block: Any, where: str) -> None:
     kind = type(block).__name__
     if kind not in known:
         reason = reasons.get(kind, "its parts are unknown")
-        raise UnsupportedModelError(f"{where} is a {kind} (block_fn={kind}): {reason}; only timm's plain Block is supported")
+        raise UnsupportedModelError(
+            f"{where} is a {kind} (block_fn={kind}): {reason}; only timm's plain Block is supported"
+        )
     for cause in _attention_problems(block.attn):
         raise UnsupportedModelError(f"{where}.attn {cause}")
 
@@ -294,10 +327,19 @@ def _attention_problems(attention: Any) -> Iterator[str]:
         "AttentionRope": "rotary position embeddings are not supported yet",
     }
     if kind != "Attention":
-        yield f"is a {kind} (attn_layer): {reasons.get(kind, 'its parts are unknown')}; only timm's plain Attention is supported"
+        reason = reasons.get(kind, "its parts are unknown")
+        yield f"is a {kind} (attn_layer): {reason}; only timm's plain Attention is supported"
         return
+    for name, part in (("qkv", attention.qkv), ("proj", attention.proj)):
+        if not isinstance(part, nn.Linear):
+            yield f"has a {type(part).__name__} as {name}: only a plain nn.Linear can be told apart by head"
+            return
     if not isinstance(attention.norm, nn.Identity):
-        yield f"has a {type(attention.norm).__name__} across heads before the output projection (scale_attn_norm=True), which is not supported"
+        norm = type(attention.norm).__name__
+        yield (
+            f"has a {norm} across heads before the output projection (scale_attn_norm=True), "
+            "which is not supported"
+        )
     if getattr(attention, "gate", None) is not None:
         yield "is gated (gated=True), which is not supported"
     if attention.proj.weight.shape[1] != attention.num_heads * attention.head_dim:

@@ -20,16 +20,22 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
 from circuitvit.attribution import provenance_of
-from circuitvit.engine import BatchRun, batch_runs, check_effect, choose_batch_size, masked_run, new_workspace, progress_bar
+from circuitvit.engine import (
+    BatchRun,
+    batch_runs,
+    check_effect,
+    choose_batch_size,
+    masked_run,
+    new_workspace,
+    progress_bar,
+)
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.graph.liveness import live_edges, live_receivers
 from circuitvit.models import Model
+from circuitvit.pruning.divergence import kl
 from circuitvit.tasks import PreparedTask, Task
 
 __all__ = ["Divergence", "acdc"]
@@ -65,8 +71,8 @@ def acdc(
         DataError: if the metric does not differ between clean and ablated runs.
 
     Example:
-        >>> import circuitvit as cv                                    # doctest: +SKIP
-        >>> circuit = cv.acdc(model, task, tau=0.02)                   # doctest: +SKIP
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> circuit = cv.acdc(model, task, tau=0.02)  # doctest: +SKIP
     """
     if not tau > 0:
         raise OptionError(f"tau must be positive, not {tau!r}: with 0 no edge would ever go")
@@ -83,7 +89,9 @@ def acdc(
     return Circuit(prepared.graph, live_edges(prepared.graph, kept), provenance=provenance)
 
 
-def _search(prepared: PreparedTask, judge: Callable[[EdgeMask, int], float], tau: float, progress: bool) -> EdgeMask:
+def _search(
+    prepared: PreparedTask, judge: Callable[[EdgeMask, int], float], tau: float, progress: bool
+) -> EdgeMask:
     graph = prepared.graph
     kept = graph.edge_mask.copy()
     current = 0.0
@@ -116,16 +124,14 @@ class _Judge:
         total, count = 0.0, 0
         for run, clean, workspace in self.runs:
             logits = masked_run(run.sources, kept, start=start, workspace=workspace)
-            distances = _kl(run.clean_logits, logits) if self.divergence == "kl" else (run.metric(logits) - clean).abs()
+            distances = (
+                kl(run.clean_logits, logits)
+                if self.divergence == "kl"
+                else (run.metric(logits) - clean).abs()
+            )
             total += float(distances.double().sum())
             count += len(distances)
         return total / count
-
-
-def _kl(clean: Float[Tensor, "batch class"], current: Float[Tensor, "batch class"]) -> Float[Tensor, " batch"]:
-    """KL(clean || current) of each image, in nats."""
-    log_clean = F.log_softmax(clean, dim=-1)
-    return (log_clean.exp() * (log_clean - F.log_softmax(current, dim=-1))).sum(dim=-1)
 
 
 def _refuse_no_effect(prepared: PreparedTask, runs: list[BatchRun]) -> None:

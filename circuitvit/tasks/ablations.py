@@ -18,7 +18,7 @@ __all__ = ["Ablation", "Mean", "Noise", "Patch", "Resample", "Zero", "ablation_n
 
 @dataclass(frozen=True)
 class Patch:
-    """The sender's output on the paired corrupt image: the field's default, and the only one that is matched."""
+    """The sender's output on the paired corrupt image: the field's default."""
 
     name: str = "patch"
 
@@ -42,7 +42,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Zero:
-    """Nothing: the edge adds zero. Far from anything the model has seen, so effects tend to be exaggerated."""
+    """Nothing: the edge adds zero. Far from what the model has seen, so effects tend to be exaggerated."""
 
     name: str = "zero"
 

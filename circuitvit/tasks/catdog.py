@@ -62,8 +62,6 @@ MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 """What `catdog-tiny` normalises with: pixels in [0, 1] become numbers in [-1, 1]."""
 
-TEXTURES: tuple[str, ...] = ("plain", "gradient", "stripes", "checks")
-
 Colour = tuple[float, float, float]
 _DARK: Colour = (0.05, 0.04, 0.06)  # pupils, noses, whiskers and mouths of all species
 _CHUNK = 32  # scenes painted at once: few enough that the arrays stay in a core's cache
@@ -129,8 +127,8 @@ class Scene:
     noise_seed: int
 
     def __post_init__(self) -> None:
-        if self.texture not in TEXTURES:
-            raise unknown_name("texture", self.texture, TEXTURES)
+        if self.texture not in drawing.TEXTURES:
+            raise unknown_name("texture", self.texture, drawing.TEXTURES)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -177,7 +175,7 @@ def random_scene(rng: np.random.Generator, animals: int = 1, species: Sequence[s
         ),
         background=background,
         background2=_colour(level, u[4], *u[5:7]),
-        texture=TEXTURES[int(len(TEXTURES) * u[7])],
+        texture=drawing.TEXTURES[int(len(drawing.TEXTURES) * u[7])],
         texture_angle=2 * np.pi * u[8],
         texture_period=0.15 + 0.35 * u[9],
         texture_phase=u[10],
@@ -215,11 +213,11 @@ def _colour(level: int, light: float, hue: float, chroma: float) -> Colour:
 
 def _random_animal(species: str, levels: Sequence[int], cell: int | None, u: Sequence[float]) -> Animal:
     """Factors of one animal; in the quarter `cell` of the picture, or anywhere when that is None."""
-    radius = (0.22 + 0.07 * u[0]) if cell is None else (0.145 + 0.025 * u[0])
+    radius = (0.22 + 0.07 * u[0]) if cell is None else (0.145 + 0.02 * u[0])
     tilt = 0.7 * (u[1] - 0.5)
     # Room for whichever ears may come: the box of all species together, so place is no hint of species.
     left, top, side = (0.0, 0.0, 1.0) if cell is None else (0.5 * (cell % 2), 0.5 * (cell // 2), 0.5)
-    wide, above, below = 1.35 * radius, 1.85 * radius, 1.05 * radius
+    wide, above, below = 1.35 * radius, 1.97 * radius, 1.0 * radius
     fur, accent = (levels[0], levels[1]) if u[4] < 0.5 else (levels[1], levels[0])
     return Animal(
         species=species,
@@ -335,30 +333,16 @@ def _colours(animals: Sequence[Animal]) -> dict[str, NDArray[np.float32]]:
 
 
 def _backgrounds(scenes: Sequence[Scene], size: int) -> NDArray[np.float32]:
-    """(n, 3, size, size): the two background colours mixed by each scene's texture."""
-    place = (np.arange(size, dtype=np.float64) + 0.5) / size - 0.5
-    angle, period, phase = (
-        np.array(values)[:, None, None]
-        for values in zip(
-            *((s.texture_angle, s.texture_period, s.texture_phase) for s in scenes), strict=True
-        )
+    """(n, 3, size, size): the scenes without their animals."""
+    return drawing.backgrounds(
+        size,
+        np.array([scene.background for scene in scenes], dtype=np.float32),
+        np.array([scene.background2 for scene in scenes], dtype=np.float32),
+        texture=[scene.texture for scene in scenes],
+        angle=[scene.texture_angle for scene in scenes],
+        period=[scene.texture_period for scene in scenes],
+        phase=[scene.texture_phase for scene in scenes],
     )
-    across = np.cos(angle) * place[None, None, :] + np.sin(angle) * place[None, :, None]
-    along = np.cos(angle) * place[None, :, None] - np.sin(angle) * place[None, None, :]
-    gradient = np.clip(0.5 + 0.7 * across, 0, 1)
-    stripes, bands = (_wave(coordinate / period + phase, period * size) for coordinate in (across, along))
-    kinds = np.array([TEXTURES.index(scene.texture) for scene in scenes])[:, None, None]
-    checks = stripes + bands - 2 * stripes * bands
-    mix = np.choose(kinds, [np.zeros_like(gradient), gradient, stripes, checks]).astype(np.float32)
-    first = np.array([scene.background for scene in scenes], dtype=np.float32)[:, :, None, None]
-    second = np.array([scene.background2 for scene in scenes], dtype=np.float32)[:, :, None, None]
-    return first + mix[:, None] * (second - first)
-
-
-def _wave(turns: NDArray[np.float64], pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A square wave of period 1 between 0 and 1, its edges one pixel soft (`pixels` to a period)."""
-    triangle = np.abs(2 * (turns - np.floor(turns)) - 1)
-    return np.clip((triangle - 0.5) * pixels / 2 + 0.5, 0, 1)
 
 
 # --------------------------------------------------------------------------------------------------

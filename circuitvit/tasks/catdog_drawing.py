@@ -25,13 +25,17 @@ __all__ = [
     "EYES",
     "HEAD",
     "MUZZLES",
+    "TEXTURES",
     "Ellipse",
     "FaceFrame",
     "Shape",
     "Stroke",
     "Triangle",
+    "animal_layers",
+    "backgrounds",
     "cover",
     "paint",
+    "species_layers",
 ]
 
 Floats = NDArray[np.float32]
@@ -249,3 +253,46 @@ def paint(canvas: Floats, layers: Mapping[str, Floats], colours: Mapping[str, Fl
         colour = colours[paint_name][:, :, None, None]
         canvas = canvas + covered[:, None] * (colour - canvas)
     return canvas
+
+
+TEXTURES: tuple[str, ...] = ("plain", "gradient", "stripes", "checks")
+"""How the two background colours are mixed."""
+
+
+def backgrounds(
+    size: int,
+    first: Floats,
+    second: Floats,
+    *,
+    texture: Sequence[str],
+    angle: Sequence[float],
+    period: Sequence[float],
+    phase: Sequence[float],
+) -> Floats:
+    """n pictures without animals, (n, 3, size, size).
+
+    Args:
+        size: side in pixels.
+        first: (n, 3) colours.
+        second: (n, 3) colours, mixed in by the texture.
+        texture: one of :data:`TEXTURES` for each picture.
+        angle: direction across the stripes, in radians.
+        period: of stripes and checks, as a fraction of the side.
+        phase: of stripes and checks, 0..1.
+    """
+    place = (np.arange(size, dtype=np.float64) + 0.5) / size - 0.5
+    turned, width, start = (np.asarray(v, dtype=np.float64)[:, None, None] for v in (angle, period, phase))
+    across = np.cos(turned) * place[None, None, :] + np.sin(turned) * place[None, :, None]
+    along = np.cos(turned) * place[None, :, None] - np.sin(turned) * place[None, None, :]
+    gradient = np.clip(0.5 + 0.7 * across, 0, 1)
+    stripes, bands = (_wave(way / width + start, width * size) for way in (across, along))
+    checks = stripes + bands - 2 * stripes * bands
+    kinds = np.array([TEXTURES.index(name) for name in texture])[:, None, None]
+    mix = np.choose(kinds, [np.zeros_like(gradient), gradient, stripes, checks]).astype(np.float32)
+    return first[:, :, None, None] + mix[:, None] * (second - first)[:, :, None, None]
+
+
+def _wave(turns: NDArray[np.float64], pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A square wave of period 1 between 0 and 1, its edges a pixel soft (`pixels` to a period)."""
+    triangle = np.abs(2 * (turns - np.floor(turns)) - 1)
+    return np.clip((triangle - 0.5) * pixels / 2 + 0.5, 0, 1)

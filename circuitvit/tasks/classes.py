@@ -100,6 +100,8 @@ def _first_synonym(model: Model, index: int) -> str:
 def _named(model: Model, name: str) -> list[int]:
     """The classes that go by `name`, whole or as a synonym, whatever the case of its letters."""
     folded = name.casefold()
+    if not folded:  # classes without a name are not called ""
+        return []
     return [
         index
         for index, names in enumerate(model.classes or ())

@@ -147,8 +147,8 @@ def shuffle_patches(
         places = movable.nonzero().flatten().cpu()
         if len(places) < 2:
             raise DataError(
-                f"image {number} has {len(places)} patches of {patch_size} x {patch_size} wholly inside its mask: "
-                "two or more are needed to shuffle"
+                f"image {number} has {len(places)} patches of {patch_size} x {patch_size} that may move "
+                "(wholly inside the mask, if there is one): to shuffle takes two"
             )
         # One random cycle through all places: unlike a plain permutation it leaves no patch where it was.
         cycle = places[torch.randperm(len(places), generator=generator)].to(images.device)

@@ -92,7 +92,7 @@ class TokenGroups:
         """
         if n_tokens <= len(model.prefix):
             raise OptionError(
-                f"{n_tokens} tokens are too few: {model.name} has {len(model.prefix)} before its patches"
+                f"{n_tokens} tokens leave none for patches: the first are {', '.join(model.prefix)}"
             )
         kinds = model.token_kinds(n_tokens)
         names = tuple(dict.fromkeys(kinds))
@@ -146,8 +146,8 @@ class TokenGroups:
         for index, name in enumerate(masks, start=len(kinds)):
             if not (members == index).any():
                 raise DataError(
-                    f"no patch belongs to {name!r}: its mask covers none to {threshold:.0%}, or earlier masks "
-                    "have them all; lower the threshold, or put the mask first"
+                    f"no patch belongs to {name!r}: its mask covers none to {threshold:.0%}, or earlier "
+                    "masks have them all; lower the threshold, or put the mask first"
                 )
         return cls(names if (patches == len(names) - 1).any() else names[:-1], members)
 

@@ -125,8 +125,8 @@ class BoundMetric:
         values = self.metric.formula(logits, Inputs(clean_logits, target, foil))
         if values.shape != logits.shape[:-1]:
             raise DataError(
-                f"metric {self.metric.name!r} gave shape {tuple(values.shape)} for logits {tuple(logits.shape)}: "
-                "it must give one number for each image"
+                f"metric {self.metric.name!r} gave shape {tuple(values.shape)} for logits "
+                f"{tuple(logits.shape)}: it must give one number for each image"
             )
         return values
 
@@ -162,11 +162,13 @@ def log_probability(target: ClassSpec | PerPair | None = None) -> Metric:
 
 def probability(target: ClassSpec | PerPair | None = None) -> Metric:
     """The target's probability, 0 to 1. It saturates: prefer `logit_diff` for attribution."""
-    return Metric("probability", lambda logits, inputs: _log_probability(logits, inputs).exp(), target, uses_target=True)
+    return Metric(
+        "probability", lambda logits, inputs: _log_probability(logits, inputs).exp(), target, uses_target=True
+    )
 
 
 def kl_divergence() -> Metric:
-    """KL(clean || current) in nats: how far the whole prediction has moved. Never negative, 0 at the clean run.
+    """KL(clean || current) in nats: how far the whole prediction has moved; never negative.
 
     Its gradient vanishes at the clean run, so gradient methods that start there score everything 0.
     """
@@ -291,7 +293,9 @@ def bind(
 
 def _custom(function: object) -> Metric:
     if not callable(function):
-        raise OptionError(f"a metric is one of {', '.join(_BY_NAME)} or a function of logits, not {function!r}")
+        raise OptionError(
+            f"a metric is one of {', '.join(_BY_NAME)} or a function of logits, not {function!r}"
+        )
     try:
         inspect.signature(function).bind(None)
     except (TypeError, ValueError) as error:
@@ -301,8 +305,10 @@ def _custom(function: object) -> Metric:
         values = function(logits.flatten(0, -2))
         if not isinstance(values, Tensor) or values.shape != (logits.shape[:-1].numel(),):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise DataError(f"the metric function gave {shape}; it must give one number for each image, (batch,)")
-        return values.unflatten(0, logits.shape[:-1])
+            raise DataError(
+                f"the metric function gave {shape}; it must give one number for each image, (batch,)"
+            )
+        return values.reshape(logits.shape[:-1])
 
     return Metric(getattr(function, "__name__", "custom"), formula)
 

@@ -39,7 +39,7 @@ class Task:
 
     Args:
         clean: images with the behaviour. Tensors `(image, channel, height, width)` are taken as already
-            preprocessed; paths go through the model's own preprocessing. Two folders are matched by file name.
+            preprocessed; paths go through the model's own preprocessing. Two folders are matched by name.
         corrupt: their counterfactuals, one for each clean image, in the same order.
         metric: how the behaviour is measured; by default the logit difference between the classes that the
             model gives the clean and the corrupt image.
@@ -71,11 +71,21 @@ class Task:
             raise OptionError(f"the direction is 'noising' or 'denoising', not {self.direction!r}")
         if isinstance(self.groups, str) and self.groups != "kind":
             raise OptionError(f"groups is 'kind' or a TokenGroups, not {self.groups!r}")
-        if self.corrupt is None and (isinstance(self.ablation, Patch) or self.direction == "denoising"):
-            raise OptionError("patch ablation and the denoising direction need corrupt images: give corrupt=, or another ablation=")
+        if self.direction == "denoising" and not isinstance(self.ablation, Patch):
+            raise OptionError(
+                "denoising restores the clean image's outputs, so its only ablation is 'patch', "
+                f"not {as_ablation(self.ablation).name!r}"
+            )
+        if self.corrupt is None and isinstance(self.ablation, Patch):
+            raise OptionError("patch ablation needs corrupt images: give corrupt=, or another ablation=")
 
     @classmethod
-    def from_csv(cls, path: str | Path, metric: Metric | str | Callable[[Tensor], Tensor] = "logit_diff", **options: Any) -> Task:
+    def from_csv(
+        cls,
+        path: str | Path,
+        metric: Metric | str | Callable[[Tensor], Tensor] = "logit_diff",
+        **options: Any,
+    ) -> Task:
         """A task from a table with the header `clean,corrupt,target,foil`; the last two may be left out.
 
         Args:
@@ -88,8 +98,15 @@ class Task:
             DataError: if a row is incomplete; the message names the line.
         """
         rows = read_pairs(path)
-        targets, foils = (_column([getattr(row, side) for row in rows], side, path) for side in ("target", "foil"))
-        return cls([row.clean for row in rows], [row.corrupt for row in rows], as_metric(metric, targets, foils), **options)
+        targets, foils = (
+            _column([getattr(row, side) for row in rows], side, path) for side in ("target", "foil")
+        )
+        return cls(
+            [row.clean for row in rows],
+            [row.corrupt for row in rows],
+            as_metric(metric, targets, foils),
+            **options,
+        )
 
     def with_options(self, **changes: Any) -> Task:
         """The same task with some of its parts replaced, such as `ablation="mean"`."""
@@ -105,7 +122,8 @@ class Task:
         spec = self.preprocessing or model.preprocessing
         clean, corrupt = self._images(spec)
         _check_images(clean, corrupt, model)
-        assert isinstance(self.metric, Metric) and not isinstance(self.ablation, str)
+        assert isinstance(self.metric, Metric)
+        assert not isinstance(self.ablation, str)
         if isinstance(self.ablation, Resample) and len(clean) < 2:
             raise DataError("resample ablation needs at least two images to draw from")
         groups = self._token_groups(model, clean)
@@ -144,7 +162,9 @@ class Task:
             n_tokens = model.embed(image).shape[1]
         groups = TokenGroups.by_kind(model, n_tokens) if isinstance(self.groups, str) else self.groups
         if groups.members.shape[-1] != n_tokens:
-            raise DataError(f"token groups for {groups.members.shape[-1]} tokens, but the model sees {n_tokens}")
+            raise DataError(
+                f"token groups for {groups.members.shape[-1]} tokens, but the model sees {n_tokens}"
+            )
         if groups.members.ndim == 2 and len(groups.members) != len(clean):
             raise DataError(f"token groups for {len(groups.members)} images, but the task has {len(clean)}")
         return groups
@@ -157,7 +177,7 @@ class Batch:
     Attributes:
         rows: which pairs, `(batch,)`, on the CPU.
         base: the images whose run is intervened on: clean ones, or corrupt ones when denoising.
-        reference: the paired images, `(batch, channel, height, width)`; None where the task has no corrupt ones.
+        reference: the paired images, `(batch, channel, height, width)`; None without corrupt images.
         members: the token group of each token, `(token,)` or `(batch, token)`; None for one group.
     """
 
@@ -214,7 +234,8 @@ class PreparedTask:
     def label(self) -> str:
         """One line for reports and files."""
         pairs = "pair" if self.corrupt is not None else "image"
-        return f"{len(self)} {pairs}{'' if len(self) == 1 else 's'}, {self.metric.label}, {self.ablation.name} ablation, {self.direction}"
+        count = f"{len(self)} {pairs}{'' if len(self) == 1 else 's'}"
+        return f"{count}, {self.metric.label}, {self.ablation.name} ablation, {self.direction}"
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pairs in order, `size` at a time; files are decoded as they are needed."""
@@ -253,7 +274,10 @@ def _is_folder(spec: object) -> bool:
 
 def _foil_images(corrupt: Images | None) -> Images:
     if corrupt is None:
-        raise OptionError("without corrupt images the metric needs a foil: name it, as in logit_diff('tabby', 'Border collie')")
+        raise OptionError(
+            "without corrupt images the metric needs a foil: name it, as in "
+            "logit_diff('tabby', 'Border collie')"
+        )
     return corrupt
 
 
@@ -263,13 +287,21 @@ def _check_images(clean: Images, corrupt: Images | None, model: Model) -> None:
             images.check()
     if corrupt is not None:
         if len(clean) != len(corrupt):
-            raise DataError(f"{len(clean)} clean and {len(corrupt)} corrupt images: every clean image needs its counterfactual")
+            raise DataError(
+                f"{len(clean)} clean and {len(corrupt)} corrupt images: "
+                "every clean image needs its counterfactual"
+            )
         if clean.shape != corrupt.shape:
-            raise DataError(f"clean images are {clean.shape} (channel, height, width), corrupt ones {corrupt.shape}: they must be alike")
+            raise DataError(
+                f"clean images are {clean.shape} (channel, height, width), corrupt ones {corrupt.shape}: "
+                "they must be alike"
+            )
     expected = model.preprocessing.size
     resizable = bool(getattr(model.module, "dynamic_img_size", False))
     if clean.shape[0] != expected[0] or (clean.shape != expected and not resizable):
-        raise DataError(f"images of shape {clean.shape} (channel, height, width) for a model that takes {expected}")
+        raise DataError(
+            f"images of shape {clean.shape} (channel, height, width) for a model that takes {expected}"
+        )
 
 
 def _top_classes(model: Model, images: Images, size: int = 16) -> Tensor:

@@ -65,6 +65,10 @@ class Recipe:
         if not (0 <= self.warmup <= 1 and 0 <= self.label_smoothing < 1):
             raise OptionError("warmup and label_smoothing are fractions between 0 and 1")
 
+    def pull(self, step: int) -> float:
+        """Sparsity at a step: up in a line until half-time, since a model must first learn what it needs."""
+        return self.sparsity * min(2 * step / self.steps, 1.0)
+
     def rate(self, step: int) -> float:
         """Learning rate at a step: up in a line, then down along half a cosine to 0."""
         rising = max(round(self.warmup * self.steps), 1)
@@ -209,7 +213,7 @@ def _step(
     nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
     optimiser.step()
     if recipe.sparsity:
-        shrink_groups(module, recipe.rate(step) * recipe.sparsity)
+        shrink_groups(module, recipe.rate(step) * recipe.pull(step))
     return float(loss.detach()), float(_right(logits.detach(), batch.targets).float().mean())
 
 
@@ -235,7 +239,7 @@ def shrink_groups(module: nn.Module, amount: float) -> None:
         heads = block.attn.num_heads
         qkv = block.attn.qkv.weight.unflatten(0, (3 * heads, -1))  # (3 heads, d_head, d_model)
         written = block.attn.proj.weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (heads, d_model, d_head)
-        for groups in (qkv, written, block.mlp.fc1.weight[None], block.mlp.fc2.weight[None]):
+        for groups in (qkv, written):
             rms = groups.square().mean(dim=(1, 2), keepdim=True).sqrt()
             groups.mul_((1 - amount / rms.clamp(min=1e-12)).clamp(min=0))
 

@@ -1,0 +1,249 @@
+"""`find`: the smallest faithful circuit that a given time allows. The call that most people want.
+
+A learned mask is trained while its target size falls from all edges towards a hundredth of them. Now and then
+its discrete circuit is run, so that one training gives a family of circuits with their faithfulness. The
+smallest that lies in the band is trimmed by exact ablation until no single edge can go.
+
+The time is turned into numbers of steps before the work starts, from a short measurement; the numbers are
+recorded, and a run with the same numbers and seed gives the identical circuit on the same machine.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuitvit.attribution import provenance_of
+from circuitvit.engine import progress_bar
+from circuitvit.errors import DataError, OptionError
+from circuitvit.graph import Circuit, EdgeMask
+from circuitvit.graph.liveness import live_edges
+from circuitvit.models import Model
+from circuitvit.pruning.learned import MaskSettings, MaskTrainer
+from circuitvit.pruning.meter import FaithfulnessMeter
+from circuitvit.pruning.refine import Band, refine
+from circuitvit.tasks import PreparedTask, Task
+
+__all__ = ["Candidate", "Finding", "Plan", "find", "seconds"]
+
+SMALLEST = 0.01
+"""The share of edges that the schedule ends at; training stops long before, when the behaviour is lost."""
+
+CHECKPOINTS = 40
+"""How often along the schedule the discrete circuit is run."""
+
+TRAINING_SHARE = 0.6
+"""Share of the time that is planned for training; the rest is for trimming."""
+
+STEP_LIMITS = (120, 2000)
+MEASURED_STEPS = 3
+LOST = 0.2
+"""How far below the band faithfulness may fall at two checkpoints in a row before training stops."""
+
+MARGIN = 0.05
+"""With several pairs the band is narrowed by this on both sides: faithfulness varies on other images."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers that make a search repeatable.
+
+    Attributes:
+        steps: of mask training.
+        trim_runs: most masked runs of all pairs that trimming may take.
+        batch_size: pairs in a training step.
+        seed: of the training.
+    """
+
+    steps: int
+    trim_runs: int
+    batch_size: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A discrete circuit on the way: its edges, and its faithfulness on the pairs it was found on."""
+
+    kept: EdgeMask
+    faithfulness: float
+
+    @property
+    def size(self) -> int:
+        return int(self.kept.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What `find` found.
+
+    Attributes:
+        circuit: the smallest one in the band.
+        faithfulness: on the pairs that it was found on; verify it on others.
+        minimal: whether no single edge can be dropped without leaving the band.
+        candidates: circuits of all sizes that the training passed through, largest first.
+        plan: the numbers that repeat the search.
+        summary: what was done, in plain sentences.
+    """
+
+    circuit: Circuit
+    faithfulness: float
+    minimal: bool
+    candidates: tuple[Candidate, ...]
+    plan: Plan
+    summary: str
+
+
+def find(
+    model: Model,
+    task: Task,
+    *,
+    faithfulness: float = 0.9,
+    within: str | float = "120s",
+    seed: int = 0,
+    batch_size: int = 16,
+    plan: Plan | None = None,
+    progress: bool = True,
+) -> Finding:
+    """Find the smallest faithful circuit.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: in the noising direction.
+        faithfulness: the least that counts as carrying the behaviour; the band is [f, 2 - f].
+        within: the time to aim for, such as "90s" or "3m"; the search ends somewhat sooner or later.
+        seed: of the training.
+        batch_size: pairs in a training step.
+        plan: the numbers of an earlier search, to repeat it; `within` and `seed` are then not looked at.
+        progress: whether to show bars.
+
+    Raises:
+        OptionError: if the faithfulness is not between 0 and 1, or the task is denoising.
+        DataError: if the metric does not differ between clean and ablated runs.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> finding = cv.find(model, task, within="2m")  # doctest: +SKIP
+        >>> finding.circuit.draw("circuit.svg")  # doctest: +SKIP
+    """
+    if not 0 < faithfulness < 1:
+        raise OptionError(f"the faithfulness asked for must lie between 0 and 1, not {faithfulness!r}")
+    deadline = seconds(within)
+    prepared = task.prepare(model)
+    meter = FaithfulnessMeter(prepared)
+    plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
+    margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0
+    band = (faithfulness + margin, 2 - faithfulness - margin)
+    trainer, candidates = _train(meter, plan, band, progress)
+    start = _smallest(candidates, band)
+    provenance = provenance_of(prepared, "find", plan.seed).with_parameters(
+        steps=plan.steps, trim_runs=plan.trim_runs, batch_size=plan.batch_size, faithfulness=faithfulness
+    )
+    circuit = Circuit(prepared.graph, start.kept, provenance=provenance)
+    refined = refine(
+        model,
+        prepared,
+        circuit,
+        order=np.where(prepared.graph.edge_mask, trainer.log_alpha(), 0.0),
+        band=band,
+        max_runs=plan.trim_runs,
+        meter=meter,
+        progress=progress,
+    )
+    summary = _summary(prepared, plan, start, refined.circuit, refined.faithfulness, refined.minimal, band)
+    return Finding(refined.circuit, refined.faithfulness, refined.minimal, candidates, plan, summary)
+
+
+def seconds(duration: str | float) -> float:
+    """A duration in seconds.
+
+    Raises:
+        OptionError: if it is not a positive number of seconds, or text such as "90s", "2m" or "1.5h".
+
+    Example:
+        >>> seconds("2m"), seconds(30)
+        (120.0, 30.0)
+    """
+    units = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(duration))
+    if match is None or match[2] not in units or float(match[1]) <= 0:
+        raise OptionError(f"a duration is a number with s, m or h, such as '120s' or '2m', not {duration!r}")
+    return float(match[1]) * units[match[2]]
+
+
+def _plan(prepared: PreparedTask, deadline: float, batch_size: int, seed: int) -> Plan:
+    """Turn seconds into numbers of steps and runs, from a few measured ones."""
+    trainer = MaskTrainer(prepared, prepared.graph.n_edges, MaskSettings(batch_size=batch_size))
+    trainer.step()  # the first one allocates
+    begin = time.perf_counter()
+    for _ in range(MEASURED_STEPS):
+        trainer.step()
+    per_step = (time.perf_counter() - begin) / MEASURED_STEPS
+    per_pair = per_step / batch_size / 3  # forward and backward cost three forwards
+    checks = 2 * CHECKPOINTS * per_pair * len(prepared)
+    steps = int((deadline * TRAINING_SHARE - checks) / per_step)
+    steps = min(max(steps, STEP_LIMITS[0]), STEP_LIMITS[1])
+    trim_runs = max(50, int(deadline * (1 - TRAINING_SHARE) / (per_pair * len(prepared))))
+    return Plan(steps, trim_runs, batch_size, seed)
+
+
+def _train(
+    meter: FaithfulnessMeter, plan: Plan, band: Band, progress: bool
+) -> tuple[MaskTrainer, tuple[Candidate, ...]]:
+    """Train until the schedule ends or the behaviour is lost; give the circuits on the way."""
+    prepared = meter.prepared
+    edges = max(1, round(SMALLEST * prepared.graph.n_edges))
+    settings = MaskSettings(steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, ramp=1.0)
+    trainer = MaskTrainer(prepared, edges, settings)
+    every = max(1, plan.steps // CHECKPOINTS)
+    candidates: list[Candidate] = [Candidate(prepared.graph.edge_mask, 1.0)]
+    lost = 0
+    with progress_bar(plan.steps, "learning a mask", progress) as bar:
+        for step in range(1, plan.steps + 1):
+            trainer.step()
+            bar.update()
+            if step % every:
+                continue
+            kept = live_edges(prepared.graph, trainer.open_edges())
+            candidate = Candidate(kept, meter(kept))
+            candidates.append(candidate)
+            bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")
+            lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
+            if lost == 2:
+                break
+    return trainer, tuple(sorted(candidates, key=lambda each: -each.size))
+
+
+def _smallest(candidates: tuple[Candidate, ...], band: Band) -> Candidate:
+    inside = [each for each in candidates if band[0] <= each.faithfulness <= band[1]]
+    if not inside:
+        raise DataError(
+            "no circuit lies in the band, not even the whole model: the runs are not reproducible"
+        )
+    return min(inside, key=lambda each: each.size)
+
+
+def _summary(
+    prepared: PreparedTask,
+    plan: Plan,
+    start: Candidate,
+    circuit: Circuit,
+    faithfulness: float,
+    minimal: bool,
+    band: Band,
+) -> str:
+    edges = f"{len(circuit):,} of {prepared.graph.n_edges:,} edges ({circuit.density:.1%})"
+    pairs = f"{len(prepared)} pair{'s' if len(prepared) > 1 else ''}"
+    ending = (
+        "no single edge can be dropped"
+        if minimal
+        else "trimming ran out of its budget, so some edges may still be dropped: give more time"
+    )
+    return (
+        f"A mask was learned in up to {plan.steps} steps on {pairs}. Its smallest circuit in the band "
+        f"[{band[0]:.2f}, {band[1]:.2f}] had {start.size:,} edges; trimming by exact ablation left {edges} "
+        f"with faithfulness {faithfulness:.2f}: {ending}."
+    )

@@ -1,0 +1,170 @@
+"""What a careful reader should know before believing a report, each in one or two plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from circuitvit.graph import Circuit
+from circuitvit.tasks import Patch, PreparedTask, Resample, Zero
+from circuitvit.verification.bootstrap import MIN_PAIRS
+from circuitvit.verification.report import CircuitSize, Section
+
+__all__ = ["caveats"]
+
+FEW_PAIRS = 10
+"""Below this, intervals cover visibly less than they say."""
+
+SIGNIFICANT = 0.05
+
+
+def caveats(
+    circuit: Circuit,
+    size: CircuitSize,
+    sections: Sequence[Section],
+    prepared: Sequence[PreparedTask],
+) -> tuple[str, ...]:
+    """All caveats of a report.
+
+    Args:
+        circuit: that was verified.
+        size: of it.
+        sections: the figures on the task's pairs and, if there are any, on held-out ones.
+        prepared: the task and, if given, the held-out task.
+    """
+    found = [
+        *_about_images(prepared),
+        *_about_circuit(circuit, size, prepared[0]),
+        *_about_ablation(prepared),
+    ]
+    said = [[*_about_pairs(each), *_about_values(each), *_about_random(each, size)] for each in sections]
+    for figures, texts in zip(sections, said, strict=True):
+        for text in texts:
+            everywhere = all(text in others for others in said)
+            found.append(text if everywhere else f"On the {figures.images} pairs: {text}")
+    return tuple(dict.fromkeys(found))
+
+
+def _about_images(prepared: Sequence[PreparedTask]) -> Iterator[str]:
+    if len(prepared) == 1:
+        yield (
+            "There are no held-out images: if the circuit was found on these very pairs, its figures are "
+            "optimistic. Give held_out= with other pairs."
+        )
+        return
+    task, other = prepared
+    seen = _fingerprints(task)
+    shared = len([mark for mark in _fingerprints(other) if mark in seen])
+    if shared:
+        yield f"{shared} of the {len(other)} held-out clean images are among the task's own, so not held out."
+    described = [(each.metric.metric.name, each.ablation.name, each.direction) for each in prepared]
+    if described[0] != described[1]:
+        yield (
+            f"The two sets are measured differently ({', '.join(described[0])}; held out: "
+            f"{', '.join(described[1])}), so their figures cannot be compared."
+        )
+
+
+def _about_circuit(circuit: Circuit, size: CircuitSize, prepared: PreparedTask) -> Iterator[str]:
+    if not len(circuit):
+        yield "The circuit is empty: its figures are those of the model with every edge ablated."
+    elif len(circuit) == size.graph_edges:
+        yield "The circuit is the whole graph: its figures are those of the model, whatever the behaviour."
+    if size.dead:
+        yield (
+            f"The circuit is not pruned: {size.dead:,} of its {len(circuit):,} edges lie on no path from "
+            "input to logits. It was run as given, so its necessity also counts ablating those: verify "
+            "circuit.pruned() instead."
+        )
+        if not isinstance(prepared.ablation, (Patch, Resample)):
+            # The reference is then no run of the model: a node fed with references writes something else.
+            yield (
+                f"Under {prepared.ablation.name} ablation such edges are not without effect, as a component "
+                "that hears nothing of the input does not write its reference: pruning changes the figures."
+            )
+    found = circuit.provenance
+    if found.weights and found.weights != prepared.model.weights_hash:
+        yield (
+            f"The circuit was found on other weights ({found.model or 'unnamed'}, {found.weights[:12]}) than "
+            f"those it was verified on ({prepared.model.name}, {prepared.model.weights_hash[:12]})."
+        )
+
+
+def _about_ablation(prepared: Sequence[PreparedTask]) -> Iterator[str]:
+    if any(isinstance(each.ablation, Zero) for each in prepared):
+        yield (
+            "Zero ablation puts the model far from anything it has seen, so effects tend to be exaggerated; "
+            "check the conclusion with patch or mean ablation."
+        )
+    if any(each.denoising and not isinstance(each.ablation, Patch) for each in prepared):
+        yield (
+            "Denoising restores what the paired clean image wrote only under patch ablation: here the "
+            "circuit's edges were given the ablation's outputs instead."
+        )
+
+
+def _about_pairs(figures: Section) -> Iterator[str]:
+    n_pairs = figures.n_pairs
+    if n_pairs == 1:
+        yield "A single pair: no intervals can be given, and nothing is known about other images."
+    elif n_pairs < MIN_PAIRS:
+        yield f"Only {n_pairs} pairs: too few for intervals, which need {MIN_PAIRS}; other images may differ."
+    elif n_pairs < FEW_PAIRS:
+        yield f"Only {n_pairs} pairs: the 95 % intervals are rough; about 90 % of such hold the truth."
+    if figures.opposite_pairs:
+        yield (
+            f"{figures.opposite_pairs} of {n_pairs} pairs differ in the metric the other way round, and pull "
+            "the ratio of means towards themselves."
+        )
+    if figures.weak_pairs:
+        yield (
+            f"{figures.weak_pairs} of {n_pairs} pairs hardly differ in the metric by themselves (less than a "
+            "tenth of the mean difference) and say little about the circuit."
+        )
+
+
+def _about_values(figures: Section) -> Iterator[str]:
+    faithfulness, necessity = figures.faithfulness.value, figures.necessity.value
+    if faithfulness > 1.05:
+        yield (
+            f"Faithfulness is {faithfulness:.3f}, not clipped: the circuit overshoots the model, as edges "
+            "that work against the behaviour are left out."
+        )
+    elif faithfulness < -0.05:
+        yield f"Faithfulness is {faithfulness:.3f}, not clipped: the circuit works against the behaviour."
+    if necessity > 1.05:
+        yield f"Necessity is {necessity:.3f}, not clipped: the rest of the model works against the behaviour."
+    elif necessity < -0.05:
+        yield f"Necessity is {necessity:.3f}, not clipped: the behaviour is stronger without the circuit."
+
+
+def _about_random(figures: Section, size: CircuitSize) -> Iterator[str]:
+    random = figures.random
+    if random is None:
+        yield "No random circuits were drawn: nothing shows that the figures are better than chance."
+        return
+    if 1 / (random.n + 1) > SIGNIFICANT:
+        least = 1 / (random.n + 1)
+        yield f"With {random.n} random circuits no p-value can be below {least:.2g}: draw 19 or more."
+    if size.edges and random.live_edges < size.edges / 2:
+        yield (
+            f"The random circuits are a weak baseline: of their {size.edges:,} edges only "
+            f"{random.live_edges:,.1f} on average lie on a path from input to logits."
+        )
+    if random.shared > 0.5:
+        yield (
+            f"The random circuits share {random.shared:.0%} of the circuit's edges on average, as it fills "
+            "its stages: they are not independent of it."
+        )
+
+
+def _fingerprints(prepared: PreparedTask) -> list[int]:
+    """A number for each clean image, equal for equal images; one by one, so that memory stays small."""
+    images = prepared.clean
+    return [hash(_pixels(images.take(row, row + 1))) for row in range(len(images))]
+
+
+def _pixels(image: torch.Tensor) -> bytes:
+    return np.ascontiguousarray(image.numpy()).tobytes()

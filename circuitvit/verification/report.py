@@ -1,0 +1,250 @@
+"""The report of a verification: plain numbers with their intervals, and every caveat said out loud.
+
+The dataclasses below are the report; JSON (`circuitvit.report/1`) and Markdown are two ways of writing it.
+Other tests of a circuit can later be added as fields with a default, which leaves older files readable.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from circuitvit.errors import FileError, OptionError
+from circuitvit.graph import Provenance
+from circuitvit.graph.files import read_json, write_json
+from circuitvit.verification.bootstrap import Estimate
+from circuitvit.verification.records import from_json, json_schema, to_json
+
+__all__ = ["QUANTILES", "REPORT_SCHEMA", "CircuitSize", "PairResult", "RandomBaseline", "Report", "Section"]
+
+REPORT_SCHEMA = "circuitvit.report/1"
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Which quantiles of the random circuits' faithfulness a report holds."""
+
+
+@dataclass(frozen=True)
+class CircuitSize:
+    """How large the circuit is.
+
+    Attributes:
+        edges: on a path from input to logits: the size after dead-edge pruning.
+        dead: edges given that lie on no such path.
+        nodes: that a live edge touches.
+        graph_edges: of the whole graph.
+        graph_nodes: of the whole graph.
+        density: share of the graph's edges that are live in the circuit, 0 to 1.
+        asked: how many edges the selection was asked for, where that is known.
+    """
+
+    edges: int
+    dead: int
+    nodes: int
+    graph_edges: int
+    graph_nodes: int
+    density: float
+    asked: int | None = None
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """What happened on one pair.
+
+    Attributes:
+        clean: name of the clean image: its file, or its number.
+        corrupt: name of the corrupt image, or None.
+        whole: the metric with every edge kept.
+        nothing: with every edge ablated.
+        circuit: with only the circuit kept.
+        complement: with only the circuit ablated.
+        top_whole: the top class of the full model.
+        top_circuit: that of the circuit alone.
+        top_complement: that of the model without the circuit.
+        kl: KL(full model || circuit) in nats.
+    """
+
+    clean: str
+    corrupt: str | None
+    whole: float
+    nothing: float
+    circuit: float
+    complement: float
+    top_whole: str
+    top_circuit: str
+    top_complement: str
+    kl: float
+
+
+@dataclass(frozen=True)
+class RandomBaseline:
+    """The circuit against random circuits with as many edges into every stage.
+
+    Attributes:
+        n: how many random circuits.
+        faithfulness: of each, in the order they were drawn.
+        mean: of these, with an interval over pairs.
+        low: the smallest.
+        high: the largest.
+        quantiles: of these, at `QUANTILES`.
+        advantage: the circuit's faithfulness minus that mean, with a paired interval.
+        as_good: how many come as close to 1 as the circuit, or closer.
+        p_value: `(as_good + 1) / (n + 1)`: how likely a random circuit would be as good by chance.
+        live_edges: how many of a random circuit's edges are left after dead-edge pruning, on average.
+        shared: the share of the circuit's edges that a random one has too, on average.
+    """
+
+    n: int
+    faithfulness: tuple[float, ...]
+    mean: Estimate
+    low: float
+    high: float
+    quantiles: tuple[float, ...]
+    advantage: Estimate
+    as_good: int
+    p_value: float
+    live_edges: float
+    shared: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """All figures on one set of pairs.
+
+    Attributes:
+        images: "task" or "held-out".
+        task: one line that describes pairs, metric, ablation and direction.
+        n_pairs: how many pairs.
+        whole: mean metric with every edge kept.
+        nothing: with every edge ablated.
+        circuit: with only the circuit kept.
+        complement: with only the circuit ablated.
+        faithfulness: `(circuit - nothing) / (whole - nothing)`, a ratio of means.
+        complement_faithfulness: `(complement - nothing) / (whole - nothing)`.
+        necessity: `1 - complement_faithfulness`: the share of the behaviour that is lost without the circuit.
+        agreement: share of pairs whose top class is the full model's, 0 to 1.
+        kl: mean KL(full model || circuit) in nats.
+        weak_pairs: pairs whose own metric differs by less than a tenth of the mean difference.
+        opposite_pairs: those among all pairs whose metric differs the other way.
+        random: the random circuits, or None if there were none.
+        pairs: pair by pair.
+    """
+
+    images: str
+    task: str
+    n_pairs: int
+    whole: Estimate
+    nothing: Estimate
+    circuit: Estimate
+    complement: Estimate
+    faithfulness: Estimate
+    complement_faithfulness: Estimate
+    necessity: Estimate
+    agreement: Estimate
+    kl: Estimate
+    weak_pairs: int
+    opposite_pairs: int
+    random: RandomBaseline | None
+    pairs: tuple[PairResult, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What ablation says about a circuit. `print(report)` gives the headline, `to_markdown()` all of it.
+
+    Attributes:
+        size: of the circuit.
+        task: figures on the task's own pairs.
+        held_out: figures on other pairs, or None.
+        warnings: every caveat, in whole sentences.
+        circuit_provenance: where the circuit came from.
+        provenance: of the verification: model, weights, settings, seed, version of the library.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> report = cv.verify(model, task, circuit, held_out=other)  # doctest: +SKIP
+        >>> report.headline.faithfulness.value, report.save("report.md")  # doctest: +SKIP
+    """
+
+    size: CircuitSize
+    task: Section
+    held_out: Section | None
+    warnings: tuple[str, ...]
+    circuit_provenance: Provenance
+    provenance: Provenance
+    schema: str = field(default=REPORT_SCHEMA)
+
+    @property
+    def headline(self) -> Section:
+        """The figures to quote: those on held-out pairs where there are any."""
+        return self.held_out or self.task
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values; "schema" comes first."""
+        content = to_json(self)
+        return {"schema": content.pop("schema"), **content}
+
+    def to_markdown(self) -> str:
+        """The report as Markdown: sentences, caveats, a table of all figures, and the pairs one by one."""
+        from circuitvit.verification.markdown import report_to_markdown  # it imports these dataclasses
+
+        return report_to_markdown(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report; the ending chooses JSON (`.json`) or Markdown (`.md`).
+
+        Raises:
+            OptionError: for another ending.
+            FileError: if the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            return write_json(path, self.to_dict())
+        if path.suffix == ".md":
+            return _write_text(path, self.to_markdown())
+        raise OptionError(f"a report is saved as .json or .md, not as {path.name!r}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read a report from JSON.
+
+        Raises:
+            FileError: if the file is missing, malformed, or of another version.
+        """
+        content = read_json(path)
+        found = content.get("schema")
+        if found != REPORT_SCHEMA:
+            said = f"says {found!r}" if found else "names no schema"
+            raise FileError(f"{path}: this version of circuitvit reads {REPORT_SCHEMA!r}, the file {said}")
+        validator = jsonschema.Draft202012Validator(json_schema(cls))
+        error = jsonschema.exceptions.best_match(validator.iter_errors(content))
+        if error is not None:
+            place = "/".join(str(part) for part in error.absolute_path) or "the file"
+            raise FileError(f"{path}: {place}: {error.message[:300]}")
+        report: Report = from_json(cls, content)
+        return report
+
+    def __str__(self) -> str:
+        section = self.headline
+        others = [] if section.random is None else [f"random circuits {section.random.mean.value:.3f}"]
+        figures = [f"faithfulness {section.faithfulness}", f"necessity {section.necessity}", *others]
+        pairs = "pair" if section.n_pairs == 1 else "pairs"
+        where = f"{section.n_pairs} held-out {pairs}" if self.held_out else f"{section.n_pairs} {pairs}"
+        return f"{self.size.edges:,} of {self.size.graph_edges:,} edges, {where}: {', '.join(figures)}"
+
+    def __repr__(self) -> str:
+        return f"Report({self})"
+
+
+def _write_text(path: Path, text: str) -> Path:
+    """Write a text file whole or not at all, like `write_json`."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,105 @@
+"""`draw`: the ending chooses the format, and a file is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from circuitvit.errors import FileError, OptionError
+from circuitvit.export import FORMATS, draw
+from circuitvit.graph import Circuit
+from circuitvit.graph.eap_ig import transformer_graph
+from tests.export.cases import random_circuit
+
+CIRCUIT = random_circuit(3, 2, 20)
+HAS_DOT = shutil.which("dot") is not None
+NEEDS_DOT = ("pdf", "png")
+STARTS = {
+    "svg": b"<?xml",
+    "dot": b"digraph",
+    "gv": b"digraph",
+    "pdf": b"%PDF",
+    "png": b"\x89PNG",
+    "graphml": b"<graphml",
+    "json": b"{",
+}
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_the_ending_chooses_the_format(ending: str, tmp_path: Path) -> None:
+    if ending in NEEDS_DOT and not HAS_DOT:
+        pytest.skip("the Graphviz program dot is not installed")
+    path = draw(CIRCUIT, tmp_path / f"circuit.{ending.upper()}")
+    assert path == tmp_path / f"circuit.{ending.upper()}"
+    assert path.read_bytes().startswith(STARTS[ending])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_format_can_be_said_apart_from_the_ending(tmp_path: Path) -> None:
+    assert draw(CIRCUIT, tmp_path / "circuit", format="svg").read_bytes().startswith(b"<?xml")
+    assert draw(CIRCUIT, tmp_path / "circuit.txt", format=".DOT").read_bytes().startswith(b"digraph")
+
+
+def test_a_circuit_draws_itself(tmp_path: Path) -> None:
+    path = CIRCUIT.draw(str(tmp_path / "circuit.svg"), title="By itself", max_edges=5)
+    assert "By itself" in path.read_text(encoding="utf-8")
+
+
+def test_json_is_the_circuit_itself(tmp_path: Path) -> None:
+    path = draw(CIRCUIT, tmp_path / "circuit.json")
+    assert Circuit.load(path) == CIRCUIT
+    assert json.loads(path.read_text())["edges"] == list(CIRCUIT)
+
+
+@pytest.mark.parametrize("name", ["circuit.bmp", "circuit.svg.zip", "circuit", ".svg", "circuit."])
+def test_an_unknown_ending_is_refused_and_the_known_ones_listed(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError) as caught:
+        draw(CIRCUIT, tmp_path / name)
+    assert ".svg, .dot, .pdf, .png, .gv, .graphml, .json" in str(caught.value)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    for ending in ("svg", "dot", "graphml", "json"):
+        with pytest.raises(FileError, match=r"no folder .*nowhere"):
+            draw(CIRCUIT, tmp_path / "nowhere" / f"circuit.{ending}")
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(FileError, match="cannot write"):
+        draw(CIRCUIT, tmp_path / "circuit.svg")
+
+
+def test_a_picture_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "circuit.pdf"
+    path.write_bytes(b"old")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileError):
+        draw(CIRCUIT, path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", NEEDS_DOT)
+def test_without_graphviz_the_way_out_is_named(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileError, match=r"needs the Graphviz program 'dot'.*apt-get install graphviz.*\.svg"):
+        draw(CIRCUIT, tmp_path / f"circuit.{ending}")
+
+
+@pytest.mark.parametrize("ending", ["json", "graphml"])
+def test_data_is_never_thinned_out(ending: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="always holds the whole circuit"):
+        draw(CIRCUIT, tmp_path / f"circuit.{ending}", max_edges=3)
+
+
+@pytest.mark.parametrize("ending", ["svg", "dot", "graphml", "json"])
+def test_an_empty_circuit_can_be_written_in_every_format(ending: str, tmp_path: Path) -> None:
+    assert draw(Circuit.empty(transformer_graph(2, 2)), tmp_path / f"circuit.{ending}").stat().st_size > 0

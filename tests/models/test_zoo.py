@@ -1,0 +1,173 @@
+"""The bundled models: as accurate as their cards say, and refused when anything was changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from circuitvit.errors import FileError, ModelError, NameNotFoundError
+from circuitvit.models import zoo
+from circuitvit.models.zoo import Card, build_module, load_module, load_zoo_module, zoo_card, zoo_names
+from circuitvit.models.zoo.card import sha256
+from circuitvit.tasks import catdog, digits
+
+FOLDER = Path(zoo.__file__).parent
+
+
+def test_names() -> None:
+    assert zoo_names() == ("catdog-tiny", "digits-tiny")
+    with pytest.raises(NameNotFoundError, match="did you mean 'catdog-tiny'"):
+        load_zoo_module("catdog_tiny")
+
+
+@pytest.mark.parametrize("name", ["catdog-tiny", "digits-tiny"])
+def test_cards_and_weights(name: str) -> None:
+    card = zoo_card(name)
+    assert card.name == name
+    assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+    assert card.license == "MIT"
+    assert card.recipe["steps_done"] == card.recipe["steps"]
+    assert (FOLDER / f"{name}.safetensors").stat().st_size < 2_000_000
+    module = load_zoo_module(name)
+    assert not module.training
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in module.parameters())
+    with torch.no_grad():
+        assert module(torch.zeros(2, *card.input.size)).shape == (2, len(card.classes))
+
+
+@torch.no_grad()
+def test_catdog_tiny_is_right_on_fresh_pictures() -> None:
+    assert zoo_card("catdog-tiny").classes == catdog.CLASSES
+    module = load_zoo_module("catdog-tiny")
+    scenes = catdog.random_scenes(2000, seed=424242)  # neither the training seed nor that of its card
+    logits = module(catdog.normalise(catdog.draw_scenes(scenes)))
+    right = logits.argmax(dim=1) == catdog.scene_targets(scenes).argmax(dim=1)
+    assert right.float().mean() >= 0.98
+
+
+@torch.no_grad()
+def test_catdog_tiny_changes_its_mind_with_the_species() -> None:
+    clean, corrupt = catdog.catdog_pairs(64, seed=424243)
+    module = load_zoo_module("catdog-tiny")
+    assert (module(clean).argmax(dim=1) == 0).float().mean() >= 0.95
+    assert (module(corrupt).argmax(dim=1) == 1).float().mean() >= 0.95
+
+
+@torch.no_grad()
+def test_digits_tiny_is_right_on_held_out_digits() -> None:
+    pytest.importorskip("sklearn")
+    _, held_out = digits.digits_split()
+    right = load_zoo_module("digits-tiny")(held_out.images).argmax(dim=1) == held_out.labels
+    assert right.float().mean() >= 0.97
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for ending in (".json", ".safetensors"):
+        shutil.copy(FOLDER / f"digits-tiny{ending}", tmp_path / f"mine{ending}")
+    return tmp_path / "mine.json"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({key: value for key, value in {**content, **changes}.items() if value is not ...})
+    )
+
+
+def test_changed_weights_are_refused(copy: Path) -> None:
+    weights = copy.with_suffix(".safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(FileError, match="SHA-256"):
+        load_module(copy)
+
+
+def test_missing_weights_are_refused(copy: Path) -> None:
+    copy.with_suffix(".safetensors").unlink()
+    with pytest.raises(FileError, match="cannot read the weights"):
+        load_module(copy)
+
+
+def test_weights_of_another_shape_are_refused(copy: Path) -> None:
+    weights = copy.with_suffix(".safetensors")
+    save_file({k: v for k, v in load_file(weights).items() if k != "cls_token"}, weights)
+    edit(copy, weights_sha256=sha256(weights.read_bytes()))
+    with pytest.raises(ModelError, match="does not fit"):
+        load_module(copy)
+
+
+def test_weights_that_are_no_safetensors_are_refused(copy: Path) -> None:
+    copy.with_suffix(".safetensors").write_bytes(b"hello")
+    edit(copy, weights_sha256=sha256(b"hello"))
+    with pytest.raises(FileError, match="not a safetensors file"):
+        load_module(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": "circuitvit.card/9"}, "this version reads 'circuitvit.card/1'"),
+        ({"seed": ...}, "missing seed"),
+        ({"colour": "red"}, "unknown colour"),
+        ({"seed": "0"}, "seed cannot be a str"),
+        ({"seed": True}, "seed cannot be a bool"),
+        ({"classes": ["0", "1"]}, "2 classes, but num_classes=10"),
+        ({"classes": ["0"] * 10}, "different names"),
+        ({"weights_sha256": "abc"}, "not a SHA-256"),
+        ({"accuracy": {}}, "held_out and n"),
+        ({"input": {"size": [1, 8, 8]}}, "input: missing mean"),
+    ],
+)
+def test_malformed_cards_are_refused(copy: Path, changes: dict[str, Any], message: str) -> None:
+    edit(copy, **changes)
+    with pytest.raises(FileError, match=message):
+        Card.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("size", [8, 8], "channels, height, width"),
+        ("mean", [0.5, 0.5], "mean needs a number for each of 1"),
+        ("std", [0.0], "above 0"),
+    ],
+)
+def test_malformed_inputs_are_refused(copy: Path, key: str, value: Any, message: str) -> None:
+    edit(copy, input={**json.loads(copy.read_text())["input"], key: value})
+    with pytest.raises(FileError, match=message):
+        Card.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "cannot read the card"),
+        (lambda path: path.write_text("{"), "not JSON"),
+        (lambda path: path.write_bytes(b"\xff\xfe\xff"), "not JSON"),
+        (lambda path: path.write_text("[]"), "a card is a JSON object"),
+    ],
+)
+def test_unreadable_cards_are_refused(copy: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(copy)
+    with pytest.raises(FileError, match=message):
+        Card.load(copy)
+
+
+def test_building_needs_known_arguments_and_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    shape = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "num_classes": 2}
+    first, again = build_module(shape, seed=1), build_module(shape, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.cls_token, again.cls_token)
+    with pytest.raises(ModelError, match="'banana'"):
+        build_module({"banana": 1})

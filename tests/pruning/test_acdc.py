@@ -1,0 +1,149 @@
+"""ACDC: the same edges as the naive search, whatever shortcuts it takes, and what it promises about the answer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import circuitvit as cv
+from circuitvit.errors import DataError, OptionError
+from tests.reference import literal_acdc
+from tests.strategies import Case, Recipe, cases
+
+MODELS = int(os.environ.get("CIRCUITVIT_ACDC_MODELS", "50"))
+"""How many random models the comparison with the naive search takes."""
+
+SHARES = (0.001, 0.01, 0.03, 0.1, 0.3)
+"""Thresholds, as shares of the divergence that ablating everything causes."""
+
+
+def divergence_of(case: Case, kind: str) -> literal_acdc.Divergence:
+    return literal_acdc.kl if kind == "kl" else literal_acdc.metric_difference(case.formula)
+
+
+def threshold(case: Case, kind: str, share: float) -> float:
+    whole = case.literal.run(case.clean).logits
+    none = case.literal.run(case.clean, case.reference, lambda _: False, case.token_groups).logits
+    return share * float(divergence_of(case, kind)(whole, none).mean())
+
+
+noising = cases(max_depth=2, max_heads=2).map(lambda case: replace(case, direction="noising"))
+
+
+@settings(max_examples=MODELS)
+@given(noising, st.sampled_from(("kl", "metric")), st.sampled_from(SHARES), st.integers(1, 3))
+def test_it_finds_the_edges_of_the_naive_search(case: Case, kind: Any, share: float, batch_size: int) -> None:
+    tau = threshold(case, kind, share)
+    divergence = divergence_of(case, kind)
+    kept = literal_acdc.acdc(case.literal, case.clean, case.reference, tau, divergence, case.token_groups)
+    expected = literal_acdc.pruned(case.literal, kept, case.token_groups)
+    found = cv.acdc(case.model, case.task(), tau, divergence=kind, batch_size=batch_size, progress=False)
+    assert set(found) == expected
+
+
+# -- the answer ----------------------------------------------------------------------------------------
+
+
+@given(noising, st.sampled_from(SHARES))
+def test_every_edge_of_the_answer_is_on_a_path_from_input_to_logits(case: Case, share: float) -> None:
+    circuit = cv.acdc(case.model, case.task(), threshold(case, "kl", share), progress=False)
+    assert circuit == circuit.pruned()
+
+
+@given(noising.filter(lambda case: case.ablation == "patch"), st.sampled_from(SHARES))
+def test_the_answer_diverges_by_less_than_tau_for_each_edge_removed(case: Case, share: float) -> None:
+    tau = threshold(case, "kl", share)
+    circuit = cv.acdc(case.model, case.task(), tau, progress=False)
+    logits = cv.run(case.model, case.task(), circuit)
+    distance = float(literal_acdc.kl(case.literal.run(case.clean).logits, logits).mean())
+    assert distance <= tau * (circuit.graph.n_edges - len(circuit)) + 1e-9
+
+
+def test_with_a_threshold_above_everything_no_edge_is_left_and_below_everything_all_are() -> None:
+    case = Case(Recipe(depth=2, heads=2), metric="logit_diff")
+    assert len(cv.acdc(case.model, case.task(), 1e6, progress=False)) == 0
+    smallest = min(abs(score) for score in cv.attribute(case.model, case.task(), "exact", progress=False).to_dict().values())
+    assert smallest > 0
+    whole = cv.acdc(case.model, case.task(), 1e-300, divergence="metric", progress=False)
+    raw = literal_acdc.acdc(
+        case.literal, case.clean, case.reference, 1e-300, literal_acdc.metric_difference(case.formula)
+    )
+    assert set(whole) == {name for name, keep in raw.items() if keep}
+
+
+def test_edges_that_do_not_matter_go_and_those_that_do_stay() -> None:
+    """With the attention's output weights at zero, all that is heard of a head is nothing."""
+    recipe = Recipe(depth=1, heads=2)
+    module = recipe.build()
+    with torch.no_grad():
+        module.blocks[0].attn.proj.weight.zero_()
+    case = Case(recipe)
+    circuit = cv.acdc(cv.wrap(module), case.task(), 1e-6, divergence="metric", progress=False)
+    assert set(circuit.nodes) <= {"input", "m0", "logits"}
+
+
+@pytest.mark.parametrize("divergence", ["kl", "metric"])
+def test_the_batch_size_changes_nothing(divergence: Any) -> None:
+    case = Case(Recipe(depth=2, heads=2, registers=1), n_pairs=4, groups="per-image")
+    tau = threshold(case, divergence, 0.02)
+    circuits = [
+        cv.acdc(case.model, case.task(), tau, divergence=divergence, batch_size=size, progress=False) for size in (1, 3, 4)
+    ]
+    assert circuits[0] == circuits[1] == circuits[2]
+    assert 0 < len(circuits[0]) < circuits[0].graph.n_edges
+
+
+@pytest.mark.parametrize("ablation", ["noise", "resample"])
+def test_random_ablations_use_the_references_of_their_seed(ablation: str) -> None:
+    from circuitvit.engine import batch_runs
+    from tests.reference.literal_vit import by_sender
+
+    case = Case(Recipe(depth=2, heads=1), n_pairs=3)
+    task = case.task(ablation=ablation)
+    (run,) = batch_runs(task.prepare(case.model), 3)
+    reference = by_sender(case.model.graph.senders, run.sources.reference)
+    tau = threshold(case, "kl", 0.02)
+    kept = literal_acdc.acdc(case.literal, case.clean, reference, tau, literal_acdc.kl)
+    assert set(cv.acdc(case.model, task, tau, batch_size=2, progress=False)) == literal_acdc.pruned(case.literal, kept)
+
+
+def test_the_circuit_knows_how_it_was_found() -> None:
+    case = Case(Recipe(depth=1))
+    provenance = cv.acdc(case.model, case.task(), 0.05, divergence="metric", progress=False).provenance
+    assert provenance.method == "acdc"
+    assert provenance.parameters == {"tau": 0.05, "divergence": "metric"}
+    assert provenance.weights == case.model.weights_hash
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
+def test_a_threshold_is_positive(tau: float) -> None:
+    case = Case(Recipe(depth=1))
+    with pytest.raises(OptionError, match="tau must be positive"):
+        cv.acdc(case.model, case.task(), tau)
+
+
+def test_an_unknown_divergence_is_refused() -> None:
+    case = Case(Recipe(depth=1))
+    with pytest.raises(OptionError, match="'kl' or 'metric'"):
+        cv.acdc(case.model, case.task(), 0.1, divergence="js")
+
+
+def test_the_denoising_direction_is_refused() -> None:
+    case = Case(Recipe(depth=1))
+    with pytest.raises(OptionError, match="direction='noising'"):
+        cv.acdc(case.model, case.task(direction="denoising"), 0.1)
+
+
+def test_a_behaviour_that_ablation_does_not_touch_is_refused() -> None:
+    case = Case(Recipe(depth=1))
+    with pytest.raises(DataError, match="nothing to explain"):
+        cv.acdc(case.model, cv.Task(case.clean, case.clean, cv.logit_diff(0, 1)), 0.1)

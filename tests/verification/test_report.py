@@ -1,0 +1,134 @@
+"""The report as JSON and Markdown: nothing is lost, nothing malformed is read, no table is broken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from circuitvit.errors import FileError, OptionError
+from circuitvit.verification import Estimate, Report, verify
+from circuitvit.verification.records import from_json, json_schema, to_json
+from tests.verification.cases import some_circuit, tiny_model, tiny_task
+
+
+@cache
+def report() -> Report:
+    held_out = tiny_task(7, seed=50)
+    return verify(tiny_model(), tiny_task(), some_circuit(), held_out=held_out, n_random=4, progress=False)
+
+
+@cache
+def single() -> Report:
+    return verify(tiny_model(), tiny_task(1), some_circuit(), n_random=0, progress=False)
+
+
+@pytest.mark.parametrize("which", [report, single])
+def test_json_keeps_everything(which: Any, tmp_path: Path) -> None:
+    path = which().save(tmp_path / "report.json")
+    assert Report.load(path) == which()
+    content = json.loads(path.read_text())
+    assert next(iter(content)) == "schema"
+    assert content["schema"] == "circuitvit.report/1"
+    jsonschema.validate(content, json_schema(Report))
+
+
+def test_numbers_written_as_integers_and_fields_of_later_versions_are_read(tmp_path: Path) -> None:
+    content = report().to_dict()
+    content["task"]["faithfulness"]["value"] = 1
+    content["task"]["minimality"] = {"value": 0.1}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(content))
+    value = Report.load(path).task.faithfulness.value
+    assert value == 1.0
+    assert isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(schema="circuitvit.report/2"), "reads 'circuitvit.report/1'"),
+        (lambda content: content.pop("schema"), "names no schema"),
+        (lambda content: content.pop("task"), "'task' is a required property"),
+        (lambda content: content["task"].update(n_pairs="six"), "task/n_pairs"),
+        (lambda content: content["task"]["pairs"][0].update(kl=None), "task/pairs/0/kl"),
+        (lambda content: content.update(warnings="none"), "warnings"),
+    ],
+)
+def test_malformed_files_are_refused_by_name(change: Any, message: str, tmp_path: Path) -> None:
+    content = report().to_dict()
+    change(content)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileError, match=r"report\.json") as refused:
+        Report.load(path)
+    assert message in str(refused.value)
+
+
+def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"\.json or \.md"):
+        report().save(tmp_path / "report.pdf")
+    for name in ("report.md", "report.json"):
+        with pytest.raises(FileError, match="cannot write"):
+            report().save(tmp_path / "missing" / name)
+    with pytest.raises(FileError, match="cannot read"):
+        Report.load(tmp_path / "report.json")
+
+
+def test_markdown_says_it_in_sentences_first(tmp_path: Path) -> None:
+    text = report().save(tmp_path / "report.md").read_text(encoding="utf-8")
+    headline = report().headline
+    assert text.startswith("# Verification of a circuit")
+    assert text.index("The circuit alone keeps") < text.index("## Caveats") < text.index("| figure |")
+    assert f"keeps {headline.faithfulness} of the behaviour" in text
+    assert f"{headline.necessity} of the behaviour is lost" in text
+    assert "7 pairs (held-out images), with 95% intervals in brackets" in text
+    assert "Of 4 random circuits" in text
+    assert "held-out pairs | the task's pairs" in text
+    assert all(warning in text for warning in report().warnings)
+    assert report().provenance.weights[:12] in text
+
+
+def test_markdown_of_a_single_pair_promises_no_interval() -> None:
+    text = single().to_markdown()
+    assert "On 1 pair (the images of the task):" in text
+    assert "A single pair: no intervals" in text
+    assert " to " not in text[text.index("The circuit alone") : text.index("## Caveats")]
+    assert "p-value" not in text
+
+
+def test_class_and_file_names_cannot_break_the_tables() -> None:
+    pair = replace(report().task.pairs[0], clean="a|b\n<img>`x`.png")
+    text = replace(report(), task=replace(report().task, pairs=(pair,)), held_out=None).to_markdown()
+    rows = [line for line in text.splitlines() if "img" in line]
+    assert len(rows) == 1
+    assert r"a\|b \<img>\`x\`.png" in rows[0]
+    tables = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {3, 11}
+
+
+def test_long_lists_of_pairs_are_cut_in_markdown_only() -> None:
+    many = replace(report().task, pairs=report().task.pairs * 20)
+    text = replace(report(), task=many, held_out=None).to_markdown()
+    assert text.count("\n| image ") == 50
+    assert "And 70 more pairs, in the JSON file." in text
+
+
+def test_the_short_form_gives_the_headline() -> None:
+    assert str(report().headline.faithfulness) in repr(report())
+    assert "7 held-out pairs" in str(report())
+    assert "1 pair:" in str(single())
+
+
+def test_records_of_every_kind() -> None:
+    assert from_json(tuple[Estimate, ...], to_json((Estimate(1.0), Estimate(2.0, 0.0, 3.0)))) == (
+        Estimate(1.0),
+        Estimate(2.0, 0.0, 3.0),
+    )
+    assert json_schema(Estimate)["required"] == ["value"]
+    assert set(json_schema(Report)["properties"]) == {each.name for each in fields(Report)}
