@@ -20,7 +20,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.method import Settings, check_gradient, require_gradient
+from circuitvit.attribution.method import Settings, check_gradient, refuse_flat, require_gradient
 from circuitvit.engine import (
     Gradients,
     check_logits,
@@ -39,6 +39,7 @@ __all__ = ["add_products", "eap", "objective"]
 def eap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     """EAP scores `(sender, receiver, group)`, summed over pairs."""
     require_gradient(prepared, "eap")
+    refuse_flat(prepared, "eap")
     model = prepared.model
     source = model.stages[0]
     references = reference_source(prepared, settings.batch_size)

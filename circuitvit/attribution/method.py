@@ -12,7 +12,15 @@ from torch import Tensor
 from circuitvit.errors import DataError, OptionError
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["Method", "Scorer", "Settings", "check_effects", "check_gradient", "require_gradient"]
+__all__ = [
+    "Method",
+    "Scorer",
+    "Settings",
+    "check_effects",
+    "check_gradient",
+    "refuse_flat",
+    "require_gradient",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,9 @@ class Settings:
     steps: int = 5
     progress: bool = False
 
+
+FLAT_AT_CLEAN = ("kl_divergence", "cross_entropy")
+"""Metrics whose minimum is the clean run itself."""
 
 Scorer = Callable[[PreparedTask, Settings], NDArray[np.float64]]
 """Gives the scores `(sender, receiver, group)` of all edges, summed over pairs."""
@@ -61,6 +72,22 @@ def require_gradient(prepared: PreparedTask, method: str) -> None:
         raise OptionError(
             f"{method} needs the metric's gradient, and {prepared.metric.metric.name!r} has none: "
             "use logit_diff or log_probability, or method='exact'"
+        )
+
+
+def refuse_flat(prepared: PreparedTask, method: str) -> None:
+    """Refuse a divergence from the clean run where the gradient is taken at that very run.
+
+    There it is at its minimum, so that scores would be the noise of rounding.
+
+    Raises:
+        OptionError: naming the way out.
+    """
+    name = prepared.metric.metric.name
+    if name in FLAT_AT_CLEAN and not prepared.denoising:
+        raise OptionError(
+            f"{name} is flat at the clean run, where {method} takes its gradient: every score would be 0. "
+            "Use logit_diff or log_probability, or method='eap-ig' or 'exact'"
         )
 
 

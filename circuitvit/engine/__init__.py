@@ -4,6 +4,7 @@ from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
 from circuitvit.engine.capture import Capture, capture, check_logits, outputs, run_from
 from circuitvit.engine.gradients import Gradients, gradients
 from circuitvit.engine.masked import Sources, masked_run, new_workspace
+from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.progress import progress_bar
 from circuitvit.engine.references import reference_source
 from circuitvit.engine.runs import (
@@ -23,6 +24,7 @@ __all__ = [
     "Capture",
     "Evaluation",
     "Gradients",
+    "Site",
     "Sources",
     "batch_runs",
     "bytes_per_pair",
@@ -37,6 +39,9 @@ __all__ = [
     "masked_run",
     "new_workspace",
     "outputs",
+    "patch_pattern",
+    "patch_sender",
+    "patch_stream",
     "progress_bar",
     "reference_source",
     "run",

@@ -48,8 +48,7 @@ class Sources:
     @cached_property
     def deltas(self) -> Float[Tensor, "sender batch token d_model"]:
         """Reference minus base output of every sender: what ablating all of its edges adds."""
-        own = outputs(self.model.stages, self.base.compacts)
-        return torch.sub(self.reference, own, out=own)
+        return self.reference - outputs(self.model.stages, self.base.compacts)
 
     @cached_property
     def reference_streams(self) -> tuple[Tensor | None, ...]:

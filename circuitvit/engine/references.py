@@ -11,7 +11,7 @@ from torch import Tensor
 from circuitvit.engine.capture import Capture, capture, check_logits, outputs
 from circuitvit.errors import DataError, ModelError
 from circuitvit.models import Model
-from circuitvit.tasks import Batch, Mean, Noise, Patch, PreparedTask, Resample, Zero
+from circuitvit.tasks import Batch, Constants, Mean, Noise, Patch, PreparedTask, Resample, Zero
 from circuitvit.tasks.images import Images, as_images
 
 __all__ = ["References", "reference_source"]
@@ -33,6 +33,8 @@ def reference_source(prepared: PreparedTask, batch_size: int) -> References:
             return lambda batch, base: mean.expand(-1, len(batch.rows), -1, -1)
         case Noise():
             return lambda batch, base: _noisy(model, ablation, batch, base)
+        case Constants():
+            return lambda batch, base: _constant(ablation, batch, base)
         case Resample():
             return lambda batch, base: _resampled(prepared, ablation, batch)
 
@@ -70,6 +72,17 @@ def _mean_images(prepared: PreparedTask, ablation: Mean) -> list[Images]:
     if images.shape != prepared.clean.shape:
         raise DataError(f"the images to average are {images.shape}, those of the task {prepared.clean.shape}")
     return [images]
+
+
+def _constant(ablation: Constants, batch: Batch, base: Capture) -> Tensor:
+    stream = base.stream(1)
+    values = ablation.values.to(stream)[:, None]
+    if values.shape[2] not in (1, stream.shape[1]) or values.shape[3] != stream.shape[2]:
+        raise DataError(
+            f"the constants are for {values.shape[2]} tokens of width {values.shape[3]}, "
+            f"the model has {stream.shape[1]} of width {stream.shape[2]}"
+        )
+    return values.expand(-1, len(batch.rows), stream.shape[1], -1)
 
 
 def _noisy(model: Model, ablation: Noise, batch: Batch, base: Capture) -> Tensor:

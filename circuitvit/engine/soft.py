@@ -9,32 +9,47 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
 
 from circuitvit.engine.masked import Sources, mix
 
 __all__ = ["soft_run"]
 
 
-def soft_run(sources: Sources, mask: Float[Tensor, "sender receiver group"]) -> Float[Tensor, "batch class"]:
+def soft_run(
+    sources: Sources, mask: Float[Tensor, "sender receiver group"], checkpoint: bool = False
+) -> Float[Tensor, "batch class"]:
     """The logits under a real-valued mask; the model's weights get no gradient.
 
     Args:
         sources: of the batch.
         mask: 1 keeps an edge, 0 ablates it; entries that are no edges are not looked at.
+        checkpoint: keep only the senders' outputs for the backward pass and compute each stage again there.
     """
-    model, graph = sources.model, sources.graph
-    changes: Tensor | None = None  # current minus reference output of all senders so far
-    for index, stage in enumerate(model.stages):
-        senders, receivers = graph.sender_slices[index], graph.receiver_slices[index]
-        if stage.is_source:
-            changes = -sources.deltas[senders]
-            continue
-        base = sources.reference_streams[index]
-        assert base is not None
-        assert changes is not None, "the first stage is the source"
-        streams = base + mix(mask[: senders.start, receivers], changes, sources.members)
-        compact = stage.write(stage.read_each(streams, range(len(stage.nodes.receivers))))
+    graph = sources.graph
+    changes = -sources.deltas[graph.sender_slices[0]]  # current minus reference output of all senders so far
+    for index, stage in enumerate(sources.model.stages[1:], 1):
+        arguments = (sources, index, mask[: len(changes), graph.receiver_slices[index]], changes)
+        written = recompute(_stage, *arguments, use_reentrant=False) if checkpoint else _stage(*arguments)
         if stage.is_readout:
-            return compact
-        changes = torch.cat([changes, stage.expand(compact) - sources.reference[senders]])
+            return written
+        changes = torch.cat([changes, written])
     raise AssertionError("a model ends with its readout")
+
+
+def _stage(sources: Sources, index: int, mask: Tensor, changes: Tensor) -> Tensor:
+    """What the senders of a stage write, less their reference outputs; of the readout, the logits.
+
+    Args:
+        sources: of the batch.
+        index: number of the stage.
+        mask: `(upstream sender, receiver of the stage, group)`.
+        changes: current minus reference output of the upstream senders.
+    """
+    stage, base = sources.model.stages[index], sources.reference_streams[index]
+    assert base is not None, "the source reads no stream"
+    streams = base + mix(mask, changes, sources.members)
+    compact = stage.write(stage.read_each(streams, range(len(stage.nodes.receivers))))
+    if stage.is_readout:
+        return compact
+    return stage.expand(compact) - sources.reference[sources.graph.sender_slices[index]]

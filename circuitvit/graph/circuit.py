@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import OptionError
+from circuitvit.graph import notebook
 from circuitvit.graph.liveness import live_edges
 from circuitvit.graph.names import edge_name, node_of, parse_edge
 from circuitvit.graph.provenance import Provenance
@@ -145,6 +146,13 @@ class Circuit:
             f"Circuit({len(self):,} of {self.graph.n_edges:,} edges, "
             f"{len(self.nodes)} of {len(self.graph.nodes)} nodes)"
         )
+
+    def _repr_html_(self) -> str:
+        from circuitvit.export.picture import picture_of  # a notebook shows the diagram, as `draw` does
+        from circuitvit.export.svg import svg_of
+
+        drawn = svg_of(picture_of(self, max_edges=notebook.MOST_EDGES)) if self.nodes else ""
+        return notebook.of_circuit(self, drawn)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Circuit):
@@ -294,9 +302,11 @@ class Circuit:
         return files.load_circuit(path, graph)
 
     def draw(self, path: str | Path, **options: Any) -> Path:
-        """Draw the circuit; the ending chooses the format (`.svg`, `.dot`, `.pdf`, `.png`, `.graphml`).
+        """Draw the circuit; the ending chooses the format.
 
-        Options go to the drawing, see `circuitvit.export.draw`.
+        `.html` is the interactive page, `.svg`, `.pdf` and `.png` are figures, `.tex`, `.mmd` and `.dot` are
+        their sources, `.graphml` is for other programs. With `model=` and `task=` the page shows what nodes
+        do on the images. All options go to the drawing, see `circuitvit.export.draw`.
         """
         from circuitvit.export import draw  # the one look ahead in the house: a convenience for users
 

@@ -1,7 +1,8 @@
 """Which edges of a circuit do anything: those on a path from a source to a readout.
 
-An edge whose sender hears nothing from the input carries only reference values, and an edge whose
-receiver leads nowhere is heard by nobody; such edges are dead, and sizes are counted without them.
+An edge whose sender hears nothing from the input carries only reference values (where these come from a run
+on other images), and an edge whose receiver leads nowhere is heard by nobody; such edges are dead, and sizes
+are counted without them. Searches under other ablations keep more, see `circuitvit.pruning.dead`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import OptionError
+from circuitvit.graph import notebook
 from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.topology import Graph
@@ -71,6 +72,9 @@ class EdgeScores:
     def __repr__(self) -> str:
         strongest = ", ".join(f"{name} {score:+.3g}" for name, score in self.strongest(3))
         return f"EdgeScores({self.method or 'unnamed'}, {len(self):,} edges; strongest: {strongest})"
+
+    def _repr_html_(self) -> str:
+        return notebook.of_scores(self)
 
     @property
     def support(self) -> NDArray[np.float64]:

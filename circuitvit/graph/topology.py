@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import OptionError, unknown_name
+from circuitvit.graph import notebook
 from circuitvit.graph.names import check_name, edge_name, node_of, parse_edge
 
 __all__ = ["ONE_GROUP", "EdgeMask", "Graph", "StageNodes"]
@@ -250,6 +251,9 @@ class Graph:
         groups = "" if len(self.groups) == 1 else f", token groups {', '.join(self.groups)}"
         sizes = f"{len(self.senders)} senders, {len(self.receivers)} receivers, {self.n_edges} edges"
         return f"Graph({sizes}{groups})"
+
+    def _repr_html_(self) -> str:
+        return notebook.of_graph(self)
 
 
 def _slices(sizes: list[int]) -> tuple[slice, ...]:

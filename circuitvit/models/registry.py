@@ -40,7 +40,7 @@ def load(
         checkpoint: weights in timm's layout, `.safetensors`, or `.pt`/`.pth` holding tensors only.
         pretrained: download timm's own weights; needs a connection the first time.
         device: where the model runs.
-        dtype: of the weights; float32 unless the checkpoint says otherwise.
+        dtype: of the weights; float32 by default.
         classes: names of the logits; taken from the card, or from ImageNet where there are 1000.
         **architecture: passed on to timm, such as `img_size=384` or `num_classes=37`.
 

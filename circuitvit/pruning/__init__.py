@@ -1,11 +1,16 @@
 """Searches that run the model to find a circuit. Selection by scores is in `circuitvit.graph`."""
 
 from circuitvit.pruning.acdc import Divergence, acdc
+from circuitvit.pruning.curves import Curve, circuit_curve, score_curve
 from circuitvit.pruning.find import Finding, Plan, find
 from circuitvit.pruning.learned import LearnedMask, MaskSettings, learn_mask
+from circuitvit.pruning.optimal import learn_constants
 from circuitvit.pruning.refine import Refinement, refine
+from circuitvit.pruning.seeds import Agreement, find_several
 
 __all__ = [
+    "Agreement",
+    "Curve",
     "Divergence",
     "Finding",
     "LearnedMask",
@@ -13,7 +18,11 @@ __all__ = [
     "Plan",
     "Refinement",
     "acdc",
+    "circuit_curve",
     "find",
+    "find_several",
+    "learn_constants",
     "learn_mask",
     "refine",
+    "score_curve",
 ]

@@ -20,8 +20,8 @@ from circuitvit.attribution import provenance_of
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
-from circuitvit.graph.liveness import live_edges
 from circuitvit.models import Model
+from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band, refine
@@ -147,7 +147,7 @@ def find(
         model,
         prepared,
         circuit,
-        order=np.where(prepared.graph.edge_mask, trainer.log_alpha(), 0.0),
+        order=np.where(prepared.graph.edge_mask, trainer.openness(), 0.0),
         band=band,
         max_runs=plan.trim_runs,
         meter=meter,
@@ -207,7 +207,7 @@ def _train(
             bar.update()
             if step % every:
                 continue
-            kept = live_edges(prepared.graph, trainer.open_edges())
+            kept = without_dead(prepared, trainer.open_edges())
             candidate = Candidate(kept, meter(kept))
             candidates.append(candidate)
             bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")

@@ -1,21 +1,19 @@
 """Learned masks: find the edges to keep by gradient descent on a relaxed mask of all edges at once.
 
-Every edge has a hard-concrete gate in [0, 1]. The gates are trained so that the masked model predicts what
-the full model does, KL(full || masked) + 10 ((m - m_all) / (m_all - m_none))^2, under a Lagrangian that
-brings the expected share of open gates down along a schedule, geometrically from all edges to the target.
-What is handed on is a discrete circuit, the gates that are more open than not; only that is evaluated.
+Every edge (or node, or both) has a gate in [0, 1]. The gates are trained so that the masked model predicts
+what the full model does, KL(full || masked) + 10 ((m - m_all) / (m_all - m_none))^2, under a Lagrangian that
+brings the expected share of kept edges down along a schedule, geometrically to the target. What is handed
+on is a discrete circuit, the edges that are more open than not; only that is ever evaluated.
 
 The order of the gates is no ranking to extend: a mask trained for 100 edges does not contain the best 200.
 
-Hard concrete: Louizos, Welling and Kingma 2018, arXiv:1712.01312. Edge pruning: Bhaskar et al. 2024,
-"Finding transformer circuits with edge pruning", arXiv:2406.16778.
+Edge pruning: Bhaskar et al. 2024, "Finding transformer circuits with edge pruning", arXiv:2406.16778.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -26,19 +24,22 @@ from torch import Tensor
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import BatchRun, batch_runs, evaluate, progress_bar, soft_run
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, EdgeMask
-from circuitvit.graph.liveness import live_edges
+from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
+from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.divergence import kl
+from circuitvit.pruning.gates import SAMPLERS, SamplerName
+from circuitvit.pruning.units import GatedUnits, Over, gated_units
 from circuitvit.tasks import PreparedTask, Task
 
 __all__ = ["LearnedMask", "MaskSettings", "MaskTrainer", "Trace", "learn_mask"]
 
-STRETCH = (-0.1, 1.1)
-"""The interval that a gate's sigmoid is stretched to before it is clipped to [0, 1]."""
+INITIAL = 2.0
+"""Log-odds that every gate starts with, unless scores are given."""
 
-TEMPERATURE = 2 / 3
-INITIAL_LOG_ALPHA = 2.0
+WARM = (-1.0, 4.0)
+"""Log-odds that the weakest and the strongest edge start with when scores are given; the rest by rank."""
+
 BEHAVIOUR_WEIGHT = 10.0
 
 
@@ -53,6 +54,9 @@ class MaskSettings:
         ramp: share of the steps over which the target density comes down.
         batch_size: pairs at each step.
         seed: of the gates' noise and the order of the pairs.
+        sampler: "hard-concrete", or "ugs" for uniform gradient sampling.
+        over: what has a gate: "edges", "nodes", or "both".
+        checkpoint: recompute each stage in the backward pass, for less memory and a third more time.
     """
 
     steps: int = 600
@@ -61,11 +65,18 @@ class MaskSettings:
     ramp: float = 0.9
     batch_size: int = 4
     seed: int = 0
+    sampler: SamplerName = "hard-concrete"
+    over: Over = "edges"
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "multiplier_rate", "ramp", "batch_size"):
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name} must be positive, not {getattr(self, name)!r}")
+        if self.sampler not in SAMPLERS:
+            raise OptionError(f"the sampler is 'hard-concrete' or 'ugs', not {self.sampler!r}")
+        if self.over not in ("edges", "nodes", "both"):
+            raise OptionError(f"masks are learned over 'edges', 'nodes' or 'both', not {self.over!r}")
 
 
 @dataclass
@@ -74,7 +85,7 @@ class Trace:
 
     Attributes:
         distance: from the full model's prediction and behaviour.
-        density: expected share of open gates.
+        density: expected share of kept edges.
         target: the share that the schedule asked for.
     """
 
@@ -88,13 +99,13 @@ class LearnedMask:
     """A trained mask.
 
     Attributes:
-        circuit: the edges whose gates are more open than not, dead ones pruned.
-        log_alpha: of every edge's gate, `(sender, receiver, group)`; `-inf` where there is no edge.
+        circuit: the edges that are more open than not, dead ones pruned.
+        openness: log-odds of every edge's least open gate, `(sender, receiver, group)`; `-inf` for no edge.
         trace: of the training.
     """
 
     circuit: Circuit
-    log_alpha: NDArray[np.float64]
+    openness: NDArray[np.float64]
     trace: Trace
 
 
@@ -104,6 +115,7 @@ def learn_mask(
     edges: int,
     settings: MaskSettings | None = None,
     *,
+    warm_start: EdgeScores | None = None,
     progress: bool = True,
 ) -> LearnedMask:
     """Train a mask of about `edges` edges.
@@ -111,8 +123,9 @@ def learn_mask(
     Args:
         model: from `load` or `wrap`.
         task: in the noising direction.
-        edges: how many gates should be open at the end.
+        edges: how many should be kept at the end.
         settings: of the training.
+        warm_start: scores by whose ranks the gates start more or less open.
         progress: whether to show a bar.
 
     Raises:
@@ -124,17 +137,17 @@ def learn_mask(
     """
     settings = settings or MaskSettings()
     prepared = task if isinstance(task, PreparedTask) else task.prepare(model)
-    trainer = MaskTrainer(prepared, edges, settings)
+    trainer = MaskTrainer(prepared, edges, settings, warm_start)
     with progress_bar(settings.steps, f"mask of {edges} edges", progress) as bar:
         for _ in range(settings.steps):
             trainer.step()
             bar.set_postfix_str(trainer.status, refresh=False)
             bar.update()
-    parameters = {"edges": edges, "steps": settings.steps, "batch_size": settings.batch_size}
+    parameters = {"edges": edges, **asdict(settings)}
     provenance = provenance_of(prepared, "learned-mask", settings.seed).with_parameters(**parameters)
-    kept = live_edges(prepared.graph, trainer.open_edges())
+    kept = without_dead(prepared, trainer.open_edges())
     return LearnedMask(
-        Circuit(prepared.graph, kept, provenance=provenance), trainer.log_alpha(), trainer.trace
+        Circuit(prepared.graph, kept, provenance=provenance), trainer.openness(), trainer.trace
     )
 
 
@@ -143,25 +156,32 @@ class MaskTrainer:
 
     Args:
         prepared: the task, in the noising direction.
-        edges: how many gates should be open at the end of the schedule.
+        edges: how many should be kept at the end of the schedule.
         settings: of the training.
+        warm_start: scores by whose ranks the gates start.
     """
 
-    def __init__(self, prepared: PreparedTask, edges: int, settings: MaskSettings) -> None:
+    def __init__(
+        self,
+        prepared: PreparedTask,
+        edges: int,
+        settings: MaskSettings,
+        warm_start: EdgeScores | None = None,
+    ) -> None:
         graph = prepared.graph
         if not 1 <= edges <= graph.n_edges:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
         if prepared.denoising:
             raise OptionError("masks are learned in the clean run: give the task direction='noising'")
         self.prepared, self.settings, self.trace = prepared, settings, Trace()
-        self.target = edges / graph.n_edges
-        device = prepared.model.device
-        self._places = torch.from_numpy(np.flatnonzero(graph.edge_mask)).to(device)
-        self._gates = torch.full((graph.n_edges,), INITIAL_LOG_ALPHA, device=device, requires_grad=True)
-        self._multipliers = torch.zeros(2, device=device, requires_grad=True)
-        self._descend = torch.optim.Adam([self._gates], lr=settings.learning_rate)
+        self.units = gated_units(graph, settings.over)
+        self.sampler = SAMPLERS[settings.sampler]
+        self._phi = _initial(self.units, settings.over, warm_start).to(prepared.model.device).requires_grad_()
+        self._multipliers = torch.zeros(2, device=prepared.model.device, requires_grad=True)
+        self._descend = torch.optim.Adam([self._phi], lr=settings.learning_rate)
         self._climb = torch.optim.Adam([self._multipliers], lr=settings.multiplier_rate, maximize=True)
         self._generator = torch.Generator().manual_seed(settings.seed)
+        self._from, self._to = (1.0 if warm_start is None else float(self._density())), edges / graph.n_edges
         ends = evaluate(prepared, [], batch_size=settings.batch_size)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
         self._scale = max(abs(float((ends.all_values - ends.none_values).double().mean())), 1e-9)
@@ -170,12 +190,9 @@ class MaskTrainer:
     def step(self) -> None:
         """One step of Adam on one minibatch."""
         run = next(self._batches)
-        graph = self.prepared.graph
-        noise = torch.rand(len(self._gates), generator=self._generator).to(self._gates)
-        mask = torch.zeros(graph.shape, device=self._gates.device).flatten()
-        mask = mask.scatter(0, self._places, _sample(self._gates, noise)).view(graph.shape)
-        distance = self._distance(run, soft_run(run.sources, mask.to(self.prepared.model.dtype)))
-        density = _open_probability(self._gates).mean()
+        mask = self.units.mask(self.sampler.sample(self._phi, self._generator))
+        logits = soft_run(run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint)
+        distance, density = self._distance(run, logits), self._density()
         excess = density - self._wanted()
         loss = distance + self._multipliers[0] * excess + self._multipliers[1] * excess.square()
         self._descend.zero_grad()
@@ -188,14 +205,20 @@ class MaskTrainer:
         self.trace.density.append(density.item())
 
     def open_edges(self) -> EdgeMask:
-        """The edges whose gates are more open than not, `(sender, receiver, group)`."""
-        return self.log_alpha() > 0
+        """The edges that are more open than not, `(sender, receiver, group)`."""
+        return self.units.kept(self._phi)
 
-    def log_alpha(self) -> NDArray[np.float64]:
-        """Log alpha of every gate, `(sender, receiver, group)`; `-inf` where there is no edge."""
+    def openness(self) -> NDArray[np.float64]:
+        """Log-odds of every edge's least open gate, `(sender, receiver, group)`; `-inf` for no edge."""
+        always = torch.cat([self._phi.detach().cpu(), torch.tensor([torch.inf])])
         values = np.full(self.prepared.graph.shape, -np.inf)
-        values[self.prepared.graph.edge_mask] = self._gates.detach().double().cpu().numpy()
+        values[self.prepared.graph.edge_mask] = always[self.units.factors].amin(dim=1).double().numpy()
         return values
+
+    def _density(self) -> Float[Tensor, ""]:
+        """The expected share of kept edges."""
+        probabilities = self.units.mask(self.sampler.open_probability(self._phi))
+        return probabilities.sum() / self.prepared.graph.n_edges
 
     @property
     def status(self) -> str:
@@ -203,9 +226,9 @@ class MaskTrainer:
         return f"distance {self.trace.distance[-1]:.3f}, {self.trace.density[-1]:.1%} of the edges"
 
     def _wanted(self) -> float:
-        """The density that the schedule asks for now: from 1 to the target in equal ratios."""
+        """The density that the schedule asks for now, falling in equal ratios."""
         done = min(1.0, len(self.trace.distance) / (self.settings.ramp * self.settings.steps))
-        return math.exp(math.log(self.target) * done)
+        return float(self._from ** (1 - done) * self._to**done)
 
     def _distance(self, run: BatchRun, logits: Tensor) -> Tensor:
         """How far the masked run is from the full one: of the whole prediction, and of the behaviour."""
@@ -213,18 +236,18 @@ class MaskTrainer:
         return (kl(run.clean_logits, logits) + BEHAVIOUR_WEIGHT * behaviour.square()).mean()
 
 
-def _sample(log_alpha: Float[Tensor, " edge"], noise: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-    """A sample of the hard-concrete gates from uniform noise."""
-    noise = noise.clamp(1e-6, 1 - 1e-6)
-    logits = (noise.log() - (1 - noise).log() + log_alpha) / TEMPERATURE
-    low, high = STRETCH
-    return (torch.sigmoid(logits) * (high - low) + low).clamp(0, 1)
-
-
-def _open_probability(log_alpha: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-    """The probability that a gate is not 0."""
-    low, high = STRETCH
-    return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-low / high))
+def _initial(units: GatedUnits, over: Over, scores: EdgeScores | None) -> Float[Tensor, " gate"]:
+    """The log-odds that the gates start with; those of edges by rank where scores are given."""
+    phi = torch.full((units.n_gates,), INITIAL)
+    if scores is None:
+        return phi
+    if scores.graph != units.graph or over == "nodes":
+        raise OptionError("a warm start needs scores of the task's own graph, and gates over edges")
+    magnitudes = np.abs(scores.values[units.graph.edge_mask])
+    ranks = np.argsort(np.argsort(magnitudes, kind="stable"), kind="stable") / max(1, len(magnitudes) - 1)
+    low, high = WARM
+    phi[: len(ranks)] = torch.from_numpy(low + (high - low) * ranks).float()
+    return phi
 
 
 def _minibatches(prepared: PreparedTask, size: int, generator: torch.Generator) -> Iterator[BatchRun]:

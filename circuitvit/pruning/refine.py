@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from circuitvit.engine import progress_bar
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask
-from circuitvit.graph.liveness import live_edges, live_receivers, reached_senders
 from circuitvit.models import Model
+from circuitvit.pruning.dead import useful_beside, without_dead
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask, Task
 
@@ -88,7 +88,7 @@ def refine(
     before = meter.runs
     search = _Search(meter, order, band, max_runs)
     with progress_bar(len(circuit), "refining", progress) as bar:
-        kept = search.repair(live_edges(prepared.graph, circuit.kept), candidates)
+        kept = search.repair(without_dead(prepared, circuit.kept), candidates)
         kept, minimal = search.trim(kept, bar.update)
     provenance = circuit.provenance.with_parameters(refined=True, band=list(band))
     refined = Circuit(prepared.graph, kept, circuit.values, provenance)
@@ -147,7 +147,7 @@ class _Search:
                     advance()
                     smaller = kept.copy()
                     smaller[tuple(np.array(present[start : start + size]).T)] = False
-                    smaller = live_edges(self.graph, smaller)
+                    smaller = without_dead(self.meter.prepared, smaller)
                     if smaller.sum() < kept.sum() and self.inside(smaller):
                         kept, dropped = smaller, True
                 if size > 1:
@@ -157,8 +157,8 @@ class _Search:
     def _absent(self, kept: EdgeMask) -> list[tuple[int, ...]]:
         """Edges that are not kept but would be live, strongest first."""
         absent = [tuple(place) for place in np.argwhere(self.graph.edge_mask & ~kept)]
-        live = reached_senders(self.graph, kept)[:, None, :] & live_receivers(self.graph, kept)[None]
-        return sorted((place for place in absent if live[place]), key=lambda place: -self.order[place])
+        useful = useful_beside(self.meter.prepared, kept)
+        return sorted((place for place in absent if useful[place]), key=lambda place: -self.order[place])
 
     def _present(self, kept: EdgeMask) -> list[tuple[int, ...]]:
         return sorted((tuple(place) for place in np.argwhere(kept)), key=lambda place: self.order[place])

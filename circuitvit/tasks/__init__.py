@@ -1,6 +1,6 @@
 """The behaviour under study: image pairs, a metric on logits, and what ablation means."""
 
-from circuitvit.tasks.ablations import Ablation, Mean, Noise, Patch, Resample, Zero, ablation_names
+from circuitvit.tasks.ablations import Ablation, Constants, Mean, Noise, Patch, Resample, Zero, ablation_names
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.metrics import (
     Metric,
@@ -19,6 +19,7 @@ from circuitvit.tasks.task import Batch, PreparedTask, Task
 __all__ = [
     "Ablation",
     "Batch",
+    "Constants",
     "Mean",
     "Metric",
     "Noise",

@@ -9,11 +9,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import FileError, OptionError, unknown_name
 
-__all__ = ["Ablation", "Mean", "Noise", "Patch", "Resample", "Zero", "ablation_names", "as_ablation"]
+__all__ = [
+    "Ablation",
+    "Constants",
+    "Mean",
+    "Noise",
+    "Patch",
+    "Resample",
+    "Zero",
+    "ablation_names",
+    "as_ablation",
+]
+
+CONSTANTS_SCHEMA = "circuitvit.constants/1"
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,54 @@ class Resample:
     name: str = "resample"
 
 
-Ablation = Patch | Mean | Zero | Noise | Resample
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """Given constants, such as those of `learn_constants` (optimal ablation).
+
+    Attributes:
+        values: `(sender, token, d_model)`, or `(sender, 1, d_model)` for the same at every token.
+    """
+
+    values: Tensor
+    name: str = "constants"
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or not self.values.isfinite().all():
+            raise OptionError(
+                "constants are finite numbers of shape (sender, token or 1, d_model), "
+                f"not {tuple(self.values.shape)}"
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the constants as safetensors.
+
+        Raises:
+            FileError: if the file cannot be written.
+        """
+        try:
+            save_file({"constants": self.values.contiguous()}, path, {"schema": CONSTANTS_SCHEMA})
+        except (OSError, SafetensorError) as error:
+            raise FileError(f"cannot write {path}: {error}") from error
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Constants:
+        """Read constants that `save` has written.
+
+        Raises:
+            FileError: if the file is missing, damaged, or holds something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                schema = (file.metadata() or {}).get("schema")
+                if schema != CONSTANTS_SCHEMA:
+                    raise FileError(f"{path}: expected {CONSTANTS_SCHEMA!r}, found {schema!r}")
+                return cls(file.get_tensor("constants"))
+        except (OSError, SafetensorError, OptionError) as error:
+            raise FileError(f"cannot read {path}: {error}") from error
+
+
+Ablation = Patch | Mean | Zero | Noise | Resample | Constants
 
 _BY_NAME: dict[str, Callable[[], Ablation]] = {
     "patch": Patch,

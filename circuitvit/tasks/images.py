@@ -7,7 +7,6 @@ about a file names it, and none need wait for long work to begin: `Images.check`
 
 from __future__ import annotations
 
-import csv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from circuitvit.errors import DataError, FileError, OptionError, unknown_name
+from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
 
 __all__ = [
-    "IMAGE_SUFFIXES", "FileImages", "Images", "PairRow", "TensorImages", "as_images", "decode_image",
-    "load_image", "match_folders", "preprocess", "read_image", "read_pairs",
+    "IMAGE_SUFFIXES", "FileImages", "Images", "TensorImages", "as_images", "decode_image", "few",
+    "list_images", "load_image", "preprocess", "read_image",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -331,7 +330,7 @@ class FileImages(Images):
                 _refuse_elongated(image, self.spec)
 
     def __repr__(self) -> str:
-        return f"FileImages({len(self)} files: {_few(self.names)})"
+        return f"FileImages({len(self)} files: {few(self.names)})"
 
 
 def as_images(
@@ -365,7 +364,7 @@ def as_images(
         return source
     if isinstance(source, (str, Path)) and str(source):
         path = Path(source)
-        return FileImages(_list_images(path) if path.is_dir() else (path,), spec)
+        return FileImages(list_images(path) if path.is_dir() else (path,), spec)
     if isinstance(source, Sequence) and all(isinstance(item, (str, Path)) for item in source):
         return FileImages(tuple(map(Path, source)), spec)
     raise DataError(
@@ -374,131 +373,23 @@ def as_images(
     )
 
 
-# -- folders and tables of pairs -----------------------------------------------------------------
+# -- folders -------------------------------------------------------------------------------------
 
 
-def match_folders(clean: str | Path, corrupt: str | Path) -> tuple[tuple[Path, Path], ...]:
-    """Pairs of files with the same name in two folders, sorted by name; the endings may differ.
-
-    Raises:
-        DataError: if a folder is missing or has no images, two files of a folder differ in their ending
-            only, or a file has no partner; the message names the files.
-    """
-    folders = Path(clean), Path(corrupt)
-    first, second = (_by_stem(folder) for folder in folders)
-    if folders[0].resolve() == folders[1].resolve():
-        raise DataError(
-            f"clean and corrupt are the same folder, {clean}: no image would have a counterfactual"
-        )
-    lonely = []
-    for folder, mine, other in (folders[0], first, second), (folders[1], second, first):
-        names = [path.name for stem, path in mine.items() if stem not in other]
-        lonely += [f"only in {folder}: {_few(names)}"] if names else []
-    if lonely:
-        raise DataError(f"clean and corrupt images are matched by file name; {'; '.join(lonely)}")
-    return tuple((first[stem], second[stem]) for stem in sorted(first))
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in _list_images(folder):
-        if path.stem in found:
-            raise DataError(
-                f"{found[path.stem].name} and {path.name} in {folder} have one name: keep one of them"
-            )
-        found[path.stem] = path
-    return found
-
-
-def _list_images(folder: Path) -> tuple[Path, ...]:
+def list_images(folder: Path) -> tuple[Path, ...]:
     """The image files right in a folder, sorted by name."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     images = tuple(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        found = f" (it holds {_few([path.name for path in files])})" if files else ""
+        found = f" (it holds {few([path.name for path in files])})" if files else ""
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"the folder {folder} has no images, which end in {known}{found}")
     return images
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-@dataclass(frozen=True)
-class PairRow:
-    """One line of a table of pairs.
-
-    Attributes:
-        clean: path of the image that shows the behaviour.
-        corrupt: path of its counterfactual.
-        target: class of the clean image, by name or index; None where the line gives none.
-        foil: class to compare it with, likewise.
-    """
-
-    clean: Path
-    corrupt: Path
-    target: str | int | None = None
-    foil: str | int | None = None
-
-
-def read_pairs(csv_path: str | Path) -> tuple[PairRow, ...]:
-    """The pairs of a CSV file whose first line is `clean,corrupt` or `clean,corrupt,target,foil`.
-
-    Columns may come in any order; paths are relative to the folder of the CSV file. Classes stay text even
-    where they are numbers: `class_index` takes both, and a class may be *called* "7".
-
-    Raises:
-        FileError: if the file is missing, is no CSV in UTF-8, or has other columns.
-        DataError: if it has no pairs, or a line is incomplete or names an image that does not exist; the
-            message gives the line.
-    """
-    path = Path(csv_path)
-    rows: list[PairRow] = []
-    columns: list[str] | None = None
-    try:
-        # utf-8-sig: spreadsheets begin their CSV files with a byte-order mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for line in reader:
-                cells, where = [cell.strip() for cell in line], f"{path}, line {reader.line_num}"
-                if any(cells) and columns is None:
-                    columns = _columns(cells, where)
-                elif any(cells) and columns is not None:
-                    rows.append(_pair(cells, columns, path.parent, where))
-    except OSError as error:
-        raise FileError(f"cannot read the table of pairs {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path} is not a CSV file in UTF-8: {error}") from error
-    except csv.Error as error:
-        raise FileError(f"{path}, line {reader.line_num}: {error}") from error
-    if not rows:
-        raise DataError(f"{path} has no pairs: after the line clean,corrupt,target,foil each line gives one")
-    return tuple(rows)
-
-
-def _columns(cells: list[str], where: str) -> list[str]:
-    columns, known = [cell.lower() for cell in cells], ("clean", "corrupt", "target", "foil")
-    if unknown := [column for column in columns if column not in known]:
-        raise FileError(f"{where}: {unknown_name('column', unknown[0], known)}; commas separate the columns")
-    if len(set(columns)) < len(columns) or not {"clean", "corrupt"} <= set(columns):
-        raise FileError(f"{where}: {','.join(cells)} needs one column clean and one corrupt, and none twice")
-    return columns
-
-
-def _pair(cells: list[str], columns: list[str], folder: Path, where: str) -> PairRow:
-    if len(cells) > len(columns):
-        raise DataError(
-            f"{where}: {len(cells)} cells for {len(columns)} columns; quote a cell that has a comma"
-        )
-    named = dict(zip(columns, cells, strict=False))
-    for column in ("clean", "corrupt"):
-        if not named.get(column):
-            raise DataError(f"{where}: no {column} image")
-        if not (folder / named[column]).is_file():
-            raise DataError(f"{where}: no image {folder / named[column]}: there is no such file")
-    target, foil = named.get("target") or None, named.get("foil") or None
-    return PairRow(folder / named["clean"], folder / named["corrupt"], target, foil)

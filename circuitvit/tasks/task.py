@@ -17,13 +17,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError
-from circuitvit.graph import Direction, Graph
+from circuitvit.graph import Direction, Graph, notebook
 from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
 from circuitvit.tasks.groups import TokenGroups
-from circuitvit.tasks.images import FileImages, Images, as_images, match_folders, read_pairs
+from circuitvit.tasks.images import FileImages, Images, as_images
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
+from circuitvit.tasks.pairs import match_folders, read_pairs
 
 __all__ = ["Batch", "PreparedTask", "Task"]
 
@@ -107,6 +108,32 @@ class Task:
             as_metric(metric, targets, foils),
             **options,
         )
+
+    def __repr__(self) -> str:
+        return f"Task({', '.join(f'{name} {text}' for name, text in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return notebook.card("Task", self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What the task says, in short texts; nothing is read for it."""
+        metric, ablation = as_metric(self.metric), as_ablation(self.ablation)
+        classes = [
+            (side, "the model's own top class" if said is None else str(said))
+            for side, said, used in (
+                ("target", metric.target, metric.uses_target),
+                ("foil", metric.foil, metric.uses_foil),
+            )
+            if used
+        ]
+        images = [("clean", self.clean), ("corrupt", self.corrupt)]
+        return [
+            *((side, _described(source)) for side, source in images if source is not None),
+            ("metric", metric.name),
+            *((side, said if len(said) <= 60 else said[:59] + "…") for side, said in classes),
+            ("ablation", ablation.name),
+            ("direction", self.direction),
+        ]
 
     def with_options(self, **changes: Any) -> Task:
         """The same task with some of its parts replaced, such as `ablation="mean"`."""
@@ -266,6 +293,15 @@ def _column(values: list[Any], side: str, path: str | Path) -> PerPair | None:
         raise DataError(f"{path}: some rows have a {side} and some have none: give all or none")
     classes: tuple[ClassSpec, ...] = tuple(values)
     return PerPair(classes)
+
+
+def _described(source: object) -> str:
+    """A source of images in a few words."""
+    if isinstance(source, (Tensor, np.ndarray)):
+        return f"tensor {' x '.join(map(str, source.shape))}"
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return f"{len(source)} files" if isinstance(source, Sequence) else repr(source)
 
 
 def _is_folder(spec: object) -> bool:

@@ -46,7 +46,9 @@ def test_nor_with_random_ablations(method: str, ablation: str) -> None:
 def test_the_memory_budget_chooses_the_batch_size_and_not_the_answer(method: str) -> None:
     case = Case(Recipe(depth=1), n_pairs=4)
     whole = cv.attribute(case.model, case.task(), method, progress=False).values
-    assert cv.attribute(case.model, case.task(), method, memory=1, progress=False).values == pytest.approx(whole, abs=1e-12)
+    assert cv.attribute(case.model, case.task(), method, memory=1, progress=False).values == pytest.approx(
+        whole, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,7 +79,7 @@ def test_the_seed_of_a_random_ablation_is_recorded() -> None:
 def test_equal_clean_and_corrupt_images_are_refused(method: str) -> None:
     """All scores would be 0, or the noise of rounding."""
     case = Case(Recipe(depth=2, heads=2), n_pairs=3)
-    with pytest.raises(DataError, match="(?i)equal") as caught:
+    with pytest.raises(DataError, match=r"(?i)equal") as caught:
         cv.attribute(case.model, cv.Task(case.clean, case.clean, cv.logit_diff(0, 1)), method, progress=False)
     assert "images" in str(caught.value)
 
@@ -94,9 +96,13 @@ def test_one_differing_pair_among_equal_ones_is_enough(method: str) -> None:
     case = Case(Recipe(depth=1), n_pairs=3)
     corrupt = case.clean.clone()
     corrupt[1] = case.corrupt[1]
-    mixed = cv.attribute(case.model, cv.Task(case.clean, corrupt, cv.logit_diff(0, 1)), method, batch_size=1, progress=False)
+    mixed = cv.attribute(
+        case.model, cv.Task(case.clean, corrupt, cv.logit_diff(0, 1)), method, batch_size=1, progress=False
+    )
     alone = cv.Task(case.clean[1:2], case.corrupt[1:2], cv.logit_diff(0, 1))
-    assert mixed.values == pytest.approx(cv.attribute(case.model, alone, method, progress=False).values / 3, abs=1e-12)
+    assert mixed.values == pytest.approx(
+        cv.attribute(case.model, alone, method, progress=False).values / 3, abs=1e-12
+    )
 
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
@@ -105,7 +111,9 @@ def test_an_unknown_method_is_refused_with_the_nearest() -> None:
         cv.attribute(case.model, case.task(), "eap-gi")
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": -3}, {"steps": 0}, {"memory": 0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": -3}, {"steps": 0}, {"memory": 0}], ids=str
+)
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, int]) -> None:
     case = Case(Recipe(depth=1))
     with pytest.raises(OptionError):

@@ -1,4 +1,4 @@
-"""Integrated gradients on edges: the literal definition for the three rules, and completeness at the input."""
+"""Integrated gradients on edges: the literal definition for all rules, and completeness at the input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_scores_are_those_of_the_definition(method: str, case: Case, steps: int)
 
 
 def gap(case: Case, method: str, steps: int) -> float:
-    """How far the scores of the edges that leave the input are from metric(reference input) - metric(base)."""
+    """How far the scores of the edges that leave the input are from metric(paired) - metric(base)."""
     scores = cv.attribute(case.model, case.task(), method, steps=steps, progress=False)
     total = float(scores.values[case.model.graph.sender_index["input"]].sum())
     with torch.no_grad():
@@ -42,13 +42,13 @@ def gap(case: Case, method: str, steps: int) -> float:
 
 @given(cases(smooth=True, ablations=("patch",), max_depth=2))
 def test_the_scores_that_leave_the_input_sum_to_the_difference_of_the_metric(case: Case) -> None:
-    # A large eps keeps the path smooth where a token's features happen to pass zero together.
-    case = replace(case, recipe=replace(case.recipe, norm="layer-coarse"))
-    assert gap(case, "eap-ig-gauss", 48) < 1e-3
+    # A short path under a norm with a large eps: long ones cross cliffs that take hundreds of nodes.
+    case = replace(case, recipe=replace(case.recipe, norm="layer-coarse"), distance=0.1)
+    assert gap(case, "eap-ig-gauss", 48) < 1e-6
 
 
 def test_each_rule_converges_at_its_own_speed() -> None:
-    """Left sums halve their error with twice the steps, midpoints quarter it, Gauss-Legendre soon has none."""
+    """Left sums halve their error with twice the steps, midpoints quarter it, Gauss-Legendre has none."""
     case = Case(Recipe(depth=2, heads=2, norm="layer-coarse"), metric="log_probability")
     left = gap(case, "eap-ig-left", 32) / gap(case, "eap-ig-left", 64)
     midpoint = gap(case, "eap-ig", 32) / gap(case, "eap-ig", 64)
@@ -92,7 +92,9 @@ def test_nodes_lie_on_the_path_in_order_and_weigh_one_in_all(rule: Rule, steps: 
 
 
 @given(steps=st.integers(1, 8), degree=st.integers(0, 15))
-def test_gauss_legendre_is_exact_for_polynomials_of_degree_below_twice_the_steps(steps: int, degree: int) -> None:
+def test_gauss_legendre_is_exact_for_polynomials_of_degree_below_twice_the_steps(
+    steps: int, degree: int
+) -> None:
     found = sum(weight * place**degree for place, weight in path_nodes(steps, "gauss-legendre"))
     if degree < 2 * steps:
         assert found == pytest.approx(1 / (degree + 1), abs=1e-12)

@@ -25,7 +25,7 @@ def test_effects_are_those_of_ablating_each_edge_alone(case: Case) -> None:
 
 @given(cases(max_depth=2, max_heads=2), st.data())
 def test_an_effect_is_that_of_a_run_without_the_edge(case: Case, data: st.DataObject) -> None:
-    """The same through `cv.run`: `ablate=` in the noising direction, a circuit of one edge in the denoising one."""
+    """The same through `cv.run`: `ablate=` when noising, a circuit of one edge when denoising."""
     task = case.task()
     scores = cv.attribute(case.model, task, "exact", progress=False)
     name = data.draw(st.sampled_from(scores.graph.edges))
@@ -49,7 +49,9 @@ def test_more_edges_than_fit_into_one_chunk_are_all_scored(monkeypatch: pytest.M
     case = Case(Recipe(depth=3, heads=2), n_pairs=3)
     whole = cv.attribute(case.model, case.task(), "exact", progress=False).values
     monkeypatch.setattr("circuitvit.attribution.exact.CANDIDATE_IMAGES", 7)
-    assert cv.attribute(case.model, case.task(), "exact", progress=False).values == pytest.approx(whole, abs=1e-12)
+    assert cv.attribute(case.model, case.task(), "exact", progress=False).values == pytest.approx(
+        whole, abs=1e-12
+    )
 
 
 def test_metrics_without_gradient_have_exact_effects() -> None:

@@ -72,7 +72,9 @@ def test_a_workspace_used_before_changes_nothing(case: Case, seed: int) -> None:
 
 
 @given(cases(), SEEDS, st.data())
-def test_a_run_may_start_at_the_first_stage_with_ablated_edges(case: Case, seed: int, data: st.DataObject) -> None:
+def test_a_run_may_start_at_the_first_stage_with_ablated_edges(
+    case: Case, seed: int, data: st.DataObject
+) -> None:
     batch = one_batch(case)
     graph = batch.sources.graph
     start = data.draw(st.integers(1, len(graph.stages) - 1))
@@ -84,7 +86,9 @@ def test_a_run_may_start_at_the_first_stage_with_ablated_edges(case: Case, seed:
 
 
 @given(cases(ablations=("patch",)), SEEDS, DENSITIES)
-def test_dead_edges_do_nothing_when_the_reference_is_another_run(case: Case, seed: int, density: float) -> None:
+def test_dead_edges_do_nothing_when_the_reference_is_another_run(
+    case: Case, seed: int, density: float
+) -> None:
     batch = one_batch(case)
     graph = batch.sources.graph
     circuit = cv.Circuit(graph, as_array(graph, case.random_mask(seed, density)))
@@ -139,7 +143,9 @@ def test_denoising_restores_the_clean_run(case: Case) -> None:
 @given(cases(), SEEDS)
 def test_logits_do_not_depend_on_the_batch_size(case: Case, seed: int) -> None:
     task = case.task()
-    circuit = cv.Circuit(task.prepare(case.model).graph, as_array(task.prepare(case.model).graph, case.random_mask(seed, 0.5)))
+    circuit = cv.Circuit(
+        task.prepare(case.model).graph, as_array(task.prepare(case.model).graph, case.random_mask(seed, 0.5))
+    )
     together = cv.run(case.model, task, circuit, batch_size=case.n_pairs)
     assert_close(cv.run(case.model, task, circuit, batch_size=1), together, 1e-12)
     assert_close(cv.run(case.model, task, circuit), together, 1e-12)

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.errors import CircuitViTError, FileError, ModelError, NameNotFoundError, OptionError, UnsupportedModelError
+from circuitvit.errors import (
+    CircuitViTError,
+    FileError,
+    ModelError,
+    NameNotFoundError,
+    OptionError,
+    UnsupportedModelError,
+)
 from circuitvit.models import checkpoints
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import zoo_names
@@ -132,8 +139,12 @@ def test_a_model_says_what_it_is(weights: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("catdog-tyni", "catdog-tiny"), ("vit_tiny_patch16_225", "vit_tiny_patch16_224"), ("deit_tiny_patch16", "deit_tiny_patch16_224")],
-)  # fmt: skip
+    [
+        ("catdog-tyni", "catdog-tiny"),
+        ("vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+        ("deit_tiny_patch16", "deit_tiny_patch16_224"),
+    ],
+)
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(NameNotFoundError) as caught:
         cv.load(name)
@@ -216,7 +227,9 @@ def raw_pickle(path: Path, content: object) -> None:
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
-@pytest.mark.parametrize("save", [lambda path, content: torch.save(content, path), raw_pickle], ids=["torch", "pickle"])
+@pytest.mark.parametrize(
+    "save", [lambda path, content: torch.save(content, path), raw_pickle], ids=["torch", "pickle"]
+)
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
 def test_a_malicious_pickle_is_refused_and_never_run(
     suffix: str, save: Callable[[Path, object], None], module: Any, tmp_path: Path
@@ -239,15 +252,21 @@ def cut(source: Path, target: Path, share: float) -> Path:
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_truncated_file_is_refused_by_name(suffix: str, share: float, module: Any, weights: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_by_name(
+    suffix: str, share: float, module: Any, weights: Path, tmp_path: Path
+) -> None:
     source = weights if suffix == ".safetensors" else save_plain(module.state_dict(), tmp_path / "whole.pt")
     path = cut(source, tmp_path / f"cut{suffix}", share)
     with pytest.raises(FileError, match="cut"):
         cv.load(NAME, checkpoint=path, **SMALL)
 
 
-def test_a_missing_file_is_refused_before_the_model_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_timm(), "create_model", lambda *_args, **_options: pytest.fail("built a model"))
+def test_a_missing_file_is_refused_before_the_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        import_timm(), "create_model", lambda *_args, **_options: pytest.fail("built a model")
+    )
     with pytest.raises(FileError, match=r"nowhere\.safetensors: there is no such file"):
         cv.load(NAME, checkpoint=tmp_path / "nowhere.safetensors")
 
@@ -272,7 +291,9 @@ def test_offline_the_error_comes_at_once_and_says_the_way_out(monkeypatch: pytes
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(checkpoints.huggingface_hub, "try_to_load_from_cache", lambda *_args, **_options: None)
+    monkeypatch.setattr(
+        checkpoints.huggingface_hub, "try_to_load_from_cache", lambda *_args, **_options: None
+    )
     start = time.monotonic()
     with pytest.raises(ModelError) as caught:
         cv.load(NAME, pretrained=True)

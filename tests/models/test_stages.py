@@ -1,4 +1,4 @@
-"""The stage contract, held by every stage of the timm adapter: what is read, written, summed, pulled back, cut."""
+"""The stage contract, held by every stage of the timm adapter: read, write, sum, pull back, restrict."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def random_like(tensor: Tensor, seed: int) -> Tensor:
 
 
 def residual_streams(module: Any, images: Tensor) -> list[Tensor]:
-    """What every stage of the user's own module reads, seen by hooks: both norms of each block, and the last."""
+    """What every stage of the user's module reads, seen by hooks: both norms of each block, and the last."""
     seen: list[Tensor] = []
     places = [norm for block in module.blocks for norm in (block.norm1, block.norm2)] + [module.norm]
-    handles = [place.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])) for place in places]
+    handles = [
+        place.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])) for place in places
+    ]
     with torch.no_grad():
         module(images)
     for handle in handles:
@@ -101,7 +103,9 @@ def test_read_each_reads_each_receivers_own_stream(recipe: Recipe, n_streams: in
         for receiver, stream in enumerate(source):
             whole = stage.read(streams[stream])
             assert len(found) == len(whole)
-            for read, expected in zip(slots(stage, found)[receiver], slots(stage, whole)[receiver], strict=True):
+            for read, expected in zip(
+                slots(stage, found)[receiver], slots(stage, whole)[receiver], strict=True
+            ):
                 assert_close(read, expected, 1e-12)
 
 
@@ -124,7 +128,9 @@ def test_a_restricted_stage_is_a_part_of_the_whole(recipe: Recipe, data: st.Data
     whole = stage.expand(stage.write(stage.read(stream)))
     compact = part.write(part.read(stream))
     assert_close(part.expand(compact), whole[chosen], 1e-12)
-    assert_close(part.expand(part.write(part.read_each(stream[None], [0] * 3 * len(chosen)))), whole[chosen], 1e-12)
+    assert_close(
+        part.expand(part.write(part.read_each(stream[None], [0] * 3 * len(chosen)))), whole[chosen], 1e-12
+    )
     if len(chosen) < recipe.heads:  # the constant belongs to no sender
         assert_close(part.total(compact), whole[chosen].sum(dim=0), 1e-12)
     again = part.restrict([len(chosen) - 1])
@@ -206,12 +212,15 @@ def test_every_norm_is_its_formula_and_has_its_gradient(build: Any) -> None:
 
 @pytest.mark.parametrize("build", NORM_MODULES.values(), ids=NORM_MODULES)
 def test_a_projection_after_a_norm_is_folded_into_one(build: Any) -> None:
-    """`W norm(x) + b` is the folded weight on `x_hat` plus the offset; a centred weight does not see the mean."""
+    """`W norm(x) + b` is the folded weight on `x_hat`, plus the offset; centred weights ignore the mean."""
     module = build().double()
     for seed, parameter in enumerate(module.parameters()):
         parameter.data = random_like(parameter, seed)
     norm = norm_of(module, "here")
-    weight, bias = random_like(torch.empty(5, 6, dtype=torch.float64), 7), random_like(torch.empty(5).double(), 8)
+    weight, bias = (
+        random_like(torch.empty(5, 6, dtype=torch.float64), 7),
+        random_like(torch.empty(5).double(), 8),
+    )
     stream = random_like(torch.empty(3, 6, dtype=torch.float64), 9) + 1
     x_hat, _ = norm.standardise(stream)
     expected = nn.functional.linear(norm(stream), weight, bias)

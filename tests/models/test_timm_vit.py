@@ -23,8 +23,14 @@ VisionTransformer = timm.models.vision_transformer.VisionTransformer
 layers = timm.layers
 
 MICRO = {
-    "img_size": 8, "patch_size": 4, "num_classes": 4, "embed_dim": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0,
-}  # fmt: skip
+    "img_size": 8,
+    "patch_size": 4,
+    "num_classes": 4,
+    "embed_dim": 12,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+}
 
 
 def micro(**options: Any) -> nn.Module:
@@ -171,7 +177,9 @@ def test_any_combination_of_switches_is_taken_apart(case: Case) -> None:
 @pytest.mark.parametrize("prefix", ["class-token", "registers", "none"])
 @pytest.mark.parametrize("size", [(8, 8), (12, 12), (8, 20)])
 def test_dynamic_img_size_takes_other_sizes(prefix: str, size: tuple[int, int]) -> None:
-    options = {"registers": {"reg_tokens": 2}, "none": {"class_token": False, "global_pool": "avg"}}.get(prefix, {})
+    options = {"registers": {"reg_tokens": 2}, "none": {"class_token": False, "global_pool": "avg"}}.get(
+        prefix, {}
+    )
     module = micro(dynamic_img_size=True, **options)
     images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     model = assert_reconstructs(module, images)
@@ -225,7 +233,16 @@ def test_tokens_before_the_patches_are_known(recipe: Recipe, kinds: tuple[str, .
 def test_the_graph_has_the_names_of_the_eap_ig_files() -> None:
     graph = cv.wrap(Recipe(depth=1, heads=2).build()).graph
     assert graph.senders == ("input", "a0.h0", "a0.h1", "m0")
-    assert graph.receivers == ("a0.h0<q>", "a0.h1<q>", "a0.h0<k>", "a0.h1<k>", "a0.h0<v>", "a0.h1<v>", "m0", "logits")
+    assert graph.receivers == (
+        "a0.h0<q>",
+        "a0.h1<q>",
+        "a0.h0<k>",
+        "a0.h1<k>",
+        "a0.h0<v>",
+        "a0.h1<v>",
+        "m0",
+        "logits",
+    )
     assert graph.n_edges == 6 + 3 + 4
 
 
@@ -299,12 +316,17 @@ blocks = timm.models.vision_transformer
 
 # What it is; how it is made; what the message must say: the module, the switch, the reason.
 REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "post-norm": (partial(micro, block_fn=blocks.ResPostBlock), ("blocks.0", "ResPostBlock", "block_fn", "post-norm")),
+    "post-norm": (
+        partial(micro, block_fn=blocks.ResPostBlock),
+        ("blocks.0", "ResPostBlock", "block_fn", "post-norm"),
+    ),
     "parallel-scaling": (
-        partial(micro, block_fn=blocks.ParallelScalingBlock), ("blocks.0", "ParallelScalingBlock", "block_fn", "parallel")
+        partial(micro, block_fn=blocks.ParallelScalingBlock),
+        ("blocks.0", "ParallelScalingBlock", "block_fn", "parallel"),
     ),
     "parallel-things": (
-        partial(micro, block_fn=blocks.ParallelThingsBlock), ("blocks.0", "ParallelThingsBlock", "block_fn", "parallel")
+        partial(micro, block_fn=blocks.ParallelThingsBlock),
+        ("blocks.0", "ParallelThingsBlock", "block_fn", "parallel"),
     ),
     "differential-parallel": (
         partial(micro, block_fn=blocks.DiffParallelScalingBlock, embed_dim=16),
@@ -315,35 +337,44 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "no-pooling": (partial(micro, global_pool=""), ("global_pool=''",)),
     "rotary": (partial(micro, attn_layer=layers.AttentionRope), ("blocks.0.attn", "AttentionRope", "rotary")),
     "differential": (
-        partial(micro, attn_layer="diff", embed_dim=16), ("blocks.0.attn", "DiffAttention", "attn_layer")
+        partial(micro, attn_layer="diff", embed_dim=16),
+        ("blocks.0.attn", "DiffAttention", "attn_layer"),
     ),
     "gated": (partial(with_part, "blocks.1.attn", lambda _: gated()), ("blocks.1.attn", "gated=True")),
     "norm-across-heads": (partial(micro, scale_attn_norm=True), ("blocks.0.attn", "scale_attn_norm=True")),
     "unknown-block": (
-        partial(with_part, "blocks.1", lambda block: nn.Sequential(block)), ("blocks.1", "Sequential")
+        partial(with_part, "blocks.1", lambda block: nn.Sequential(block)),
+        ("blocks.1", "Sequential"),
     ),
     "unknown-norm": (partial(micro, norm_layer=layers.SimpleNorm), ("blocks.0.norm1", "SimpleNorm")),
     "unknown-second-norm": (
-        partial(with_part, "blocks.1.norm2", lambda _: layers.SimpleNorm(12)), ("blocks.1.norm2", "SimpleNorm")
+        partial(with_part, "blocks.1.norm2", lambda _: layers.SimpleNorm(12)),
+        ("blocks.1.norm2", "SimpleNorm"),
     ),
     "a-norm-that-does-more": (
-        partial(with_part, "blocks.1.norm1", lambda _: Doubled(12)), ("blocks.1.norm1", "Doubled", "something else")
+        partial(with_part, "blocks.1.norm1", lambda _: Doubled(12)),
+        ("blocks.1.norm1", "Doubled", "something else"),
     ),
     "adapter-on-the-projections": (
-        partial(with_part, "blocks.0.attn.qkv", Adapter), ("blocks.0.attn", "Adapter", "qkv")
+        partial(with_part, "blocks.0.attn.qkv", Adapter),
+        ("blocks.0.attn", "Adapter", "qkv"),
     ),
     "weights-computed-in-every-forward": (
-        partial(with_part, "blocks.0.attn.proj", weight_norm), ("VisionTransformer", "remove_weight_norm")
+        partial(with_part, "blocks.0.attn.proj", weight_norm),
+        ("VisionTransformer", "remove_weight_norm"),
     ),
     "unknown-branch-scale": (
-        partial(with_part, "blocks.1.ls2", lambda _: nn.Linear(12, 12)), ("blocks.1.ls2", "Linear")
+        partial(with_part, "blocks.1.ls2", lambda _: nn.Linear(12, 12)),
+        ("blocks.1.ls2", "Linear"),
     ),
     "no-blocks": (partial(micro, depth=0), ("no blocks",)),
     "a-subclass-that-does-more": (
-        lambda: scrambled(Shifted(**MICRO)), ("Shifted", "differs from its own forward")
+        lambda: scrambled(Shifted(**MICRO)),
+        ("Shifted", "differs from its own forward"),
     ),
     "a-block-that-is-none": (
-        lambda: micro(block_fn=SkippingBlock), ("VisionTransformer", "differs from its own forward")
+        lambda: micro(block_fn=SkippingBlock),
+        ("VisionTransformer", "differs from its own forward"),
     ),
     "not-logits": (lambda: scrambled(Pair(**MICRO)), ("(batch, class)",)),
     "eva02": (
@@ -360,7 +391,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     ),
     "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "VisionTransformer")),
     "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "VisionTransformer")),
-}  # fmt: skip
+}
 
 
 def scrambled(module: nn.Module) -> nn.Module:
@@ -380,12 +411,18 @@ def test_what_cannot_be_taken_apart_is_refused_by_name(
 
 UNUSABLE: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "training-mode": (lambda: micro().train(), ("training mode", "eval()")),
-    "nan-weight": (partial(with_bad_weight, float("nan"), "blocks.1.mlp.fc1.weight"), ("NaN", "blocks.1.mlp.fc1.weight")),
+    "nan-weight": (
+        partial(with_bad_weight, float("nan"), "blocks.1.mlp.fc1.weight"),
+        ("NaN", "blocks.1.mlp.fc1.weight"),
+    ),
     "infinite-weight": (partial(with_bad_weight, float("inf"), "pos_embed"), ("infinite", "pos_embed")),
-    "overflowing-weight": (partial(with_bad_weight, 3e38, "patch_embed.proj.weight"), ("logits", "NaN or infinite")),
+    "overflowing-weight": (
+        partial(with_bad_weight, 3e38, "patch_embed.proj.weight"),
+        ("logits", "NaN or infinite"),
+    ),
     "meta-device": (lambda: micro().to("meta"), ("meta device",)),
     "broken-part": (partial(with_part, "head", lambda _: nn.Linear(7, 3)), ("(2, 3, 8, 8)",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("build", "words"), UNUSABLE.values(), ids=UNUSABLE)
@@ -417,7 +454,10 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
     """All that could be changed about a module, by value."""
     parts = dict(module.named_modules())
     return {
-        "tensors": {name: (id(t), t.data_ptr(), t._version, t.clone()) for name, t in module.state_dict(keep_vars=True).items()},
+        "tensors": {
+            name: (id(tensor), tensor.data_ptr(), tensor._version, tensor.clone())
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        },
         "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
         "grads": {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()},
         "training": {name: part.training for name, part in parts.items()},
@@ -427,7 +467,7 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
         },
         "types": {name: type(part) for name, part in parts.items()},
         "attributes": {name: sorted(vars(part)) for name, part in parts.items()},
-    }  # fmt: skip
+    }
 
 
 def same(before: Any, after: Any) -> bool:
@@ -456,7 +496,11 @@ def test_a_whole_workflow_leaves_the_users_module_and_torch_as_they_were() -> No
     for method in cv.METHODS:
         scores = cv.attribute(model, task, method, progress=False)
     for ablation in ("patch", "mean", "mean-tokens", "zero", "noise", "resample"):
-        cv.run(model, task.with_options(ablation=ablation, groups="kind"), cv.Circuit.empty(model.graph.with_groups(("cls", "patch"))))
+        cv.run(
+            model,
+            task.with_options(ablation=ablation, groups="kind"),
+            cv.Circuit.empty(model.graph.with_groups(("cls", "patch"))),
+        )
     cv.acdc(model, task, tau=0.5, progress=False)
     cv.run(model, task, scores.top(5))
 

@@ -1,8 +1,8 @@
 """ACDC as it is described, without a shortcut: every test is a full run of the literal split model.
 
 Start with every edge. Take receivers from the last to the first; for each, its senders from the last to the
-first; for each, its token groups from the last to the first. Ablate the edge: if the divergence from the clean
-run rises by less than tau, it stays ablated and the divergence is now that; else the edge comes back.
+first; for each, its token groups from the last to the first. Ablate the edge: if the divergence from the
+clean run rises by less than tau, it stays ablated and the divergence is now that; else it comes back.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def acdc(
 def pruned(model: LiteralViT, kept: Mapping[str, bool], groups: Groups | None = None) -> set[str]:
     """The kept edges on a path from the input to the logits, found by walking both ways.
 
-    A state is a sender at the tokens of one group. An edge leads from the sender's state to the receiver's node:
-    at the same group if the receiver is a query or an MLP, which keep tokens apart, and at every group if it is a
-    key or a value. The logits hear every group.
+    A state is a sender at the tokens of one group. An edge leads from the sender's state to the receiver's
+    node: at the same group if the receiver is a query or an MLP, which keep tokens apart, and at every group
+    if it is a key or a value. The logits hear every group.
     """
     count = 1 if groups is None else len(groups.names)
     steps: list[tuple[str, tuple[str, int], list[tuple[str, int]]]] = []

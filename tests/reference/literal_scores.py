@@ -37,7 +37,9 @@ def zero_reference(model: LiteralViT, images: Tensor) -> dict[str, Tensor]:
     return {name: torch.zeros_like(output) for name, output in model.run(images).outputs.items()}
 
 
-def mean_reference(model: LiteralViT, images: Tensor, averaged: Tensor, per_token: bool = True) -> dict[str, Tensor]:
+def mean_reference(
+    model: LiteralViT, images: Tensor, averaged: Tensor, per_token: bool = True
+) -> dict[str, Tensor]:
     """The mean output over the images `averaged`, one of them after the other, for each image of `images`."""
     sums: dict[str, Tensor] = {}
     for image in averaged:
@@ -113,7 +115,11 @@ def exact(
 
 
 def gradients(
-    model: LiteralViT, base: Tensor, metric: MetricFunction, receivers: set[str], embedded: Tensor | None = None
+    model: LiteralViT,
+    base: Tensor,
+    metric: MetricFunction,
+    receivers: set[str],
+    embedded: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """How the metric answers to a push on what one receiver alone reads, `(batch, token, d_model)` by name.
 

@@ -1,7 +1,7 @@
 """A Vision Transformer run node by node, by plain loops, from nothing but the raw timm module's weights.
 
 Nothing here is fast, and nothing here comes from `circuitvit`: every formula is written down again from the
-mathematics, in float64, so that a mistake in the library's engine cannot hide in the thing it is held against.
+mathematics, in float64, so that a mistake in the library's engine cannot hide in what it is held against.
 
     input of receiver v   X_v = c + sum over senders u before v's stage of ( x_u if kept else r_u )
     head                  x = gamma * ( softmax( q(N X_q) k(N X_k)^T * scale ) v(N X_v) W_O )
@@ -52,12 +52,12 @@ class LiteralViT:
 
     Args:
         vit: a timm `VisionTransformer`; only its weights and switches are read, its `forward` never runs.
-        dtype: float64, unless a real model makes that too slow.
     """
 
-    def __init__(self, vit: nn.Module, dtype: torch.dtype = torch.float64) -> None:
+    dtype = torch.float64
+
+    def __init__(self, vit: nn.Module) -> None:
         self.vit = vit
-        self.dtype = dtype
         self.depth = len(vit.blocks)
         self.heads = [block.attn.num_heads for block in vit.blocks]
 
@@ -163,7 +163,10 @@ class LiteralViT:
         """Patches, class token, registers and positions, and CLIP's norm after them."""
         vit, images = self.vit, images.to(self.dtype)
         patches = self.patches(images)
-        grid = (images.shape[2] // vit.patch_embed.patch_size[0], images.shape[3] // vit.patch_embed.patch_size[1])
+        grid = (
+            images.shape[2] // vit.patch_embed.patch_size[0],
+            images.shape[3] // vit.patch_embed.patch_size[1],
+        )
         prefix = [vit.cls_token, getattr(vit, "dist_token", None), getattr(vit, "reg_token", None)]
         tokens = [self.tensor(token).expand(len(images), -1, -1) for token in prefix if token is not None]
         n_prefix = sum(token.shape[1] for token in tokens)
@@ -226,7 +229,11 @@ class LiteralViT:
             if attention.qkv.bias is not None:
                 projected = projected + self.tensor(attention.qkv.bias)[rows]
             read.append(projected)
-        asked, offered, carried = self.norm(attention.q_norm, read[0]), self.norm(attention.k_norm, read[1]), read[2]
+        asked, offered, carried = (
+            self.norm(attention.q_norm, read[0]),
+            self.norm(attention.k_norm, read[1]),
+            read[2],
+        )
         pattern = softmax(asked @ offered.transpose(1, 2) / math.sqrt(d_head))
         columns = slice(head * d_head, (head + 1) * d_head)
         written = (pattern @ carried) @ self.tensor(attention.proj.weight)[:, columns].t()

@@ -28,7 +28,9 @@ def test_also_on_images_of_another_size(size: tuple[int, int]) -> None:
         assert_close(LiteralViT(module).run(images).logits, module(images))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_clip_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_clip_224"]
+)
 def test_also_for_timms_own_configurations(name: str) -> None:
     module = import_timm().create_model(name, img_size=32, embed_dim=24, depth=2, num_heads=3, num_classes=5)
     module = module.double().eval()
@@ -71,12 +73,17 @@ def test_dead_edges_are_pruned_token_group_by_token_group() -> None:
     groups = Groups(("cls", "patch"), torch.tensor([0, 1, 1, 1, 1]))
 
     def alive(*kept: str) -> set[str]:
-        return pruned(case.literal, {name: name in kept for _, _, _, name in case.literal.edges(groups)}, groups)
+        return pruned(
+            case.literal, {name: name in kept for _, _, _, name in case.literal.edges(groups)}, groups
+        )
 
     assert alive("input->m0@cls", "m0->logits@patch") == set()  # an MLP keeps tokens apart
     assert alive("input->m0@cls", "m0->logits@cls") == {"input->m0@cls", "m0->logits@cls"}
     assert alive("input->a0.h0<q>@cls", "a0.h0->logits@patch") == set()  # so do queries
-    assert alive("input->a0.h0<v>@cls", "a0.h0->logits@patch") == {"input->a0.h0<v>@cls", "a0.h0->logits@patch"}
+    assert alive("input->a0.h0<v>@cls", "a0.h0->logits@patch") == {
+        "input->a0.h0<v>@cls",
+        "a0.h0->logits@patch",
+    }
     assert alive("m0->m1@cls", "m1->logits@cls") == set()  # nothing of the input arrives
 
 

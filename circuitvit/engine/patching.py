@@ -1,0 +1,81 @@
+"""Activation patching: what a component writes is replaced by what it wrote in another run, for all readers.
+
+Unlike a masked run, which cuts single edges, everything after the component hears the replacement, and later
+components answer to it: the question is what the model would say had this one part seen the other image.
+Only the part of the model after the component is run.
+
+Heimersheim and Nanda 2024, "How to use and interpret activation patching", arXiv:2404.15255.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitvit.engine.capture import Capture, run_from
+from circuitvit.errors import OptionError
+from circuitvit.models import Model
+
+__all__ = ["Site", "patch_pattern", "patch_sender", "patch_stream"]
+
+Site = Literal["heads", "mlps", "stream", "patterns"]
+"""What is patched: heads' outputs, MLPs' outputs, the residual stream, or heads' attention patterns."""
+
+Tokens = Bool[Tensor, " token"]
+
+
+@torch.no_grad()
+def patch_sender(
+    model: Model, base: Capture, other: Capture, stage: int, sender: int, tokens: Tokens
+) -> Float[Tensor, "batch class"]:
+    """The logits when a sender writes, at some tokens, what it wrote in another run.
+
+    Args:
+        model: to run.
+        base: the run that is intervened on.
+        other: the run that the output comes from, on as many images.
+        stage: number of the sender's stage.
+        sender: its place in the stage.
+        tokens: True where its output is replaced, `(token,)`.
+    """
+    part = model.stages[stage]
+    change = part.expand(other.compacts[stage])[sender] - part.expand(base.compacts[stage])[sender]
+    return _after(model, base, stage, change, tokens)
+
+
+@torch.no_grad()
+def patch_stream(
+    model: Model, base: Capture, other: Capture, stage: int, tokens: Tokens
+) -> Float[Tensor, "batch class"]:
+    """The logits when, before a stage, the residual stream at some tokens is that of another run."""
+    mine, theirs = base.stream(stage), other.stream(stage)
+    return run_from(model, stage, torch.where(tokens[:, None], theirs, mine))
+
+
+@torch.no_grad()
+def patch_pattern(
+    model: Model, base: Capture, other: Capture, stage: int, sender: int, tokens: Tokens
+) -> Float[Tensor, "batch class"]:
+    """The logits when a head attends, from some tokens, where it attended in another run.
+
+    Queries and keys are those of the other run, values its own: where it looks changes, not what it finds.
+
+    Raises:
+        OptionError: if the stage is not attention with queries, keys and values.
+    """
+    part = model.stages[stage]
+    mine, theirs = part.read(base.stream(stage)), part.read(other.stream(stage))
+    if part.nodes.kind != "attention" or len(mine) != 3:
+        raise OptionError(f"stage {part.nodes.name} has no attention pattern to patch")
+    looked = part.expand(part.write((theirs[0], theirs[1], mine[2])))[sender]
+    return _after(model, base, stage, looked - part.expand(base.compacts[stage])[sender], tokens)
+
+
+def _after(
+    model: Model, base: Capture, stage: int, change: Float[Tensor, "batch token d_model"], tokens: Tokens
+) -> Float[Tensor, "batch class"]:
+    stream = base.stream(stage + 1)
+    return run_from(model, stage + 1, stream + change * tokens.to(change.dtype)[:, None])

@@ -1,0 +1,83 @@
+"""Optimal ablation: constants that replace the senders' outputs with the least harm.
+
+Zero and mean ablation hurt a model partly because it has never seen such values. The optimal constants are
+those under which the ablated model stays closest to the whole one, so what is still lost was carried by the
+ablated edges themselves. They are learned by gradient descent, starting at the means, and used as an ablation
+like any other.
+
+Li and Janson 2024, "Optimal ablation for interpretability", arXiv:2409.09951.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from circuitvit.engine import batch_runs, progress_bar, soft_run
+from circuitvit.errors import OptionError
+from circuitvit.graph import Circuit
+from circuitvit.models import Model
+from circuitvit.pruning.divergence import kl
+from circuitvit.tasks import Constants, Mean, Task
+
+__all__ = ["learn_constants"]
+
+
+def learn_constants(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    steps: int = 100,
+    learning_rate: float = 0.01,
+    batch_size: int = 4,
+    per_token: bool = False,
+    progress: bool = True,
+) -> Constants:
+    """The constants under which a circuit's complement is ablated with the least harm.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: whose clean images are used; its own ablation is not looked at.
+        circuit: that stays whole; the empty one gives constants for ablating everything.
+        steps: of Adam.
+        learning_rate: in units of each sender's root mean square output.
+        batch_size: images at each step.
+        per_token: learn a constant for each token, or one for all.
+        progress: whether to show a bar.
+
+    Returns:
+        An ablation, for `Task(..., ablation=constants)`.
+
+    Raises:
+        OptionError: if `steps` or `learning_rate` is not positive, or the task is denoising.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> constants = cv.learn_constants(model, task, circuit)  # doctest: +SKIP
+        >>> report = cv.verify(model, task.with_options(ablation=constants), circuit)  # doctest: +SKIP
+    """
+    if steps < 1 or not learning_rate > 0:
+        raise OptionError(f"steps and learning_rate must be positive, not {steps} and {learning_rate}")
+    if task.direction == "denoising":
+        raise OptionError("constants are learned in the clean run: give the task direction='noising'")
+    prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
+    runs = list(batch_runs(prepared, min(batch_size, len(prepared))))
+    start = runs[0].sources.reference[:, :1] if per_token else runs[0].sources.reference[:, :1, :1]
+    scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
+    moves = torch.zeros_like(start, requires_grad=True)
+    optimiser = torch.optim.Adam([moves], lr=learning_rate)
+    mask = torch.tensor(circuit.kept, dtype=model.dtype, device=model.device)
+    with progress_bar(steps, "optimal constants", progress) as bar:
+        for step in range(steps):
+            run = runs[step % len(runs)]
+            reference = (start + scale * moves).expand_as(run.sources.reference)
+            logits = soft_run(replace(run.sources, reference=reference), mask)
+            loss = kl(run.clean_logits, logits).mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            bar.set_postfix_str(f"KL {loss.item():.3f}", refresh=False)
+            bar.update()
+    return Constants((start + scale * moves).detach()[:, 0].cpu())
