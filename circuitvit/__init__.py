@@ -14,8 +14,22 @@ from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
 from circuitvit.graph import Circuit, EdgeScores, Graph
 from circuitvit.models import Model, load, wrap
-from circuitvit.pruning import MaskSettings, acdc, find, learn_mask, refine
+from circuitvit.pruning import (
+    Curve,
+    Finding,
+    MaskSettings,
+    Plan,
+    acdc,
+    circuit_curve,
+    find,
+    find_several,
+    learn_constants,
+    learn_mask,
+    refine,
+    score_curve,
+)
 from circuitvit.tasks import (
+    Constants,
     Mean,
     Noise,
     Patch,
@@ -38,7 +52,10 @@ __all__ = [
     "METHODS",
     "Circuit",
     "CircuitViTError",
+    "Constants",
+    "Curve",
     "EdgeScores",
+    "Finding",
     "Graph",
     "MaskSettings",
     "Mean",
@@ -46,6 +63,7 @@ __all__ = [
     "Noise",
     "Patch",
     "PerPair",
+    "Plan",
     "Report",
     "Resample",
     "Task",
@@ -55,9 +73,12 @@ __all__ = [
     "accuracy",
     "acdc",
     "attribute",
+    "circuit_curve",
     "cross_entropy",
     "find",
+    "find_several",
     "kl_divergence",
+    "learn_constants",
     "learn_mask",
     "load",
     "log_probability",
@@ -66,6 +87,7 @@ __all__ = [
     "probability",
     "refine",
     "run",
+    "score_curve",
     "verify",
     "wrap",
 ]

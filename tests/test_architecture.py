@@ -25,6 +25,7 @@ ROOMS = (
     "attribution",
     "pruning",
     "verification",
+    "testing",
     "export",
     "views",
     "training",

@@ -13,7 +13,7 @@ from circuitvit.engine import choose_batch_size
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import EdgeScores, Provenance
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["METHODS", "attribute", "provenance_of"]
 
@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 def attribute(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     method: str = "eap",
     *,
     steps: int = 5,
@@ -77,7 +77,7 @@ def attribute(
         raise unknown_name("method", method, METHODS)
     if steps < 1 or (batch_size is not None and batch_size < 1):
         raise OptionError(f"steps and batch_size must be at least 1, not {steps} and {batch_size}")
-    prepared = task.prepare(model)
+    prepared = ready(model, task, progress)
     size = batch_size or choose_batch_size(prepared, memory)
     chosen = METHODS[method]
     values = chosen.score(prepared, Settings(size, steps, progress)) / len(prepared)

@@ -57,7 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
@@ -78,11 +78,15 @@ def circuitvit(
 
     Start here, with a bundled model and drawn pictures, in less than a minute:
 
-        circuitvit demo --out out/demo
+    ```sh
+    circuitvit demo --out out/demo
+    ```
 
     Then with a model and images of your own: a picture that shows a behaviour, and one that does not.
 
-        circuitvit discover --help
+    ```sh
+    circuitvit discover --help
+    ```
     """
 
 
@@ -91,7 +95,7 @@ _COMMANDS = (
     (discover, "Find the circuit behind a behaviour, prove it by ablation, draw it."),
     (attribute, "Score every edge of a model, without choosing a circuit."),
     (verify, "Test a saved circuit by ablation: is it enough, is it needed?"),
-    (draw, "Draw a saved circuit as SVG, DOT, PDF, PNG or GraphML."),
+    (draw, "Draw a saved circuit: SVG, HTML, PDF, PNG, DOT, GraphML and others."),
     (models, "List the models that can be used."),
     (train, "Train a small Vision Transformer of your own."),
 )

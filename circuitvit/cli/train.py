@@ -50,6 +50,13 @@ def train(
             "smaller circuits. [default: the data set's own]",
         ),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Side in pixels to which a folder's pictures are resized; a multiple of 8. [default: 48]",
+        ),
+    ] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Layers.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads in each layer.")] = None,
     width: Annotated[
@@ -79,7 +86,7 @@ def train(
     from circuitvit.training import train as run  # torch and timm take seconds to import
     from circuitvit.training import training_data
 
-    data = training_data(dataset, seed)
+    data = training_data(dataset, seed, size)
     options = {
         "seed": seed,
         "steps": steps,

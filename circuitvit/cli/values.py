@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from circuitvit.errors import OptionError
 
-__all__ = ["parse_architecture", "parse_duration", "parse_size"]
+__all__ = ["parse_architecture", "parse_plan", "parse_size"]
 
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
-_SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 _BYTES = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
 _WORDS = {"True": True, "False": False, "None": None}
-
-
-def parse_duration(text: str, option: str) -> float:
-    """Seconds from "120s", "2m", "1.5h" or a bare number of seconds.
-
-    Args:
-        text: what was written.
-        option: by which option, for the message.
-
-    Raises:
-        OptionError: if it is no positive duration.
-
-    Example:
-        >>> parse_duration("2m", "--within")
-        120.0
-    """
-    return _amount(text, _SECONDS, f"{option} takes a duration such as 90s, 2m or 1h")
 
 
 def parse_size(text: str, option: str) -> int:
@@ -48,7 +29,12 @@ def parse_size(text: str, option: str) -> int:
         >>> parse_size("2GB", "--memory"), parse_size("1.5 KiB", "--memory")
         (2000000000, 1536)
     """
-    return round(_amount(text, _BYTES, f"{option} takes a size such as 500MB, 2GB or 1GiB"))
+    match = _AMOUNT.fullmatch(text)
+    unit = _BYTES.get(match[2].lower()) if match else None
+    size = round(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise OptionError(f"{option} takes a size such as 500MB, 2GB or 1GiB, not {text!r}")
+    return size
 
 
 def parse_architecture(settings: Sequence[str]) -> dict[str, Any]:
@@ -76,13 +62,20 @@ def parse_architecture(settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _amount(text: str, units: dict[str, int], expected: str) -> float:
-    match = _AMOUNT.fullmatch(text)
-    factor = units.get(match[2].lower()) if match else None
-    amount = float(match[1]) * factor if match and factor else 0.0
-    if not 0 < amount < math.inf:
-        raise OptionError(f"{expected}, not {text!r}")
-    return amount
+def parse_plan(text: str) -> tuple[int, int, int]:
+    """Steps, trimming runs and batch size of a search, from "240,400,16".
+
+    Raises:
+        OptionError: if it is not three whole numbers above 0.
+
+    Example:
+        >>> parse_plan("240,400,16")
+        (240, 400, 16)
+    """
+    match = re.fullmatch(r"\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*", text)
+    if match is None:
+        raise OptionError(f"--plan takes steps,trim_runs,batch_size, such as 240,400,16, not {text!r}")
+    return int(match[1]), int(match[2]), int(match[3])
 
 
 def _value(text: str) -> Any:

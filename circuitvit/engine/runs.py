@@ -18,7 +18,7 @@ from circuitvit.engine.references import reference_source
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
-from circuitvit.tasks import Batch, PreparedTask, Task
+from circuitvit.tasks import Batch, PreparedTask, Task, ready
 
 __all__ = ["BatchRun", "Evaluation", "batch_runs", "check_effect", "evaluate", "kept_edges", "run"]
 
@@ -136,7 +136,7 @@ def evaluate(
     if prepared.denoising:
         ends.reverse()
     logits, values = [], []
-    with progress_bar(len(masks) * len(prepared), "masked runs", progress) as bar:
+    with progress_bar((len(masks) + 2) * len(prepared), "masked runs", progress) as bar:
         for run_ in batch_runs(prepared, size):
             per_mask = []
             for mask in [*ends, *masks]:
@@ -151,7 +151,7 @@ def evaluate(
 
 def run(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     circuit: Circuit | None = None,
     *,
     ablate: Circuit | None = None,
@@ -174,7 +174,7 @@ def run(
         raise OptionError("give either the circuit to keep, or ablate= with the edges to remove")
     wanted = circuit if circuit is not None else ~ablate if ablate is not None else None
     assert wanted is not None
-    prepared = task.prepare(model)
+    prepared = ready(model, task)
     return evaluate(prepared, [kept_edges(prepared, wanted)], batch_size=batch_size).logits[0]
 
 

@@ -12,14 +12,15 @@ from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.export.routes import Route, Trunk, ordered_tracks
 from circuitvit.export.text import clean, fit, text_width
 
-__all__ = ["Box", "Columns", "Point", "Rows", "box_width", "port_pitch"]
+__all__ = ["Box", "Columns", "Point", "Rows", "box_height", "box_width", "port_pitch"]
 
-NAME_SIZE = 11.0  # font size of node names
+NAME_SIZE = 12.0  # font size of node names
 NAME_MAX = 132.0  # a longer name is cut
-PORT_SIZE = 9.5  # font size of the names of inputs
+PORT_SIZE = 10.5  # font size of the names of inputs
 PORT_MAX = 60.0
 PORT_PITCH = 17.0  # least distance between the inputs of a head
-BOX_HEIGHTS = {"head": 32.0, "mlp": 20.0, "end": 24.0}
+BOX_HEIGHTS = {"head": 34.0, "mlp": 21.0, "end": 24.0}
+THUMB_PAD = 5.0  # around a thumbnail within its box
 DOT_SPACE = 7.0  # height and width kept for a node outside the circuit
 LANE_MARGIN = 8.0  # from the outermost line of a lane to the boxes beside it
 LANE_MAX = 160.0
@@ -57,7 +58,12 @@ class Box:
 def box_width(node: DrawnNode) -> float:
     """How wide a node's box must be for its name and its ports."""
     name = min(text_width(clean(node.name), NAME_SIZE), NAME_MAX)
-    return max(name + 16, port_pitch(node) * len(node.ports) + 8, 46.0)
+    return max(name + 14, port_pitch(node) * len(node.ports) + 8, 46.0, node.thumb + 2 * THUMB_PAD)
+
+
+def box_height(node: DrawnNode) -> float:
+    """How high a node's box must be for its name, its ports and its thumbnail."""
+    return BOX_HEIGHTS[node.kind] + (node.thumb + THUMB_PAD if node.thumb else 0.0)
 
 
 def port_pitch(node: DrawnNode) -> float:
@@ -118,7 +124,7 @@ class Rows:
         heights = [DOT_SPACE] * grid.n_rows
         for node in picture.nodes:
             if node.present:
-                heights[node.row] = max(heights[node.row], BOX_HEIGHTS[node.kind])
+                heights[node.row] = max(heights[node.row], box_height(node))
         self.gaps = _gaps(grid, routes, columns)
         self.height = sum(heights) + sum(self.gaps)
         self.tops: list[float] = []

@@ -14,12 +14,11 @@ from typing import Any
 
 import graphviz
 
-from circuitvit.errors import FileError
 from circuitvit.export import style
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
 from circuitvit.export.text import clean
 
-__all__ = ["dot_of", "rendered"]
+__all__ = ["dot_of"]
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _STYLES = ("solid", "dashed", "dotted", "bold")
@@ -59,50 +58,15 @@ def dot_of(picture: Picture) -> graphviz.Digraph:
     return graph
 
 
-def rendered(picture: Picture, kind: str) -> bytes:
-    """The picture drawn by Graphviz, as the bytes of a file.
-
-    Args:
-        picture: to draw.
-        kind: "pdf", "png" or any other format of Graphviz.
-
-    Raises:
-        FileError: if the program `dot` is not installed, or fails.
-    """
-    graph = dot_of(picture)
-    if kind == "png":
-        graph.attr(dpi="160")
-    try:
-        drawn: bytes = graph.pipe(format=kind, quiet=True)
-    except graphviz.ExecutableNotFound as error:
-        raise FileError(
-            f"drawing a .{kind} file needs the Graphviz program 'dot', which is not installed: install it "
-            "(apt-get install graphviz, brew install graphviz, or see graphviz.org/download), "
-            "or draw a .svg file, which needs no other program"
-        ) from error
-    except graphviz.CalledProcessError as error:
-        raise FileError(f"Graphviz could not draw the .{kind} file: {_last_words(error)}") from error
-    return drawn
-
-
 def _html(text: str) -> str:
     """Text within an HTML label; a closing bracket is no syntax error only when written as a number."""
     return escape(text).replace("]", "&#93;")
 
 
-def _last_words(error: graphviz.CalledProcessError) -> str:
-    said = (
-        error.stderr.decode(errors="replace")
-        if isinstance(error.stderr, bytes)
-        else str(error.stderr or error)
-    )
-    return clean(said)[-300:]
-
-
 def _graph_attributes(picture: Picture) -> dict[str, str]:
-    meanings = [
-        f'<FONT COLOR="{style.COLOURS[sign]}">{_html(picture.meaning(sign))}</FONT>' for sign in picture.signs
-    ]
+    by_sign = [(style.COLOURS[sign], picture.meaning(sign)) for sign in picture.signs]
+    key = [(look.colour, words) for words, look in picture.key] or by_sign
+    meanings = [f'<FONT COLOR="{colour}">{_html(words)}</FONT>' for colour, words in key]
     lines = [f"<B>{_html(picture.title)}</B>"] if picture.title else []
     lines += meanings if picture.edges else [picture.emptiness]
     lines += [_html(line) for line in (picture.counts, picture.origin) if line]

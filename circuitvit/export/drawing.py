@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from circuitvit.errors import OptionError
-from circuitvit.export.dot import dot_of, rendered
+from circuitvit.export.dot import dot_of
 from circuitvit.export.graphml import graphml_of
-from circuitvit.export.picture import Picture, picture_of
+from circuitvit.export.heat import thumbnails as thumbnails_of
+from circuitvit.export.maps import Maps, maps_of
+from circuitvit.export.mermaid import mermaid_of
+from circuitvit.export.page import page_of
+from circuitvit.export.page_data import Curve, Intervals, page_data
+from circuitvit.export.paint import painted
+from circuitvit.export.picture import picture_of
 from circuitvit.export.svg import svg_of
+from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit, Direction
 from circuitvit.graph.files import write_bytes
+from circuitvit.models import Model
+from circuitvit.tasks import Task
 
-__all__ = ["FORMATS", "draw"]
+__all__ = ["FORMATS", "draw", "format_of"]
 
-Writer = Callable[[Picture], bytes]
-
-_PICTURES: Mapping[str, Writer] = {
-    "svg": lambda picture: svg_of(picture).encode(),
-    "dot": lambda picture: dot_of(picture).source.encode(),
-    "pdf": lambda picture: rendered(picture, "pdf"),
-    "png": lambda picture: rendered(picture, "png"),
+_FIGURES = ("svg", "pdf", "png")  # pictures that can hold thumbnails
+_SOURCES = {
+    "dot": lambda picture: dot_of(picture).source,
+    "tex": tikz_of,
+    "mmd": mermaid_of,
 }
-_OTHER_NAMES = {"gv": "dot"}
+_OTHER_NAMES = {"gv": "dot", "htm": "html", "tikz": "tex", "mermaid": "mmd"}
 _DATA = ("graphml", "json")
 
-FORMATS = (*_PICTURES, *_OTHER_NAMES, *_DATA)
+FORMATS = ("html", *_FIGURES, *_SOURCES, *_OTHER_NAMES, *_DATA)
 """The formats that `draw` writes, which are also the file endings that it knows."""
 
 
@@ -38,16 +45,26 @@ def draw(
     title: str | None = None,
     max_edges: int | None = None,
     direction: Direction | None = None,
+    model: Model | None = None,
+    task: Task | None = None,
+    pair: int = 0,
+    thumbnails: bool | None = None,
+    image: str = "clean",
+    curve: Curve | None = None,
+    intervals: Intervals | None = None,
 ) -> Path:
     """Draw a circuit, or write it as a graph for other programs.
 
-    | ending | what it holds | needs |
-    | --- | --- | --- |
-    | `.svg` | the diagram: rows by layer, columns by head, hover texts | nothing |
-    | `.dot`, `.gv` | the diagram as Graphviz source | nothing |
-    | `.pdf`, `.png` | the diagram laid out by Graphviz | the program `dot` |
-    | `.graphml` | nodes and edges for Gephi, Cytoscape, networkx | nothing |
-    | `.json` | the circuit itself, as `Circuit.save` writes it | nothing |
+    | ending | what it holds |
+    | --- | --- |
+    | `.html` | the interactive page: one file that works offline, with attention over the images |
+    | `.svg` | the diagram: rows by layer, columns by head, hover texts |
+    | `.pdf`, `.png` | the same diagram; needs matplotlib (`pip install 'circuitvit[plots]'`) |
+    | `.tex`, `.tikz` | the same diagram as TikZ |
+    | `.mmd`, `.mermaid` | the diagram as Mermaid source |
+    | `.dot`, `.gv` | the diagram as Graphviz source |
+    | `.graphml` | nodes and edges for Gephi, Cytoscape, networkx |
+    | `.json` | the circuit itself, as `Circuit.save` writes it |
 
     Args:
         circuit: to draw; edges have a width and a sign where it carries scores.
@@ -57,26 +74,50 @@ def draw(
         max_edges: draw only this many edges, the strongest, and say so in the legend.
         direction: whether scores are those of ablating ("noising") or restoring ("denoising") an edge; by
             default what the circuit's provenance says, else "noising".
+        model: the circuit's, for images of what its nodes do; needs `task`.
+        task: whose images are shown.
+        pair: which of its pairs.
+        thumbnails: whether nodes carry small images of what they do; by default in the page, when `model`
+            and `task` are given, and not in `.svg`, `.pdf` and `.png`. Other formats hold none.
+        image: whose thumbnails the static figures show, "clean" or "corrupt"; the page has both.
+        curve: for the page, faithfulness at several sizes: `(edges, faithfulness)`.
+        intervals: for the page, the ends of the confidence interval of edges' effects, by name.
 
     Returns:
         The path of the file.
 
     Raises:
         OptionError: if the format is unknown or an option makes no sense.
-        FileError: if the file cannot be written, or the program `dot` is needed and missing.
+        FileError: if the file cannot be written, or matplotlib is needed and missing.
 
     Example:
         >>> import tempfile
         >>> from circuitvit.graph.eap_ig import transformer_graph
         >>> circuit = Circuit.from_edges(transformer_graph(1, 2), ["input->m0", "m0->logits"])
-        >>> draw(circuit, Path(tempfile.mkdtemp()) / "circuit.svg", title="Two edges").name
-        'circuit.svg'
+        >>> draw(circuit, Path(tempfile.mkdtemp()) / "circuit.html", title="Two edges").name
+        'circuit.html'
     """
     path = Path(path)
-    kind = _format_of(path, format)
-    if kind in _PICTURES:
-        picture = picture_of(circuit, title, max_edges, direction)
-        return write_bytes(path, _PICTURES[kind](picture))
+    kind = format_of(path, format, FORMATS)
+    if kind in _DATA:
+        return _write_data(circuit, path, kind, title, max_edges)
+    wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
+    maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *_FIGURES) else None
+    picture = picture_of(circuit, title, max_edges, direction, () if maps is None else maps.nodes)
+    if kind == "html":
+        return write_bytes(path, page_of(page_data(circuit, picture, maps, curve, intervals)).encode())
+    if kind in _SOURCES:
+        return write_bytes(path, _SOURCES[kind](picture).encode())
+    svg = svg_of(picture, None if maps is None else _thumbnails(maps, image))
+    return write_bytes(path, figure_bytes(svg, kind, picture.title))
+
+
+def figure_bytes(svg: str, kind: str, title: str) -> bytes:
+    """An SVG picture as the bytes of an "svg", "pdf" or "png" file."""
+    return svg.encode() if kind == "svg" else painted(svg, kind, title)
+
+
+def _write_data(circuit: Circuit, path: Path, kind: str, title: str | None, max_edges: int | None) -> Path:
     if max_edges is not None:
         raise OptionError(f"max_edges thins out pictures; a .{kind} file always holds the whole circuit")
     if kind == "json":
@@ -84,11 +125,31 @@ def draw(
     return write_bytes(path, graphml_of(circuit, title).encode())
 
 
-def _format_of(path: Path, asked: str | None) -> str:
+def _maps(circuit: Circuit, model: Model | None, task: Task | None, pair: int) -> Maps:
+    if model is None or task is None:
+        raise OptionError("thumbnails show what the nodes do on an image: give both model= and task=")
+    if circuit.graph.stages != model.graph.stages:
+        raise OptionError(f"the circuit belongs to {circuit.graph}, the model {model.name} has {model.graph}")
+    return maps_of(model, task, pair, circuit.nodes)
+
+
+def _thumbnails(maps: Maps, image: str) -> Mapping[str, str]:
+    if image not in maps.sides:
+        known = " or ".join(repr(name) for name in maps.sides)
+        raise OptionError(f"image is {known}, not {image!r}")
+    return thumbnails_of(maps, image)
+
+
+def format_of(path: Path, asked: str | None, formats: tuple[str, ...]) -> str:
+    """The format that is asked for, or that the ending says, under its first name.
+
+    Raises:
+        OptionError: if it is none of `formats`.
+    """
     said = (path.suffix if asked is None else asked).lower().lstrip(".")
-    known = ", ".join(f".{name}" for name in FORMATS)
+    known = ", ".join(f".{name}" for name in formats)
     if not said:
         raise OptionError(f"{path} has no ending to tell the format by: choose from {known}")
-    if said not in FORMATS:
+    if said not in formats:
         raise OptionError(f"cannot draw a .{said} file: choose from {known}")
     return _OTHER_NAMES.get(said, said)

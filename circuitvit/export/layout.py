@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from circuitvit.export.axes import BOX_HEIGHTS, Box, Columns, Point, Rows, box_width, port_pitch
+from circuitvit.export.axes import Box, Columns, Point, Rows, box_height, box_width, port_pitch
 from circuitvit.export.curves import Line, Pen
 from circuitvit.export.grid import grid_of
 from circuitvit.export.picture import DrawnNode, Picture
@@ -79,7 +79,7 @@ def lay_out(picture: Picture) -> Layout:
 
 
 def _box(node: DrawnNode, x: float, y: float) -> Box:
-    width, height = box_width(node), BOX_HEIGHTS[node.kind]
+    width, height = box_width(node), box_height(node)
     return Box(x - width / 2, y - height / 2, width, height)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from circuitvit.export import style
 from circuitvit.export.picture import Picture
-from circuitvit.export.style import COLOURS, Sign
+from circuitvit.export.style import COLOURS, EdgeLook, Sign
 from circuitvit.export.text import clean, fit, number, text_width, wrap
 
 __all__ = ["add_legend"]
@@ -62,7 +62,9 @@ def _counts(picture: Picture) -> str:
 
 
 def _items(picture: Picture) -> list[_Item]:
-    items = [_sign_item(picture, sign) for sign in picture.signs]
+    items = [_key_item(words, look) for words, look in picture.key]
+    if not picture.key:
+        items = [_sign_item(picture, sign) for sign in picture.signs]
     if picture.strongest is not None:
         items.append(_width_item(picture, picture.strongest))
     ports = dict.fromkeys(
@@ -82,6 +84,13 @@ def _sign_item(picture: Picture, sign: Sign) -> _Item:
         _stroke(parent, x, y, SAMPLE, COLOURS[sign], 3.0)
 
     return _Item(picture.meaning(sign), SAMPLE, draw)
+
+
+def _key_item(words: str, look: EdgeLook) -> _Item:
+    def draw(parent: ET.Element, x: float, y: float) -> None:
+        _stroke(parent, x, y, SAMPLE + 8, look.colour, look.width, look.dash)
+
+    return _Item(words, SAMPLE + 8, draw)
 
 
 def _width_item(picture: Picture, strongest: float) -> _Item:

@@ -5,7 +5,7 @@ The SVG and DOT writers both start from a `Picture`, so they agree on what is sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,8 @@ from circuitvit.export.text import clean, number
 from circuitvit.graph import Circuit, Direction, EdgeMask, edge_name, node_of, port_of
 
 Places = NDArray[np.intp]  # (edge, 3): sender, receiver and group of each
+
+THUMB = 46.0  # side of a node's small image in pixels
 
 __all__ = ["DrawnEdge", "DrawnNode", "NodeKind", "Picture", "picture_of"]
 
@@ -37,6 +39,7 @@ class DrawnNode:
         ports: names of its inputs in order, such as `("q", "k", "v")`; `("",)` for a single input.
         used: the inputs that an edge of the picture ends at.
         present: whether an edge of the picture touches it.
+        thumb: side in pixels of the small image inside its box; 0 for none.
     """
 
     name: str
@@ -46,6 +49,7 @@ class DrawnNode:
     ports: tuple[str, ...]
     used: frozenset[str]
     present: bool
+    thumb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class DrawnEdge:
         score: its effect in units of the metric, or None.
         sign: what it does for the behaviour.
         look: colour, width, opacity and dash.
+        note: what is said of the edge instead of its effect; "" for the effect.
     """
 
     name: str
@@ -71,10 +76,13 @@ class DrawnEdge:
     score: float | None
     sign: Sign
     look: EdgeLook
+    note: str = ""
 
     @property
     def said(self) -> str:
         """The edge in words, for hover texts and screen readers."""
+        if self.note:
+            return f"{self.name}: {self.note}"
         if self.score is None:
             return self.name
         meaning = "no effect" if self.sign == "unscored" else self.sign
@@ -97,6 +105,7 @@ class Picture:
         direction: whether scores are those of ablating or of restoring an edge.
         counts: how many of how many edges and nodes, in words.
         origin: model, method, task and library version, in words; "" when nothing is known.
+        key: what looks of edges mean, in words, where it is not the signs of effects.
     """
 
     title: str
@@ -110,6 +119,7 @@ class Picture:
     direction: Direction
     counts: str
     origin: str
+    key: tuple[tuple[str, EdgeLook], ...] = ()
 
     @property
     def signs(self) -> tuple[Sign, ...]:
@@ -137,6 +147,7 @@ def picture_of(
     title: str | None = None,
     max_edges: int | None = None,
     direction: Direction | None = None,
+    thumbs: Collection[str] = (),
 ) -> Picture:
     """Decide what to show of `circuit`.
 
@@ -145,6 +156,7 @@ def picture_of(
         title: of the picture; by default it names the model.
         max_edges: draw only this many edges, the strongest; the counts say so.
         direction: of the scores; by default what the circuit's provenance says, else "noising".
+        thumbs: names of nodes whose box shall have room for a small image.
 
     Raises:
         OptionError: if `max_edges` is negative or `direction` is unknown.
@@ -164,7 +176,7 @@ def picture_of(
     stages = circuit.graph.stages
     return Picture(
         title=clean(_title(circuit) if title is None else title),
-        nodes=_nodes(circuit, kept),
+        nodes=_nodes(circuit, kept, thumbs),
         edges=edges,
         rows=tuple(clean(stage.name) for stage in stages),
         layers=tuple(stage.layer if stage.senders and stage.receivers else None for stage in stages),
@@ -223,7 +235,7 @@ def _edges(circuit: Circuit, places: Places, direction: Direction, max_width: fl
         )
 
 
-def _nodes(circuit: Circuit, kept: EdgeMask) -> tuple[DrawnNode, ...]:
+def _nodes(circuit: Circuit, kept: EdgeMask, thumbs: Collection[str]) -> tuple[DrawnNode, ...]:
     graph = circuit.graph
     used: dict[str, set[str]] = {}
     for index in np.flatnonzero(kept.any(axis=(0, 2))).tolist():
@@ -240,8 +252,9 @@ def _nodes(circuit: Circuit, kept: EdgeMask) -> tuple[DrawnNode, ...]:
         own = tuple(ports.get(name, ()))
         kind: NodeKind = "head" if len(own) > 1 else "end" if is_end else "mlp"
         present = name in used or name in sends
-        row = rows[id(stage)]
-        nodes.append(DrawnNode(name, kind, row, stage.layer, own, frozenset(used.get(name, ())), present))
+        thumb = THUMB if present and name in thumbs else 0.0
+        inputs = frozenset(used.get(name, ()))
+        nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.layer, own, inputs, present, thumb))
     return tuple(nodes)
 
 

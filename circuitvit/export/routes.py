@@ -116,13 +116,13 @@ class _Lanes:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.load = np.zeros((grid.n_columns + 1, grid.n_rows), dtype=int)
-        self.trunks: dict[tuple[str, str, int, int], Trunk] = {}
+        self.trunks: dict[tuple[str, str, int, int], Trunk] = {}  # for edges that look alike
 
     def trunk_for(self, edge: DrawnEdge) -> Trunk:
         """The trunk that serves `edge` best: little detour, little crowding, shared when possible."""
         (start, from_column), (stop, to_column) = self.grid.cells[edge.sender], self.grid.cells[edge.target]
         lane = min(range(len(self.load)), key=lambda lane: (self._cost(edge, lane), lane))
-        key = (edge.sender, edge.sign, edge.group, lane)
+        key = (edge.sender, edge.look.colour, edge.group, lane)
         trunk = self.trunks.setdefault(key, Trunk(edge.sender, lane, start, from_column))
         grown = max(trunk.stop, stop)
         self.load[lane, max(trunk.stop, start) : grown] += 1
@@ -133,7 +133,7 @@ class _Lanes:
         (start, from_column), (stop, to_column) = self.grid.cells[edge.sender], self.grid.cells[edge.target]
         at = lane - 0.5
         travel = abs(at - from_column) + abs(at - to_column)
-        trunk = self.trunks.get((edge.sender, edge.sign, edge.group, lane))
+        trunk = self.trunks.get((edge.sender, edge.look.colour, edge.group, lane))
         new_rows: Sequence[int] = range(start if trunk is None else trunk.stop, stop)
         crowding = int(self.load[lane, list(new_rows)].max()) if new_rows else 0
         return (

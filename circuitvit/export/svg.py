@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from circuitvit.export import style
@@ -17,19 +19,24 @@ from circuitvit.export.legend import add_legend
 from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.export.text import clean, fit, text_width, wrap
 
-__all__ = ["svg_of"]
+__all__ = ["Panel", "path_of", "svg_of", "svg_of_panels"]
 
-MARGIN = 16.0
-LABELS = 52.0  # room left of the drawing for the names of the layers
+MARGIN = 10.0
+LABELS = 46.0  # room left of the drawing for the names of the layers
+PANEL_GAP = 36.0
 TITLE_SIZE = 15.0
-LABEL_SIZE = 10.0
-LEAST_WIDTH = 430.0  # room for the legend under a narrow drawing
+LABEL_SIZE = 10.5
+LEAST_WIDTH = 400.0  # room for the legend under a narrow drawing
 CASED = 1.8  # from this width on, an edge has a white seam that shows what passes below it
 _STYLE = ".edge:hover{stroke-opacity:1;stroke:#000}"
 
 
-def svg_of(picture: Picture) -> str:
+def svg_of(picture: Picture, thumbnails: Mapping[str, str] | None = None) -> str:
     """The picture as the text of an SVG file; the same picture gives the same text, byte for byte.
+
+    Args:
+        picture: to write.
+        thumbnails: data URI of the small image of each node that has room for one.
 
     Example:
         >>> from circuitvit.export.picture import picture_of
@@ -39,22 +46,62 @@ def svg_of(picture: Picture) -> str:
         >>> "<title>input-&gt;m0</title>" in svg_of(picture_of(circuit))
         True
     """
-    layout = lay_out(picture)
-    inner = max(LABELS + layout.width, LEAST_WIDTH)
-    root = _root(picture)
-    y = _add_title(root, picture, inner)
-    left = MARGIN + LABELS + (inner - LABELS - layout.width) / 2
-    _add_layers(root, layout, inner, y)
-    drawing = ET.SubElement(root, "g", transform=f"translate({_n(left)} {_n(y)})")
-    _add_dots(drawing, picture, layout)
-    _add_edges(drawing, layout)
-    _add_nodes(drawing, picture, layout)
-    y += layout.height + 14
-    y = _add_column_names(root, layout, left, y)
-    y = add_legend(root, picture, MARGIN, y + 8, inner)
+    return svg_of_panels(picture, [Panel("", picture, lay_out(picture))], thumbnails)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the drawings of a figure.
+
+    Attributes:
+        caption: above it.
+        picture: what is drawn.
+        layout: where.
+    """
+
+    caption: str
+    picture: Picture
+    layout: Layout
+
+
+def svg_of_panels(
+    whole: Picture, panels: Sequence[Panel], thumbnails: Mapping[str, str] | None = None
+) -> str:
+    """Drawings of the same height side by side, with one title, one set of layer names and one legend.
+
+    Args:
+        whole: gives title and legend.
+        panels: from left to right.
+        thumbnails: as for `svg_of`.
+    """
+    height = panels[0].layout.height
+    drawn = sum(panel.layout.width for panel in panels) + PANEL_GAP * (len(panels) - 1)
+    inner = max(LABELS + drawn, LEAST_WIDTH)
+    root = _root(whole)
+    y = _add_title(root, whole, inner)
+    y += 1.8 * NAME_SIZE if any(panel.caption for panel in panels) else 0.0
+    _add_layers(root, panels[0].layout, inner, y)
+    left = MARGIN + LABELS + (inner - LABELS - drawn) / 2
+    for panel in panels:
+        _add_panel(root, panel, left, y, thumbnails or {})
+        below = _add_column_names(root, panel.layout, left, y + height + 14)
+        left += panel.layout.width + PANEL_GAP
+    y = add_legend(root, whole, MARGIN, below + 8, inner)
     _set_size(root, inner + 2 * MARGIN, y + MARGIN)
     ET.indent(root, space=" ")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _add_panel(root: ET.Element, panel: Panel, left: float, y: float, thumbnails: Mapping[str, str]) -> None:
+    picture, layout = panel.picture, panel.layout
+    if panel.caption:
+        words = fit(panel.caption, NAME_SIZE, layout.width)
+        middle = left + layout.width / 2
+        _text(root, middle, y - 0.9 * NAME_SIZE, words, NAME_SIZE, style.INK, anchor="middle", weight="600")
+    drawing = ET.SubElement(root, "g", transform=f"translate({_n(left)} {_n(y)})")
+    _add_dots(drawing, picture, layout)
+    _add_edges(drawing, layout)
+    _add_nodes(drawing, picture, layout, thumbnails)
 
 
 def _root(picture: Picture) -> ET.Element:
@@ -83,7 +130,7 @@ def _set_size(root: ET.Element, width: float, height: float) -> None:
 
 def _add_title(root: ET.Element, picture: Picture, room: float) -> float:
     y = MARGIN
-    for line in wrap(picture.title, TITLE_SIZE, room, max_lines=2):
+    for line in wrap(picture.title, 1.06 * TITLE_SIZE, room, max_lines=2):  # bold is wider
         _text(root, MARGIN, y + 0.8 * TITLE_SIZE, line, TITLE_SIZE, style.INK, weight="600")
         y += 1.3 * TITLE_SIZE
     if not picture.edges:
@@ -101,7 +148,7 @@ def _add_layers(root: ET.Element, layout: Layout, inner: float, y: float) -> Non
             stripe.set("height", _n(bottom - top))
         _text(
             root,
-            MARGIN + 6,
+            MARGIN + 2,
             y + (top + bottom) / 2 + 0.36 * LABEL_SIZE,
             f"layer {layer}",
             LABEL_SIZE,
@@ -123,10 +170,10 @@ def _add_edges(parent: ET.Element, layout: Layout) -> None:
     for line in layout.lines:
         look = line.edge.look
         if look.width >= CASED:
-            case = ET.SubElement(group, "path", d=_path(line), stroke=style.PAPER)
+            case = ET.SubElement(group, "path", d=path_of(line), stroke=style.PAPER)
             case.set("stroke-width", f"{look.width + 2:.2f}")
             case.set("aria-hidden", "true")
-        path = ET.SubElement(group, "path", d=_path(line), stroke=look.colour)
+        path = ET.SubElement(group, "path", d=path_of(line), stroke=look.colour)
         path.set("class", "edge")
         path.set("stroke-width", f"{look.width:.2f}")
         path.set("stroke-opacity", f"{look.opacity:.2f}")
@@ -135,7 +182,8 @@ def _add_edges(parent: ET.Element, layout: Layout) -> None:
         ET.SubElement(path, "title").text = line.edge.said
 
 
-def _path(line: Line) -> str:
+def path_of(line: Line) -> str:
+    """A curve as the commands of an SVG path."""
     words = [f"M{_n(line.start[0])} {_n(line.start[1])}"]
     before = line.start
     for first, second, end in line.pieces:
@@ -147,7 +195,7 @@ def _path(line: Line) -> str:
     return "".join(words)
 
 
-def _add_nodes(parent: ET.Element, picture: Picture, layout: Layout) -> None:
+def _add_nodes(parent: ET.Element, picture: Picture, layout: Layout, thumbnails: Mapping[str, str]) -> None:
     group = ET.SubElement(parent, "g")
     for node in picture.nodes:
         if node.present:
@@ -156,6 +204,8 @@ def _add_nodes(parent: ET.Element, picture: Picture, layout: Layout) -> None:
             element.set("class", f"node {node.kind}")
             ET.SubElement(element, "title").text = _said(node, picture)
             _add_box(element, node, box)
+            if node.thumb and node.name in thumbnails:
+                _add_thumbnail(element, node, box, thumbnails[node.name])
             for port, x in layout.ports[node.name].items():
                 _add_port(element, node, port, x, box.bottom)
 
@@ -173,10 +223,17 @@ def _add_box(parent: ET.Element, node: DrawnNode, box: Box) -> None:
     shape = ET.SubElement(parent, "rect", x=_n(box.left), y=_n(box.top), fill=fill, stroke=style.INK)
     shape.set("width", _n(box.width))
     shape.set("height", _n(box.height))
-    shape.set("rx", _n(box.height / 2 if node.kind == "mlp" else 4))
-    middle = box.top + (11.5 if node.kind == "head" else box.height / 2)
+    shape.set("rx", _n(min(box.height / 2, 10) if node.kind == "mlp" else 4))
+    middle = box.top + (12.0 if node.kind == "head" or node.thumb else box.height / 2)
     name = fit(clean(node.name), NAME_SIZE, NAME_MAX)
     _text(parent, box.middle, middle + 0.36 * NAME_SIZE, name, NAME_SIZE, ink, anchor="middle", weight="600")
+
+
+def _add_thumbnail(parent: ET.Element, node: DrawnNode, box: Box, uri: str) -> None:
+    place = {"x": _n(box.middle - node.thumb / 2), "y": _n(box.top + 20.5)}
+    image = ET.SubElement(parent, "image", place, href=uri, preserveAspectRatio="none")
+    for side in ("width", "height"):
+        image.set(side, _n(node.thumb))
 
 
 def _add_port(parent: ET.Element, node: DrawnNode, port: str, x: float, bottom: float) -> None:

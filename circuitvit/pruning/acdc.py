@@ -35,7 +35,7 @@ from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model
 from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.divergence import kl
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["Divergence", "acdc"]
 
@@ -48,7 +48,7 @@ NEGLIGIBLE = 1e-6
 
 def acdc(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     tau: float,
     *,
     divergence: Divergence = "kl",
@@ -82,7 +82,7 @@ def acdc(
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
     if task.direction == "denoising":
         raise OptionError("ACDC ablates edges of the clean run: give the task direction='noising'")
-    prepared = task.prepare(model)
+    prepared = ready(model, task, progress)
     size = batch_size or choose_batch_size(prepared, memory)
     runs = list(batch_runs(prepared, size))
     judge = _Judge(runs, divergence)

@@ -20,7 +20,7 @@ from circuitvit.graph import Circuit, EdgeScores, Ranking
 from circuitvit.models import Model
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["FRACTIONS", "Curve", "Point", "circuit_curve", "score_curve"]
 
@@ -149,7 +149,7 @@ def circuit_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    graph = model.graph if isinstance(task, Task) and task.groups is None else _prepared(model, task).graph
+    graph = model.graph if isinstance(task, Task) and task.groups is None else ready(model, task).graph
     family = sorted(
         [Circuit.empty(graph), Circuit.full(graph), *(each.pruned() for each in circuits)], key=len
     )
@@ -168,7 +168,7 @@ def _run(
     meter: FaithfulnessMeter | None,
     progress: bool,
 ) -> Curve:
-    meter = meter or FaithfulnessMeter(_prepared(model, task))
+    meter = meter or FaithfulnessMeter(ready(model, task))
     points = []
     with progress_bar(len(wanted), f"curve of {label}", progress) as bar:
         for fraction, circuit in wanted:
@@ -187,10 +187,6 @@ def _largest(select: Callable[[int], Circuit], size: int, n_edges: int) -> Circu
         else:
             high = middle - 1
     return select(low)
-
-
-def _prepared(model: Model, task: Task | PreparedTask) -> PreparedTask:
-    return task if isinstance(task, PreparedTask) else task.prepare(model)
 
 
 def _checked(fractions: Sequence[float]) -> list[float]:

@@ -25,7 +25,7 @@ from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band, refine
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["Candidate", "Finding", "Plan", "find", "seconds"]
 
@@ -99,7 +99,7 @@ class Finding:
 
 def find(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     *,
     faithfulness: float = 0.9,
     within: str | float = "120s",
@@ -132,7 +132,7 @@ def find(
     if not 0 < faithfulness < 1:
         raise OptionError(f"the faithfulness asked for must lie between 0 and 1, not {faithfulness!r}")
     deadline = seconds(within)
-    prepared = task.prepare(model)
+    prepared = ready(model, task, progress)
     meter = FaithfulnessMeter(prepared)
     plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
     margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0

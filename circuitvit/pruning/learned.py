@@ -30,7 +30,7 @@ from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.divergence import kl
 from circuitvit.pruning.gates import SAMPLERS, SamplerName
 from circuitvit.pruning.units import GatedUnits, Over, gated_units
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["LearnedMask", "MaskSettings", "MaskTrainer", "Trace", "learn_mask"]
 
@@ -136,7 +136,7 @@ def learn_mask(
         >>> circuit = cv.learn_mask(model, task, edges=100).circuit  # doctest: +SKIP
     """
     settings = settings or MaskSettings()
-    prepared = task if isinstance(task, PreparedTask) else task.prepare(model)
+    prepared = ready(model, task, progress)
     trainer = MaskTrainer(prepared, edges, settings, warm_start)
     with progress_bar(settings.steps, f"mask of {edges} edges", progress) as bar:
         for _ in range(settings.steps):

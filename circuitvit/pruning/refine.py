@@ -20,7 +20,7 @@ from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.pruning.dead import useful_beside, without_dead
 from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["Band", "Refinement", "refine"]
 
@@ -79,7 +79,7 @@ def refine(
     """
     if not band[0] < band[1]:
         raise OptionError(f"the band must go from low to high, not {band}")
-    prepared = task if isinstance(task, PreparedTask) else task.prepare(model)
+    prepared = ready(model, task, progress)
     if prepared.denoising:
         raise OptionError("circuits are refined in the clean run: give the task direction='noising'")
     if order is None:

@@ -14,7 +14,7 @@ from circuitvit.tasks.metrics import (
     metric_names,
     probability,
 )
-from circuitvit.tasks.task import Batch, PreparedTask, Task
+from circuitvit.tasks.task import Batch, PreparedTask, Task, ready
 
 __all__ = [
     "Ablation",
@@ -39,4 +39,5 @@ __all__ = [
     "logit_diff",
     "metric_names",
     "probability",
+    "ready",
 ]

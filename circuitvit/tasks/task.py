@@ -26,7 +26,7 @@ from circuitvit.tasks.images import FileImages, Images, as_images
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import match_folders, read_pairs
 
-__all__ = ["Batch", "PreparedTask", "Task"]
+__all__ = ["Batch", "PreparedTask", "Task", "ready"]
 
 ImageSpec = Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
 """Images as a preprocessed tensor, a file, a folder, or a list of files."""
@@ -139,8 +139,12 @@ class Task:
         """The same task with some of its parts replaced, such as `ablation="mean"`."""
         return replace(self, **changes)
 
-    def prepare(self, model: Model) -> PreparedTask:
+    def prepare(self, model: Model, progress: bool = False) -> PreparedTask:
         """Load and check everything for one model.
+
+        Args:
+            model: from `load` or `wrap`.
+            progress: whether to show a bar while image files are checked.
 
         Raises:
             DataError: if images cannot be read, do not match each other, or do not fit the model.
@@ -148,7 +152,7 @@ class Task:
         """
         spec = self.preprocessing or model.preprocessing
         clean, corrupt = self._images(spec)
-        _check_images(clean, corrupt, model)
+        _check_images(clean, corrupt, model, progress)
         assert isinstance(self.metric, Metric)
         assert not isinstance(self.ablation, str)
         if isinstance(self.ablation, Resample) and len(clean) < 2:
@@ -286,6 +290,19 @@ class PreparedTask:
         return images.take(rows.start, rows.stop).to(self.model.device, self.model.dtype)
 
 
+def ready(model: Model, task: Task | PreparedTask, progress: bool = False) -> PreparedTask:
+    """A task prepared for a model; one that is prepared already is not read again.
+
+    Raises:
+        OptionError: if it was prepared for another model.
+    """
+    if isinstance(task, Task):
+        return task.prepare(model, progress)
+    if task.model is not model:
+        raise OptionError(f"the task was prepared for {task.model.name}, not for this {model.name}")
+    return task
+
+
 def _column(values: list[Any], side: str, path: str | Path) -> PerPair | None:
     if all(value is None for value in values):
         return None
@@ -317,10 +334,10 @@ def _foil_images(corrupt: Images | None) -> Images:
     return corrupt
 
 
-def _check_images(clean: Images, corrupt: Images | None, model: Model) -> None:
+def _check_images(clean: Images, corrupt: Images | None, model: Model, progress: bool) -> None:
     for images in (clean, corrupt):
         if isinstance(images, FileImages):
-            images.check()
+            images.check(quiet=not progress)
     if corrupt is not None:
         if len(clean) != len(corrupt):
             raise DataError(

@@ -99,8 +99,8 @@ def catdog_data(seed: int, held_out: int = 2000, two_animals: float = 0.25) -> T
         batch=batch,
         held_out=labelled(catdog.random_scenes(held_out, fresh)),
         extra={"two_animals": labelled(catdog.random_scenes(max(held_out // 4, 1), fresh + 1, animals=2))},
-        architecture=_architecture(4, (3, catdog.SIZE, catdog.SIZE), patch=8, width=64, depth=3),
-        recipe={"steps": 1600, "batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.1},
+        architecture=_architecture(4, (3, catdog.SIZE, catdog.SIZE), patch=8, width=64, depth=4),
+        recipe={"steps": 5000, "batch_size": 64, "weight_decay": 0.1, "sparsity": 0.1},
     )
 
 
@@ -125,8 +125,8 @@ def digits_data(seed: int) -> TrainingData:
         licence="MIT",
         batch=batch,
         held_out=Labelled(held_out.images, one_hot(held_out.labels, 10)),
-        architecture=_architecture(10, (1, digits.SIZE, digits.SIZE), patch=2, width=48, depth=2),
-        recipe={"steps": 1500, "batch_size": 128, "learning_rate": 2e-3, "weight_decay": 0.05},
+        architecture=_architecture(10, (1, digits.SIZE, digits.SIZE), patch=2, width=48, depth=3),
+        recipe={"steps": 4000, "batch_size": 128, "weight_decay": 0.05, "sparsity": 0.02},
     )
 
 

@@ -34,8 +34,8 @@ class Recipe:
         weight_decay: of all matrices; biases, norms, positions and the class token are not decayed.
         warmup: fraction of the steps during which the learning rate rises.
         label_smoothing: share of each target that is spread over all classes.
-        sparsity: how hard whole heads and MLPs are pulled towards not being used (group lasso; 0 for not at
-            all). Components that a model can do without then stay silent, and circuits come out small.
+        sparsity: how hard each head's query, key, value and output matrix is pulled to zero (group lasso;
+            0 for not at all). Heads that a model can do without fall silent, and circuits come out small.
         clip: largest norm of the gradient.
         seed: of the initial weights and of the data.
         threads: of torch, during training; sums are rounded differently by another number of threads, so
@@ -51,7 +51,7 @@ class Recipe:
     sparsity: float = 0.0
     clip: float = 1.0
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "threads"):
@@ -66,8 +66,12 @@ class Recipe:
             raise OptionError("warmup and label_smoothing are fractions between 0 and 1")
 
     def pull(self, step: int) -> float:
-        """Sparsity at a step: up in a line until half-time, since a model must first learn what it needs."""
-        return self.sparsity * min(2 * step / self.steps, 1.0)
+        """Sparsity at a step: it rises slowly, since a model must first learn what it needs, and ends early.
+
+        In the last two fifths there is no pull. What is silent stays so; what is left recovers.
+        """
+        progress = step / self.steps
+        return self.sparsity * min(progress / 0.3, 1.0) if progress < 0.6 else 0.0
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: up in a line, then down along half a cosine to 0."""
@@ -97,17 +101,23 @@ class TrainingResult:
     weights: Path | None
 
 
-def training_data(dataset: str | Path, seed: int = 0) -> TrainingData:
+def training_data(dataset: str | Path, seed: int = 0, size: int | None = None) -> TrainingData:
     """`"catdog"`, `"digits"`, or a folder with a subfolder of pictures for each class.
+
+    Args:
+        dataset: which.
+        seed: of the order and of everything that is drawn at random.
+        size: side in pixels to which the pictures of a folder are resized, 48 by default.
 
     Raises:
         DataError: when it is none of these, or when pictures are missing or cannot be read.
+        OptionError: for a size that is not a multiple of 8, or a size for catdog or digits.
     """
-    if dataset == "catdog":
-        return catdog_data(seed)
-    if dataset == "digits":
-        return digits_data(seed)
-    return folder_data(dataset, seed)
+    if dataset not in ("catdog", "digits"):
+        return folder_data(dataset, seed, **({} if size is None else {"size": size}))
+    if size is not None:
+        raise OptionError(f"the pictures of {dataset} have a size of their own: size is for folders")
+    return catdog_data(seed) if dataset == "catdog" else digits_data(seed)
 
 
 def train(
@@ -204,16 +214,21 @@ def _step(
     module: nn.Module, optimiser: torch.optim.Optimizer, batch: Labelled, recipe: Recipe, step: int
 ) -> tuple[float, float]:
     """One step of gradient descent; returns loss and accuracy on the batch."""
-    for group in optimiser.param_groups:
-        group["lr"] = recipe.rate(step)
+    for options in optimiser.param_groups:
+        options["lr"] = recipe.rate(step)
     logits = module(batch.images)
     loss = F.cross_entropy(logits, batch.targets, label_smoothing=recipe.label_smoothing)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+    groups = head_groups(module) if recipe.sparsity else []
+    silent = [group.abs().amax(dim=(1, 2), keepdim=True) == 0 for group in groups]
     optimiser.step()
-    if recipe.sparsity:
-        shrink_groups(module, recipe.rate(step) * recipe.pull(step))
+    for group, was_silent in zip(groups, silent, strict=True):
+        if recipe.pull(step):
+            shrink(group, recipe.rate(step) * recipe.pull(step))
+        else:
+            group.masked_fill_(was_silent, 0)
     return float(loss.detach()), float(_right(logits.detach(), batch.targets).float().mean())
 
 
@@ -226,22 +241,25 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-@torch.no_grad()
-def shrink_groups(module: nn.Module, amount: float) -> None:
-    """The proximal step of a group lasso on what each component reads and writes, in place.
-
-    One group is the query, key or value matrix of one head, its part of the output projection, or one of
-    the two matrices of an MLP. The root-mean-square of each group falls by `amount`, and stays at 0 when
-    it gets there; as with AdamW's weight decay, the pull is not mixed up with Adam's own scaling.
-    """
+def head_groups(module: nn.Module) -> list[Tensor]:
+    """Each head's query, key, value and output matrix: views of the weights, (groups, rows, columns)."""
+    groups = []
     blocks: Any = module.blocks  # timm's Block has no types of its own
     for block in blocks:
         heads = block.attn.num_heads
-        qkv = block.attn.qkv.weight.unflatten(0, (3 * heads, -1))  # (3 heads, d_head, d_model)
-        written = block.attn.proj.weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (heads, d_model, d_head)
-        for groups in (qkv, written):
-            rms = groups.square().mean(dim=(1, 2), keepdim=True).sqrt()
-            groups.mul_((1 - amount / rms.clamp(min=1e-12)).clamp(min=0))
+        groups.append(block.attn.qkv.weight.detach().unflatten(0, (3 * heads, -1)))
+        groups.append(block.attn.proj.weight.detach().unflatten(1, (heads, -1)).transpose(0, 1))
+    return groups
+
+
+def shrink(groups: Tensor, amount: float) -> None:
+    """The proximal step of a group lasso on groups (n, rows, columns), in place.
+
+    The root-mean-square of each group falls by `amount`, and is 0 when it was less than that. As with
+    AdamW's weight decay, the pull stays apart from Adam's own scaling.
+    """
+    rms = groups.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    groups.mul_((1 - amount / rms.clamp(min=1e-12)).clamp(min=0))
 
 
 def evaluate(module: nn.Module, part: Labelled, batch_size: int = 250) -> float:

@@ -12,6 +12,13 @@ Student's t, so a plain 95 % interval from 10 pairs covers 86 to 90 %. Widened i
 With fewer than 5 pairs there is no interval. Resampling never leaves the range of the data, and for a
 symmetric distribution that range holds the true mean with probability `1 - 2 / 2**n` only: 50 % for 2 pairs,
 75 % for 3. Calling it 95 % would be false.
+
+Pairs that are not independent (crops of one photograph, many images of one class) come as *clusters*: whole
+clusters are drawn, and it is their number that counts (Davison and Hinkley 1997, "Bootstrap Methods and their
+Application", section 3.8).
+
+A p-value is the interval read backwards: the smallest `p` for which the one-sided `1 - p` interval leaves out
+the value in question, so the two can never disagree.
 """
 
 from __future__ import annotations
@@ -25,7 +32,16 @@ from scipy import special, stats
 
 from circuitvit.errors import DataError, OptionError
 
-__all__ = ["MIN_PAIRS", "Bootstrap", "Estimate", "mean_interval", "ratio_interval", "share_interval"]
+__all__ = [
+    "MIN_PAIRS",
+    "Bootstrap",
+    "Estimate",
+    "cluster_sums",
+    "mean_above",
+    "mean_interval",
+    "ratio_interval",
+    "share_interval",
+]
 
 MIN_PAIRS = 5
 """Fewest pairs that give an interval."""
@@ -85,12 +101,15 @@ class Bootstrap:
             raise OptionError(f"a seed is 0 or more, not {self.seed!r}")
 
 
-def mean_interval(values: ArrayLike, settings: Bootstrap | None = None) -> Estimate:
+def mean_interval(
+    values: ArrayLike, settings: Bootstrap | None = None, clusters: ArrayLike | None = None
+) -> Estimate:
     """The mean over pairs with its interval.
 
     Args:
         values: `(pair,)`, at least one finite number.
         settings: of the bootstrap.
+        clusters: which cluster each pair belongs to, `(pair,)`; by default each is its own.
 
     Raises:
         DataError: if `values` is empty or holds anything but finite numbers.
@@ -102,11 +121,50 @@ def mean_interval(values: ArrayLike, settings: Bootstrap | None = None) -> Estim
         Estimate(value=4.2, low=None, high=None)
     """
     values = _pairs(values)
-    return _ratio(values, np.ones_like(values), settings or Bootstrap())
+    sums, counts = cluster_sums(clusters, values, np.ones_like(values))
+    return _ratio(sums, counts, settings or Bootstrap())
+
+
+def mean_above(
+    values: ArrayLike, null: float = 0.0, settings: Bootstrap | None = None, clusters: ArrayLike | None = None
+) -> float | None:
+    """The p-value of "the mean is at most `null`", against "it is above": the BCa interval read backwards.
+
+    Null hypothesis: the mean over all pairs of this kind is at most `null`. Assumed: pairs (or clusters) are
+    drawn independently of one another. Resolution: no p-value is below `0.5 / n_resamples`.
+
+    Efron 1987, "Better bootstrap confidence intervals", JASA 82; Efron and Tibshirani 1993, "An
+    Introduction to the Bootstrap", chapter 16.
+
+    Args:
+        values: `(pair,)`.
+        null: the value to be exceeded.
+        settings: of the bootstrap.
+        clusters: which cluster each pair belongs to.
+
+    Returns:
+        The one-sided p-value, or None with fewer than 5 pairs (or clusters).
+
+    Example:
+        >>> mean_above([2.0, 3.0, 2.5, 3.5, 2.2, 2.8]) < 0.01
+        True
+        >>> mean_above([2.0, 3.0]) is None
+        True
+    """
+    values = _pairs(values) - null
+    sums, counts = cluster_sums(clusters, values, np.ones_like(values))
+    if len(sums) < MIN_PAIRS:
+        return None
+    if np.allclose(sums, sums[0]) and np.allclose(counts, counts[0]):  # nothing varies, nothing to resample
+        return 1.0 if sums[0] <= 0 else 0.5 / (settings or Bootstrap()).n_resamples
+    return _tail_of_zero(sums, counts, settings or Bootstrap())
 
 
 def ratio_interval(
-    numerator: ArrayLike, denominator: ArrayLike, settings: Bootstrap | None = None
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    settings: Bootstrap | None = None,
+    clusters: ArrayLike | None = None,
 ) -> Estimate:
     """A ratio of means, `mean(numerator) / mean(denominator)`, with its interval; pairs are resampled whole.
 
@@ -117,6 +175,7 @@ def ratio_interval(
         numerator: `(pair,)`.
         denominator: `(pair,)`.
         settings: of the bootstrap.
+        clusters: which cluster each pair belongs to, `(pair,)`; by default each is its own.
 
     Raises:
         DataError: if the mean denominator is not distinguishable from 0: its own interval holds 0; with
@@ -130,13 +189,14 @@ def ratio_interval(
     if numerator.shape != denominator.shape:
         raise DataError(f"{len(numerator)} numerators and {len(denominator)} denominators: give one per pair")
     settings = settings or Bootstrap()
-    low, high = mean_range(denominator, settings)
+    low, high = mean_range(denominator, settings, clusters)
     if low <= 0 <= high:
         raise DataError(
             f"the denominator of the ratio is not distinguishable from 0: mean {denominator.mean():.4g}, "
             f"between {low:.4g} and {high:.4g} over {len(denominator)} pair(s)"
         )
-    return _ratio(numerator, denominator, settings)
+    above, below = cluster_sums(clusters, numerator, denominator)
+    return _ratio(above, below, settings)
 
 
 def share_interval(hits: ArrayLike, settings: Bootstrap | None = None) -> Estimate:
@@ -162,15 +222,57 @@ def share_interval(hits: ArrayLike, settings: Bootstrap | None = None) -> Estima
     return Estimate(share, float(interval.low), float(interval.high))
 
 
-def mean_range(values: Float[NDArray[np.float64], " pair"], settings: Bootstrap) -> tuple[float, float]:
+def mean_range(
+    values: Float[NDArray[np.float64], " pair"], settings: Bootstrap, clusters: ArrayLike | None = None
+) -> tuple[float, float]:
     """Where the mean may lie: its interval, or with too few pairs for one the range of the data."""
-    interval = mean_interval(values, settings)
+    interval = mean_interval(values, settings, clusters)
     if interval.low is None or interval.high is None:
         return float(values.min()), float(values.max())
     return interval.low, interval.high
 
 
+def cluster_sums(clusters: ArrayLike | None, *columns: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Each column `(pair,)` summed within clusters, `(cluster,)`; as it is where there are no clusters.
+
+    Raises:
+        DataError: if there is not one cluster for each pair.
+
+    Example:
+        >>> cluster_sums(["a", "b", "a"], np.array([1.0, 2.0, 3.0]))[0].tolist()
+        [4.0, 2.0]
+    """
+    if clusters is None:
+        return list(columns)
+    labels = np.asarray(clusters)
+    if labels.shape != columns[0].shape:
+        raise DataError(f"clusters of shape {labels.shape} for {len(columns[0])} pairs: give one for each")
+    _, member = np.unique(labels, return_inverse=True)
+    return [np.bincount(member, weights=column).astype(np.float64) for column in columns]
+
+
 # -- inside --------------------------------------------------------------------------------------
+
+
+def _tail_of_zero(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap
+) -> float:
+    """How far out in the BCa distribution of a ratio of means 0 lies: `_tails` solved for the level."""
+    n_pairs, value = len(numerator), float(numerator.sum() / denominator.sum())
+    counts = _counts(n_pairs, settings)
+    resampled = (counts @ numerator) / (counts @ denominator)
+    left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
+    bias, acceleration = _bias(value, resampled), _acceleration(left_out)
+    half = 0.5 / settings.n_resamples
+    below = np.clip((resampled < 0).mean() + (resampled == 0).mean() / 2, half, 1 - half)
+    shifted = float(special.ndtri(below)) - bias
+    room = 1 + acceleration * shifted
+    if room <= 0:  # skewed so far that the interval never reaches 0 on this side
+        return half if shifted < 0 else 1 - half
+    depth = shifted / room
+    # `_tails` puts an end at bias + end / (1 - a * end), where the end is the bias and t, widened.
+    t = (depth - bias) / np.sqrt(n_pairs / (n_pairs - 1))
+    return float(np.clip(stats.t.cdf(t, n_pairs - 1), half, 1 - half))
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap) -> Estimate:
@@ -205,12 +307,17 @@ def _tails(
     """
     n_pairs = len(left_out)
     widened = np.sqrt(n_pairs / (n_pairs - 1)) * stats.t.ppf((1 + level) / 2, n_pairs - 1)
+    bias = _bias(value, resampled)
+    ends = bias + np.array([-widened, widened])
+    return np.asarray(special.ndtr(bias + ends / (1 - _acceleration(left_out) * ends)))
+
+
+def _bias(value: float, resampled: NDArray[np.float64]) -> float:
+    """How far the figure lies from the median of its resamples, in standard deviations; ties count half."""
     ties = np.isclose(resampled, value, rtol=1e-12, atol=0)
     below = float(((resampled < value) & ~ties).mean() + ties.mean() / 2)
     # All resamples on one side: the bias cannot be estimated, and correcting by infinity helps nobody.
-    bias = float(special.ndtri(below)) if 0 < below < 1 else 0.0
-    ends = bias + np.array([-widened, widened])
-    return np.asarray(special.ndtr(bias + ends / (1 - _acceleration(left_out) * ends)))
+    return float(special.ndtri(below)) if 0 < below < 1 else 0.0
 
 
 def _acceleration(left_out: NDArray[np.float64]) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from circuitvit.graph import Provenance
 from circuitvit.verification.bootstrap import Estimate
+from circuitvit.verification.findings import conclusion_sentences, further_findings
+from circuitvit.verification.markup import plain, row
 from circuitvit.verification.report import Report, Section
 
 __all__ = ["report_to_markdown"]
@@ -29,11 +31,12 @@ _FIGURES: tuple[tuple[str, Callable[[Section], Estimate]], ...] = (
 def report_to_markdown(report: Report) -> str:
     """The whole report. See `Report.to_markdown`."""
     sections = [section for section in (report.held_out, report.task) if section is not None]
-    lines = ["# Verification of a circuit", "", *_sentences(report), ""]
-    lines += ["## Caveats", "", *(f"- {_plain(text)}" for text in report.warnings or ("None.",)), ""]
+    lines = ["# Verification of a circuit", "", *conclusion_sentences(report), *_sentences(report), ""]
+    lines += ["## Caveats", "", *(f"- {plain(text)}" for text in report.warnings or ("None.",)), ""]
     lines += ["## Figures", "", *_figures(sections), ""]
     for section in sections:
         lines += [f"## Pair by pair ({_where(section)})", "", *_pairs(section), ""]
+    lines += further_findings(report)
     lines += ["## Origin", "", *_origin(report)]
     return "\n".join(lines) + "\n"
 
@@ -80,15 +83,15 @@ def _random_sentence(section: Section) -> str:
 
 
 def _figures(sections: Sequence[Section]) -> Iterator[str]:
-    yield from _row("figure", *(_where(section) for section in sections), header=True)
-    yield from _row("pairs", *(str(section.n_pairs) for section in sections))
+    yield from row("figure", *(_where(section) for section in sections), header=True)
+    yield from row("pairs", *(str(section.n_pairs) for section in sections))
     for name, figure in _FIGURES:
-        yield from _row(name, *(str(figure(section)) for section in sections))
+        yield from row(name, *(str(figure(section)) for section in sections))
     for name, value in _RANDOM_FIGURES:
         if any(section.random is not None for section in sections):
-            yield from _row(name, *("" if section.random is None else value(section) for section in sections))
-    yield from _row("pairs that hardly differ", *(str(section.weak_pairs) for section in sections))
-    yield from _row("pairs that differ the other way", *(str(section.opposite_pairs) for section in sections))
+            yield from row(name, *("" if section.random is None else value(section) for section in sections))
+    yield from row("pairs that hardly differ", *(str(section.weak_pairs) for section in sections))
+    yield from row("pairs that differ the other way", *(str(section.opposite_pairs) for section in sections))
 
 
 def _of_random(text: Callable[..., str]) -> Callable[[Section], str]:
@@ -111,7 +114,7 @@ _RANDOM_FIGURES: tuple[tuple[str, Callable[[Section], str]], ...] = (
 
 
 def _pairs(section: Section) -> Iterator[str]:
-    yield from _row(
+    yield from row(
         "clean", "corrupt", "all", "none", "circuit", "complement",
         "top: all", "top: circuit", "top: complement", "KL", header=True,
     )  # fmt: skip
@@ -119,12 +122,12 @@ def _pairs(section: Section) -> Iterator[str]:
         metrics = (pair.whole, pair.nothing, pair.circuit, pair.complement)
         tops = (pair.top_whole, pair.top_circuit, pair.top_complement)
         numbers = [f"{value:.4g}" for value in metrics]
-        yield from _row(pair.clean, pair.corrupt or "", *numbers, *tops, f"{pair.kl:.3g}")
+        yield from row(pair.clean, pair.corrupt or "", *numbers, *tops, f"{pair.kl:.3g}")
     if len(section.pairs) > PAIRS_SHOWN:
         yield ""
         yield f"And {len(section.pairs) - PAIRS_SHOWN:,} more pairs, in the JSON file."
     yield ""
-    yield f"Task: {_plain(section.task)}."
+    yield f"Task: {plain(section.task)}."
 
 
 def _origin(report: Report) -> Iterator[str]:
@@ -141,21 +144,7 @@ def _described(provenance: Provenance) -> str:
         f"seed {provenance.seed}" if provenance.seed is not None else "",
         f"circuitvit {provenance.library}",
     ]
-    return _plain(", ".join(part for part in parts if part))
-
-
-def _row(*cells: str, header: bool = False) -> Iterator[str]:
-    yield "| " + " | ".join(_plain(cell) for cell in cells) + " |"
-    if header:
-        yield "|" + " --- |" * len(cells)
-
-
-def _plain(text: str) -> str:
-    """File and class names must not break out of their cell, nor become markup."""
-    flat = " ".join(text.split())
-    for sign in "\\|*`<[":  # not the underscore: inside words, where names have it, it is no markup
-        flat = flat.replace(sign, "\\" + sign)
-    return flat
+    return plain(", ".join(part for part in parts if part))
 
 
 def _where(section: Section) -> str:

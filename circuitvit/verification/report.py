@@ -1,25 +1,39 @@
 """The report of a verification: plain numbers with their intervals, and every caveat said out loud.
 
 The dataclasses below are the report; JSON (`circuitvit.report/1`) and Markdown are two ways of writing it.
-Other tests of a circuit can later be added as fields with a default, which leaves older files readable.
+Further findings are fields with a default, which leaves older files readable.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 
 from circuitvit.errors import FileError, OptionError
-from circuitvit.graph import Provenance
+from circuitvit.graph import Circuit, Provenance, notebook
 from circuitvit.graph.files import read_json, write_json
 from circuitvit.verification.bootstrap import Estimate
+from circuitvit.verification.hypothesis import Verdict
+from circuitvit.verification.outcome import Outcome, conclusion
 from circuitvit.verification.records import from_json, json_schema, to_json
+from circuitvit.verification.robustness import Robustness
+from circuitvit.verification.stability import Stability
 
-__all__ = ["QUANTILES", "REPORT_SCHEMA", "CircuitSize", "PairResult", "RandomBaseline", "Report", "Section"]
+__all__ = [
+    "QUANTILES",
+    "REPORT_SCHEMA",
+    "CircuitSize",
+    "PairResult",
+    "RandomBaseline",
+    "Report",
+    "Section",
+    "write_text",
+]
 
 REPORT_SCHEMA = "circuitvit.report/1"
 
@@ -162,6 +176,10 @@ class Report:
         warnings: every caveat, in whole sentences.
         circuit_provenance: where the circuit came from.
         provenance: of the verification: model, weights, settings, seed, version of the library.
+        tests: of the circuit, from `audit`; on held-out pairs where there are any.
+        robustness: the circuit under other conditions, or None.
+        hypotheses: verdicts on claims.
+        edge_stability: how often each edge of the circuit was found again on resampled pairs.
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
@@ -176,6 +194,49 @@ class Report:
     circuit_provenance: Provenance
     provenance: Provenance
     schema: str = field(default=REPORT_SCHEMA)
+    tests: tuple[Outcome, ...] = ()
+    robustness: Robustness | None = None
+    hypotheses: tuple[Verdict, ...] = ()
+    edge_stability: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def conclusion(self) -> str:
+        """What the decisive tests say: "passed", "failed" or "not enough evidence" (also without tests)."""
+        return conclusion(self.tests)[0]
+
+    @property
+    def reasons(self) -> str:
+        """Why, in plain sentences."""
+        return conclusion(self.tests)[1]
+
+    def with_findings(
+        self,
+        *,
+        hypotheses: Sequence[Verdict] | None = None,
+        stability: Stability | None = None,
+        robustness: Robustness | None = None,
+        circuit: Circuit | None = None,
+    ) -> Report:
+        """The report with further findings on the same circuit.
+
+        Args:
+            hypotheses: verdicts from `Hypothesis.test`.
+            stability: of discovery; needs `circuit`, whose edges' frequencies are kept.
+            robustness: from `robustness`.
+            circuit: that the report is about.
+
+        Raises:
+            OptionError: if there is stability and no circuit.
+        """
+        if stability is not None and circuit is None:
+            raise OptionError("the stability of which edges? Give circuit= with the circuit of the report")
+        found = {} if stability is None or circuit is None else stability.of(circuit)
+        return replace(
+            self,
+            hypotheses=self.hypotheses if hypotheses is None else tuple(hypotheses),
+            edge_stability=found or self.edge_stability,
+            robustness=robustness or self.robustness,
+        )
 
     @property
     def headline(self) -> Section:
@@ -204,7 +265,7 @@ class Report:
         if path.suffix == ".json":
             return write_json(path, self.to_dict())
         if path.suffix == ".md":
-            return _write_text(path, self.to_markdown())
+            return write_text(path, self.to_markdown())
         raise OptionError(f"a report is saved as .json or .md, not as {path.name!r}")
 
     @classmethod
@@ -238,8 +299,21 @@ class Report:
     def __repr__(self) -> str:
         return f"Report({self})"
 
+    def _repr_html_(self) -> str:
+        section = self.headline
+        rows = [
+            ("edges", f"{self.size.edges:,} of {self.size.graph_edges:,} ({self.size.density:.1%})"),
+            ("faithfulness", section.faithfulness),
+            ("necessity", section.necessity),
+            ("same top class", f"{section.agreement.value:.0%} of {section.n_pairs} {section.images} pairs"),
+        ]
+        if section.random is not None:
+            random = section.random
+            rows.append(("random circuits", f"{random.mean.value:.3f} on average, at most {random.high:.3f}"))
+        return notebook.card("Verification", [*rows, *(("caveat", text) for text in self.warnings)])
 
-def _write_text(path: Path, text: str) -> Path:
+
+def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all, like `write_json`."""
     partial = path.with_name(path.name + ".partial")
     try:

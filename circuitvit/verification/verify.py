@@ -8,11 +8,13 @@ from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task
+from circuitvit.verification.audit import AuditSettings, audit
 from circuitvit.verification.bootstrap import Bootstrap
 from circuitvit.verification.caveats import caveats
 from circuitvit.verification.measure import run_circuits, section
 from circuitvit.verification.random_circuits import random_circuits
 from circuitvit.verification.report import CircuitSize, Report
+from circuitvit.verification.robustness import robustness
 
 __all__ = ["verify"]
 
@@ -25,6 +27,8 @@ def verify(
     held_out: Task | None = None,
     n_random: int = 20,
     n_bootstrap: int = 1000,
+    tests: bool | AuditSettings = False,
+    robust: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
@@ -53,6 +57,9 @@ def verify(
         held_out: the same behaviour on images that discovery has not seen; its figures become the headline.
         n_random: how many random circuits; 0 for none.
         n_bootstrap: how often the pairs are resampled.
+        tests: put the circuit to the tests of `audit` too, whose verdict is the report's `conclusion`; True
+            for the usual settings. On held-out pairs where there are any.
+        robust: also run the circuit under other ablations, metrics and images, see `robustness`.
         seed: of the random circuits and the resampling.
         batch_size: pairs at once; chosen from the memory budget by default.
         memory: that budget, in bytes.
@@ -84,6 +91,8 @@ def verify(
         runs = run_circuits(each, circuit, randoms, batch_size or choose_batch_size(each, memory), progress)
         sections.append(section(images, runs, circuit, randoms, settings))
     size = _size(circuit)
+    asked = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
+    judged = prepared[-1]
     return Report(
         size=size,
         task=sections[0],
@@ -91,6 +100,14 @@ def verify(
         warnings=caveats(circuit, size, sections, prepared),
         circuit_provenance=circuit.provenance,
         provenance=_provenance(prepared[0], settings, n_random),
+        tests=(
+            audit(model, judged, circuit, settings=asked, batch_size=batch_size, progress=progress)
+            if asked
+            else ()
+        ),
+        robustness=(
+            robustness(model, judged, circuit, settings=settings, batch_size=batch_size) if robust else None
+        ),
     )
 
 

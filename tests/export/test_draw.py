@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import circuitvit as cv
 from circuitvit.errors import FileError, OptionError
 from circuitvit.export import FORMATS, draw
 from circuitvit.graph import Circuit
 from circuitvit.graph.eap_ig import transformer_graph
-from tests.export.cases import random_circuit
+from tests.export.cases import random_circuit, random_scores
 
 CIRCUIT = random_circuit(3, 2, 20)
-HAS_DOT = shutil.which("dot") is not None
-NEEDS_DOT = ("pdf", "png")
+PAINTED = ("pdf", "png")
 STARTS = {
+    "html": b"<!doctype html>",
+    "htm": b"<!doctype html>",
+    "tex": b"% Circuit of vit",
+    "tikz": b"% Circuit of vit",
+    "mmd": b"---\ntitle",
+    "mermaid": b"---\ntitle",
     "svg": b"<?xml",
     "dot": b"digraph",
     "gv": b"digraph",
@@ -31,8 +39,8 @@ STARTS = {
 
 @pytest.mark.parametrize("ending", FORMATS)
 def test_the_ending_chooses_the_format(ending: str, tmp_path: Path) -> None:
-    if ending in NEEDS_DOT and not HAS_DOT:
-        pytest.skip("the Graphviz program dot is not installed")
+    if ending in PAINTED:
+        pytest.importorskip("matplotlib")
     path = draw(CIRCUIT, tmp_path / f"circuit.{ending.upper()}")
     assert path == tmp_path / f"circuit.{ending.upper()}"
     assert path.read_bytes().startswith(STARTS[ending])
@@ -59,11 +67,13 @@ def test_json_is_the_circuit_itself(tmp_path: Path) -> None:
 def test_an_unknown_ending_is_refused_and_the_known_ones_listed(name: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         draw(CIRCUIT, tmp_path / name)
-    assert ".svg, .dot, .pdf, .png, .gv, .graphml, .json" in str(caught.value)
+    assert ".html, .svg, .pdf, .png, .dot, .tex, .mmd, .gv, .htm, .tikz, .mermaid, .graphml, .json" in str(
+        caught.value
+    )
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    for ending in ("svg", "dot", "graphml", "json"):
+    for ending in ("html", "svg", "dot", "tex", "mmd", "graphml", "json"):
         with pytest.raises(FileError, match=r"no folder .*nowhere"):
             draw(CIRCUIT, tmp_path / "nowhere" / f"circuit.{ending}")
 
@@ -75,22 +85,33 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         draw(CIRCUIT, tmp_path / "circuit.svg")
 
 
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def fake(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", fake)
+
+
 def test_a_picture_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "circuit.pdf"
     path.write_bytes(b"old")
-    monkeypatch.setenv("PATH", str(tmp_path))
+    without_matplotlib(monkeypatch)
     with pytest.raises(FileError):
         draw(CIRCUIT, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("ending", NEEDS_DOT)
-def test_without_graphviz_the_way_out_is_named(
+@pytest.mark.parametrize("ending", PAINTED)
+def test_without_matplotlib_the_way_out_is_named(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileError, match=r"needs the Graphviz program 'dot'.*apt-get install graphviz.*\.svg"):
+    without_matplotlib(monkeypatch)
+    with pytest.raises(FileError, match=r"needs matplotlib.*pip install 'circuitvit\[plots\]'.*\.svg"):
         draw(CIRCUIT, tmp_path / f"circuit.{ending}")
 
 
@@ -100,6 +121,33 @@ def test_data_is_never_thinned_out(ending: str, tmp_path: Path) -> None:
         draw(CIRCUIT, tmp_path / f"circuit.{ending}", max_edges=3)
 
 
-@pytest.mark.parametrize("ending", ["svg", "dot", "graphml", "json"])
+@pytest.mark.parametrize("ending", ["html", "svg", "dot", "tex", "mmd", "graphml", "json"])
 def test_an_empty_circuit_can_be_written_in_every_format(ending: str, tmp_path: Path) -> None:
     assert draw(Circuit.empty(transformer_graph(2, 2)), tmp_path / f"circuit.{ending}").stat().st_size > 0
+
+
+@pytest.mark.parametrize("ending", ["html", "svg"])
+def test_thumbnails_need_model_and_task(ending: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="give both model= and task="):
+        draw(CIRCUIT, tmp_path / f"x.{ending}", thumbnails=True)
+
+
+def test_a_circuit_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="catdog-tiny has"):
+        draw(CIRCUIT, tmp_path / "x.html", model=cv.load("catdog-tiny"), task=toy_task(), thumbnails=True)
+
+
+def test_an_unknown_image_or_pair_is_refused(tmp_path: Path) -> None:
+    model = cv.load("catdog-tiny")
+    circuit = random_scores(model.graph).connected(10)
+    options: dict[str, Any] = {"model": model, "task": toy_task(), "thumbnails": True}
+    with pytest.raises(OptionError, match="image is 'clean' or 'corrupt', not 'dirty'"):
+        draw(circuit, tmp_path / "x.svg", image="dirty", **options)
+    for pair in (-1, 1):
+        with pytest.raises(OptionError, match="pair is 0 to 0"):
+            draw(circuit, tmp_path / "x.html", pair=pair, **options)
+
+
+def toy_task() -> cv.Task:
+    images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    return cv.Task(images[:1], images[1:], cv.logit_diff(0, 1))

@@ -17,10 +17,10 @@ def model() -> cv.Model:
 
 
 @pytest.mark.parametrize("ablation", ["patch", "resample", "mean", "mean-tokens", "zero", "noise"])
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.15])
 def test_dropping_dead_edges_changes_no_logits(model: cv.Model, ablation: str, share: float) -> None:
     task = cv.Task(images(3, 1), images(3, 2), metric=cv.logit_diff(0, 1), ablation=ablation)
-    rng = np.random.default_rng(round(10 * share))
+    rng = np.random.default_rng(1)
     kept = model.graph.edge_mask & (rng.random(model.graph.shape) < share)
     smaller = without_dead(task.prepare(model), kept)
     assert smaller.sum() < kept.sum()

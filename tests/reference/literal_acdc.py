@@ -59,8 +59,13 @@ def acdc(
     return kept
 
 
-def pruned(model: LiteralViT, kept: Mapping[str, bool], groups: Groups | None = None) -> set[str]:
-    """The kept edges on a path from the input to the logits, found by walking both ways.
+def pruned(
+    model: LiteralViT, kept: Mapping[str, bool], groups: Groups | None = None, deaf_is_inert: bool = True
+) -> set[str]:
+    """The kept edges that do something: on a path from the input to the logits, found by walking both ways.
+
+    With `deaf_is_inert` false, edges of senders that hear nothing of the input count too: under ablations
+    whose references come from no run such senders do not write their reference.
 
     A state is a sender at the tokens of one group. An edge leads from the sender's state to the receiver's
     node: at the same group if the receiver is a query or an MLP, which keep tokens apart, and at every group
@@ -76,7 +81,11 @@ def pruned(model: LiteralViT, kept: Mapping[str, bool], groups: Groups | None = 
     heard = _closure({("input", group) for group in range(count)}, [(a, b) for _, a, b in steps])
     backwards = [(b, [a]) for _, a, targets in steps for b in targets]
     leads = _closure({("logits", group) for group in range(count)}, backwards)
-    return {name for name, source, targets in steps if source in heard and leads & set(targets)}
+    return {
+        name
+        for name, source, targets in steps
+        if (source in heard or not deaf_is_inert) and leads & set(targets)
+    }
 
 
 def _closure(

@@ -21,7 +21,7 @@ from circuitvit.errors import DataError, FileError, ModelError, OptionError
 from circuitvit.models.zoo import Card, load_module
 from circuitvit.tasks import catdog
 from circuitvit.training import Labelled, Recipe, TrainingData, catdog_data, evaluate, train, training_data
-from circuitvit.training.loop import shrink_groups
+from circuitvit.training.loop import head_groups, shrink
 
 MICRO = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 
@@ -92,17 +92,28 @@ def test_right_means_all_present_classes_on_top() -> None:
     assert evaluate(torch.nn.Identity(), Labelled(logits, targets)) == pytest.approx(2 / 3)
 
 
-def test_group_lasso_silences_heads_for_good(data: TrainingData) -> None:
+def test_group_lasso_lowers_each_head_alike(data: TrainingData) -> None:
     module = run(data).model
-    whole = module.blocks[0].attn.proj.weight.detach().clone()
-    shrink_groups(module, 1e-4)
-    shrunk = module.blocks[0].attn.proj.weight.detach()
+    written = module.blocks[0].attn.proj.weight.detach()
+    whole = written.clone()
+    for groups in head_groups(module):
+        shrink(groups, 1e-4)
     for head in (slice(0, 8), slice(8, 16)):
-        rms_before, rms_after = (w[:, head].square().mean().sqrt() for w in (whole, shrunk))
-        assert torch.isclose(rms_before - rms_after, torch.tensor(1e-4), atol=1e-6)
-    shrink_groups(module, 1.0)
+        before, after = (weights[:, head].square().mean().sqrt() for weights in (whole, written))
+        assert torch.isclose(before - after, torch.tensor(1e-4), atol=1e-6)
+        assert torch.allclose(written[:, head] / after, whole[:, head] / before, atol=1e-5)
+    for groups in head_groups(module):
+        shrink(groups, 1.0)
     assert not module.blocks[0].attn.qkv.weight.any()
-    assert not module.blocks[0].attn.proj.weight.any()
+    assert not written.any()
+
+
+def test_silent_heads_stay_silent_once_the_pull_is_over(data: TrainingData) -> None:
+    attention = run(data, steps=10, sparsity=1e4).model.blocks[0].attn
+    assert not attention.qkv.weight.any()
+    assert not attention.proj.weight.any()
+    recipe = Recipe(steps=100, sparsity=0.1)
+    assert [recipe.pull(step) for step in (0, 15, 30, 59, 60, 99)] == [0.0, 0.05, 0.1, 0.1, 0.0, 0.0]
 
 
 def test_rate_rises_and_falls() -> None:
@@ -239,6 +250,14 @@ def test_damaged_folders_are_refused(folder: Path, damage: Callable[[Path], None
     damage(folder)
     with pytest.raises(DataError, match=message):
         training_data(folder)
+
+
+def test_size_is_for_folders(folder: Path) -> None:
+    assert training_data(folder, size=16).held_out.images.shape == (2, 3, 16, 16)
+    with pytest.raises(OptionError, match="multiple of 8"):
+        training_data(folder, size=20)
+    with pytest.raises(OptionError, match="size is for folders"):
+        training_data("catdog", size=16)
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""`circuitvit attribute`: a score for every edge, and the strongest of them on the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from circuitvit.cli.folder import Folder
+from circuitvit.cli.grouped import grouped
+from circuitvit.cli.inputs import check_choice, load_model, make_task, prepare
+from circuitvit.cli.options import (
+    BehaviourOptions,
+    ImageOptions,
+    ModelOptions,
+    OutOption,
+    RunOptions,
+    option,
+)
+from circuitvit.cli.screen import Clock, show, stdout
+
+if TYPE_CHECKING:
+    from circuitvit.graph import EdgeScores
+
+__all__ = ["attribute"]
+
+FILES = ("scores.json",)
+BAR = 24
+"""Characters of the longest bar."""
+
+COLOURS = {"supports": "blue", "opposes": "dark_orange"}
+
+
+@grouped
+def attribute(
+    model: ModelOptions,
+    images: ImageOptions,
+    behaviour: BehaviourOptions,
+    run: RunOptions,
+    method: Annotated[
+        str,
+        option(
+            "Search",
+            "--method",
+            "eap, eap-ig, eap-ig-gauss, eap-ig-left or exact, from the fastest to the truth.",
+            "NAME",
+        ),
+    ] = "eap",
+    steps: Annotated[int, option("Search", "--steps", "eap-ig methods: points on the path.", "N", min=1)] = 5,
+    show_edges: Annotated[int, option("Output", "--show", "How many edges to print.", "N", min=0)] = 20,
+    out: OutOption = Path("out"),
+) -> None:
+    """Score every edge of a model: how much would the metric change if this edge alone were ablated? The
+    scores are written to scores.json, and the strongest edges are printed. Choose a circuit from them later,
+    or let `circuitvit discover` do both.
+
+    For example:
+
+    ```sh
+    circuitvit attribute --model vit_tiny_patch16_224 \\
+        --checkpoint vit_tiny.safetensors --clean cat.jpg --corrupt dog.jpg \\
+        --target tabby --foil "Border collie" --method eap-ig
+    ```
+    """
+    from circuitvit.attribution import METHODS
+    from circuitvit.attribution import attribute as score
+
+    check_choice("method", method, METHODS)
+    task = make_task(images, behaviour, run.seed)
+    clock = Clock()
+    with Folder(out, FILES) as folder:
+        with clock.phase("model"):
+            loaded = load_model(model)
+        with clock.phase("images"):
+            prepared = prepare(loaded, task, run, verifiable=False)
+        with clock.phase("scores"):
+            scores = score(
+                loaded, task, method, steps=steps, batch_size=run.batch_size, memory=run.budget,
+                progress=run.progress,
+            )  # fmt: skip
+        folder.write("scores.json", scores.save)
+    if show_edges:
+        title = f"Strongest of {len(scores):,} edges of {loaded.name} for {prepared.metric.label}: {method}"
+        _show_edges(title, scores, show_edges)
+    show(f"\ntime {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
+
+
+def _show_edges(title: str, scores: EdgeScores, k: int) -> None:
+    """The `k` strongest edges with bars, and what their signs mean."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = stdout()
+    strongest = scores.strongest(k)
+    largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
+    block = "█" if console.encoding.lower().startswith("utf") else "#"
+    helps = -1.0 if scores.direction == "noising" else 1.0
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for name, score in strongest:
+        sign = "supports" if score * helps > 0 else "opposes" if score else ""
+        bar = block * round(BAR * abs(score) / largest)
+        table.add_row(name, f"{score:+.4g}", sign, Text(bar, style=COLOURS.get(sign, "")))
+    verb = "ablating" if scores.direction == "noising" else "restoring"
+    console.print()
+    console.print(title, style="bold")
+    console.print(f"score: how {verb} the edge changes the metric", style="dim")
+    console.print(table)

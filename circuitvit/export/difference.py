@@ -1,0 +1,192 @@
+"""Two circuits of one graph in one figure: what they share, and what only one of them has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from circuitvit.errors import OptionError
+from circuitvit.export import style
+from circuitvit.export.dot import dot_of
+from circuitvit.export.drawing import figure_bytes, format_of
+from circuitvit.export.layout import Layout, lay_out
+from circuitvit.export.mermaid import mermaid_of
+from circuitvit.export.picture import DrawnEdge, Picture, picture_of
+from circuitvit.export.style import EdgeLook
+from circuitvit.export.svg import Panel, svg_of, svg_of_panels
+from circuitvit.export.text import clean, number
+from circuitvit.export.tikz import tikz_of
+from circuitvit.graph import Circuit
+from circuitvit.graph.files import write_bytes
+
+__all__ = ["DIFFERENCE_FORMATS", "difference_of", "draw_difference"]
+
+_SOURCES: Mapping[str, Callable[[Picture], str]] = {
+    "dot": lambda picture: dot_of(picture).source,
+    "tex": tikz_of,
+    "mmd": mermaid_of,
+}
+DIFFERENCE_FORMATS = ("svg", "pdf", "png", *_SOURCES)
+"""The formats that `draw_difference` writes."""
+
+PLAIN_WIDTH = 1.6  # of edges without scores
+_COLOURS = ("#7B838D", "#0072B2", "#D55E00")  # shared, only in the first, only in the second
+_DASHES = ("", "", "7 2.5")  # so that the two are told apart in grey print, too
+
+
+def draw_difference(
+    first: Circuit,
+    second: Circuit,
+    path: str | Path,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    panels: bool = False,
+    title: str | None = None,
+    max_edges: int | None = None,
+    format: str | None = None,
+) -> Path:
+    """Draw what two circuits share, and what only one of them has.
+
+    Edges are as wide as the larger of their effects in the two circuits.
+
+    Args:
+        first: drawn in blue where it is alone.
+        second: drawn in dashed vermillion where it is alone.
+        path: of the file; its ending chooses the format, one of `DIFFERENCE_FORMATS`.
+        names: of the two circuits.
+        panels: draw three panels side by side, the two circuits and their difference, every node in the same
+            place in each; for `.svg`, `.pdf` and `.png`.
+        title: above the figure.
+        max_edges: draw only this many edges of either circuit, the strongest.
+        format: when the ending of `path` does not say it.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OptionError: if the circuits belong to different graphs, or an option makes no sense.
+        FileError: if the file cannot be written, or matplotlib is needed and missing.
+
+    Example:
+        >>> import tempfile
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> graph = transformer_graph(1, 2)
+        >>> cats = Circuit.from_edges(graph, ["input->m0", "m0->logits"])
+        >>> dogs = Circuit.from_edges(graph, ["input->logits", "m0->logits"])
+        >>> draw_difference(cats, dogs, Path(tempfile.mkdtemp()) / "x.svg", names=("cats", "dogs")).name
+        'x.svg'
+    """
+    path = Path(path)
+    kind = format_of(path, format, DIFFERENCE_FORMATS)
+    if panels and kind in _SOURCES:
+        raise OptionError(f"panels stand side by side in .svg, .pdf and .png figures, not in .{kind} files")
+    picture = difference_of(first, second, names, title, max_edges)
+    if kind in _SOURCES:
+        return write_bytes(path, _SOURCES[kind](picture).encode())
+    svg = _panels(first, second, names, picture) if panels else svg_of(picture)
+    return write_bytes(path, figure_bytes(svg, kind, picture.title))
+
+
+def difference_of(
+    first: Circuit,
+    second: Circuit,
+    names: tuple[str, str] = ("A", "B"),
+    title: str | None = None,
+    max_edges: int | None = None,
+) -> Picture:
+    """The picture of the edges of both circuits, each looking like the part that it belongs to.
+
+    Example:
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> graph = transformer_graph(1, 2)
+        >>> cats = Circuit.from_edges(graph, ["input->m0", "m0->logits"])
+        >>> dogs = Circuit.from_edges(graph, ["input->logits", "m0->logits"])
+        >>> difference_of(cats, dogs).counts
+        '1 edge shared, 1 only in A, 1 only in B; Jaccard index 0.333'
+    """
+    one, other = clean(names[0]), clean(names[1])
+    both = _union(first, second)
+    heading = f"{one} and {other}" if title is None else title
+    picture = picture_of(both, heading, max_edges)
+    parts = [_part(edge, first, second) for edge in picture.edges]
+    edges = tuple(
+        _restyled(edge, part, picture, _note(edge, part, first, second, (one, other)))
+        for edge, part in zip(picture.edges, parts, strict=True)
+    )
+    words = ("shared", f"only in {one}", f"only in {other}")
+    key = tuple(
+        (words[part], EdgeLook(_COLOURS[part], 2.4, 1.0, _DASHES[part])) for part in sorted(set(parts))
+    )
+    sizes = len(first & second), len(first - second), len(second - first)
+    counts = f"{sizes[0]:,} edge{'' if sizes[0] == 1 else 's'} shared, {sizes[1]:,} {words[1]}, "
+    counts += f"{sizes[2]:,} {words[2]}; Jaccard index {number(first.jaccard(second))}"
+    if len(edges) < len(both):
+        counts += f"; drawn: the {len(edges):,} strongest"
+    return replace(picture, edges=edges, key=key, counts=counts, origin="")
+
+
+def _union(first: Circuit, second: Circuit) -> Circuit:
+    """The edges of both, each with the larger of its effects; without scores where one has none."""
+    both = first | second
+    if first.values is None or second.values is None:
+        return Circuit(both.graph, both.kept)
+    mine, theirs = np.where(first.kept, first.values, 0.0), np.where(second.kept, second.values, 0.0)
+    return Circuit(both.graph, both.kept, np.where(np.abs(mine) >= np.abs(theirs), mine, theirs))
+
+
+def _part(edge: DrawnEdge, first: Circuit, second: Circuit) -> int:
+    """0 for a shared edge, 1 for one of the first circuit alone, 2 for one of the second alone."""
+    if edge.name in first:
+        return 0 if edge.name in second else 1
+    return 2
+
+
+def _restyled(edge: DrawnEdge, part: int, picture: Picture, note: str) -> DrawnEdge:
+    share = 1.0 if not picture.strongest else abs(edge.score or 0.0) / picture.strongest
+    width = PLAIN_WIDTH if not picture.strongest else style.width_of(share, picture.max_width)
+    look = EdgeLook(_COLOURS[part], width, round(0.6 + 0.35 * share, 3), _DASHES[part])
+    return replace(edge, look=look, note=note)
+
+
+def _note(edge: DrawnEdge, part: int, first: Circuit, second: Circuit, names: tuple[str, str]) -> str:
+    said = []
+    for circuit, name in zip((first, second), names, strict=True):
+        score = circuit.score_of(edge.name) if edge.name in circuit else None
+        if score is not None:
+            said.append(f"{name} {number(score, signed=True)}")
+    where = ("shared", f"only in {names[0]}", f"only in {names[1]}")[part]
+    return f"{where} ({', '.join(said)})" if said else where
+
+
+def _panels(first: Circuit, second: Circuit, names: tuple[str, str], picture: Picture) -> str:
+    """The two circuits and their difference on one layout, so that every node is in its place in each."""
+    layout = lay_out(picture)
+    captions = [
+        f"{clean(name)}: {len(circuit):,} edges" for circuit, name in zip((first, second), names, strict=True)
+    ]
+    drawn = [
+        _only(picture, layout, circuit, words)
+        for circuit, words in zip((first, second), captions, strict=True)
+    ]
+    return svg_of_panels(picture, [*drawn, Panel("difference", picture, layout)])
+
+
+def _only(picture: Picture, layout: Layout, circuit: Circuit, caption: str) -> Panel:
+    """The part of a picture that belongs to one circuit; boxes that nothing touches become dots."""
+    lines = tuple(line for line in layout.lines if line.edge.name in circuit)
+    touched = {end for line in lines for end in (line.edge.sender, line.edge.target)}
+    used = {(line.edge.target, line.edge.port) for line in lines}
+    nodes = tuple(
+        replace(
+            node,
+            present=node.name in touched,
+            used=frozenset(port for port in node.used if (node.name, port) in used),
+        )
+        for node in picture.nodes
+    )
+    middles = {name: (box.middle, (box.top + box.bottom) / 2) for name, box in layout.boxes.items()}
+    mine = replace(picture, nodes=nodes, edges=tuple(line.edge for line in lines))
+    return Panel(caption, mine, replace(layout, lines=lines, dots={**layout.dots, **middles}))

@@ -1,0 +1,202 @@
+"""What the nodes of a circuit do on one image: attention of heads, sizes of writes of MLPs and of the input.
+
+Plain arrays, apart from any format: the interactive page packs them, static figures paint thumbnails of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuitvit.engine.capture import capture
+from circuitvit.errors import OptionError
+from circuitvit.models import Model
+from circuitvit.models.timm_vit import AttentionStage
+from circuitvit.tasks import PreparedTask, Task
+
+__all__ = ["HeadMap", "Maps", "Side", "maps_of"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMap:
+    """One head on one image.
+
+    Attributes:
+        scores: `(query, key)`, scaled dot products before the softmax.
+        weights: `(key,)`, norm of what the head would write if it attended to this token alone, ||v W_O||
+            (Kobayashi et al. 2020, arXiv:2004.10102).
+    """
+
+    scores: Array
+    weights: Array
+
+    @property
+    def pattern(self) -> Array:
+        """`(query, key)`: the softmax of the scores over keys."""
+        powers = np.exp(self.scores - self.scores.max(axis=1, keepdims=True))
+        pattern: Array = powers / powers.sum(axis=1, keepdims=True)
+        return pattern
+
+    def row(self, of_class_token: bool) -> Array:
+        """`(key,)`: the pattern of the class token, or without one the average over all queries."""
+        row: Array = self.pattern[0] if of_class_token else self.pattern.mean(axis=0)
+        return row
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two images of a pair.
+
+    Attributes:
+        image: `(height, width, 3)`, 8-bit colours as the model sees them.
+        heads: by name.
+        writes: `(token,)`, norm of what the input and each MLP add to the stream, by name.
+    """
+
+    image: NDArray[np.uint8]
+    heads: Mapping[str, HeadMap]
+    writes: Mapping[str, Array]
+
+    def patches(self, node: str, maps: Maps) -> Array | None:
+        """`(row, column)`: what a node's thumbnail shows, or None for a node without one."""
+        if node in self.heads:
+            values = self.heads[node].row(maps.has_class_token)
+        elif node in self.writes:
+            values = self.writes[node]
+        else:
+            return None
+        patches: Array = values[len(maps.prefix) :].reshape(maps.grid)
+        return patches
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Both images of a pair, with what every node does on them.
+
+    Attributes:
+        grid: rows and columns of patches.
+        prefix: kinds of the tokens before the patches.
+        groups: the token group of each token by its place, or () where there is one group.
+        sides: "clean", and "corrupt" where the task has counterfactuals.
+    """
+
+    grid: tuple[int, int]
+    prefix: tuple[str, ...]
+    groups: tuple[int, ...]
+    sides: Mapping[str, Side]
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.prefix[:1] == ("cls",)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that have a map."""
+        side = next(iter(self.sides.values()))
+        return (*side.heads, *side.writes)
+
+
+def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | None = None) -> Maps:
+    """Run the model plainly on the two images of a pair and keep what its nodes do.
+
+    Args:
+        model: the circuit's.
+        task: whose images are looked at.
+        pair: which of its pairs.
+        nodes: only these; all by default.
+
+    Raises:
+        OptionError: if there is no such pair, or the patches are no rectangle.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> task = cv.Task(torch.zeros(1, 3, 48, 48), metric=cv.logit(0), ablation="zero")
+        >>> maps_of(cv.load("catdog-tiny"), task).grid
+        (6, 6)
+    """
+    prepared = task.prepare(model)
+    if not 0 <= pair < len(prepared):
+        raise OptionError(f"pair is 0 to {len(prepared) - 1}, the places of the task's pairs, not {pair}")
+    images = {"clean": prepared.clean.take(pair, pair + 1)}
+    if prepared.corrupt is not None:
+        images["corrupt"] = prepared.corrupt.take(pair, pair + 1)
+    sides = {name: _side(prepared, image, nodes) for name, image in images.items()}
+    n_tokens = len(next(iter(sides["clean"].writes.values())))
+    grid = _grid(n_tokens - len(model.prefix), *images["clean"].shape[-2:])
+    wanted = {
+        name: Side(
+            side.image,
+            side.heads,
+            {node: values for node, values in side.writes.items() if nodes is None or node in nodes},
+        )
+        for name, side in sides.items()
+    }
+    return Maps(grid, model.prefix, _groups(prepared, pair), wanted)
+
+
+def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) -> Side:
+    model = prepared.model
+    base = capture(model, image.to(model.device, model.dtype))
+    heads: dict[str, HeadMap] = {}
+    writes: dict[str, Array] = {}
+    for place, stage in enumerate(model.stages):
+        if isinstance(stage, AttentionStage):
+            wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
+            if wanted:
+                every = _attention(stage, base.stream(place))
+                heads.update({name: every[name] for name in wanted})
+        elif not stage.is_readout:
+            # The source is always kept: it tells how many tokens there are.
+            written = stage.expand(base.compacts[place])[:, 0]
+            writes.update(zip(stage.nodes.senders, _array(written.norm(dim=-1)), strict=True))
+    return Side(_colours(image[0], prepared), heads, writes)
+
+
+@torch.no_grad()
+def _attention(stage: AttentionStage, stream: Tensor) -> dict[str, HeadMap]:
+    query, key, value = stage.read(stream)
+    query, key = stage.attention.q_norm(query)[0], stage.attention.k_norm(key)[0]
+    scores = _array(query @ key.transpose(-1, -2) * stage.attention.scale)
+    weights = _array(stage.expand(value)[:, 0].norm(dim=-1))
+    return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
+
+
+def _array(values: Tensor) -> Array:
+    return np.asarray(values.detach().double().cpu().numpy(), dtype=np.float64)
+
+
+def _grid(n_patches: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of patches: of all rectangles, the one most like the image."""
+    grids = [(rows, n_patches // rows) for rows in range(1, n_patches + 1) if n_patches % rows == 0]
+    unlike = {grid: abs(log(grid[0] / grid[1]) - log(height / width)) for grid in grids}
+    best = min(grids, key=lambda grid: unlike[grid], default=None)
+    if best is None or unlike[best] > log(1.5):  # patches may be oblong, but hardly more than this
+        raise OptionError(f"{n_patches} patches of an image of {height} x {width} pixels are no rectangle")
+    return best
+
+
+def _groups(prepared: PreparedTask, pair: int) -> tuple[int, ...]:
+    if prepared.groups is None:
+        return ()
+    members = prepared.groups.members
+    chosen: list[Any] = (members[pair] if members.ndim == 2 else members).tolist()
+    return tuple(chosen)
+
+
+def _colours(image: Tensor, prepared: PreparedTask) -> NDArray[np.uint8]:
+    """The image in 8-bit colours, the normalisation undone; greyscale becomes three equal channels."""
+    spec = prepared.spec
+    mean, std = (np.array(values, dtype=np.float64)[:, None, None] for values in (spec.mean, spec.std))
+    pixels = np.moveaxis(_array(image) * std + mean, 0, -1)
+    if pixels.shape[-1] != 3:
+        pixels = np.repeat(pixels[..., :1], 3, axis=-1)
+    return np.asarray(np.clip(np.rint(255 * pixels), 0, 255), dtype=np.uint8)

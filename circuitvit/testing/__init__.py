@@ -1,0 +1,31 @@
+"""Circuits in a test suite: pin a model's circuit, so that no change of weights or code breaks it unseen.
+
+    from circuitvit.testing import assert_faithful, assert_hypothesis
+
+    def test_the_cat_circuit(circuit_model, circuit_task):
+        circuit = cv.Circuit.load("cat_dog.json", circuit_model.graph)
+        assert_faithful(circuit_model, circuit_task, circuit, at_least=0.85)
+
+Every assertion returns what it looked at, and fails with an `AssertionError` that says what was found and
+what was asked for. The pytest plugin (`circuitvit.testing.plugin`) comes with the package: fixtures
+`circuit_model` and `circuit_task`, the marker `circuit`, and a section at the end of the summary.
+"""
+
+from circuitvit.testing.assertions import (
+    assert_faithful,
+    assert_hypothesis,
+    assert_minimal,
+    assert_necessary,
+    assert_unchanged,
+)
+from circuitvit.testing.log import Entry, entries
+
+__all__ = [
+    "Entry",
+    "assert_faithful",
+    "assert_hypothesis",
+    "assert_minimal",
+    "assert_necessary",
+    "assert_unchanged",
+    "entries",
+]

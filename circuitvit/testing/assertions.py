@@ -1,0 +1,254 @@
+"""Plain assertions about circuits, with failures that say what was found and what was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from circuitvit.errors import OptionError
+from circuitvit.graph import Circuit
+from circuitvit.models import Model
+from circuitvit.tasks import PreparedTask, Task
+from circuitvit.testing.log import record
+from circuitvit.verification import (
+    SUPPORTED,
+    Bootstrap,
+    Estimate,
+    Hypothesis,
+    PairMeter,
+    Verdict,
+    ratio_interval,
+    require_effect,
+)
+
+__all__ = ["assert_faithful", "assert_hypothesis", "assert_minimal", "assert_necessary", "assert_unchanged"]
+
+LISTED = 5
+
+
+def assert_faithful(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    at_least: float = 0.8,
+    at_most: float | None = None,
+    sure: bool = False,
+    batch_size: int | None = None,
+) -> Estimate:
+    """The circuit alone keeps at least this share of the behaviour.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: images, metric and ablation.
+        circuit: to run.
+        at_least: smallest faithfulness.
+        at_most: largest; by default as far above 1 as `at_least` is below.
+        sure: ask it of the whole 95 % interval, not of the value (then it takes 5 pairs).
+        batch_size: pairs at once.
+
+    Returns:
+        The faithfulness with its interval.
+
+    Raises:
+        AssertionError: if it lies outside.
+        CircuitViTError: if it cannot be asked, see `verify`.
+    """
+    __tracebackhide__ = True
+    at_most = max(2 - at_least, 1.0) if at_most is None else at_most
+    _check_range(at_least, at_most)
+    meter = _meter(model, task, circuit, batch_size)
+    found = ratio_interval(meter(circuit.kept) - meter.nothing, meter.effect, Bootstrap())
+    wish = f"{at_least:g} to {at_most:g}"
+    said = f"faithfulness of {len(circuit):,} edges on {_pairs(meter)} is {found}; asked for: {wish}"
+    record("assert_faithful", _sure(said, found, sure), _inside(found, at_least, at_most, sure))
+    return found
+
+
+def assert_necessary(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    at_least: float = 0.5,
+    sure: bool = False,
+    batch_size: int | None = None,
+) -> Estimate:
+    """Ablating only the circuit loses at least this share of the behaviour.
+
+    Args: as `assert_faithful`.
+
+    Raises:
+        AssertionError: if less is lost.
+        CircuitViTError: if it cannot be asked, see `verify`.
+    """
+    __tracebackhide__ = True
+    _check_range(at_least, math.inf)
+    meter = _meter(model, task, circuit, batch_size)
+    found = ratio_interval(meter.whole - meter((~circuit).kept), meter.effect, Bootstrap())
+    said = (
+        f"without the circuit's {len(circuit):,} edges {found} of the behaviour is lost on {_pairs(meter)}; "
+        f"asked for: at least {at_least:g}"
+    )
+    record("assert_necessary", _sure(said, found, sure), _inside(found, at_least, math.inf, sure))
+    return found
+
+
+def assert_minimal(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    least: float = 0.001,
+    batch_size: int | None = None,
+) -> dict[str, float]:
+    """No edge is dead, and dropping any single one changes faithfulness by at least `least`.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: images, metric and ablation.
+        circuit: to run, once for each of its edges.
+        least: smallest change that counts, as a share of the behaviour.
+        batch_size: pairs at once.
+
+    Returns:
+        The change for each edge.
+
+    Raises:
+        AssertionError: listing the edges that could go.
+        CircuitViTError: if it cannot be asked, see `verify`.
+    """
+    __tracebackhide__ = True
+    _check_range(least, math.inf)
+    meter = _meter(model, task, circuit, batch_size)
+    dead = list(circuit - circuit.pruned())
+    if dead:
+        record("assert_minimal", f"{len(dead)} edges lie on no path: {_some(dead)}", held=False)
+    masks = []
+    for place in np.argwhere(circuit.kept):
+        without = circuit.kept.copy()
+        without[tuple(place)] = False
+        masks.append(without)
+    effect = float(meter.effect.sum())
+    changes = (meter(circuit.kept) - meter.many(masks)).sum(axis=1) / effect
+    found = dict(zip(circuit, changes.tolist(), strict=True))
+    idle = [f"{name} ({change:+.2g})" for name, change in found.items() if abs(change) < least]
+    said = f"{len(idle)} of {len(found)} edges change faithfulness by less than {least:g} on {_pairs(meter)}"
+    record("assert_minimal", f"{said}: {_some(idle)}" if idle else said, held=not idle)
+    return found
+
+
+def assert_unchanged(before: Circuit, after: Circuit, *, at_least: float = 1.0) -> float:
+    """Two circuits have the same edges, or share enough of them.
+
+    Args:
+        before: such as the one that is committed.
+        after: such as the one that was just found.
+        at_least: smallest Jaccard index: shared edges over edges in either.
+
+    Returns:
+        The Jaccard index.
+
+    Raises:
+        AssertionError: listing what is gone and what is new.
+        OptionError: if they belong to different graphs.
+
+    Example:
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> one = Circuit.from_edges(transformer_graph(1, 1), ["input->m0", "m0->logits"])
+        >>> assert_unchanged(one, one)
+        1.0
+    """
+    __tracebackhide__ = True
+    _check_range(at_least, 1.0)
+    alike = before.jaccard(after)
+    gone, new = list(before - after), list(after - before)
+    said = f"the circuits are alike by {alike:.3f} (Jaccard), asked for: at least {at_least:g}"
+    if gone:
+        said += f"; {len(gone)} gone: {_some(gone)}"
+    if new:
+        said += f"; {len(new)} new: {_some(new)}"
+    record("assert_unchanged", said, alike >= at_least)
+    return alike
+
+
+def assert_hypothesis(
+    model: Model,
+    task: Task,
+    hypothesis: Hypothesis,
+    *,
+    verdict: str = SUPPORTED,
+    alpha: float = 0.05,
+    seed: int = 0,
+    clusters: Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> Verdict:
+    """A hypothesis gets a certain verdict.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: images, metric and ablation, where the hypothesis does not bring its own.
+        hypothesis: to test.
+        verdict: "supported", "refuted" or "not enough evidence".
+        alpha: level of significance.
+        seed: of everything random.
+        clusters: which cluster each pair belongs to.
+        batch_size: pairs at once.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        AssertionError: if it is another.
+        CircuitViTError: as `Hypothesis.test`.
+    """
+    __tracebackhide__ = True
+    found = hypothesis.test(
+        model, task, alpha=alpha, seed=seed, clusters=clusters, batch_size=batch_size
+    )  # fmt: skip
+    said = (
+        f"{found}. {found.reason} Expected: {found.expectation} ({found.intervention}); asked for: {verdict}"
+    )
+    record("assert_hypothesis", said, found.verdict == verdict)
+    return found
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _meter(model: Model, task: Task | PreparedTask, circuit: Circuit, batch_size: int | None) -> PairMeter:
+    prepared = task if isinstance(task, PreparedTask) else task.prepare(model)
+    meter = PairMeter(prepared, batch_size=batch_size)
+    meter.check(circuit)
+    require_effect(meter.whole, meter.nothing, label=prepared.metric.label, names=prepared.clean.names)
+    return meter
+
+
+def _check_range(low: float, high: float) -> None:
+    if not low <= high:
+        raise OptionError(f"nothing lies between {low!r} and {high!r}")
+
+
+def _inside(found: Estimate, low: float, high: float, sure: bool) -> bool:
+    if not sure:
+        return low <= found.value <= high
+    return found.low is not None and found.high is not None and low <= found.low and found.high <= high
+
+
+def _sure(said: str, found: Estimate, sure: bool) -> str:
+    if not sure:
+        return said
+    return said + (
+        " by all of the interval" if found.low is not None else " by an interval, for which pairs are too few"
+    )
+
+
+def _pairs(meter: PairMeter) -> str:
+    return "1 pair" if len(meter) == 1 else f"{len(meter)} pairs"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,259 @@
+"""Hypotheses in a YAML file, so that claims are stated, reviewed and versioned before they are tested.
+
+    schema: circuitvit.hypotheses/1
+    model: {name: vit_tiny_patch16_224, checkpoint: vit_tiny.safetensors}
+    task: {clean: cat.jpg, corrupt: dog.jpg, target: tabby, foil: Border collie}
+    hypotheses:
+      - claim: the last layer's head 1 writes the cat
+        edges: a11.h1 -> logits
+        expect: {falls_by: 0.5}
+
+Paths are relative to the folder of the file. `docs/hypotheses.md` describes every field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from circuitvit.errors import FileError
+from circuitvit.graph import Circuit
+from circuitvit.tasks import Task, ablation_names, metric_names
+from circuitvit.tasks.metrics import ClassSpec, as_metric
+from circuitvit.verification.hypothesis import (
+    REFUTED,
+    SCOPES,
+    SUPPORTED,
+    UNDECIDED,
+    BeatsRandom,
+    Expectation,
+    Falls,
+    Flips,
+    Hypothesis,
+    Rises,
+    Unchanged,
+)
+
+__all__ = ["HYPOTHESES_SCHEMA", "HypothesisFile", "read_hypotheses"]
+
+HYPOTHESES_SCHEMA = "circuitvit.hypotheses/1"
+
+LARGEST_FILE = 2**20
+"""Bytes: YAML can refer to itself, and what is written by hand is short."""
+
+
+@dataclass(frozen=True, eq=False)
+class HypothesisFile:
+    """What a file of hypotheses says.
+
+    Attributes:
+        path: of the file.
+        hypotheses: in order.
+        expected: the verdict that each is expected to get, or None where the file does not say.
+        model: name of the model, or None.
+        checkpoint: of its weights, or None.
+        task: the task, or None where the file names no images.
+        alpha: level of significance.
+        seed: of everything random.
+    """
+
+    path: Path
+    hypotheses: tuple[Hypothesis, ...]
+    expected: tuple[str | None, ...]
+    model: str | None = None
+    checkpoint: Path | None = None
+    task: Task | None = None
+    alpha: float = 0.05
+    seed: int = 0
+    behaviour: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_hypotheses(path: str | Path) -> HypothesisFile:
+    """Read a file of hypotheses.
+
+    Raises:
+        FileError: if it is missing, no YAML, or not as described; the message names the place.
+        CircuitViTError: if a value makes no sense, such as a share above 1.
+
+    Example:
+        >>> file = read_hypotheses("docs/cat_dog_hypotheses.yaml")  # doctest: +SKIP
+        >>> [each.claim for each in file.hypotheses]  # doctest: +SKIP
+    """
+    path = Path(path)
+    content = _load(path)
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(content))
+    if error is not None:
+        place = "/".join(str(part) for part in error.absolute_path) or "the file"
+        raise FileError(f"{path}: {place}: {error.message[:300]}")
+    folder = path.parent
+    model, task = content.get("model", {}), content.get("task", {})
+    checkpoint = model.get("checkpoint")
+    return HypothesisFile(
+        path=path,
+        hypotheses=tuple(_hypothesis(each, folder) for each in content["hypotheses"]),
+        expected=tuple(each.get("verdict") for each in content["hypotheses"]),
+        model=model.get("name"),
+        checkpoint=None if checkpoint is None else folder / checkpoint,
+        task=_task(task, folder),
+        alpha=float(content.get("alpha", 0.05)),
+        seed=content.get("seed", 0),
+        behaviour={key: task[key] for key in ("metric", "target", "foil", "ablation") if key in task},
+    )
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+_CLASS = {"type": ["string", "integer"]}
+_CLASSES = {"anyOf": [_CLASS, {"type": "array", "items": _CLASS, "minItems": 1}]}
+_NUMBER = {"type": "number"}
+_TEXT = {"type": "string", "minLength": 1}
+_ABLATION = {"enum": list(ablation_names())}
+_EXPECT: dict[str, Any] = {
+    "falls_by": _NUMBER,
+    "rises_by": _NUMBER,
+    "changes_less_than": {"type": "number", "exclusiveMinimum": 0},
+    "flips": {
+        "type": "object",
+        "required": ["to"],
+        "additionalProperties": False,
+        "properties": {"from": _CLASSES, "to": _CLASSES, "share": _NUMBER},
+    },
+    "beats_random": {"type": "integer", "minimum": 1},
+}
+_IMAGES: dict[str, Any] = {"clean": _TEXT, "corrupt": _TEXT}
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["schema", "hypotheses"],
+    "additionalProperties": False,
+    "properties": {
+        "schema": {"const": HYPOTHESES_SCHEMA},
+        "model": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"name": _TEXT, "checkpoint": _TEXT},
+        },
+        "task": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                **_IMAGES,
+                "pairs": _TEXT,
+                "metric": {"enum": list(metric_names())},
+                "target": _CLASSES,
+                "foil": _CLASSES,
+                "ablation": _ABLATION,
+                "direction": {"enum": ["noising", "denoising"]},
+                "groups": {"enum": ["kind"]},
+            },
+        },
+        "alpha": _NUMBER,
+        "seed": {"type": "integer", "minimum": 0},
+        "hypotheses": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["claim", "expect"],
+                "additionalProperties": False,
+                "oneOf": [{"required": ["edges"]}, {"required": ["circuit"]}],
+                "properties": {
+                    "claim": _TEXT,
+                    "edges": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]},
+                    "circuit": _TEXT,
+                    "keep": {"type": "boolean"},
+                    "ablation": _ABLATION,
+                    **_IMAGES,
+                    "scope": {"enum": list(SCOPES)},
+                    "verdict": {"enum": [SUPPORTED, REFUTED, UNDECIDED]},
+                    "expect": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "minProperties": 1,
+                        "maxProperties": 1,
+                        "properties": _EXPECT,
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read the hypotheses {path}: {error.strerror or error}") from error
+    if len(data) > LARGEST_FILE:
+        raise FileError(f"{path} is {len(data):,} bytes: no file of hypotheses is that long")
+    if b"&" in data and any(isinstance(token, yaml.AliasToken) for token in _tokens(path, data)):
+        raise FileError(f"{path} refers to itself (a YAML alias, *name): write patterns in quotes")
+    try:
+        content = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        hint = " (a pattern that begins with * needs quotes)" if b"*" in data else ""
+        raise FileError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}{hint}") from error
+    if not isinstance(content, dict):
+        raise FileError(f"{path} does not begin with 'schema: {HYPOTHESES_SCHEMA}' and a list of hypotheses")
+    return content
+
+
+def _tokens(path: Path, data: bytes) -> list[Any]:
+    try:
+        return list(yaml.scan(data, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise FileError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def _task(said: Mapping[str, Any], folder: Path) -> Task | None:
+    options = {key: said[key] for key in ("ablation", "direction", "groups") if key in said}
+    metric = as_metric(
+        said.get("metric", "logit_diff"), _classes(said.get("target")), _classes(said.get("foil"))
+    )
+    if "pairs" in said:
+        return Task.from_csv(folder / said["pairs"], metric, **options)
+    if "clean" not in said:
+        return None
+    corrupt = folder / said["corrupt"] if "corrupt" in said else None
+    return Task(folder / said["clean"], corrupt, metric, **options)
+
+
+def _hypothesis(said: Mapping[str, Any], folder: Path) -> Hypothesis:
+    edges: Any = Circuit.load(folder / said["circuit"]) if "circuit" in said else said["edges"]
+    return Hypothesis(
+        claim=said["claim"],
+        edges=edges,
+        expect=_expectation(said["expect"]),
+        keep=said.get("keep", False),
+        ablation=said.get("ablation"),
+        clean=folder / said["clean"] if "clean" in said else None,
+        corrupt=folder / said["corrupt"] if "corrupt" in said else None,
+        scope=said.get("scope"),
+    )
+
+
+def _expectation(said: Mapping[str, Any]) -> Expectation:
+    ((kind, value),) = said.items()
+    match kind:
+        case "falls_by":
+            return Falls(float(value))
+        case "rises_by":
+            return Rises(float(value))
+        case "changes_less_than":
+            return Unchanged(float(value))
+        case "flips":
+            start = _classes(value.get("from"))
+            to = _classes(value["to"])
+            assert to is not None
+            return Flips(to, start, float(value.get("share", 0.5)))
+        case _:
+            return BeatsRandom(int(value))
+
+
+def _classes(said: Any) -> ClassSpec | None:
+    return tuple(said) if isinstance(said, list) else said

@@ -1,0 +1,281 @@
+"""Direct logit attribution: what every part of the residual stream says itself, straight to the logits.
+
+The readout sees a sum: the input, every head, every MLP and a few biases. With the final norm's scale held at
+its value in the run the readout is linear (see `circuitvit.views.readout`), so that a difference of logits is
+the sum of each part's own share. A share is about the direct path alone: what a head does by way of later
+heads and MLPs is in *their* shares, and is what edge scores are for.
+
+nostalgebraist 2020, "interpreting GPT: the logit lens"; Elhage et al. 2021, "A Mathematical Framework for
+Transformer Circuits"; for Vision Transformers by patch Joseph and Nanda 2024, "Laying the Foundations for
+Vision and Multimodal Mechanistic Interpretability", and Gandelsman et al. 2024, arXiv:2310.05916.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuitvit.engine import Capture, capture
+from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.models import Model, Stage
+from circuitvit.tasks import Task
+from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.views.heads import pattern_of
+from circuitvit.views.readout import LinearReadout, linear_readout
+from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+
+if TYPE_CHECKING:
+    from circuitvit.views.figures.canvas import Picture
+
+__all__ = ["DirectAttribution", "attribution_of_task", "direct_logit_attribution"]
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""How far the shares may be from the logits, relative to the largest share, before they are refused."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectAttribution:
+    """Every part's share of a logit difference, in logits; positive shares speak for the target.
+
+    `by_token` and `by_source` sum to the same over tokens. They differ for heads only: a head *writes* to a
+    token what it has *read* from others. With token pooling all is written to the class token, and only the
+    source says where in the image it came from.
+
+    Attributes:
+        subjects: the images.
+        label: of the quantity, such as "cat - dog".
+        senders: names of input, heads and MLPs, in running order.
+        layers: the layer of each sender.
+        by_token: `(image, sender, token)`, shares by the token that a sender writes to.
+        by_source: `(image, sender, token)`, shares by the token that a head reads its values from, by
+            attention pattern times value; for other senders as `by_token`.
+        constants: names of what no sender owns: biases of attention outputs, norms and classifier.
+        constant_values: `(image, constant)`.
+        logit_difference: `(image,)`, the model's own.
+    """
+
+    subjects: Subjects
+    label: str
+    senders: tuple[str, ...]
+    layers: tuple[int, ...]
+    by_token: NDArray[np.float64]
+    by_source: NDArray[np.float64]
+    constants: tuple[str, ...]
+    constant_values: NDArray[np.float64]
+    logit_difference: NDArray[np.float64]
+
+    @property
+    def by_sender(self) -> NDArray[np.float64]:
+        """`(image, sender)`: each sender's whole share."""
+        return np.asarray(self.by_token.sum(axis=-1))
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """`(image,)`: the sum of all shares and constants; equals `logit_difference` to rounding."""
+        return np.asarray(self.by_sender.sum(axis=-1) + self.constant_values.sum(axis=-1))
+
+    @property
+    def by_patch(self) -> NDArray[np.float64]:
+        """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it."""
+        return self.subjects.on_grid(self.by_source)
+
+    def of(self, name: str, image: int | None = None) -> float:
+        """The share of a sender or constant by name; the mean over images unless one is named.
+
+        Raises:
+            OptionError: if there is no such part.
+        """
+        names = (*self.senders, *self.constants)
+        if name not in names:
+            raise OptionError(f"no part is called {name!r}: there are {', '.join(names)}")
+        shares = np.concatenate([self.by_sender, self.constant_values], axis=1)[:, names.index(name)]
+        return float(shares.mean() if image is None else shares[self.subjects.index(image)])
+
+    def strongest(self, k: int = 10) -> list[tuple[str, float]]:
+        """The `k` senders and constants of largest mean share by magnitude, strongest first."""
+        names = (*self.senders, *self.constants)
+        shares = np.concatenate([self.by_sender, self.constant_values], axis=1).mean(axis=0)
+        order = np.argsort(-np.abs(shares), kind="stable")[:k]
+        return [(names[index], float(shares[index])) for index in order]
+
+    def __sub__(self, other: DirectAttribution) -> DirectAttribution:
+        """What differs between two runs, such as clean minus corrupt: shares of the difference in the metric.
+
+        Raises:
+            OptionError: if the two have different parts or numbers of images.
+        """
+        if (self.senders, self.constants) != (other.senders, other.constants) or len(self.subjects) != len(
+            other.subjects
+        ):
+            raise OptionError("only attributions of one model to as many images can be subtracted")
+        parts = ("by_token", "by_source", "constant_values", "logit_difference")
+        return replace(
+            self,
+            label=f"{self.label}, minus that of the other run",
+            **{part: getattr(self, part) - getattr(other, part) for part in parts},
+        )
+
+    def figure(self, image: int | None = None, **options: Any) -> Picture:
+        """Shares by layer and head, the patches they come from, and the constants.
+
+        See `circuitvit.views.figures.attribution.draw`.
+        """
+        from circuitvit.views.figures.attribution import draw
+
+        return draw(self, image, **options)
+
+    def __repr__(self) -> str:
+        strongest = ", ".join(f"{name} {share:+.3g}" for name, share in self.strongest(3))
+        return f"DirectAttribution({self.label} of {len(self.subjects)} images; strongest: {strongest})"
+
+
+def direct_logit_attribution(
+    model: Model,
+    images: ImageSpec,
+    target: int | str,
+    foil: int | str | None = None,
+    *,
+    batch_size: int | None = None,
+) -> DirectAttribution:
+    """Every part's share of `logit(target) - logit(foil)`, or of `logit(target)` without a foil.
+
+    Args:
+        model: from `load` or `wrap`.
+        images: preprocessed `(image, channel, height, width)`, or paths.
+        target: class by name or index.
+        foil: class that it is compared with.
+        batch_size: images run at once.
+
+    Raises:
+        NameNotFoundError: for an unknown class.
+        OptionError: if target and foil are the same.
+        DataError: for images that cannot be used.
+        UnsupportedModelError: if the readout cannot be made linear.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> model, pairs = cv.load("catdog-tiny"), catdog_pairs(2, seed=0)
+        >>> view = direct_logit_attribution(model, pairs.clean, "cat", "dog")
+        >>> bool(abs(view.total - view.logit_difference).max() < 1e-4)
+        True
+    """
+    found = images_of(model, images)
+    wanted = class_index(model, target)
+    other = None if foil is None else class_index(model, foil)
+    if wanted == other:
+        raise OptionError(f"target and foil are both {class_label(model, wanted)}: name two classes")
+    of = torch.zeros(len(found), model.n_logits)
+    of[:, wanted] = 1.0
+    label = class_label(model, wanted)
+    if other is not None:
+        of[:, other] = -1.0
+        label += f" - {class_label(model, other)}"
+    return _attribute(model, found, of, label, batch_size)
+
+
+def attribution_of_task(
+    model: Model, task: Task, *, batch_size: int | None = None
+) -> tuple[DirectAttribution, DirectAttribution | None]:
+    """The shares in a task's metric on its clean and on its corrupt images (None where there are none).
+
+    Their difference, `clean - corrupt`, says which parts write the difference in the metric.
+
+    Raises:
+        OptionError: if the metric is not a logit or a difference of two, class by class.
+    """
+    prepared = task.prepare(model)
+    metric = prepared.metric
+    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
+        raise OptionError(f"{metric.label} is not a sum of shares: use the metric logit or logit_diff")
+    sides = [side for side in (metric.target, metric.foil) if side is not None]
+    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
+        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
+    of = metric.target.float() - (0 if metric.foil is None else metric.foil.float())
+    clean = _attribute(model, prepared.clean, of, metric.label, batch_size)
+    if prepared.corrupt is None:
+        return clean, None
+    return clean, _attribute(model, prepared.corrupt, of, metric.label, batch_size)
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _attribute(
+    model: Model, images: Any, of: Float[Tensor, "image class"], label: str, batch_size: int | None
+) -> DirectAttribution:
+    parts: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]] = []
+    start = 0
+    for batch in batches_of(model, images, batch_size):
+        parts.append(_shares(model, batch, of[start : start + len(batch)].to(batch)))
+        start += len(batch)
+    by_token, by_source = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    names = tuple(parts[0][2])
+    constants = torch.stack([torch.cat([part[2][name] for part in parts]) for name in names], dim=1)
+    stages = [stage for stage in model.stages if not stage.is_readout]
+    view = DirectAttribution(
+        subjects_of(model, images),
+        label,
+        senders=tuple(name for stage in stages for name in stage.nodes.senders),
+        layers=tuple(stage.nodes.layer for stage in stages for _ in stage.nodes.senders),
+        by_token=by_token.numpy(),
+        by_source=by_source.numpy(),
+        constants=names,
+        constant_values=constants.numpy(),
+        logit_difference=torch.cat([part[3] for part in parts]).numpy(),
+    )
+    _check_sum(model, view)
+    return view
+
+
+@torch.no_grad()
+def _shares(
+    model: Model, images: Tensor, of: Float[Tensor, "image class"]
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+    """Shares `(image, sender, token)` by token and by source, constants, and the logits asked for."""
+    run = capture(model, images)
+    readout = linear_readout(model, run.stream(len(model.stages) - 1), of)
+    by_token, by_source, constants = [], [], {}
+    for place, stage in enumerate(model.stages[:-1]):
+        written = stage.expand(run.compacts[place])
+        shares = torch.einsum("sitd,itd->ist", written, readout.weights)
+        by_token.append(shares)
+        by_source.append(
+            shares if stage.nodes.kind != "attention" else _by_source(stage, run, place, readout)
+        )
+        if stage.constant is not None:
+            constants[f"{stage.nodes.name}.bias"] = readout.weights.sum(dim=1) @ stage.constant
+    constants |= readout.constants
+    logits = (run.logits * of).sum(dim=1)
+    return (
+        torch.cat(by_token, dim=1).double().cpu(),
+        torch.cat(by_source, dim=1).double().cpu(),
+        {name: values.double().cpu() for name, values in constants.items()},
+        logits.double().cpu(),
+    )
+
+
+def _by_source(
+    stage: Stage, run: Capture, place: int, readout: LinearReadout
+) -> Float[Tensor, "image head source"]:
+    """Shares of heads by source token: pattern times what the token's value would write on its own."""
+    reads = stage.read(run.stream(place))
+    alone = stage.expand(reads[2])  # what a head writes that attends to one token only
+    said = torch.einsum("hisd,itd->ihts", alone, readout.weights)
+    return (said * pattern_of(stage, reads)).sum(dim=2)
+
+
+def _check_sum(model: Model, view: DirectAttribution) -> None:
+    scale = max(1.0, float(np.abs(view.by_sender).max()))
+    off = float(np.abs(view.total - view.logit_difference).max())
+    if not off <= TOLERANCE.get(model.dtype, 1e-3) * scale:
+        raise UnsupportedModelError(
+            f"the shares of {model.name} miss the logits by {off:.2g}: its readout does something that is "
+            "not linear and that this view does not know of"
+        )

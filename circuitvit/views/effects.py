@@ -1,0 +1,160 @@
+"""Effects of whole nodes as a map of the model, and faithfulness as a curve of the circuit's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuitvit.errors import DataError, unknown_name
+from circuitvit.graph import EdgeScores
+
+if TYPE_CHECKING:
+    from circuitvit.pruning.find import Candidate
+    from circuitvit.views.figures.canvas import Picture
+
+__all__ = ["EffectHeatmap", "FaithfulnessCurve", "effect_heatmap", "faithfulness_curve"]
+
+By = Literal["signed", "magnitude"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EffectHeatmap:
+    """The effect of each sender, in the layout of the model. NaN where there is no such node.
+
+    Attributes:
+        label: the scoring method, for titles.
+        layers: number of each row's layer.
+        heads: `(layer, head)`, in units of the metric; positive supports the behaviour.
+        mlps: `(layer,)`.
+        others: senders that are neither, such as `input`, by name.
+        by: "signed": the sum of the scores of the edges that leave a node; "magnitude": that of their sizes.
+    """
+
+    label: str
+    layers: tuple[int, ...]
+    heads: NDArray[np.float64]
+    mlps: NDArray[np.float64]
+    others: dict[str, float]
+    by: By
+
+    def figure(self, **options: Any) -> Picture:
+        """Layers from bottom to top, heads and the MLP from left to right.
+
+        See `circuitvit.views.figures.effects.draw_heatmap`.
+        """
+        from circuitvit.views.figures.effects import draw_heatmap
+
+        return draw_heatmap(self, **options)
+
+    def __repr__(self) -> str:
+        return (
+            f"EffectHeatmap({self.label}, {self.by}: {len(self.layers)} layers x {self.heads.shape[1]} heads)"
+        )
+
+
+def effect_heatmap(scores: EdgeScores, by: By = "signed") -> EffectHeatmap:
+    """The effect of each sender from the scores of its edges.
+
+    A node's effect, to first order, is the sum of those of the edges that leave it: all of them carry the
+    same change of its output, each to another receiver. Opposite effects cancel; "magnitude" adds sizes.
+
+    Raises:
+        NameNotFoundError: if `by` is neither "signed" nor "magnitude".
+
+    Example:
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> graph = transformer_graph(2, 3)
+        >>> heatmap = effect_heatmap(EdgeScores(graph, np.where(graph.edge_mask, -1.0, 0.0)))
+        >>> heatmap.heads.shape, float(heatmap.mlps[-1]), heatmap.others["input"] > 0
+        ((2, 3), 1.0, True)
+    """
+    if by not in ("signed", "magnitude"):
+        raise unknown_name("kind of heat map", by, ("signed", "magnitude"))
+    values = scores.support if by == "signed" else np.abs(scores.values)
+    effects = values.sum(axis=(1, 2))
+    stages = [stage for stage in scores.graph.stages if stage.senders]
+    layers = sorted({stage.layer for stage in stages if stage.kind != "input"})
+    width = max((len(stage.senders) for stage in stages if stage.kind == "attention"), default=0)
+    heads, mlps = np.full((len(layers), width), np.nan), np.full(len(layers), np.nan)
+    others: dict[str, float] = {}
+    place = 0
+    for stage in stages:
+        mine = effects[place : place + len(stage.senders)]
+        place += len(stage.senders)
+        row = layers.index(stage.layer) if stage.layer in layers else -1
+        if stage.kind == "attention":
+            heads[row, : len(mine)] = mine
+        elif stage.kind == "mlp" and len(mine) == 1:
+            mlps[row] = mine[0]
+        else:
+            others |= dict(zip(stage.senders, mine.tolist(), strict=True))
+    return EffectHeatmap(scores.method or "scores", tuple(layers), heads, mlps, others, by)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FaithfulnessCurve:
+    """Faithfulness of circuits by size.
+
+    Attributes:
+        label: of the curve.
+        edges: `(point,)`, in rising order.
+        faithfulness: `(point,)`; 1 is the whole behaviour, 0 none of it.
+        low: `(point,)` lower end of an interval, or None.
+        high: `(point,)` upper end.
+    """
+
+    label: str
+    edges: NDArray[np.int64]
+    faithfulness: NDArray[np.float64]
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+
+    def figure(self, **options: Any) -> Picture:
+        """The curve, with the number of edges on a logarithmic axis.
+
+        See `circuitvit.views.figures.effects.draw_curves`.
+        """
+        from circuitvit.views.figures.effects import draw_curves
+
+        return draw_curves([self], **options)
+
+    def __repr__(self) -> str:
+        return f"FaithfulnessCurve({self.label or 'unnamed'}: {len(self.edges)} points)"
+
+
+Points = Iterable["tuple[float, ...] | Candidate"]
+
+
+def faithfulness_curve(points: Points, label: str = "") -> FaithfulnessCurve:
+    """A curve from points in any order.
+
+    Args:
+        points: `(edges, faithfulness)` or `(edges, faithfulness, low, high)` each, or the `candidates` of
+            what `circuitvit.find` found.
+        label: for the legend.
+
+    Raises:
+        DataError: if there is no point, or one is not two or four finite numbers.
+
+    Example:
+        >>> curve = faithfulness_curve([(100, 0.95), (10, 0.2)])
+        >>> curve.edges.tolist(), curve.faithfulness.tolist()
+        ([10, 100], [0.2, 0.95])
+    """
+    rows = [
+        tuple(point) if isinstance(point, tuple) else (point.size, point.faithfulness) for point in points
+    ]
+    if not rows:
+        raise DataError("no points: a curve needs pairs of edges and faithfulness")
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1 or not lengths <= {2, 4}:
+        raise DataError("each point is (edges, faithfulness) or (edges, faithfulness, low, high), all alike")
+    table = np.array(sorted(rows), dtype=np.float64)
+    if not np.isfinite(table).all() or (table[:, 0] < 0).any():
+        raise DataError("points of a curve are finite numbers, and edges are not negative")
+    bounds = (table[:, 2], table[:, 3]) if table.shape[1] == 4 else (None, None)
+    return FaithfulnessCurve(label, table[:, 0].astype(np.int64), table[:, 1], *bounds)

@@ -1,0 +1,280 @@
+"""The logit lens: what class would each token be, if the model stopped here?
+
+Every position of the residual stream, of every token, is put through the model's own final norm and
+classifier. nostalgebraist 2020, "interpreting GPT: the logit lens"; for Vision Transformers Vilas et al.
+2023, "Analyzing Vision Transformers for Image Classification in Class Embedding Space", arXiv:2310.18969;
+as a picture, Joseph and Nanda 2024, "Laying the Foundations for Vision and Multimodal Mechanistic
+Interpretability".
+
+A model was trained to read one token (or a pooled one) at the last layer only. What the lens shows of other
+tokens and of early layers is a projection, not a prediction that the model makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuitvit.engine import capture
+from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
+from circuitvit.models import Model
+from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.views import tables
+from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+
+if TYPE_CHECKING:
+    from circuitvit.views.figures.canvas import Picture
+
+__all__ = ["LogitLens", "logit_lens", "positions_of", "token_logits"]
+
+Detail = Literal["layer", "stage"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitLens:
+    """Class logits of every token at every position of the residual stream.
+
+    Attributes:
+        subjects: the images.
+        positions: names of the positions: "embedding", then "layer 0" and so on, or the stages' names.
+        classes: the classes whose logits were kept, as indices.
+        logits: `(position, image, token, class)`, float32; the last axis runs over `classes`.
+        pooled: `(position, image, class)`: what the model's whole readout, pooling included, makes of the
+            position; at the last one these are the model's own logits.
+        top: `(position, image, token)`: each token's top class among all of the model's, int64.
+        confidence: `(position, image, token)`: its probability, 0 to 1.
+        pooled_top: `(position, image)`: the top class of the whole readout.
+        pooled_confidence: `(position, image)`: its probability.
+        labels: short names of all classes that occur in `classes`, `top` and `pooled_top`.
+    """
+
+    subjects: Subjects
+    positions: tuple[str, ...]
+    classes: tuple[int, ...]
+    logits: NDArray[np.float32]
+    pooled: NDArray[np.float32]
+    top: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    pooled_top: NDArray[np.int64]
+    pooled_confidence: NDArray[np.float32]
+    labels: Mapping[int, str]
+
+    def position(self, wanted: int | str) -> int:
+        """The place of a position by name or number; negative numbers count from the last.
+
+        Raises:
+            NameNotFoundError: for an unknown name.
+            OptionError: for a number out of range.
+        """
+        if isinstance(wanted, str):
+            if wanted not in self.positions:
+                raise unknown_name("position", wanted, self.positions)
+            return self.positions.index(wanted)
+        if not -len(self.positions) <= wanted < len(self.positions):
+            raise OptionError(f"there is no position {wanted}: the lens has {len(self.positions)}, from 0")
+        return wanted % len(self.positions)
+
+    def of_class(self, index: int) -> NDArray[np.float32]:
+        """The logits of one class by its index, `(position, image, token)`.
+
+        Raises:
+            NameNotFoundError: if its logits were not kept.
+        """
+        if index not in self.classes:
+            raise NameNotFoundError(f"the lens kept no logits of class {index}: name it in classes=")
+        return self.logits[..., self.classes.index(index)]
+
+    def top_on_grid(self, position: int | str = -1) -> NDArray[np.int64]:
+        """Each patch's top class at a position, `(image, row, column)`."""
+        return self.subjects.on_grid(self.top[self.position(position)])
+
+    def table(
+        self, image: int = 0, position: int | str = -1, symbols: Mapping[int, str] | None = None
+    ) -> list[list[str]]:
+        """The top class of each patch as rows of symbols.
+
+        Args:
+            image: which.
+            position: by name or number.
+            symbols: a symbol for each class index, such as an emoji (see `class_symbols`); the class's short
+                name where it has none.
+        """
+        grid = self.top_on_grid(position)[self.subjects.index(image)]
+        return [[(symbols or {}).get(int(cell), self.labels[int(cell)]) for cell in row] for row in grid]
+
+    def to_text(
+        self, image: int = 0, position: int | str = -1, symbols: Mapping[int, str] | None = None
+    ) -> str:
+        """The table as lines of text, columns aligned, emoji counted as two columns wide."""
+        return tables.as_text(self.table(image, position, symbols))
+
+    def to_html(
+        self,
+        image: int = 0,
+        positions: Sequence[int | str] | None = None,
+        symbols: Mapping[int, str] | None = None,
+        picture: bool = True,
+    ) -> str:
+        """A page without scripts: a table of symbols over the image, for each position.
+
+        Args:
+            image: which.
+            positions: which; all by default.
+            symbols: as in `table`.
+            picture: whether the image lies behind the table, as a PNG inside the page.
+        """
+        row = self.subjects.index(image)
+        chosen = [self.position(each) for each in (positions or range(len(self.positions)))]
+        grids = [(self.positions[each], self.table(row, each, symbols)) for each in chosen]
+        shares = [self.subjects.on_grid(self.confidence[each, row]) for each in chosen]
+        behind = self.subjects.pictures[row] if picture else None
+        return tables.as_page(f"Logit lens of {self.subjects.names[row]}", grids, shares, behind)
+
+    def figure(self, image: int = 0, **options: Any) -> Picture:
+        """The top class of each patch over the image, position by position.
+
+        See `circuitvit.views.figures.lens.draw`.
+        """
+        from circuitvit.views.figures.lens import draw
+
+        return draw(self, image, **options)
+
+    def curve_figure(self, image: int = 0, **options: Any) -> Picture:
+        """The readout's probabilities or logits along the layers.
+
+        See `circuitvit.views.figures.lens.draw_curves`.
+        """
+        from circuitvit.views.figures.lens import draw_curves
+
+        return draw_curves(self, image, **options)
+
+    def __repr__(self) -> str:
+        n_images, n_tokens = self.top.shape[1:]
+        return f"LogitLens({len(self.positions)} positions, {n_tokens} tokens, {n_images} images)"
+
+
+def logit_lens(
+    model: Model,
+    images: ImageSpec,
+    *,
+    detail: Detail = "layer",
+    classes: Sequence[int | str] | None = None,
+    batch_size: int | None = None,
+) -> LogitLens:
+    """The model's final norm and classifier at every position of the residual stream.
+
+    All logits of an ImageNet ViT at 197 tokens and 13 positions take 10 MB an image; name `classes` to keep
+    fewer for many images.
+
+    Args:
+        model: from `load` or `wrap`.
+        images: preprocessed `(image, channel, height, width)`, or paths.
+        detail: "layer" for the embedding and the end of each layer, "stage" also after each attention.
+        classes: names or indices of those whose logits are kept; all by default. The top class is always
+            that among all.
+        batch_size: images run at once.
+
+    Raises:
+        NameNotFoundError: for an unknown class.
+        OptionError: for an unknown detail.
+        DataError: for images that cannot be used.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> lens = logit_lens(cv.load("catdog-tiny"), catdog_pairs(1, seed=0).clean)
+        >>> lens.positions[0], lens.positions[-1], lens.top_on_grid().shape
+        ('embedding', 'layer 3', (1, 6, 6))
+    """
+    found = images_of(model, images)
+    places = positions_of(model, detail)
+    kept = range(model.n_logits) if classes is None else [class_index(model, each) for each in classes]
+    columns = list(dict.fromkeys(kept))
+    parts = [_looked(model, batch, list(places), columns) for batch in batches_of(model, found, batch_size)]
+    logits, pooled, top, confidence, pooled_top, pooled_confidence = (
+        np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
+    )
+    seen = sorted({*columns, *np.unique(top).tolist(), *np.unique(pooled_top).tolist()})
+    return LogitLens(
+        subjects_of(model, found),
+        tuple(places.values()),
+        tuple(columns),
+        logits,
+        pooled,
+        top,
+        confidence,
+        pooled_top,
+        pooled_confidence,
+        _labels(model, seen),
+    )
+
+
+def positions_of(model: Model, detail: Detail) -> dict[int, str]:
+    """The stages before which the stream is looked at, with the names of those positions.
+
+    Raises:
+        OptionError: for an unknown detail.
+    """
+    if detail not in ("layer", "stage"):
+        raise OptionError(f"the detail of a lens is 'layer' or 'stage', not {detail!r}")
+    named = {1: "embedding"}
+    for place in range(2, len(model.stages)):
+        before, here = model.stages[place - 1].nodes, model.stages[place].nodes
+        if detail == "stage":
+            named[place] = before.name
+        elif before.layer != here.layer:
+            named[place] = f"layer {before.layer}"
+    return named
+
+
+def token_logits(model: Model, stream: Tensor) -> Float[Tensor, "image token class"]:
+    """Each token's own logits, from the readout of a stream in which every token is this one.
+
+    That serves any way of pooling: the mean, the maximum and the first of equal tokens are that token.
+    Distilled models read two tokens with a classifier each, and get the mean of both.
+    """
+    n_images, n_tokens, width = stream.shape
+    copies = len(model.prefix) + 1
+    repeated = stream.reshape(n_images * n_tokens, 1, width).expand(-1, copies, -1)
+    return _read(model, repeated).view(n_images, n_tokens, -1)
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _looked(model: Model, images: Tensor, places: list[int], columns: list[int]) -> Iterator[NDArray[Any]]:
+    """Arrays with the position first and the image second, in the order of the fields of `LogitLens`."""
+    run = capture(model, images)
+    found: list[tuple[Tensor, ...]] = []
+    for place in places:
+        stream = run.stream(place)
+        logits, pooled = token_logits(model, stream), _read(model, stream)
+        best, best_pooled = logits.softmax(dim=-1).max(dim=-1), pooled.softmax(dim=-1).max(dim=-1)
+        found.append(
+            (
+                logits[..., columns].cpu(),
+                pooled[..., columns].cpu(),
+                best.indices.cpu(),
+                best.values.cpu(),
+                best_pooled.indices.cpu(),
+                best_pooled.values.cpu(),
+            )
+        )
+    return iter([torch.stack(each).numpy() for each in zip(*found, strict=True)])
+
+
+def _read(model: Model, stream: Tensor) -> Float[Tensor, "image class"]:
+    readout = model.stages[-1]
+    return readout.write(readout.read(stream)).float()
+
+
+def _labels(model: Model, classes: Sequence[int]) -> dict[int, str]:
+    return {index: class_label(model, index) for index in classes}

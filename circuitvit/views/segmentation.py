@@ -1,0 +1,292 @@
+"""Emergent segmentation: does the evidence of each patch for a class find the object?
+
+A classifier was never told where things are. Joseph and Nanda 2024 ("Laying the Foundations for Vision and
+Multimodal Mechanistic Interpretability") saw that what the lens says of each patch outlines the object all
+the same; Gandelsman et al. 2024 (arXiv:2310.05916) segment with the heads' contributions by patch. Here
+both maps are scored against masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from circuitvit.engine import capture
+from circuitvit.errors import DataError, OptionError, unknown_name
+from circuitvit.models import Model
+from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.views.attribution import direct_logit_attribution
+from circuitvit.views.lens import positions_of, token_logits
+from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+
+if TYPE_CHECKING:
+    from circuitvit.views.figures.canvas import Picture
+
+__all__ = ["PatchEvidence", "SegmentationScore", "average_precision", "best_iou", "iou", "patch_evidence"]
+
+Classes = int | str | Sequence[int | str]
+By = Literal["lens", "attribution"]
+Threshold = float | Literal["mean"]
+
+
+@dataclass(frozen=True)
+class SegmentationScore:
+    """How well a map of evidence finds a mask; every figure lies between 0 and 1.
+
+    Attributes:
+        iou_best: intersection over union at the threshold that suits the image best: what the map could do.
+        best_threshold: that threshold, in units of the evidence.
+        iou_fixed: the same at the fixed threshold: what the map does.
+        fixed_threshold: that threshold.
+        average_precision: area under precision over recall, without any threshold.
+        prevalence: share of the pixels in the mask; the average precision of a map that knows nothing, and
+            the IoU of calling everything object.
+    """
+
+    iou_best: float
+    best_threshold: float
+    iou_fixed: float
+    fixed_threshold: float
+    average_precision: float
+    prevalence: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchEvidence:
+    """Evidence of each patch for a class.
+
+    Attributes:
+        subjects: the images.
+        label: what the evidence is, for titles.
+        values: `(image, row, column)`, in logits (nats of log-odds); positive speaks for the class.
+    """
+
+    subjects: Subjects
+    label: str
+    values: NDArray[np.float64]
+
+    def upsampled(self, size: tuple[int, int] | None = None) -> NDArray[np.float64]:
+        """The maps in the size of the images or another, `(image, height, width)`, interpolated linearly."""
+        wanted = size or self.subjects.pictures.shape[1:3]
+        maps = torch.from_numpy(self.values)[:, None]
+        found = F.interpolate(maps, size=tuple(wanted), mode="bilinear", align_corners=False)
+        return np.asarray(found[:, 0].numpy())
+
+    def score(
+        self, masks: ArrayLike | Tensor, threshold: Threshold = 0.0, ignore: ArrayLike | Tensor | None = None
+    ) -> tuple[SegmentationScore, ...]:
+        """Each map against its mask.
+
+        Args:
+            masks: True on the object, `(image, height, width)`, any size that fits the picture's.
+            threshold: the fixed one, chosen without the masks: at 0 a patch is object when it speaks for the
+                class; at "mean" when it does so more than the image's average.
+            ignore: pixels that do not count, such as an annotated border, of the same shape.
+
+        Raises:
+            DataError: if the masks do not match the images, or one is empty or full.
+        """
+        wanted = np.asarray(masks, dtype=bool)
+        left_out = np.zeros_like(wanted) if ignore is None else np.asarray(ignore, dtype=bool)
+        if wanted.ndim != 3 or len(wanted) != len(self.values) or left_out.shape != wanted.shape:
+            raise DataError(
+                f"masks of shape {wanted.shape} for {len(self.values)} images: one (height, width) for each"
+            )
+        maps = self.upsampled((wanted.shape[1], wanted.shape[2]))
+        return tuple(
+            _score(
+                maps[row][~left_out[row]], wanted[row][~left_out[row]], threshold, self.subjects.names[row]
+            )
+            for row in range(len(maps))
+        )
+
+    def figure(self, **options: Any) -> Picture:
+        """The maps over the images.
+
+        See `circuitvit.views.figures.segmentation.draw`.
+        """
+        from circuitvit.views.figures.segmentation import draw
+
+        return draw(self, **options)
+
+    def __repr__(self) -> str:
+        rows, columns = self.subjects.grid
+        return f"PatchEvidence({self.label}: {len(self.values)} maps of {rows} x {columns} patches)"
+
+
+def patch_evidence(
+    model: Model,
+    images: ImageSpec,
+    target: Classes,
+    foil: Classes | None = None,
+    *,
+    by: By = "lens",
+    position: int | str = -1,
+    batch_size: int | None = None,
+) -> PatchEvidence:
+    """How much each patch speaks for a class, or for any of several.
+
+    * `by="lens"`: the log-odds of the target against the foil in the patch's own lens logits at a position.
+      A set of classes counts as the log of their summed exponentials; without a foil it is all others.
+    * `by="attribution"`: the shares of all heads in the logit difference by the patch they read it from (see
+      `direct_logit_attribution`); it takes one target and at most one foil, and is always of the last layer.
+
+    Args:
+        model: from `load` or `wrap`.
+        images: preprocessed `(image, channel, height, width)`, or paths.
+        target: a class or several, by name or index.
+        foil: what it is compared with.
+        by: "lens" or "attribution".
+        position: of the lens, by name or number.
+        batch_size: images run at once.
+
+    Raises:
+        NameNotFoundError: for an unknown class, position or way.
+        OptionError: if target and foil overlap, or there are several classes for an attribution.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> patch_evidence(cv.load("catdog-tiny"), catdog_pairs(2, seed=0).clean, "cat", "dog")
+        PatchEvidence(cat against dog, lens at layer 3: 2 maps of 6 x 6 patches)
+    """
+    if by not in ("lens", "attribution"):
+        raise unknown_name("kind of evidence", by, ("lens", "attribution"))
+    wanted, others = _indices(model, target), None if foil is None else _indices(model, foil)
+    if others is not None and set(wanted) & set(others):
+        raise OptionError(f"target and foil share {class_label(model, min(set(wanted) & set(others)))}")
+    against = "" if others is None else f" against {_name(model, others)}"
+    label = f"{_name(model, wanted)}{against}"
+    if by == "attribution":
+        return _by_attribution(model, images, wanted, others, label, batch_size)
+    rest = others or [index for index in range(model.n_logits) if index not in set(wanted)]
+    place, name = _position(model, position)
+    found = images_of(model, images)
+    odds = [_odds(model, batch, place, wanted, rest) for batch in batches_of(model, found, batch_size)]
+    subjects = subjects_of(model, found)
+    return PatchEvidence(subjects, f"{label}, lens at {name}", subjects.on_grid(np.concatenate(odds)))
+
+
+# -- figures of merit ----------------------------------------------------------------------------
+
+
+def iou(found: NDArray[np.bool_], mask: NDArray[np.bool_]) -> float:
+    """Intersection over union of two masks; 0 where both are empty.
+
+    Example:
+        >>> iou(np.array([True, True, False]), np.array([False, True, True]))
+        0.3333333333333333
+    """
+    either = int((found | mask).sum())
+    return float((found & mask).sum() / either) if either else 0.0
+
+
+def best_iou(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """The largest IoU of `values >= threshold` over all thresholds, and the threshold.
+
+    Example:
+        >>> best_iou(np.array([3.0, 2.0, 1.0]), np.array([True, True, False]))
+        (1.0, 2.0)
+    """
+    ordered, inside, outside = _along_thresholds(values, mask)
+    scores = inside / (mask.sum() + outside)
+    place = int(np.argmax(scores))
+    return float(scores[place]), float(ordered[place])
+
+
+def average_precision(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:
+    """The mean of the precision over the pixels of the mask, from the highest value down; ties as one step.
+
+    Example:
+        >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+        0.8333333333333333
+    """
+    _, inside, outside = _along_thresholds(values, mask)
+    gained = np.diff(inside, prepend=0)
+    return float((gained * inside / (inside + outside)).sum() / mask.sum())
+
+
+def _along_thresholds(
+    values: NDArray[np.float64], mask: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct values from the highest, with how many pixels at or above each lie in and out of the mask."""
+    order = np.argsort(-values, kind="stable")
+    ordered, hits = values[order], mask[order]
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    inside = np.cumsum(hits)[last]
+    return ordered[last], inside, last + 1 - inside
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _score(
+    values: NDArray[np.float64], mask: NDArray[np.bool_], threshold: Threshold, name: str
+) -> SegmentationScore:
+    if mask.all() or not mask.any():
+        raise DataError(
+            f"the mask of {name} is {'full' if mask.any() else 'empty'}: there is nothing to find"
+        )
+    best, at = best_iou(values, mask)
+    level = float(values.mean()) if isinstance(threshold, str) else float(threshold)
+    precision = average_precision(values, mask)
+    return SegmentationScore(best, at, iou(values >= level, mask), level, precision, float(mask.mean()))
+
+
+@torch.no_grad()
+def _odds(
+    model: Model, images: Tensor, place: int, wanted: list[int], rest: list[int]
+) -> NDArray[np.float64]:
+    """Log-odds of some classes against others in each token's lens logits, `(image, token)`."""
+    logits = token_logits(model, capture(model, images).stream(place)).double()
+    odds = logits[..., wanted].logsumexp(dim=-1) - logits[..., rest].logsumexp(dim=-1)
+    return np.asarray(odds.cpu().numpy())
+
+
+def _position(model: Model, wanted: int | str) -> tuple[int, str]:
+    """The stage before which the stream is looked at, and the name of that position, as in a lens."""
+    places = list(positions_of(model, "layer").items())
+    names = [name for _, name in places]
+    if isinstance(wanted, str):
+        if wanted not in names:
+            raise unknown_name("position", wanted, names)
+        return places[names.index(wanted)]
+    if not -len(places) <= wanted < len(places):
+        raise OptionError(f"there is no position {wanted}: the lens has {len(places)}, from 0")
+    return places[wanted]
+
+
+def _by_attribution(
+    model: Model,
+    images: ImageSpec,
+    wanted: list[int],
+    others: list[int] | None,
+    label: str,
+    batch_size: int | None,
+) -> PatchEvidence:
+    if len(wanted) > 1 or len(others or ()) > 1:
+        raise OptionError("an attribution is of one target and at most one foil: use by='lens' for several")
+    foil = None if others is None else others[0]
+    view = direct_logit_attribution(model, images, wanted[0], foil, batch_size=batch_size)
+    return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
+
+
+def _indices(model: Model, classes: Classes) -> list[int]:
+    if isinstance(classes, (int, str)):
+        return [class_index(model, classes)]
+    found = list(dict.fromkeys(class_index(model, each) for each in classes))
+    if not found:
+        raise OptionError("an empty set of classes has no evidence")
+    return found
+
+
+def _name(model: Model, classes: list[int]) -> str:
+    more = f" and {len(classes) - 1} more" if len(classes) > 1 else ""
+    return class_label(model, classes[0]) + more

@@ -1,0 +1,142 @@
+"""What a view is of: images, how they look, and how the model's tokens lie on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuitvit.errors import DataError, OptionError, UnsupportedModelError
+from circuitvit.models import Model
+from circuitvit.models.zoo import InputSpec
+from circuitvit.tasks.images import Images, as_images
+
+__all__ = ["ImageSpec", "Subjects", "batches_of", "images_of", "subjects_of"]
+
+ImageSpec = Images | Tensor | NDArray[Any] | str | Path | Sequence[str | Path]
+"""Preprocessed images as a tensor; or a file, a folder or a list of files, preprocessed as the model says."""
+
+Grid = tuple[int, int]
+
+BATCH = 8
+"""Images run at once unless told otherwise: views are of few images, and memory grows with this."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Subjects:
+    """The images of a view.
+
+    Attributes:
+        names: of the images, for titles: file names, or "image 0".
+        pictures: the images as people see them, `(image, height, width, 3)`, uint8.
+        grid: rows and columns of patches.
+        kinds: the kind of each token, such as `("cls", "patch", ...)`; patches are last, row by row.
+    """
+
+    names: tuple[str, ...]
+    pictures: NDArray[np.uint8]
+    grid: Grid
+    kinds: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def n_prefix(self) -> int:
+        """How many tokens come before the patches."""
+        return len(self.kinds) - self.grid[0] * self.grid[1]
+
+    def on_grid(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of tokens `(..., token)` as maps of the patches `(..., row, column)`."""
+        return values[..., self.n_prefix :].reshape(*values.shape[:-1], *self.grid)
+
+    def index(self, image: int) -> int:
+        """The place of an image, counted from the end where negative.
+
+        Raises:
+            OptionError: if there is no such image.
+        """
+        if not -len(self) <= image < len(self):
+            raise OptionError(f"there is no image {image}: the view has {len(self)}, counted from 0")
+        return image % len(self)
+
+    def token_name(self, token: int) -> str:
+        """What to call a token: "cls", "reg 2", or "patch (3, 5)" for a row and a column."""
+        if token >= self.n_prefix:
+            row, column = divmod(token - self.n_prefix, self.grid[1])
+            return f"patch ({row}, {column})"
+        kind = self.kinds[token]
+        alike = [place for place in range(self.n_prefix) if self.kinds[place] == kind]
+        return kind if len(alike) == 1 else f"{kind} {alike.index(token)}"
+
+
+def images_of(model: Model, images: ImageSpec) -> Images:
+    """Images checked to fit a model.
+
+    Raises:
+        DataError: if they cannot be read or have another size than the model takes.
+    """
+    found = as_images(images, model.preprocessing)
+    found.check(quiet=True)
+    expected = model.preprocessing.size
+    resizable = bool(getattr(model.module, "dynamic_img_size", False))
+    if found.shape != expected and not (resizable and found.shape[0] == expected[0]):
+        raise DataError(
+            f"images of shape {found.shape} (channel, height, width) for a model that takes {expected}"
+        )
+    return found
+
+
+def batches_of(
+    model: Model, images: Images, batch_size: int | None = None
+) -> Iterator[Float[Tensor, "batch channel height width"]]:
+    """The images in order, on the model's device, a few at a time.
+
+    Raises:
+        OptionError: if the batch size is not positive.
+    """
+    size = BATCH if batch_size is None else batch_size
+    if size < 1:
+        raise OptionError(f"the batch size must be at least 1, not {size}")
+    for start in range(0, len(images), size):
+        yield images.take(start, min(start + size, len(images))).to(model.device, model.dtype)
+
+
+def subjects_of(model: Model, images: Images) -> Subjects:
+    """Names, pictures and token layout of images.
+
+    Raises:
+        UnsupportedModelError: if the model's tokens do not form a grid over the image.
+    """
+    n_tokens = int(model.embed(images.take(0, 1).to(model.device, model.dtype)).shape[1])
+    kinds = model.token_kinds(n_tokens)
+    grid = _grid(model, kinds.count("patch"), images.shape[1:])
+    pictures = [as_picture(images.take(row, row + 1)[0], model.preprocessing) for row in range(len(images))]
+    return Subjects(images.names, np.stack(pictures), grid, kinds)
+
+
+def as_picture(image: Float[Tensor, "channel height width"], spec: InputSpec) -> NDArray[np.uint8]:
+    """A preprocessed image as people see it, `(height, width, 3)`; other than 3 channels become grey."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    pixels = (image.float().cpu() * std + mean).clamp(0, 1)
+    if len(pixels) != 3:
+        pixels = pixels.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def _grid(model: Model, n_patches: int, size: tuple[int, int]) -> Grid:
+    """Rows and columns of patches; what the model says itself goes first, as patches need not be square."""
+    own = getattr(getattr(model.module, "patch_embed", None), "grid_size", None)
+    if own is not None and own[0] * own[1] == n_patches and size == model.preprocessing.size[1:]:
+        return int(own[0]), int(own[1])
+    rows = max(1, round((n_patches * size[0] / size[1]) ** 0.5))
+    if rows * (n_patches // rows) != n_patches:
+        raise UnsupportedModelError(f"{n_patches} patches of {model.name} form no grid over {size} pixels")
+    return rows, n_patches // rows

@@ -1,0 +1,120 @@
+"""The commands beside `discover`: attribute, verify, draw, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from circuitvit.cli import demo as demo_command
+from circuitvit.cli.discovery import FILES
+from circuitvit.graph import Circuit, EdgeScores
+from circuitvit.verification import Report
+from tests.cli.cases import Run
+
+
+def test_attribute_writes_scores_and_prints_the_strongest(
+    run: Run, behaviour: list[object], tmp_path: Path
+) -> None:
+    result = run("attribute", *behaviour, "--show", 4, "--out", tmp_path / "new")
+    assert result.exit_code == 0, result.output
+    scores = EdgeScores.load(tmp_path / "new" / "scores.json")
+    assert scores.method == "eap"
+    for name, score in scores.strongest(4):
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name} ")]
+        assert f"{score:+.4g}" in line
+        assert ("supports" if score < 0 else "opposes") in line
+    assert max(line.count("█") for line in result.stdout.splitlines()) == 24
+
+
+def test_attribute_of_a_denoising_task_turns_the_signs(
+    run: Run, behaviour: list[object], tmp_path: Path
+) -> None:
+    result = run("attribute", *behaviour, "--direction", "denoising", "--show", 1, "--out", tmp_path)
+    ((name, score),) = EdgeScores.load(tmp_path / "scores.json").strongest(1)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name} ")]
+    assert ("supports" if score > 0 else "opposes") in line
+
+
+def test_verify_gives_the_same_figures_as_discover(
+    run: Run, behaviour: list[object], discovered: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, _ = discovered
+    result = run("verify", folder / "circuit.json", *behaviour, "--random", 5, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    found, again = Report.load(folder / "report.json"), Report.load(tmp_path / "report.json")
+    assert again.headline.faithfulness.value == pytest.approx(found.task.faithfulness.value, abs=1e-5)
+    assert f"faithfulness {again.headline.faithfulness}" in " ".join(result.stdout.split())
+    assert (tmp_path / "report.md").is_file()
+
+
+def test_verify_without_a_folder_writes_nothing(
+    run: Run,
+    behaviour: list[object],
+    discovered: tuple[Path, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("verify", discovered[0] / "circuit.json", *behaviour, "--random", 0)
+    assert result.exit_code == 0
+    assert "wrote" not in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_remarks_on_other_weights(
+    run: Run, behaviour: list[object], discovered: tuple[Path, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "circuit.json"
+    text = (discovered[0] / "circuit.json").read_text()
+    weights = Circuit.load(discovered[0] / "circuit.json").provenance.weights
+    path.write_text(text.replace(weights, "0" * 64))
+    result = run("verify", path, *behaviour, "--random", 0)
+    assert result.exit_code == 0
+    assert "note: the circuit was found on other weights (catdog-tiny, 000000000000)" in result.stderr
+
+
+@pytest.mark.parametrize("ending", ["svg", "html", "dot", "graphml", "json"])
+def test_draw_needs_no_model(run: Run, discovered: tuple[Path, Any], tmp_path: Path, ending: str) -> None:
+    out = tmp_path / "new" / f"circuit.{ending}"
+    result = run("draw", discovered[0] / "circuit.json", out)
+    assert result.exit_code == 0, result.output
+    assert out.stat().st_size > 1000
+    assert f"wrote {out}" in result.stdout
+
+
+def test_draw_takes_a_title_and_a_limit(run: Run, discovered: tuple[Path, Any], tmp_path: Path) -> None:
+    circuit = discovered[0] / "circuit.json"
+    run("draw", circuit, tmp_path / "all.svg")
+    run("draw", circuit, tmp_path / "few.svg", "--title", "Cats & dogs", "--max-edges", 5)
+    few = (tmp_path / "few.svg").read_text(encoding="utf-8")
+    assert "Cats &amp; dogs" in few
+    assert len(few) < len((tmp_path / "all.svg").read_text(encoding="utf-8"))
+
+
+def test_demo_keeps_its_promise(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PAIRS", 32), ("HELD_OUT_PAIRS", 32), ("PLAN", "160,150,16")):
+        monkeypatch.setattr(demo_command, name, value)
+    result = run("demo", "--quiet", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "clean.png", "corrupt.png"}
+    report = Report.load(tmp_path / "report.json")
+    assert report.size.density <= 0.15
+    assert 0.9 <= report.headline.faithfulness.value <= 1.1
+    assert report.headline.random is not None
+    assert report.headline.random.high < 0.3
+    assert Image.open(tmp_path / "clean.png").size == (384, 384)
+    assert "share of the behaviour" in result.stdout
+
+
+def test_demo_admits_failure(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PAIRS", 6), ("HELD_OUT_PAIRS", 6), ("RANDOM_CIRCUITS", 2), ("PLAN", "2,1,2")):
+        monkeypatch.setattr(demo_command, name, value)
+    result = run("demo", "--quiet", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "The circuit does not hold up" in result.stdout
+    assert "of the edges; at most 15% were promised" in " ".join(result.stdout.split())
+    assert (tmp_path / "circuit.svg").is_file()

@@ -1,0 +1,90 @@
+"""Every script in `examples/` runs, offline and in seconds, and shows what it says it shows."""
+
+from __future__ import annotations
+
+import runpy
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import circuitvit as cv
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+README_PICTURE = EXAMPLES.parent / "docs" / "images" / "cat_dog.svg"
+LARGEST_PICTURE = 150_000  # bytes
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The `main` of an example, as a user would run it."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]  # type: ignore[no-any-return]
+
+
+def test_every_example_is_tested_here() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    for script in EXAMPLES.glob("*.py"):
+        assert f'load("{script.stem}")' in here, f"add a test for {script.name}"
+
+
+def test_first_circuit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = load("first_circuit")(tmp_path / "out")
+    assert report.headline.images == "held-out"
+    assert 0.9 < report.headline.faithfulness.value < 1.1
+    assert report.headline.random.mean.value < 0.3
+    circuit = cv.Circuit.load(tmp_path / "out" / "circuit.json")
+    assert len(circuit) <= 80
+    assert circuit.pruned() == circuit
+    saved = {"circuit.json", "circuit.svg", "report.md", "scores.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == saved
+    assert "m3->logits" in capsys.readouterr().out
+
+
+def test_compare_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row.method: row for row in load("compare_methods")(pairs=8)}
+    assert set(rows) == {*cv.METHODS, "acdc", "learned mask", "find"}
+    assert rows["exact"].correlation == pytest.approx(1.0)
+    assert all(0.3 < row.correlation <= 1.0 + 1e-9 for row in rows.values() if row.correlation is not None)
+    assert all(0 < row.edges <= 479 for row in rows.values())
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+
+
+def test_own_images(tmp_path: Path) -> None:
+    report = load("own_images")(tmp_path)
+    assert report.headline.n_pairs == 32
+    assert report.headline.pairs[3].clean == "03.png"
+    assert 0.85 < report.headline.faithfulness.value < 1.15
+
+
+def test_verify_hypothesis() -> None:
+    left = load("verify_hypothesis")(pairs=32)
+    assert left["nothing"] == 1.0
+    assert left["all that the head hears"] < 0.95
+    assert left["its query"] > 0.98  # what the asking token holds does not matter
+    assert left["its values at the class token"] > 0.98
+    assert left["its values at patches"] == pytest.approx(left["its values"], abs=0.02)
+    assert left["all that the bystander hears"] > 0.98
+
+
+def test_draw_readme_picture(tmp_path: Path) -> None:
+    report = load("draw_readme_picture")(tmp_path / "picture.svg", pairs=16)
+    assert report.size.density < 0.15
+    assert 0.7 < report.headline.faithfulness.value < 1.3  # few pairs, to be fast
+    check_picture(tmp_path / "picture.svg", report.size.edges)
+
+
+def test_the_readme_shows_the_picture_that_the_example_draws() -> None:
+    assert "docs/images/cat_dog.svg" in (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    check_picture(README_PICTURE)
+
+
+def check_picture(path: Path, edges: int | None = None) -> None:
+    """A well-formed SVG of moderate size, whose title says how many edges it shows."""
+    assert path.stat().st_size < LARGEST_PICTURE
+    root = ElementTree.parse(path).getroot()
+    assert root.tag.endswith("svg")
+    title = next(element.text or "" for element in root.iter() if element.tag.endswith("title"))
+    assert "of 479 edges" in title
+    if edges is not None:
+        assert f"{edges} of 479 edges" in title
