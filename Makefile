@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-base  ## find, verify and draw a circuit of the bundled
 test: $(VENV)/.installed-test  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --hypothesis-profile=ci
 
-bench: $(VENV)/.installed-base  ## measure each run against its floor
+bench: $(VENV)/.installed-test  ## measure what the tests do not: speed, and error rates by simulation
 	$(BIN)/python -m bench
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types
@@ -34,7 +34,7 @@ lint: $(VENV)/.installed-dev  ## check style, formatting and types
 	$(BIN)/mypy --strict circuitvit
 
 docs: $(VENV)/.installed-docs  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## delete what the other targets made, but keep .venv
 	rm -rf out/demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,6 +24,7 @@ from circuitvit.cli.folder import Interrupted
 from circuitvit.cli.models import models
 from circuitvit.cli.train import train
 from circuitvit.cli.verify import verify
+from circuitvit.cli.view import view
 from circuitvit.errors import CircuitViTError
 
 __all__ = ["app", "main"]
@@ -101,6 +102,7 @@ _COMMANDS = (
 )
 for _command, _summary in _COMMANDS:
     app.command(short_help=_summary)(_command)
+app.add_typer(view)
 
 
 def main() -> None:

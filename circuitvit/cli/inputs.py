@@ -53,7 +53,6 @@ def load_model(options: ModelOptions) -> Model:
 
     from circuitvit.models import load
 
-    _check_device(options.device)
     return load(
         options.model,
         checkpoint=options.checkpoint,
@@ -63,16 +62,6 @@ def load_model(options: ModelOptions) -> Model:
         classes=classes,
         **architecture,
     )
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise OptionError(f"the device {device!r} cannot be used: {reason}") from error
 
 
 def _lines(path: Path) -> list[str]:

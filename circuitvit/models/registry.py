@@ -49,11 +49,13 @@ def load(
         FileError: if the checkpoint is missing or unreadable.
         ModelError: if the checkpoint does not fit, holds NaN, or cannot be downloaded.
         UnsupportedModelError: if the model cannot be decomposed; the message says what is in the way.
+        OptionError: if the device cannot be used, or options clash.
 
     Example:
         >>> load("catdog-tiny").classes[:2]
         ('cat', 'dog')
     """
+    _refuse_bad_device(device)
     path = Path(name)
     card: Card | None = None
     if name in zoo_names():
@@ -136,6 +138,14 @@ def wrap(
         synsets=synsets,
         card=card,
     )
+
+
+def _refuse_bad_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OptionError(f"the device {device!r} cannot be used: {reason}") from error
 
 
 def _refuse_options(name: str, checkpoint: object, pretrained: bool, architecture: dict[str, Any]) -> None:

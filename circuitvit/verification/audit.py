@@ -61,8 +61,9 @@ def audit(
 ) -> tuple[Outcome, ...]:
     """Put a circuit to every test of this room.
 
-    Sufficiency, partial necessity and equivalence decide (see `Report.conclusion`); minimality,
-    completeness and independence of the complement are ideals that few circuits meet, and say how far this one is from them.
+    Sufficiency, partial necessity and equivalence decide (see `Report.conclusion`); minimality, completeness
+    and independence of the complement are ideals that few circuits meet, and say how far this one is
+    from them.
 
     Args:
         model: from `load` or `wrap`.

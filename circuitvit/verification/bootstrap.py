@@ -131,7 +131,9 @@ def mean_above(
     """The p-value of "the mean is at most `null`", against "it is above": the BCa interval read backwards.
 
     Null hypothesis: the mean over all pairs of this kind is at most `null`. Assumed: pairs (or clusters) are
-    drawn independently of one another. Resolution: no p-value is below `0.5 / n_resamples`.
+    drawn independently of one another. Resolution: with
+    1000 resamples no p-value is below 0.0005, and with few pairs none is below about 0.01, as resamples never
+    leave the range of the data.
 
     Efron 1987, "Better bootstrap confidence intervals", JASA 82; Efron and Tibshirani 1993, "An
     Introduction to the Bootstrap", chapter 16.
@@ -146,7 +148,7 @@ def mean_above(
         The one-sided p-value, or None with fewer than 5 pairs (or clusters).
 
     Example:
-        >>> mean_above([2.0, 3.0, 2.5, 3.5, 2.2, 2.8]) < 0.01
+        >>> mean_above([2.0, 3.0, 2.5, 3.5, 2.2, 2.8]) < 0.05
         True
         >>> mean_above([2.0, 3.0]) is None
         True

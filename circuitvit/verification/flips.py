@@ -77,7 +77,8 @@ class FlipSearch:
             return (
                 f"None of {len(self.map.rows)} {site}, patched alone, flips the decision ({self.start[0]}) "
                 f"on {on}. The strongest is {self.map.rows[row]} at {self.map.columns[column]}: "
-                f"{self.map.label} goes from {base:.3g} to {base + effect[row, column]:.3g} (the other image: {other:.3g})."
+                f"{self.map.label} goes from {base:.3g} to {base + effect[row, column]:.3g} "
+                f"(the other image: {other:.3g})."
             )
         said = [
             f"{each.node} at {each.tokens} ({each.share:.0%} of pairs, to {', '.join(each.becomes[:2])}"

@@ -217,7 +217,8 @@ class Hypothesis:
         ...     model, task
         ... ).verdict
         'supported'
-        >>> Hypothesis("a dead head does nothing", "a0.h0", Unchanged(within=0.1)).test(model, task).verdict
+        >>> nothing = Hypothesis("the image alone says nothing", "input -> logits", Unchanged(within=0.1))
+        >>> nothing.test(model, task).verdict
         'supported'
     """
 

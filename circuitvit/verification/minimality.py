@@ -122,29 +122,32 @@ def minimality_p_values(
 def inflated_circuits(circuit: Circuit, n: int, seed: int = 0) -> list[tuple[EdgeMask, EdgeMask]]:
     """The circuit with a random path added, and the same without one of the edges that came with it.
 
+    No two are alike: short paths come up again and again, and would only be ties.
+
     Args:
         circuit: to inflate.
-        n: how many times, each with another path.
+        n: how many, or as many as there are.
         seed: of the draws.
 
     Raises:
         OptionError: if the circuit is so full that no path adds an edge.
     """
     rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(n):
-        for _ in range(MOST_TRIES):
-            added = random_path(circuit.graph, rng) & ~circuit.kept
-            if added.any():
-                break
-        else:
-            raise OptionError("the circuit has nearly every edge: no random path adds one to compare with")
+    found: dict[tuple[bytes, bytes], tuple[EdgeMask, EdgeMask]] = {}
+    for _ in range(MOST_TRIES + 10 * n):
+        if len(found) == n:
+            break
+        added = random_path(circuit.graph, rng) & ~circuit.kept
+        if not added.any():
+            continue
         grown = circuit.kept | added
         without = grown.copy()
         places = np.argwhere(added)
         without[tuple(places[rng.integers(len(places))])] = False
-        found.append((grown, without))
-    return found
+        found.setdefault((grown.tobytes(), without.tobytes()), (grown, without))
+    if not found:
+        raise OptionError("the circuit has nearly every edge: no random path adds one to compare with")
+    return list(found.values())
 
 
 # -- inside --------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,31 +172,14 @@ def test_the_faithfulness_at_the_shown_size_is_stated(page: Page, plain: Path) -
     assert page.text("#faithfulness") == "faithfulness not measured here"
 
 
-def test_the_slider_answers_within_100_ms_with_3000_edges_of_a_vit_b(page: Page, tmp_path: Path) -> None:
+def test_the_slider_counts_right_with_3000_edges_of_a_vit_b(page: Page, tmp_path: Path) -> None:
+    """How fast it answers is measured by `python -m bench page_slider`, not here."""
     big = random_circuit(12, 12, 3000)
     assert len(big) == 3000
     page.open(draw(big, tmp_path / "big.html"))
-    script = """
-    const done = arguments[arguments.length - 1], slider = document.getElementById('threshold'), took = [];
-    const painted = () => new Promise(resolve => requestAnimationFrame(() => {
-      const channel = new MessageChannel();
-      channel.port1.onmessage = resolve;
-      channel.port2.postMessage(0);
-    }));
-    (async () => {
-      for (const k of [2500, 300, 1500, 2999, 100, 3000, 10, 2000, 50, 3000, 2900, 2990]) {
-        slider.value = k;
-        const start = performance.now();
-        slider.dispatchEvent(new Event('input'));
-        await painted();
-        took.push(performance.now() - start);
-      }
-      done(took);
-    })();
-    """
-    took = page.browser.execute_async_script(script)
-    assert statistics.median(took) < 100, took
-    assert page.counts()[0] == len(strongest(big, 2990).pruned())
+    for k in (2990, 100, 3000):
+        slide(page, k)
+        assert page.counts()[0] == len(strongest(big, k).pruned())
 
 
 # -- hover and click -----------------------------------------------------------------------------

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from circuitvit.errors import DataError, OptionError
-from circuitvit.verification import Bootstrap, Estimate, mean_interval, ratio_interval, share_interval
+from circuitvit.verification import (
+    Bootstrap,
+    Estimate,
+    mean_above,
+    mean_interval,
+    ratio_interval,
+    share_interval,
+)
 
 numbers = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=1, max_size=30)
 
@@ -139,3 +146,48 @@ def test_numerators_and_denominators_must_match() -> None:
 def test_settings_without_sense_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(OptionError):
         Bootstrap(**settings)
+
+
+# -- p-values and clusters -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9, 0.98])
+def test_a_p_value_is_the_interval_read_backwards(level: float) -> None:
+    values = np.random.default_rng(5).exponential(size=25)
+    settings = Bootstrap(n_resamples=20_000, level=level)
+    low = mean_interval(values, settings).low
+    assert low is not None
+    assert mean_above(values, low, settings) == pytest.approx((1 - level) / 2, rel=0.05)
+
+
+def test_p_values_reject_a_true_null_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    for sign in (1.0, -1.0):
+        draws = [sign * (rng.exponential(size=40) - 1) for _ in range(400)]
+        rejected = np.mean(
+            [(mean_above(draw, 0.0, Bootstrap(n_resamples=400)) or 0) <= 0.05 for draw in draws]
+        )
+        assert 0.02 <= rejected <= 0.10
+
+
+def test_p_values_at_the_edges() -> None:
+    assert mean_above([1.0] * 4) is None
+    assert mean_above([1.0] * 6) == 0.0005
+    assert mean_above([0.0] * 6) == 1.0
+    assert mean_above([-3.0, -2.0, -1.0, -2.5, -1.5, -2.2]) > 0.95  # type: ignore[operator]
+
+
+def test_clusters_are_drawn_whole() -> None:
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=20)
+    values = np.repeat(centres, 5) + rng.normal(scale=0.01, size=100)
+    clusters = np.repeat(np.arange(20), 5)
+    naive, honest = mean_interval(values), mean_interval(values, clusters=clusters)
+    alone = mean_interval(values.reshape(20, 5).mean(axis=1))
+    assert honest.value == pytest.approx(naive.value)
+    assert honest.low == pytest.approx(alone.low, abs=1e-9)
+    assert honest.high - honest.low > 1.8 * (naive.high - naive.low)  # type: ignore[operator]
+    assert mean_interval(values, clusters=np.repeat(np.arange(4), 25)).low is None
+    assert ratio_interval(values + 5, np.full(100, 2.0), clusters=clusters).low is not None
+    with pytest.raises(DataError, match="give one for each"):
+        mean_interval(values, clusters=[1, 2])

@@ -121,3 +121,20 @@ def test_what_cannot_be_patched_is_refused(options: dict[str, Any], message: str
     alone = cv.Task(images(2, 1), metric=cv.logit_diff(0, 1), ablation="mean")
     with pytest.raises(DataError, match="corrupt"):
         patching_map(tiny_model(), alone, progress=False)
+
+
+def test_no_single_head_of_a_real_model_switches_cat_to_dog(shared_data: Path, tmp_path: Path) -> None:
+    model = cv.load(
+        "vit_tiny_patch16_224", checkpoint=shared_data / "weights" / "vit_tiny_patch16_224.safetensors"
+    )
+    folder = shared_data / "images" / "catdog"
+    task = cv.Task(
+        folder / "prisma_crop_dog.jpeg",
+        folder / "prisma_crop_cat.png",
+        metric=cv.logit_diff("tabby", "Border collie"),
+    )
+    search = flip_search(model, task, narrow=False, progress=False)
+    assert len(search.map.rows) == 36
+    assert {flip.node for flip in search.flips} == {"a2.h0", "a4.h2"}
+    assert "None makes the model see what it sees in the other image" in str(search)
+    assert search.heat_map(tmp_path / "heads.png").stat().st_size > 10_000
