@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitvit.errors import CircuitViTError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Patch, PreparedTask, Task, ablation_names, metric_names
+from circuitvit.tasks import Ablation, Patch, PreparedTask, Task, ablation_names, metric_names
 from circuitvit.tasks.corruptions import blur, gaussian_noise
 from circuitvit.tasks.metrics import as_metric
 from circuitvit.verification.bootstrap import Bootstrap, Estimate, ratio_interval
@@ -95,6 +95,7 @@ def robustness(
     task: Task | PreparedTask,
     circuit: Circuit,
     *,
+    ablations: Mapping[str, Ablation] | None = None,
     others: Mapping[str, Task] | None = None,
     perturb: bool = True,
     settings: Bootstrap | None = None,
@@ -106,6 +107,7 @@ def robustness(
         model: from `load` or `wrap`.
         task: the baseline.
         circuit: to run.
+        ablations: further ablations by name, such as optimal constants from a file.
         others: other images that show the behaviour, by name.
         perturb: whether to add slight blur, noise, mirroring and darkening of all images. Slight is meant for
             images on a scale from -1 to 1.
@@ -120,7 +122,7 @@ def robustness(
     PairMeter(prepared, batch_size=1).check(circuit)
     rows = [
         _row(model, kind, name, make, circuit, settings, batch_size)
-        for kind, name, make in _conditions(prepared, others or {}, perturb)
+        for kind, name, make in _conditions(prepared, ablations or {}, others or {}, perturb)
     ]
     base = rows[0]
     opposite = {("yes", "no"), ("no", "yes")}
@@ -138,13 +140,15 @@ Make = Callable[[], Task]
 
 
 def _conditions(
-    prepared: PreparedTask, others: Mapping[str, Task], perturb: bool
+    prepared: PreparedTask, ablations: Mapping[str, Ablation], others: Mapping[str, Task], perturb: bool
 ) -> Iterator[tuple[str, str, Make]]:
     base = subtask(prepared)
     yield "baseline", prepared.label, lambda: base
     for name in ablation_names():
         if name != prepared.ablation.name:
             yield "ablation", name, _with(base, ablation=name, direction="noising")
+    for name, ablation in ablations.items():
+        yield "ablation", name, _with(base, ablation=ablation, direction="noising")
     other = "noising" if prepared.denoising else "denoising"
     yield "direction", other, _with(base, ablation=Patch(), direction=other)
     metric = prepared.metric.metric

@@ -5,8 +5,8 @@ own, and every file that they write becomes part of the site. A comment says whe
 
     <!-- picture: lens.svg | What the picture shows, for those who cannot see it. -->
 
-Pictures are kept in build/gallery under a name made from the code of the page and of all that it runs, so that
-they are made again when one of these has changed, and only then.
+Pictures are kept in build/gallery under a name made from the page's code and all that it runs, so that they
+are made again when one of these has changed, and only then.
 """
 
 from __future__ import annotations

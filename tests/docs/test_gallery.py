@@ -92,6 +92,7 @@ def test_mkdocs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     config = MkDocsConfig()
     config.load_dict({"site_name": "x", "docs_dir": str(ROOT / "docs"), "site_dir": str(tmp_path / "site")})
     config.validate()
+    config.plugins._current_plugin = "docs/hooks/gallery.py"  # as when mkdocs calls a hook
     files = Files([File.generated(config, "gallery.md", content=TEXT)])
     assert "gallery/circuit.svg" in gallery.on_files(files, config).src_uris
     with pytest.raises(PluginError, match=r"gallery\.md is missing"):

@@ -211,7 +211,13 @@ def test_hsic_finds_what_correlation_does_not() -> None:
 
 def test_robustness_of_the_whole_graph_never_flips_and_names_what_cannot_be_asked() -> None:
     model, task = tiny_model(), tiny_task(6)
-    table = robustness(model, task, cv.Circuit.full(model.graph), others={"more": tiny_task(5, seed=70)})
+    table = robustness(
+        model,
+        task,
+        cv.Circuit.full(model.graph),
+        ablations={"loud": cv.Noise(scale=3)},
+        others={"more": tiny_task(5, seed=70)},
+    )
     kinds = {row.kind for row in table.rows}
     assert kinds == {"baseline", "ablation", "direction", "metric", "images", "perturbed images"}
     asked = [row for row in table.rows if row.faithfulness is not None]
