@@ -14,6 +14,7 @@ from circuitvit.engine.runs import (
     check_effect,
     clean_logits,
     evaluate,
+    held_runs,
     kept_edges,
     run,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "clean_logits",
     "evaluate",
     "gradients",
+    "held_runs",
     "kept_edges",
     "masked_run",
     "new_workspace",

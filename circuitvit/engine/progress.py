@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from tqdm.auto import tqdm
@@ -20,4 +21,9 @@ def progress_bar(total: int, description: str, show: bool) -> "tqdm[NoReturn]":
         description: what is being done.
         show: False for silence.
     """
-    return tqdm(total=total, desc=description, disable=not show, delay=DELAY, leave=False)
+    return tqdm(total=total, desc=description, disable=not (show and _is_watched()), delay=DELAY, leave=False)
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees the bar: in a terminal or a notebook, not in a log file."""
+    return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -90,7 +90,7 @@ def _noisy(model: Model, ablation: Noise, batch: Batch, base: Capture) -> Tensor
     spread = own.flatten(2).std(dim=2)[..., None, None]
     noise = torch.empty_like(own)
     for place, row in enumerate(batch.rows.tolist()):
-        generator = torch.Generator().manual_seed(ablation.seed * 1_000_003 + row)
+        generator = torch.Generator().manual_seed((ablation.seed * 1_000_003 + row) % 2**63)
         shape = (own.shape[0], *own.shape[2:])
         noise[:, place] = torch.randn(shape, generator=generator).to(own)
     return own + ablation.scale * spread * noise

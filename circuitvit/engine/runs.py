@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.engine.batching import choose_batch_size
+from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
 from circuitvit.engine.capture import Capture, capture, check_logits
 from circuitvit.engine.masked import Sources, masked_run
 from circuitvit.engine.progress import progress_bar
@@ -20,7 +20,20 @@ from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.tasks import Batch, PreparedTask, Task, ready
 
-__all__ = ["BatchRun", "Evaluation", "batch_runs", "check_effect", "evaluate", "kept_edges", "run"]
+HELD_BYTES = 8 * 2**30
+"""Memory that the batches of a search may take together."""
+
+__all__ = [
+    "BatchRun",
+    "Evaluation",
+    "batch_runs",
+    "check_effect",
+    "clean_logits",
+    "evaluate",
+    "held_runs",
+    "kept_edges",
+    "run",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +78,21 @@ def batch_runs(prepared: PreparedTask, batch_size: int) -> Iterator[BatchRun]:
         reference = references(batch, base)
         sources = Sources(model, prepared.graph, base, reference, batch.members)
         yield BatchRun(prepared, batch, sources, clean_logits(prepared, batch, base.logits))
+
+
+def held_runs(prepared: PreparedTask, batch_size: int) -> list[BatchRun]:
+    """All batches of a task at once, for searches that come back to them thousands of times.
+
+    Raises:
+        DataError: if they would take more memory than `HELD_BYTES`; the message says how many pairs fit.
+    """
+    each = bytes_per_pair(prepared)
+    if len(prepared) * each > HELD_BYTES:
+        raise DataError(
+            f"{len(prepared)} pairs would take {len(prepared) * each / 2**30:.0f} GiB of memory during the "
+            f"search: give at most {max(1, HELD_BYTES // each)} pairs to search on, and verify on the others"
+        )
+    return list(batch_runs(prepared, batch_size))
 
 
 def clean_logits(prepared: PreparedTask, batch: Batch, base_logits: Tensor) -> Float[Tensor, "batch class"]:
@@ -130,7 +158,7 @@ def evaluate(
     Returns:
         Everything on the CPU, in the model's dtype.
     """
-    size = batch_size or choose_batch_size(prepared)
+    size = choose_batch_size(prepared) if batch_size is None else batch_size
     graph = prepared.graph
     ends = [graph.edge_mask, np.zeros(graph.shape, dtype=bool)]
     if prepared.denoising:

@@ -138,7 +138,10 @@ class Circuit:
         return tuple(node for node in self.graph.nodes if node in touched)
 
     def score_of(self, edge: str) -> float | None:
-        """The score that the circuit carries for an edge, or None where it carries none."""
+        """The score that the circuit carries for an edge, or None where it carries none.
+
+        Files keep the scores of the circuit's own edges only; after loading those of others are 0.
+        """
         return None if self.values is None else float(self.values[self.graph.edge_index(edge)])
 
     def __repr__(self) -> str:

@@ -87,6 +87,8 @@ class EdgeScores:
 
     def strongest(self, k: int) -> list[tuple[str, float]]:
         """The `k` edges of largest magnitude and their scores, strongest first."""
+        if k < 0:
+            raise OptionError(f"a number of edges cannot be negative: {k}")
         flat = self.values[self.graph.edge_mask]
         order = np.argsort(-np.abs(flat), kind="stable")[:k]
         return [(self.graph.edges[index], float(flat[index])) for index in order]

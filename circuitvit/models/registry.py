@@ -107,12 +107,7 @@ def wrap(
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
     timm = import_timm()
-    family = timm.models.vision_transformer.VisionTransformer
-    if not isinstance(module, family):
-        raise UnsupportedModelError(
-            f"{type(module).__module__}.{type(module).__name__} cannot be decomposed: "
-            "this version knows timm's VisionTransformer (ViT, DeiT, DeiT-3, CLIP, DINO and AugReg weights)"
-        )
+    _refuse_other_families(timm, module)
     if module.training:
         raise ModelError(
             "the model is in training mode, where dropout makes every run different: call model.eval() first"
@@ -138,6 +133,14 @@ def wrap(
         synsets=synsets,
         card=card,
     )
+
+
+def _refuse_other_families(timm: Any, module: nn.Module) -> None:
+    if not isinstance(module, timm.models.vision_transformer.VisionTransformer):
+        raise UnsupportedModelError(
+            f"{type(module).__module__}.{type(module).__name__} cannot be decomposed: "
+            "this version knows timm's VisionTransformer (ViT, DeiT, DeiT-3, CLIP, DINO and AugReg weights)"
+        )
 
 
 def _refuse_bad_device(device: str | torch.device) -> None:
@@ -173,10 +176,11 @@ def _timm_module(
     )  # before the model is built: fail early
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, **architecture)
-    except (TypeError, AssertionError, RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # timm's constructors raise whatever an odd argument makes them raise
         if pretrained and checkpoints.is_offline(error):
             raise checkpoints.offline_error(name, error) from error
-        raise ModelError(f"timm cannot build {name}: {error}") from error
+        raise ModelError(f"timm cannot build {name}: {type(error).__name__}: {error}") from error
+    _refuse_other_families(timm, module)
     if state is not None:
         checkpoints.fill(module, state, checkpoint)
     return module

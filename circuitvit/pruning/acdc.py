@@ -23,8 +23,8 @@ import numpy as np
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import (
     BatchRun,
-    batch_runs,
     choose_batch_size,
+    held_runs,
     masked_run,
     new_workspace,
     progress_bar,
@@ -83,8 +83,8 @@ def acdc(
     if task.direction == "denoising":
         raise OptionError("ACDC ablates edges of the clean run: give the task direction='noising'")
     prepared = ready(model, task, progress)
-    size = batch_size or choose_batch_size(prepared, memory)
-    runs = list(batch_runs(prepared, size))
+    size = choose_batch_size(prepared, memory) if batch_size is None else batch_size
+    runs = held_runs(prepared, size)
     judge = _Judge(runs, divergence)
     _refuse_no_effect(prepared, judge)
     kept = _search(prepared, judge, tau, progress)

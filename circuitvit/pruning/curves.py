@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from circuitvit.engine import progress_bar
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, EdgeScores, Ranking
+from circuitvit.graph import Circuit, EdgeScores, Graph, Ranking
 from circuitvit.models import Model
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band
@@ -116,6 +116,7 @@ def score_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
+    _same_graph(scores.graph, ready(model, task).graph)
     select = (lambda k: scores.connected(k, by)) if connected else (lambda k: scores.top(k, by))
     n_edges = scores.graph.n_edges
     wanted = [
@@ -150,6 +151,9 @@ def circuit_curve(
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
     graph = model.graph if isinstance(task, Task) and task.groups is None else ready(model, task).graph
+    circuits = tuple(circuits)
+    for circuit in circuits:
+        _same_graph(circuit.graph, graph)
     family = sorted(
         [Circuit.empty(graph), Circuit.full(graph), *(each.pruned() for each in circuits)], key=len
     )
@@ -187,6 +191,11 @@ def _largest(select: Callable[[int], Circuit], size: int, n_edges: int) -> Circu
         else:
             high = middle - 1
     return select(low)
+
+
+def _same_graph(found: Graph, wanted: Graph) -> None:
+    if found != wanted:
+        raise OptionError(f"circuits and scores must belong to the task's graph: {found}, not {wanted}")
 
 
 def _checked(fractions: Sequence[float]) -> list[float]:

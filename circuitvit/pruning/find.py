@@ -38,6 +38,9 @@ CHECKPOINTS = 40
 TRAINING_SHARE = 0.6
 """Share of the time that is planned for training; the rest is for trimming."""
 
+LONGEST = 1e7
+"""Seconds that may be asked for: more than a quarter of a year is a slip of the pen."""
+
 STEP_LIMITS = (120, 2000)
 MEASURED_STEPS = 3
 LOST = 0.2
@@ -136,7 +139,7 @@ def find(
     meter = FaithfulnessMeter(prepared)
     plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
     margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0
-    band = (faithfulness + margin, 2 - faithfulness - margin)
+    band = (round(faithfulness + margin, 6), round(2 - faithfulness - margin, 6))
     trainer, candidates = _train(meter, plan, band, progress)
     start = _smallest(candidates, band)
     provenance = provenance_of(prepared, "find", plan.seed).with_parameters(
@@ -169,7 +172,7 @@ def seconds(duration: str | float) -> float:
     """
     units = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(duration))
-    if match is None or match[2] not in units or float(match[1]) <= 0:
+    if match is None or match[2] not in units or not 0 < float(match[1]) < LONGEST:
         raise OptionError(f"a duration is a number with s, m or h, such as '120s' or '2m', not {duration!r}")
     return float(match[1]) * units[match[2]]
 

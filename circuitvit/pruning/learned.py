@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution import provenance_of
-from circuitvit.engine import BatchRun, batch_runs, evaluate, progress_bar, soft_run
+from circuitvit.engine import BatchRun, check_effect, evaluate, held_runs, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
@@ -183,6 +183,7 @@ class MaskTrainer:
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._from, self._to = (1.0 if warm_start is None else float(self._density())), edges / graph.n_edges
         ends = evaluate(prepared, [], batch_size=settings.batch_size)
+        check_effect(prepared, ends.all_values, ends.none_values)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
         self._scale = max(abs(float((ends.all_values - ends.none_values).double().mean())), 1e-9)
         self._batches = _minibatches(prepared, settings.batch_size, self._generator)
@@ -252,7 +253,7 @@ def _initial(units: GatedUnits, over: Over, scores: EdgeScores | None) -> Float[
 
 def _minibatches(prepared: PreparedTask, size: int, generator: torch.Generator) -> Iterator[BatchRun]:
     """Batches of pairs without end, in a new random order each round; their references are computed once."""
-    runs = list(batch_runs(prepared, min(size, len(prepared))))
+    runs = held_runs(prepared, min(size, len(prepared)))
     while True:
         for index in torch.randperm(len(runs), generator=generator).tolist():
             yield runs[index]

@@ -15,6 +15,7 @@ from circuitvit.engine import (
     evaluate,
     masked_run,
 )
+from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeMask
 from circuitvit.tasks import PreparedTask
 
@@ -31,10 +32,13 @@ class FaithfulnessMeter:
         prepared: the task, in the noising direction.
 
     Raises:
+        OptionError: if the task is in the denoising direction.
         DataError: if the metric does not differ between clean and ablated runs.
     """
 
     def __init__(self, prepared: PreparedTask) -> None:
+        if prepared.denoising:
+            raise OptionError("faithfulness is measured in the clean run: give the task direction='noising'")
         self.prepared = prepared
         self.runs = 0
         self._batch_size = choose_batch_size(prepared)

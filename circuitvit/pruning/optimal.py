@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from circuitvit.engine import batch_runs, progress_bar, soft_run
+from circuitvit.engine import held_runs, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
@@ -62,8 +62,10 @@ def learn_constants(
         raise OptionError(f"steps and learning_rate must be positive, not {steps} and {learning_rate}")
     if task.direction == "denoising":
         raise OptionError("constants are learned in the clean run: give the task direction='noising'")
+    if circuit.graph != (model.graph if task.groups is None else circuit.graph):
+        raise OptionError(f"the circuit belongs to {circuit.graph}, the model has {model.graph}")
     prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
-    runs = list(batch_runs(prepared, min(batch_size, len(prepared))))
+    runs = held_runs(prepared, min(batch_size, len(prepared)))
     start = runs[0].sources.reference[:, :1] if per_token else runs[0].sources.reference[:, :1, :1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.engine import progress_bar
+from circuitvit.engine import kept_edges, progress_bar
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
@@ -82,6 +82,7 @@ def refine(
     prepared = ready(model, task, progress)
     if prepared.denoising:
         raise OptionError("circuits are refined in the clean run: give the task direction='noising'")
+    kept_edges(prepared, circuit)  # refuses a circuit of another graph
     if order is None:
         order = np.abs(circuit.values) if circuit.values is not None else np.zeros(prepared.graph.shape)
     meter = meter or FaithfulnessMeter(prepared)

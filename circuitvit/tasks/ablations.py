@@ -78,6 +78,8 @@ class Noise:
     def __post_init__(self) -> None:
         if not self.scale > 0:
             raise OptionError(f"the scale of noise must be positive, not {self.scale!r}")
+        if self.seed < 0:
+            raise OptionError(f"a seed must not be negative: {self.seed!r}")
 
 
 @dataclass(frozen=True)

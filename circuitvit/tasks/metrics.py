@@ -118,7 +118,7 @@ class BoundMetric:
             rows: which pairs of the task the images belong to.
 
         Raises:
-            DataError: if the formula gives anything but one number for each image.
+            DataError: if the formula gives anything but one finite number for each image.
         """
         target = None if self.target is None else self.target[rows].to(logits.device)
         foil = None if self.foil is None else self.foil[rows].to(logits.device)
@@ -127,6 +127,10 @@ class BoundMetric:
             raise DataError(
                 f"metric {self.metric.name!r} gave shape {tuple(values.shape)} for logits "
                 f"{tuple(logits.shape)}: it must give one number for each image"
+            )
+        if not values.isfinite().all():
+            raise DataError(
+                f"the metric {self.label} is NaN or infinite for some image: check its formula and the logits"
             )
         return values
 
@@ -341,7 +345,7 @@ def _resolved(
 
 
 def _indices(spec: ClassSpec, model: Model) -> tuple[int, ...]:
-    if isinstance(spec, (int, str)):
+    if isinstance(spec, str) or not isinstance(spec, Sequence):
         return (class_index(model, spec),)
     indices = tuple(class_index(model, each) for each in spec)
     if not indices:

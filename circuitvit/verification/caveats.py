@@ -19,6 +19,9 @@ FEW_PAIRS = 10
 
 SIGNIFICANT = 0.05
 
+INSUFFICIENT = 0.5
+"""Faithfulness below which a circuit is said not to carry the behaviour."""
+
 
 def caveats(
     circuit: Circuit,
@@ -134,6 +137,11 @@ def _about_values(figures: Section) -> Iterator[str]:
         )
     elif faithfulness < -0.05:
         yield f"Faithfulness is {faithfulness:.3f}, not clipped: the circuit works against the behaviour."
+    elif faithfulness < INSUFFICIENT:
+        yield (
+            f"The circuit keeps only {faithfulness:.0%} of the behaviour: on its own it is not sufficient. "
+            "Search for another, or select more edges."
+        )
     if necessity > 1.05:
         yield f"Necessity is {necessity:.3f}, not clipped: the rest of the model works against the behaviour."
     elif necessity < -0.05:
@@ -148,6 +156,11 @@ def _about_random(figures: Section, size: CircuitSize) -> Iterator[str]:
     if 1 / (random.n + 1) > SIGNIFICANT:
         least = 1 / (random.n + 1)
         yield f"With {random.n} random circuits no p-value can be below {least:.2g}: draw 19 or more."
+    elif size.edges and random.p_value > SIGNIFICANT:
+        yield (
+            f"The circuit is no closer to the model than random circuits are (p = {random.p_value:.2f}): "
+            "its faithfulness may be chance."
+        )
     if size.edges and random.live_edges < size.edges / 2:
         yield (
             f"The random circuits are a weak baseline: of their {size.edges:,} edges only "

@@ -7,7 +7,7 @@ from circuitvit.engine import choose_batch_size, kept_edges
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, ready
 from circuitvit.verification.audit import AuditSettings, audit
 from circuitvit.verification.bootstrap import Bootstrap
 from circuitvit.verification.caveats import caveats
@@ -21,10 +21,10 @@ __all__ = ["verify"]
 
 def verify(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     circuit: Circuit,
     *,
-    held_out: Task | None = None,
+    held_out: Task | PreparedTask | None = None,
     n_random: int = 20,
     n_bootstrap: int = 1000,
     tests: bool | AuditSettings = False,
@@ -83,7 +83,7 @@ def verify(
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be at least 1, not {batch_size}")
     randoms = random_circuits(circuit, n_random, seed)
-    prepared = [each.prepare(model) for each in (task, held_out) if each is not None]
+    prepared = [ready(model, each, progress) for each in (task, held_out) if each is not None]
     for each in prepared:
         kept_edges(each, circuit)  # refuses another graph now, before the first set of pairs has been run
     sections = []

@@ -1,0 +1,94 @@
+"""What searches refuse before they start: the wrong graph, a broken metric, the wrong direction, too much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import circuitvit as cv
+from circuitvit.engine import runs
+from circuitvit.errors import DataError, OptionError
+from circuitvit.graph.eap_ig import transformer_graph
+from tests.pruning.test_find import images, small_module
+
+Search = Callable[[cv.Model, cv.Task], Any]
+
+PLAN = cv.Plan(steps=120, trim_runs=20, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def model() -> cv.Model:
+    return cv.wrap(small_module())
+
+
+@pytest.fixture(scope="module")
+def task() -> cv.Task:
+    return cv.Task(images(2, 1), images(2, 2), metric=cv.logit_diff(0, 1))
+
+
+def full(model: cv.Model) -> cv.Circuit:
+    return cv.Circuit.full(model.graph)
+
+
+SEARCHES: dict[str, Search] = {
+    "find": lambda model, task: cv.find(model, task, plan=PLAN, progress=False),
+    "refine": lambda model, task: cv.refine(model, task, full(model), progress=False),
+    "learn_mask": lambda model, task: cv.learn_mask(model, task, 10, progress=False),
+    "acdc": lambda model, task: cv.acdc(model, task, 0.1, divergence="metric", progress=False),
+    "circuit_curve": lambda model, task: cv.circuit_curve(model, task, [], "none", progress=False),
+}
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_a_metric_that_is_no_number(model: cv.Model, task: cv.Task, name: str) -> None:
+    broken = cv.Task(task.clean, task.corrupt, metric=lambda logits: logits[:, 0] * float("nan"))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        SEARCHES[name](model, broken)
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_the_denoising_direction(model: cv.Model, task: cv.Task, name: str) -> None:
+    with pytest.raises(OptionError, match="noising"):
+        SEARCHES[name](model, task.with_options(direction="denoising"))
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda model, task, other: cv.refine(model, task, cv.Circuit.full(other)),
+        lambda model, task, other: cv.circuit_curve(model, task, [cv.Circuit.full(other)], "x"),
+        lambda model, task, other: cv.score_curve(model, task, cv.EdgeScores(other, np.ones(other.shape))),
+        lambda model, task, other: cv.learn_constants(model, task, cv.Circuit.full(other)),
+    ],
+)
+def test_a_circuit_of_another_graph(model: cv.Model, task: cv.Task, search: Any) -> None:
+    with pytest.raises(OptionError, match="belong"):
+        search(model, task, transformer_graph(3, 5))
+
+
+@pytest.mark.parametrize("name", ["learn_mask", "acdc"])
+def test_more_pairs_than_memory_holds(
+    model: cv.Model, task: cv.Task, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "HELD_BYTES", 1000)
+    with pytest.raises(DataError, match="at most 1 pairs"):
+        SEARCHES[name](model, task)
+
+
+def test_a_failing_circuit_is_called_insufficient(model: cv.Model, task: cv.Task) -> None:
+    one = cv.Task(task.clean[:1], task.corrupt[:1], metric=task.metric)
+    report = cv.verify(model, one, cv.Circuit.empty(model.graph), n_random=0, progress=False)
+    assert any("not sufficient" in warning for warning in report.warnings)
+
+
+def test_prepared_tasks_are_taken_everywhere(model: cv.Model, task: cv.Task) -> None:
+    prepared = cv.Task(task.clean[:1], task.corrupt[:1], metric=task.metric).prepare(model)
+    report = cv.verify(model, prepared, full(model), n_random=0, progress=False)
+    assert report.headline.faithfulness.value == pytest.approx(1)
+    assert torch.allclose(cv.run(model, prepared, full(model)), model(images(2, 1)[:1]), atol=1e-5)
+    with pytest.raises(OptionError, match="prepared for"):
+        cv.run(cv.wrap(small_module()), prepared, full(model))
