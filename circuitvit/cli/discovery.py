@@ -190,7 +190,8 @@ def _find(model: Model, task: Task, search: SearchOptions, run: RunOptions) -> _
     plan = None if search.plan is None else Plan(*parse_plan(search.plan), seed=run.seed)
     finding = find(
         model, task, faithfulness=search.faithfulness or FAITHFULNESS, within=search.within or WITHIN,
-        seed=run.seed, batch_size=run.batch_size or MASK_BATCH, plan=plan, progress=run.progress,
+        seed=run.seed, batch_size=run.batch_size or MASK_BATCH, memory=run.budget, plan=plan,
+        progress=run.progress,
     )  # fmt: skip
     return _Found(finding.circuit, None, finding.summary)
 

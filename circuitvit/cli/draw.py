@@ -38,7 +38,7 @@ def draw(
     For example:
 
     ```sh
-    circuitvit draw out/cat_dog/circuit.json out/cat_dog/circuit.png --max-edges 60
+    circuitvit draw out/cat_dog/circuit.json out/cat_dog/strongest.svg --max-edges 60
     ```
     """
     from circuitvit.graph import Circuit

@@ -176,7 +176,7 @@ class SearchOptions:
             "Search",
             "--method",
             "find searches for a small faithful circuit; acdc removes edge after edge; eap, eap-ig, "
-            "eap-ig-gauss and exact score all edges, of which the best are taken.",
+            "eap-ig-gauss, eap-ig-left and exact score all edges, of which the best are taken.",
             "NAME",
         ),
     ] = "find"
@@ -291,7 +291,13 @@ class RunOptions:
     ] = 0
     batch_size: Annotated[
         int | None,
-        option("Run", "--batch-size", "Pairs at once; by default as many as --memory allows.", "N", min=1),
+        option(
+            "Run",
+            "--batch-size",
+            "Pairs at once; by default what --memory allows, and 16 for find.",
+            "N",
+            min=1,
+        ),
     ] = None
     memory: Annotated[
         str | None,

@@ -108,6 +108,7 @@ def find(
     within: str | float = "120s",
     seed: int = 0,
     batch_size: int = 16,
+    memory: int | None = None,
     plan: Plan | None = None,
     progress: bool = True,
 ) -> Finding:
@@ -120,6 +121,7 @@ def find(
         within: the time to aim for, such as "90s" or "3m"; the search ends somewhat sooner or later.
         seed: of the training.
         batch_size: pairs in a training step.
+        memory: budget in bytes of the batches that circuits are run on.
         plan: the numbers of an earlier search, to repeat it; `within` and `seed` are then not looked at.
         progress: whether to show bars.
 
@@ -136,7 +138,7 @@ def find(
         raise OptionError(f"the faithfulness asked for must lie between 0 and 1, not {faithfulness!r}")
     deadline = seconds(within)
     prepared = ready(model, task, progress)
-    meter = FaithfulnessMeter(prepared)
+    meter = FaithfulnessMeter(prepared, memory)
     plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
     margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0
     band = (round(faithfulness + margin, 6), round(2 - faithfulness - margin, 6))

@@ -30,18 +30,19 @@ class FaithfulnessMeter:
 
     Args:
         prepared: the task, in the noising direction.
+        memory: budget of a batch, in bytes.
 
     Raises:
         OptionError: if the task is in the denoising direction.
         DataError: if the metric does not differ between clean and ablated runs.
     """
 
-    def __init__(self, prepared: PreparedTask) -> None:
+    def __init__(self, prepared: PreparedTask, memory: int | None = None) -> None:
         if prepared.denoising:
             raise OptionError("faithfulness is measured in the clean run: give the task direction='noising'")
         self.prepared = prepared
         self.runs = 0
-        self._batch_size = choose_batch_size(prepared)
+        self._batch_size = choose_batch_size(prepared, memory)
         ends = evaluate(prepared, [], batch_size=self._batch_size)
         check_effect(prepared, ends.all_values, ends.none_values)
         self.whole, self.nothing = (

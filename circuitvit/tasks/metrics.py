@@ -128,9 +128,12 @@ class BoundMetric:
                 f"metric {self.metric.name!r} gave shape {tuple(values.shape)} for logits "
                 f"{tuple(logits.shape)}: it must give one number for each image"
             )
-        if not values.isfinite().all():
+        # logits that are no numbers are the model's fault, and are refused as such where it was run
+        if not values.isfinite().all() and logits.isfinite().all():
+            broken = ~values.isfinite().flatten(0, -2).all(dim=0) if values.ndim > 1 else ~values.isfinite()
+            image = int(rows[broken.cpu()][0])
             raise DataError(
-                f"the metric {self.label} is NaN or infinite for some image: check its formula and the logits"
+                f"the metric {self.label} is NaN or infinite for image {image}: check its formula"
             )
         return values
 
