@@ -70,9 +70,7 @@ def demo(
             task, held_out = _pairs(PAIRS, 2 * seed), _pairs(HELD_OUT_PAIRS, 2 * seed + 1)
             prepared = prepare(model, task, run, verifiable=True)
             _save_pictures(folder, 2 * seed)
-        outcome = discover_circuit(
-            model, prepared, (task, held_out), search, run, RANDOM_CIRCUITS, folder, clock
-        )
+        outcome = discover_circuit(model, prepared, held_out, search, run, RANDOM_CIRCUITS, folder, clock)
     rows = [*report_rows(outcome.report), Row("time", str(clock))]
     show_rows(f"How {MODEL} tells a {TARGET} from a {FOIL}", rows, explain=True)
     show_notes("How it was found", outcome.summary.splitlines())

@@ -56,11 +56,8 @@ def discover(
             loaded = load_model(model)
         with clock.phase("images"):
             prepared = prepare(loaded, task, run, verifiable=True)
-            if held_out is not None:
-                prepare(loaded, held_out, run, verifiable=True)
-        outcome = discover_circuit(
-            loaded, prepared, (task, held_out), search, run, verification.random, folder, clock
-        )
+            others = None if held_out is None else prepare(loaded, held_out, run, verifiable=True)
+        outcome = discover_circuit(loaded, prepared, others, search, run, verification.random, folder, clock)
     rows = [*report_rows(outcome.report), Row("time", str(clock))]
     show_rows(f"Circuit of {loaded.name} for {prepared.metric.label}", rows)
     show_notes("How it was found", outcome.summary.splitlines())

@@ -57,7 +57,7 @@ class _Found(NamedTuple):
 def discover_circuit(
     model: Model,
     prepared: PreparedTask,
-    tasks: tuple[Task, Task | None],
+    held_out: PreparedTask | Task | None,
     search: SearchOptions,
     run: RunOptions,
     n_random: int,
@@ -69,7 +69,7 @@ def discover_circuit(
     Args:
         model: to look into.
         prepared: the task, prepared and checked.
-        tasks: the task, and the held-out one or None.
+        held_out: the task of other pairs to verify on, or None.
         search: how to search, checked by `check_search`.
         run: how to run.
         n_random: how many random circuits to compare with.
@@ -81,15 +81,14 @@ def discover_circuit(
     """
     from circuitvit.verification import verify
 
-    task, held_out = tasks
     if search.edges is not None and search.edges > prepared.graph.n_edges:
         raise OptionError(f"--edges {search.edges}: the model has {prepared.graph.n_edges:,} edges")
     with clock.phase("search"):
-        circuit, scores, summary = _METHODS.get(search.method, _select)(model, task, search, run)
+        circuit, scores, summary = _METHODS.get(search.method, _select)(model, prepared, search, run)
         folder.write("circuit.json", circuit.save)
     if scores is None:
         with clock.phase("scores"):
-            circuit, scores = _scored(model, task, prepared, circuit, run)
+            circuit, scores = _scored(model, prepared, circuit, run)
             folder.write("circuit.json", circuit.save)
     with clock.phase("files"):
         folder.write("scores.json", scores.save)
@@ -97,7 +96,7 @@ def discover_circuit(
             folder.write(name, partial(circuit.draw, max_edges=min(DRAWN_EDGES, max(1, len(circuit)))))
     with clock.phase("verification"):
         report = verify(
-            model, task, circuit, held_out=held_out, n_random=n_random, seed=run.seed,
+            model, prepared, circuit, held_out=held_out, n_random=n_random, seed=run.seed,
             batch_size=run.batch_size, memory=run.budget, progress=run.progress,
         )  # fmt: skip
     with clock.phase("files"):
@@ -184,7 +183,7 @@ def _check_values(search: SearchOptions) -> None:
 # -- the searches --------------------------------------------------------------------------------
 
 
-def _find(model: Model, task: Task, search: SearchOptions, run: RunOptions) -> _Found:
+def _find(model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions) -> _Found:
     from circuitvit.pruning import Plan, find
 
     plan = None if search.plan is None else Plan(*parse_plan(search.plan), seed=run.seed)
@@ -196,7 +195,7 @@ def _find(model: Model, task: Task, search: SearchOptions, run: RunOptions) -> _
     return _Found(finding.circuit, None, finding.summary)
 
 
-def _acdc(model: Model, task: Task, search: SearchOptions, run: RunOptions) -> _Found:
+def _acdc(model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions) -> _Found:
     from circuitvit.pruning import acdc
 
     circuit = acdc(
@@ -206,7 +205,7 @@ def _acdc(model: Model, task: Task, search: SearchOptions, run: RunOptions) -> _
     return _Found(circuit, None, "")
 
 
-def _select(model: Model, task: Task, search: SearchOptions, run: RunOptions) -> _Found:
+def _select(model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions) -> _Found:
     from circuitvit.attribution import attribute
 
     scores = attribute(
@@ -223,12 +222,12 @@ def _select(model: Model, task: Task, search: SearchOptions, run: RunOptions) ->
     return _Found(circuit, scores, "")
 
 
-_Search = Callable[["Model", "Task", SearchOptions, RunOptions], _Found]
+_Search = Callable[["Model", "PreparedTask", SearchOptions, RunOptions], _Found]
 _METHODS: dict[str, _Search] = {"find": _find, "acdc": _acdc}
 
 
 def _scored(
-    model: Model, task: Task, prepared: PreparedTask, circuit: Circuit, run: RunOptions
+    model: Model, prepared: PreparedTask, circuit: Circuit, run: RunOptions
 ) -> tuple[Circuit, EdgeScores]:
     """The circuit of a search with the exact effects of its own edges, and scores of all edges beside it."""
     from circuitvit.attribution import Settings, attribute, provenance_of
@@ -241,7 +240,7 @@ def _scored(
     exact = EdgeScores(prepared.graph, values, name, prepared.direction, provenance_of(prepared, name))
     try:
         scores = attribute(
-            model, task, "eap", batch_size=run.batch_size, memory=run.budget, progress=run.progress
+            model, prepared, "eap", batch_size=run.batch_size, memory=run.budget, progress=run.progress
         )
     except (OptionError, DataError) as error:  # a metric without a gradient, or a flat one
         remark(f"scores.json holds the effects of the circuit's own edges only: {error}")

@@ -101,11 +101,6 @@ def _about_ablation(prepared: Sequence[PreparedTask]) -> Iterator[str]:
             "Zero ablation puts the model far from anything it has seen, so effects tend to be exaggerated; "
             "check the conclusion with patch or mean ablation."
         )
-    if any(each.denoising and not isinstance(each.ablation, Patch) for each in prepared):
-        yield (
-            "Denoising restores what the paired clean image wrote only under patch ablation: here the "
-            "circuit's edges were given the ablation's outputs instead."
-        )
 
 
 def _about_pairs(figures: Section) -> Iterator[str]:
