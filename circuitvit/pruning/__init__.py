@@ -2,6 +2,7 @@
 
 from circuitvit.pruning.acdc import Divergence, acdc
 from circuitvit.pruning.curves import Curve, circuit_curve, score_curve
+from circuitvit.pruning.ddmin import ddmin
 from circuitvit.pruning.find import Finding, Plan, find
 from circuitvit.pruning.learned import LearnedMask, MaskSettings, learn_mask
 from circuitvit.pruning.optimal import learn_constants
@@ -19,6 +20,7 @@ __all__ = [
     "Refinement",
     "acdc",
     "circuit_curve",
+    "ddmin",
     "find",
     "find_several",
     "learn_constants",
