@@ -46,6 +46,7 @@ from circuitvit.tasks import (
     logit,
     logit_diff,
     probability,
+    split,
 )
 from circuitvit.verification import (
     AuditSettings,
@@ -120,6 +121,7 @@ __all__ = [
     "robustness",
     "run",
     "score_curve",
+    "split",
     "stability",
     "verify",
     "wrap",

@@ -275,6 +275,15 @@ class VerificationOptions:
     held_out_pairs: Annotated[
         Path | None, option("Verification", "--held-out-pairs", "Instead of both: a table.", "CSV")
     ] = None
+    held_out: Annotated[
+        float | None,
+        option(
+            "Verification",
+            "--held-out",
+            "Instead: hold out this share of the pairs, drawn by --seed so that no image is on both sides.",
+            "SHARE",
+        ),
+    ] = None
     random: Annotated[
         int,
         option("Verification", "--random", "Random circuits of the same shape to compare with.", "N", min=0),
