@@ -16,6 +16,7 @@ from circuitvit.graph import Circuit, EdgeScores, Graph
 from circuitvit.models import Model, load, wrap
 from circuitvit.pruning import (
     Curve,
+    FamilySettings,
     Finding,
     MaskSettings,
     Plan,
@@ -66,6 +67,7 @@ from circuitvit.verification import (
     stability,
     verify,
 )
+from circuitvit.views.comparison import Comparison, compare
 
 __all__ = [
     "METHODS",
@@ -73,10 +75,12 @@ __all__ = [
     "BeatsRandom",
     "Circuit",
     "CircuitViTError",
+    "Comparison",
     "Constants",
     "Curve",
     "EdgeScores",
     "Falls",
+    "FamilySettings",
     "Finding",
     "Flips",
     "Graph",
@@ -102,6 +106,7 @@ __all__ = [
     "attribute",
     "audit",
     "circuit_curve",
+    "compare",
     "cross_entropy",
     "ddmin",
     "find",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from circuitvit.cli.options import (
     BehaviourOptions,
+    HeldOutOptions,
     ImageOptions,
     ModelOptions,
     RunOptions,
-    VerificationOptions,
 )
 from circuitvit.cli.values import parse_architecture
 from circuitvit.errors import FileError, OptionError, unknown_name
@@ -94,9 +94,7 @@ def make_task(images: ImageOptions, behaviour: BehaviourOptions, seed: int) -> T
     return _task(images, behaviour, seed, prefix="--")
 
 
-def make_held_out(
-    options: VerificationOptions, behaviour: BehaviourOptions, seed: int
-) -> Task | float | None:
+def make_held_out(options: HeldOutOptions, behaviour: BehaviourOptions, seed: int) -> Task | float | None:
     """The same behaviour on the held-out images, the share of pairs to hold out, or None for neither.
 
     Raises:
