@@ -135,30 +135,11 @@ def test_options_reach_the_search(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("circuitvit.pruning.find", find)
-    asked = [
-        "--start",
-        "whole",
-        "--faithfulness",
-        "0.8",
-        "--within",
-        "2m",
-        "--seed",
-        "7",
-        "--batch-size",
-        "3",
-        "--memory",
-        "1GB",
-    ]
+    asked = ["--start", "whole", "--faithfulness", "0.8", "--within", "2m"]
+    asked += ["--seed", "7", "--batch-size", "3", "--memory", "1GB"]
     result = run("discover", *behaviour, *asked, "--out", tmp_path / "new")
-    expected = {
-        "faithfulness": 0.8,
-        "within": "2m",
-        "seed": 7,
-        "batch_size": 3,
-        "plan": None,
-        "start": "whole",
-    }
-    assert seen == {**expected, "memory": 10**9, "progress": False}
+    expected = {"faithfulness": 0.8, "within": "2m", "seed": 7, "batch_size": 3, "plan": None}
+    assert seen == {**expected, "start": "whole", "memory": 10**9, "progress": False}
     assert result.exit_code == 130
     assert "interrupted: nothing has been saved" in result.stderr
     assert not (tmp_path / "new").exists()
