@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-import numpy as np
-
 from circuitvit.attribution import METHODS, attribute
 from circuitvit.engine import choose_batch_size
 from circuitvit.errors import OptionError, unknown_name
@@ -19,7 +17,7 @@ from circuitvit.graph import Circuit, Ranking
 from circuitvit.pruning.curves import FRACTIONS, Curve, circuit_curve, score_curve
 from circuitvit.pruning.find import Plan, find
 from circuitvit.pruning.gates import SamplerName
-from circuitvit.pruning.learned import LearnedMask, MaskSettings, learn_mask
+from circuitvit.pruning.learned import MaskSettings, learn_mask
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.units import Over
 from circuitvit.tasks import PreparedTask
@@ -79,22 +77,10 @@ def _learned(sampler: SamplerName = "hard-concrete", over: Over = "edges") -> Fa
         found = []
         for edges in sorted({max(1, round(share * n_edges)) for share in shares}):
             learned = learn_mask(prepared.model, prepared, edges, mask, progress=settings.progress)
-            found.append(_at_most(learned, edges))
+            found.append(learned.at_most(edges))
         return found
 
     return family
-
-
-def _at_most(learned: LearnedMask, edges: int) -> Circuit:
-    """The circuit, cut to its most open edges where training ended with a few more than it was to."""
-    circuit = learned.circuit
-    kept = np.flatnonzero(circuit.kept)
-    if len(kept) <= edges:
-        return circuit
-    most_open = kept[np.argsort(-learned.openness.flat[kept], kind="stable")[:edges]]
-    cut = np.zeros_like(circuit.kept)
-    cut.flat[most_open] = True
-    return Circuit(circuit.graph, cut, provenance=circuit.provenance).pruned()
 
 
 def _found(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:

@@ -205,8 +205,8 @@ def compare(
         if method not in done:
             curve = family_curve(method, discovery, meter, settings)
             done[method] = MethodCurve(method, curve, time.perf_counter() - begin)
-        curves = tuple(done[name] for name in (*asked, *done) if name in done)
-        comparison = replace(comparison, curves=tuple(dict.fromkeys(curves)))
+        names = dict.fromkeys((*asked, *done))
+        comparison = replace(comparison, curves=tuple(done[name] for name in names if name in done))
         after_each(comparison)
     return comparison
 

@@ -11,7 +11,7 @@ import pytest
 import circuitvit as cv
 from circuitvit.errors import DataError, FileError, NameNotFoundError, OptionError
 from circuitvit.pruning.curves import Curve
-from circuitvit.pruning.families import FAMILIES, _at_most, method_names
+from circuitvit.pruning.families import FAMILIES, method_names
 from circuitvit.pruning.learned import LearnedMask, Trace
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import split
@@ -82,12 +82,12 @@ def test_a_mask_with_too_many_edges_keeps_its_most_open_ones(model: cv.Model) ->
     graph = model.graph
     openness = np.arange(float(np.prod(graph.shape))).reshape(graph.shape)
     mask = LearnedMask(cv.Circuit.full(graph), openness, Trace())
-    assert _at_most(mask, graph.n_edges) == mask.circuit
+    assert mask.at_most(graph.n_edges) == mask.circuit
     for size in (1, 10, 40):
         lowest = np.sort(openness[graph.edge_mask])[-size]
         expected = cv.Circuit(graph, graph.edge_mask & (openness >= lowest))
         assert len(expected) == size
-        assert _at_most(mask, size) == expected.pruned()
+        assert mask.at_most(size) == expected.pruned()
 
 
 def test_without_held_out_pairs_circuits_are_judged_where_they_were_made(
