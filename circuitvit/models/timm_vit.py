@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
+from circuitvit.models.compact_gradient import CompactGradient
 from circuitvit.models.norms import Norm, norm_of
 from circuitvit.models.stages import Reads, Stage
 
@@ -56,22 +57,29 @@ class EmbeddingStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         return compact
 
-    def expand(self, compact: Tensor) -> Tensor:
-        return compact[None]
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
+        return _into(out, compact[None])
 
 
 class AttentionStage(Stage):
     """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
 
     Reads are the raw queries, keys and values `(batch, head, token, d_head)` before `qk_norm`, so that norm
-    and projection are all that lies between a receiver's stream and its read.
+    and projection are all that lies between a receiver's stream and its read. With `queries` set only the
+    first that many tokens have a query and are written.
     """
 
     def __init__(
-        self, layer: int, norm: Norm, attention: Any, gamma: Tensor | None, heads: Sequence[int]
+        self,
+        layer: int,
+        norm: Norm,
+        attention: Any,
+        gamma: Tensor | None,
+        heads: Sequence[int],
+        queries: int | None = None,
     ) -> None:
         self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
-        self.heads = tuple(heads)
+        self.heads, self.queries = tuple(heads), queries
         self.whole = self.heads == tuple(range(attention.num_heads))
         names = tuple(f"a{layer}.h{head}" for head in self.heads)
         ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
@@ -121,7 +129,7 @@ class AttentionStage(Stage):
         bias = None if self._qkv_bias is None else self._qkv_bias.flatten()
         qkv = F.linear(self.norm(stream), weight, bias)
         split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=len(self.heads))
-        return split.unbind(0)
+        return self._asked(split.unbind(0))
 
     def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
         normed = self.norm(streams)
@@ -133,7 +141,12 @@ class AttentionStage(Stage):
         split: Tensor = rearrange(
             projected, "(port head) (b t) k -> port b head t k", port=3, b=streams.shape[1]
         )
-        return split.unbind(0)
+        return self._asked(split.unbind(0))
+
+    def _asked(self, reads: Reads) -> Reads:
+        """The reads with only the queries that are asked for."""
+        query, *rest = reads
+        return (query if self.queries is None else query[:, :, : self.queries], *rest)
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         query, key, value = reads
@@ -147,25 +160,39 @@ class AttentionStage(Stage):
         added = F.linear(joined, self.attention.proj.weight, self.attention.proj.bias)
         return added if self.gamma is None else added * self.gamma
 
-    def expand(self, compact: Tensor) -> Tensor:
-        outputs = torch.bmm(rearrange(compact, "b head t k -> head (b t) k"), self._out_weight)
-        return outputs.view(len(self.heads), compact.shape[0], compact.shape[2], -1)
+    def add(self, stream: Tensor, compact: Tensor) -> Tensor:
+        return stream[:, : self.queries] + self.total(compact)
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
+        joined = rearrange(compact, "b head t k -> head (b t) k")
+        shape = (len(self.heads), compact.shape[0], compact.shape[2], self._out_weight.shape[-1])
+        if out is None or not out.is_contiguous():
+            return _into(out, torch.bmm(joined, self._out_weight).view(shape))
+        torch.bmm(joined, self._out_weight, out=out.view(len(self.heads), -1, shape[-1]))
+        return out
+
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
         weight, offset = self._folded
-        by_receiver = torch.stack(d_reads).transpose(1, 2).flatten(0, 1)  # (receiver, batch, token, d_head)
         x_hat, inverse = self.norm.standardise(stream)
-        scaled = by_receiver * inverse
-        gradient = torch.bmm(scaled.flatten(1, 2), weight).view(len(scaled), *stream.shape)
-        if self.norm.scaled:
-            values = torch.stack(reads).transpose(1, 2).flatten(0, 1) - offset[:, None, None, :]
-            along = (scaled * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
-            gradient = torch.addcmul(gradient, x_hat, along, value=-1.0)
-        return gradient
+        narrow = self._by_receiver(d_reads, stream) * inverse
+        if not self.norm.scaled:
+            return CompactGradient(narrow, weight)
+        values = self._by_receiver(reads, stream) - offset[:, None, None, :]
+        along = (narrow * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
+        return CompactGradient(narrow, weight, (along,), (x_hat,))
+
+    def _by_receiver(self, reads: Reads, stream: Tensor) -> Float[Tensor, "receiver batch token d_head"]:
+        """The reads stacked; queries that were not asked for are 0."""
+        query, key, value = reads
+        query = F.pad(query, (0, 0, 0, stream.shape[1] - query.shape[2]))
+        return torch.stack((query, key, value)).transpose(1, 2).flatten(0, 1)
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
         heads = [self.heads[sender] for sender in senders]
-        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads)
+        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads, self.queries)
+
+    def leading(self, tokens: int) -> AttentionStage:
+        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, self.heads, tokens)
 
 
 class MLPStage(Stage):
@@ -189,11 +216,11 @@ class MLPStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         return compact
 
-    def expand(self, compact: Tensor) -> Tensor:
-        return compact[None]
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
+        return _into(out, compact[None])
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
-        return self.norm.pull_back(stream, d_reads[0])[None]
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
+        return CompactGradient(self.norm.pull_back(stream, d_reads[0])[None])
 
 
 class ReadoutStage(Stage):
@@ -202,6 +229,13 @@ class ReadoutStage(Stage):
     def __init__(self, vit: Any, layer: int) -> None:
         self.vit = vit
         self.nodes = StageNodes("readout", "readout", layer, receivers=("logits",))
+
+    @property
+    def tokens(self) -> int | None:
+        """How many of the first tokens are read; None if all are."""
+        if self.vit.global_pool != "token" and not hasattr(self.vit, "head_dist"):
+            return None
+        return 2 if hasattr(self.vit, "head_dist") else 1
 
     def read(self, stream: Tensor) -> Reads:
         return (stream,)
@@ -215,11 +249,15 @@ class ReadoutStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         raise NotImplementedError("the readout adds nothing to the stream")
 
-    def expand(self, compact: Tensor) -> Tensor:
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
         raise NotImplementedError("the readout has no senders")
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
-        return d_reads[0][None]
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
+        return CompactGradient(d_reads[0][None])
+
+
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
 
 
 # -- from module to stages -----------------------------------------------------------------------
