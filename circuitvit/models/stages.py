@@ -60,8 +60,19 @@ class Stage(ABC):
         """What all receivers read from one shared stream: the model's own norm and projections."""
 
     @abstractmethod
-    def read_each(self, streams: Float[Tensor, "stream batch token d_model"], source: Sequence[int]) -> Reads:
-        """What the receivers read when receiver `i` sees `streams[source[i]]`."""
+    def read_each(
+        self,
+        streams: Float[Tensor, "stream batch token d_model"],
+        source: Sequence[int],
+        known: Reads = (),
+    ) -> Reads:
+        """What the receivers read when receiver `i` sees `streams[source[i]]`.
+
+        Args:
+            streams: what is seen.
+            source: for each receiver the number of its stream; -1 for one that reads what is `known`.
+            known: reads of all receivers, looked at where the source is -1.
+        """
 
     @abstractmethod
     def write(self, reads: Reads) -> Tensor:
@@ -122,6 +133,15 @@ class Stage(ABC):
         nothing out, which is always right.
         """
         return self
+
+    def pick(self, reads: Reads) -> Reads:
+        """Out of the reads of the stage that this one was cut from by `restrict`, its own."""
+        return reads
+
+    @property
+    def cut(self) -> int | None:
+        """The number of tokens that `leading` has left of the stream after the stage; None for all."""
+        return None
 
     @property
     def is_source(self) -> bool:

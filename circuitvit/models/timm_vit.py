@@ -47,7 +47,7 @@ class EmbeddingStage(Stage):
     def read(self, stream: Tensor) -> Reads:
         return (stream,)
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
         raise NotImplementedError("the embedding has no receivers")
 
     def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
@@ -131,17 +131,30 @@ class AttentionStage(Stage):
         split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=len(self.heads))
         return self._asked(split.unbind(0))
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
-        normed = self.norm(streams)
-        if list(source) != list(range(len(normed))):
-            normed = normed[list(source)]
-        projected = torch.bmm(normed.flatten(1, 2), self._qkv_weight.transpose(1, 2))
-        if self._qkv_bias is not None:
-            projected = projected + self._qkv_bias[:, None, :]
-        split: Tensor = rearrange(
-            projected, "(port head) (b t) k -> port b head t k", port=3, b=streams.shape[1]
-        )
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        seeing = [place for place, stream in enumerate(source) if stream >= 0]
+        if len(streams) == 1 and len(seeing) == len(source):
+            return self.read(streams[0])
+        weight, offset = self._folded
+        inverse = self.norm.inverse(streams)
+        seen = [source[place] for place in seeing]
+        if seen != list(range(len(streams))):
+            streams, inverse = streams[seen], inverse[seen]
+        if len(seeing) < len(source):
+            weight, offset = weight[seeing], offset[seeing]
+        # The norm comes after the projection, where the stream is d_head wide: nothing normed is written.
+        projected = torch.bmm(streams.flatten(1, 2), weight.transpose(1, 2))
+        projected = torch.addcmul(offset[:, None, :], projected, inverse.flatten(1, 2))
+        projected = projected.view(len(seeing), *streams.shape[1:3], -1)
+        if len(seeing) < len(source):
+            projected = self._by_receiver(known, streams.shape[2]).index_copy(
+                0, torch.tensor(seeing, device=streams.device), projected
+            )
+        split: Tensor = rearrange(projected, "(port head) b t k -> port b head t k", port=3)
         return self._asked(split.unbind(0))
+
+    def pick(self, reads: Reads) -> Reads:
+        return reads if self.whole else tuple(read[:, list(self.heads)] for read in reads)
 
     def _asked(self, reads: Reads) -> Reads:
         """The reads with only the queries that are asked for."""
@@ -160,6 +173,10 @@ class AttentionStage(Stage):
         added = F.linear(joined, self.attention.proj.weight, self.attention.proj.bias)
         return added if self.gamma is None else added * self.gamma
 
+    @property
+    def cut(self) -> int | None:
+        return self.queries
+
     def add(self, stream: Tensor, compact: Tensor) -> Tensor:
         return stream[:, : self.queries] + self.total(compact)
 
@@ -174,20 +191,23 @@ class AttentionStage(Stage):
     def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
         weight, offset = self._folded
         x_hat, inverse = self.norm.standardise(stream)
-        narrow = self._by_receiver(d_reads, stream) * inverse
+        tokens = stream.shape[1]
+        narrow = self._by_receiver(d_reads, tokens) * inverse
         if not self.norm.scaled:
             return CompactGradient(narrow, weight)
-        values = self._by_receiver(reads, stream) - offset[:, None, None, :]
+        values = self._by_receiver(reads, tokens) - offset[:, None, None, :]
         along = (narrow * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
         return CompactGradient(narrow, weight, (along,), (x_hat,))
 
-    def _by_receiver(self, reads: Reads, stream: Tensor) -> Float[Tensor, "receiver batch token d_head"]:
+    def _by_receiver(self, reads: Reads, tokens: int) -> Float[Tensor, "receiver batch token d_head"]:
         """The reads stacked; queries that were not asked for are 0."""
         query, key, value = reads
-        query = F.pad(query, (0, 0, 0, stream.shape[1] - query.shape[2]))
+        query = F.pad(query, (0, 0, 0, tokens - query.shape[2]))
         return torch.stack((query, key, value)).transpose(1, 2).flatten(0, 1)
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
+        if list(senders) == list(range(len(self.heads))):
+            return self
         heads = [self.heads[sender] for sender in senders]
         return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads, self.queries)
 
@@ -206,8 +226,8 @@ class MLPStage(Stage):
     def read(self, stream: Tensor) -> Reads:
         return (self.norm(stream),)
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
-        return (self.norm(streams[source[0]]),)
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        return (self.norm(streams[source[0]]),) if source[0] >= 0 else known
 
     def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
         output: Tensor = self.mlp(reads[0])
@@ -240,8 +260,8 @@ class ReadoutStage(Stage):
     def read(self, stream: Tensor) -> Reads:
         return (stream,)
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
-        return (streams[source[0]],)
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        return (streams[source[0]],) if source[0] >= 0 else known
 
     def write(self, reads: Reads) -> Float[Tensor, "batch classes"]:
         return self.vit.forward_head(self.vit.norm(reads[0]))  # type: ignore[no-any-return]
