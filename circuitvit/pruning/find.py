@@ -133,8 +133,8 @@ def find(
         batch_size: pairs in a training step.
         memory: budget in bytes of the batches that circuits are run on.
         start: "mask" trims the smallest faithful circuit that a learned mask passes through; "whole" trims
-            the whole model, edges of small exact effect first. The latter has nothing random in it, and on
-            models of some hundred edges it is faster and gives smaller circuits.
+            the whole model, edges of small exact effect first. The latter has nothing random in it and, on a
+            model of some hundred edges, takes no longer and gives smaller circuits.
         plan: the numbers of an earlier search, to repeat it; `within`, `seed` and `start` are then not looked
             at.
         progress: whether to show bars.
