@@ -3,10 +3,14 @@
 Every feature has a direction of its own, at right angles to the others and to (1, ..., 1), and adds that direction
 where it is on and takes it away where it is off:
 
-    x = length * sum over features of  s_f * direction_f,      s_f = +1 or -1
+    x = ballast + length * sum over features of  s_f * direction_f,      s_f = +1 or -1
 
-So every state of the stream has mean 0 and the same length, every LayerNorm is the identity, and a component that
+So every state of the stream has mean 0 and variance 1, every LayerNorm is the identity, and a component that
 does not read a feature does not notice it. The directions are drawn at random: no axis means anything.
+
+The ballast is a constant in a direction of its own. Real Vision Transformers have large constant parts, too; without
+it each of a dozen features would be a large part of the norm, which a write then changes to first order even where
+it does not change it in the end (the adversarial part "norm").
 """
 
 from __future__ import annotations
@@ -34,16 +38,23 @@ class Stream:
 
     Attributes:
         features: their names.
-        directions: orthonormal, and orthogonal to (1, ..., 1).
+        directions: of the features, and last that of the ballast: orthonormal, and orthogonal to (1, ..., 1).
+        ballast: its share of the variance.
     """
 
     features: tuple[str, ...]
-    directions: Float[Tensor, "feature d_model"]
+    directions: Float[Tensor, "feature+1 d_model"]
+    ballast: float
 
     @property
     def length(self) -> float:
         """How far a feature goes along its direction: with it, a state has variance 1."""
-        return float((self.directions.shape[1] / len(self.features)) ** 0.5)
+        return float((self.directions.shape[1] * (1 - self.ballast) / len(self.features)) ** 0.5)
+
+    @property
+    def constant(self) -> Float[Tensor, " d_model"]:
+        """The ballast itself."""
+        return self.directions[-1] * (self.directions.shape[1] * self.ballast) ** 0.5
 
     def write(self, feature: str) -> Float[Tensor, " d_model"]:
         """What to add for the value of a feature to grow by 1 (by 2 to turn it on)."""
@@ -55,7 +66,7 @@ class Stream:
 
     def off(self, features: tuple[str, ...]) -> Float[Tensor, " d_model"]:
         """The state in which these features are off, and the others say nothing."""
-        return -torch.stack([self.write(feature) for feature in features]).sum(dim=0)
+        return self.constant - torch.stack([self.write(feature) for feature in features]).sum(dim=0)
 
 
 def assemble(program: Program, seed: int, rotated: bool = True) -> nn.Module:
@@ -68,9 +79,11 @@ def assemble(program: Program, seed: int, rotated: bool = True) -> nn.Module:
     """
     n_heads = len(program.layers[0].heads)
     widest = max(len(head.matches) for layer in program.layers for head in layer.heads)
-    d_head = max(-(-2 * len(program.features) // n_heads), widest)
+    n_directions = len(program.features) + 1
+    d_head = max(-(-2 * n_directions // n_heads), widest)
     module = _blank(program, n_heads, n_heads * d_head)
-    stream = Stream(program.features, _directions(len(program.features), n_heads * d_head, seed, rotated))
+    directions = _directions(n_directions, n_heads * d_head, seed, rotated)
+    stream = Stream(program.features, directions, program.size.ballast)
     with torch.no_grad():
         _write_embedding(module, stream, program)
         for block, layer in zip(module.blocks, program.layers, strict=True):
@@ -105,7 +118,7 @@ def _blank(program: Program, n_heads: int, d_model: int) -> Any:
     return vit
 
 
-def _directions(n: int, d_model: int, seed: int, rotated: bool) -> Float[Tensor, "feature d_model"]:
+def _directions(n: int, d_model: int, seed: int, rotated: bool) -> Float[Tensor, "feature+1 d_model"]:
     if not rotated:
         pairs = torch.eye(d_model, dtype=torch.float64)[: 2 * n].unflatten(0, (n, 2))
         return (pairs[:, 0] - pairs[:, 1]) / 2**0.5

@@ -13,7 +13,7 @@ from circuitvit.graph import Circuit
 from circuitvit.models.compiled.assembler import assemble
 from circuitvit.models.compiled.labels import wired_circuit
 from circuitvit.models.compiled.language import Program, Size
-from circuitvit.models.compiled.parts import PARTS, SOFT, with_decoys
+from circuitvit.models.compiled.parts import BALLAST, PARTS, SOFT, with_decoys
 from circuitvit.models.compiled.programs import PROGRAMS
 from circuitvit.models.compiled.scenes import SIDE, draw, images_of
 from circuitvit.models.model import Model
@@ -84,7 +84,7 @@ def compiled(name: str, *, parts: Collection[str] = (), seed: int = 0, rotated: 
 
     Args:
         name: of the program.
-        parts: adversarial parts to add: "backup" or "gate", "cancelling", "opposite", "saturated", "register".
+        parts: adversarial parts to add: "backup" or "gate", "cancelling", "opposite", "saturated", "norm", "register".
         seed: of the directions in the residual stream.
         rotated: False gives every feature two axes of its own, to look at; the logits are the same.
 
@@ -122,7 +122,11 @@ def compiled(name: str, *, parts: Collection[str] = (), seed: int = 0, rotated: 
 def _program(name: str, chosen: list[str]) -> Program:
     """The program with its parts and decoys."""
     parts = [PARTS[part] for part in chosen]
-    size = Size(max([SOFT, *(part.gap for part in parts)]), sum(part.registers for part in parts))
+    size = Size(
+        gap=max([SOFT, *(part.gap for part in parts)]),
+        registers=sum(part.registers for part in parts),
+        ballast=min([BALLAST, *(part.ballast for part in parts)]),
+    )
     program = PROGRAMS[name](size)
     for part in parts:
         program = part.add(program)

@@ -81,10 +81,12 @@ class Size:
     Attributes:
         gap: by how much the attention logit of what a head looks for exceeds the others.
         registers: number of register tokens.
+        ballast: share of the stream's variance that is constant and holds no feature, 0 to below 1.
     """
 
     gap: float
     registers: int = 0
+    ballast: float = 0.0
 
     @property
     def tokens(self) -> int:

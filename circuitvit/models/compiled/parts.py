@@ -15,13 +15,17 @@ from typing import Literal
 from circuitvit.models.compiled.language import Head, Layer, Match, Program, Unit, look_for, shares
 from circuitvit.models.compiled.scenes import Scene
 
-__all__ = ["PARTS", "SATURATED", "SOFT", "Part", "with_decoys"]
+__all__ = ["BALLAST", "PARTS", "SATURATED", "SOFT", "Part", "with_decoys"]
 
 SOFT = 4.0
 """The usual gap between attention logits: 86 % of the attention for one of ten tokens."""
 
 SATURATED = 40.0
 """A gap at which float32 attention is 1 and 0, and its gradient nothing."""
+
+
+BALLAST = 0.9
+"""The usual share of the stream's variance that is constant."""
 
 
 def _unchanged(program: Program) -> Program:
@@ -37,12 +41,14 @@ class Part:
         add: gives the program with the part.
         gap: between attention logits, where the part changes it.
         registers: how many register tokens it needs.
+        ballast: share of the stream's variance that is constant, where the part changes it.
     """
 
     summary: str
     add: Callable[[Program], Program] = _unchanged
     gap: float = SOFT
     registers: int = 0
+    ballast: float = BALLAST
 
 
 def _joined(rule: Literal["all", "any"]) -> Callable[[Program], Program]:
@@ -129,6 +135,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "cancelling": Part("two heads write the same, and are read with opposite signs", _cancelling),
         "opposite": Part("one edge has opposite effects at two tokens", _opposite),
         "saturated": Part("attention is 1 and 0 to the last bit", gap=SATURATED),
+        "norm": Part("each write changes the norm to first order, though not in the end", ballast=0.0),
         "register": Part("the answer is read from a register token", _register, registers=1),
     }
 )
