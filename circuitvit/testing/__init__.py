@@ -10,8 +10,8 @@ Every assertion returns what it looked at, and fails with an `AssertionError` th
 what was asked for. The pytest plugin (`circuitvit.testing.plugin`) comes with the package: fixtures
 `circuit_model` and `circuit_task`, the marker `circuit`, and a section at the end of the summary.
 
-For those who write scoring methods: `active_edges` finds by brute force which edges of a small model matter, and
-`separation` says how well scores find them.
+For those who write scoring methods: `active_edges` finds by brute force which edges of a small model matter,
+and `separation` says how well scores find them.
 """
 
 from circuitvit.testing.assertions import (

@@ -1,7 +1,7 @@
 """Scores held against edges that are known to matter.
 
-The labels come from `circuitvit.compiled`, or from brute force: `active_edges` runs the model once for each edge,
-by way of masked runs, which share no code with the `exact` method beyond the stages themselves.
+The labels come from `circuitvit.compiled`, or from brute force: `active_edges` runs the model once for each
+edge, as a circuit that lacks this edge alone. The method `exact` goes another way, and is held against it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["Separation", "active_edges", "separation"]
+__all__ = ["Separation", "active_edges", "largest_effects", "separation"]
 
 Numbers = Float[np.ndarray, " edge"]
 Marks = Bool[np.ndarray, " edge"]
+Effects = Float[np.ndarray, "sender receiver group"]
 
 CHUNK = 64
 """Masks that are run before their logits are let go."""
@@ -51,16 +52,20 @@ def active_edges(model: Model, task: Task | PreparedTask, *, at_least: float = 1
     if not at_least > 0:
         raise OptionError(f"the smallest effect that counts must be positive, not {at_least!r}")
     prepared = ready(model, task)
+    return Circuit(prepared.graph, largest_effects(prepared) >= at_least)
+
+
+def largest_effects(prepared: PreparedTask) -> Effects:
+    """The largest magnitude, over pairs, of the effect of ablating each edge alone; 0 for no edge."""
     graph = prepared.graph
-    active = np.zeros(graph.shape, dtype=bool)
+    largest = np.zeros(graph.shape)
     places = np.argwhere(graph.edge_mask)
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
         found = evaluate(prepared, list(_without_one(graph.edge_mask, chunk)))
         base = found.none_values if prepared.denoising else found.all_values
-        effects = (found.values - base).abs().amax(dim=1).double().numpy()
-        active[tuple(chunk[effects >= at_least].T)] = True
-    return Circuit(graph, active)
+        largest[tuple(chunk.T)] = (found.values - base).abs().amax(dim=1).double().numpy()
+    return largest
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ class Separation:
 def separation(scores: EdgeScores, truth: Circuit) -> Separation:
     """Rank edges by the magnitude of their scores, and compare with the edges that matter.
 
-    Gupta et al. 2024, "InterpBench", arXiv:2407.14494, and Mueller et al. 2025, "MIB", arXiv:2504.13151, use the ROC
-    AUC over edges. Where few edges matter, average precision tells more.
+    Gupta et al. 2024, "InterpBench", arXiv:2407.14494, and Mueller et al. 2025, "MIB", arXiv:2504.13151, use
+    the ROC AUC over edges. Where few edges matter, average precision tells more.
 
     Raises:
         OptionError: if scores and truth belong to different graphs, or all edges matter, or none does.

@@ -11,9 +11,9 @@ modules, and take part in everything: `circuitvit.compiled("relay").model` is a 
     labels      from program to wired edges
     compiler    `compiled`, which joins them
 
-Lindner et al. 2023, "Tracr", arXiv:2301.05062; Gupta et al. 2024, "InterpBench: semi-synthetic transformers for
-evaluating mechanistic interpretability techniques", arXiv:2407.14494; Mueller et al. 2025, "MIB: a mechanistic
-interpretability benchmark", arXiv:2504.13151.
+Lindner et al. 2023, "Tracr", arXiv:2301.05062; Gupta et al. 2024, "InterpBench: semi-synthetic transformers
+for evaluating mechanistic interpretability techniques", arXiv:2407.14494; Mueller et al. 2025, "MIB: a
+mechanistic interpretability benchmark", arXiv:2504.13151.
 """
 
 from circuitvit.models.compiled.compiler import CLASSES, Compiled, compiled

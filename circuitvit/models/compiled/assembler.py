@@ -1,16 +1,16 @@
 """From a program to the weights of a timm `VisionTransformer`.
 
-Every feature has a direction of its own, at right angles to the others and to (1, ..., 1), and adds that direction
-where it is on and takes it away where it is off:
+Every feature has a direction of its own, at right angles to the others and to (1, ..., 1), and adds that
+direction where it is on and takes it away where it is off:
 
     x = ballast + length * sum over features of  s_f * direction_f,      s_f = +1 or -1
 
 So every state of the stream has mean 0 and variance 1, every LayerNorm is the identity, and a component that
 does not read a feature does not notice it. The directions are drawn at random: no axis means anything.
 
-The ballast is a constant in a direction of its own. Real Vision Transformers have large constant parts, too; without
-it each of a dozen features would be a large part of the norm, which a write then changes to first order even where
-it does not change it in the end (the adversarial part "norm").
+The ballast is a constant in a direction of its own. Without it each of a dozen features would be a large part
+of the norm, which a write then changes to first order even where it does not change it in the end: the
+adversarial part "norm".
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Stream:
     @property
     def constant(self) -> Float[Tensor, " d_model"]:
         """The ballast itself."""
-        return self.directions[-1] * (self.directions.shape[1] * self.ballast) ** 0.5
+        along = float((self.directions.shape[1] * self.ballast) ** 0.5)
+        return self.directions[-1] * along
 
     def write(self, feature: str) -> Float[Tensor, " d_model"]:
         """What to add for the value of a feature to grow by 1 (by 2 to turn it on)."""
@@ -99,19 +100,23 @@ def assemble(program: Program, seed: int, rotated: bool = True) -> nn.Module:
 
 def _blank(program: Program, n_heads: int, d_model: int) -> Any:
     """A ViT of the right shape: norms as they come, all other weights 0; float64 until all is written."""
-    vit = import_timm().models.vision_transformer.VisionTransformer(
-        img_size=SIDE,
-        patch_size=PATCH,
-        in_chans=len(program.pixels),
-        num_classes=2,
-        embed_dim=d_model,
-        depth=len(program.layers),
-        num_heads=n_heads,
-        mlp_ratio=1.0,
-        reg_tokens=program.size.registers,
-        act_layer=nn.ReLU,
-        weight_init="skip",
-    ).double()
+    vit = (
+        import_timm()
+        .models.vision_transformer.VisionTransformer(
+            img_size=SIDE,
+            patch_size=PATCH,
+            in_chans=len(program.pixels),
+            num_classes=2,
+            embed_dim=d_model,
+            depth=len(program.layers),
+            num_heads=n_heads,
+            mlp_ratio=1.0,
+            reg_tokens=program.size.registers,
+            act_layer=nn.ReLU,
+            weight_init="skip",
+        )
+        .double()
+    )
     with torch.no_grad():
         for name, parameter in vit.named_parameters():
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
@@ -120,12 +125,13 @@ def _blank(program: Program, n_heads: int, d_model: int) -> Any:
 
 def _directions(n: int, d_model: int, seed: int, rotated: bool) -> Float[Tensor, "feature+1 d_model"]:
     if not rotated:
-        pairs = torch.eye(d_model, dtype=torch.float64)[: 2 * n].unflatten(0, (n, 2))
-        return (pairs[:, 0] - pairs[:, 1]) / 2**0.5
+        axes = torch.eye(d_model, dtype=torch.float64)
+        pairs: Tensor = (axes[: 2 * n : 2] - axes[1 : 2 * n : 2]) * 0.5**0.5
+        return pairs
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(d_model, n, generator=generator, dtype=torch.float64)
-    basis, _ = torch.linalg.qr(drawn - drawn.mean(dim=0))
-    return basis.t()
+    orthonormal: Tensor = torch.linalg.qr(drawn - drawn.mean(dim=0)).Q.t()
+    return orthonormal
 
 
 def _write_embedding(vit: Any, stream: Stream, program: Program) -> None:
@@ -143,7 +149,7 @@ def _write_embedding(vit: Any, stream: Stream, program: Program) -> None:
 def _write_head(attention: Any, stream: Stream, place: int, head: Head) -> None:
     d_head = attention.head_dim
     rows = slice(place * d_head, (place + 1) * d_head)
-    query, key, value = attention.qkv.weight.unflatten(0, (3, -1))[:, rows]
+    query, key, value = attention.qkv.weight.unflatten(0, (3, -1))[:, rows]  # views: written to in place
     biases = attention.qkv.bias.unflatten(0, (3, -1))[:, rows]
     for row, match in enumerate(head.matches):
         weight = match.weight / attention.scale
@@ -153,7 +159,9 @@ def _write_head(attention: Any, stream: Stream, place: int, head: Head) -> None:
             query[row] = weight * stream.read(match.query)
         key[row] = stream.read(match.key)
     off, on = head.levels
-    value[0] = stream.read(head.value) / 2  # with the bias: 1 where it is on and 0 where it is off, minus `off`
+    value[0] = (
+        stream.read(head.value) / 2
+    )  # with the bias: 1 where it is on and 0 where it is off, minus `off`
     biases[2, 0] = 0.5 - off
     attention.proj.weight[:, rows.start] = 2 / (on - off) * stream.write(head.into)
 

@@ -39,8 +39,8 @@ class Compiled:
         program: what was compiled.
 
     Example:
-        >>> list(compiled("relay").wired)[-2:]
-        ['a0.h0->a1.h0<v>', 'a1.h0->logits']
+        >>> list(compiled("relay").wired)
+        ['input->a0.h0<k>', 'input->a0.h0<v>', 'a0.h0->a1.h0<v>', 'a1.h0->logits']
     """
 
     name: str
@@ -78,13 +78,14 @@ class Compiled:
 def compiled(name: str, *, parts: Collection[str] = (), seed: int = 0, rotated: bool = True) -> Compiled:
     """A ViT with written weights that computes a known program, to hold methods against.
 
-    Five programs, one for each way in which a component can depend on another: "relay" (values), "key", "query",
-    "hop" (positions) and "count" (uniform attention). Heads that the program does not need are decoys: they attend,
-    write what differs between the images, and nobody reads them.
+    Five programs, one for each way in which a component can depend on another: "relay" (values), "key",
+    "query", "hop" (positions) and "count" (uniform attention). Heads that the program does not need are
+    decoys: they attend, write what differs between the images, and nobody reads them.
 
     Args:
         name: of the program.
-        parts: adversarial parts to add: "backup" or "gate", "cancelling", "opposite", "saturated", "norm", "register".
+        parts: adversarial parts to add: "backup" or "gate", "cancelling", "opposite", "saturated", "norm",
+            "register".
         seed: of the directions in the residual stream.
         rotated: False gives every feature two axes of its own, to look at; the logits are the same.
 

@@ -9,7 +9,7 @@ __all__ = ["wired_circuit"]
 
 
 def wired_circuit(program: Program, graph: Graph) -> Circuit:
-    """The edges whose receiver reads a feature that their sender writes, and that lie on a path to the logits."""
+    """The edges whose receiver reads a feature that their sender writes, on a path to the logits."""
     wired = [
         edge_name(sender, receiver)
         for sender, written in _writes(program).items()

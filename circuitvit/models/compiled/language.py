@@ -1,4 +1,4 @@
-"""The little language that compiled models are written in: what heads, MLPs and the classifier read and write.
+"""The little language of compiled models: what heads, MLPs and the classifier read and write.
 
 A *feature* is on or off at every token. Pixels and positions set some; every other feature starts off and has
 exactly one writer. Nothing else flows through the stream, so who is wired to whom can be read off a program:
@@ -142,7 +142,11 @@ class Program:
     @property
     def written(self) -> tuple[str, ...]:
         """Features that heads and units write, in running order."""
-        return tuple(part.into for layer in self.layers for part in (*layer.heads, *layer.units))
+        names: list[str] = []
+        for layer in self.layers:
+            names += [head.into for head in layer.heads]
+            names += [unit.into for unit in layer.units]
+        return tuple(names)
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -139,4 +139,3 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "register": Part("the answer is read from a register token", _register, registers=1),
     }
 )
-

@@ -1,8 +1,8 @@
 """The five programs: one for each way in which one component of a transformer can depend on another.
 
-Each is a function of a `Size`. Attention is soft: what a head looks for gets most of the attention but not all
-(85 % with the usual gap), so that its logits have a gradient. As it is known exactly how much, the levels of
-what is written are exact all the same: on drawn images every feature is on or off, never between.
+Each is a function of a `Size`. Attention is soft: what a head looks for gets most of the attention but not
+all (86 % with the usual gap), so that its logits have a gradient. As it is known exactly how much, the levels
+of what is written are exact all the same: on drawn images every feature is on or off, never between.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["PROGRAMS"]
 
 
 def relay(size: Size) -> Program:
-    """Value composition: one head takes the cue's colour, a second takes it from there to the class token."""
+    """Value composition: one head gives the cue's colour to all tokens, a second averages what they got."""
     takes = Head(look_for(size, "cue"), "colour", "seen", shares(size, 3))
-    passes = Head(look_for(size, "centre"), "seen", "answer", (0.0, 1.0))
+    passes = Head((), "seen", "answer", (0.0, 1.0))
     return Program(
         claim="the cue patch is coloured",
         size=size,
@@ -30,7 +30,6 @@ def relay(size: Size) -> Program:
                 {"colour": {"colour": (1, 2, 3)}, "cue": {"cue": (1,)}},
             ),
         ),
-        places={"centre": (size.tokens - 1 - N_PATCHES // 2,)},
         layers=(Layer((takes,)), Layer((passes,))),
         readout={"answer": 1.0},
         carrier=(1, passes),
@@ -88,7 +87,7 @@ def query(size: Size) -> Program:
 
 
 def hop(size: Size) -> Program:
-    """A positional hop: every patch reads its right neighbour's colour, then the class token reads the cue's."""
+    """A positional hop: every patch reads the next one's colour, then the class token reads the cue's."""
     prefix = size.tokens - N_PATCHES
     places = {f"place{token}": (token,) for token in range(size.tokens)}
     after = {token: token + 1 for token in range(prefix, size.tokens - 1)} | {size.tokens - 1: prefix}

@@ -84,7 +84,7 @@ def draw(
 
 def images_of(grids: Bool[Tensor, "image feature patch"]) -> Float[Tensor, "image channel height width"]:
     """Images that show these features: channel `i` is +1 in the patches where feature `i` is on, else -1."""
-    signs = grids.float().mul(2).sub(1).unflatten(-1, (GRID, GRID))
+    signs = (2 * grids.float() - 1).view(*grids.shape[:-1], GRID, GRID)
     return signs.repeat_interleave(PATCH, dim=-2).repeat_interleave(PATCH, dim=-1)
 
 
