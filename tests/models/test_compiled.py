@@ -243,6 +243,7 @@ def test_parts_are_a_set() -> None:
     one = cv.compiled("relay", parts=("register", "cancelling"))
     two = cv.compiled("relay", parts=["cancelling", "register", "cancelling"])
     assert one.name == two.name == "relay+cancelling+register"
+    assert cv.compiled("relay", parts="register").name == "relay+register"
     assert one.model.weights_hash == two.model.weights_hash
     assert one.model.token_kinds(11)[:2] == ("cls", "reg")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -11,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import circuitvit as cv
 from circuitvit.graph import StageNodes
 from circuitvit.testing import active_edges, separation
-from tests.attribution.test_ground_truth import task_of
+from circuitvit.testing.ground_truth import largest_effects
 from tests.strategies import Case, cases
 
 LADDER = cv.Graph(
@@ -24,17 +25,31 @@ LADDER = cv.Graph(
 """A graph of 15 edges."""
 
 
-@given(cases(max_depth=1, max_heads=2))
-def test_active_edges_are_those_that_move_some_pair(case: Case) -> None:
-    """On one pair the largest effect over pairs is the exact effect itself."""
+@given(cases(max_depth=1, max_heads=2), st.data())
+def test_the_largest_effect_is_that_of_a_run_without_the_edge(case: Case, data: st.DataObject) -> None:
+    """Over pairs, by `cv.run`: `ablate=` when noising, a circuit of one edge when denoising."""
     task = case.task()
     prepared = task.prepare(case.model)
-    exact = np.abs(cv.attribute(case.model, prepared, "exact", progress=False).values)
-    threshold = float(np.median(exact[prepared.graph.edge_mask])) * 1.000001
-    active = active_edges(case.model, prepared, at_least=threshold)
-    assert not (exact >= threshold * 1.000001)[~active.kept].any()  # a mean is never above the largest
-    if len(prepared) == 1:
-        assert np.array_equal(active.kept, exact >= threshold)
+    largest = largest_effects(prepared)
+    assert not largest[~prepared.graph.edge_mask].any()
+    with torch.no_grad():
+        before = case.formula(case.module(case.base))
+    for name in data.draw(st.lists(st.sampled_from(prepared.graph.edges), min_size=3, max_size=3)):
+        one = cv.Circuit.from_edges(prepared.graph, [name])
+        options = {"ablate": one} if case.direction == "noising" else {"circuit": one}
+        difference = case.formula(cv.run(case.model, task, **options)) - before
+        expected = float(difference.abs().max())
+        assert largest[prepared.graph.edge_index(name)] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_active_edges_are_those_above_the_threshold() -> None:
+    relay = cv.compiled("relay")
+    prepared = cv.Task(*relay.pairs(4), metric=cv.logit_diff("yes", "no")).prepare(relay.model)
+    largest = largest_effects(prepared)
+    for threshold in (1e-3, 1.0, float(largest.max())):
+        expected = cv.Circuit(prepared.graph, largest >= threshold)
+        assert active_edges(relay.model, prepared, at_least=threshold) == expected
+        assert len(expected) > 0
 
 
 def test_pairs_that_pull_in_opposite_directions_do_not_hide_an_edge() -> None:
@@ -71,4 +86,4 @@ def test_nothing_to_tell_apart_is_refused() -> None:
     with pytest.raises(cv.CircuitViTError, match="different graphs"):
         separation(scores, relay.wired)
     with pytest.raises(cv.CircuitViTError, match="must be positive, not 0"):
-        active_edges(relay.model, task_of(relay), at_least=0)
+        active_edges(relay.model, cv.Task(*relay.pairs(1)), at_least=0)

@@ -27,7 +27,7 @@ HEADS = 3
 """Heads in a layer, unless a program needs more."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Compiled:
     """A compiled model, its images, and its circuit.
 
@@ -53,6 +53,10 @@ class Compiled:
         """What can differ between a clean and a corrupt image."""
         return tuple(self.program.scenes[0].changes)
 
+    def __repr__(self) -> str:
+        wired = f"{len(self.wired)} of {self.model.graph.n_edges} edges wired"
+        return f"Compiled({self.name}, yes when {self.program.claim}; {wired})"
+
     def pairs(
         self, n: int, seed: int = 0, change: str | None = None
     ) -> tuple[Float[Tensor, "pair channel height width"], Float[Tensor, "pair channel height width"]]:
@@ -75,7 +79,9 @@ class Compiled:
         return images_of(clean), images_of(corrupt)
 
 
-def compiled(name: str, *, parts: Collection[str] = (), seed: int = 0, rotated: bool = True) -> Compiled:
+def compiled(
+    name: str, *, parts: str | Collection[str] = (), seed: int = 0, rotated: bool = True
+) -> Compiled:
     """A ViT with written weights that computes a known program, to hold methods against.
 
     Five programs, one for each way in which a component can depend on another: "relay" (values), "key",
@@ -84,8 +90,8 @@ def compiled(name: str, *, parts: Collection[str] = (), seed: int = 0, rotated: 
 
     Args:
         name: of the program.
-        parts: adversarial parts to add: "backup" or "gate", "cancelling", "opposite", "saturated", "norm",
-            "register".
+        parts: one or more adversarial parts: "backup" or "gate", "cancelling", "opposite", "saturated",
+            "norm", "register".
         seed: of the directions in the residual stream.
         rotated: False gives every feature two axes of its own, to look at; the logits are the same.
 
@@ -96,8 +102,11 @@ def compiled(name: str, *, parts: Collection[str] = (), seed: int = 0, rotated: 
     Example:
         >>> import circuitvit as cv
         >>> relay = cv.compiled("relay")
+        >>> relay
+        Compiled(relay, yes when the cue patch is coloured; 4 of 75 edges wired)
         >>> task = cv.Task(*relay.pairs(8), metric=cv.logit_diff("yes", "no"))
     """
+    parts = (parts,) if isinstance(parts, str) else parts
     if name not in PROGRAMS:
         raise unknown_name("program", name, PROGRAMS)
     for part in parts:
