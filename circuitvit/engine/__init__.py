@@ -7,6 +7,7 @@ from circuitvit.engine.masked import Sources, masked_run, new_workspace
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.progress import progress_bar
 from circuitvit.engine.references import reference_source
+from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import (
     BatchRun,
     Evaluation,
@@ -25,6 +26,7 @@ __all__ = [
     "Capture",
     "Evaluation",
     "Gradients",
+    "Replay",
     "Site",
     "Sources",
     "batch_runs",

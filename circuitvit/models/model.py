@@ -76,12 +76,17 @@ class Model:
         In the last layer only the tokens that the readout reads matter: from the last stage that mixes
         tokens on, the stream is cut to them. Logits, gradients and effects are those of `stages`.
         """
-        read = getattr(self.stages[-1], "tokens", None)
         mixing = [place for place, stage in enumerate(self.layers, 1) if any(stage.nodes.mixes or ())]
-        if read is None or not mixing:
+        if self.leading is None or not mixing:
             return self.stages
         last = mixing[-1]
-        return (*self.stages[:last], self.stages[last].leading(read), *self.stages[last + 1 :])
+        return (*self.stages[:last], self.stages[last].leading(self.leading), *self.stages[last + 1 :])
+
+    @property
+    def leading(self) -> int | None:
+        """The number of tokens that the readout reads, if those are the first ones; None if it reads all."""
+        tokens: int | None = getattr(self.stages[-1], "tokens", None)
+        return tokens
 
     def embed(self, images: Tensor) -> Tensor:
         """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
