@@ -17,11 +17,13 @@ from circuitvit.models import Model, load, wrap
 from circuitvit.models.compiled import Compiled, compiled
 from circuitvit.pruning import (
     Curve,
+    FamilySettings,
     Finding,
     MaskSettings,
     Plan,
     acdc,
     circuit_curve,
+    ddmin,
     find,
     find_several,
     learn_constants,
@@ -46,6 +48,7 @@ from circuitvit.tasks import (
     logit,
     logit_diff,
     probability,
+    split,
 )
 from circuitvit.verification import (
     AuditSettings,
@@ -65,6 +68,7 @@ from circuitvit.verification import (
     stability,
     verify,
 )
+from circuitvit.views.comparison import Comparison, compare
 
 __all__ = [
     "METHODS",
@@ -72,11 +76,13 @@ __all__ = [
     "BeatsRandom",
     "Circuit",
     "CircuitViTError",
+    "Comparison",
     "Compiled",
     "Constants",
     "Curve",
     "EdgeScores",
     "Falls",
+    "FamilySettings",
     "Finding",
     "Flips",
     "Graph",
@@ -102,8 +108,10 @@ __all__ = [
     "attribute",
     "audit",
     "circuit_curve",
+    "compare",
     "compiled",
     "cross_entropy",
+    "ddmin",
     "find",
     "find_several",
     "flip_search",
@@ -121,6 +129,7 @@ __all__ = [
     "robustness",
     "run",
     "score_curve",
+    "split",
     "stability",
     "verify",
     "wrap",

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from circuitvit._version import __version__
 from circuitvit.cli.attribute import attribute
+from circuitvit.cli.compare import compare
 from circuitvit.cli.demo import demo
 from circuitvit.cli.discover import discover
 from circuitvit.cli.draw import draw
@@ -96,6 +97,7 @@ _COMMANDS = (
     (discover, "Find the circuit behind a behaviour, prove it by ablation, draw it."),
     (attribute, "Score every edge of a model, without choosing a circuit."),
     (verify, "Test a saved circuit by ablation: is it enough, is it needed?"),
+    (compare, "Faithfulness by size for several methods, on one plot."),
     (draw, "Draw a saved circuit: SVG, HTML, PDF, PNG, DOT, GraphML and others."),
     (models, "List the models that can be used."),
     (train, "Train a small Vision Transformer of your own."),

@@ -7,7 +7,7 @@ from pathlib import Path
 from circuitvit.cli.discovery import FILES, check_search, discover_circuit
 from circuitvit.cli.folder import Folder
 from circuitvit.cli.grouped import grouped
-from circuitvit.cli.inputs import load_model, make_held_out, make_task, prepare
+from circuitvit.cli.inputs import load_model, make_held_out, make_task, prepare_both
 from circuitvit.cli.options import (
     BehaviourOptions,
     ImageOptions,
@@ -55,8 +55,7 @@ def discover(
         with clock.phase("model"):
             loaded = load_model(model)
         with clock.phase("images"):
-            prepared = prepare(loaded, task, run, verifiable=True)
-            others = None if held_out is None else prepare(loaded, held_out, run, verifiable=True)
+            prepared, others = prepare_both(loaded, task, held_out, run)
         outcome = discover_circuit(loaded, prepared, others, search, run, verification.random, folder, clock)
     rows = [*report_rows(outcome.report), Row("time", str(clock))]
     show_rows(f"Circuit of {loaded.name} for {prepared.metric.label}", rows)

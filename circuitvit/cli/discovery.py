@@ -123,6 +123,7 @@ def check_search(search: SearchOptions, direction: str) -> None:
         "faithfulness": search.method == "find",
         "within": search.method == "find",
         "plan": search.method == "find",
+        "start": search.method == "find",
         "tau": search.method == "acdc",
         "divergence": search.method == "acdc",
         "steps": scoring and METHODS[search.method].uses_steps,
@@ -145,6 +146,8 @@ def check_search(search: SearchOptions, direction: str) -> None:
         )
     if search.plan is not None and search.within is not None:
         raise OptionError("--plan repeats a search, however long it takes: leave out --within")
+    if search.plan is not None and search.start is not None:
+        raise OptionError("--plan says how a search starts, with 0 steps from the whole: leave out --start")
     _check_values(search)
 
 
@@ -152,6 +155,7 @@ _USERS = {
     "faithfulness": "it belongs to --method find",
     "within": "it belongs to --method find",
     "plan": "it belongs to --method find",
+    "start": "it belongs to --method find",
     "tau": "it belongs to --method acdc",
     "divergence": "it belongs to --method acdc",
     "steps": "it belongs to --method eap-ig and its kin",
@@ -165,6 +169,8 @@ _USERS = {
 def _check_values(search: SearchOptions) -> None:
     if search.by is not None:
         check_choice("ranking", search.by, ("magnitude", "signed"))
+    if search.start is not None:
+        check_choice("start", search.start, ("mask", "whole"))
     if search.divergence is not None:
         check_choice("divergence", search.divergence, ("kl", "metric"))
     if search.within is not None:
@@ -190,7 +196,7 @@ def _find(model: Model, task: PreparedTask, search: SearchOptions, run: RunOptio
     finding = find(
         model, task, faithfulness=search.faithfulness or FAITHFULNESS, within=search.within or WITHIN,
         seed=run.seed, batch_size=run.batch_size or MASK_BATCH, memory=run.budget, plan=plan,
-        progress=run.progress,
+        start="whole" if search.start == "whole" else "mask", progress=run.progress,
     )  # fmt: skip
     return _Found(finding.circuit, None, finding.summary)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from circuitvit.cli.options import (
     BehaviourOptions,
+    HeldOutOptions,
     ImageOptions,
     ModelOptions,
     RunOptions,
-    VerificationOptions,
 )
 from circuitvit.cli.values import parse_architecture
 from circuitvit.errors import FileError, OptionError, unknown_name
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from circuitvit.models import Model
     from circuitvit.tasks import Ablation, Metric, PreparedTask, Task
 
-__all__ = ["batch_size", "check_choice", "load_model", "make_held_out", "make_task", "prepare"]
+__all__ = [
+    "batch_size",
+    "check_choice",
+    "load_model",
+    "make_held_out",
+    "make_task",
+    "prepare",
+    "prepare_both",
+]
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -86,14 +94,20 @@ def make_task(images: ImageOptions, behaviour: BehaviourOptions, seed: int) -> T
     return _task(images, behaviour, seed, prefix="--")
 
 
-def make_held_out(options: VerificationOptions, behaviour: BehaviourOptions, seed: int) -> Task | None:
-    """The same behaviour on the held-out images, or None where there are none.
+def make_held_out(options: HeldOutOptions, behaviour: BehaviourOptions, seed: int) -> Task | float | None:
+    """The same behaviour on the held-out images, the share of pairs to hold out, or None for neither.
 
     Raises:
         CircuitViTError: as `make_task`.
     """
     images = ImageOptions(options.held_out_clean, options.held_out_corrupt, options.held_out_pairs)
-    return None if images == ImageOptions() else _task(images, behaviour, seed, prefix="--held-out-")
+    if options.held_out is None:
+        return None if images == ImageOptions() else _task(images, behaviour, seed, prefix="--held-out-")
+    if images != ImageOptions():
+        raise OptionError("--held-out divides the pairs given: leave out the other --held-out options")
+    if not 0 < options.held_out < 1:
+        raise OptionError(f"--held-out is a share of the pairs, between 0 and 1, not {options.held_out:g}")
+    return options.held_out
 
 
 def _task(images: ImageOptions, behaviour: BehaviourOptions, seed: int, prefix: str) -> Task:
@@ -158,7 +172,7 @@ def _refuse_named_twice(table: Path, behaviour: BehaviourOptions) -> None:
 # -- checks --------------------------------------------------------------------------------------
 
 
-def prepare(model: Model, task: Task, run: RunOptions, *, verifiable: bool) -> PreparedTask:
+def prepare(model: Model, task: Task | PreparedTask, run: RunOptions, *, verifiable: bool) -> PreparedTask:
     """Load and check images, classes and token groups, and see that the metric differs at all.
 
     Args:
@@ -172,15 +186,33 @@ def prepare(model: Model, task: Task, run: RunOptions, *, verifiable: bool) -> P
         CircuitViTError: as `Task.prepare`; or if the metric is the same with and without the behaviour.
     """
     from circuitvit.engine import check_effect, evaluate
+    from circuitvit.tasks import ready
     from circuitvit.verification import require_effect
 
-    prepared = task.prepare(model)
+    prepared = ready(model, task)
     ends = evaluate(prepared, [], batch_size=batch_size(prepared, run))
     check_effect(prepared, ends.all_values, ends.none_values)
     if verifiable:
         whole, nothing = (values.double().numpy() for values in (ends.all_values, ends.none_values))
         require_effect(whole, nothing, label=prepared.metric.label, names=prepared.clean.names)
     return prepared
+
+
+def prepare_both(
+    model: Model, task: Task, held_out: Task | float | None, run: RunOptions
+) -> tuple[PreparedTask, PreparedTask | None]:
+    """The pairs to discover on and those to judge on, each prepared and checked as by `prepare`.
+
+    Raises:
+        CircuitViTError: as `prepare`, and if the pairs cannot be divided.
+    """
+    from circuitvit.tasks import split
+
+    if held_out is None:
+        return prepare(model, task, run, verifiable=True), None
+    sides = split(model, task, held_out, seed=run.seed) if isinstance(held_out, float) else (task, held_out)
+    first, second = (prepare(model, side, run, verifiable=True) for side in sides)
+    return first, second
 
 
 def batch_size(prepared: PreparedTask, run: RunOptions) -> int:

@@ -14,6 +14,7 @@ import typer
 
 __all__ = [
     "BehaviourOptions",
+    "HeldOutOptions",
     "ImageOptions",
     "ModelOptions",
     "OutOption",
@@ -193,6 +194,16 @@ class SearchOptions:
         str | None,
         option("Search", "--within", "find: time to search, such as 90s or 5m. [default: 120s]", "TIME"),
     ] = None
+    start: Annotated[
+        str | None,
+        option(
+            "Search",
+            "--start",
+            "find: mask trims what a learned mask passes through; whole trims the whole model, for small "
+            "ones. [default: mask]",
+            "NAME",
+        ),
+    ] = None
     plan: Annotated[
         str | None,
         option(
@@ -257,8 +268,8 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
-class VerificationOptions:
-    """On what, and against how many random circuits, a circuit is tested."""
+class HeldOutOptions:
+    """Other pairs, on which circuits are judged."""
 
     held_out_clean: Annotated[
         Path | None,
@@ -275,6 +286,21 @@ class VerificationOptions:
     held_out_pairs: Annotated[
         Path | None, option("Verification", "--held-out-pairs", "Instead of both: a table.", "CSV")
     ] = None
+    held_out: Annotated[
+        float | None,
+        option(
+            "Verification",
+            "--held-out",
+            "Instead: hold out this share of the pairs, drawn by --seed so that no image is on both sides.",
+            "SHARE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class VerificationOptions(HeldOutOptions):
+    """On what, and against how many random circuits, a circuit is tested."""
+
     random: Annotated[
         int,
         option("Verification", "--random", "Random circuits of the same shape to compare with.", "N", min=0),

@@ -9,7 +9,7 @@ from typing import Any
 
 from circuitvit.errors import OptionError
 
-__all__ = ["parse_architecture", "parse_plan", "parse_size"]
+__all__ = ["parse_architecture", "parse_plan", "parse_shares", "parse_size"]
 
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
 _BYTES = {
@@ -66,16 +66,38 @@ def parse_plan(text: str) -> tuple[int, int, int]:
     """Steps, trimming runs and batch size of a search, from "240,400,16".
 
     Raises:
-        OptionError: if it is not three whole numbers above 0.
+        OptionError: if it is not three whole numbers above 0; steps may be 0.
 
     Example:
         >>> parse_plan("240,400,16")
         (240, 400, 16)
     """
-    match = re.fullmatch(r"\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*", text)
+    match = re.fullmatch(r"\s*(0|[1-9]\d*)\s*,\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*", text)
     if match is None:
         raise OptionError(f"--plan takes steps,trim_runs,batch_size, such as 240,400,16, not {text!r}")
     return int(match[1]), int(match[2]), int(match[3])
+
+
+def parse_shares(text: str, option: str) -> tuple[float, ...]:
+    """Shares of all edges from "0.01,0.05,1" or "1%,5%,100%".
+
+    Raises:
+        OptionError: if one of them is no number above 0 and up to 1.
+
+    Example:
+        >>> parse_shares("0.01,5%,1", "--sizes")
+        (0.01, 0.05, 1.0)
+    """
+    shares = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", part)
+        share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+        if not 0 < share <= 1:
+            raise OptionError(
+                f"{option} takes shares of all edges such as 0.01,0.05,1 or 1%,5%, not {text!r}"
+            )
+        shares.append(share)
+    return tuple(shares)
 
 
 def _value(text: str) -> Any:

@@ -11,7 +11,7 @@ import typer
 
 from circuitvit.cli.folder import Folder
 from circuitvit.cli.grouped import grouped
-from circuitvit.cli.inputs import load_model, make_held_out, make_task, prepare
+from circuitvit.cli.inputs import load_model, make_held_out, make_task, prepare_both
 from circuitvit.cli.options import (
     BehaviourOptions,
     ImageOptions,
@@ -103,13 +103,11 @@ def verify(
         with clock.phase("model"):
             loaded = load_model(model)
         with clock.phase("images"):
-            prepared = prepare(loaded, task, run, verifiable=True)
-            if held_out is not None:
-                prepare(loaded, held_out, run, verifiable=True)
+            prepared, others = prepare_both(loaded, task, held_out, run)
         _check_origin(circuit, saved, loaded, prepared)
         with clock.phase("verification"):
             report = test(
-                loaded, task, saved, held_out=held_out, n_random=verification.random, seed=run.seed,
+                loaded, prepared, saved, held_out=others, n_random=verification.random, seed=run.seed,
                 batch_size=run.batch_size, memory=run.budget, progress=run.progress,
             )  # fmt: skip
         if folder is not None:

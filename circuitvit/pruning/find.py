@@ -4,6 +4,9 @@ A learned mask is trained while its target size falls from all edges towards a h
 its discrete circuit is run, so that one training gives a family of circuits with their faithfulness. The
 smallest that lies in the band is trimmed by exact ablation until no single edge can go.
 
+On a small model nothing needs to be learned: the whole model is trimmed itself, edge after edge from the
+smallest exact effect on. Nothing in that is random, so every seed gives the same circuit.
+
 The time is turned into numbers of steps before the work starts, from a short measurement; the numbers are
 recorded, and a run with the same numbers and seed gives the identical circuit on the same machine.
 """
@@ -13,10 +16,12 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from circuitvit.attribution import provenance_of
+from circuitvit.attribution import attribute, provenance_of
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
@@ -50,12 +55,16 @@ MARGIN = 0.05
 """With several pairs the band is narrowed by this on both sides: faithfulness varies on other images."""
 
 
+Start = Literal["mask", "whole"]
+"""What is trimmed: the smallest faithful circuit that a learned mask passes through, or the whole model."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The numbers that make a search repeatable.
 
     Attributes:
-        steps: of mask training.
+        steps: of mask training; 0 where the whole model is trimmed.
         trim_runs: most masked runs of all pairs that trimming may take.
         batch_size: pairs in a training step.
         seed: of the training.
@@ -109,6 +118,7 @@ def find(
     seed: int = 0,
     batch_size: int = 16,
     memory: int | None = None,
+    start: Start = "mask",
     plan: Plan | None = None,
     progress: bool = True,
 ) -> Finding:
@@ -122,11 +132,16 @@ def find(
         seed: of the training.
         batch_size: pairs in a training step.
         memory: budget in bytes of the batches that circuits are run on.
-        plan: the numbers of an earlier search, to repeat it; `within` and `seed` are then not looked at.
+        start: "mask" trims the smallest faithful circuit that a learned mask passes through; "whole" trims
+            the whole model, edges of small exact effect first. The latter has nothing random in it and, on a
+            model of some hundred edges, takes no longer and gives smaller circuits.
+        plan: the numbers of an earlier search, to repeat it; `within`, `seed` and `start` are then not looked
+            at.
         progress: whether to show bars.
 
     Raises:
-        OptionError: if the faithfulness is not between 0 and 1, or the task is denoising.
+        OptionError: if the faithfulness is not between 0 and 1, the start is no such word, or the task is
+            denoising.
         DataError: if the metric does not differ between clean and ablated runs.
 
     Example:
@@ -136,29 +151,33 @@ def find(
     """
     if not 0 < faithfulness < 1:
         raise OptionError(f"the faithfulness asked for must lie between 0 and 1, not {faithfulness!r}")
+    if start not in ("mask", "whole"):
+        raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)
     prepared = ready(model, task, progress)
     meter = FaithfulnessMeter(prepared, memory)
+    if plan is None and start == "whole":
+        plan = _plan_from_whole(meter, deadline, min(batch_size, len(prepared)), seed)
     plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
     margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0
     band = (round(faithfulness + margin, 6), round(2 - faithfulness - margin, 6))
-    trainer, candidates = _train(meter, plan, band, progress)
-    start = _smallest(candidates, band)
+    order, candidates = (_train if plan.steps else _whole)(meter, plan, band, progress)
+    chosen = _smallest(candidates, band)
     provenance = provenance_of(prepared, "find", plan.seed).with_parameters(
         steps=plan.steps, trim_runs=plan.trim_runs, batch_size=plan.batch_size, faithfulness=faithfulness
     )
-    circuit = Circuit(prepared.graph, start.kept, provenance=provenance)
+    circuit = Circuit(prepared.graph, chosen.kept, provenance=provenance)
     refined = refine(
         model,
         prepared,
         circuit,
-        order=np.where(prepared.graph.edge_mask, trainer.openness(), 0.0),
+        order=order,
         band=band,
         max_runs=plan.trim_runs,
         meter=meter,
         progress=progress,
     )
-    summary = _summary(prepared, plan, start, refined.circuit, refined.faithfulness, refined.minimal, band)
+    summary = _summary(prepared, plan, chosen, refined.circuit, refined.faithfulness, refined.minimal, band)
     return Finding(refined.circuit, refined.faithfulness, refined.minimal, candidates, plan, summary)
 
 
@@ -195,10 +214,27 @@ def _plan(prepared: PreparedTask, deadline: float, batch_size: int, seed: int) -
     return Plan(steps, trim_runs, batch_size, seed)
 
 
+def _plan_from_whole(meter: FaithfulnessMeter, deadline: float, batch_size: int, seed: int) -> Plan:
+    """Turn seconds into a number of runs, from one of the whole model, which is the slowest."""
+    begin = time.perf_counter()
+    meter(meter.prepared.graph.edge_mask)
+    return Plan(0, max(50, int(deadline / (time.perf_counter() - begin))), batch_size, seed)
+
+
+def _whole(
+    meter: FaithfulnessMeter, plan: Plan, band: Band, progress: bool
+) -> tuple[NDArray[np.float64], tuple[Candidate, ...]]:
+    """The magnitudes of the exact effects of all edges, and the whole model."""
+    prepared = meter.prepared
+    scores = attribute(prepared.model, prepared, "exact", progress=progress)
+    whole = without_dead(prepared, prepared.graph.edge_mask)
+    return np.abs(scores.values), (Candidate(whole, meter(whole)),)
+
+
 def _train(
     meter: FaithfulnessMeter, plan: Plan, band: Band, progress: bool
-) -> tuple[MaskTrainer, tuple[Candidate, ...]]:
-    """Train until the schedule ends or the behaviour is lost; give the circuits on the way."""
+) -> tuple[NDArray[np.float64], tuple[Candidate, ...]]:
+    """Train until the schedule ends or the behaviour is lost; give how open edges are, and the circuits."""
     prepared = meter.prepared
     edges = max(1, round(SMALLEST * prepared.graph.n_edges))
     settings = MaskSettings(steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, ramp=1.0)
@@ -219,7 +255,8 @@ def _train(
             lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
             if lost == 2:
                 break
-    return trainer, tuple(sorted(candidates, key=lambda each: -each.size))
+    openness = np.where(prepared.graph.edge_mask, trainer.openness(), 0.0)
+    return openness, tuple(sorted(candidates, key=lambda each: -each.size))
 
 
 def _smallest(candidates: tuple[Candidate, ...], band: Band) -> Candidate:
@@ -247,8 +284,12 @@ def _summary(
         if minimal
         else "trimming ran out of its budget, so some edges may still be dropped: give more time"
     )
+    within = f"in the band [{band[0]:.2f}, {band[1]:.2f}]"
+    learned = (
+        f"A mask was learned in up to {plan.steps} steps on {pairs}. Its smallest circuit {within} had "
+        f"{start.size:,} edges; trimming by exact ablation"
+    )
+    trimmed = f"The whole model was trimmed on {pairs}, edges of small exact effect first, which {within}"
     return (
-        f"A mask was learned in up to {plan.steps} steps on {pairs}. Its smallest circuit in the band "
-        f"[{band[0]:.2f}, {band[1]:.2f}] had {start.size:,} edges; trimming by exact ablation left {edges} "
-        f"with faithfulness {faithfulness:.2f}: {ending}."
+        f"{learned if plan.steps else trimmed} left {edges} with faithfulness {faithfulness:.2f}: {ending}."
     )

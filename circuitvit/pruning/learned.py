@@ -108,6 +108,19 @@ class LearnedMask:
     openness: NDArray[np.float64]
     trace: Trace
 
+    def at_most(self, edges: int) -> Circuit:
+        """The circuit, cut to its most open edges where training ended with more than were wanted.
+
+        There is no way to more edges: the gates past the circuit are in no order of use.
+        """
+        kept = np.flatnonzero(self.circuit.kept)
+        if len(kept) <= edges:
+            return self.circuit
+        most_open = kept[np.argsort(-self.openness.flat[kept], kind="stable")[:edges]]
+        cut = np.zeros_like(self.circuit.kept)
+        cut.flat[most_open] = True
+        return Circuit(self.circuit.graph, cut, provenance=self.circuit.provenance).pruned()
+
 
 def learn_mask(
     model: Model,

@@ -14,6 +14,7 @@ from circuitvit.tasks.metrics import (
     metric_names,
     probability,
 )
+from circuitvit.tasks.split import Split, select_pairs, split
 from circuitvit.tasks.task import Batch, PreparedTask, Task, ready
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "PerPair",
     "PreparedTask",
     "Resample",
+    "Split",
     "Task",
     "TokenGroups",
     "Zero",
@@ -40,4 +42,6 @@ __all__ = [
     "metric_names",
     "probability",
     "ready",
+    "select_pairs",
+    "split",
 ]

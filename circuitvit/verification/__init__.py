@@ -42,7 +42,14 @@ from circuitvit.verification.outcome import Outcome, conclusion
 from circuitvit.verification.patching import PatchingMap, patching_map
 from circuitvit.verification.patterns import select_edges
 from circuitvit.verification.random_circuits import layer_profile, random_circuits
-from circuitvit.verification.report import CircuitSize, PairResult, RandomBaseline, Report, Section
+from circuitvit.verification.report import (
+    CircuitSize,
+    PairFailure,
+    PairResult,
+    RandomBaseline,
+    Report,
+    Section,
+)
 from circuitvit.verification.robustness import Robustness, RobustnessRow, robustness
 from circuitvit.verification.stability import Stability, stability
 from circuitvit.verification.subtask import subtask
@@ -66,6 +73,7 @@ __all__ = [
     "Hypothesis",
     "HypothesisFile",
     "Outcome",
+    "PairFailure",
     "PairMeter",
     "PairResult",
     "PatchingMap",

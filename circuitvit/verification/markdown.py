@@ -35,6 +35,8 @@ def report_to_markdown(report: Report) -> str:
     lines += ["## Caveats", "", *(f"- {plain(text)}" for text in report.warnings or ("None.",)), ""]
     lines += ["## Figures", "", *_figures(sections), ""]
     for section in sections:
+        lines += [f"## Pairs it fails on ({_where(section)})", "", *_failures(section), ""]
+    for section in sections:
         lines += [f"## Pair by pair ({_where(section)})", "", *_pairs(section), ""]
     lines += further_findings(report)
     lines += ["## Origin", "", *_origin(report)]
@@ -64,8 +66,16 @@ def _sentences(report: Report) -> Iterator[str]:
         f"- Its top class is the full model's on {_percent(section.agreement)} of the images, and its "
         f"prediction is {section.kl} nats from the full one (KL)."
     )
+    if section.failures:
+        yield f"- It fails on {len(section.failures)} of {pairs}, which are listed below."
     if section.random is not None:
         yield _random_sentence(section)
+    if report.held_out is not None:
+        found, other = report.task.faithfulness.value, section.faithfulness.value
+        yield (
+            f"- On the images it was found on it keeps {found:.3f}: generalising to held-out ones changes it "
+            f"by {other - found:+.3f}."
+        )
 
 
 def _random_sentence(section: Section) -> str:
@@ -111,6 +121,25 @@ _RANDOM_FIGURES: tuple[tuple[str, Callable[[Section], str]], ...] = (
     ("their live edges after pruning, mean", _of_random(lambda random: f"{random.live_edges:.1f}")),
     ("circuit's edges that they share, mean", _of_random(lambda random: f"{random.shared:.0%}")),
 )
+
+
+def _failures(section: Section) -> Iterator[str]:
+    yield (
+        "The circuit fails on a pair when its top class is not the full model's, or its metric is off by "
+        "more than half of the mean behaviour."
+    )
+    yield ""
+    if not section.failures:
+        yield "There is none."
+        return
+    yield from row(
+        "clean", "corrupt", "off by (share of the behaviour)", "top: all", "top: circuit", header=True
+    )
+    for pair in section.failures[:PAIRS_SHOWN]:
+        yield from row(pair.clean, pair.corrupt or "", f"{pair.off:+.3f}", pair.top_whole, pair.top_circuit)
+    if len(section.failures) > PAIRS_SHOWN:
+        yield ""
+        yield f"And {len(section.failures) - PAIRS_SHOWN:,} more, in the JSON file."
 
 
 def _pairs(section: Section) -> Iterator[str]:

@@ -24,12 +24,15 @@ from circuitvit.verification.bootstrap import (
     share_interval,
 )
 from circuitvit.verification.faithfulness import ROUNDING, faithfulness, require_effect
-from circuitvit.verification.report import QUANTILES, PairResult, RandomBaseline, Section
+from circuitvit.verification.report import QUANTILES, PairFailure, PairResult, RandomBaseline, Section
 
 __all__ = ["Runs", "run_circuits", "section"]
 
 WEAK = 0.1
 """A pair is weak when its metric differs by less than this share of the mean difference."""
+
+FAR = 0.5
+"""The circuit fails on a pair when its metric is off by more than this share of the mean behaviour."""
 
 TIE = 1e-6
 """Random circuits within this of the circuit's faithfulness are as good: equals differ by rounding."""
@@ -122,6 +125,7 @@ def section(
     weight = effect * np.sign(effect.mean())
     tops = [logits.argmax(dim=-1) for logits in (runs.whole_logits, runs.circuit_logits)]
     kl = _kl(runs.whole_logits, runs.circuit_logits)
+    pairs = _pairs(runs, kl)
     return Section(
         images=images,
         task=runs.prepared.label,
@@ -138,7 +142,8 @@ def section(
         weak_pairs=int((np.abs(weight) < WEAK * weight.mean()).sum()),
         opposite_pairs=int((weight < 0).sum()),
         random=_baseline(runs, circuit, randoms, settings) if randoms else None,
-        pairs=_pairs(runs, kl),
+        pairs=pairs,
+        failures=_failures(pairs, float(effect.mean())),
     )
 
 
@@ -182,6 +187,22 @@ def _pairs(runs: Runs, kl: NDArray[np.float64]) -> tuple[PairResult, ...]:
     metrics = [values.tolist() for values in (runs.whole, runs.nothing, runs.circuit, runs.complement)]
     rows = zip(prepared.clean.names, corrupt, *metrics, *tops, kl.tolist(), strict=True)
     return tuple(PairResult(*row) for row in rows)
+
+
+def _failures(pairs: Sequence[PairResult], behaviour: float) -> tuple[PairFailure, ...]:
+    """The pairs that the circuit fails on, the worst first.
+
+    Args:
+        pairs: all of them.
+        behaviour: mean metric with every edge kept minus that with none. A pair's own would not do: where it
+            is near 0, any circuit is infinitely far off.
+    """
+    found = [
+        PairFailure(pair.clean, pair.corrupt, off, pair.top_whole, pair.top_circuit)
+        for pair in pairs
+        if abs(off := (pair.circuit - pair.whole) / behaviour) > FAR or pair.top_circuit != pair.top_whole
+    ]
+    return tuple(sorted(found, key=lambda failure: -abs(failure.off)))
 
 
 def _labels(prepared: PreparedTask, logits: Float[Tensor, "pair class"]) -> list[str]:

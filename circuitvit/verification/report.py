@@ -28,6 +28,7 @@ __all__ = [
     "QUANTILES",
     "REPORT_SCHEMA",
     "CircuitSize",
+    "PairFailure",
     "PairResult",
     "RandomBaseline",
     "Report",
@@ -94,6 +95,26 @@ class PairResult:
 
 
 @dataclass(frozen=True)
+class PairFailure:
+    """A pair that the circuit fails on.
+
+    Attributes:
+        clean: name of the clean image.
+        corrupt: name of the corrupt image, or None.
+        off: the circuit's metric minus the model's, as a share of the mean behaviour over all pairs; negative
+            when the circuit shows less of it.
+        top_whole: the top class of the full model.
+        top_circuit: that of the circuit alone.
+    """
+
+    clean: str
+    corrupt: str | None
+    off: float
+    top_whole: str
+    top_circuit: str
+
+
+@dataclass(frozen=True)
 class RandomBaseline:
     """The circuit against random circuits with as many edges into every stage.
 
@@ -145,6 +166,8 @@ class Section:
         opposite_pairs: those among all pairs whose metric differs the other way.
         random: the random circuits, or None if there were none.
         pairs: pair by pair.
+        failures: pairs whose top class is another with the circuit alone, or whose metric is off by more than
+            half of the mean behaviour; the worst first.
     """
 
     images: str
@@ -163,6 +186,7 @@ class Section:
     opposite_pairs: int
     random: RandomBaseline | None
     pairs: tuple[PairResult, ...]
+    failures: tuple[PairFailure, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -242,6 +266,11 @@ class Report:
     def headline(self) -> Section:
         """The figures to quote: those on held-out pairs where there are any."""
         return self.held_out or self.task
+
+    @property
+    def failures(self) -> tuple[PairFailure, ...]:
+        """The pairs that the circuit fails on, of those in the headline."""
+        return self.headline.failures
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values; "schema" comes first."""

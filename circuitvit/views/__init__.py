@@ -15,6 +15,7 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
+from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
@@ -24,11 +25,13 @@ from circuitvit.views.symbols import class_symbols
 
 __all__ = [
     "AttentionPatterns",
+    "Comparison",
     "DirectAttribution",
     "EffectHeatmap",
     "FaithfulnessCurve",
     "HeadPosition",
     "LogitLens",
+    "MethodCurve",
     "PatchEvidence",
     "PositionHeads",
     "SegmentationScore",
@@ -36,6 +39,7 @@ __all__ = [
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
+    "compare",
     "direct_logit_attribution",
     "effect_heatmap",
     "faithfulness_curve",

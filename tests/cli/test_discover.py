@@ -135,10 +135,11 @@ def test_options_reach_the_search(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("circuitvit.pruning.find", find)
-    asked = ["--faithfulness", "0.8", "--within", "2m", "--seed", "7", "--batch-size", "3", "--memory", "1GB"]
+    asked = ["--start", "whole", "--faithfulness", "0.8", "--within", "2m"]
+    asked += ["--seed", "7", "--batch-size", "3", "--memory", "1GB"]
     result = run("discover", *behaviour, *asked, "--out", tmp_path / "new")
     expected = {"faithfulness": 0.8, "within": "2m", "seed": 7, "batch_size": 3, "plan": None}
-    assert seen == {**expected, "memory": 10**9, "progress": False}
+    assert seen == {**expected, "start": "whole", "memory": 10**9, "progress": False}
     assert result.exit_code == 130
     assert "interrupted: nothing has been saved" in result.stderr
     assert not (tmp_path / "new").exists()
@@ -169,3 +170,21 @@ def test_full_memory_is_explained(
     result = run("discover", *behaviour, "--method", "eap", "--edges", 60, "--out", tmp_path)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: the memory is full: try --batch-size 1")
+
+
+def test_a_share_of_the_pairs_is_held_out(run: Run, behaviour: list[object], tmp_path: Path) -> None:
+    options = ["--method", "eap", "--edges", 80, "--random", 0, "--held-out", 0.34]
+    result = run("discover", *behaviour, *options, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    report = Report.load(tmp_path / "report.json")
+    assert report.held_out is not None
+    assert (report.task.n_pairs, report.held_out.n_pairs) == (N_PAIRS - 2, 2)
+    names = [{pair.clean for pair in section.pairs} for section in (report.task, report.held_out)]
+    assert not names[0] & names[1]
+    verified = run(
+        "verify", tmp_path / "circuit.json", *behaviour, "--random", 0, "--held-out", 0.34, "--out", tmp_path
+    )
+    assert verified.exit_code == 0, verified.output
+    again = Report.load(tmp_path / "report.json")
+    assert again.held_out is not None
+    assert [pair.clean for pair in again.held_out.pairs] == [pair.clean for pair in report.held_out.pairs]

@@ -53,6 +53,8 @@ def assert_refused(result: Any, message: str) -> None:
         ({"--corrupt": None}, "no counterfactuals: give --corrupt"),
         ({"--held-out-corrupt": "missing"}, "no images: give --held-out-clean"),
         ({"--held-out-clean": "missing.png"}, "no counterfactuals: give --held-out-corrupt"),
+        ({"--held-out": "0.5", "--held-out-clean": "x"}, "leave out the other --held-out options"),
+        ({"--held-out": "1"}, "--held-out is a share of the pairs, between 0 and 1, not 1"),
         ({"--edges": None}, "say how many to take with --edges K"),
         ({"--edges": "100000"}, "--edges 100000: the model has"),
         ({"--threshold": "0.1"}, "say how many to take with --edges K"),

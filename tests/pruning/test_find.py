@@ -180,3 +180,37 @@ class TestSeconds:
     def test_other_text_is_refused(self, text: str) -> None:
         with pytest.raises(OptionError, match="duration"):
             seconds(text)
+
+
+class TestFromTheWhole:
+    """Nothing is learned: the whole model is trimmed, edges of small exact effect first."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def whole(model: cv.Model, task: cv.Task) -> cv.Finding:
+        return cv.find(model, task, start="whole", progress=False)
+
+    def test_as_trimming_the_whole_by_exact_effects(
+        self, model: cv.Model, task: cv.Task, whole: cv.Finding
+    ) -> None:
+        scores = cv.attribute(model, task, "exact", progress=False)
+        full = cv.Circuit.full(model.graph).with_scores(scores)
+        assert whole.circuit == cv.refine(model, task, full, band=(0.95, 1.05), progress=False).circuit
+        assert whole.minimal
+        assert 0.95 <= whole.faithfulness <= 1.05
+
+    def test_every_seed_gives_the_same_circuit(
+        self, model: cv.Model, task: cv.Task, whole: cv.Finding
+    ) -> None:
+        for seed in (1, 2):
+            again = cv.find(model, task, start="whole", seed=seed, progress=False)
+            assert again.circuit == whole.circuit
+
+    def test_its_plan_repeats_it(self, model: cv.Model, task: cv.Task, whole: cv.Finding) -> None:
+        assert whole.plan.steps == 0
+        assert cv.find(model, task, plan=whole.plan, progress=False).circuit == whole.circuit
+        assert "The whole model was trimmed on 4 pairs" in whole.summary
+
+    def test_there_are_two_starts(self, model: cv.Model, task: cv.Task) -> None:
+        with pytest.raises(OptionError, match="'mask' or the 'whole' model, not 'half'"):
+            cv.find(model, task, start="half", progress=False)  # type: ignore[arg-type]

@@ -109,11 +109,11 @@ def test_class_and_file_names_cannot_break_the_tables() -> None:
     assert len(rows) == 1
     assert r"a\|b \<img>\`x\`.png" in rows[0]
     tables = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {3, 11}
+    assert {line.count("|") for line in tables} == {3, 6, 11}
 
 
 def test_long_lists_of_pairs_are_cut_in_markdown_only() -> None:
-    many = replace(report().task, pairs=report().task.pairs * 20)
+    many = replace(report().task, pairs=report().task.pairs * 20, failures=())
     text = replace(report(), task=many, held_out=None).to_markdown()
     assert text.count("\n| image ") == 50
     assert "And 70 more pairs, in the JSON file." in text
@@ -132,3 +132,42 @@ def test_records_of_every_kind() -> None:
     )
     assert json_schema(Estimate)["required"] == ["value"]
     assert set(json_schema(Report)["properties"]) == {each.name for each in fields(Report)}
+
+
+class TestFailures:
+    """The pairs that a circuit fails on, told from the pairs one by one."""
+
+    def test_they_are_those_that_are_far_off_or_see_another_class(self) -> None:
+        section = report().headline
+        behaviour = section.whole.value - section.nothing.value
+        expected = {
+            pair.clean: (pair.circuit - pair.whole) / behaviour
+            for pair in section.pairs
+            if abs(pair.circuit - pair.whole) > 0.5 * behaviour or pair.top_circuit != pair.top_whole
+        }
+        assert expected
+        assert {each.clean: each.off for each in report().failures} == pytest.approx(expected)
+        sizes = [abs(each.off) for each in report().failures]
+        assert sizes == sorted(sizes, reverse=True)
+
+    def test_the_whole_model_fails_on_none(self) -> None:
+        whole = verify(tiny_model(), tiny_task(), some_circuit(share=1.1), n_random=0, progress=False)
+        assert whole.failures == ()
+        assert "There is none." in whole.to_markdown()
+
+    def test_they_are_listed_for_people_and_programs(self) -> None:
+        (worst, *_) = report().failures
+        assert f"| {worst.clean} | {worst.corrupt} | {worst.off:+.3f} |" in report().to_markdown()
+        assert report().to_dict()["held_out"]["failures"][0]["clean"] == worst.clean
+
+    def test_files_without_them_are_still_read(self, tmp_path: Path) -> None:
+        content = report().to_dict()
+        del content["task"]["failures"]
+        (tmp_path / "report.json").write_text(json.dumps(content))
+        assert Report.load(tmp_path / "report.json").task.failures == ()
+
+    def test_generalisation_is_said_in_a_sentence(self) -> None:
+        found, other = report().task.faithfulness.value, report().headline.faithfulness.value
+        assert f"it keeps {found:.3f}: generalising to held-out ones changes it by {other - found:+.3f}" in (
+            report().to_markdown()
+        )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_curves", "draw_heatmap"]
 
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX*"
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, MUTED)
 WRITTEN = 160
 """Cells carry their number up to this many of them."""
 
@@ -66,7 +67,7 @@ def draw_curves(curves: Sequence[FaithfulnessCurve], *, title: str = "Faithfulne
     """
     if not curves:
         raise OptionError("no curves to draw")
-    palette = (COLOURS["supports"], COLOURS["opposes"], "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+    palette = (COLOURS["supports"], COLOURS["opposes"], *OTHERS)
     with styled():
         figure = picture_of(4.6, 3.0, title)
         axes = figure.subplots()
@@ -74,7 +75,8 @@ def draw_curves(curves: Sequence[FaithfulnessCurve], *, title: str = "Faithfulne
             colour, edges = palette[place % len(palette)], np.maximum(curve.edges, 1)
             if curve.low is not None and curve.high is not None:
                 axes.fill_between(edges, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(edges, curve.faithfulness, color=colour, marker=MARKERS[place % len(MARKERS)],
+            dashes = "-" if place < len(palette) else "--"  # past the last colour they begin anew
+            axes.plot(edges, curve.faithfulness, dashes, color=colour, marker=MARKERS[place % len(MARKERS)],
                       markersize=3.2, linewidth=1.3, label=label(curve.label or f"{place + 1}"))  # fmt: skip
         for level, name in ((1.0, "whole model"), (0.0, "nothing kept")):
             axes.axhline(level, color=MUTED, linewidth=0.6, linestyle=(0, (4, 3)))

@@ -1,0 +1,157 @@
+"""Discovery and held-out pairs: a task divided by image, so that no image is on both sides.
+
+Pairs that share an image, clean or corrupt, hang together, also by way of other pairs, and go to one side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.errors import DataError, OptionError
+from circuitvit.models import Model
+from circuitvit.tasks.groups import TokenGroups
+from circuitvit.tasks.images import Images
+from circuitvit.tasks.task import PreparedTask, Task, ready
+
+__all__ = ["Split", "fingerprint", "select_pairs", "split"]
+
+
+class Split(NamedTuple):
+    """The two sides of a task.
+
+    Attributes:
+        discovery: pairs to find a circuit on.
+        held_out: pairs to judge it on.
+    """
+
+    discovery: PreparedTask
+    held_out: PreparedTask
+
+
+def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, seed: int = 0) -> Split:
+    """Divide the pairs of a task at random, so that no image is on both sides.
+
+    Images are the same when they are equal pixel by pixel after preprocessing. Both sides keep the order,
+    names and classes of the pairs.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: of at least two pairs.
+        held_out: share of the pairs to hold out, above 0 and below 1; somewhat fewer where pairs hang
+            together by shared images.
+        seed: of the draw.
+
+    Raises:
+        OptionError: if the share is not between 0 and 1.
+        DataError: if the pairs cannot be divided, or images cannot be used.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> task = cv.Task(*catdog_pairs(8), metric=cv.logit_diff("cat", "dog"))
+        >>> discovery, held_out = split(cv.load("catdog-tiny"), task, 0.25)
+        >>> len(discovery), len(held_out)
+        (6, 2)
+    """
+    if not 0 < held_out < 1:
+        raise OptionError(f"the share of pairs to hold out lies between 0 and 1, not {held_out!r}")
+    prepared = ready(model, task)
+    wanted = min(max(1, round(held_out * len(prepared))), len(prepared) - 1)
+    clusters = _clusters(prepared)
+    chosen: list[int] = []
+    for index in np.random.default_rng(seed).permutation(len(clusters)):
+        if len(chosen) + len(clusters[index]) <= wanted:
+            chosen += clusters[index]
+    if not chosen:
+        largest = max(map(len, clusters))
+        raise DataError(
+            f"{len(prepared)} pairs cannot be divided with {wanted} or fewer held out: "
+            f"{largest} hang together because they share images. Give pairs of images of their own"
+        )
+    others = sorted(set(range(len(prepared))) - set(chosen))
+    return Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
+
+
+def select_pairs(prepared: PreparedTask, rows: Sequence[int]) -> PreparedTask:
+    """The task on some of its pairs, which keep their names and classes; files stay files.
+
+    Args:
+        prepared: the task.
+        rows: which pairs, in which order; at least one.
+    """
+    metric, groups = prepared.metric, prepared.groups
+    target, foil = (None if mask is None else mask[list(rows)] for mask in (metric.target, metric.foil))
+    if groups is not None and groups.members.ndim == 2:
+        groups = TokenGroups(groups.names, groups.members[list(rows)])
+    return replace(
+        prepared,
+        clean=SomeImages(prepared.clean, tuple(rows)),
+        corrupt=None if prepared.corrupt is None else SomeImages(prepared.corrupt, tuple(rows)),
+        metric=replace(metric, target=target, foil=foil),
+        groups=groups,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SomeImages(Images):
+    """Some of other images, taken from them when they are needed.
+
+    Attributes:
+        whole: the images.
+        rows: which of them, in order.
+    """
+
+    whole: Images
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, start: int, stop: int) -> Float[Tensor, "image channel height width"]:
+        taken = [self.whole.take(row, row + 1) for row in self.rows[start:stop]]
+        return torch.cat(taken) if taken else torch.empty(0, *self.shape)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        names = self.whole.names
+        return tuple(names[row] for row in self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.whole.shape
+
+    def check(self, quiet: bool = False) -> None:
+        self.whole.check(quiet)
+
+
+def _clusters(prepared: PreparedTask) -> list[list[int]]:
+    """The pairs that hang together by shared images, in order of their first."""
+    sides = [images for images in (prepared.clean, prepared.corrupt) if images is not None]
+    pairs_and_images: nx.Graph[int | bytes] = nx.Graph()
+    for row in range(len(prepared)):
+        pairs_and_images.add_edges_from((row, _pixels(side.take(row, row + 1))) for side in sides)
+    together = nx.connected_components(pairs_and_images)
+    return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
+
+
+def fingerprint(prepared: PreparedTask) -> str:
+    """The same for the same images in the same order, and for no others: a hash over all pixels."""
+    total = hashlib.sha256()
+    for side in (prepared.clean, prepared.corrupt):
+        for row in range(0 if side is None else len(side)):
+            assert side is not None
+            total.update(_pixels(side.take(row, row + 1)))
+    return total.hexdigest()
+
+
+def _pixels(image: Float[Tensor, "1 channel height width"]) -> bytes:
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
