@@ -18,6 +18,7 @@ from circuitvit.engine.runs import (
     kept_edges,
     run,
 )
+from circuitvit.engine.slopes import output_gradients
 from circuitvit.engine.soft import soft_run
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "kept_edges",
     "masked_run",
     "new_workspace",
+    "output_gradients",
     "outputs",
     "patch_pattern",
     "patch_sender",

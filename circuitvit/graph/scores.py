@@ -13,7 +13,7 @@ from circuitvit.errors import OptionError
 from circuitvit.graph import notebook
 from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.provenance import Provenance
-from circuitvit.graph.topology import Graph
+from circuitvit.graph.topology import EdgeMask, Graph
 
 __all__ = ["Direction", "EdgeScores", "Ranking"]
 
@@ -38,6 +38,8 @@ class EdgeScores:
         method: name of the method.
         direction: "noising" or "denoising".
         provenance: where the scores came from.
+        measured: `(sender, receiver, group)`: True where the score is the exact effect itself and no estimate;
+            None where no score is.
 
     Example:
         >>> scores["a0.h1->a3.h2<q>"]  # doctest: +SKIP
@@ -50,6 +52,7 @@ class EdgeScores:
     method: str = ""
     direction: Direction = "noising"
     provenance: Provenance = field(default_factory=Provenance)
+    measured: EdgeMask | None = None
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float64)

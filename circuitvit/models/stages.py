@@ -94,6 +94,37 @@ class Stage(ABC):
         (gradient,) = torch.autograd.grad(each, streams, d_reads)
         return gradient
 
+    def local_effects(
+        self,
+        reads: Reads,
+        d_reads: Reads,
+        d_compact: Tensor,
+        stream: Float[Tensor, "batch token d_model"],
+        streams: Float[Tensor, "candidate batch token d_model"],
+    ) -> Float[Tensor, "receiver candidate batch"]:
+        """How far the stage's output moves along a gradient when one receiver alone reads another stream.
+
+        For receiver `v` and candidate `c` that is `d_compact . (write(reads with v's own from streams[c]) -
+        write(reads))`, nothing linearised: norm, softmax and activation are computed anew. This literal
+        version runs the whole stage for each receiver; adapters override it to share what does not change.
+
+        Args:
+            reads: `read(stream)`.
+            d_reads: the gradient at `reads`, for parts that are linear in what they read.
+            d_compact: the gradient at `write(reads)`.
+            stream: what all receivers read.
+            streams: what one of them reads instead.
+        """
+        base, n_receivers = self.write(reads), len(self.nodes.receivers)
+        both = torch.stack([stream.expand_as(streams).flatten(0, 1), streams.flatten(0, 1)])
+        effects = []
+        for receiver in range(n_receivers):
+            source = [int(other == receiver) for other in range(n_receivers)]
+            compact = self.write(self.read_each(both, source))
+            change = compact.unflatten(0, streams.shape[:2]) - base
+            effects.append((change * d_compact).flatten(2).sum(dim=-1))
+        return torch.stack(effects)
+
     def restrict(self, senders: Sequence[int]) -> Stage:
         """The stage with only these of its senders, and only the receivers that feed them.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
+from circuitvit.models.answers import attention_answers, mlp_answers
 from circuitvit.models.norms import Norm, norm_of
 from circuitvit.models.stages import Reads, Stage
 
@@ -163,6 +164,12 @@ class AttentionStage(Stage):
             gradient = torch.addcmul(gradient, x_hat, along, value=-1.0)
         return gradient
 
+    def local_effects(
+        self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
+    ) -> Tensor:
+        others = tuple(read.unflatten(0, streams.shape[:2]) for read in self.read(streams.flatten(0, 1)))
+        return attention_answers(self.write, reads, others, d_reads[2], d_compact)
+
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
         heads = [self.heads[sender] for sender in senders]
         return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads)
@@ -194,6 +201,12 @@ class MLPStage(Stage):
 
     def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
         return self.norm.pull_back(stream, d_reads[0])[None]
+
+    def local_effects(
+        self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
+    ) -> Tensor:
+        d_output = d_compact if self.gamma is None else d_compact * self.gamma
+        return mlp_answers(self.mlp, reads[0], self.norm(streams), d_output)
 
 
 class ReadoutStage(Stage):

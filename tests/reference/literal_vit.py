@@ -239,6 +239,14 @@ class LiteralViT:
         written = (pattern @ carried) @ self.tensor(attention.proj.weight)[:, columns].t()
         return written * self.gamma(block.ls1)
 
+    def node(self, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What a head or MLP writes, from what its receivers read, by name."""
+        if name.startswith("m"):
+            return self.mlp(self.vit.blocks[int(name[1:])], inputs[name])
+        layer, _, head = name[1:].partition(".h")
+        streams = [inputs[f"{name}<{port}>"] for port in "qkv"]
+        return self.head(self.vit.blocks[int(layer)], int(head), *streams)
+
     def mlp(self, block: nn.Module, stream: Tensor) -> Tensor:
         """The MLP's output; its kind is told by the names of its parts."""
         mlp, normed = block.mlp, self.norm(block.norm2, stream)
