@@ -9,10 +9,10 @@ carries a behaviour, and the circuit is proved by ablation, drawn and saved.
 """
 
 from circuitvit._version import __version__
-from circuitvit.attribution import METHODS, attribute
+from circuitvit.attribution import METHODS, attribute, calibrate
 from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
-from circuitvit.graph import Circuit, EdgeScores, Graph
+from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph
 from circuitvit.models import Model, load, wrap
 from circuitvit.pruning import (
     Curve,
@@ -75,6 +75,7 @@ __all__ = [
     "Curve",
     "EdgeScores",
     "Falls",
+    "Fidelity",
     "Finding",
     "Flips",
     "Graph",
@@ -99,6 +100,7 @@ __all__ = [
     "acdc",
     "attribute",
     "audit",
+    "calibrate",
     "circuit_curve",
     "cross_entropy",
     "find",

@@ -22,7 +22,7 @@ from circuitvit.tasks import PreparedTask
 __all__ = ["Budget", "exact_cost", "exact_costs", "local_cost"]
 
 GRADIENT_COST = 10.0
-"""Forward-equivalents of two captured runs, a run with its backward pass, and gradients at all ends of edges."""
+"""Forward-equivalents of two captured runs, a backward pass, and gradients at both ends of all edges."""
 
 TIMED_FORWARDS = 3
 
@@ -89,8 +89,8 @@ def exact_cost(graph: Graph, wanted: EdgeMask | None = None) -> float:
 
 
 def local_cost(graph: Graph) -> float:
-    """Forward-equivalents for each pair of locally exact scores: every sender visits every later stage once."""
-    visits = sum(senders.start for senders in graph.sender_slices)
+    """Forward-equivalents for each pair of `local`: every sender visits every later stage once."""
+    visits: int = sum(senders.start for senders in graph.sender_slices)
     return GRADIENT_COST + visits * len(graph.groups) / (len(graph.stages) - 1)
 
 

@@ -5,14 +5,16 @@
 
 How uncertain an estimate is, is told by what cancels in it. To first order an edge is a sum over tokens,
 
-    EAP = sum over t of (r_u - x_u)[t] . g_v[t],        doubt = sum over t of | (r_u - x_u)[t] . g_v[t] | * stages left,
+    EAP = sum over t of (r_u - x_u)[t] . g_v[t]
+    doubt = sum over t of | (r_u - x_u)[t] . g_v[t] |, times the share of stages still to come
 
 and where large terms of both signs cancel, the truth, in which every term is a little bent by all that comes
-after, need not be small. On a real ViT this finds the edges that matter two to three times better than the
-size of the score does. `layers` instead takes all receivers of the first layers.
+after, need not be small. On a real ViT this finds the edges that matter far better than the score does.
+The first layers come first by themselves.
 
-Cost: that of `local`, and the exact effects that fit into the rest of the budget; by default a quarter of what
-`exact` costs in all. Blind to: where no token has a first-order effect, as in saturated attention; backup heads.
+Cost: that of `local`, and the exact effects that fit into the rest of the budget; by default a quarter of
+what `exact` costs in all. Blind to: where no token has a first-order effect, as in saturated attention;
+backup heads.
 
 Kramár, Lieberum, Shah and Nanda 2024, "AtP*", arXiv:2403.00745, verify the top of a cheap ranking likewise.
 """
@@ -101,7 +103,7 @@ def _forwards(prepared: PreparedTask, settings: Settings) -> float:
     forwards = settings.budget.forwards(prepared, settings.batch_size)
     if forwards < local_cost(graph):
         raise OptionError(
-            f"hybrid takes at least {local_cost(graph):.0f} forward-equivalents a pair here, and the budget of "
-            f"{settings.budget} is {forwards:.0f}: raise it, or use method='eap'"
+            f"hybrid takes at least {local_cost(graph):.0f} forward-equivalents a pair here, and the budget "
+            f"({settings.budget}) allows {forwards:.0f}: raise it, or use method='eap'"
         )
     return forwards

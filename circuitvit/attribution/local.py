@@ -57,7 +57,7 @@ def local(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
 
 
 def differentiated_runs(prepared: PreparedTask, batch_size: int) -> Iterator[tuple[BatchRun, Gradients]]:
-    """The batches of a task with the metric's gradient at every read; those without any difference left out."""
+    """The batches of a task in which there is something to ablate, with the gradient at every read."""
     for run in batch_runs(prepared, batch_size):
         if run.sources.deltas.any():
             metric = objective(prepared, run.batch, run.base.logits)
@@ -86,7 +86,7 @@ def _effects(
 ) -> Float[Tensor, "receiver candidate batch"]:
     """What each receiver of a stage makes of each of the candidate streams."""
     if d_compact is None:
-        logits = stage.write(stage.read(streams.flatten(0, 1))).unflatten(0, streams.shape[:2])
+        logits = stage.write(stage.read(streams.flatten(0, 1))).view(*streams.shape[:2], -1)
         return (run.metric(logits) - run.metric(run.base.logits))[None]
     stream, reads = run.base.stream(index), found.reads[index]
     return stage.local_effects(reads, found.d_reads[index], d_compact, stream, streams)

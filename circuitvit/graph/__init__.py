@@ -1,6 +1,7 @@
 """Names, topology, scores and circuits: everything about a model's graph that needs no model."""
 
 from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.names import Edge, edge_name, node_of, parse_edge, port_of
 from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.scores import Direction, EdgeScores, Ranking
@@ -13,6 +14,7 @@ __all__ = [
     "Edge",
     "EdgeMask",
     "EdgeScores",
+    "Fidelity",
     "Graph",
     "Provenance",
     "Ranking",

@@ -1,4 +1,4 @@
-"""What receivers answer when they read other streams: attention and MLPs computed anew, with all sharing used.
+"""What receivers answer when they read other streams: attention and MLPs computed anew, with work shared.
 
 Each function gives `d_compact . (compact with one receiver's read replaced - compact)` for many replaced
 streams at once; `Stage.local_effects` is the contract, and its literal default what these are held against.
@@ -42,9 +42,11 @@ def attention_answers(
     key, value = reads[1:]
     base = (write((query, key, value)) * slope).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
     looked = write((rearrange(asked, "c b head t k -> b head (c t) k"), key, value))
-    by_query = torch.einsum("bhctk,bhtk->hcb", looked.unflatten(2, (len(asked), -1)), slope)
+    looked = rearrange(looked, "b head (c t) k -> b head c t k", c=len(asked))
+    by_query = torch.einsum("bhctk,bhtk->hcb", looked, slope)
     every = [part.expand(len(asked), *part.shape).flatten(0, 1) for part in (query, value)]
-    shown = write((every[0], offered.flatten(0, 1), every[1])).unflatten(0, offered.shape[:2])
+    shown = write((every[0], offered.flatten(0, 1), every[1]))
+    shown = rearrange(shown, "(c b) head t k -> c b head t k", c=len(offered))
     by_key = torch.einsum("cbhtk,bhtk->hcb", shown, slope)
     by_value = torch.einsum("cbhtk,bhtk->hcb", carried - value, d_value)
     return torch.cat([by_query - base, by_key - base, by_value])
@@ -79,4 +81,4 @@ def _hidden(mlp: Any) -> Callable[[Tensor], Tensor] | None:
     plain = type(mlp).__name__ == "Mlp" and names == {"fc1", "act", "fc2"}
     if not plain or type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
         return None
-    return lambda normed: mlp.act(F.linear(normed, mlp.fc1.weight, mlp.fc1.bias))  # type: ignore[no-any-return]
+    return lambda normed: mlp.act(F.linear(normed, mlp.fc1.weight, mlp.fc1.bias))

@@ -121,7 +121,7 @@ class Stage(ABC):
         for receiver in range(n_receivers):
             source = [int(other == receiver) for other in range(n_receivers)]
             compact = self.write(self.read_each(both, source))
-            change = compact.unflatten(0, streams.shape[:2]) - base
+            change = compact.view(*streams.shape[:2], *compact.shape[1:]) - base
             effects.append((change * d_compact).flatten(2).sum(dim=-1))
         return torch.stack(effects)
 

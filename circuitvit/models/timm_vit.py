@@ -167,7 +167,9 @@ class AttentionStage(Stage):
     def local_effects(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
     ) -> Tensor:
-        others = tuple(read.unflatten(0, streams.shape[:2]) for read in self.read(streams.flatten(0, 1)))
+        others = tuple(
+            read.view(*streams.shape[:2], *read.shape[1:]) for read in self.read(streams.flatten(0, 1))
+        )
         return attention_answers(self.write, reads, others, d_reads[2], d_compact)
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:

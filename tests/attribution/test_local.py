@@ -27,7 +27,7 @@ def test_the_shortcuts_of_the_stages_answer_like_the_literal_default(case: Case)
     prepared = case.task().prepare(case.model)
     generator = torch.Generator().manual_seed(case.seed)
     for run in batch_runs(prepared, batch_size=2):
-        found = gradients(case.model, run.base.compacts[0], lambda logits: run.metric(logits))
+        found = gradients(case.model, run.base.compacts[0], run.metric)
         for index, d_compact in enumerate(output_gradients(found)):
             stage = case.model.stages[index]
             if stage.is_source:

@@ -119,7 +119,7 @@ def local(
     groups: Groups | None = None,
     edges: Iterable[str] | None = None,
 ) -> dict[str, float]:
-    """Locally exact scores by edge name: the receiver's node runs anew, its change meets the node's gradient."""
+    """Locally exact scores by edge name: the receiver's node runs anew, its change meets its gradient."""
     embedded = model.run(base).outputs["input"].requires_grad_()
     run = model.run(base, embedded=embedded)
     whole = metric(run.logits)
