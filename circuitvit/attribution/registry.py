@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from circuitvit.attribution.atp import atp_qk, atp_star
 from circuitvit.attribution.auto import auto
 from circuitvit.attribution.budget import Budget
+from circuitvit.attribution.ceap import ceap
 from circuitvit.attribution.eap import eap
 from circuitvit.attribution.eap_ig import eap_ig, eap_ig_gauss, eap_ig_left
 from circuitvit.attribution.exact import exact
+from circuitvit.attribution.gim import gim
 from circuitvit.attribution.hybrid import hybrid
+from circuitvit.attribution.ifr import ifr
 from circuitvit.attribution.local import local
 from circuitvit.attribution.method import Method, Scored, Settings
+from circuitvit.attribution.null import random
+from circuitvit.attribution.relp import relp
 from circuitvit.engine import choose_batch_size
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import EdgeScores, Provenance
@@ -21,13 +27,12 @@ from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["METHODS", "attribute", "provenance_of"]
 
+_EAP_COST = "2 forwards + 1 backward"
 _PER_STEP = "2 forwards + steps x (forward + backward)"
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "eap": Method(
-            eap, "edge attribution patching: first order at the clean run", "2 forwards + 1 backward"
-        ),
+        "eap": Method(eap, "edge attribution patching: first order at the clean run", _EAP_COST),
         "eap-ig": Method(
             eap_ig, "EAP averaged along the input path, midpoint rule", _PER_STEP, uses_steps=True
         ),
@@ -38,6 +43,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             _PER_STEP,
             uses_steps=True,
         ),
+        "relp": Method(relp, "EAP with relevance propagation's rules for norms and activations", _EAP_COST),
+        "gim": Method(gim, "EAP with a softer softmax, constant norms and shared products", _EAP_COST),
+        "atp-qk": Method(
+            atp_qk,
+            "EAP with attention patterns recomputed for queries and keys",
+            "2 forwards + 1 backward + each later attention layer once for each sender",
+        ),
+        "atp-star": Method(
+            atp_star, "the same without cancellation between layers (GradDrop)", "as atp-qk, for each layer"
+        ),
+        "ceap": Method(
+            ceap,
+            "conductance along the input path: complete on every cut",
+            "2 forwards + steps x (2 forwards + backward)",
+            uses_steps=True,
+        ),
+        "ifr": Method(ifr, "shares of what receivers read; not causal, without metric", "1 forward"),
+        "random": Method(random, "normal noise: what a method must beat", "nothing", uses_seed=True),
         "local": Method(
             local,
             "exact at the receiver, to first order after it",

@@ -44,8 +44,9 @@ def attribute(
         option(
             "Search",
             "--method",
-            "Such as eap, local, hybrid or exact, from the fastest to the truth; auto takes the best that "
-            "--budget buys. The documentation lists all.",
+            "From the fastest to the truth: eap, relp, gim, eap-ig, eap-ig-gauss, eap-ig-left, ceap, atp-qk, "
+            "atp-star, local, hybrid, exact. auto takes the best that --budget buys; ifr and random are to "
+            "compare with.",
             "NAME",
         ),
     ] = "eap",

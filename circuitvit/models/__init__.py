@@ -2,6 +2,7 @@
 
 from circuitvit.models.model import Model
 from circuitvit.models.registry import load, wrap
+from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Reads, Stage
 
-__all__ = ["Model", "Reads", "Stage", "load", "wrap"]
+__all__ = ["BackwardRules", "Model", "Reads", "Stage", "load", "wrap"]

@@ -26,7 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
+from circuitvit.models.rules import BackwardRules
 
 __all__ = ["Reads", "Stage"]
 
@@ -133,6 +135,16 @@ class Stage(ABC):
         if list(senders) != list(range(len(self.nodes.senders))):
             raise NotImplementedError(f"{type(self).__name__} cannot be cut to some of its senders")
         return self
+
+    def with_rules(self, rules: BackwardRules) -> Stage:
+        """The stage with the same outputs, differentiated by the rules.
+
+        Raises:
+            UnsupportedModelError: if it is of a kind that the rules do not know.
+        """
+        raise UnsupportedModelError(
+            f"{type(self).__name__} knows no backward rules: use a method without, such as 'eap' or 'local'"
+        )
 
     @property
     def is_source(self) -> bool:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.answers import attention_answers, mlp_answers
-from circuitvit.models.norms import Norm, norm_of
+from circuitvit.models.norms import Norm, norm_of, ruled_norm, ruled_part
+from circuitvit.models.rules import BackwardRules, ruled_attention, ruled_mlp, with_children
 from circuitvit.models.stages import Reads, Stage
 
 __all__ = [
@@ -60,6 +61,9 @@ class EmbeddingStage(Stage):
     def expand(self, compact: Tensor) -> Tensor:
         return compact[None]
 
+    def with_rules(self, rules: BackwardRules) -> EmbeddingStage:
+        return self  # no gradient passes it
+
 
 class AttentionStage(Stage):
     """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
@@ -69,9 +73,16 @@ class AttentionStage(Stage):
     """
 
     def __init__(
-        self, layer: int, norm: Norm, attention: Any, gamma: Tensor | None, heads: Sequence[int]
+        self,
+        layer: int,
+        norm: Norm,
+        attention: Any,
+        gamma: Tensor | None,
+        heads: Sequence[int],
+        rules: BackwardRules | None = None,
     ) -> None:
         self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
+        self.rules = rules
         self.heads = tuple(heads)
         self.whole = self.heads == tuple(range(attention.num_heads))
         names = tuple(f"a{layer}.h{head}" for head in self.heads)
@@ -139,6 +150,8 @@ class AttentionStage(Stage):
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         query, key, value = reads
         query, key = self.attention.q_norm(query), self.attention.k_norm(key)
+        if self.rules is not None:
+            return ruled_attention(query, key, value, self.attention.scale, self.rules)
         return F.scaled_dot_product_attention(query, key, value, scale=self.attention.scale)
 
     def total(self, compact: Tensor) -> Tensor:
@@ -158,7 +171,7 @@ class AttentionStage(Stage):
         x_hat, inverse = self.norm.standardise(stream)
         scaled = by_receiver * inverse
         gradient = torch.bmm(scaled.flatten(1, 2), weight).view(len(scaled), *stream.shape)
-        if self.norm.scaled:
+        if self.norm.bends:
             values = torch.stack(reads).transpose(1, 2).flatten(0, 1) - offset[:, None, None, :]
             along = (scaled * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
             gradient = torch.addcmul(gradient, x_hat, along, value=-1.0)
@@ -174,14 +187,21 @@ class AttentionStage(Stage):
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
         heads = [self.heads[sender] for sender in senders]
-        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads)
+        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads, self.rules)
+
+    def with_rules(self, rules: BackwardRules) -> AttentionStage:
+        norm, attention = ruled_norm(self.norm, rules), self.attention
+        parts = {name: ruled_part(getattr(attention, name), rules) for name in ("q_norm", "k_norm")}
+        return AttentionStage(
+            self.layer, norm, with_children(attention, **parts), self.gamma, self.heads, rules
+        )
 
 
 class MLPStage(Stage):
     """An MLP behind its norm: one receiver, one sender; its biases belong to the sender."""
 
     def __init__(self, layer: int, norm: Norm, mlp: nn.Module, gamma: Tensor | None) -> None:
-        self.norm, self.mlp, self.gamma = norm, mlp, gamma
+        self.layer, self.norm, self.mlp, self.gamma = layer, norm, mlp, gamma
         name = (f"m{layer}",)
         self.nodes = StageNodes(f"mlp{layer}", "mlp", layer, name, name, mixes=(False,))
 
@@ -210,6 +230,12 @@ class MLPStage(Stage):
         d_output = d_compact if self.gamma is None else d_compact * self.gamma
         return mlp_answers(self.mlp, reads[0], self.norm(streams), d_output)
 
+    def with_rules(self, rules: BackwardRules) -> MLPStage:
+        mlp = ruled_mlp(self.mlp, rules)
+        if isinstance(getattr(mlp, "norm", None), nn.Module):
+            mlp = with_children(mlp, norm=ruled_part(mlp.norm, rules))
+        return MLPStage(self.layer, ruled_norm(self.norm, rules), mlp, self.gamma)
+
 
 class ReadoutStage(Stage):
     """Final norm, pooling and classifier: one receiver, the logits."""
@@ -226,6 +252,10 @@ class ReadoutStage(Stage):
 
     def write(self, reads: Reads) -> Float[Tensor, "batch classes"]:
         return self.vit.forward_head(self.vit.norm(reads[0]))  # type: ignore[no-any-return]
+
+    def with_rules(self, rules: BackwardRules) -> ReadoutStage:
+        parts = {name: ruled_part(getattr(self.vit, name), rules) for name in ("norm", "fc_norm")}
+        return ReadoutStage(with_children(self.vit, **parts), self.nodes.layer)
 
     def total(self, compact: Tensor) -> Tensor:
         raise NotImplementedError("the readout adds nothing to the stream")

@@ -18,7 +18,7 @@ from circuitvit.errors import FileError, OptionError
 from circuitvit.graph.eap_ig import transformer_graph
 from tests.strategies import Case, Recipe
 
-CASE = Case(Recipe(depth=3, heads=3), n_pairs=2)
+CASE = Case(Recipe(depth=3, heads=3), n_pairs=1)
 
 
 def scored(method: str = "local") -> cv.EdgeScores:
@@ -123,7 +123,8 @@ def test_the_same_seed_draws_the_same_edges() -> None:
 def test_files_and_circuits_carry_the_fidelity(tmp_path: Path) -> None:
     scores = cv.calibrate(CASE.model, CASE.task(), scored(), 40, progress=False)
     again = cv.EdgeScores.load(scores.save(tmp_path / "scores.json"), scores.graph)
-    assert again.fidelity is not None and scores.fidelity is not None
+    assert again.fidelity is not None
+    assert scores.fidelity is not None
     assert again.fidelity.summary() == scores.fidelity.summary()
     assert again.interval("input->m0") == scores.interval("input->m0")
     circuit = again.top(10)
@@ -135,7 +136,8 @@ def test_files_and_circuits_carry_the_fidelity(tmp_path: Path) -> None:
 def test_measured_edges_survive_the_file(tmp_path: Path) -> None:
     scores = cv.attribute(CASE.model, CASE.task(), "hybrid", budget=40, progress=False)
     again = cv.EdgeScores.load(scores.save(tmp_path / "scores.json"))
-    assert scores.measured is not None and again.measured is not None
+    assert scores.measured is not None
+    assert again.measured is not None
     assert 0 < scores.measured.sum() < scores.graph.n_edges
     assert np.array_equal(again.measured, scores.measured)
 
