@@ -55,8 +55,9 @@ def atp_star(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     layers = sorted({stage.nodes.layer for stage in prepared.model.layers})
     plain, *others = _scores(prepared, settings, "atp-star", layers)
     own = np.array([prepared.graph.stages[stage].layer for stage in prepared.graph.receiver_stages])
-    heard = np.array([[layer != receiver for receiver in own] for layer in layers]).sum(axis=0)
-    sizes = np.sum(np.abs(others), axis=0) / np.maximum(1, heard)[None, :, None]
+    counts = np.array([[layer != receiver for receiver in own] for layer in layers])  # (layer, receiver)
+    heard = counts.sum(axis=0)
+    sizes = np.einsum("lr,lsrg->srg", counts, np.abs(others)) / np.maximum(1, heard)[None, :, None]
     scores: NDArray[np.float64] = np.where(heard[None, :, None] > 0, np.copysign(sizes, plain), plain)
     return scores
 

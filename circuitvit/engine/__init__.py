@@ -18,7 +18,7 @@ from circuitvit.engine.runs import (
     kept_edges,
     run,
 )
-from circuitvit.engine.slopes import output_gradients
+from circuitvit.engine.slopes import output_gradients, stream_gradients
 from circuitvit.engine.soft import soft_run
 
 __all__ = [
@@ -51,4 +51,5 @@ __all__ = [
     "run",
     "run_from",
     "soft_run",
+    "stream_gradients",
 ]

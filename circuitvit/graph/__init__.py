@@ -3,6 +3,7 @@
 from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.names import Edge, edge_name, node_of, parse_edge, port_of
+from circuitvit.graph.node_scores import NodeScores
 from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.scores import Direction, EdgeScores, Ranking
 from circuitvit.graph.topology import ONE_GROUP, EdgeMask, Graph, StageNodes
@@ -16,6 +17,7 @@ __all__ = [
     "EdgeScores",
     "Fidelity",
     "Graph",
+    "NodeScores",
     "Provenance",
     "Ranking",
     "StageNodes",

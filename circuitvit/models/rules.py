@@ -62,10 +62,10 @@ def ruled_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, rul
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     scores: Tensor = query @ key.transpose(-1, -2) * scale
     soft = F.softmax(scores / rules.softmax_temperature, dim=-1)
-    heat = rules.softmax_temperature * (soft - soft.detach())  # worth nothing, with the gradient wanted
+    # Worth nothing itself, it brings the gradient that is wanted.
+    heat: Tensor = rules.softmax_temperature * (soft - soft.detach())
     pattern = F.softmax(scores.detach(), dim=-1) + heat
-    mixed: Tensor = pattern @ value
-    return mixed
+    return torch.matmul(pattern, value)
 
 
 # -- MLPs ----------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class IdentityRule(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        value = self.activation(x)
+        value: Tensor = self.activation(x)
         safe = torch.where(x == 0, torch.ones_like(x), x)
         return value.detach() + (x - x.detach()) * (value / safe).detach()
 

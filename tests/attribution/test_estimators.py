@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import circuitvit as cv
@@ -47,6 +47,7 @@ def test_atp_recomputes_the_pattern_of_queries_and_keys(case: Case) -> None:
     assert_same_scores(scored(case, "atp-qk"), expected, relative=1e-5)
 
 
+@settings(max_examples=10)
 @given(cases(smooth=True, max_depth=3, max_heads=1))
 def test_grad_drop_is_the_mean_size_over_the_other_layers(case: Case) -> None:
     given_ = (case.literal, case.base, case.reference, case.formula, case.token_groups)
@@ -84,7 +85,7 @@ def test_random_scores_come_from_the_seed_alone() -> None:
     case = Case(Recipe(depth=2), n_pairs=3)
     first = scored(case, "random", seed=1)
     assert first == scored(case, "random", seed=1, batch_size=1)
-    assert first == scored(Case(Recipe(depth=2), n_pairs=1, seed=5), "random", seed=1)
+    assert first == pytest.approx(scored(Case(Recipe(depth=2), n_pairs=1, seed=5), "random", seed=1))
     assert first != scored(case, "random", seed=2)
 
 
@@ -103,6 +104,7 @@ def test_a_model_with_rules_says_what_the_model_says(case: Case) -> None:
 # -- invariants --------------------------------------------------------------------------------------
 
 
+@settings(max_examples=10)
 @given(cases(smooth=True, ablations=("patch",), max_depth=2, max_heads=2))
 def test_conductance_is_complete_on_every_cut(case: Case) -> None:
     """The edges that cross a cut after any stage carry all of metric(reference) - metric(base)."""

@@ -224,7 +224,7 @@ class LiteralViT:
         return self.written(block, head, *read)
 
     def read(self, block: nn.Module, head: int, port: int, stream: Tensor) -> Tensor:
-        """What a head's query (port 0), key (1) or value (2) makes of a stream, before any norm of its own."""
+        """What a head's query (port 0), key (1) or value (2) makes of a stream, before its own norm."""
         attention = block.attn
         first = (port * attention.num_heads + head) * attention.head_dim
         rows = slice(first, first + attention.head_dim)
