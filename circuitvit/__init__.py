@@ -14,6 +14,7 @@ from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
 from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph, NodeScores
 from circuitvit.models import Model, load, wrap
+from circuitvit.models.compiled import Compiled, compiled
 from circuitvit.pruning import (
     Curve,
     Finding,
@@ -71,6 +72,7 @@ __all__ = [
     "BeatsRandom",
     "Circuit",
     "CircuitViTError",
+    "Compiled",
     "Constants",
     "Curve",
     "EdgeScores",
@@ -104,6 +106,7 @@ __all__ = [
     "audit",
     "calibrate",
     "circuit_curve",
+    "compiled",
     "cross_entropy",
     "find",
     "find_several",

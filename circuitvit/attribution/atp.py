@@ -24,7 +24,6 @@ components", arXiv:2403.00745.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,11 +32,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.eap import add_products, objective
+from circuitvit.attribution.eap import add_products, new_total, objective
 from circuitvit.attribution.local import candidate_streams
 from circuitvit.attribution.method import Settings, check_effects, refuse_flat, require_gradient
 from circuitvit.engine import BatchRun, Gradients, batch_runs, gradients, output_gradients, progress_bar
-from circuitvit.models import Model, Reads, Stage
+from circuitvit.models import BackwardRules, Model, Reads
 from circuitvit.models.answers import attention_answers
 from circuitvit.tasks import PreparedTask
 
@@ -93,9 +92,9 @@ def _first_order(run: BatchRun, found: Sequence[Gradients]) -> NDArray[np.float6
     graph = run.prepared.graph
     totals = []
     for each in found:
-        total = torch.zeros(graph.shape, dtype=torch.float64)
-        add_products(total, graph, run.sources.deltas, each, run.batch.members)
-        totals.append(total.numpy())
+        total = new_total(run.prepared)
+        add_products(total, graph, run.sources.deltas, each.by_stage(), run.batch.members)
+        totals.append(total.cpu().numpy())
     kinds = np.array([graph.stages[stage].kind for stage in graph.receiver_stages])
     return np.where((kinds == "attention")[None, None, :, None], 0.0, np.stack(totals))
 
@@ -117,9 +116,10 @@ def _exact_patterns(
         d_compacts: those at the layer's output.
         index: number of the layer's stage.
     """
-    stage, graph, stream = run.prepared.model.stages[index], run.prepared.graph, run.base.stream(index)
+    stage, graph = run.prepared.model.essential[index], run.prepared.graph
+    stream = found[0].capture.stream(index)
     receivers, reads = graph.receiver_slices[index], found[0].reads[index]
-    for places, streams in candidate_streams(run, index):
+    for places, streams in candidate_streams(run, index, stream):
         shared = stream.expand_as(streams).flatten(0, 1).clone()
         moved: Reads = torch.func.jvp(stage.read, (shared,), ((streams - stream).flatten(0, 1),))[1]
         others = tuple(
@@ -133,11 +133,6 @@ def _exact_patterns(
 
 def _without(model: Model, layer: int) -> Model:
     """The model with the same outputs, through one of whose layers no gradient flows."""
-
-    def silent(stage: Stage) -> Stage:
-        twin = copy.copy(stage)
-        twin.write = lambda reads: stage.write(reads).detach()  # type: ignore[method-assign]
-        return twin
-
-    inner = [silent(stage) if stage.nodes.layer == layer else stage for stage in model.layers]
+    silent = BackwardRules(output_share=0.0)
+    inner = [stage.with_rules(silent) if stage.nodes.layer == layer else stage for stage in model.layers]
     return replace(model, stages=(model.stages[0], *inner, model.stages[-1]))

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.eap import add_products, objective
-from circuitvit.attribution.method import Settings, check_gradient, require_gradient
+from circuitvit.attribution.eap import add_products, finished, new_total, objective
+from circuitvit.attribution.method import Settings, require_gradient
 from circuitvit.engine import capture, check_logits, gradients, outputs, progress_bar, reference_source
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask
@@ -41,24 +41,23 @@ def ceap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     model, graph = prepared.model, prepared.graph
     references = reference_source(prepared, settings.batch_size)
     places = np.linspace(0.0, 1.0, settings.steps + 1)
-    total = torch.zeros(graph.shape, dtype=torch.float64)
+    total = new_total(prepared)
     with progress_bar(len(prepared) * settings.steps, "ceap", settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
-            base = capture(model, batch.base)
+            base = capture(model, batch.base, essential=True)
             check_logits(base.logits, batch)
             start = model.stages[0].total(base.compacts[0])
-            end = references(batch, base)[graph.sender_slices[0]].sum(dim=0)
+            end = start + references.deltas(batch, base)[graph.sender_slices[0]].sum(dim=0)
             metric = objective(prepared, batch, base.logits)
             before = outputs(model.stages, base.compacts)
             for low, high in pairwise(places.tolist()):
                 middle = torch.lerp(start, end, (low + high) / 2)
                 found = gradients(model, base.compacts[0], metric, stream=middle)
                 after = _written(model, torch.lerp(start, end, high))
-                add_products(total, graph, after - before, found, batch.members)
+                add_products(total, graph, after - before, found.by_stage(), batch.members)
                 before = after
                 bar.update(len(batch.rows))
-    check_gradient(prepared, total)
-    return total.numpy()
+    return finished(prepared, total)
 
 
 @torch.no_grad()
@@ -66,10 +65,9 @@ def _written(
     model: Model, stream: Float[Tensor, "batch token d_model"]
 ) -> Float[Tensor, "sender batch token d_model"]:
     """What every sender writes when the layers start from this stream."""
-    compacts = []
-    begin = stream
-    for stage in model.layers:
+    *layers, _ = model.essential[1:]
+    compacts = [stream]
+    for stage in layers:
         compacts.append(stage.write(stage.read(stream)))
-        stream = stream + stage.total(compacts[-1])
-    layers = [stage.expand(compact) for stage, compact in zip(model.layers, compacts, strict=True)]
-    return torch.cat([begin[None], *layers])
+        stream = stage.add(stream, compacts[-1])
+    return outputs(model.stages, (*compacts, stream))

@@ -12,7 +12,7 @@ Syed, Rager and Conmy 2023, "Attribution patching outperforms automated circuit 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,19 +22,18 @@ from torch import Tensor
 
 from circuitvit.attribution.method import Settings, check_gradient, refuse_flat, require_gradient
 from circuitvit.engine import (
-    Gradients,
     check_logits,
     clean_logits,
     gradients,
-    outputs,
+    in_blocks,
     progress_bar,
     reference_source,
 )
 from circuitvit.graph import Graph
-from circuitvit.models import BackwardRules
+from circuitvit.models import BackwardRules, CompactGradient
 from circuitvit.tasks import Batch, PreparedTask
 
-__all__ = ["add_products", "eap", "first_order", "objective"]
+__all__ = ["add_products", "eap", "finished", "first_order", "new_total", "objective"]
 
 
 def eap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
@@ -58,18 +57,33 @@ def first_order(
     model = prepared.model if rules is None else prepared.model.with_rules(rules)
     source = model.stages[0]
     references = reference_source(prepared, settings.batch_size)
-    total = torch.zeros(prepared.graph.shape, dtype=torch.float64)
+    total, room = new_total(prepared), None
     with progress_bar(len(prepared), name, settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
             with torch.no_grad():
                 embedded = source.write(source.read(batch.base))
             found = gradients(model, embedded, objective(prepared, batch))
             check_logits(found.capture.logits, batch)
-            deltas = references(batch, found.capture) - outputs(model.stages, found.capture.compacts)
-            add_products(total, prepared.graph, deltas, found, batch.members)
+            room = references.deltas(batch, found.capture, room)
+            add_products(total, prepared.graph, room, found.by_stage(), batch.members)
             bar.update(len(batch.rows))
-    check_gradient(prepared, total)
-    return total.numpy()
+    return finished(prepared, total)
+
+
+def new_total(prepared: PreparedTask) -> Tensor:
+    """Zeros `(sender, receiver, group)` to add products to, in float64, on the model's device."""
+    return torch.zeros(prepared.graph.shape, dtype=torch.float64, device=prepared.model.device)
+
+
+def finished(prepared: PreparedTask, total: Tensor) -> NDArray[np.float64]:
+    """The scores from a total: those of edges.
+
+    Raises:
+        DataError: if they are 0 everywhere.
+    """
+    scores = total.cpu().masked_fill(~torch.tensor(prepared.graph.edge_mask), 0.0)
+    check_gradient(prepared, scores)
+    return scores.numpy()
 
 
 def objective(
@@ -94,21 +108,22 @@ def add_products(
     total: Tensor,
     graph: Graph,
     deltas: Float[Tensor, "sender batch token d_model"],
-    found: Gradients,
+    by_stage: Sequence[CompactGradient],
     members: Tensor | None,
-    weight: float = 1.0,
 ) -> None:
-    """Add `weight * sum over images and tokens of delta_u . g_v` to `total`, in place.
+    """Add `sum over images and tokens of delta_u . g_v` to `total`, in place.
 
-    One matrix product for each stage, between the senders before it and its receivers.
+    One matrix product for each block of stages, between the senders before it and its receivers. What a block
+    gives for pairs that are no edges is left in `total`: `finished` takes it out.
     """
-    flat = deltas.flatten(1)
-    for index, gradient in found.by_stage():
-        upstream, receivers = graph.sender_slices[index].start, graph.receiver_slices[index]
+    for block, gradient in in_blocks(by_stage):
+        upstream = graph.sender_slices[block[-1]].start
+        receivers = slice(graph.receiver_slices[block[0]].start, graph.receiver_slices[block[-1]].stop)
+        tokens = gradient.shape[2]
+        flat = deltas[:upstream, :, :tokens].flatten(1)
         for group in range(len(graph.groups)):
             seen = gradient
             if members is not None:
-                seen = gradient * (members == group).to(gradient.dtype)[..., None]
-            products = flat[:upstream] @ seen.flatten(1).t()
-            total[:upstream, receivers, group] += weight * products.double().cpu()
-    total.masked_fill_(~torch.tensor(graph.edge_mask), 0.0)
+                seen = gradient * (members[..., :tokens] == group).to(gradient.dtype)[..., None]
+            products = seen.flatten(1) @ flat.t()
+            total[:upstream, receivers, group] += products.t()

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from circuitvit.attribution.eap import add_products, objective
-from circuitvit.attribution.method import Settings, check_gradient, require_gradient
-from circuitvit.engine import capture, check_logits, gradients, outputs, progress_bar, reference_source
+from circuitvit.attribution.eap import add_products, finished, new_total, objective
+from circuitvit.attribution.method import Settings, require_gradient
+from circuitvit.engine import capture, check_logits, gradients, progress_bar, reference_source
+from circuitvit.models import CompactGradient
 from circuitvit.tasks import PreparedTask
 
 __all__ = ["Rule", "eap_ig", "eap_ig_gauss", "eap_ig_left", "path_nodes"]
@@ -65,19 +66,21 @@ def _scores(prepared: PreparedTask, settings: Settings, rule: Rule) -> NDArray[n
     model, graph = prepared.model, prepared.graph
     references = reference_source(prepared, settings.batch_size)
     nodes = path_nodes(settings.steps, rule)
-    total = torch.zeros(graph.shape, dtype=torch.float64)
+    total, deltas = new_total(prepared), None
     with progress_bar(len(prepared) * len(nodes), "eap-ig", settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
-            base = capture(model, batch.base)
+            base = capture(model, batch.base, essential=True)
             check_logits(base.logits, batch)
-            reference = references(batch, base)
-            deltas = reference - outputs(model.stages, base.compacts)
+            deltas = references.deltas(batch, base, deltas)
             embedded = base.compacts[0]
-            start, end = reference[graph.sender_slices[0]].sum(dim=0), model.stages[0].total(embedded)
+            end = model.stages[0].total(embedded)
+            start = end + deltas[graph.sender_slices[0]].sum(dim=0)
             metric = objective(prepared, batch, base.logits)
+            average: list[CompactGradient] = []
             for place, weight in nodes:
                 found = gradients(model, embedded, metric, stream=torch.lerp(start, end, place))
-                add_products(total, graph, deltas, found, batch.members, weight)
+                step = [gradient.times(weight) for gradient in found.by_stage()]
+                average = [sum_ + more for sum_, more in zip(average, step, strict=True)] if average else step
                 bar.update(len(batch.rows))
-    check_gradient(prepared, total)
-    return total.numpy()
+            add_products(total, graph, deltas, average, batch.members)
+    return finished(prepared, total)

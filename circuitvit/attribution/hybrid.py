@@ -86,11 +86,13 @@ def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     """The sizes of the tokens' first-order effects of each edge, summed over tokens and pairs of a batch."""
     graph, deltas, members = run.prepared.graph, run.sources.deltas, run.sources.members
     total = np.zeros(graph.shape)
-    for index, gradient in found.by_stage():
+    for index, compact in enumerate(found.by_stage(), 1):
+        gradient = compact.expand()
+        tokens = gradient.shape[2]
         upstream, receivers = graph.sender_slices[index].start, graph.receiver_slices[index]
-        by_token = torch.einsum("sbtd,rbtd->srbt", deltas[:upstream], gradient).abs()
+        by_token = torch.einsum("sbtd,rbtd->srbt", deltas[:upstream, :, :tokens], gradient).abs()
         for group in range(len(graph.groups)):
-            seen = by_token if members is None else by_token * (members == group)
+            seen = by_token if members is None else by_token * (members[..., :tokens] == group)
             total[:upstream, receivers, group] = seen.sum(dim=(2, 3)).double().cpu().numpy()
     return np.where(graph.edge_mask, total, 0.0)
 

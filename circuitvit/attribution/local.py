@@ -70,10 +70,10 @@ def local_effects(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     graph = run.prepared.graph
     total = np.zeros(graph.shape)
     d_compacts = (*output_gradients(found), None)
-    for index, stage in enumerate(run.prepared.model.stages):
+    for index, stage in enumerate(run.prepared.model.essential):
         if stage.is_source:
             continue
-        for places, streams in candidate_streams(run, index):
+        for places, streams in candidate_streams(run, index, found.capture.stream(index)):
             effects = _effects(run, found, d_compacts[index], index, stage, streams)
             summed = effects.double().sum(dim=-1).cpu().numpy()
             total[places[:, 0], graph.receiver_slices[index], places[:, 1]] = summed.T
@@ -88,27 +88,32 @@ def _effects(
     if d_compact is None:
         logits = stage.write(stage.read(streams.flatten(0, 1))).view(*streams.shape[:2], -1)
         return (run.metric(logits) - run.metric(run.base.logits))[None]
-    stream, reads = run.base.stream(index), found.reads[index]
+    stream, reads = found.capture.stream(index), found.reads[index]
     return stage.local_effects(reads, found.d_reads[index], d_compact, stream, streams)
 
 
 def candidate_streams(
-    run: BatchRun, index: int
+    run: BatchRun, index: int, stream: Float[Tensor, "batch token d_model"]
 ) -> Iterator[tuple[NDArray[np.intp], Float[Tensor, "candidate batch token d_model"]]]:
     """What a receiver of a stage reads when one of its edges is ablated, a chunk of edges at a time.
+
+    Args:
+        run: the batch.
+        index: number of the stage.
+        stream: what the stage reads in the base run, at the tokens that matter.
 
     Yields:
         Sender and token group of each edge `(candidate, 2)`, and the streams.
     """
-    graph, stream, members = run.prepared.graph, run.base.stream(index), run.sources.members
+    graph, tokens, members = run.prepared.graph, stream.shape[1], run.sources.members
     upstream = graph.sender_slices[index].start
     places = np.argwhere(np.ones((upstream, len(graph.groups)), dtype=bool))
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
-        deltas = run.sources.deltas[chunk[:, 0]]
+        deltas = run.sources.deltas[chunk[:, 0], :, :tokens]
         if members is not None:
             groups = torch.from_numpy(chunk[:, 1]).to(members.device)
-            inside = members == groups.reshape(-1, 1, 1)  # (candidate, batch or 1, token)
+            inside = members[..., :tokens] == groups.reshape(-1, 1, 1)  # (candidate, batch or 1, token)
             deltas = deltas * inside.to(deltas.dtype)[..., None]
         yield chunk, stream + deltas

@@ -105,7 +105,8 @@ def _first_order(run: BatchRun) -> NDArray[np.float64]:
     total = np.zeros((len(graph.senders), len(graph.groups)))
     for sender, stage in enumerate(graph.sender_stages):
         for group in range(len(graph.groups)):
-            total[sender, group] = float((_change(run, sender, group) * slopes[stage]).double().sum())
+            change = _change(run, sender, group)[:, : slopes[stage].shape[1]]
+            total[sender, group] = float((change * slopes[stage]).double().sum())
     return total
 
 

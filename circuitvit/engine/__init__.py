@@ -2,7 +2,7 @@
 
 from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
 from circuitvit.engine.capture import Capture, capture, check_logits, outputs, run_from
-from circuitvit.engine.gradients import Gradients, gradients
+from circuitvit.engine.gradients import Gradients, gradients, in_blocks
 from circuitvit.engine.masked import Sources, masked_run, new_workspace
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.progress import progress_bar
@@ -38,6 +38,7 @@ __all__ = [
     "evaluate",
     "gradients",
     "held_runs",
+    "in_blocks",
     "kept_edges",
     "masked_run",
     "new_workspace",

@@ -28,6 +28,12 @@ class Capture:
     compacts: tuple[Tensor, ...]
 
     @property
+    def essential(self) -> bool:
+        """Whether tokens of the last layer were left out."""
+        first, last = self.streams[1], self.streams[-1]
+        return first is not None and last is not None and first.shape != last.shape
+
+    @property
     def logits(self) -> Float[Tensor, "batch class"]:
         return self.compacts[-1]
 
@@ -39,9 +45,17 @@ class Capture:
 
 
 @torch.no_grad()
-def capture(model: Model, images: Float[Tensor, "batch channel height width"]) -> Capture:
-    """Run the model's own fused layers on images and keep every stage's input and output."""
-    source, *layers, readout = model.stages
+def capture(
+    model: Model, images: Float[Tensor, "batch channel height width"], *, essential: bool = False
+) -> Capture:
+    """Run the model's own fused layers on images and keep every stage's input and output.
+
+    Args:
+        model: to run.
+        images: `(batch, channel, height, width)`.
+        essential: leave out the tokens of the last layer that the logits do not depend on.
+    """
+    source, *layers, readout = model.essential if essential else model.stages
     compacts = [source.write(source.read(images))]
     streams: list[Tensor | None] = [None]
     stream = source.total(compacts[0])
@@ -49,7 +63,7 @@ def capture(model: Model, images: Float[Tensor, "batch channel height width"]) -
         compact = stage.write(stage.read(stream))
         streams.append(stream)
         compacts.append(compact)
-        stream = stream + stage.total(compact)
+        stream = stage.add(stream, compact)
     streams.append(stream)
     compacts.append(readout.write(readout.read(stream)))
     return Capture(tuple(streams), tuple(compacts))
@@ -60,30 +74,35 @@ def run_from(
     model: Model, stage: int, stream: Float[Tensor, "batch token d_model"]
 ) -> Float[Tensor, "batch class"]:
     """The logits when stage number `stage` and all after it run plainly on `stream`."""
-    *layers, readout = model.stages[stage:]
+    *layers, readout = model.essential[stage:]
     for layer in layers:
-        stream = stream + layer.total(layer.write(layer.read(stream)))
+        stream = layer.add(stream, layer.write(layer.read(stream)))
     return readout.write(readout.read(stream))
 
 
 def outputs(
-    stages: tuple[Stage, ...], compacts: tuple[Tensor, ...]
+    stages: tuple[Stage, ...], compacts: tuple[Tensor, ...], out: Tensor | None = None
 ) -> Float[Tensor, "sender batch token d_model"]:
     """Every sender's output, from the compact forms; the readout has no senders and is passed over.
 
     As `expand` is linear, the same call turns differences of compact forms into differences of outputs.
+    Tokens that an essential run left out are 0.
+
+    Args:
+        stages: all of a model's.
+        compacts: what their senders wrote.
+        out: room for the result, which is then written there and returned.
     """
-    writers = [
-        (stage, compact) for stage, compact in zip(stages, compacts, strict=True) if not stage.is_readout
-    ]
-    first = writers[0][0].expand(writers[0][1])
-    n_senders = sum(len(stage.nodes.senders) for stage, _ in writers)
-    stacked = first.new_empty(n_senders, *first.shape[1:])
+    first = stages[0].expand(compacts[0])
+    n_senders = sum(len(stage.nodes.senders) for stage in stages)
+    stacked = first.new_empty(n_senders, *first.shape[1:]) if out is None else out
     start = 0
-    for stage, compact in writers:
-        end = start + len(stage.nodes.senders)
-        stacked[start:end] = stage.expand(compact)
-        start = end
+    for stage, compact in zip(stages[:-1], compacts[:-1], strict=True):
+        rows = stacked[start : start + len(stage.nodes.senders)]
+        written = compact.shape[-2]
+        stage.expand(compact, rows[:, :, :written])
+        rows[:, :, written:] = 0
+        start += len(rows)
     return stacked
 
 

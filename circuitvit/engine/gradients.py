@@ -7,7 +7,7 @@ narrow, and pulled back through projection and norm in closed form, receiver by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.engine.capture import Capture
-from circuitvit.models import Model, Reads
+from circuitvit.models import CompactGradient, Model, Reads
 
-__all__ = ["Gradients", "gradients"]
+__all__ = ["Gradients", "gradients", "in_blocks"]
+
+WIDE = 4
+"""Receivers of a stage from which a matrix product with its gradients is worth making."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +40,49 @@ class Gradients:
     d_reads: tuple[Reads, ...]
     values: Float[Tensor, " batch"]
 
-    def by_stage(self) -> Iterator[tuple[int, Float[Tensor, "receiver batch token d_model"]]]:
-        """For each stage that reads the stream: its number, and the gradient at each receiver's own input."""
-        for index, stage in enumerate(self.model.stages):
-            if not stage.is_source:
-                stream = self.capture.stream(index)
-                yield index, stage.pull_back(stream, self.reads[index], self.d_reads[index])
+    def by_stage(self) -> list[CompactGradient]:
+        """The gradient at each receiver's own stream, for every stage that reads one."""
+        return [
+            stage.pull_back(self.capture.stream(index), self.reads[index], self.d_reads[index])
+            for index, stage in enumerate(self.model.essential)
+            if not stage.is_source
+        ]
+
+
+def in_blocks(
+    by_stage: Sequence[CompactGradient],
+) -> Iterator[tuple[range, Float[Tensor, "receiver batch token d_model"]]]:
+    """Gradients expanded, several stages at once where that makes a matrix product wide enough to pay.
+
+    Args:
+        by_stage: from `Gradients.by_stage`, or a sum of such.
+
+    Yields:
+        The numbers of consecutive stages, and the gradients of all their receivers. The next block
+        overwrites them.
+    """
+    blocks = list(_blocks([gradient.shape for gradient in by_stage]))
+    room: Tensor | None = None
+    for block in blocks:
+        found = [by_stage[index - 1] for index in block]
+        count = sum(gradient.shape[0] for gradient in found)
+        if room is None or len(room) < count or room.shape[1:] != found[0].shape[1:]:
+            room = found[0].narrow.new_empty(count + 1, *found[0].shape[1:])
+        start = 0
+        for gradient in found:
+            gradient.expand(room[start : start + gradient.shape[0]])
+            start += gradient.shape[0]
+        yield block, room[:count]
+
+
+def _blocks(shapes: Sequence[tuple[int, int, int, int]]) -> Iterator[range]:
+    """Runs of stages, numbered from 1, with streams of one shape, each closed by the first wide one."""
+    start = 1
+    for index, (receivers, *stream) in enumerate(shapes, 1):
+        following = shapes[index][1:] if index < len(shapes) else None
+        if receivers >= WIDE or following != tuple(stream):
+            yield range(start, index + 1)
+            start = index + 1
 
 
 def gradients(
@@ -59,7 +99,7 @@ def gradients(
         objective: logits `(batch, class)` to one number for each image.
         stream: where the layers start instead, such as a point between two inputs.
     """
-    source, *layers, readout = model.stages
+    source, *layers, readout = model.essential
     streams: list[Tensor | None] = [None]
     compacts = [embedded]
     reads: list[Reads] = [()]
@@ -71,7 +111,7 @@ def gradients(
             streams.append(stream.detach())
             compacts.append(compact)
             reads.append(taps)
-            stream = stream + stage.total(compact)
+            stream = stage.add(stream, compact)
         taps = _tapped(readout.read(stream))
         logits = readout.write(taps)
         values = objective(logits)

@@ -11,7 +11,7 @@ receivers with equal kept edges share a stream; senders that no kept path joins 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,9 +22,13 @@ from torch import Tensor
 from circuitvit.engine.capture import Capture, outputs
 from circuitvit.graph import EdgeMask, Graph
 from circuitvit.graph.liveness import live_receivers
-from circuitvit.models import Model, Stage
+from circuitvit.models import Model, Reads, Stage
 
-__all__ = ["Sources", "masked_run", "mix", "new_workspace"]
+__all__ = ["Sources", "Workspace", "masked_run", "mix", "new_workspace"]
+
+
+SPARSE = 3
+"""A stage gathers the senders that it uses once they are fewer than one in so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,15 @@ class Sources:
     base: Capture
     reference: Float[Tensor, "sender batch token d_model"]
     members: Tensor | None = None
+    _known: dict[int, Reads] = field(default_factory=dict, init=False, repr=False)
+
+    def reference_reads(self, stage: int) -> Reads:
+        """What the receivers of a stage read if every edge is ablated; computed when first asked for."""
+        if stage not in self._known:
+            stream = self.reference_streams[stage]
+            assert stream is not None, "the source reads no stream"
+            self._known[stage] = self.model.essential[stage].read(stream)
+        return self._known[stage]
 
     @cached_property
     def deltas(self) -> Float[Tensor, "sender batch token d_model"]:
@@ -55,18 +68,43 @@ class Sources:
         """What each stage would read if every edge were ablated: constants and reference outputs, summed."""
         streams: list[Tensor | None] = []
         stream = torch.zeros_like(self.reference[0])
-        for stage, senders in zip(self.model.stages, self.graph.sender_slices, strict=True):
+        for stage, senders in zip(self.model.essential, self.graph.sender_slices, strict=True):
             streams.append(None if stage.is_source else stream)
             if not stage.is_readout:
-                stream = stream + self.reference[senders].sum(dim=0)
+                stream = stream + self.reference[senders, :, : stream.shape[1]].sum(dim=0)
             if stage.constant is not None:
                 stream = stream + stage.constant
+            stream = stream[:, : stage.cut]
         return tuple(streams)
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """Room for masked runs of one batch, so that many runs share one allocation.
+
+    Attributes:
+        changes: row 0 for what a stage would read with every edge ablated, then every sender's current minus
+            reference output. A run overwrites what it computes and leaves the rest, so a workspace serves
+            again for runs that start no earlier.
+        streams: what the receivers of one stage see.
+    """
+
+    changes: Float[Tensor, "row batch token d_model"]
+    streams: Float[Tensor, "receiver batch token d_model"]
+
+
+def new_workspace(sources: Sources) -> Workspace:
+    """A workspace filled with the changes of the base run."""
+    shape = sources.reference.shape
+    changes = sources.reference.new_empty(1 + shape[0], *shape[1:])
+    torch.neg(sources.deltas, out=changes[1:])
+    widest = max(len(stage.receivers) for stage in sources.graph.stages)
+    return Workspace(changes, changes.new_empty(widest, *shape[1:]))
 
 
 @torch.no_grad()
 def masked_run(
-    sources: Sources, kept: EdgeMask, *, start: int = 1, workspace: Tensor | None = None
+    sources: Sources, kept: EdgeMask, *, start: int = 1, workspace: Workspace | None = None
 ) -> Float[Tensor, "batch class"]:
     """The logits with the edges of `kept` kept and all others ablated.
 
@@ -74,77 +112,103 @@ def masked_run(
         sources: of the batch.
         kept: `(sender, receiver, group)`.
         start: number of the first stage with ablated edges; all before it are taken from the base run.
-        workspace: from `new_workspace`, to spare many runs on one batch the allocation; overwritten.
+        workspace: from `new_workspace`; overwritten.
     """
-    model, graph = sources.model, sources.graph
+    graph = sources.graph
     needed = np.any(kept & live_receivers(graph, kept)[None], axis=(1, 2))
-    changes = new_workspace(sources) if workspace is None else workspace
-    for index, stage in enumerate(model.stages[start:], start):
-        senders, receivers = graph.sender_slices[index], graph.receiver_slices[index]
+    room = new_workspace(sources) if workspace is None else workspace
+    for index, stage in enumerate(sources.model.essential[start:], start):
+        senders = graph.sender_slices[index]
         wanted = np.flatnonzero(needed[senders])
         if not stage.is_readout and not len(wanted):
             continue
-        part, places = (
-            (stage, list(range(receivers.start, receivers.stop)))
-            if stage.is_readout
-            else _part(stage, graph, wanted)
-        )
-        streams, source = _receiver_streams(
-            sources, index, kept[: senders.start, places], changes[: senders.start]
-        )
-        compact = part.write(part.read_each(streams, source))
+        part = stage if stage.is_readout else stage.restrict(wanted.tolist())
+        places = [graph.receiver_index[name] for name in part.nodes.receivers]
+        streams, source = _streams(sources, index, kept[: senders.start, places], room)
+        known = part.pick(sources.reference_reads(index)) if -1 in source else ()
+        compact = part.write(known if streams is None else part.read_each(streams, source, known))
         if stage.is_readout:
             return compact
-        rows = wanted + senders.start
-        if len(rows) == senders.stop - senders.start:
-            torch.sub(part.expand(compact), sources.reference[senders], out=changes[senders])
-        else:
-            changes[rows] = part.expand(compact) - sources.reference[rows]
+        _store(sources, part, compact, wanted + senders.start, room.changes[1:])
     raise AssertionError("a model ends with its readout")
 
 
-def new_workspace(sources: Sources) -> Float[Tensor, "sender batch token d_model"]:
-    """Room for every sender's current minus reference output, filled with that of the base run.
-
-    A masked run overwrites what it computes, so a workspace serves again for runs that start no earlier.
-    """
-    return sources.deltas.neg()
-
-
-def _part(stage: Stage, graph: Graph, wanted: np.ndarray) -> tuple[Stage, list[int]]:
-    """The stage cut to the wanted senders, and the places of its receivers in the graph."""
-    part = stage.restrict(wanted.tolist())
-    return part, [graph.receiver_index[name] for name in part.nodes.receivers]
+def _store(sources: Sources, part: Stage, compact: Tensor, rows: np.ndarray, changes: Tensor) -> None:
+    """Write what these senders wrote, less their reference outputs, into the rows of `changes`."""
+    tokens = compact.shape[-2]
+    if rows[-1] - rows[0] + 1 == len(rows):
+        block = slice(rows[0], rows[-1] + 1)
+        part.expand(compact, changes[block, :, :tokens]).sub_(sources.reference[block, :, :tokens])
+    else:
+        changes[rows, :, :tokens] = part.expand(compact).sub_(sources.reference[rows, :, :tokens])
 
 
-def _receiver_streams(
-    sources: Sources, stage: int, kept: EdgeMask, changes: Float[Tensor, "sender batch token d_model"]
-) -> tuple[Float[Tensor, "stream batch token d_model"], list[int]]:
+def _streams(
+    sources: Sources, stage: int, kept: EdgeMask, room: Workspace
+) -> tuple[Float[Tensor, "stream batch token d_model"] | None, list[int]]:
     """The distinct streams that the receivers of a stage see, and which receiver sees which.
+
+    A receiver without a kept edge sees the reference stream, which is not among them: its place is -1. None
+    where that is so for all.
 
     Args:
         sources: of the run.
         stage: its number.
         kept: `(upstream sender, receiver of the stage, group)`.
-        changes: current minus reference output of the upstream senders; garbage where no kept edge leaves.
+        room: whose changes of the upstream senders are up to date wherever a kept edge leaves.
     """
     base = sources.reference_streams[stage]
-    assert base is not None
-    patterns, source = np.unique(kept, axis=1, return_inverse=True)
-    streams = base.expand(patterns.shape[1], *base.shape)
+    assert base is not None, "the source reads no stream"
+    tokens = base.shape[1]
+    patterns, source = _distinct(kept)
+    if not patterns.shape[1]:
+        return None, source
     used = np.flatnonzero(patterns.any(axis=(1, 2)))
-    if len(used):
-        rows = changes if len(used) == len(changes) else changes[used]
-        weights = torch.from_numpy(patterns[used]).to(base.device, base.dtype)  # (sender, pattern, group)
-        streams = streams + mix(weights, rows, sources.members)
-    return streams, source.ravel().tolist()
+    room.changes[0, :, :tokens] = base
+    rows = room.changes[: 1 + len(kept), :, :tokens]
+    if SPARSE * len(used) < len(kept):  # else reading what is not used costs less than moving what is
+        rows, patterns = rows[np.concatenate([[0], 1 + used])], patterns[used]
+    weights = np.concatenate([np.ones_like(patterns[:1]), patterns])  # (row, pattern, group)
+    members = None if sources.members is None else sources.members[..., :tokens]
+    out = room.streams[: patterns.shape[1]] if tokens == room.streams.shape[2] else None
+    return mix(torch.from_numpy(weights).to(base.device, base.dtype), rows, members, out), source
+
+
+def _distinct(kept: EdgeMask) -> tuple[EdgeMask, list[int]]:
+    """The different columns of `(sender, receiver, group)`, and for each receiver the place of its own.
+
+    Columns without a kept edge are left out: their place is -1.
+    """
+    places: dict[bytes, int] = {}
+    firsts: list[int] = []
+    source: list[int] = []
+    for receiver, hears in enumerate(np.any(kept, axis=(0, 2)).tolist()):
+        if not hears:
+            source.append(-1)
+            continue
+        key = kept[:, receiver].tobytes()
+        if key not in places:
+            places[key] = len(places)
+            firsts.append(receiver)
+        source.append(places[key])
+    return kept[:, firsts], source
 
 
 def mix(
-    weights: Tensor, changes: Tensor, members: Tensor | None
+    weights: Tensor, changes: Tensor, members: Tensor | None, out: Tensor | None = None
 ) -> Float[Tensor, "pattern batch token d_model"]:
-    """Sum of the changes that each pattern lets through, `weights` `(sender, pattern, group)`."""
+    """Sum of the changes that each pattern lets through, `weights` `(sender, pattern, group)`.
+
+    Args:
+        weights: `(sender, pattern, group)`.
+        changes: of the senders.
+        members: token group of each token; None for one group.
+        out: room for the result of an ungrouped sum, written there and returned.
+    """
     flat = changes.flatten(1)
+    if members is None and out is not None:
+        torch.mm(weights[..., 0].t(), flat, out=out.flatten(1))
+        return out
     if members is None:
         return (weights[..., 0].t() @ flat).view(-1, *changes.shape[1:])
     mixed: Tensor | None = None

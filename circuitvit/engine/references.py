@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,34 +17,76 @@ from circuitvit.tasks.images import Images, as_images
 
 __all__ = ["References", "reference_source"]
 
-References = Callable[[Batch, Capture], Float[Tensor, "sender batch token d_model"]]
-"""Gives the reference outputs for a batch, whose base run has been captured."""
+Reference = tuple[Tensor, ...] | Float[Tensor, "sender batch token d_model"]
+"""Reference outputs: the compact forms of a run's stages, or every sender's output."""
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference outputs of any batch whose base run has been captured.
+
+    Attributes:
+        model: that is run.
+        make: gives them for a batch and its base run.
+    """
+
+    model: Model
+    make: Callable[[Batch, Capture], Reference]
+
+    def outputs(self, batch: Batch, base: Capture) -> Float[Tensor, "sender batch token d_model"]:
+        """What every sender writes on ablated edges."""
+        made = self.make(batch, base)
+        return made if isinstance(made, Tensor) else outputs(self.model.stages, made)
+
+    def deltas(
+        self, batch: Batch, base: Capture, out: Tensor | None = None
+    ) -> Float[Tensor, "sender batch token d_model"]:
+        """Reference minus base output of every sender: what ablating all of its edges adds.
+
+        Between two runs the difference is taken in the narrow compact forms, and expanded once.
+
+        Args:
+            batch: the pairs.
+            base: their base run.
+            out: room of an earlier batch, used again if it has the right shape.
+        """
+        made = self.make(batch, base)
+        width = len(batch.rows)
+        room = out if out is not None and out.shape[1] == width else None
+        if isinstance(made, Tensor):
+            return torch.sub(made, outputs(self.model.stages, base.compacts, room), out=room)
+        between = (*map(torch.sub, made[:-1], base.compacts[:-1]), made[-1])
+        return outputs(self.model.stages, between, room)
 
 
 def reference_source(prepared: PreparedTask, batch_size: int) -> References:
     """How the task's ablation gets its reference outputs; data-set statistics are computed here, once."""
+    return References(prepared.model, _maker(prepared, batch_size))
+
+
+def _maker(prepared: PreparedTask, batch_size: int) -> Callable[[Batch, Capture], Reference]:
     model, ablation = prepared.model, prepared.ablation
     match ablation:
         case Patch():
-            return lambda batch, base: _patched(model, batch)
+            return lambda batch, base: _patched(model, batch, base)
         case Zero():
             return lambda batch, base: torch.zeros_like(outputs(model.stages, base.compacts))
         case Mean():
             mean = _mean_outputs(prepared, ablation, batch_size)
             return lambda batch, base: mean.expand(-1, len(batch.rows), -1, -1)
         case Noise():
-            return lambda batch, base: _noisy(model, ablation, batch, base)
+            return lambda batch, base: _noisy(model, ablation, batch)
         case Constants():
             return lambda batch, base: _constant(ablation, batch, base)
         case Resample():
-            return lambda batch, base: _resampled(prepared, ablation, batch)
+            return lambda batch, base: _resampled(prepared, ablation, batch, base)
 
 
-def _patched(model: Model, batch: Batch) -> Tensor:
+def _patched(model: Model, batch: Batch, base: Capture) -> tuple[Tensor, ...]:
     assert batch.reference is not None, "a task with patch ablation has corrupt images"
-    run = capture(model, batch.reference)
+    run = capture(model, batch.reference, essential=base.essential)
     check_logits(run.logits, batch)
-    return outputs(model.stages, run.compacts)
+    return run.compacts
 
 
 def _mean_outputs(
@@ -85,8 +128,8 @@ def _constant(ablation: Constants, batch: Batch, base: Capture) -> Tensor:
     return values.expand(-1, len(batch.rows), stream.shape[1], -1)
 
 
-def _noisy(model: Model, ablation: Noise, batch: Batch, base: Capture) -> Tensor:
-    own = outputs(model.stages, base.compacts)
+def _noisy(model: Model, ablation: Noise, batch: Batch) -> Tensor:
+    own = outputs(model.stages, capture(model, batch.base).compacts)
     spread = own.flatten(2).std(dim=2)[..., None, None]
     noise = torch.empty_like(own)
     for place, row in enumerate(batch.rows.tolist()):
@@ -96,7 +139,7 @@ def _noisy(model: Model, ablation: Noise, batch: Batch, base: Capture) -> Tensor
     return own + ablation.scale * spread * noise
 
 
-def _resampled(prepared: PreparedTask, ablation: Resample, batch: Batch) -> Tensor:
+def _resampled(prepared: PreparedTask, ablation: Resample, batch: Batch, base: Capture) -> tuple[Tensor, ...]:
     """Outputs on other base images: image `i` gets image `order[(place of i) + 1]` of one random cycle."""
     generator = torch.Generator().manual_seed(ablation.seed)
     order = torch.randperm(len(prepared), generator=generator)
@@ -104,4 +147,4 @@ def _resampled(prepared: PreparedTask, ablation: Resample, batch: Batch) -> Tens
     successor[order] = order.roll(-1)
     images = [prepared.base.take(int(row), int(row) + 1) for row in successor[batch.rows]]
     model = prepared.model
-    return outputs(model.stages, capture(model, torch.cat(images).to(model.device, model.dtype)).compacts)
+    return capture(model, torch.cat(images).to(model.device, model.dtype), essential=base.essential).compacts

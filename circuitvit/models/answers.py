@@ -2,7 +2,6 @@
 
 Each function gives `d_compact . (compact with one receiver's read replaced - compact)` for many replaced
 streams at once; `Stage.local_effects` is the contract, and its literal default what these are held against.
-Tokens whose outputs have no gradient, such as all but the class token in the last layer, are not computed.
 """
 
 from __future__ import annotations
@@ -36,18 +35,16 @@ def attention_answers(
         d_value: the gradient at the values.
         d_compact: the gradient at the heads' outputs.
     """
-    heard = _heard(d_compact.abs().amax(dim=1))
-    slope, query = d_compact[:, :, heard], reads[0][:, :, heard]
-    asked, offered, carried = others[0][:, :, :, heard], others[1], others[2]
-    key, value = reads[1:]
-    base = (write((query, key, value)) * slope).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
+    asked, offered, carried = others
+    query, key, value = reads
+    base = (write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
     looked = write((rearrange(asked, "c b head t k -> b head (c t) k"), key, value))
     looked = rearrange(looked, "b head (c t) k -> b head c t k", c=len(asked))
-    by_query = torch.einsum("bhctk,bhtk->hcb", looked, slope)
+    by_query = torch.einsum("bhctk,bhtk->hcb", looked, d_compact)
     every = [part.expand(len(asked), *part.shape).flatten(0, 1) for part in (query, value)]
     shown = write((every[0], offered.flatten(0, 1), every[1]))
     shown = rearrange(shown, "(c b) head t k -> c b head t k", c=len(offered))
-    by_key = torch.einsum("cbhtk,bhtk->hcb", shown, slope)
+    by_key = torch.einsum("cbhtk,bhtk->hcb", shown, d_compact)
     by_value = torch.einsum("cbhtk,bhtk->hcb", carried - value, d_value)
     return torch.cat([by_query - base, by_key - base, by_value])
 
@@ -60,19 +57,13 @@ def mlp_answers(
     Where the MLP ends in a plain linear layer, the gradient is taken through that layer once, which saves
     every candidate half of its work.
     """
-    heard = _heard(d_output)
-    slope, normed, others = d_output[:, heard], normed[:, heard], others[:, :, heard]
+    slope = d_output
     hidden = _hidden(mlp)
     answer = mlp if hidden is None else hidden
     if hidden is not None:
         slope = slope @ mlp.fc2.weight  # type: ignore[operator, union-attr]
     base = (answer(normed) * slope).sum(dim=(1, 2))
     return (torch.einsum("cbth,bth->cb", answer(others), slope) - base)[None]
-
-
-def _heard(gradient: Tensor) -> Tensor:
-    """The tokens at which anything of `(batch, token, feature)` has a gradient."""
-    return gradient.ne(0).any(dim=-1).any(dim=0).nonzero().squeeze(-1)
 
 
 def _hidden(mlp: Any) -> Callable[[Tensor], Tensor] | None:

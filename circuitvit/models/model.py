@@ -70,6 +70,20 @@ class Model:
         with torch.no_grad():
             return int(self.embed(blank).shape[-1])
 
+    @cached_property
+    def essential(self) -> tuple[Stage, ...]:
+        """The stages without what the logits do not depend on.
+
+        In the last layer only the tokens that the readout reads matter: from the last stage that mixes
+        tokens on, the stream is cut to them. Logits, gradients and effects are those of `stages`.
+        """
+        read = getattr(self.stages[-1], "tokens", None)
+        mixing = [place for place, stage in enumerate(self.layers, 1) if any(stage.nodes.mixes or ())]
+        if read is None or not mixing:
+            return self.stages
+        last = mixing[-1]
+        return (*self.stages[:last], self.stages[last].leading(read), *self.stages[last + 1 :])
+
     def embed(self, images: Tensor) -> Tensor:
         """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
         source = self.stages[0]

@@ -71,6 +71,15 @@ class Norm:
         inverse = torch.rsqrt(stream.square().mean(dim=-1, keepdim=True) + self.eps)
         return stream * inverse, inverse
 
+    def inverse(self, stream: Tensor) -> Tensor:
+        """The inverse scale `(..., 1)` alone, without writing anything of the stream's size."""
+        if not self.scaled:
+            return torch.ones_like(stream[..., :1])
+        square = torch.linalg.vector_norm(stream, dim=-1, keepdim=True).square() / stream.shape[-1]
+        if self.centred:
+            square = (square - stream.mean(dim=-1, keepdim=True).square()).clamp_min(0.0)
+        return torch.rsqrt(square + self.eps)
+
     def fold(self, weight: Float[Tensor, "out d_model"]) -> Float[Tensor, "out d_model"]:
         """`C W diag(weight)`: the projection with the norm's affine part and centring folded in."""
         folded = weight if self.weight is None else weight * self.weight

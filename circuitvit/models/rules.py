@@ -29,6 +29,7 @@ class BackwardRules:
         query_key_share: share of the gradient that queries and keys get.
         value_share: share of the gradient that values get.
         gate_share: share of the gradient that each factor of a gated MLP gets.
+        output_share: share of the gradient at what heads and MLPs write that they pass on.
     """
 
     frozen_norms: bool = False
@@ -37,6 +38,7 @@ class BackwardRules:
     query_key_share: float = 1.0
     value_share: float = 1.0
     gate_share: float = 1.0
+    output_share: float = 1.0
 
 
 def damped(value: Tensor, share: float) -> Tensor:
@@ -59,13 +61,14 @@ def ruled_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, rul
     query, key = damped(query, rules.query_key_share), damped(key, rules.query_key_share)
     value = damped(value, rules.value_share)
     if rules.softmax_temperature == 1.0:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        written = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return damped(written, rules.output_share)
     scores: Tensor = query @ key.transpose(-1, -2) * scale
     soft = F.softmax(scores / rules.softmax_temperature, dim=-1)
     # Worth nothing itself, it brings the gradient that is wanted.
     heat: Tensor = rules.softmax_temperature * (soft - soft.detach())
     pattern = F.softmax(scores.detach(), dim=-1) + heat
-    return torch.matmul(pattern, value)
+    return damped(torch.matmul(pattern, value), rules.output_share)
 
 
 # -- MLPs ----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
+from circuitvit.models.compact_gradient import CompactGradient
 from circuitvit.models.rules import BackwardRules
 
 __all__ = ["Reads", "Stage"]
@@ -61,8 +62,19 @@ class Stage(ABC):
         """What all receivers read from one shared stream: the model's own norm and projections."""
 
     @abstractmethod
-    def read_each(self, streams: Float[Tensor, "stream batch token d_model"], source: Sequence[int]) -> Reads:
-        """What the receivers read when receiver `i` sees `streams[source[i]]`."""
+    def read_each(
+        self,
+        streams: Float[Tensor, "stream batch token d_model"],
+        source: Sequence[int],
+        known: Reads = (),
+    ) -> Reads:
+        """What the receivers read when receiver `i` sees `streams[source[i]]`.
+
+        Args:
+            streams: what is seen.
+            source: for each receiver the number of its stream; -1 for one that reads what is `known`.
+            known: reads of all receivers, looked at where the source is -1.
+        """
 
     @abstractmethod
     def write(self, reads: Reads) -> Tensor:
@@ -72,13 +84,24 @@ class Stage(ABC):
     def total(self, compact: Tensor) -> Float[Tensor, "batch token d_model"]:
         """What the stage adds to the stream: the sum of all senders' outputs, and the constant."""
 
+    def add(self, stream: Float[Tensor, "batch token d_model"], compact: Tensor) -> Tensor:
+        """The stream after the stage, `(batch, token, d_model)`: what the next one reads."""
+        return stream + self.total(compact)
+
     @abstractmethod
-    def expand(self, compact: Tensor) -> Float[Tensor, "sender batch token d_model"]:
-        """Each sender's own output; together with the constant they sum to `total(compact)`."""
+    def expand(
+        self, compact: Tensor, out: Tensor | None = None
+    ) -> Float[Tensor, "sender batch token d_model"]:
+        """Each sender's own output; together with the constant they sum to `total(compact)`.
+
+        Args:
+            compact: from `write`.
+            out: room for the result, which is then written there and returned.
+        """
 
     def pull_back(
         self, stream: Float[Tensor, "batch token d_model"], reads: Reads, d_reads: Reads
-    ) -> Float[Tensor, "receiver batch token d_model"]:
+    ) -> CompactGradient:
         """The gradient at each receiver's own input, from the gradient at the reads.
 
         This literal version differentiates `read_each` with a copy of the stream for every receiver;
@@ -94,7 +117,7 @@ class Stage(ABC):
         with torch.enable_grad():
             each = self.read_each(streams, range(n_receivers))
         (gradient,) = torch.autograd.grad(each, streams, d_reads)
-        return gradient
+        return CompactGradient(gradient)
 
     def local_effects(
         self,
@@ -145,6 +168,23 @@ class Stage(ABC):
         raise UnsupportedModelError(
             f"{type(self).__name__} knows no backward rules: use a method without, such as 'eap' or 'local'"
         )
+
+    def leading(self, tokens: int) -> Stage:
+        """The stage writing at the first `tokens` tokens alone, for a model whose readout reads no others.
+
+        It reads the whole stream and its `add` gives a stream of that many tokens. The default leaves
+        nothing out, which is always right.
+        """
+        return self
+
+    def pick(self, reads: Reads) -> Reads:
+        """Out of the reads of the stage that this one was cut from by `restrict`, its own."""
+        return reads
+
+    @property
+    def cut(self) -> int | None:
+        """The number of tokens that `leading` has left of the stream after the stage; None for all."""
+        return None
 
     @property
     def is_source(self) -> bool:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.answers import attention_answers, mlp_answers
+from circuitvit.models.compact_gradient import CompactGradient
 from circuitvit.models.norms import Norm, norm_of, ruled_norm, ruled_part
-from circuitvit.models.rules import BackwardRules, ruled_attention, ruled_mlp, with_children
+from circuitvit.models.rules import BackwardRules, damped, ruled_attention, ruled_mlp, with_children
 from circuitvit.models.stages import Reads, Stage
 
 __all__ = [
@@ -48,7 +49,7 @@ class EmbeddingStage(Stage):
     def read(self, stream: Tensor) -> Reads:
         return (stream,)
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
         raise NotImplementedError("the embedding has no receivers")
 
     def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
@@ -58,8 +59,8 @@ class EmbeddingStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         return compact
 
-    def expand(self, compact: Tensor) -> Tensor:
-        return compact[None]
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
+        return _into(out, compact[None])
 
     def with_rules(self, rules: BackwardRules) -> EmbeddingStage:
         return self  # no gradient passes it
@@ -69,7 +70,8 @@ class AttentionStage(Stage):
     """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
 
     Reads are the raw queries, keys and values `(batch, head, token, d_head)` before `qk_norm`, so that norm
-    and projection are all that lies between a receiver's stream and its read.
+    and projection are all that lies between a receiver's stream and its read. With `queries` set only the
+    first that many tokens have a query and are written.
     """
 
     def __init__(
@@ -79,11 +81,11 @@ class AttentionStage(Stage):
         attention: Any,
         gamma: Tensor | None,
         heads: Sequence[int],
+        queries: int | None = None,
         rules: BackwardRules | None = None,
     ) -> None:
         self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
-        self.rules = rules
-        self.heads = tuple(heads)
+        self.heads, self.queries, self.rules = tuple(heads), queries, rules
         self.whole = self.heads == tuple(range(attention.num_heads))
         names = tuple(f"a{layer}.h{head}" for head in self.heads)
         ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
@@ -133,19 +135,37 @@ class AttentionStage(Stage):
         bias = None if self._qkv_bias is None else self._qkv_bias.flatten()
         qkv = F.linear(self.norm(stream), weight, bias)
         split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=len(self.heads))
-        return split.unbind(0)
+        return self._asked(split.unbind(0))
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
-        normed = self.norm(streams)
-        if list(source) != list(range(len(normed))):
-            normed = normed[list(source)]
-        projected = torch.bmm(normed.flatten(1, 2), self._qkv_weight.transpose(1, 2))
-        if self._qkv_bias is not None:
-            projected = projected + self._qkv_bias[:, None, :]
-        split: Tensor = rearrange(
-            projected, "(port head) (b t) k -> port b head t k", port=3, b=streams.shape[1]
-        )
-        return split.unbind(0)
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        seeing = [place for place, stream in enumerate(source) if stream >= 0]
+        if len(streams) == 1 and len(seeing) == len(source):
+            return self.read(streams[0])
+        weight, offset = self._folded
+        inverse = self.norm.inverse(streams)
+        seen = [source[place] for place in seeing]
+        if seen != list(range(len(streams))):
+            streams, inverse = streams[seen], inverse[seen]
+        if len(seeing) < len(source):
+            weight, offset = weight[seeing], offset[seeing]
+        # The norm comes after the projection, where the stream is d_head wide: nothing normed is written.
+        projected = torch.bmm(streams.flatten(1, 2), weight.transpose(1, 2))
+        projected = torch.addcmul(offset[:, None, :], projected, inverse.flatten(1, 2))
+        projected = projected.view(len(seeing), *streams.shape[1:3], -1)
+        if len(seeing) < len(source):
+            projected = self._by_receiver(known, streams.shape[2]).index_copy(
+                0, torch.tensor(seeing, device=streams.device), projected
+            )
+        split: Tensor = rearrange(projected, "(port head) b t k -> port b head t k", port=3)
+        return self._asked(split.unbind(0))
+
+    def pick(self, reads: Reads) -> Reads:
+        return reads if self.whole else tuple(read[:, list(self.heads)] for read in reads)
+
+    def _asked(self, reads: Reads) -> Reads:
+        """The reads with only the queries that are asked for."""
+        query, *rest = reads
+        return (query if self.queries is None else query[:, :, : self.queries], *rest)
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         query, key, value = reads
@@ -161,21 +181,37 @@ class AttentionStage(Stage):
         added = F.linear(joined, self.attention.proj.weight, self.attention.proj.bias)
         return added if self.gamma is None else added * self.gamma
 
-    def expand(self, compact: Tensor) -> Tensor:
-        outputs = torch.bmm(rearrange(compact, "b head t k -> head (b t) k"), self._out_weight)
-        return outputs.view(len(self.heads), compact.shape[0], compact.shape[2], -1)
+    @property
+    def cut(self) -> int | None:
+        return self.queries
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
+    def add(self, stream: Tensor, compact: Tensor) -> Tensor:
+        return stream[:, : self.queries] + self.total(compact)
+
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
+        joined = rearrange(compact, "b head t k -> head (b t) k")
+        shape = (len(self.heads), compact.shape[0], compact.shape[2], self._out_weight.shape[-1])
+        if out is None or not out.is_contiguous():
+            return _into(out, torch.bmm(joined, self._out_weight).view(shape))
+        torch.bmm(joined, self._out_weight, out=out.view(len(self.heads), -1, shape[-1]))
+        return out
+
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
         weight, offset = self._folded
-        by_receiver = torch.stack(d_reads).transpose(1, 2).flatten(0, 1)  # (receiver, batch, token, d_head)
         x_hat, inverse = self.norm.standardise(stream)
-        scaled = by_receiver * inverse
-        gradient = torch.bmm(scaled.flatten(1, 2), weight).view(len(scaled), *stream.shape)
-        if self.norm.bends:
-            values = torch.stack(reads).transpose(1, 2).flatten(0, 1) - offset[:, None, None, :]
-            along = (scaled * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
-            gradient = torch.addcmul(gradient, x_hat, along, value=-1.0)
-        return gradient
+        tokens = stream.shape[1]
+        narrow = self._by_receiver(d_reads, tokens) * inverse
+        if not self.norm.bends:
+            return CompactGradient(narrow, weight)
+        values = self._by_receiver(reads, tokens) - offset[:, None, None, :]
+        along = (narrow * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
+        return CompactGradient(narrow, weight, (along,), (x_hat,))
+
+    def _by_receiver(self, reads: Reads, tokens: int) -> Float[Tensor, "receiver batch token d_head"]:
+        """The reads stacked; queries that were not asked for are 0."""
+        query, key, value = reads
+        query = F.pad(query, (0, 0, 0, tokens - query.shape[2]))
+        return torch.stack((query, key, value)).transpose(1, 2).flatten(0, 1)
 
     def local_effects(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
@@ -186,43 +222,59 @@ class AttentionStage(Stage):
         return attention_answers(self.write, reads, others, d_reads[2], d_compact)
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
+        if list(senders) == list(range(len(self.heads))):
+            return self
         heads = [self.heads[sender] for sender in senders]
-        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads, self.rules)
+        return self._with(heads=heads)
+
+    def leading(self, tokens: int) -> AttentionStage:
+        return self._with(queries=tokens)
 
     def with_rules(self, rules: BackwardRules) -> AttentionStage:
-        norm, attention = ruled_norm(self.norm, rules), self.attention
-        parts = {name: ruled_part(getattr(attention, name), rules) for name in ("q_norm", "k_norm")}
-        return AttentionStage(
-            self.layer, norm, with_children(attention, **parts), self.gamma, self.heads, rules
-        )
+        parts = {name: ruled_part(getattr(self.attention, name), rules) for name in ("q_norm", "k_norm")}
+        attention = with_children(self.attention, **parts)
+        return self._with(norm=ruled_norm(self.norm, rules), attention=attention, rules=rules)
+
+    def _with(self, **changes: Any) -> AttentionStage:
+        """The stage with some of the arguments that it was made from replaced."""
+        names = ("layer", "norm", "attention", "gamma", "heads", "queries", "rules")
+        return AttentionStage(**{**{name: getattr(self, name) for name in names}, **changes})
 
 
 class MLPStage(Stage):
     """An MLP behind its norm: one receiver, one sender; its biases belong to the sender."""
 
-    def __init__(self, layer: int, norm: Norm, mlp: nn.Module, gamma: Tensor | None) -> None:
-        self.layer, self.norm, self.mlp, self.gamma = layer, norm, mlp, gamma
+    def __init__(
+        self,
+        layer: int,
+        norm: Norm,
+        mlp: nn.Module,
+        gamma: Tensor | None,
+        rules: BackwardRules | None = None,
+    ) -> None:
+        self.layer, self.norm, self.mlp, self.gamma, self.rules = layer, norm, mlp, gamma, rules
         name = (f"m{layer}",)
         self.nodes = StageNodes(f"mlp{layer}", "mlp", layer, name, name, mixes=(False,))
 
     def read(self, stream: Tensor) -> Reads:
         return (self.norm(stream),)
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
-        return (self.norm(streams[source[0]]),)
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        return (self.norm(streams[source[0]]),) if source[0] >= 0 else known
 
     def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
         output: Tensor = self.mlp(reads[0])
+        output = output if self.rules is None else damped(output, self.rules.output_share)
         return output if self.gamma is None else output * self.gamma
 
     def total(self, compact: Tensor) -> Tensor:
         return compact
 
-    def expand(self, compact: Tensor) -> Tensor:
-        return compact[None]
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
+        return _into(out, compact[None])
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
-        return self.norm.pull_back(stream, d_reads[0])[None]
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
+        return CompactGradient(self.norm.pull_back(stream, d_reads[0])[None])
 
     def local_effects(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
@@ -234,7 +286,7 @@ class MLPStage(Stage):
         mlp = ruled_mlp(self.mlp, rules)
         if isinstance(getattr(mlp, "norm", None), nn.Module):
             mlp = with_children(mlp, norm=ruled_part(mlp.norm, rules))
-        return MLPStage(self.layer, ruled_norm(self.norm, rules), mlp, self.gamma)
+        return MLPStage(self.layer, ruled_norm(self.norm, rules), mlp, self.gamma, rules)
 
 
 class ReadoutStage(Stage):
@@ -244,11 +296,18 @@ class ReadoutStage(Stage):
         self.vit = vit
         self.nodes = StageNodes("readout", "readout", layer, receivers=("logits",))
 
+    @property
+    def tokens(self) -> int | None:
+        """How many of the first tokens are read; None if all are."""
+        if self.vit.global_pool != "token" and not hasattr(self.vit, "head_dist"):
+            return None
+        return 2 if hasattr(self.vit, "head_dist") else 1
+
     def read(self, stream: Tensor) -> Reads:
         return (stream,)
 
-    def read_each(self, streams: Tensor, source: Sequence[int]) -> Reads:
-        return (streams[source[0]],)
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        return (streams[source[0]],) if source[0] >= 0 else known
 
     def write(self, reads: Reads) -> Float[Tensor, "batch classes"]:
         return self.vit.forward_head(self.vit.norm(reads[0]))  # type: ignore[no-any-return]
@@ -260,11 +319,15 @@ class ReadoutStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         raise NotImplementedError("the readout adds nothing to the stream")
 
-    def expand(self, compact: Tensor) -> Tensor:
+    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
         raise NotImplementedError("the readout has no senders")
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Tensor:
-        return d_reads[0][None]
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
+        return CompactGradient(d_reads[0][None])
+
+
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
 
 
 # -- from module to stages -----------------------------------------------------------------------

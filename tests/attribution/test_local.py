@@ -29,10 +29,10 @@ def test_the_shortcuts_of_the_stages_answer_like_the_literal_default(case: Case)
     for run in batch_runs(prepared, batch_size=2):
         found = gradients(case.model, run.base.compacts[0], run.metric)
         for index, d_compact in enumerate(output_gradients(found)):
-            stage = case.model.stages[index]
+            stage = case.model.essential[index]
             if stage.is_source:
                 continue
-            stream = run.base.stream(index)
+            stream = found.capture.stream(index)
             streams = stream + torch.randn((3, *stream.shape), generator=generator, dtype=stream.dtype)
             given = (found.reads[index], found.d_reads[index], d_compact, stream, streams)
             assert_close(stage.local_effects(*given), Stage.local_effects(stage, *given), 1e-9)
@@ -42,12 +42,12 @@ def test_the_shortcuts_of_the_stages_answer_like_the_literal_default(case: Case)
 def test_the_gradient_at_every_output_is_that_of_the_whole_model(case: Case) -> None:
     """Held against one backward pass through the stages, in which the outputs are kept."""
     model, base = case.model, case.base
-    source, *layers, readout = model.stages
+    source, *layers, readout = model.essential
     compacts = [source.write(source.read(base)).detach().requires_grad_()]
     stream = source.total(compacts[0])
     for layer in layers:
         compacts.append(layer.write(layer.read(stream)))
-        stream = stream + layer.total(compacts[-1])
+        stream = layer.add(stream, compacts[-1])
     case.formula(readout.write(readout.read(stream))).sum().backward(inputs=[compacts[0]], retain_graph=True)
     logits = readout.write(readout.read(stream))
     expected = torch.autograd.grad(case.formula(logits).sum(), compacts)
