@@ -5,9 +5,9 @@ correlation of magnitudes, how many of the top 100 edges are right, how many sig
 over that of a plain forward on one pair, in the same process.
 
 The bundled models see drawn pictures, and scikit-learn's digits. The real one, vit_tiny_patch16_224, sees the
-cat-dog pair that the estimators were developed on, and *unseen* pairs: photographs of cats and dogs drawn by a
-seed, where the model sees a cat in the one and a dog in the other. Its weights and photographs are found as the
-tests find them: in the folder that CIRCUITVIT_SHARED names, else in shared/data beside the checkout.
+cat-dog pair that the estimators were developed on, and *unseen* pairs: photographs of cats and dogs drawn by
+a seed, where the model sees a cat in the one and a dog in the other. Its weights and photographs are found as
+the tests find them: in the folder that CIRCUITVIT_SHARED names, else in shared/data beside the checkout.
 
 Exact effects take a while, and `--cache DIR` keeps them. The average over pairs is that of their scores, as a
 task of all these pairs has it.

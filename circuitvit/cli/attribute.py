@@ -86,13 +86,15 @@ def attribute(
         --target tabby --foil "Border collie" --method eap-ig
     ```
     """
-    from circuitvit.attribution import METHODS
+    from circuitvit.attribution import METHODS, Budget
     from circuitvit.attribution import attribute as score
 
     check_choice("method", method, METHODS)
     check_calibration(calibrate)
     if budget is not None and not METHODS[method].uses_budget:
         raise OptionError(f"--method {method} does not use --budget: it belongs to hybrid and auto")
+    if budget is not None:
+        Budget.parse(budget)
     measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
     task = make_task(images, behaviour, run.seed)
     clock = Clock()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from circuitvit.cli.fidelity import about_scores, check_calibration, checked
+from circuitvit.cli.fidelity import about_choice, check_calibration, checked
 from circuitvit.cli.folder import Folder
 from circuitvit.cli.inputs import batch_size, check_choice
 from circuitvit.cli.options import RunOptions, SearchOptions
@@ -230,7 +230,7 @@ def _select(model: Model, task: PreparedTask, search: SearchOptions, run: RunOpt
         circuit = scores.top(search.edges or 0, by)
     else:
         circuit = scores.connected(search.edges or 0, by)
-    return _Found(circuit, scores, "\n".join(about_scores(scores)))
+    return _Found(circuit, scores, "\n".join(about_choice(scores)))
 
 
 _Search = Callable[["Model", "PreparedTask", SearchOptions, RunOptions], _Found]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from circuitvit.models import Model
     from circuitvit.tasks import PreparedTask
 
-__all__ = ["about_scores", "check_calibration", "checked"]
+__all__ = ["about_choice", "about_scores", "check_calibration", "checked"]
 
 
 def check_calibration(n: int | None) -> None:
@@ -39,12 +39,14 @@ def checked(model: Model, task: PreparedTask, scores: EdgeScores, n: int, run: R
     )  # fmt: skip
 
 
-def about_scores(scores: EdgeScores) -> list[str]:
-    """What chose the method, where that was left open, and how right the scores are."""
-    said = []
+def about_choice(scores: EdgeScores) -> list[str]:
+    """Which method was taken and why, where that was left open."""
     chosen = scores.provenance.parameters.get("chosen")
-    if chosen is not None:
-        said.append(f"Scored by {chosen}.")
-    if scores.fidelity is not None:
-        said.append(f"{scores.method}: {scores.fidelity.sentence}")
-    return said
+    return [] if chosen is None else [f"Scored by {chosen}."]
+
+
+def about_scores(scores: EdgeScores) -> list[str]:
+    """The same, and how right the scores are."""
+    if scores.fidelity is None:
+        return about_choice(scores)
+    return [*about_choice(scores), f"{scores.method}: {scores.fidelity.sentence}"]

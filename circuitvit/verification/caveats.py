@@ -74,7 +74,7 @@ def _about_images(prepared: Sequence[PreparedTask]) -> Iterator[str]:
 def _about_circuit(circuit: Circuit, size: CircuitSize, prepared: PreparedTask) -> Iterator[str]:
     fidelity = circuit.provenance.parameters.get("fidelity")
     if fidelity is not None:
-        yield f"Its edges were chosen by scores. {fidelity_sentence(fidelity)}"
+        yield f"Its edges were chosen by scores ({circuit.provenance.method}). {fidelity_sentence(fidelity)}"
     if not len(circuit):
         yield "The circuit is empty: its figures are those of the model with every edge ablated."
     elif len(circuit) == size.graph_edges:

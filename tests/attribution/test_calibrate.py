@@ -130,7 +130,7 @@ def test_files_and_circuits_carry_the_fidelity(tmp_path: Path) -> None:
     circuit = again.top(10)
     assert circuit.provenance.parameters["fidelity"]["pearson"] == scores.fidelity.pearson
     report = cv.verify(CASE.model, CASE.task(), circuit, n_random=2, progress=False)
-    assert any("chosen by scores. Held against" in text for text in report.warnings)
+    assert any("chosen by scores (local). Held against" in text for text in report.warnings)
 
 
 def test_measured_edges_survive_the_file(tmp_path: Path) -> None:
