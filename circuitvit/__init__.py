@@ -9,10 +9,10 @@ carries a behaviour, and the circuit is proved by ablation, drawn and saved.
 """
 
 from circuitvit._version import __version__
-from circuitvit.attribution import METHODS, attribute
+from circuitvit.attribution import METHODS, attribute, attribute_nodes, calibrate
 from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
-from circuitvit.graph import Circuit, EdgeScores, Graph
+from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph, NodeScores
 from circuitvit.models import Model, load, wrap
 from circuitvit.models.compiled import Compiled, compiled
 from circuitvit.pruning import (
@@ -83,6 +83,7 @@ __all__ = [
     "EdgeScores",
     "Falls",
     "FamilySettings",
+    "Fidelity",
     "Finding",
     "Flips",
     "Graph",
@@ -90,6 +91,7 @@ __all__ = [
     "MaskSettings",
     "Mean",
     "Model",
+    "NodeScores",
     "Noise",
     "Patch",
     "PerPair",
@@ -106,7 +108,9 @@ __all__ = [
     "accuracy",
     "acdc",
     "attribute",
+    "attribute_nodes",
     "audit",
+    "calibrate",
     "circuit_curve",
     "compare",
     "compiled",

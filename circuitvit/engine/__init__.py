@@ -19,6 +19,7 @@ from circuitvit.engine.runs import (
     kept_edges,
     run,
 )
+from circuitvit.engine.slopes import output_gradients, stream_gradients
 from circuitvit.engine.soft import soft_run
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "kept_edges",
     "masked_run",
     "new_workspace",
+    "output_gradients",
     "outputs",
     "patch_pattern",
     "patch_sender",
@@ -52,4 +54,5 @@ __all__ = [
     "run",
     "run_from",
     "soft_run",
+    "stream_gradients",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from circuitvit.graph import Graph
+from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import Card, InputSpec
 
@@ -97,6 +98,14 @@ class Model:
         """The model's own forward: images `(batch, channel, height, width)` to logits `(batch, class)`."""
         with torch.no_grad():
             return self.module(images)  # type: ignore[no-any-return]
+
+    def with_rules(self, rules: BackwardRules) -> Model:
+        """A model with the same outputs and other gradients; this one stays as it is.
+
+        Raises:
+            UnsupportedModelError: if a stage is of a kind that the rules do not know.
+        """
+        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages))
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
         """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""
