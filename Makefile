@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-base  ## find, verify and draw a circuit of the bundled
 test: $(VENV)/.installed-test  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --hypothesis-profile=ci
 
-bench: $(VENV)/.installed-test  ## measure what the tests do not: speed, and error rates by simulation
+bench: $(VENV)/.installed-test  ## measure speed and memory against their floors; `python -m bench NAME` for others
 	$(BIN)/python -m bench
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types

@@ -1,4 +1,4 @@
-"""`python -m bench` runs every measurement, `python -m bench calibration` the named ones."""
+"""`python -m bench` measures speed and memory, `python -m bench calibration` what is named."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NAMES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"
 
 
 def run(names: list[str]) -> None:
-    """Run the named measurements, all of them when none is named."""
+    """Run the named measurements; those of speed and memory when none is named."""
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         sys.exit(f"unknown measurement {unknown[0]!r}: choose from {', '.join(NAMES)}")
     missed = []
-    for name in names or NAMES:
+    for name in names or ["speed"]:
         print(f"== {name}", flush=True)
         sys.argv = [f"bench.{name}"]  # a measurement may have options of its own when it is run by itself
         try:

@@ -9,11 +9,12 @@ carries a behaviour, and the circuit is proved by ablation, drawn and saved.
 """
 
 from circuitvit._version import __version__
-from circuitvit.attribution import METHODS, attribute
+from circuitvit.attribution import METHODS, attribute, attribute_nodes, calibrate
 from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
-from circuitvit.graph import Circuit, EdgeScores, Graph
+from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph, NodeScores
 from circuitvit.models import Model, load, wrap
+from circuitvit.models.compiled import Compiled, compiled
 from circuitvit.pruning import (
     Curve,
     FamilySettings,
@@ -76,11 +77,13 @@ __all__ = [
     "Circuit",
     "CircuitViTError",
     "Comparison",
+    "Compiled",
     "Constants",
     "Curve",
     "EdgeScores",
     "Falls",
     "FamilySettings",
+    "Fidelity",
     "Finding",
     "Flips",
     "Graph",
@@ -88,6 +91,7 @@ __all__ = [
     "MaskSettings",
     "Mean",
     "Model",
+    "NodeScores",
     "Noise",
     "Patch",
     "PerPair",
@@ -104,9 +108,12 @@ __all__ = [
     "accuracy",
     "acdc",
     "attribute",
+    "attribute_nodes",
     "audit",
+    "calibrate",
     "circuit_curve",
     "compare",
+    "compiled",
     "cross_entropy",
     "ddmin",
     "find",

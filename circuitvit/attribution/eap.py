@@ -30,21 +30,35 @@ from circuitvit.engine import (
     reference_source,
 )
 from circuitvit.graph import Graph
-from circuitvit.models import CompactGradient
+from circuitvit.models import BackwardRules, CompactGradient
 from circuitvit.tasks import Batch, PreparedTask
 
-__all__ = ["add_products", "eap", "finished", "new_total", "objective"]
+__all__ = ["add_products", "eap", "finished", "first_order", "new_total", "objective"]
 
 
 def eap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     """EAP scores `(sender, receiver, group)`, summed over pairs."""
-    require_gradient(prepared, "eap")
-    refuse_flat(prepared, "eap")
-    model = prepared.model
+    return first_order(prepared, settings, "eap")
+
+
+def first_order(
+    prepared: PreparedTask, settings: Settings, name: str, rules: BackwardRules | None = None
+) -> NDArray[np.float64]:
+    """Scores to first order at the base run, differentiated by backward rules where there are any.
+
+    Args:
+        prepared: the task.
+        settings: of the run.
+        name: of the method, for messages.
+        rules: of the gradient; the plain one by default.
+    """
+    require_gradient(prepared, name)
+    refuse_flat(prepared, name)
+    model = prepared.model if rules is None else prepared.model.with_rules(rules)
     source = model.stages[0]
     references = reference_source(prepared, settings.batch_size)
     total, room = new_total(prepared), None
-    with progress_bar(len(prepared), "eap", settings.progress) as bar:
+    with progress_bar(len(prepared), name, settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
             with torch.no_grad():
                 embedded = source.write(source.read(batch.base))

@@ -63,45 +63,47 @@ def _receiver_runs(
         local: the receiver's place in its stage.
         places: `(edge, 2)`: sender and token group of each edge.
     """
-    stage = run.sources.model.stages[index]
-    stream = run.base.stream(index)
+    model = run.sources.model
+    stage, stream = model.essential[index], _essential(run, index)
     fed = list((stage.nodes.feeds or ())[local])
     part = stage if stage.is_readout else stage.restrict(fed)
     place = part.nodes.receivers.index(stage.nodes.receivers[local])
+    source = [0 if receiver == place else -1 for receiver in range(len(part.nodes.receivers))]
+    with torch.no_grad():
+        known = part.read(stream)
+        rest = None if stage.is_readout else _essential(run, index + 1) - part.total(part.write(known))
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
-        ablated = (stream + _group_deltas(run, chunk)).flatten(0, 1)  # (candidate * batch, token, d_model)
-        shared = stream.expand(len(chunk), *stream.shape).flatten(0, 1)
-        source = [int(receiver == place) for receiver in range(len(part.nodes.receivers))]
+        ablated = stream + _group_deltas(run, chunk, stream.shape[1])  # (candidate, batch, token, d_model)
+        repeated = tuple(read.repeat(len(chunk), *(1,) * (read.ndim - 1)) for read in known)
         with torch.no_grad():
-            compact = part.write(part.read_each(torch.stack([shared, ablated]), source))
-            if stage.is_readout:
+            compact = part.write(part.read_each(ablated.flatten(0, 1)[None], source, repeated))
+            if rest is None:
                 logits = compact
             else:
-                change = part.expand(compact).sum(dim=0) - _own_output(run, index, fed).repeat(
-                    len(chunk), 1, 1
-                )
-                after = run.base.stream(index + 1).repeat(len(chunk), 1, 1) + change
-                logits = run_from(run.sources.model, index + 1, after)
+                after = rest + part.total(compact).view(len(chunk), *rest.shape)
+                logits = run_from(model, index + 1, after.flatten(0, 1))
         yield chunk, run.metric(logits.view(len(chunk), len(stream), -1))
 
 
-def _group_deltas(run: BatchRun, chunk: NDArray[np.intp]) -> Float[Tensor, "candidate batch token d_model"]:
-    """Reference minus base output of each edge's sender, at the tokens of the edge's group."""
-    deltas = run.sources.deltas[chunk[:, 0]]
-    members = run.sources.members
-    if members is None:
+def _essential(run: BatchRun, index: int) -> Float[Tensor, "batch token d_model"]:
+    """What a stage reads in the base run, at the tokens that the logits depend on."""
+    reference = run.sources.reference_streams[index]
+    assert reference is not None, "the source has no receivers"
+    return run.base.stream(index)[:, : reference.shape[1]]
+
+
+def _group_deltas(
+    run: BatchRun, chunk: NDArray[np.intp], tokens: int
+) -> Float[Tensor, "candidate batch token d_model"]:
+    """Reference minus base output of each edge's sender, at those of the first tokens in the edge's group."""
+    deltas = run.sources.deltas[chunk[:, 0], :, :tokens]
+    if run.sources.members is None:
         return deltas
+    members = run.sources.members[..., :tokens]
     groups = torch.from_numpy(chunk[:, 1]).to(members.device)
     inside = members == groups.reshape(-1, *(1,) * members.ndim)  # (candidate, [batch,] token)
     if members.ndim == 1:
         inside = inside[:, None]
     return deltas * inside.to(deltas.dtype)[..., None]
-
-
-def _own_output(run: BatchRun, index: int, senders: list[int]) -> Float[Tensor, "batch token d_model"]:
-    """What these senders of a stage wrote, together, in the base run."""
-    start = run.prepared.graph.sender_slices[index].start
-    rows = [start + sender for sender in senders]
-    return (run.sources.reference[rows] - run.sources.deltas[rows]).sum(dim=0)

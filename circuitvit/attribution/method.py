@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit.attribution.budget import Budget
 from circuitvit.errors import DataError, OptionError
+from circuitvit.graph import EdgeMask
 from circuitvit.tasks import PreparedTask
 
 __all__ = [
     "Method",
+    "Scored",
     "Scorer",
     "Settings",
     "check_effects",
@@ -31,17 +35,38 @@ class Settings:
         batch_size: pairs at once.
         steps: nodes on an integration path.
         progress: whether to show a bar.
+        budget: what methods that can spend more or less may spend; None for their own choice.
+        seed: of methods that draw.
     """
 
     batch_size: int
     steps: int = 5
     progress: bool = False
+    budget: Budget | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a method found, where that is more than numbers.
+
+    Attributes:
+        values: the scores `(sender, receiver, group)` of all edges, summed over pairs.
+        measured: where the score is the exact effect itself; None where no score is.
+        parameters: what the method chose by itself, JSON values, for the scores' provenance.
+        method: the method that it came down to, if not the one asked for.
+    """
+
+    values: NDArray[np.float64]
+    measured: EdgeMask | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
 
 
 FLAT_AT_CLEAN = ("kl_divergence", "cross_entropy")
 """Metrics whose minimum is the clean run itself."""
 
-Scorer = Callable[[PreparedTask, Settings], NDArray[np.float64]]
+Scorer = Callable[[PreparedTask, Settings], NDArray[np.float64] | Scored]
 """Gives the scores `(sender, receiver, group)` of all edges, summed over pairs."""
 
 
@@ -54,12 +79,16 @@ class Method:
         summary: one line.
         cost: in passes of the plain model over a pair.
         uses_steps: whether `steps` matters.
+        uses_budget: whether `budget` matters.
+        uses_seed: whether `seed` matters.
     """
 
     score: Scorer
     summary: str
     cost: str
     uses_steps: bool = False
+    uses_budget: bool = False
+    uses_seed: bool = False
 
 
 def require_gradient(prepared: PreparedTask, method: str) -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from circuitvit.attribution.atp import atp_qk, atp_star
+from circuitvit.attribution.auto import auto
+from circuitvit.attribution.budget import Budget
+from circuitvit.attribution.ceap import ceap
 from circuitvit.attribution.eap import eap
 from circuitvit.attribution.eap_ig import eap_ig, eap_ig_gauss, eap_ig_left
 from circuitvit.attribution.exact import exact
-from circuitvit.attribution.method import Method, Settings
+from circuitvit.attribution.gim import gim
+from circuitvit.attribution.hybrid import hybrid
+from circuitvit.attribution.ifr import ifr
+from circuitvit.attribution.local import local
+from circuitvit.attribution.method import Method, Scored, Settings
+from circuitvit.attribution.null import random
+from circuitvit.attribution.relp import relp
 from circuitvit.engine import choose_batch_size
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import EdgeScores, Provenance
@@ -17,13 +27,12 @@ from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["METHODS", "attribute", "provenance_of"]
 
+_EAP_COST = "2 forwards + 1 backward"
 _PER_STEP = "2 forwards + steps x (forward + backward)"
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "eap": Method(
-            eap, "edge attribution patching: first order at the clean run", "2 forwards + 1 backward"
-        ),
+        "eap": Method(eap, "edge attribution patching: first order at the clean run", _EAP_COST),
         "eap-ig": Method(
             eap_ig, "EAP averaged along the input path, midpoint rule", _PER_STEP, uses_steps=True
         ),
@@ -33,6 +42,41 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "the same by the left Riemann sum of older code, to reproduce its numbers",
             _PER_STEP,
             uses_steps=True,
+        ),
+        "relp": Method(relp, "EAP with relevance propagation's rules for norms and activations", _EAP_COST),
+        "gim": Method(gim, "EAP with a softer softmax, constant norms and shared products", _EAP_COST),
+        "atp-qk": Method(
+            atp_qk,
+            "EAP with attention patterns recomputed for queries and keys",
+            "2 forwards + 1 backward + each later attention layer once for each sender",
+        ),
+        "atp-star": Method(
+            atp_star, "the same without cancellation between layers (GradDrop)", "as atp-qk, for each layer"
+        ),
+        "ceap": Method(
+            ceap,
+            "conductance along the input path: complete on every cut",
+            "2 forwards + steps x (2 forwards + backward)",
+            uses_steps=True,
+        ),
+        "ifr": Method(ifr, "shares of what receivers read; not causal, without metric", "1 forward"),
+        "random": Method(random, "normal noise: what a method must beat", "nothing", uses_seed=True),
+        "local": Method(
+            local,
+            "exact at the receiver, to first order after it",
+            "2 forwards + 1 backward + each later stage once for each sender",
+        ),
+        "hybrid": Method(
+            hybrid,
+            "exact for the edges whose estimate is least certain, local for the others",
+            "within the budget; a quarter of exact by default",
+            uses_budget=True,
+        ),
+        "auto": Method(
+            auto,
+            "exact where it fits the budget, else hybrid",
+            "the budget, 60 s by default",
+            uses_budget=True,
         ),
         "exact": Method(
             exact, "ablate each edge alone and run: the truth", "a part of a forward for each edge"
@@ -47,6 +91,8 @@ def attribute(
     method: str = "eap",
     *,
     steps: int = 5,
+    budget: Budget | str | float | None = None,
+    seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
     progress: bool = True,
@@ -60,6 +106,9 @@ def attribute(
         task: images, metric and ablation.
         method: one of `METHODS`, such as "eap", "eap-ig" or "exact".
         steps: nodes on the path of the integrated methods.
+        budget: what "hybrid" and "auto" may spend: forward-equivalents for each pair, such as 60, or a
+            duration for the whole task, such as "60s". Results under a duration depend on the machine.
+        seed: of methods that draw.
         batch_size: pairs at once; chosen from the memory budget by default.
         memory: that budget, in bytes.
         progress: whether to show a bar.
@@ -77,13 +126,23 @@ def attribute(
         raise unknown_name("method", method, METHODS)
     if steps < 1 or (batch_size is not None and batch_size < 1):
         raise OptionError(f"steps and batch_size must be at least 1, not {steps} and {batch_size}")
+    chosen = METHODS[method]
+    if budget is not None and not chosen.uses_budget:
+        raise OptionError(f"{method} costs what it costs: a budget belongs to 'hybrid' and 'auto'")
+    allowed = None if budget is None else Budget.parse(budget)
     prepared = ready(model, task, progress)
     size = batch_size or choose_batch_size(prepared, memory)
-    chosen = METHODS[method]
-    values = chosen.score(prepared, Settings(size, steps, progress)) / len(prepared)
-    parameters = {"steps": steps} if chosen.uses_steps else {}
-    provenance = provenance_of(prepared, method).with_parameters(**parameters)
-    return EdgeScores(prepared.graph, values, method, prepared.direction, provenance)
+    found = chosen.score(prepared, Settings(size, steps, progress, allowed, seed))
+    found = found if isinstance(found, Scored) else Scored(found)
+    name = found.method or method
+    parameters = {**({"steps": steps} if chosen.uses_steps else {}), **found.parameters}
+    provenance = provenance_of(prepared, name, seed if chosen.uses_seed else None).with_parameters(
+        **parameters
+    )
+    measured = prepared.graph.edge_mask if name == "exact" else found.measured
+    return EdgeScores(
+        prepared.graph, found.values / len(prepared), name, prepared.direction, provenance, measured
+    )
 
 
 def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) -> Provenance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from circuitvit.cli.fidelity import about_scores, check_calibration, checked
 from circuitvit.cli.folder import Folder
 from circuitvit.cli.grouped import grouped
 from circuitvit.cli.inputs import check_choice, load_model, make_task, prepare
@@ -16,7 +17,8 @@ from circuitvit.cli.options import (
     RunOptions,
     option,
 )
-from circuitvit.cli.screen import Clock, show, stdout
+from circuitvit.cli.screen import Clock, show, show_notes, stdout
+from circuitvit.errors import OptionError
 
 if TYPE_CHECKING:
     from circuitvit.graph import EdgeScores
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["attribute"]
 
 FILES = ("scores.json",)
+CALIBRATED = 200
 BAR = 24
 """Characters of the longest bar."""
 
@@ -41,11 +44,33 @@ def attribute(
         option(
             "Search",
             "--method",
-            "eap, eap-ig, eap-ig-gauss, eap-ig-left or exact, from the fastest to the truth.",
+            "From the fastest to the truth: eap, relp, gim, eap-ig, eap-ig-gauss, eap-ig-left, ceap, atp-qk, "
+            "atp-star, local, hybrid, exact. auto takes the best that --budget buys; ifr and random are to "
+            "compare with.",
             "NAME",
         ),
     ] = "eap",
     steps: Annotated[int, option("Search", "--steps", "eap-ig methods: points on the path.", "N", min=1)] = 5,
+    budget: Annotated[
+        str | None,
+        option(
+            "Search",
+            "--budget",
+            "hybrid and auto: what scores may cost, as 60s for all pairs or 60 forward-equivalents for each.",
+            "COST",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        int | None,
+        option(
+            "Search",
+            "--calibrate",
+            "Edges whose exact effects are measured to say how right the scores are; 0 for none. "
+            "[default: 200 for auto, else 0]",
+            "N",
+            min=0,
+        ),
+    ] = None,
     show_edges: Annotated[int, option("Output", "--show", "How many edges to print.", "N", min=0)] = 20,
     out: OutOption = Path("out"),
 ) -> None:
@@ -61,10 +86,16 @@ def attribute(
         --target tabby --foil "Border collie" --method eap-ig
     ```
     """
-    from circuitvit.attribution import METHODS
+    from circuitvit.attribution import METHODS, Budget
     from circuitvit.attribution import attribute as score
 
     check_choice("method", method, METHODS)
+    check_calibration(calibrate)
+    if budget is not None and not METHODS[method].uses_budget:
+        raise OptionError(f"--method {method} does not use --budget: it belongs to hybrid and auto")
+    if budget is not None:
+        Budget.parse(budget)
+    measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
     task = make_task(images, behaviour, run.seed)
     clock = Clock()
     with Folder(out, FILES) as folder:
@@ -74,13 +105,18 @@ def attribute(
             prepared = prepare(loaded, task, run, verifiable=False)
         with clock.phase("scores"):
             scores = score(
-                loaded, task, method, steps=steps, batch_size=run.batch_size, memory=run.budget,
-                progress=run.progress,
+                loaded, prepared, method, steps=steps, budget=budget, seed=run.seed,
+                batch_size=run.batch_size, memory=run.budget, progress=run.progress,
             )  # fmt: skip
+            folder.write("scores.json", scores.save)
+        with clock.phase("check"):
+            scores = checked(loaded, prepared, scores, measured, run)
         folder.write("scores.json", scores.save)
     if show_edges:
-        title = f"Strongest of {len(scores):,} edges of {loaded.name} for {prepared.metric.label}: {method}"
+        asked = f"{prepared.metric.label}: {scores.method}"
+        title = f"Strongest of {len(scores):,} edges of {loaded.name} for {asked}"
         _show_edges(title, scores, show_edges)
+    show_notes("How right they are", about_scores(scores))
     show(f"\ntime {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from circuitvit.cli.fidelity import about_choice, check_calibration, checked
 from circuitvit.cli.folder import Folder
 from circuitvit.cli.inputs import batch_size, check_choice
 from circuitvit.cli.options import RunOptions, SearchOptions
@@ -27,6 +28,7 @@ FAITHFULNESS = 0.9
 WITHIN = "120s"
 TAU = 0.02
 STEPS = 5
+CALIBRATED = 60
 MASK_BATCH = 16
 DRAWN_EDGES = 300
 """How many edges a diagram shows at most, the strongest; more than this cannot be followed by eye."""
@@ -127,7 +129,8 @@ def check_search(search: SearchOptions, direction: str) -> None:
         "tau": search.method == "acdc",
         "divergence": search.method == "acdc",
         "steps": scoring and METHODS[search.method].uses_steps,
-        **dict.fromkeys(("edges", "threshold", "by", "connected"), scoring),
+        "budget": scoring and METHODS[search.method].uses_budget,
+        **dict.fromkeys(("edges", "threshold", "by", "connected", "calibrate"), scoring),
     }
     for option, used in uses.items():
         if getattr(search, option) is not None and not used:
@@ -159,6 +162,8 @@ _USERS = {
     "tau": "it belongs to --method acdc",
     "divergence": "it belongs to --method acdc",
     "steps": "it belongs to --method eap-ig and its kin",
+    "budget": "it belongs to --method hybrid and auto",
+    "calibrate": "it checks scores, as of --method local",
     "edges": "it selects by score, as with --method eap",
     "threshold": "it selects by score, as with --method eap",
     "by": "it selects by score, as with --method eap",
@@ -171,6 +176,11 @@ def _check_values(search: SearchOptions) -> None:
         check_choice("ranking", search.by, ("magnitude", "signed"))
     if search.start is not None:
         check_choice("start", search.start, ("mask", "whole"))
+    check_calibration(search.calibrate)
+    if search.budget is not None:
+        from circuitvit.attribution import Budget
+
+        Budget.parse(search.budget)
     if search.divergence is not None:
         check_choice("divergence", search.divergence, ("kl", "metric"))
     if search.within is not None:
@@ -215,9 +225,10 @@ def _select(model: Model, task: PreparedTask, search: SearchOptions, run: RunOpt
     from circuitvit.attribution import attribute
 
     scores = attribute(
-        model, task, search.method, steps=search.steps or STEPS,
+        model, task, search.method, steps=search.steps or STEPS, budget=search.budget, seed=run.seed,
         batch_size=run.batch_size, memory=run.budget, progress=run.progress,
     )  # fmt: skip
+    scores = checked(model, task, scores, CALIBRATED if search.calibrate is None else search.calibrate, run)
     by: Ranking = "signed" if search.by == "signed" else "magnitude"
     if search.threshold is not None:
         circuit = scores.threshold(search.threshold, by)
@@ -225,7 +236,7 @@ def _select(model: Model, task: PreparedTask, search: SearchOptions, run: RunOpt
         circuit = scores.top(search.edges or 0, by)
     else:
         circuit = scores.connected(search.edges or 0, by)
-    return _Found(circuit, scores, "")
+    return _Found(circuit, scores, "\n".join(about_choice(scores)))
 
 
 _Search = Callable[["Model", "PreparedTask", SearchOptions, RunOptions], _Found]

@@ -176,8 +176,8 @@ class SearchOptions:
         option(
             "Search",
             "--method",
-            "find searches for a small faithful circuit; acdc removes edge after edge; eap, eap-ig, "
-            "eap-ig-gauss, eap-ig-left and exact score all edges, of which the best are taken.",
+            "find searches for a small faithful circuit; acdc removes edge after edge; all methods of "
+            "`circuitvit attribute` score all edges, of which the best are taken.",
             "NAME",
         ),
     ] = "find"
@@ -246,6 +246,26 @@ class SearchOptions:
     steps: Annotated[
         int | None,
         option("Search", "--steps", "eap-ig methods: points on the path. [default: 5]", "N", min=1),
+    ] = None
+    budget: Annotated[
+        str | None,
+        option(
+            "Search",
+            "--budget",
+            "hybrid and auto: what scores may cost, as 60s for all pairs or 60 forward-equivalents for each.",
+            "COST",
+        ),
+    ] = None
+    calibrate: Annotated[
+        int | None,
+        option(
+            "Search",
+            "--calibrate",
+            "Scoring methods: edges whose exact effects are measured to say how right the scores are; "
+            "0 for none. [default: 60]",
+            "N",
+            min=0,
+        ),
     ] = None
     tau: Annotated[
         float | None,

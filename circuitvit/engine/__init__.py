@@ -7,6 +7,7 @@ from circuitvit.engine.masked import Sources, masked_run, new_workspace
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.progress import progress_bar
 from circuitvit.engine.references import reference_source
+from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import (
     BatchRun,
     Evaluation,
@@ -18,6 +19,7 @@ from circuitvit.engine.runs import (
     kept_edges,
     run,
 )
+from circuitvit.engine.slopes import output_gradients, stream_gradients
 from circuitvit.engine.soft import soft_run
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Capture",
     "Evaluation",
     "Gradients",
+    "Replay",
     "Site",
     "Sources",
     "batch_runs",
@@ -41,6 +44,7 @@ __all__ = [
     "kept_edges",
     "masked_run",
     "new_workspace",
+    "output_gradients",
     "outputs",
     "patch_pattern",
     "patch_sender",
@@ -50,4 +54,5 @@ __all__ = [
     "run",
     "run_from",
     "soft_run",
+    "stream_gradients",
 ]

@@ -11,17 +11,19 @@ receivers with equal kept edges share a stream; senders that no kept path joins 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine.capture import Capture, outputs
 from circuitvit.graph import EdgeMask, Graph
-from circuitvit.graph.liveness import live_receivers
+from circuitvit.graph.liveness import EVERYWHERE, LEADING, needed_senders
 from circuitvit.models import Model, Reads, Stage
 
 __all__ = ["Sources", "Workspace", "masked_run", "mix", "new_workspace"]
@@ -92,6 +94,16 @@ class Workspace:
     changes: Float[Tensor, "row batch token d_model"]
     streams: Float[Tensor, "receiver batch token d_model"]
 
+    def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
+        """Take in what the senders of a piece wrote."""
+        rows, tokens, changes = piece.senders, compact.shape[-2], self.changes[1:]
+        if rows[-1] - rows[0] + 1 == len(rows):
+            block = slice(rows[0], rows[-1] + 1)
+            out = changes[block, :, :tokens]
+            piece.stage.expand(compact, out).sub_(sources.reference[block, :, :tokens])
+        else:
+            changes[rows, :, :tokens] = piece.stage.expand(compact).sub_(sources.reference[rows, :, :tokens])
+
 
 def new_workspace(sources: Sources) -> Workspace:
     """A workspace filled with the changes of the base run."""
@@ -114,64 +126,104 @@ def masked_run(
         start: number of the first stage with ablated edges; all before it are taken from the base run.
         workspace: from `new_workspace`; overwritten.
     """
-    graph = sources.graph
-    needed = np.any(kept & live_receivers(graph, kept)[None], axis=(1, 2))
     room = new_workspace(sources) if workspace is None else workspace
-    for index, stage in enumerate(sources.model.essential[start:], start):
-        senders = graph.sender_slices[index]
-        wanted = np.flatnonzero(needed[senders])
-        if not stage.is_readout and not len(wanted):
-            continue
-        part = stage if stage.is_readout else stage.restrict(wanted.tolist())
-        places = [graph.receiver_index[name] for name in part.nodes.receivers]
-        streams, source = _streams(sources, index, kept[: senders.start, places], room)
-        known = part.pick(sources.reference_reads(index)) if -1 in source else ()
-        compact = part.write(known if streams is None else part.read_each(streams, source, known))
-        if stage.is_readout:
-            return compact
-        _store(sources, part, compact, wanted + senders.start, room.changes[1:])
+    need = needed_senders(sources.graph, kept, sources.model.leading is not None)
+    for index in range(start, len(sources.model.stages)):
+        for piece in pieces(sources, index, need):
+            compact = piece.stage.write(piece_reads(sources, piece, kept, room))
+            if piece.stage.is_readout:
+                return compact
+            room.store(sources, piece, compact)
     raise AssertionError("a model ends with its readout")
 
 
-def _store(sources: Sources, part: Stage, compact: Tensor, rows: np.ndarray, changes: Tensor) -> None:
-    """Write what these senders wrote, less their reference outputs, into the rows of `changes`."""
-    tokens = compact.shape[-2]
-    if rows[-1] - rows[0] + 1 == len(rows):
-        block = slice(rows[0], rows[-1] + 1)
-        part.expand(compact, changes[block, :, :tokens]).sub_(sources.reference[block, :, :tokens])
-    else:
-        changes[rows, :, :tokens] = part.expand(compact).sub_(sources.reference[rows, :, :tokens])
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a stage that is run: some of its senders, and the receivers that feed them.
+
+    Attributes:
+        index: number of the stage.
+        stage: the part.
+        senders: places of its senders in the graph.
+        receivers: places of its receivers in the graph.
+        tokens: how many of the first tokens its streams have.
+    """
+
+    index: int
+    stage: Stage
+    senders: NDArray[np.intp]
+    receivers: list[int]
+    tokens: int
 
 
-def _streams(
-    sources: Sources, stage: int, kept: EdgeMask, room: Workspace
-) -> tuple[Float[Tensor, "stream batch token d_model"] | None, list[int]]:
-    """The distinct streams that the receivers of a stage see, and which receiver sees which.
-
-    A receiver without a kept edge sees the reference stream, which is not among them: its place is -1. None
-    where that is so for all.
+def pieces(sources: Sources, index: int, need: NDArray[np.int8]) -> Iterator[Piece]:
+    """The parts of a stage that have to run: what is needed everywhere, and what at leading tokens alone.
 
     Args:
         sources: of the run.
-        stage: its number.
-        kept: `(upstream sender, receiver of the stage, group)`.
-        room: whose changes of the upstream senders are up to date wherever a kept edge leaves.
+        index: number of the stage.
+        need: of every sender, from `needed_senders`.
     """
-    base = sources.reference_streams[stage]
-    assert base is not None, "the source reads no stream"
-    tokens = base.shape[1]
-    patterns, source = _distinct(kept)
+    graph, stage = sources.graph, sources.model.essential[index]
+    base, slots = sources.reference_streams[index], sources.graph.sender_slices[index]
+    assert base is not None, "the source is not run again"
+    if stage.is_readout:
+        slot = graph.receiver_slices[index]
+        yield Piece(index, stage, np.arange(0), list(range(slot.start, slot.stop)), base.shape[1])
+        return
+    leading = sources.model.leading
+    for level in (EVERYWHERE, LEADING):
+        wanted = np.flatnonzero(need[slots] == level)
+        if not len(wanted):
+            continue
+        part, tokens = stage.restrict(wanted.tolist()), base.shape[1]
+        if level == LEADING and leading is not None:
+            mixes = any(stage.nodes.mixes or ())
+            part, tokens = (part.leading(leading), tokens) if mixes else (part, min(leading, tokens))
+        places = [graph.receiver_index[name] for name in part.nodes.receivers]
+        yield Piece(index, part, wanted + slots.start, places, tokens)
+
+
+def piece_reads(sources: Sources, piece: Piece, kept: EdgeMask, room: Workspace) -> Reads:
+    """What the receivers of a piece read under a mask `(sender, receiver, group)`.
+
+    The workspace's changes must be up to date wherever a kept edge leaves. Receivers without a kept edge
+    read what they would with every edge ablated, which is computed once for all masks.
+    """
+    upstream = sources.graph.sender_slices[piece.index].start
+    patterns, source = _distinct(kept[:upstream, piece.receivers])
+    known: Reads = ()
+    if -1 in source:
+        known = piece.stage.pick(sources.reference_reads(piece.index))
     if not patterns.shape[1]:
-        return None, source
+        return known
+    return piece.stage.read_each(summed(sources, piece, patterns, room), source, known)
+
+
+def summed(
+    sources: Sources, piece: Piece, patterns: EdgeMask, room: Workspace
+) -> Float[Tensor, "pattern batch token d_model"]:
+    """The streams of receivers that hear these senders and the reference outputs of all others.
+
+    Args:
+        sources: of the run.
+        piece: that reads them.
+        patterns: `(upstream sender, pattern, group)`.
+        room: with the senders' changes.
+    """
+    base, tokens = sources.reference_streams[piece.index], piece.tokens
+    assert base is not None, "the source reads no stream"
     used = np.flatnonzero(patterns.any(axis=(1, 2)))
-    room.changes[0, :, :tokens] = base
-    rows = room.changes[: 1 + len(kept), :, :tokens]
-    if SPARSE * len(used) < len(kept):  # else reading what is not used costs less than moving what is
+    room.changes[0, :, :tokens] = base[:, :tokens]
+    rows = room.changes[: 1 + len(patterns), :, :tokens]
+    if SPARSE * len(used) < len(patterns):  # else reading what is not used costs less than moving what is
         rows, patterns = rows[np.concatenate([[0], 1 + used])], patterns[used]
-    weights = np.concatenate([np.ones_like(patterns[:1]), patterns])  # (row, pattern, group)
+    weights = np.concatenate([np.ones((1, *patterns.shape[1:]), dtype=bool), patterns])
     members = None if sources.members is None else sources.members[..., :tokens]
-    out = room.streams[: patterns.shape[1]] if tokens == room.streams.shape[2] else None
-    return mix(torch.from_numpy(weights).to(base.device, base.dtype), rows, members, out), source
+    count = patterns.shape[1]
+    fits = tokens == room.streams.shape[2] and count <= len(room.streams)
+    out = room.streams[:count] if fits else None
+    return mix(torch.from_numpy(weights).to(base.device, base.dtype), rows, members, out)
 
 
 def _distinct(kept: EdgeMask) -> tuple[EdgeMask, list[int]]:

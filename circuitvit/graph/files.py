@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +21,10 @@ import numpy as np
 from circuitvit.errors import CircuitViTError, FileError, OptionError
 from circuitvit.graph import eap_ig
 from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.fidelity_file import FIDELITY, fidelity_from_dict, fidelity_to_dict
 from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.scores import EdgeScores
-from circuitvit.graph.topology import Graph, StageNodes
+from circuitvit.graph.topology import EdgeMask, Graph, StageNodes
 
 __all__ = [
     "circuit_to_dict",
@@ -103,6 +104,8 @@ _SCORES_FILE = {
         "method": {"type": "string"},
         "direction": {"enum": ["noising", "denoising"]},
         "scores": _SCORE_MAP,
+        "measured": {**_NAMES, "maxItems": 10_000_000},
+        "fidelity": FIDELITY,
         "provenance": _PROVENANCE,
     },
 }
@@ -159,7 +162,7 @@ def load_circuit(path: str | Path, graph: Graph | None = None) -> Circuit:
 
 def save_scores(scores: EdgeScores, path: str | Path) -> Path:
     """Write scores. See `EdgeScores.save`."""
-    content = {
+    content: dict[str, Any] = {
         "schema": SCORES_SCHEMA,
         "method": scores.method,
         "direction": scores.direction,
@@ -167,6 +170,10 @@ def save_scores(scores: EdgeScores, path: str | Path) -> Path:
         "scores": scores.to_dict(),
         "graph": graph_to_dict(scores.graph),
     }
+    if scores.measured is not None:
+        content["measured"] = list(scores.graph.names_of(scores.measured & scores.graph.edge_mask))
+    if scores.fidelity is not None:
+        content["fidelity"] = fidelity_to_dict(scores.graph, scores.fidelity)
     return write_json(path, content)
 
 
@@ -182,7 +189,11 @@ def load_scores(path: str | Path, graph: Graph | None = None) -> EdgeScores:
             raise FileError(f"{path}: {len(missing)} edges have no score, such as {min(missing)!r}")
         values = _values(own, content["scores"])
         provenance = Provenance.from_dict(content["provenance"])
-        scores = EdgeScores(own, values, content["method"], content["direction"], provenance)
+        measured = _mask(own, content["measured"]) if "measured" in content else None
+        fidelity = fidelity_from_dict(own, content["fidelity"]) if "fidelity" in content else None
+        scores = EdgeScores(
+            own, values, content["method"], content["direction"], provenance, measured, fidelity
+        )
         return _same_graph(path, scores, graph)
 
     return _guarded(path, build)
@@ -345,6 +356,13 @@ def _values(graph: Graph, scores: Mapping[str, float]) -> np.ndarray[Any, np.dty
     for name, score in scores.items():
         values[graph.edge_index(name)] = score
     return values
+
+
+def _mask(graph: Graph, names: Sequence[str]) -> EdgeMask:
+    mask = np.zeros(graph.shape, dtype=bool)
+    for name in names:
+        mask[graph.edge_index(name)] = True
+    return mask
 
 
 def _same_graph(path: str | Path, item: T, graph: Graph | None) -> T:

@@ -8,10 +8,22 @@ are counted without them. Searches under other ablations keep more, see `circuit
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from circuitvit.graph.topology import EdgeMask, Graph
 
-__all__ = ["live_edges", "live_receivers", "reached_senders"]
+__all__ = [
+    "EVERYWHERE",
+    "LEADING",
+    "NEVER",
+    "live_edges",
+    "live_receivers",
+    "needed_senders",
+    "reached_senders",
+]
+
+NEVER, LEADING, EVERYWHERE = 0, 1, 2
+"""At which tokens a sender's output matters."""
 
 
 def live_edges(graph: Graph, kept: EdgeMask) -> EdgeMask:
@@ -38,13 +50,40 @@ def reached_senders(graph: Graph, kept: EdgeMask) -> EdgeMask:
     return heard
 
 
-def live_receivers(graph: Graph, kept: EdgeMask) -> EdgeMask:
-    """`(receiver, group)`: whether a kept path leads from what it reads at those tokens to a readout."""
+def needed_senders(graph: Graph, kept: EdgeMask, leading: bool) -> NDArray[np.int8]:
+    """For each sender whether its output reaches a readout on kept paths: `NEVER`, at the `LEADING` tokens
+    or `EVERYWHERE`.
+
+    Queries and MLPs keep tokens apart, so what only they carry on to a readout that reads the first tokens
+    alone matters nowhere else.
+
+    Args:
+        graph: the graph.
+        kept: `(sender, receiver, group)`.
+        leading: whether the readouts read the leading tokens alone.
+    """
+    needed = np.any(kept & live_receivers(graph, kept)[None], axis=(1, 2))
+    apart = np.repeat(np.any(kept, axis=2, keepdims=True), 2, axis=2)
+    reads = np.array([True, not leading])
+    beyond = np.any(
+        apart & live_receivers(graph.with_groups(("leading", "rest")), apart, reads)[None], axis=1
+    )
+    return np.where(needed, np.where(beyond[:, 1], EVERYWHERE, LEADING), NEVER).astype(np.int8)
+
+
+def live_receivers(graph: Graph, kept: EdgeMask, reads: NDArray[np.bool_] | None = None) -> EdgeMask:
+    """`(receiver, group)`: whether a kept path leads from what it reads at those tokens to a readout.
+
+    Args:
+        graph: the graph.
+        kept: `(sender, receiver, group)`.
+        reads: the groups that readouts read; by default all.
+    """
     leads = np.zeros((len(graph.receivers), len(graph.groups)), dtype=bool)
     backwards = list(zip(graph.stages, graph.sender_slices, graph.receiver_slices, strict=True))[::-1]
     for stage, senders, receivers in backwards:
         if not stage.senders:
-            leads[receivers] = True
+            leads[receivers] = True if reads is None else reads
             continue
         wanted: EdgeMask = np.any(kept[senders] & leads[None, :, :], axis=1)
         onward = np.zeros((len(stage.receivers), len(graph.groups)), dtype=bool)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from circuitvit.errors import OptionError
 from circuitvit.graph import notebook
 from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.provenance import Provenance
-from circuitvit.graph.topology import Graph
+from circuitvit.graph.topology import EdgeMask, Graph
 
 __all__ = ["Direction", "EdgeScores", "Ranking"]
 
@@ -38,6 +39,9 @@ class EdgeScores:
         method: name of the method.
         direction: "noising" or "denoising".
         provenance: where the scores came from.
+        measured: `(sender, receiver, group)`: True where the score is the exact effect itself and no
+            estimate; None where no score is.
+        fidelity: how far the scores agree with exact effects, from `calibrate`; None where nobody asked.
 
     Example:
         >>> scores["a0.h1->a3.h2<q>"]  # doctest: +SKIP
@@ -50,6 +54,8 @@ class EdgeScores:
     method: str = ""
     direction: Direction = "noising"
     provenance: Provenance = field(default_factory=Provenance)
+    measured: EdgeMask | None = None
+    fidelity: Fidelity | None = None
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float64)
@@ -62,6 +68,11 @@ class EdgeScores:
         values[~self.graph.edge_mask] = 0.0
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
+        for part in (self.measured, None if self.fidelity is None else self.fidelity.low):
+            if part is not None and part.shape != self.graph.shape:
+                raise OptionError(
+                    f"what is said of edges has shape {part.shape}, the graph {self.graph.shape}"
+                )
 
     def __getitem__(self, edge: str) -> float:
         return float(self.values[self.graph.edge_index(edge)])
@@ -75,6 +86,18 @@ class EdgeScores:
 
     def _repr_html_(self) -> str:
         return notebook.of_scores(self)
+
+    def interval(self, edge: str) -> tuple[float, float]:
+        """The interval in which an edge's exact effect should lie, in units of the metric.
+
+        Raises:
+            NameNotFoundError: if there is no such edge.
+            OptionError: if the scores have not been held against exact effects.
+        """
+        place = self.graph.edge_index(edge)
+        if self.fidelity is None:
+            raise OptionError("these scores have no intervals: circuitvit.calibrate measures them")
+        return float(self.fidelity.low[place]), float(self.fidelity.high[place])
 
     @property
     def support(self) -> NDArray[np.float64]:

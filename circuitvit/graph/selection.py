@@ -209,4 +209,6 @@ def _size(scores: EdgeScores, k: int) -> int:
 def _circuit(scores: EdgeScores, kept: EdgeMask, prune: bool, **parameters: object) -> Circuit:
     kept = live_edges(scores.graph, kept) if prune else kept
     made = scores.provenance.with_parameters(direction=scores.direction, **parameters)
+    if scores.fidelity is not None:
+        made = made.with_parameters(fidelity=scores.fidelity.summary())
     return Circuit(scores.graph, kept, scores.values, made)

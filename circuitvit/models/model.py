@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from circuitvit.graph import Graph
+from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import Card, InputSpec
 
@@ -76,12 +77,17 @@ class Model:
         In the last layer only the tokens that the readout reads matter: from the last stage that mixes
         tokens on, the stream is cut to them. Logits, gradients and effects are those of `stages`.
         """
-        read = getattr(self.stages[-1], "tokens", None)
         mixing = [place for place, stage in enumerate(self.layers, 1) if any(stage.nodes.mixes or ())]
-        if read is None or not mixing:
+        if self.leading is None or not mixing:
             return self.stages
         last = mixing[-1]
-        return (*self.stages[:last], self.stages[last].leading(read), *self.stages[last + 1 :])
+        return (*self.stages[:last], self.stages[last].leading(self.leading), *self.stages[last + 1 :])
+
+    @property
+    def leading(self) -> int | None:
+        """The number of tokens that the readout reads, if those are the first ones; None if it reads all."""
+        tokens: int | None = getattr(self.stages[-1], "tokens", None)
+        return tokens
 
     def embed(self, images: Tensor) -> Tensor:
         """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
@@ -92,6 +98,14 @@ class Model:
         """The model's own forward: images `(batch, channel, height, width)` to logits `(batch, class)`."""
         with torch.no_grad():
             return self.module(images)  # type: ignore[no-any-return]
+
+    def with_rules(self, rules: BackwardRules) -> Model:
+        """A model with the same outputs and other gradients; this one stays as it is.
+
+        Raises:
+            UnsupportedModelError: if a stage is of a kind that the rules do not know.
+        """
+        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages))
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
         """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""

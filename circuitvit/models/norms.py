@@ -10,7 +10,7 @@ with `C` the centring (LayerNorm only), and `<x_hat, W'^T dy> = dy . (y - W bias
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
+from circuitvit.models.rules import BackwardRules
 
-__all__ = ["Norm", "norm_of"]
+__all__ = ["Norm", "norm_of", "ruled_norm", "ruled_part"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Norm:
         eps: added to the mean square.
         weight: `(d_model,)` or None.
         bias: `(d_model,)` or None.
+        frozen: whether gradients take the scale for a constant.
     """
 
     module: nn.Module
@@ -41,9 +43,24 @@ class Norm:
     eps: float = 0.0
     weight: Tensor | None = None
     bias: Tensor | None = None
+    frozen: bool = False
 
     def __call__(self, stream: Tensor) -> Tensor:
+        if self.frozen and self.scaled:
+            return self._with_constant_scale(stream)
         return self.module(stream)  # type: ignore[no-any-return]
+
+    def _with_constant_scale(self, stream: Tensor) -> Tensor:
+        inverse = self.standardise(stream.detach())[1]
+        centred = stream - stream.mean(dim=-1, keepdim=True) if self.centred else stream
+        normed = centred * inverse
+        normed = normed if self.weight is None else normed * self.weight
+        return normed if self.bias is None else normed + self.bias
+
+    @property
+    def bends(self) -> bool:
+        """Whether its gradient has a term along `x_hat`, from the scale."""
+        return self.scaled and not self.frozen
 
     def standardise(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         """`x_hat` of the stream's shape, and the inverse scale `(..., 1)`."""
@@ -82,6 +99,8 @@ class Norm:
         along = (gradient * x_hat).mean(dim=-1, keepdim=True)
         if self.centred:
             gradient = gradient - gradient.mean(dim=-1, keepdim=True)
+        if not self.bends:
+            return gradient * inverse
         return (gradient - x_hat * along) * inverse
 
 
@@ -123,6 +142,27 @@ def _rms_eps(module: Any) -> float:
         return float(module.eps)
     double = module.weight is not None and module.weight.dtype == torch.float64
     return torch.finfo(torch.float64 if double else torch.float32).eps
+
+
+def ruled_norm(norm: Norm, rules: BackwardRules) -> Norm:
+    """The norm with the same values, differentiated by the rules."""
+    return replace(norm, frozen=rules.frozen_norms)
+
+
+def ruled_part(module: nn.Module, rules: BackwardRules) -> nn.Module:
+    """The same for a norm that is a module of its own, such as the final one."""
+    return module if not rules.frozen_norms else _NormModule(replace(norm_of(module, "a norm"), frozen=True))
+
+
+class _NormModule(nn.Module):
+    """A norm of ours where a module is called for."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.norm(stream)
 
 
 @torch.no_grad()

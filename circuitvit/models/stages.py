@@ -26,8 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.compact_gradient import CompactGradient
+from circuitvit.models.rules import BackwardRules
 
 __all__ = ["Reads", "Stage"]
 
@@ -117,6 +119,37 @@ class Stage(ABC):
         (gradient,) = torch.autograd.grad(each, streams, d_reads)
         return CompactGradient(gradient)
 
+    def local_effects(
+        self,
+        reads: Reads,
+        d_reads: Reads,
+        d_compact: Tensor,
+        stream: Float[Tensor, "batch token d_model"],
+        streams: Float[Tensor, "candidate batch token d_model"],
+    ) -> Float[Tensor, "receiver candidate batch"]:
+        """How far the stage's output moves along a gradient when one receiver alone reads another stream.
+
+        For receiver `v` and candidate `c` that is `d_compact . (write(reads with v's own from streams[c]) -
+        write(reads))`, nothing linearised: norm, softmax and activation are computed anew. This literal
+        version runs the whole stage for each receiver; adapters override it to share what does not change.
+
+        Args:
+            reads: `read(stream)`.
+            d_reads: the gradient at `reads`, for parts that are linear in what they read.
+            d_compact: the gradient at `write(reads)`.
+            stream: what all receivers read.
+            streams: what one of them reads instead.
+        """
+        base, n_receivers = self.write(reads), len(self.nodes.receivers)
+        both = torch.stack([stream.expand_as(streams).flatten(0, 1), streams.flatten(0, 1)])
+        effects = []
+        for receiver in range(n_receivers):
+            source = [int(other == receiver) for other in range(n_receivers)]
+            compact = self.write(self.read_each(both, source))
+            change = compact.view(*streams.shape[:2], *compact.shape[1:]) - base
+            effects.append((change * d_compact).flatten(2).sum(dim=-1))
+        return torch.stack(effects)
+
     def restrict(self, senders: Sequence[int]) -> Stage:
         """The stage with only these of its senders, and only the receivers that feed them.
 
@@ -125,6 +158,16 @@ class Stage(ABC):
         if list(senders) != list(range(len(self.nodes.senders))):
             raise NotImplementedError(f"{type(self).__name__} cannot be cut to some of its senders")
         return self
+
+    def with_rules(self, rules: BackwardRules) -> Stage:
+        """The stage with the same outputs, differentiated by the rules.
+
+        Raises:
+            UnsupportedModelError: if it is of a kind that the rules do not know.
+        """
+        raise UnsupportedModelError(
+            f"{type(self).__name__} knows no backward rules: use a method without, such as 'eap' or 'local'"
+        )
 
     def leading(self, tokens: int) -> Stage:
         """The stage writing at the first `tokens` tokens alone, for a model whose readout reads no others.

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
+from circuitvit.models.answers import attention_answers, mlp_answers
 from circuitvit.models.compact_gradient import CompactGradient
-from circuitvit.models.norms import Norm, norm_of
+from circuitvit.models.norms import Norm, norm_of, ruled_norm, ruled_part
+from circuitvit.models.rules import BackwardRules, damped, ruled_attention, ruled_mlp, with_children
 from circuitvit.models.stages import Reads, Stage
 
 __all__ = [
@@ -60,6 +62,9 @@ class EmbeddingStage(Stage):
     def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
         return _into(out, compact[None])
 
+    def with_rules(self, rules: BackwardRules) -> EmbeddingStage:
+        return self  # no gradient passes it
+
 
 class AttentionStage(Stage):
     """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
@@ -77,9 +82,10 @@ class AttentionStage(Stage):
         gamma: Tensor | None,
         heads: Sequence[int],
         queries: int | None = None,
+        rules: BackwardRules | None = None,
     ) -> None:
         self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
-        self.heads, self.queries = tuple(heads), queries
+        self.heads, self.queries, self.rules = tuple(heads), queries, rules
         self.whole = self.heads == tuple(range(attention.num_heads))
         names = tuple(f"a{layer}.h{head}" for head in self.heads)
         ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
@@ -164,6 +170,8 @@ class AttentionStage(Stage):
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         query, key, value = reads
         query, key = self.attention.q_norm(query), self.attention.k_norm(key)
+        if self.rules is not None:
+            return ruled_attention(query, key, value, self.attention.scale, self.rules)
         return F.scaled_dot_product_attention(query, key, value, scale=self.attention.scale)
 
     def total(self, compact: Tensor) -> Tensor:
@@ -193,7 +201,7 @@ class AttentionStage(Stage):
         x_hat, inverse = self.norm.standardise(stream)
         tokens = stream.shape[1]
         narrow = self._by_receiver(d_reads, tokens) * inverse
-        if not self.norm.scaled:
+        if not self.norm.bends:
             return CompactGradient(narrow, weight)
         values = self._by_receiver(reads, tokens) - offset[:, None, None, :]
         along = (narrow * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
@@ -205,21 +213,46 @@ class AttentionStage(Stage):
         query = F.pad(query, (0, 0, 0, tokens - query.shape[2]))
         return torch.stack((query, key, value)).transpose(1, 2).flatten(0, 1)
 
+    def local_effects(
+        self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
+    ) -> Tensor:
+        others = tuple(
+            read.view(*streams.shape[:2], *read.shape[1:]) for read in self.read(streams.flatten(0, 1))
+        )
+        return attention_answers(self.write, reads, others, d_reads[2], d_compact)
+
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
         if list(senders) == list(range(len(self.heads))):
             return self
         heads = [self.heads[sender] for sender in senders]
-        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, heads, self.queries)
+        return self._with(heads=heads)
 
     def leading(self, tokens: int) -> AttentionStage:
-        return AttentionStage(self.layer, self.norm, self.attention, self.gamma, self.heads, tokens)
+        return self._with(queries=tokens)
+
+    def with_rules(self, rules: BackwardRules) -> AttentionStage:
+        parts = {name: ruled_part(getattr(self.attention, name), rules) for name in ("q_norm", "k_norm")}
+        attention = with_children(self.attention, **parts)
+        return self._with(norm=ruled_norm(self.norm, rules), attention=attention, rules=rules)
+
+    def _with(self, **changes: Any) -> AttentionStage:
+        """The stage with some of the arguments that it was made from replaced."""
+        names = ("layer", "norm", "attention", "gamma", "heads", "queries", "rules")
+        return AttentionStage(**{**{name: getattr(self, name) for name in names}, **changes})
 
 
 class MLPStage(Stage):
     """An MLP behind its norm: one receiver, one sender; its biases belong to the sender."""
 
-    def __init__(self, layer: int, norm: Norm, mlp: nn.Module, gamma: Tensor | None) -> None:
-        self.norm, self.mlp, self.gamma = norm, mlp, gamma
+    def __init__(
+        self,
+        layer: int,
+        norm: Norm,
+        mlp: nn.Module,
+        gamma: Tensor | None,
+        rules: BackwardRules | None = None,
+    ) -> None:
+        self.layer, self.norm, self.mlp, self.gamma, self.rules = layer, norm, mlp, gamma, rules
         name = (f"m{layer}",)
         self.nodes = StageNodes(f"mlp{layer}", "mlp", layer, name, name, mixes=(False,))
 
@@ -231,6 +264,7 @@ class MLPStage(Stage):
 
     def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
         output: Tensor = self.mlp(reads[0])
+        output = output if self.rules is None else damped(output, self.rules.output_share)
         return output if self.gamma is None else output * self.gamma
 
     def total(self, compact: Tensor) -> Tensor:
@@ -241,6 +275,18 @@ class MLPStage(Stage):
 
     def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
         return CompactGradient(self.norm.pull_back(stream, d_reads[0])[None])
+
+    def local_effects(
+        self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
+    ) -> Tensor:
+        d_output = d_compact if self.gamma is None else d_compact * self.gamma
+        return mlp_answers(self.mlp, reads[0], self.norm(streams), d_output)
+
+    def with_rules(self, rules: BackwardRules) -> MLPStage:
+        mlp = ruled_mlp(self.mlp, rules)
+        if isinstance(getattr(mlp, "norm", None), nn.Module):
+            mlp = with_children(mlp, norm=ruled_part(mlp.norm, rules))
+        return MLPStage(self.layer, ruled_norm(self.norm, rules), mlp, self.gamma, rules)
 
 
 class ReadoutStage(Stage):
@@ -265,6 +311,10 @@ class ReadoutStage(Stage):
 
     def write(self, reads: Reads) -> Float[Tensor, "batch classes"]:
         return self.vit.forward_head(self.vit.norm(reads[0]))  # type: ignore[no-any-return]
+
+    def with_rules(self, rules: BackwardRules) -> ReadoutStage:
+        parts = {name: ruled_part(getattr(self.vit, name), rules) for name in ("norm", "fc_norm")}
+        return ReadoutStage(with_children(self.vit, **parts), self.nodes.layer)
 
     def total(self, compact: Tensor) -> Tensor:
         raise NotImplementedError("the readout adds nothing to the stream")

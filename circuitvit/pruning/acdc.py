@@ -15,14 +15,17 @@ Conmy et al. 2023, "Towards automated circuit discovery for mechanistic interpre
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import (
     BatchRun,
+    Replay,
     choose_batch_size,
     held_runs,
     masked_run,
@@ -41,6 +44,12 @@ __all__ = ["Divergence", "acdc"]
 
 Divergence = Literal["kl", "metric"]
 """How far a run is from the clean one: KL(clean || current), or the metric's absolute difference."""
+
+CLOSE = 1e-4
+"""How near to `tau`, as a share of what is measured, rounding could decide."""
+
+CPU_IMAGES, GPU_IMAGES = 2, 64
+"""Predicted states times pairs that run at once."""
 
 NEGLIGIBLE = 1e-6
 """What rounding alone may cause: a divergence in nats, or as a share of the metric."""
@@ -92,55 +101,122 @@ def acdc(
     return Circuit(prepared.graph, without_dead(prepared, kept), provenance=provenance)
 
 
-def _search(
-    prepared: PreparedTask, judge: Callable[[EdgeMask, int], float], tau: float, progress: bool
-) -> EdgeMask:
+def _search(prepared: PreparedTask, judge: _Judge, tau: float, progress: bool) -> EdgeMask:
     graph = prepared.graph
     kept = graph.edge_mask.copy()
     current = 0.0
     with progress_bar(graph.n_edges, "acdc", progress) as bar:
-        for index in reversed(range(1, len(graph.stages))):
-            for receiver in reversed(range(*graph.receiver_slices[index].indices(len(graph.receivers)))):
-                bar.set_postfix_str(f"{graph.receivers[receiver]}, {kept.sum():,} edges kept", refresh=False)
-                for sender, group in np.argwhere(graph.edge_mask[:, receiver])[::-1]:
-                    bar.update()
-                    if not live_receivers(graph, kept)[receiver, group]:
-                        kept[sender, receiver, group] = False
-                        continue
-                    kept[sender, receiver, group] = False
-                    without = judge(kept, index)
-                    if without - current < tau:
-                        current = without
-                    else:
-                        kept[sender, receiver, group] = True
+        for receiver in reversed(range(len(graph.receivers))):
+            bar.set_postfix_str(f"{graph.receivers[receiver]}, {kept.sum():,} edges kept", refresh=False)
+            bar.update(int(kept[:, receiver].sum()))
+            live = live_receivers(graph, kept)[receiver]
+            kept[:, receiver, ~live] = False
+            if live.any():
+                current = _Visit(judge, kept, receiver, tau, current).decide()
     return kept
 
 
+class _Visit:
+    """The tests of all edges into one receiver, on a mask that is changed in place.
+
+    A test needs the outcome of the one before. The next few outcomes are predicted, the states that follow
+    are run together, and results are accepted up to the first wrong prediction: the answer is that of one
+    test after the other.
+    """
+
+    def __init__(self, judge: _Judge, kept: EdgeMask, receiver: int, tau: float, current: float) -> None:
+        self.judge, self.kept, self.receiver = judge, kept, receiver
+        self.tau, self.current = tau, current
+        self.replays = judge.replays(kept, receiver)
+        self.goes: dict[tuple[int, int], bool] = {}  # predictions from runs that started from a wrong one
+
+    def decide(self) -> float:
+        """Test every edge, and give the divergence of the mask that is left."""
+        left = [(int(sender), int(group)) for sender, group in np.argwhere(self.kept[:, self.receiver])[::-1]]
+        while left:
+            ahead = left[: self.judge.at_once]
+            done, accepted = self._accept(ahead, self.judge.divergences(self.replays, self._states(ahead)))
+            if accepted is not None:
+                for replay in self.replays:
+                    replay.commit(accepted)
+            left = left[done:]
+        return self.current
+
+    def _states(self, ahead: list[tuple[int, int]]) -> EdgeMask:
+        """Edges into the receiver `(sender, candidate, group)`: each of `ahead` removed in turn, and what is
+        predicted to go before it."""
+        column = self.kept[:, self.receiver].copy()
+        states = []
+        for edge in ahead:
+            column[edge] = False
+            states.append(column.copy())
+            column[edge] = not self.goes.get(edge, True)
+        return np.stack(states, axis=1)
+
+    def _accept(self, ahead: list[tuple[int, int]], found: list[float]) -> tuple[int, int | None]:
+        """The number of tests that hold, and the place of the last of them whose edge went."""
+        before, accepted = self.current, None
+        for place, (edge, without) in enumerate(zip(ahead, found, strict=True)):
+            goes = self._goes(edge, without)
+            if goes:
+                self.kept[edge[0], self.receiver, edge[1]] = False
+                self.current, accepted = without, place
+            if goes != self.goes.get(edge, True):
+                before = self.current if goes else without
+                for later, value in zip(ahead[place + 1 :], found[place + 1 :], strict=True):
+                    self.goes[later] = value - before < self.tau
+                    before = value if self.goes[later] else before
+                return place + 1, accepted
+        return len(ahead), accepted
+
+    def _goes(self, edge: tuple[int, int], without: float) -> bool:
+        """Whether the edge is removed. Near `tau` rounding could decide, so both states are run plainly."""
+        rise = without - self.current
+        if abs(rise - self.tau) > CLOSE * max(self.judge.scale, abs(without)):
+            return rise < self.tau
+        removed = self.kept.copy()
+        removed[edge[0], self.receiver, edge[1]] = False
+        return self.judge(removed) - self.judge(self.kept) < self.tau
+
+
 class _Judge:
-    """The mean divergence from the clean run over all pairs, for masks that ablate from a given stage on."""
+    """The mean divergence from the clean run over all pairs."""
 
     def __init__(self, runs: list[BatchRun], divergence: Divergence) -> None:
         self.divergence = divergence
         self.runs = [(run, run.metric(run.base.logits), new_workspace(run.sources)) for run in runs]
         self.scale = 1.0 if divergence == "kl" else max(float(clean.abs().max()) for _, clean, _ in self.runs)
+        images = max(len(clean) for _, clean, _ in self.runs)
+        self.at_once = max(1, (GPU_IMAGES if runs[0].sources.reference.is_cuda else CPU_IMAGES) // images)
 
-    def __call__(self, kept: EdgeMask, start: int) -> float:
-        total, count = 0.0, 0
-        for run, clean, workspace in self.runs:
-            logits = masked_run(run.sources, kept, start=start, workspace=workspace)
+    def __call__(self, kept: EdgeMask) -> float:
+        """The divergence of a mask, by a plain masked run."""
+        return self._mean([masked_run(run.sources, kept)[None] for run, _, _ in self.runs])[0]
+
+    def replays(self, kept: EdgeMask, receiver: int) -> list[Replay]:
+        """Replays at a receiver for every batch; the workspaces hold the run of `kept`."""
+        return [Replay(run.sources, kept, receiver, room) for run, _, room in self.runs]
+
+    def divergences(self, replays: list[Replay], heard: EdgeMask) -> list[float]:
+        """That of each candidate for the edges into the replays' receiver, `(sender, candidate, group)`."""
+        upstream = self.runs[0][0].sources.graph
+        stage = upstream.receiver_stages[replays[0].receiver]
+        return self._mean([replay(heard[: upstream.sender_slices[stage].start]) for replay in replays])
+
+    def _mean(self, logits: list[Float[Tensor, "candidate batch class"]]) -> list[float]:
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for (run, clean, _), found in zip(self.runs, logits, strict=True):
             distances = (
-                kl(run.clean_logits, logits)
-                if self.divergence == "kl"
-                else (run.metric(logits) - clean).abs()
+                kl(run.clean_logits, found) if self.divergence == "kl" else (run.metric(found) - clean).abs()
             )
-            total += float(distances.double().sum())
-            count += len(distances)
-        return total / count
+            total = total + distances.double().sum(dim=-1).cpu()
+            count += len(clean)
+        return (total / count).tolist()
 
 
 def _refuse_no_effect(prepared: PreparedTask, judge: _Judge) -> None:
-    """Refuse a task that ablating every edge does not touch. The run leaves the judge's workspaces alone."""
-    distance = judge(np.zeros(prepared.graph.shape, dtype=bool), 1)
+    """Refuse a task that ablating every edge does not touch."""
+    distance = judge(np.zeros(prepared.graph.shape, dtype=bool))
     if distance <= NEGLIGIBLE * judge.scale:
         raise DataError(
             f"with every edge ablated the {judge.divergence} divergence from the clean run is "

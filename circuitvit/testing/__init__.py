@@ -9,6 +9,9 @@
 Every assertion returns what it looked at, and fails with an `AssertionError` that says what was found and
 what was asked for. The pytest plugin (`circuitvit.testing.plugin`) comes with the package: fixtures
 `circuit_model` and `circuit_task`, the marker `circuit`, and a section at the end of the summary.
+
+For those who write scoring methods: `active_edges` finds by brute force which edges of a small model matter,
+and `separation` says how well scores find them.
 """
 
 from circuitvit.testing.assertions import (
@@ -18,14 +21,18 @@ from circuitvit.testing.assertions import (
     assert_necessary,
     assert_unchanged,
 )
+from circuitvit.testing.ground_truth import Separation, active_edges, separation
 from circuitvit.testing.log import Entry, entries
 
 __all__ = [
     "Entry",
+    "Separation",
+    "active_edges",
     "assert_faithful",
     "assert_hypothesis",
     "assert_minimal",
     "assert_necessary",
     "assert_unchanged",
     "entries",
+    "separation",
 ]

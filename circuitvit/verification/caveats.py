@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from circuitvit.graph import Circuit
+from circuitvit.graph.fidelity import fidelity_sentence
 from circuitvit.tasks import Patch, PreparedTask, Resample, Zero
 from circuitvit.verification.bootstrap import MIN_PAIRS
 from circuitvit.verification.report import CircuitSize, Section
@@ -71,6 +72,9 @@ def _about_images(prepared: Sequence[PreparedTask]) -> Iterator[str]:
 
 
 def _about_circuit(circuit: Circuit, size: CircuitSize, prepared: PreparedTask) -> Iterator[str]:
+    fidelity = circuit.provenance.parameters.get("fidelity")
+    if fidelity is not None:
+        yield f"Its edges were chosen by scores ({circuit.provenance.method}). {fidelity_sentence(fidelity)}"
     if not len(circuit):
         yield "The circuit is empty: its figures are those of the model with every edge ablated."
     elif len(circuit) == size.graph_edges:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 import circuitvit as cv
@@ -78,6 +81,26 @@ def test_exact_on_random_edges(model: cv.Model, task: cv.Task, groups: str | Non
     for name in edges:
         assert found[prepared.graph.edge_index(name)] == pytest.approx(expected[name], abs=1e-3)
     assert max(map(abs, expected.values())) > 0.05
+
+
+@pytest.mark.slow
+def test_estimators_against_all_exact_effects(model: cv.Model, task: cv.Task) -> None:
+    """On the pair that they were developed on, images resized to 224 on the short side."""
+    prepared = task.with_options(preprocessing=replace(model.preprocessing, crop_pct=1.0)).prepare(model)
+    mask = model.graph.edge_mask
+    effects = cv.attribute(model, prepared, "exact", progress=False).values[mask]
+
+    def agreement_of(method: str, **options: float) -> tuple[float, float]:
+        scores = cv.attribute(model, prepared, method, progress=False, **options).values[mask]
+        ranks = stats.spearmanr(abs(scores), abs(effects))[0]
+        return float(np.corrcoef(scores, effects)[0, 1]), float(ranks)
+
+    pearson, spearman = agreement_of("local")
+    assert pearson >= 0.55
+    assert spearman >= 0.90
+    assert agreement_of("hybrid", budget=60)[0] >= 0.85
+    assert agreement_of("hybrid")[0] >= 0.95
+    assert agreement_of("eap")[0] < 0.3  # what all this is for
 
 
 @pytest.mark.slow

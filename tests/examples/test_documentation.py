@@ -19,6 +19,7 @@ import circuitvit as cv
 from circuitvit.cli import app
 from circuitvit.export import FORMATS
 from circuitvit.graph.files import CIRCUIT_SCHEMA, SCORES_SCHEMA
+from circuitvit.models.compiled import PARTS, PROGRAMS
 from circuitvit.models.zoo import zoo_names
 from circuitvit.models.zoo.card import SCHEMA as CARD_SCHEMA
 from circuitvit.tasks import ablation_names, metric_names
@@ -113,6 +114,11 @@ def test_ablations_are_documented(name: str) -> None:
 @pytest.mark.parametrize("name", zoo_names())
 def test_bundled_models_are_documented(name: str) -> None:
     assert f"`{name}`" in text_of(DOCS / "models.md")
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, *PARTS])
+def test_compiled_models_are_documented(name: str) -> None:
+    assert f"| `{name}` | " in text_of(DOCS / "ground_truth.md")
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -111,6 +111,37 @@ def exact(
     return scores
 
 
+def local(
+    model: LiteralViT,
+    base: Tensor,
+    reference: References,
+    metric: MetricFunction,
+    groups: Groups | None = None,
+    edges: Iterable[str] | None = None,
+) -> dict[str, float]:
+    """Locally exact scores by edge name: the receiver's node runs anew, its change meets its gradient."""
+    embedded = model.run(base).outputs["input"].requires_grad_()
+    run = model.run(base, embedded=embedded)
+    whole = metric(run.logits)
+    nodes = list(run.outputs)
+    found = torch.autograd.grad(whole.sum(), [run.outputs[node] for node in nodes], materialize_grads=True)
+    slopes = dict(zip(nodes, found, strict=True))
+    scores = {}
+    with torch.no_grad():
+        for sender, receiver, group, name in _chosen(model, groups, edges):
+            difference = reference[sender] - run.outputs[sender]
+            if groups is not None:
+                difference = difference * groups.inside(group, len(base))
+            inputs = run.inputs | {receiver: run.inputs[receiver] + difference}
+            if receiver == "logits":
+                effect = metric(model.readout(inputs["logits"])) - whole
+            else:
+                node = receiver.partition("<")[0]
+                effect = ((model.node(node, inputs) - run.outputs[node]) * slopes[node]).flatten(1).sum(dim=1)
+            scores[name] = float(effect.sum()) / len(base)
+    return scores
+
+
 # -- parts ---------------------------------------------------------------------------------------
 
 

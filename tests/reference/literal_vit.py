@@ -220,24 +220,38 @@ class LiteralViT:
 
     def head(self, block: nn.Module, head: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One head's output `(batch, token, d_model)` from the three streams that it reads."""
+        read = [self.read(block, head, port, stream) for port, stream in enumerate((query, key, value))]
+        return self.written(block, head, *read)
+
+    def read(self, block: nn.Module, head: int, port: int, stream: Tensor) -> Tensor:
+        """What a head's query (port 0), key (1) or value (2) makes of a stream, before its own norm."""
         attention = block.attn
-        d_head, heads = attention.head_dim, attention.num_heads
-        read = []
-        for port, stream in enumerate((query, key, value)):
-            rows = slice((port * heads + head) * d_head, (port * heads + head + 1) * d_head)
-            projected = self.norm(block.norm1, stream) @ self.tensor(attention.qkv.weight)[rows].t()
-            if attention.qkv.bias is not None:
-                projected = projected + self.tensor(attention.qkv.bias)[rows]
-            read.append(projected)
-        asked, offered, carried = (
-            self.norm(attention.q_norm, read[0]),
-            self.norm(attention.k_norm, read[1]),
-            read[2],
-        )
-        pattern = softmax(asked @ offered.transpose(1, 2) / math.sqrt(d_head))
+        first = (port * attention.num_heads + head) * attention.head_dim
+        rows = slice(first, first + attention.head_dim)
+        projected = self.norm(block.norm1, stream) @ self.tensor(attention.qkv.weight)[rows].t()
+        return projected if attention.qkv.bias is None else projected + self.tensor(attention.qkv.bias)[rows]
+
+    def written(self, block: nn.Module, head: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """A head's output from what it has read."""
+        attention, d_head = block.attn, block.attn.head_dim
+        asked, offered = self.norm(attention.q_norm, query), self.norm(attention.k_norm, key)
+        carried = value
+        pattern = self.pattern(asked @ offered.transpose(1, 2) / math.sqrt(d_head))
         columns = slice(head * d_head, (head + 1) * d_head)
         written = (pattern @ carried) @ self.tensor(attention.proj.weight)[:, columns].t()
         return written * self.gamma(block.ls1)
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        """Attention scores to weights."""
+        return softmax(scores)
+
+    def node(self, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What a head or MLP writes, from what its receivers read, by name."""
+        if name.startswith("m"):
+            return self.mlp(self.vit.blocks[int(name[1:])], inputs[name])
+        layer, _, head = name[1:].partition(".h")
+        streams = [inputs[f"{name}<{port}>"] for port in "qkv"]
+        return self.head(self.vit.blocks[int(layer)], int(head), *streams)
 
     def mlp(self, block: nn.Module, stream: Tensor) -> Tensor:
         """The MLP's output; its kind is told by the names of its parts."""

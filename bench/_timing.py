@@ -1,0 +1,123 @@
+"""Ratios of two costs, measured in turns in one process so that a noisy machine troubles both alike."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+RESULTS = Path("out/bench.json")
+"""Where measurements are gathered, by the name of what was measured."""
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what was measured.
+        floor: what it was held against.
+        ratio: of the two, a median; for speed-ups how many times faster.
+        bar: what it has to reach.
+        stretch: what would be fine.
+        seconds: of one run of the work.
+        floor_seconds: of the floor.
+        peak_mib: the process's peak memory until then, in MiB.
+        faster: whether a larger ratio is better.
+    """
+
+    name: str
+    floor: str
+    ratio: float
+    bar: float
+    stretch: float
+    seconds: float
+    floor_seconds: float
+    peak_mib: float
+    faster: bool = False
+
+    @property
+    def verdict(self) -> str:
+        def reached(bound: float) -> bool:
+            return self.ratio >= bound if self.faster else self.ratio <= bound
+
+        return "stretch" if reached(self.stretch) else "met" if reached(self.bar) else "missed"
+
+    def cells(self) -> tuple[str, ...]:
+        unit = " x faster" if self.faster else ""
+        return (
+            self.name,
+            self.floor,
+            f"{self.floor_seconds:.3g} s",
+            f"{self.seconds:.3g} s",
+            f"**{self.ratio:.2f}{unit}**",
+            f"{self.bar:g} / {self.stretch:g}",
+            self.verdict,
+            f"{self.peak_mib:,.0f} MiB",
+        )
+
+
+HEADER = ("work", "floor", "floor's time", "time", "ratio", "bar / stretch", "verdict", "peak memory")
+
+
+def interleaved(work: Work, floor: Work, repeats: int = 9) -> tuple[float, float, float]:
+    """The median ratio, and the median seconds of the work and of its floor; a first turn warms up."""
+    turns = []
+    for _ in range(repeats + 1):
+        turns.append((seconds(floor), seconds(work)))
+    turns = turns[1:]
+    ratio = statistics.median(spent / least for least, spent in turns)
+    return ratio, statistics.median(t for _, t in turns), statistics.median(t for t, _ in turns)
+
+
+def seconds(work: Work) -> float:
+    """Wall time of one call, with a GPU's queue run dry."""
+    gc.collect()
+    _wait()
+    start = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had, or that a GPU gave it."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def machine() -> str:
+    """What the figures were taken on, for the page."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} cores"
+    return f"{device} ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def keep(rows: Sequence[Row]) -> None:
+    """Print rows as a Markdown table and add them to the results."""
+    print(markdown(rows))
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept.update({row.name: {**asdict(row), "machine": machine()} for row in rows})
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table."""
+    lines = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,59 @@
+"""EAP and EAP-IG against the forwards and backwards that they cannot do without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import circuitvit as cv
+from bench._models import SIZES, random_vit
+from bench._timing import Row, interleaved, keep, peak_mib
+from circuitvit.tasks import PreparedTask
+
+STEPS = 5
+
+
+def rows() -> list[Row]:
+    """Both methods on three models."""
+    return [row for name in ("ViT-B/32", "ViT-B/16", "ViT-Ti/16") for row in _model(name)]
+
+
+def _model(name: str) -> list[Row]:
+    pairs = SIZES[name][1]
+    vit, prepared = random_vit(name, pairs)
+    clean, corrupt = (_tensor(images, prepared) for images in (prepared.clean, prepared.corrupt))
+    found = []
+    for method, forwards, backwards, bar, stretch in (
+        ("eap", 1, 1, 1.30, 1.18),
+        ("eap-ig", 2, STEPS, 1.20, 1.10),
+    ):
+
+        def floor(forwards: int = forwards, backwards: int = backwards) -> None:
+            with torch.no_grad():
+                for images in (corrupt, clean)[:forwards]:
+                    vit(images)
+            for _ in range(backwards):
+                logits = vit(clean)
+                (logits[:, 0] - logits[:, 1]).sum().backward()
+                vit.pos_embed.grad = None
+
+        def work(method: str = method) -> object:
+            return cv.attribute(
+                prepared.model, prepared, method, steps=STEPS, batch_size=pairs, progress=False
+            )
+
+        ratio, spent, least = interleaved(work, floor, repeats=5)
+        text = f"{1 + (backwards > 1)} forwards + {backwards} x (forward + backward)"
+        title = f"{method}, {name}, {pairs} pairs"
+        found.append(Row(title, text, ratio, bar, stretch, spent, least, peak_mib()))
+    return found
+
+
+def _tensor(images: Any, prepared: PreparedTask) -> Tensor:
+    return images.take(0, len(images)).to(prepared.model.device)  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    keep(rows())

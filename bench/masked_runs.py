@@ -1,0 +1,54 @@
+"""Masked runs against one plain forward, with what all masks share computed before."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import torch
+
+import circuitvit as cv
+from bench._models import DEVICE, SIZES, cat_and_dog, random_vit
+from bench._timing import Row, interleaved, keep, peak_mib
+from circuitvit.engine import batch_runs, masked_run, new_workspace
+from circuitvit.graph import EdgeMask
+from circuitvit.tasks import PreparedTask
+
+
+def rows() -> list[Row]:
+    """Half of all edges, and the hundred that EAP ranks highest on a connected circuit."""
+    found = []
+    for name in ("ViT-B/32", "ViT-Ti/16"):
+        pairs = SIZES[name][1]
+        _, prepared = random_vit(name, pairs)
+        half = prepared.graph.edge_mask & (np.random.default_rng(0).random(prepared.graph.shape) < 0.5)
+        found.append(_row(f"half of all edges, {name}, {pairs} pairs", prepared, half, 1.6, 1.3))
+        found.append(_row(f"100 edges, {name}, {pairs} pairs", prepared, _hundred(prepared), 0.9, 0.4))
+    trained = cat_and_dog()
+    if trained is not None:
+        title = "100 edges, trained ViT-Ti/16, the cat-dog pair"
+        found.append(_row(title, trained, _hundred(trained), 0.9, 0.4))
+    return found
+
+
+def _hundred(prepared: PreparedTask) -> EdgeMask:
+    return cv.attribute(prepared.model, prepared, progress=False).connected(100).kept
+
+
+def _row(title: str, prepared: PreparedTask, kept: EdgeMask, bar: float, stretch: float) -> Row:
+    (run,) = islice(batch_runs(prepared, len(prepared)), 1)
+    images = prepared.clean.take(0, len(prepared)).to(DEVICE)
+    room = new_workspace(run.sources)
+
+    def floor() -> torch.Tensor:
+        return prepared.model(images)
+
+    def work() -> torch.Tensor:
+        return masked_run(run.sources, kept, workspace=room)
+
+    ratio, spent, least = interleaved(work, floor, repeats=15)
+    return Row(f"masked run, {title}", "1 plain forward", ratio, bar, stretch, spent, least, peak_mib())
+
+
+def main() -> None:
+    keep(rows())

@@ -1,0 +1,140 @@
+"""Masked runs that differ at one receiver alone, as searches make them by the hundred.
+
+Whatever the receiver sees, only what hears it on kept paths answers. A replay keeps everything else as the
+workspace has it: of each later stage it runs the senders that answer, reads anew what hears a change, and
+takes many candidates for what the receiver hears at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.engine.masked import Piece, Sources, Workspace, mix, piece_reads, pieces, summed
+from circuitvit.graph import EdgeMask
+from circuitvit.graph.liveness import NEVER, needed_senders
+from circuitvit.models import Reads
+
+__all__ = ["Replay"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A piece that answers, and what its receivers have from elsewhere.
+
+    Attributes:
+        piece: the part of a stage that is run.
+        hearing: for each receiver of the piece the number of its stream; -1 if it hears no change.
+        known: what the receivers read at present; looked at for those that hear no change.
+        still: what the hearing receivers hear of senders that do not answer; None at the receiver itself.
+        weights: `(answering sender before, hearing receiver, group)`: the kept edges between them.
+    """
+
+    piece: Piece
+    hearing: list[int]
+    known: Reads
+    still: Float[Tensor, "receiver batch token d_model"] | None
+    weights: Float[Tensor, "sender receiver group"] | None
+
+
+class Replay:
+    """The runs in which the kept edges into one receiver vary and those into all others stay.
+
+    Args:
+        sources: of the batch.
+        kept: the present mask `(sender, receiver, group)`.
+        receiver: its place in the graph.
+        room: holds the run under the present mask: the changes of every sender whose output matters in it.
+    """
+
+    def __init__(self, sources: Sources, kept: EdgeMask, receiver: int, room: Workspace) -> None:
+        self.sources, self.receiver, self.room = sources, receiver, room
+        self.answering: list[int] = []
+        self.changes: Tensor | None = None
+        with torch.no_grad():
+            self.steps = list(self._steps(kept))
+
+    @torch.no_grad()
+    def __call__(self, heard: EdgeMask) -> Float[Tensor, "candidate batch class"]:
+        """The logits for each candidate for the edges into the receiver.
+
+        Args:
+            heard: `(upstream sender, candidate, group)`: whether the receiver hears the sender.
+        """
+        count, batch = heard.shape[1], self.sources.reference.shape[1]
+        changes = self.room.changes.new_empty(
+            len(self.answering), count * batch, *self.room.changes.shape[2:]
+        )
+        written = 0
+        for step in self.steps:
+            if step.still is None:
+                streams = summed(self.sources, step.piece, heard, self.room).flatten(0, 1)[None]
+            else:
+                streams = self._moved(step, changes[:written], count)
+            known = tuple(read.repeat(count, *(1,) * (read.ndim - 1)) for read in step.known)
+            compact = step.piece.stage.write(step.piece.stage.read_each(streams, step.hearing, known))
+            if step.piece.stage.is_readout:
+                self.changes = changes
+                return compact.view(count, batch, -1)
+            rows, tokens = changes[written : written + len(step.piece.senders)], compact.shape[-2]
+            reference = self.sources.reference[step.piece.senders, :, :tokens].repeat(1, count, 1, 1)
+            step.piece.stage.expand(compact, rows[:, :, :tokens]).sub_(reference)
+            written += len(rows)
+        raise AssertionError("a model ends with its readout")
+
+    def commit(self, candidate: int) -> None:
+        """Make one of the last candidates the present run of the workspace."""
+        assert self.changes is not None, "nothing has been run"
+        batch = self.sources.reference.shape[1]
+        rows = [1 + sender for sender in self.answering]
+        self.room.changes[rows] = self.changes[:, candidate * batch : (candidate + 1) * batch]
+
+    def _steps(self, kept: EdgeMask) -> Iterator[_Step]:
+        """What answers, stage after stage; `answering` grows on the way."""
+        graph = self.sources.graph
+        need = needed_senders(graph, kept, self.sources.model.leading is not None)
+        first = graph.receiver_stages[self.receiver]
+        for index in range(first, len(graph.stages)):
+            hearing = self._hearing(kept) if index > first else {self.receiver}
+            answers = {sender for receiver in hearing for sender, _ in graph.fed(receiver, 0)}
+            mine = np.array([level if u in answers else NEVER for u, level in enumerate(need)], dtype=np.int8)
+            parts = list(pieces(self.sources, index, mine))
+            for piece in parts:
+                yield self._step(piece, kept, hearing, index == first)
+            self.answering += [int(sender) for piece in parts for sender in piece.senders]
+
+    def _hearing(self, kept: EdgeMask) -> set[int]:
+        """The receivers to which a kept edge leads from a sender that answers."""
+        return set(np.flatnonzero(np.any(kept[self.answering], axis=(0, 2))).tolist())
+
+    def _step(self, piece: Piece, kept: EdgeMask, hearing: set[int], is_first: bool) -> _Step:
+        places = [receiver for receiver in piece.receivers if receiver in hearing]
+        numbers = {receiver: number for number, receiver in enumerate(places)}
+        source = [numbers.get(receiver, -1) for receiver in piece.receivers]
+        known = piece_reads(self.sources, piece, kept, self.room) if -1 in source else ()
+        if is_first:
+            return _Step(piece, source, known, None, None)
+        upstream = kept[: self.sources.graph.sender_slices[piece.index].start, places]
+        others = upstream.copy()
+        others[self.answering] = False
+        still = summed(self.sources, piece, others, self.room).clone()
+        weights = torch.from_numpy(upstream[self.answering]).to(still)
+        return _Step(piece, source, known, still, weights)
+
+    def _moved(
+        self, step: _Step, changes: Tensor, count: int
+    ) -> Float[Tensor, "receiver image token d_model"]:
+        """The streams of the hearing receivers, given the changes of the answering senders so far."""
+        assert step.still is not None, "at the receiver itself nothing has answered yet"
+        assert step.weights is not None, "these come together"
+        tokens, members = step.piece.tokens, self.sources.members
+        if members is not None:
+            members = members[..., :tokens].repeat(count, 1) if members.ndim == 2 else members[:tokens]
+        moved = mix(step.weights, changes[: len(step.weights), :, :tokens], members)
+        moved.view(len(moved), count, -1).add_(step.still.view(len(moved), 1, -1))
+        return moved

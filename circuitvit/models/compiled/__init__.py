@@ -1,0 +1,23 @@
+"""Vision Transformers with written weights: models whose circuit is known edge by edge.
+
+A scoring method or a search can be held against them, as on a trained model it never can. They are real timm
+modules, and take part in everything: `circuitvit.compiled("relay").model` is a model like any other.
+
+    language    what programs are written in: features, heads, units
+    scenes      the images
+    programs    the five programs
+    parts       adversarial additions, and the decoys
+    assembler   from program to weights
+    labels      from program to wired edges
+    compiler    `compiled`, which joins them
+
+Lindner et al. 2023, "Tracr", arXiv:2301.05062; Gupta et al. 2024, "InterpBench: semi-synthetic transformers
+for evaluating mechanistic interpretability techniques", arXiv:2407.14494; Mueller et al. 2025, "MIB: a
+mechanistic interpretability benchmark", arXiv:2504.13151.
+"""
+
+from circuitvit.models.compiled.compiler import CLASSES, Compiled, compiled
+from circuitvit.models.compiled.parts import PARTS
+from circuitvit.models.compiled.programs import PROGRAMS
+
+__all__ = ["CLASSES", "PARTS", "PROGRAMS", "Compiled", "compiled"]
