@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from circuitvit.attribution import METHODS, provenance_of
+from circuitvit.attribution import provenance_of
 from circuitvit.errors import FileError, OptionError, unknown_name
 from circuitvit.graph import Provenance
 from circuitvit.graph.files import read_json, write_json
@@ -36,7 +36,7 @@ __all__ = ["COMPARISON_SCHEMA", "Comparison", "MethodCurve", "compare"]
 
 COMPARISON_SCHEMA = "circuitvit.comparison/1"
 
-USUAL = (*(name for name in ("random", "eap", "eap-ig") if name in METHODS), "learned")
+USUAL = ("random", "eap", "eap-ig", "learned")
 """Methods that are compared unless others are named: nothing, the two that everybody knows, and a search."""
 
 
