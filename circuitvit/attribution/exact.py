@@ -7,7 +7,8 @@ are one batch. Cost: for each edge, the part of the network from its receiver on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.method import Settings, check_effects
-from circuitvit.engine import BatchRun, batch_runs, progress_bar, run_from
+from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, progress_bar, run_from
 from circuitvit.graph import EdgeMask
 from circuitvit.tasks import PreparedTask
 
@@ -35,26 +36,58 @@ def exact(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
 
 def edge_effects(prepared: PreparedTask, wanted: EdgeMask, settings: Settings) -> NDArray[np.float64]:
     """The effects of the edges marked in `wanted`, summed over pairs; 0 elsewhere."""
-    total = np.zeros(prepared.graph.shape)
-    with progress_bar(int(wanted.sum()) * len(prepared), "exact effects", settings.progress) as bar:
-        for run in batch_runs(prepared, settings.batch_size):
-            if not run.sources.deltas.any():  # as with equal images: no edge can have an effect
-                continue
-            clean = run.metric(run.base.logits)
-            for index, stage in enumerate(prepared.model.stages):
-                for local in range(len(stage.nodes.receivers)):
-                    receiver = prepared.graph.receiver_slices[index].start + local
-                    places = np.argwhere(wanted[:, receiver])
-                    for chunk, values in _receiver_runs(run, index, local, places):
-                        effects = (values - clean).double().sum(dim=-1).cpu().numpy()
-                        total[chunk[:, 0], receiver, chunk[:, 1]] += effects
-                        bar.update(len(chunk) * len(run.batch.rows))
+    graph = prepared.graph
+    total, done = np.zeros(graph.shape), 0
+    prices = len(graph.stages) - np.array(graph.receiver_stages)  # stages that run: an honest bar
+    work = int(wanted.sum(axis=(0, 2)) @ prices) * len(prepared)
+    name = f"exact effects, {settings.batch_size} pairs at once"
+    with (
+        StateFile(settings.state, prepared, name) as state,
+        progress_bar(work, "exact effects", settings.progress, unit="stage") as bar,
+    ):
+        if state.saved is not None:
+            total, done = state.saved.tensors["total"].numpy(), int(state.saved.numbers["done"])
+        visits = _visits(prepared, wanted, settings.batch_size)
+        for place, (receiver, edges, effects) in enumerate(visits):
+            if place >= done:
+                total = total.copy()  # so that the state kept last stays what it is
+                total[edges[:, 0], receiver, edges[:, 1]] += effects()
+                state.keep(partial(_state, total, place + 1))
+            bar.update(len(edges) * int(prices[receiver]) * min(settings.batch_size, len(prepared)))
     return total
+
+
+def _state(total: NDArray[np.float64], done: int) -> Saved:
+    return Saved({"total": torch.from_numpy(total)}, {"done": done})
+
+
+def _visits(
+    prepared: PreparedTask, wanted: EdgeMask, batch_size: int
+) -> Iterator[tuple[int, NDArray[np.intp], Callable[[], NDArray[np.float64]]]]:
+    """Every receiver of every batch in turn: its place, its wanted edges `(edge, 2)`, and how to get their
+    effects, summed over the batch."""
+    for run in batch_runs(prepared, batch_size):
+        if not run.sources.deltas.any():  # as with equal images: no edge can have an effect
+            continue
+        clean = run.metric(run.base.logits)
+        for index, stage in enumerate(prepared.model.stages):
+            for local in range(len(stage.nodes.receivers)):
+                receiver = prepared.graph.receiver_slices[index].start + local
+                places = np.argwhere(wanted[:, receiver])
+                yield receiver, places, partial(_effects, run, index, local, places, clean)
+
+
+def _effects(
+    run: BatchRun, index: int, local: int, places: NDArray[np.intp], clean: Float[Tensor, " batch"]
+) -> NDArray[np.float64]:
+    """The effects of edges into one receiver, summed over a batch, `(edge,)`."""
+    chunks = [(values - clean).double().sum(dim=-1) for values in _receiver_runs(run, index, local, places)]
+    return torch.cat(chunks).cpu().numpy() if chunks else np.zeros(0)
 
 
 def _receiver_runs(
     run: BatchRun, index: int, local: int, places: NDArray[np.intp]
-) -> Iterator[tuple[NDArray[np.intp], Float[Tensor, "candidate batch"]]]:
+) -> Iterator[Float[Tensor, "candidate batch"]]:
     """The metric with each of the edges into one receiver ablated, a chunk of edges at a time.
 
     Args:
@@ -84,7 +117,7 @@ def _receiver_runs(
             else:
                 after = rest + part.total(compact).view(len(chunk), *rest.shape)
                 logits = run_from(model, index + 1, after.flatten(0, 1))
-        yield chunk, run.metric(logits.view(len(chunk), len(stream), -1))
+        yield run.metric(logits.view(len(chunk), len(stream), -1))
 
 
 def _essential(run: BatchRun, index: int) -> Float[Tensor, "batch token d_model"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Settings:
         progress: whether to show a bar.
         budget: what methods that can spend more or less may spend; None for their own choice.
         seed: of methods that draw.
+        state: file to keep what has been done in, for methods that can be resumed; None for no file.
     """
 
     batch_size: int
@@ -44,6 +46,7 @@ class Settings:
     progress: bool = False
     budget: Budget | None = None
     seed: int = 0
+    state: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ class Method:
         uses_steps: whether `steps` matters.
         uses_budget: whether `budget` matters.
         uses_seed: whether `seed` matters.
+        resumes: whether it can go on from a state file.
     """
 
     score: Scorer
@@ -89,6 +93,7 @@ class Method:
     uses_steps: bool = False
     uses_budget: bool = False
     uses_seed: bool = False
+    resumes: bool = False
 
 
 def require_gradient(prepared: PreparedTask, method: str) -> None:

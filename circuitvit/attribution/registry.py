@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from circuitvit.attribution.atp import atp_qk, atp_star
@@ -79,7 +80,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             uses_budget=True,
         ),
         "exact": Method(
-            exact, "ablate each edge alone and run: the truth", "a part of a forward for each edge"
+            exact,
+            "ablate each edge alone and run: the truth",
+            "a part of a forward for each edge",
+            resumes=True,
         ),
     }
 )
@@ -95,6 +99,7 @@ def attribute(
     seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
+    state: str | Path | None = None,
     progress: bool = True,
 ) -> EdgeScores:
     """Score every edge of a model for a task.
@@ -111,6 +116,8 @@ def attribute(
         seed: of methods that draw.
         batch_size: pairs at once; chosen from the memory budget by default.
         memory: that budget, in bytes.
+        state: a file in which "exact" keeps what it has done: given again after an interruption, with the
+            same model and task, the run goes on where it was and gives the same scores. Deleted at the end.
         progress: whether to show a bar.
 
     Raises:
@@ -129,10 +136,13 @@ def attribute(
     chosen = METHODS[method]
     if budget is not None and not chosen.uses_budget:
         raise OptionError(f"{method} costs what it costs: a budget belongs to 'hybrid' and 'auto'")
+    if state is not None and not chosen.resumes:
+        raise OptionError(f"{method} takes no state: only long methods ('exact') can be resumed")
     allowed = None if budget is None else Budget.parse(budget)
     prepared = ready(model, task, progress)
     size = batch_size or choose_batch_size(prepared, memory)
-    found = chosen.score(prepared, Settings(size, steps, progress, allowed, seed))
+    kept_in = None if state is None else Path(state)
+    found = chosen.score(prepared, Settings(size, steps, progress, allowed, seed, kept_in))
     found = found if isinstance(found, Scored) else Scored(found)
     name = found.method or method
     parameters = {**({"steps": steps} if chosen.uses_steps else {}), **found.parameters}

@@ -71,6 +71,9 @@ def attribute(
             min=0,
         ),
     ] = None,
+    resume: Annotated[
+        bool, option("Search", "--resume", "exact: go on where an interrupted run into --out ended.")
+    ] = False,
     show_edges: Annotated[int, option("Output", "--show", "How many edges to print.", "N", min=0)] = 20,
     out: OutOption = Path("out"),
 ) -> None:
@@ -95,6 +98,8 @@ def attribute(
         raise OptionError(f"--method {method} does not use --budget: it belongs to hybrid and auto")
     if budget is not None:
         Budget.parse(budget)
+    if resume and not METHODS[method].resumes:
+        raise OptionError(f"--method {method} is over too soon to be resumed: --resume belongs to exact")
     measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
     task = make_task(images, behaviour, run.seed)
     clock = Clock()
@@ -104,9 +109,10 @@ def attribute(
         with clock.phase("images"):
             prepared = prepare(loaded, task, run, verifiable=False)
         with clock.phase("scores"):
+            state = folder.state(resume) if METHODS[method].resumes else None
             scores = score(
                 loaded, prepared, method, steps=steps, budget=budget, seed=run.seed,
-                batch_size=run.batch_size, memory=run.budget, progress=run.progress,
+                batch_size=run.batch_size, memory=run.budget, state=state, progress=run.progress,
             )  # fmt: skip
             folder.write("scores.json", scores.save)
         with clock.phase("check"):

@@ -60,7 +60,7 @@ def demo(
     ```
     """
     run = RunOptions(seed=seed, quiet=quiet)
-    search = SearchOptions(plan=PLAN, faithfulness=ASKED)
+    search = SearchOptions(plan=PLAN, faithfulness=ASKED, resume=True)
     check_search(search, "noising")
     clock = Clock()
     with Folder(out, (*FILES, *PICTURES)) as folder, _one_thread():

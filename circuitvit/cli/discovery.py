@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from circuitvit.cli.fidelity import about_choice, check_calibration, checked
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import Report
 
-__all__ = ["FILES", "Outcome", "check_search", "discover_circuit"]
+__all__ = ["FILES", "Outcome", "check_search", "discover_circuit", "resumes"]
 
 FILES = ("circuit.json", "scores.json", "report.json", "report.md", "circuit.svg", "circuit.dot")
 
@@ -86,7 +87,9 @@ def discover_circuit(
     if search.edges is not None and search.edges > prepared.graph.n_edges:
         raise OptionError(f"--edges {search.edges}: the model has {prepared.graph.n_edges:,} edges")
     with clock.phase("search"):
-        circuit, scores, summary = _METHODS.get(search.method, _select)(model, prepared, search, run)
+        state = folder.state(search.resume) if resumes(search.method) else None
+        find_it = _METHODS.get(search.method, _select)
+        circuit, scores, summary = find_it(model, prepared, search, run, state)
         folder.write("circuit.json", circuit.save)
     if scores is None:
         with clock.phase("scores"):
@@ -151,6 +154,11 @@ def check_search(search: SearchOptions, direction: str) -> None:
         raise OptionError("--plan repeats a search, however long it takes: leave out --within")
     if search.plan is not None and search.start is not None:
         raise OptionError("--plan says how a search starts, with 0 steps from the whole: leave out --start")
+    if search.resume and not resumes(search.method):
+        raise OptionError(
+            f"--method {search.method} is over too soon to be resumed: --resume belongs to find, acdc "
+            "and exact"
+        )
     _check_values(search)
 
 
@@ -199,34 +207,47 @@ def _check_values(search: SearchOptions) -> None:
 # -- the searches --------------------------------------------------------------------------------
 
 
-def _find(model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions) -> _Found:
+def resumes(method: str) -> bool:
+    """Whether an interrupted run of a search or scoring method can be gone on with."""
+    from circuitvit.attribution import METHODS
+
+    return method in _METHODS or METHODS[method].resumes
+
+
+def _find(
+    model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions, state: Path | None
+) -> _Found:
     from circuitvit.pruning import Plan, find
 
     plan = None if search.plan is None else Plan(*parse_plan(search.plan), seed=run.seed)
     finding = find(
         model, task, faithfulness=search.faithfulness or FAITHFULNESS, within=search.within or WITHIN,
         seed=run.seed, batch_size=run.batch_size or MASK_BATCH, memory=run.budget, plan=plan,
-        start="whole" if search.start == "whole" else "mask", progress=run.progress,
+        start="whole" if search.start == "whole" else "mask", state=state, progress=run.progress,
     )  # fmt: skip
     return _Found(finding.circuit, None, finding.summary)
 
 
-def _acdc(model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions) -> _Found:
+def _acdc(
+    model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions, state: Path | None
+) -> _Found:
     from circuitvit.pruning import acdc
 
     circuit = acdc(
         model, task, search.tau or TAU, divergence="metric" if search.divergence == "metric" else "kl",
-        batch_size=run.batch_size, memory=run.budget, progress=run.progress,
+        batch_size=run.batch_size, memory=run.budget, state=state, progress=run.progress,
     )  # fmt: skip
     return _Found(circuit, None, "")
 
 
-def _select(model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions) -> _Found:
+def _select(
+    model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions, state: Path | None
+) -> _Found:
     from circuitvit.attribution import attribute
 
     scores = attribute(
         model, task, search.method, steps=search.steps or STEPS, budget=search.budget, seed=run.seed,
-        batch_size=run.batch_size, memory=run.budget, progress=run.progress,
+        batch_size=run.batch_size, memory=run.budget, state=state, progress=run.progress,
     )  # fmt: skip
     scores = checked(model, task, scores, CALIBRATED if search.calibrate is None else search.calibrate, run)
     by: Ranking = "signed" if search.by == "signed" else "magnitude"
@@ -239,7 +260,7 @@ def _select(model: Model, task: PreparedTask, search: SearchOptions, run: RunOpt
     return _Found(circuit, scores, "\n".join(about_choice(scores)))
 
 
-_Search = Callable[["Model", "PreparedTask", SearchOptions, RunOptions], _Found]
+_Search = Callable[["Model", "PreparedTask", SearchOptions, RunOptions, "Path | None"], _Found]
 _METHODS: dict[str, _Search] = {"find": _find, "acdc": _acdc}
 
 

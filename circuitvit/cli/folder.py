@@ -14,6 +14,9 @@ from circuitvit.errors import CircuitViTError, FileError
 
 __all__ = ["Folder", "Interrupted"]
 
+STATE = "state.safetensors"
+"""Where a long run keeps what it has done, until it ends."""
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with what has been saved by then as its message."""
@@ -73,6 +76,23 @@ class Folder:
         if isinstance(error, CircuitViTError) and self.saved:
             typer.echo(self.account(), err=True)
 
+    def state(self, resume: bool) -> Path:
+        """The file in which a long run keeps what it has done.
+
+        Args:
+            resume: whether one that an interrupted run has left may be gone on with.
+
+        Raises:
+            FileError: if there is one and it may not.
+        """
+        path = self.path / STATE
+        if path.exists() and not resume:
+            raise FileError(
+                f"{path} holds what an interrupted run has done: add --resume to go on with it, or delete "
+                "it to start anew"
+            )
+        return path
+
     def account(self) -> str:
         """What was saved, and what in the folder is older, in one line.
 
@@ -81,11 +101,12 @@ class Folder:
             >>> folder.account()
             'nothing has been saved'
         """
+        going_on = f"; --resume goes on from {self.path / STATE}" if (self.path / STATE).exists() else ""
         if not self.saved:
-            return "nothing has been saved"
+            return f"nothing has been saved{going_on}"
         older = [name for name in self._expected if name not in self.saved and (self.path / name).exists()]
         left = f"; from an earlier run: {', '.join(older)}" if older else ""
-        return f"saved in {self.path}: {', '.join(self.saved)}{left}"
+        return f"saved in {self.path}: {', '.join(self.saved)}{left}{going_on}"
 
     def _unmake(self) -> None:
         for folder in self._made:

@@ -204,6 +204,10 @@ class SearchOptions:
             "NAME",
         ),
     ] = None
+    resume: Annotated[
+        bool,
+        option("Search", "--resume", "find, acdc, exact: go on where an interrupted run into --out ended."),
+    ] = False
     plan: Annotated[
         str | None,
         option(

@@ -21,6 +21,7 @@ from circuitvit.engine.runs import (
 )
 from circuitvit.engine.slopes import output_gradients, stream_gradients
 from circuitvit.engine.soft import soft_run
+from circuitvit.engine.state import Saved, StateFile
 
 __all__ = [
     "BatchRun",
@@ -28,8 +29,10 @@ __all__ = [
     "Evaluation",
     "Gradients",
     "Replay",
+    "Saved",
     "Site",
     "Sources",
+    "StateFile",
     "batch_runs",
     "bytes_per_pair",
     "capture",

@@ -13,15 +13,17 @@ DELAY = 1.0
 """Seconds that work may take before a bar appears."""
 
 
-def progress_bar(total: int, description: str, show: bool) -> "tqdm[NoReturn]":
+def progress_bar(total: int, description: str, show: bool, unit: str = "it") -> "tqdm[NoReturn]":
     """A bar to be advanced by `update`; used as a context manager.
 
     Args:
         total: number of steps.
         description: what is being done.
         show: False for silence.
+        unit: of the steps.
     """
-    return tqdm(total=total, desc=description, disable=not (show and _is_watched()), delay=DELAY, leave=False)
+    hidden = not (show and _is_watched())
+    return tqdm(total=total, desc=description, disable=hidden, delay=DELAY, leave=False, unit=unit)
 
 
 def _is_watched() -> bool:

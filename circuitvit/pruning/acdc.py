@@ -15,6 +15,8 @@ Conmy et al. 2023, "Towards automated circuit discovery for mechanistic interpre
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,6 +28,8 @@ from circuitvit.attribution import provenance_of
 from circuitvit.engine import (
     BatchRun,
     Replay,
+    Saved,
+    StateFile,
     choose_batch_size,
     held_runs,
     masked_run,
@@ -63,6 +67,7 @@ def acdc(
     divergence: Divergence = "kl",
     batch_size: int | None = None,
     memory: int | None = None,
+    state: str | Path | None = None,
     progress: bool = True,
 ) -> Circuit:
     """The circuit that ACDC finds.
@@ -75,6 +80,8 @@ def acdc(
         divergence: "kl" keeps the whole prediction, "metric" the behaviour.
         batch_size: pairs at once; chosen from the memory budget by default.
         memory: that budget, in bytes.
+        state: a file in which the search keeps what it has done: given again after an interruption, with
+            the same model, task and settings, it goes on where it was. Deleted at the end.
         progress: whether to show a bar.
 
     Raises:
@@ -93,27 +100,39 @@ def acdc(
         raise OptionError("ACDC ablates edges of the clean run: give the task direction='noising'")
     prepared = ready(model, task, progress)
     size = choose_batch_size(prepared, memory) if batch_size is None else batch_size
-    runs = held_runs(prepared, size)
-    judge = _Judge(runs, divergence)
-    _refuse_no_effect(prepared, judge)
-    kept = _search(prepared, judge, tau, progress)
+    with StateFile(state, prepared, f"acdc, tau {tau!r}, {divergence}, {size} pairs at once") as kept_in:
+        judge = _Judge(held_runs(prepared, size), divergence)
+        _refuse_no_effect(prepared, judge)
+        kept = _search(prepared, judge, tau, kept_in, progress)
     provenance = provenance_of(prepared, "acdc").with_parameters(tau=tau, divergence=divergence)
     return Circuit(prepared.graph, without_dead(prepared, kept), provenance=provenance)
 
 
-def _search(prepared: PreparedTask, judge: _Judge, tau: float, progress: bool) -> EdgeMask:
+def _search(prepared: PreparedTask, judge: _Judge, tau: float, state: StateFile, progress: bool) -> EdgeMask:
     graph = prepared.graph
-    kept = graph.edge_mask.copy()
-    current = 0.0
-    with progress_bar(graph.n_edges, "acdc", progress) as bar:
-        for receiver in reversed(range(len(graph.receivers))):
+    kept, current, left = graph.edge_mask.copy(), 0.0, len(graph.receivers)
+    if state.saved is not None:
+        kept = state.saved.tensors["kept"].numpy().astype(bool)
+        current, left = float(state.saved.numbers["current"]), int(state.saved.numbers["left"])
+        judge.take_up(kept)
+    prices = len(graph.stages) - np.array(graph.receiver_stages)  # stages that run: an honest bar
+    work = graph.edge_mask.sum(axis=(0, 2)) * prices
+    with progress_bar(int(work.sum()), "acdc", progress, unit="stage") as bar:
+        bar.update(int(work[left:].sum()))
+        for receiver in reversed(range(left)):
+            state.keep(partial(_state, kept.copy(), current, receiver + 1))
             bar.set_postfix_str(f"{graph.receivers[receiver]}, {kept.sum():,} edges kept", refresh=False)
-            bar.update(int(kept[:, receiver].sum()))
             live = live_receivers(graph, kept)[receiver]
             kept[:, receiver, ~live] = False
             if live.any():
                 current = _Visit(judge, kept, receiver, tau, current).decide()
+            bar.update(int(work[receiver]))
     return kept
+
+
+def _state(kept: EdgeMask, current: float, left: int) -> Saved:
+    """Before the last of the receivers that are `left`."""
+    return Saved({"kept": torch.from_numpy(kept.astype(np.uint8))}, {"current": current, "left": left})
 
 
 class _Visit:
@@ -188,6 +207,11 @@ class _Judge:
         self.scale = 1.0 if divergence == "kl" else max(float(clean.abs().max()) for _, clean, _ in self.runs)
         images = max(len(clean) for _, clean, _ in self.runs)
         self.at_once = max(1, (GPU_IMAGES if runs[0].sources.reference.is_cuda else CPU_IMAGES) // images)
+
+    def take_up(self, kept: EdgeMask) -> None:
+        """Bring the workspaces to the run of a mask."""
+        for run, _, room in self.runs:
+            masked_run(run.sources, kept, workspace=room)
 
     def __call__(self, kept: EdgeMask) -> float:
         """The divergence of a mask, by a plain masked run."""

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from circuitvit.attribution import attribute, provenance_of
-from circuitvit.engine import progress_bar
+from circuitvit.engine import Saved, StateFile, progress_bar
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
@@ -120,6 +123,7 @@ def find(
     memory: int | None = None,
     start: Start = "mask",
     plan: Plan | None = None,
+    state: str | Path | None = None,
     progress: bool = True,
 ) -> Finding:
     """Find the smallest faithful circuit.
@@ -137,6 +141,9 @@ def find(
             model of some hundred edges, takes no longer and gives smaller circuits.
         plan: the numbers of an earlier search, to repeat it; `within`, `seed` and `start` are then not looked
             at.
+        state: a file in which the search keeps what it has done: given again after an interruption, with
+            the same model, task and settings, it goes on where it was and finds the identical circuit.
+            Deleted at the end.
         progress: whether to show bars.
 
     Raises:
@@ -155,20 +162,34 @@ def find(
         raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)
     prepared = ready(model, task, progress)
-    meter = FaithfulnessMeter(prepared, memory)
-    if plan is None and start == "whole":
-        plan = _plan_from_whole(meter, deadline, min(batch_size, len(prepared)), seed)
-    plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
     margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0
     band = (round(faithfulness + margin, 6), round(2 - faithfulness - margin, 6))
-    order, candidates = (_train if plan.steps else _whole)(meter, plan, band, progress)
+    wanted = plan or f"within {deadline:g} s, seed {seed}, {batch_size} pairs at once, from the {start}"
+    work = f"find, faithfulness {faithfulness!r}, memory {memory}, {wanted}"
+    with StateFile(state, prepared, work) as kept_in:
+        meter = FaithfulnessMeter(prepared, memory)
+        if kept_in.saved is not None:
+            plan = Plan(**kept_in.saved.numbers["plan"])
+            meter.recall(kept_in.saved.tensors)
+        if plan is None and start == "whole":
+            plan = _plan_from_whole(meter, deadline, min(batch_size, len(prepared)), seed)
+        plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
+        return _find(meter, faithfulness, band, plan, kept_in, progress)
+
+
+def _find(
+    meter: FaithfulnessMeter, faithfulness: float, band: Band, plan: Plan, state: StateFile, progress: bool
+) -> Finding:
+    """Train or take the whole, then trim, by a plan."""
+    prepared = meter.prepared
+    order, candidates = (_train if plan.steps else _whole)(meter, plan, band, state, progress)
     chosen = _smallest(candidates, band)
     provenance = provenance_of(prepared, "find", plan.seed).with_parameters(
         steps=plan.steps, trim_runs=plan.trim_runs, batch_size=plan.batch_size, faithfulness=faithfulness
     )
     circuit = Circuit(prepared.graph, chosen.kept, provenance=provenance)
     refined = refine(
-        model,
+        prepared.model,
         prepared,
         circuit,
         order=order,
@@ -222,17 +243,18 @@ def _plan_from_whole(meter: FaithfulnessMeter, deadline: float, batch_size: int,
 
 
 def _whole(
-    meter: FaithfulnessMeter, plan: Plan, band: Band, progress: bool
+    meter: FaithfulnessMeter, plan: Plan, band: Band, state: StateFile, progress: bool
 ) -> tuple[NDArray[np.float64], tuple[Candidate, ...]]:
     """The magnitudes of the exact effects of all edges, and the whole model."""
     prepared = meter.prepared
+    meter.after_run = partial(_note, state, meter, Saved({}, {"plan": asdict(plan)}))
     scores = attribute(prepared.model, prepared, "exact", progress=progress)
     whole = without_dead(prepared, prepared.graph.edge_mask)
     return np.abs(scores.values), (Candidate(whole, meter(whole)),)
 
 
 def _train(
-    meter: FaithfulnessMeter, plan: Plan, band: Band, progress: bool
+    meter: FaithfulnessMeter, plan: Plan, band: Band, state: StateFile, progress: bool
 ) -> tuple[NDArray[np.float64], tuple[Candidate, ...]]:
     """Train until the schedule ends or the behaviour is lost; give how open edges are, and the circuits."""
     prepared = meter.prepared
@@ -241,22 +263,51 @@ def _train(
     trainer = MaskTrainer(prepared, edges, settings)
     every = max(1, plan.steps // CHECKPOINTS)
     candidates: list[Candidate] = [Candidate(prepared.graph.edge_mask, 1.0)]
-    lost = 0
+    done = lost = 0
+    if state.saved is not None and "phi" in state.saved.tensors:
+        trainer.restore(state.saved)
+        candidates = _recalled(state.saved)
+        done, lost = state.saved.numbers["done"], state.saved.numbers["lost"]
     with progress_bar(plan.steps, "learning a mask", progress) as bar:
-        for step in range(1, plan.steps + 1):
+        bar.update(done)
+        while done < plan.steps and lost < 2:
             trainer.step()
+            done += 1
             bar.update()
-            if step % every:
-                continue
-            kept = without_dead(prepared, trainer.open_edges())
-            candidate = Candidate(kept, meter(kept))
-            candidates.append(candidate)
-            bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")
-            lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
-            if lost == 2:
-                break
+            if done % every == 0:
+                kept = without_dead(prepared, trainer.open_edges())
+                candidate = Candidate(kept, meter(kept))
+                candidates.append(candidate)
+                bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")
+                lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
+            _note(state, meter, _training(trainer, candidates, plan, done, lost))
+    meter.after_run = partial(_note, state, meter, _training(trainer, candidates, plan, done, lost))
     openness = np.where(prepared.graph.edge_mask, trainer.openness(), 0.0)
     return openness, tuple(sorted(candidates, key=lambda each: -each.size))
+
+
+def _training(trainer: MaskTrainer, candidates: list[Candidate], plan: Plan, done: int, lost: int) -> Saved:
+    """Where the training is, for the state file."""
+    state = trainer.state()
+    circuits = {
+        "candidates": torch.from_numpy(np.stack([each.kept for each in candidates]).astype(np.uint8)),
+        "candidates.faithfulness": torch.tensor(
+            [each.faithfulness for each in candidates], dtype=torch.float64
+        ),
+    }
+    numbers = {**state.numbers, "plan": asdict(plan), "done": done, "lost": lost}
+    return Saved({**state.tensors, **circuits}, numbers)
+
+
+def _recalled(saved: Saved) -> list[Candidate]:
+    masks = saved.tensors["candidates"].numpy().astype(bool)
+    values = saved.tensors["candidates.faithfulness"].tolist()
+    return [Candidate(kept, value) for kept, value in zip(masks, values, strict=True)]
+
+
+def _note(state: StateFile, meter: FaithfulnessMeter, training: Saved) -> None:
+    """Keep where the training is, and everything that has been measured."""
+    state.keep(lambda: Saved({**training.tensors, **meter.table()}, training.numbers))
 
 
 def _smallest(candidates: tuple[Candidate, ...], band: Band) -> Candidate:

@@ -12,7 +12,6 @@ Edge pruning: Bhaskar et al. 2024, "Finding transformer circuits with edge pruni
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution import provenance_of
-from circuitvit.engine import BatchRun, check_effect, evaluate, held_runs, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Saved, check_effect, evaluate, held_runs, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
@@ -199,11 +198,16 @@ class MaskTrainer:
         check_effect(prepared, ends.all_values, ends.none_values)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
         self._scale = max(abs(float((ends.all_values - ends.none_values).double().mean())), 1e-9)
-        self._batches = _minibatches(prepared, settings.batch_size, self._generator)
+        self._optimisers = {"descend": self._descend, "climb": self._climb}
+        self._runs = held_runs(prepared, min(settings.batch_size, len(prepared)))
+        self._queue: list[int] = []  # the batches that are left of this round, the next one last
 
     def step(self) -> None:
         """One step of Adam on one minibatch."""
-        run = next(self._batches)
+        if not self._queue:
+            order = torch.randperm(len(self._runs), generator=self._generator)
+            self._queue = order.flip(0).tolist()
+        run = self._runs[self._queue.pop()]
         mask = self.units.mask(self.sampler.sample(self._phi, self._generator))
         logits = soft_run(run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint)
         distance, density = self._distance(run, logits), self._density()
@@ -217,6 +221,40 @@ class MaskTrainer:
         self.trace.target.append(self._wanted())
         self.trace.distance.append(distance.item())
         self.trace.density.append(density.item())
+
+    def state(self) -> Saved:
+        """Everything that the training needs to go on, copied."""
+        optimisers = {
+            f"{name}.{key}": value.clone()
+            for name, optimiser in self._optimisers.items()
+            for key, value in optimiser.state_dict()["state"].get(0, {}).items()
+        }
+        tensors = {
+            "phi": self._phi.detach().clone(),
+            "multipliers": self._multipliers.detach().clone(),
+            "generator": self._generator.get_state(),
+            "trace": torch.tensor(
+                [self.trace.distance, self.trace.density, self.trace.target], dtype=torch.float64
+            ),
+            **optimisers,
+        }
+        return Saved(tensors, {"queue": list(self._queue)})
+
+    def restore(self, saved: Saved) -> None:
+        """Go on where another trainer of the same task and settings was."""
+        with torch.no_grad():
+            self._phi.copy_(saved.tensors["phi"])
+            self._multipliers.copy_(saved.tensors["multipliers"])
+        for name, optimiser in self._optimisers.items():
+            found = {
+                key.removeprefix(f"{name}."): value
+                for key, value in saved.tensors.items()
+                if key.startswith(f"{name}.")
+            }
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": {0: found} if found else {}})
+        self._generator.set_state(saved.tensors["generator"])
+        self.trace = Trace(*(row.tolist() for row in saved.tensors["trace"]))
+        self._queue = list(saved.numbers["queue"])
 
     def open_edges(self) -> EdgeMask:
         """The edges that are more open than not, `(sender, receiver, group)`."""
@@ -262,11 +300,3 @@ def _initial(units: GatedUnits, over: Over, scores: EdgeScores | None) -> Float[
     low, high = WARM
     phi[: len(ranks)] = torch.from_numpy(low + (high - low) * ranks).float()
     return phi
-
-
-def _minibatches(prepared: PreparedTask, size: int, generator: torch.Generator) -> Iterator[BatchRun]:
-    """Batches of pairs without end, in a new random order each round; their references are computed once."""
-    runs = held_runs(prepared, min(size, len(prepared)))
-    while True:
-        for index in torch.randperm(len(runs), generator=generator).tolist():
-            yield runs[index]

@@ -1,0 +1,179 @@
+"""State files: what a long run has done so far, so that it can go on after Ctrl-C or a crash.
+
+A long function opens the file with the name of its work, keeps what it has done now and then, and finds it
+again when it is called with the same model, task and settings. Nobody else's state is ever used: the file
+says what it belongs to. Tensors and JSON in a safetensors file; nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from circuitvit._version import __version__
+from circuitvit.errors import CircuitViTError, FileError, OptionError
+from circuitvit.graph.files import write_bytes
+from circuitvit.tasks import PreparedTask
+from circuitvit.tasks.images import Images
+
+__all__ = ["Saved", "StateFile", "task_digest"]
+
+FORMAT = "circuitvit-state 1"
+
+EVERY = 5.0
+"""Seconds between two saves."""
+
+IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a run needs to go on: tensors by name, and anything that JSON can hold."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StateFile:
+    """The state of one run, as a context manager around its work.
+
+    Leaving by an exception, such as Ctrl-C, writes what was kept last; leaving well deletes the file. Without
+    a path nothing is ever written.
+
+    Args:
+        path: of the file; None for no state.
+        prepared: the task of the run.
+        work: what is done, with every setting that changes its result.
+
+    Raises:
+        FileError: if the file is no state file.
+        OptionError: if it belongs to another run; the message says in what they differ.
+
+    Attributes:
+        saved: what an earlier run left, or None.
+    """
+
+    def __init__(self, path: str | Path | None, prepared: PreparedTask, work: str) -> None:
+        self.path = None if path is None else Path(path)
+        self.saved: Saved | None = None
+        self._kept: Callable[[], Saved] | None = None
+        self._written = time.monotonic()
+        if self.path is None:
+            return
+        self._run = {
+            "model": prepared.model.weights_hash,
+            "task": task_digest(prepared),
+            "work": work,
+            "version": __version__,
+        }
+        if self.path.exists():
+            self.saved = self._load()
+        elif not self.path.parent.is_dir():
+            raise FileError(f"cannot keep a state in {self.path}: there is no folder {self.path.parent}")
+
+    def keep(self, make: Callable[[], Saved]) -> None:
+        """Note the present state, and write it if the last one written is some seconds old.
+
+        Args:
+            make: gives the state, whenever it is called before the next `keep`.
+        """
+        self._kept = make
+        if self.path is not None and time.monotonic() - self._written > EVERY:
+            self._write()
+
+    def __enter__(self) -> StateFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.path is None:
+            return
+        if error is None:
+            self.path.unlink(missing_ok=True)
+        elif self._kept is not None and not isinstance(error, CircuitViTError):
+            self._write()
+
+    def _write(self) -> None:
+        assert self.path is not None, "checked by the callers"
+        assert self._kept is not None, "checked by the callers"
+        state = self._kept()
+        metadata = {
+            "format": FORMAT,
+            "run": json.dumps(self._run),
+            "numbers": json.dumps(dict(state.numbers)),
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        write_bytes(self.path, save(tensors, metadata))
+        self._written = time.monotonic()
+
+    def _load(self) -> Saved:
+        assert self.path is not None, "checked by the caller"
+        try:
+            with safe_open(self.path, "pt") as opened:
+                metadata = opened.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise FileError(f"{self.path} is not the state of a run that this version can go on with")
+                run, numbers = json.loads(metadata["run"]), json.loads(metadata["numbers"])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise FileError(f"{self.path} is no state file, or a damaged one: {error}") from error
+        self._refuse_another(run)
+        return Saved(tensors, numbers)
+
+    def _refuse_another(self, run: Any) -> None:
+        words = {"model": "model", "task": "task (images, metric or ablation)", "work": "method or settings"}
+        for key, own in self._run.items():
+            theirs = run.get(key) if isinstance(run, dict) else None
+            if theirs != own:
+                what = words.get(key, "version of this library")
+                detail = f": {theirs}, not {own}" if key in ("work", "version") else ""
+                raise OptionError(
+                    f"{self.path} is the state of a run with another {what}{detail}. Repeat that run's "
+                    "command to go on with it, or delete the file to start anew"
+                )
+
+
+def task_digest(prepared: PreparedTask) -> str:
+    """SHA-256 over what in a task changes a result: images, metric, ablation, groups and direction."""
+    digest = hashlib.sha256()
+    for part in (
+        prepared.clean,
+        prepared.corrupt,
+        prepared.metric.label,
+        prepared.metric.metric.name,
+        prepared.metric.target,
+        prepared.metric.foil,
+        prepared.ablation,
+        prepared.direction,
+        prepared.groups,
+    ):
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: object) -> None:
+    """Add a value to a digest, with its kind."""
+    digest.update(f"|{type(value).__name__}:".encode())
+    if isinstance(value, Tensor):
+        digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Images):
+        for start in range(0, len(value), IMAGES_AT_ONCE):
+            _feed(digest, value.take(start, min(start + IMAGES_AT_ONCE, len(value))))
+    elif is_dataclass(value):
+        for item in fields(value):
+            _feed(digest, getattr(value, item.name))
+    else:
+        digest.update(repr(value).encode())
