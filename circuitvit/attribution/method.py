@@ -85,6 +85,7 @@ class Method:
         uses_budget: whether `budget` matters.
         uses_seed: whether `seed` matters.
         resumes: whether it can go on from a state file.
+        by_pair: whether the scores of a task are sums over its pairs, whatever the others are.
     """
 
     score: Scorer
@@ -94,6 +95,7 @@ class Method:
     uses_budget: bool = False
     uses_seed: bool = False
     resumes: bool = False
+    by_pair: bool = True
 
 
 def require_gradient(prepared: PreparedTask, method: str) -> None:

@@ -20,7 +20,7 @@ from circuitvit.attribution.local import local
 from circuitvit.attribution.method import Method, Scored, Settings
 from circuitvit.attribution.null import random
 from circuitvit.attribution.relp import relp
-from circuitvit.engine import choose_batch_size
+from circuitvit.engine import choose_batch_size, own_share, summed
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import EdgeScores, Provenance
 from circuitvit.models import Model
@@ -61,7 +61,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             uses_steps=True,
         ),
         "ifr": Method(ifr, "shares of what receivers read; not causal, without metric", "1 forward"),
-        "random": Method(random, "normal noise: what a method must beat", "nothing", uses_seed=True),
+        "random": Method(
+            random, "normal noise: what a method must beat", "nothing", uses_seed=True, by_pair=False
+        ),
         "local": Method(
             local,
             "exact at the receiver, to first order after it",
@@ -72,12 +74,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "exact for the edges whose estimate is least certain, local for the others",
             "within the budget; a quarter of exact by default",
             uses_budget=True,
+            by_pair=False,
         ),
         "auto": Method(
             auto,
             "exact where it fits the budget, else hybrid",
             "the budget, 60 s by default",
             uses_budget=True,
+            by_pair=False,
         ),
         "exact": Method(
             exact,
@@ -100,6 +104,7 @@ def attribute(
     batch_size: int | None = None,
     memory: int | None = None,
     state: str | Path | None = None,
+    processes: bool = False,
     progress: bool = True,
 ) -> EdgeScores:
     """Score every edge of a model for a task.
@@ -118,6 +123,8 @@ def attribute(
         memory: that budget, in bytes.
         state: a file in which "exact" keeps what it has done: given again after an interruption, with the
             same model and task, the run goes on where it was and gives the same scores. Deleted at the end.
+        processes: share the pairs among the processes of `torch.distributed`, which must all make this call;
+            each gets the scores over all pairs.
         progress: whether to show a bar.
 
     Raises:
@@ -138,8 +145,11 @@ def attribute(
         raise OptionError(f"{method} costs what it costs: a budget belongs to 'hybrid' and 'auto'")
     if state is not None and not chosen.resumes:
         raise OptionError(f"{method} takes no state: only long methods ('exact') can be resumed")
+    if processes and (state is not None or not chosen.by_pair):
+        raise OptionError(f"{method}{' with a state' * (state is not None)} runs in one process only")
     allowed = None if budget is None else Budget.parse(budget)
     prepared = ready(model, task, progress)
+    prepared = own_share(prepared) if processes else prepared
     size = batch_size or choose_batch_size(prepared, memory)
     kept_in = None if state is None else Path(state)
     found = chosen.score(prepared, Settings(size, steps, progress, allowed, seed, kept_in))
@@ -150,9 +160,8 @@ def attribute(
         **parameters
     )
     measured = prepared.graph.edge_mask if name == "exact" else found.measured
-    return EdgeScores(
-        prepared.graph, found.values / len(prepared), name, prepared.direction, provenance, measured
-    )
+    values = summed(found.values, prepared.model.device) if processes else found.values
+    return EdgeScores(prepared.graph, values / len(prepared), name, prepared.direction, provenance, measured)
 
 
 def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) -> Provenance:

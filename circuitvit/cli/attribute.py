@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,9 +91,13 @@ def attribute(
         --checkpoint vit_tiny.safetensors --clean cat.jpg --corrupt dog.jpg \\
         --target tabby --foil "Border collie" --method eap-ig
     ```
+
+    Many pairs can be shared among processes or GPUs: start the same command with
+    `torchrun --nproc-per-node N -m circuitvit attribute`.
     """
     from circuitvit.attribution import METHODS, Budget
     from circuitvit.attribution import attribute as score
+    from circuitvit.engine import joined, launched
 
     check_choice("method", method, METHODS)
     check_calibration(calibrate)
@@ -103,18 +110,23 @@ def attribute(
     measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
     task = make_task(images, behaviour, run.seed)
     clock = Clock()
-    with Folder(out, FILES) as folder:
+    many = launched() > 1
+    with ExitStack() as open_, Folder(out, FILES) as folder:
+        number = open_.enter_context(joined(model.device)) if many else 0
         with clock.phase("model"):
-            loaded = load_model(model)
+            loaded = load_model(_placed(model) if many else model)
         with clock.phase("images"):
             prepared = prepare(loaded, task, run, verifiable=False)
         with clock.phase("scores"):
-            state = folder.state(resume) if METHODS[method].resumes else None
+            state = folder.state(resume) if METHODS[method].resumes and not many else None
             scores = score(
                 loaded, prepared, method, steps=steps, budget=budget, seed=run.seed,
-                batch_size=run.batch_size, memory=run.budget, state=state, progress=run.progress,
+                batch_size=run.batch_size, memory=run.budget, state=state, processes=many,
+                progress=run.progress and number == 0,
             )  # fmt: skip
-            folder.write("scores.json", scores.save)
+        if number:
+            return  # the first process writes and prints for all
+        folder.write("scores.json", scores.save)
         with clock.phase("check"):
             scores = checked(loaded, prepared, scores, measured, run)
         folder.write("scores.json", scores.save)
@@ -124,6 +136,11 @@ def attribute(
         _show_edges(title, scores, show_edges)
     show_notes("How right they are", about_scores(scores))
     show(f"\ntime {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
+
+
+def _placed(model: ModelOptions) -> ModelOptions:
+    """The model on this process's own GPU."""
+    return replace(model, device=f"cuda:{os.environ['LOCAL_RANK']}") if model.device == "cuda" else model
 
 
 def _show_edges(title: str, scores: EdgeScores, k: int) -> None:

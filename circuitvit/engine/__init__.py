@@ -5,6 +5,7 @@ from circuitvit.engine.capture import Capture, capture, check_logits, outputs, r
 from circuitvit.engine.gradients import Gradients, gradients, in_blocks
 from circuitvit.engine.masked import Sources, masked_run, new_workspace
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
+from circuitvit.engine.processes import joined, launched, own_share, summed
 from circuitvit.engine.progress import progress_bar
 from circuitvit.engine.references import reference_source
 from circuitvit.engine.replay import Replay
@@ -44,11 +45,14 @@ __all__ = [
     "gradients",
     "held_runs",
     "in_blocks",
+    "joined",
     "kept_edges",
+    "launched",
     "masked_run",
     "new_workspace",
     "output_gradients",
     "outputs",
+    "own_share",
     "patch_pattern",
     "patch_sender",
     "patch_stream",
@@ -58,4 +62,5 @@ __all__ = [
     "run_from",
     "soft_run",
     "stream_gradients",
+    "summed",
 ]

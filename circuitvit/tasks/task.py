@@ -232,6 +232,8 @@ class PreparedTask:
         groups: token groups, or None for one.
         graph: the model's graph, with the task's token groups.
         spec: the preprocessing that image files went through.
+        shared: which of how many equal runs of the pairs the batches come from; `(0, 1)` for all. Everything
+            else, such as means over all images, is of the whole task.
     """
 
     model: Model
@@ -243,9 +245,14 @@ class PreparedTask:
     groups: TokenGroups | None
     graph: Graph
     spec: InputSpec
+    shared: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    def share(self, number: int, count: int) -> PreparedTask:
+        """The task whose batches come from one of `count` runs of the pairs, as equal as can be."""
+        return replace(self, shared=(number, count))
 
     @property
     def denoising(self) -> bool:
@@ -270,8 +277,10 @@ class PreparedTask:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pairs in order, `size` at a time; files are decoded as they are needed."""
-        for start in range(0, len(self), size):
-            yield self.batch(range(start, min(start + size, len(self))))
+        number, count = self.shared
+        first, last = (len(self) * place // count for place in (number, number + 1))
+        for start in range(first, last, size):
+            yield self.batch(range(start, min(start + size, last)))
 
     def batch(self, rows: range) -> Batch:
         """The pairs of a contiguous range of rows."""
