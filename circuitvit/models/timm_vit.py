@@ -10,7 +10,7 @@ Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv:2010.11929.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from circuitvit.models.compact_gradient import CompactGradient
 from circuitvit.models.norms import Norm, norm_of, ruled_norm, ruled_part
 from circuitvit.models.rules import BackwardRules, damped, ruled_attention, ruled_mlp, with_children
 from circuitvit.models.stages import Reads, Stage
+from circuitvit.models.timm_switches import gamma_of, refuse_unknown_block, refuse_unknown_outside
 
 __all__ = [
     "AttentionStage",
@@ -362,16 +363,16 @@ def stages_of(vit: Any) -> tuple[Stage, ...]:
     Raises:
         UnsupportedModelError: if a part is not one we know; the message names the module and the switch.
     """
-    _refuse_unknown_outside(vit)
+    refuse_unknown_outside(vit)
     stages: list[Stage] = [EmbeddingStage(vit)]
     for layer, block in enumerate(vit.blocks):
         where = f"blocks.{layer}"
-        _refuse_unknown_block(block, where)
+        refuse_unknown_block(block, where)
         norm = norm_of(block.norm1, f"{where}.norm1")
         heads = range(block.attn.num_heads)
-        stages.append(AttentionStage(layer, norm, block.attn, _gamma(block.ls1, f"{where}.ls1"), heads))
+        stages.append(AttentionStage(layer, norm, block.attn, gamma_of(block.ls1, f"{where}.ls1"), heads))
         norm = norm_of(block.norm2, f"{where}.norm2")
-        stages.append(MLPStage(layer, norm, block.mlp, _gamma(block.ls2, f"{where}.ls2")))
+        stages.append(MLPStage(layer, norm, block.mlp, gamma_of(block.ls2, f"{where}.ls2")))
     stages.append(ReadoutStage(vit, len(vit.blocks)))
     return tuple(stages)
 
@@ -382,73 +383,3 @@ def prefix_of(vit: Any) -> tuple[str, ...]:
     kinds += ["dist"] if getattr(vit, "dist_token", None) is not None else []
     kinds += ["reg"] * (vit.num_prefix_tokens - len(kinds))
     return tuple(kinds)
-
-
-def _gamma(scale: nn.Module, where: str) -> Tensor | None:
-    if isinstance(scale, nn.Identity):
-        return None
-    gamma = getattr(scale, "gamma", None)
-    if type(scale).__name__ != "LayerScale" or not isinstance(gamma, Tensor):
-        raise UnsupportedModelError(
-            f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known"
-        )
-    return gamma
-
-
-def _refuse_unknown_outside(vit: Any) -> None:
-    if not len(vit.blocks):
-        raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
-    if getattr(vit, "attn_pool", None) is not None:
-        kind = type(vit.attn_pool).__name__
-        raise UnsupportedModelError(
-            f"attn_pool is a {kind} (global_pool={vit.global_pool!r}): attention pooling is not supported, "
-            "token and average pooling are"
-        )
-    if vit.global_pool == "" and not hasattr(vit, "head_dist"):
-        raise UnsupportedModelError(
-            "global_pool='' gives one vector for each token; the logits must be (batch, class)"
-        )
-
-
-def _refuse_unknown_block(block: Any, where: str) -> None:
-    known = {"Block": "a plain pre-norm block"}
-    reasons = {
-        "ResPostBlock": "it norms after attention and MLP (post-norm)",
-        "ParallelScalingBlock": "its attention and MLP run in parallel",
-        "DiffParallelScalingBlock": "its attention and MLP run in parallel, with differential attention",
-        "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
-    }
-    kind = type(block).__name__
-    if kind not in known:
-        reason = reasons.get(kind, "its parts are unknown")
-        raise UnsupportedModelError(
-            f"{where} is a {kind} (block_fn={kind}): {reason}; only timm's plain Block is supported"
-        )
-    for cause in _attention_problems(block.attn):
-        raise UnsupportedModelError(f"{where}.attn {cause}")
-
-
-def _attention_problems(attention: Any) -> Iterator[str]:
-    kind = type(attention).__name__
-    reasons = {
-        "DiffAttention": "differential attention subtracts two patterns",
-        "AttentionRope": "rotary position embeddings are not supported yet",
-    }
-    if kind != "Attention":
-        reason = reasons.get(kind, "its parts are unknown")
-        yield f"is a {kind} (attn_layer): {reason}; only timm's plain Attention is supported"
-        return
-    for name, part in (("qkv", attention.qkv), ("proj", attention.proj)):
-        if not isinstance(part, nn.Linear):
-            yield f"has a {type(part).__name__} as {name}: only a plain nn.Linear can be told apart by head"
-            return
-    if not isinstance(attention.norm, nn.Identity):
-        norm = type(attention.norm).__name__
-        yield (
-            f"has a {norm} across heads before the output projection (scale_attn_norm=True), "
-            "which is not supported"
-        )
-    if getattr(attention, "gate", None) is not None:
-        yield "is gated (gated=True), which is not supported"
-    if attention.proj.weight.shape[1] != attention.num_heads * attention.head_dim:
-        yield "has an output projection whose width does not match its heads"
