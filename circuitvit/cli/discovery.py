@@ -218,12 +218,15 @@ def _find(
     model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions, state: Path | None
 ) -> _Found:
     from circuitvit.pruning import Plan, find
+    from circuitvit.pruning.find import Start
 
     plan = None if search.plan is None else Plan(*parse_plan(search.plan), seed=run.seed)
+    starts: dict[str | None, Start] = {"mask": "mask", "whole": "whole"}
+    start = starts.get(search.start)
     finding = find(
         model, task, faithfulness=search.faithfulness or FAITHFULNESS, within=search.within or WITHIN,
         seed=run.seed, batch_size=run.batch_size or MASK_BATCH, memory=run.budget, plan=plan,
-        start="whole" if search.start == "whole" else "mask", state=state, progress=run.progress,
+        start=start, state=state, progress=run.progress,
     )  # fmt: skip
     return _Found(finding.circuit, None, finding.summary)
 

@@ -199,8 +199,8 @@ class SearchOptions:
         option(
             "Search",
             "--start",
-            "find: mask trims what a learned mask passes through; whole trims the whole model, for small "
-            "ones. [default: mask]",
+            "find: mask trims what a learned mask passes through; whole trims the whole model. [default: "
+            "whole up to 500 edges, else mask]",
             "NAME",
         ),
     ] = None

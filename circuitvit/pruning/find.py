@@ -58,6 +58,9 @@ MARGIN = 0.05
 """With several pairs the band is narrowed by this on both sides: faithfulness varies on other images."""
 
 
+SMALL = 500
+"""Edges up to which the whole model is trimmed unless told otherwise."""
+
 Start = Literal["mask", "whole"]
 """What is trimmed: the smallest faithful circuit that a learned mask passes through, or the whole model."""
 
@@ -121,7 +124,7 @@ def find(
     seed: int = 0,
     batch_size: int = 16,
     memory: int | None = None,
-    start: Start = "mask",
+    start: Start | None = None,
     plan: Plan | None = None,
     state: str | Path | None = None,
     progress: bool = True,
@@ -138,7 +141,8 @@ def find(
         memory: budget in bytes of the batches that circuits are run on.
         start: "mask" trims the smallest faithful circuit that a learned mask passes through; "whole" trims
             the whole model, edges of small exact effect first. The latter has nothing random in it and, on a
-            model of some hundred edges, takes no longer and gives smaller circuits.
+            model of some hundred edges, takes no longer and gives smaller circuits: it is the default up to
+            500 edges.
         plan: the numbers of an earlier search, to repeat it; `within`, `seed` and `start` are then not looked
             at.
         state: a file in which the search keeps what it has done: given again after an interruption, with
@@ -158,10 +162,11 @@ def find(
     """
     if not 0 < faithfulness < 1:
         raise OptionError(f"the faithfulness asked for must lie between 0 and 1, not {faithfulness!r}")
-    if start not in ("mask", "whole"):
+    if start not in (None, "mask", "whole"):
         raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)
     prepared = ready(model, task, progress)
+    start = start or ("whole" if prepared.graph.n_edges <= SMALL else "mask")
     margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0
     band = (round(faithfulness + margin, 6), round(2 - faithfulness - margin, 6))
     wanted = plan or f"within {deadline:g} s, seed {seed}, {batch_size} pairs at once, from the {start}"

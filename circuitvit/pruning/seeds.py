@@ -91,6 +91,7 @@ def find_several(model: Model, task: Task, seeds: Sequence[int] = (0, 1, 2), **o
     if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         raise OptionError(f"agreement needs at least two different seeds, not {list(seeds)}")
     plan = options.pop("plan", None)
+    options.setdefault("start", "mask")  # trimming the whole model does not depend on the seed
     findings: list[Finding] = []
     for seed in seeds:
         plan = None if plan is None else replace(plan, seed=seed)

@@ -55,6 +55,22 @@ def test_without_adversarial_parts_gradients_find_the_edges_too(name: str) -> No
         assert separation(scores_of(found, method), truth).roc_auc == 1.0
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_without_adversarial_parts_local_ranks_active_edges_first(name: str, seed: int) -> None:
+    found = cv.compiled(name, seed=seed)
+    assert separation(scores_of(found, "local"), active_edges(found.model, task_of(found))).roc_auc >= 0.98
+
+
+@pytest.mark.parametrize("part", ["saturated", "norm"])
+def test_local_is_wrong_where_what_follows_the_receiver_bends(part: str) -> None:
+    """It is exact at the receiver alone: a saturated softmax or a moving norm later on misleads it."""
+    found = cv.compiled("query", parts=(part,))
+    truth = active_edges(found.model, task_of(found))
+    assert separation(scores_of(found, "local"), truth).roc_auc < 0.98
+    assert separation(scores_of(found, "exact"), truth).roc_auc == 1.0
+
+
 # -- a backup (OR) ---------------------------------------------------------------------------------------
 
 REDUNDANT = ("a1.h0->m1", "a1.h1->m1")

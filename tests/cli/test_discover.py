@@ -139,7 +139,8 @@ def test_options_reach_the_search(
     asked += ["--seed", "7", "--batch-size", "3", "--memory", "1GB"]
     result = run("discover", *behaviour, *asked, "--out", tmp_path / "new")
     expected = {"faithfulness": 0.8, "within": "2m", "seed": 7, "batch_size": 3, "plan": None}
-    assert seen == {**expected, "start": "whole", "memory": 10**9, "progress": False}
+    kept_in = tmp_path / "new" / "state.safetensors"
+    assert seen == {**expected, "start": "whole", "memory": 10**9, "state": kept_in, "progress": False}
     assert result.exit_code == 130
     assert "interrupted: nothing has been saved" in result.stderr
     assert not (tmp_path / "new").exists()
