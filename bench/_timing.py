@@ -110,7 +110,7 @@ def machine() -> str:
 
 def keep(rows: Sequence[Row]) -> None:
     """Print rows as a Markdown table and add them to the results."""
-    print(markdown(rows))
+    print(markdown(rows), flush=True)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     kept.update({row.name: {**asdict(row), "machine": machine()} for row in rows})
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def _model(name: str) -> list[Row]:
             )
 
         ratio, spent, least = interleaved(work, floor, repeats=5)
-        text = f"{1 + (backwards > 1)} forwards + {backwards} x (forward + backward)"
+        text = f"2 forwards + {STEPS} x (forward + backward)" if backwards > 1 else "2 forwards + 1 backward"
         title = f"{method}, {name}, {pairs} pairs"
         found.append(Row(title, text, ratio, bar, stretch, spent, least, peak_mib()))
     return found
