@@ -11,6 +11,7 @@ receivers with equal kept edges share a stream; senders that no kept path joins 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -88,11 +89,11 @@ class Workspace:
         changes: row 0 for what a stage would read with every edge ablated, then every sender's current minus
             reference output. A run overwrites what it computes and leaves the rest, so a workspace serves
             again for runs that start no earlier.
-        streams: what the receivers of one stage see.
+        streams: room for what the receivers of one stage see.
     """
 
     changes: Float[Tensor, "row batch token d_model"]
-    streams: Float[Tensor, "receiver batch token d_model"]
+    streams: Float[Tensor, " number"]
 
     def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
         """Take in what the senders of a piece wrote."""
@@ -111,7 +112,7 @@ def new_workspace(sources: Sources) -> Workspace:
     changes = sources.reference.new_empty(1 + shape[0], *shape[1:])
     torch.neg(sources.deltas, out=changes[1:])
     widest = max(len(stage.receivers) for stage in sources.graph.stages)
-    return Workspace(changes, changes.new_empty(widest, *shape[1:]))
+    return Workspace(changes, changes.new_empty(widest * shape[1:].numel()))
 
 
 @torch.no_grad()
@@ -221,8 +222,9 @@ def summed(
     weights = np.concatenate([np.ones((1, *patterns.shape[1:]), dtype=bool), patterns])
     members = None if sources.members is None else sources.members[..., :tokens]
     count = patterns.shape[1]
-    fits = tokens == room.streams.shape[2] and count <= len(room.streams)
-    out = room.streams[:count] if fits else None
+    shape = (base.shape[0], count, tokens, base.shape[2])
+    fits = math.prod(shape) <= room.streams.numel()
+    out = room.streams[: math.prod(shape)].view(shape) if fits else None
     return mix(torch.from_numpy(weights).to(base.device, base.dtype), rows, members, out)
 
 
@@ -255,12 +257,15 @@ def mix(
         weights: `(sender, pattern, group)`.
         changes: of the senders.
         members: token group of each token; None for one group.
-        out: room for the result of an ungrouped sum, written there and returned.
+        out: room for the result of an ungrouped sum, `(batch, pattern, token, d_model)`, which is then
+            written there image by image: many small products keep all cores busy where one of few rows
+            does not.
     """
-    flat = changes.flatten(1)
     if members is None and out is not None:
-        torch.mm(weights[..., 0].t(), flat, out=out.flatten(1))
-        return out
+        by_image = changes.flatten(2).transpose(0, 1)  # (batch, sender, token * d_model)
+        torch.bmm(weights[..., 0].t().expand(len(out), -1, -1), by_image, out=out.flatten(2))
+        return out.transpose(0, 1)
+    flat = changes.flatten(1)
     if members is None:
         return (weights[..., 0].t() @ flat).view(-1, *changes.shape[1:])
     mixed: Tensor | None = None

@@ -122,7 +122,7 @@ class Replay:
         upstream = kept[: self.sources.graph.sender_slices[piece.index].start, places]
         others = upstream.copy()
         others[self.answering] = False
-        still = summed(self.sources, piece, others, self.room).clone()
+        still = summed(self.sources, piece, others, self.room).clone(memory_format=torch.contiguous_format)
         weights = torch.from_numpy(upstream[self.answering]).to(still)
         return _Step(piece, source, known, still, weights)
 

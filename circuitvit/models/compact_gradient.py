@@ -15,8 +15,8 @@ from torch import Tensor
 
 __all__ = ["CompactGradient"]
 
-CACHE_BYTES = 2**20
-"""What one core keeps close, about: the second-level cache of the processors that this runs on."""
+CACHE_BYTES = 2**22
+"""What processors keep close, about; a few receivers at once, so that all cores have work."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,9 +150,8 @@ class AttentionStage(Stage):
         if len(seeing) < len(source):
             weight, offset = weight[seeing], offset[seeing]
         # The norm comes after the projection, where the stream is d_head wide: nothing normed is written.
-        projected = torch.bmm(streams.flatten(1, 2), weight.transpose(1, 2))
-        projected = torch.addcmul(offset[:, None, :], projected, inverse.flatten(1, 2))
-        projected = projected.view(len(seeing), *streams.shape[1:3], -1)
+        projected = _project(streams, weight.transpose(1, 2))
+        projected = torch.addcmul(offset[:, None, None, :], projected, inverse)
         if len(seeing) < len(source):
             projected = self._by_receiver(known, streams.shape[2]).index_copy(
                 0, torch.tensor(seeing, device=streams.device), projected
@@ -325,6 +324,15 @@ class ReadoutStage(Stage):
 
     def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
         return CompactGradient(d_reads[0][None])
+
+
+def _project(
+    streams: Float[Tensor, "receiver batch token d_model"], weight: Float[Tensor, "receiver d_model d_head"]
+) -> Float[Tensor, "receiver batch token d_head"]:
+    """Each receiver's stream times its own weight; image by image where the streams lie so in memory."""
+    if streams.is_contiguous():
+        return torch.bmm(streams.flatten(1, 2), weight).view(*streams.shape[:3], -1)
+    return torch.stack([torch.bmm(image, weight) for image in streams.unbind(1)], dim=1)
 
 
 def _into(out: Tensor | None, result: Tensor) -> Tensor:
