@@ -109,12 +109,14 @@ class StateFile:
         assert self.path is not None, "checked by the callers"
         assert self._kept is not None, "checked by the callers"
         state = self._kept()
+        numbers = json.dumps(dict(state.numbers))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         metadata = {
             "format": FORMAT,
             "run": json.dumps(self._run),
-            "numbers": json.dumps(dict(state.numbers)),
+            "numbers": numbers,
+            "content": _content_digest(tensors, numbers),
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         write_bytes(self.path, save(tensors, metadata))
         self._written = time.monotonic()
 
@@ -125,8 +127,10 @@ class StateFile:
                 metadata = opened.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise FileError(f"{self.path} is not the state of a run that this version can go on with")
-                run, numbers = json.loads(metadata["run"]), json.loads(metadata["numbers"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if metadata["content"] != _content_digest(tensors, metadata["numbers"]):
+                raise ValueError("its content has been changed since it was written")
+            run, numbers = json.loads(metadata["run"]), json.loads(metadata["numbers"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise FileError(f"{self.path} is no state file, or a damaged one: {error}") from error
         self._refuse_another(run)
@@ -159,6 +163,14 @@ def task_digest(prepared: PreparedTask) -> str:
         prepared.direction,
         prepared.groups,
     ):
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def _content_digest(tensors: Mapping[str, Tensor], numbers: str) -> str:
+    """SHA-256 over what a state file holds: one changed bit would go unseen into the result."""
+    digest = hashlib.sha256()
+    for part in (numbers, *(item for name in sorted(tensors) for item in (name, tensors[name]))):
         _feed(digest, part)
     return digest.hexdigest()
 
