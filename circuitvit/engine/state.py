@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from circuitvit._version import __version__
-from circuitvit.errors import CircuitViTError, FileError, OptionError
+from circuitvit.errors import CircuitViTError, DataError, FileError, OptionError
 from circuitvit.graph.files import write_bytes
 from circuitvit.tasks import PreparedTask
 from circuitvit.tasks.images import Images
@@ -35,6 +35,9 @@ EVERY = 5.0
 """Seconds between two saves."""
 
 IMAGES_AT_ONCE = 64
+
+PROBES = 4
+"""Pairs for which the metric is asked what it makes of random logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,12 +162,26 @@ def task_digest(prepared: PreparedTask) -> str:
         prepared.metric.metric.name,
         prepared.metric.target,
         prepared.metric.foil,
+        _metric_probe(prepared),
         prepared.ablation,
         prepared.direction,
         prepared.groups,
     ):
         _feed(digest, part)
     return digest.hexdigest()
+
+
+def _metric_probe(prepared: PreparedTask) -> Tensor | None:
+    """What the metric makes of some logits, which tells functions of one name apart; None if it refuses them."""
+    generator = torch.Generator().manual_seed(0)
+    count = min(len(prepared), PROBES)
+    shape = (2, count, prepared.model.n_logits)
+    logits, clean = torch.randn(shape, generator=generator).to(prepared.model.device, prepared.model.dtype)
+    try:
+        with torch.no_grad():
+            return prepared.metric(logits, clean, torch.arange(count))
+    except DataError:
+        return None
 
 
 def _content_digest(tensors: Mapping[str, Tensor], numbers: str) -> str:

@@ -22,7 +22,7 @@ from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.task import PreparedTask, Task, ready
 
-__all__ = ["Split", "fingerprint", "select_pairs", "split"]
+__all__ = ["Split", "select_pairs", "split"]
 
 
 class Split(NamedTuple):
@@ -141,16 +141,6 @@ def _clusters(prepared: PreparedTask) -> list[list[int]]:
         pairs_and_images.add_edges_from((row, _pixels(side.take(row, row + 1))) for side in sides)
     together = nx.connected_components(pairs_and_images)
     return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
-
-
-def fingerprint(prepared: PreparedTask) -> str:
-    """The same for the same images in the same order, and for no others: a hash over all pixels."""
-    total = hashlib.sha256()
-    for side in (prepared.clean, prepared.corrupt):
-        for row in range(0 if side is None else len(side)):
-            assert side is not None
-            total.update(_pixels(side.take(row, row + 1)))
-    return total.hexdigest()
 
 
 def _pixels(image: Float[Tensor, "1 channel height width"]) -> bytes:

@@ -44,7 +44,7 @@ def find(prepared: PreparedTask, path: Path | None) -> Any:
 
 def find_in_few_runs(prepared: PreparedTask, path: Path | None) -> Any:
     """A search whose trimming uses up its runs, so that counting one too many would show."""
-    plan = Plan(steps=20, trim_runs=60, batch_size=4)
+    plan = Plan(steps=20, trim_runs=50, batch_size=4)
     found = cv.find(prepared.model, prepared, plan=plan, state=path, progress=False)
     assert not found.minimal
     return found.circuit.kept, found.faithfulness
@@ -201,6 +201,8 @@ def test_the_digest_of_a_task_follows_everything_that_changes_a_result(prepared:
         base,
         cv.Task(*images, metric=cv.logit_diff("dog", "cat")),
         cv.Task(*images, metric=cv.log_probability("cat")),
+        cv.Task(*images, metric=lambda logits: logits[..., 0]),
+        cv.Task(*images, metric=lambda logits: logits[..., 1]),
         cv.Task(images[1], images[0], metric=cv.logit_diff("cat", "dog")),
         base.with_options(ablation=cv.Mean()),
         base.with_options(ablation=cv.Noise(seed=1)),
