@@ -172,7 +172,7 @@ def task_digest(prepared: PreparedTask) -> str:
 
 
 def _metric_probe(prepared: PreparedTask) -> Tensor | None:
-    """What the metric makes of some logits, which tells functions of one name apart; None if it refuses them."""
+    """What the metric makes of some logits: tells functions of one name apart. None if it refuses them."""
     generator = torch.Generator().manual_seed(0)
     count = min(len(prepared), PROBES)
     shape = (2, count, prepared.model.n_logits)

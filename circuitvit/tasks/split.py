@@ -51,7 +51,7 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
         seed: of the draw.
 
     Raises:
-        OptionError: if the share is not between 0 and 1.
+        OptionError: if the share is not between 0 and 1, or the seed is negative.
         DataError: if the pairs cannot be divided, or images cannot be used.
 
     Example:
@@ -64,7 +64,11 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
     """
     if not 0 < held_out < 1:
         raise OptionError(f"the share of pairs to hold out lies between 0 and 1, not {held_out!r}")
+    if seed < 0:
+        raise OptionError(f"a seed must not be negative: {seed!r}")
     prepared = ready(model, task)
+    if len(prepared) < 2:
+        raise DataError("one pair cannot be divided: give at least two, with images of their own")
     wanted = min(max(1, round(held_out * len(prepared))), len(prepared) - 1)
     clusters = _clusters(prepared)
     chosen: list[int] = []
