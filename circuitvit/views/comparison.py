@@ -195,7 +195,8 @@ def compare(
     if known is not None and known.provenance != origin:
         raise OptionError(
             "the earlier comparison is of another model, another task (images, metric, ablation or token "
-            "groups) or other settings: start a new one"
+            "groups) or other settings: start a new one, or "
+            "repeat the earlier one's settings"
         )
     meter = FaithfulnessMeter(judged, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}

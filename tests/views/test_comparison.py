@@ -180,6 +180,8 @@ def test_mistakes_are_found_before_anything_runs(model: cv.Model, task: cv.Task)
         compare(model, task, ["eap", "lerned"], settings=SETTINGS)
     with pytest.raises(OptionError, match="shares of all edges"):
         cv.FamilySettings(fractions=(0.1, 2.0))
+    with pytest.raises(OptionError, match="at least two"):
+        cv.FamilySettings(fractions=(0.1,))
     with pytest.raises(OptionError, match="shares of all edges"):
         cv.FamilySettings(trained=())
     same_images = cv.Task(images(2, 1), images(2, 1), metric=cv.logit_diff(0, 1))
