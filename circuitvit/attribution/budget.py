@@ -26,6 +26,9 @@ GRADIENT_COST = 10.0
 
 TIMED_FORWARDS = 3
 
+LARGEST = 1e13
+"""Above any budget that `parse` lets through, in its largest unit."""
+
 _UNITS = {"": None, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -37,6 +40,9 @@ class Budget:
         amount: a positive number.
         seconds: whether it is seconds for the whole task; else forward-equivalents for each pair.
 
+    Raises:
+        OptionError: if the amount is no positive number.
+
     Example:
         >>> Budget.parse("2m")
         Budget(amount=120.0, seconds=True)
@@ -46,6 +52,10 @@ class Budget:
 
     amount: float
     seconds: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.amount < LARGEST:
+            raise OptionError(f"a budget is a positive number, not {self.amount!r}")
 
     @classmethod
     def parse(cls, spec: str | float | Budget) -> Budget:

@@ -62,7 +62,8 @@ def calibrate(
         The same scores with `fidelity` set.
 
     Raises:
-        OptionError: for scores of another graph or direction, too few edges, or a level out of reach.
+        OptionError: for scores of another graph or direction, too few edges, a level out of
+            reach, or a negative seed.
         DataError: as `attribute`.
 
     Example:
@@ -74,6 +75,8 @@ def calibrate(
         raise OptionError(f"at least {LEAST} edges must be measured to say how right scores are, not {n}")
     if not 0.5 <= level <= 0.95:
         raise OptionError(f"the level of the intervals lies between 0.5 and 0.95, not {level:g}")
+    if seed < 0:
+        raise OptionError(f"a seed must not be negative: {seed!r}")
     prepared = ready(model, task, progress)
     if scores.graph != prepared.graph or scores.direction != prepared.direction:
         raise OptionError(

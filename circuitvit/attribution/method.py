@@ -130,10 +130,12 @@ def refuse_flat(prepared: PreparedTask, method: str) -> None:
 def check_gradient(prepared: PreparedTask, total: Tensor) -> None:
     """Refuse scores that are 0 everywhere: the metric is flat where its gradient was taken.
 
+    The share of one process may be 0 everywhere, as where its images are equal: the sum of all is checked.
+
     Raises:
         DataError: naming the way out.
     """
-    if not total.any():
+    if prepared.is_whole and not total.any():
         raise DataError(
             f"the gradient of {prepared.metric.label} is 0 everywhere at the base run, so every score is 0. "
             "A divergence from the clean run is flat there, and equal images have no difference to score: "
@@ -142,12 +144,12 @@ def check_gradient(prepared: PreparedTask, total: Tensor) -> None:
 
 
 def check_effects(prepared: PreparedTask, total: NDArray[np.float64]) -> None:
-    """Refuse effects that are 0 everywhere.
+    """Refuse effects that are 0 everywhere; not those of one process's share, whose sum with others counts.
 
     Raises:
         DataError: naming the way out.
     """
-    if not total.any():
+    if prepared.is_whole and not total.any():
         raise DataError(
             f"no edge has any effect on {prepared.metric.label}: ablated runs give the same metric. Equal "
             "clean and corrupt images have no difference to explain: use other images, metric or ablation"

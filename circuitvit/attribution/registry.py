@@ -17,7 +17,7 @@ from circuitvit.attribution.gim import gim
 from circuitvit.attribution.hybrid import hybrid
 from circuitvit.attribution.ifr import ifr
 from circuitvit.attribution.local import local
-from circuitvit.attribution.method import Method, Scored, Settings
+from circuitvit.attribution.method import Method, Scored, Settings, check_effects
 from circuitvit.attribution.null import random
 from circuitvit.attribution.relp import relp
 from circuitvit.engine import choose_batch_size, own_share, summed
@@ -52,7 +52,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "2 forwards + 1 backward + each later attention layer once for each sender",
         ),
         "atp-star": Method(
-            atp_star, "the same without cancellation between layers (GradDrop)", "as atp-qk, for each layer"
+            atp_star,
+            "the same without cancellation between layers (GradDrop)",
+            "as atp-qk, for each layer",
+            by_pair=False,
         ),
         "ceap": Method(
             ceap,
@@ -140,6 +143,8 @@ def attribute(
         raise unknown_name("method", method, METHODS)
     if steps < 1 or (batch_size is not None and batch_size < 1):
         raise OptionError(f"steps and batch_size must be at least 1, not {steps} and {batch_size}")
+    if seed < 0:
+        raise OptionError(f"a seed must not be negative: {seed!r}")
     chosen = METHODS[method]
     if budget is not None and not chosen.uses_budget:
         raise OptionError(f"{method} costs what it costs: a budget belongs to 'hybrid' and 'auto'")
@@ -149,10 +154,10 @@ def attribute(
         raise OptionError(f"{method}{' with a state' * (state is not None)} runs in one process only")
     allowed = None if budget is None else Budget.parse(budget)
     prepared = ready(model, task, progress)
-    prepared = own_share(prepared) if processes else prepared
+    own = own_share(prepared) if processes else prepared
     size = batch_size or choose_batch_size(prepared, memory)
     kept_in = None if state is None else Path(state)
-    found = chosen.score(prepared, Settings(size, steps, progress, allowed, seed, kept_in))
+    found = chosen.score(own, Settings(size, steps, progress, allowed, seed, kept_in))
     found = found if isinstance(found, Scored) else Scored(found)
     name = found.method or method
     parameters = {**({"steps": steps} if chosen.uses_steps else {}), **found.parameters}
@@ -161,6 +166,8 @@ def attribute(
     )
     measured = prepared.graph.edge_mask if name == "exact" else found.measured
     values = summed(found.values, prepared.model.device) if processes else found.values
+    if processes:
+        check_effects(prepared, values)
     return EdgeScores(prepared.graph, values / len(prepared), name, prepared.direction, provenance, measured)
 
 

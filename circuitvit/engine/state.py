@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from circuitvit._version import __version__
-from circuitvit.errors import CircuitViTError, FileError, OptionError
+from circuitvit.errors import CircuitViTError, DataError, FileError, OptionError
 from circuitvit.graph.files import write_bytes
 from circuitvit.tasks import PreparedTask
 from circuitvit.tasks.images import Images
@@ -35,6 +35,9 @@ EVERY = 5.0
 """Seconds between two saves."""
 
 IMAGES_AT_ONCE = 64
+
+PROBES = 4
+"""Pairs for which the metric is asked what it makes of random logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +112,14 @@ class StateFile:
         assert self.path is not None, "checked by the callers"
         assert self._kept is not None, "checked by the callers"
         state = self._kept()
+        numbers = json.dumps(dict(state.numbers))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         metadata = {
             "format": FORMAT,
             "run": json.dumps(self._run),
-            "numbers": json.dumps(dict(state.numbers)),
+            "numbers": numbers,
+            "content": _content_digest(tensors, numbers),
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         write_bytes(self.path, save(tensors, metadata))
         self._written = time.monotonic()
 
@@ -125,8 +130,10 @@ class StateFile:
                 metadata = opened.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise FileError(f"{self.path} is not the state of a run that this version can go on with")
-                run, numbers = json.loads(metadata["run"]), json.loads(metadata["numbers"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if metadata["content"] != _content_digest(tensors, metadata["numbers"]):
+                raise ValueError("its content has been changed since it was written")
+            run, numbers = json.loads(metadata["run"]), json.loads(metadata["numbers"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise FileError(f"{self.path} is no state file, or a damaged one: {error}") from error
         self._refuse_another(run)
@@ -155,10 +162,32 @@ def task_digest(prepared: PreparedTask) -> str:
         prepared.metric.metric.name,
         prepared.metric.target,
         prepared.metric.foil,
+        _metric_probe(prepared),
         prepared.ablation,
         prepared.direction,
         prepared.groups,
     ):
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def _metric_probe(prepared: PreparedTask) -> Tensor | None:
+    """What the metric makes of some logits: tells functions of one name apart. None if it refuses them."""
+    generator = torch.Generator().manual_seed(0)
+    count = min(len(prepared), PROBES)
+    shape = (2, count, prepared.model.n_logits)
+    logits, clean = torch.randn(shape, generator=generator).to(prepared.model.device, prepared.model.dtype)
+    try:
+        with torch.no_grad():
+            return prepared.metric(logits, clean, torch.arange(count))
+    except DataError:
+        return None
+
+
+def _content_digest(tensors: Mapping[str, Tensor], numbers: str) -> str:
+    """SHA-256 over what a state file holds: one changed bit would go unseen into the result."""
+    digest = hashlib.sha256()
+    for part in (numbers, *(item for name in sorted(tensors) for item in (name, tensors[name]))):
         _feed(digest, part)
     return digest.hexdigest()
 

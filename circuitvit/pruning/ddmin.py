@@ -24,7 +24,7 @@ from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.pruning.refine import Band, Refinement
+from circuitvit.pruning.refine import Band, Refinement, order_of
 from circuitvit.tasks import PreparedTask, Task, ready
 
 __all__ = ["ddmin", "minimise"]
@@ -62,7 +62,8 @@ def ddmin(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if the band is empty, the task is denoising, or the circuit belongs to another graph.
+        OptionError: if the band is empty, the task is denoising, or the circuit or the order belongs to
+            another graph.
         DataError: if the circuit does not lie in the band to begin with.
 
     Example:
@@ -79,7 +80,7 @@ def ddmin(
     meter = meter or FaithfulnessMeter(prepared)
     before = meter.runs
     with progress_bar(len(circuit), "ddmin", progress) as bar:
-        reduction = _Reduction(meter, circuit, _sizes(circuit, order), band, max_runs, bar.update)
+        reduction = _Reduction(meter, circuit, order_of(circuit, order), band, max_runs, bar.update)
         minimal = reduction.run()
     provenance = circuit.provenance.with_parameters(ddmin=True, band=list(band))
     reduced = Circuit(prepared.graph, reduction.kept, circuit.values, provenance)
@@ -178,12 +179,6 @@ class _Reduction:
         mask: EdgeMask = np.zeros(self.meter.prepared.graph.shape, dtype=bool)
         mask[tuple(np.array(places, dtype=int).reshape(-1, mask.ndim).T)] = True
         return without_dead(self.meter.prepared, mask)
-
-
-def _sizes(circuit: Circuit, order: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    if order is not None:
-        return order
-    return np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
 
 
 def _divided(items: list[T], n: int) -> list[list[T]]:

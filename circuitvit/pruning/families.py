@@ -60,6 +60,10 @@ class FamilySettings:
         for name, shares in (("fractions", self.fractions), ("trained", self.trained)):
             if shares is not None and not (shares and all(0 < share <= 1 for share in shares)):
                 raise OptionError(f"{name} are shares of all edges, above 0 and up to 1, not {list(shares)}")
+        if len(set(self.fractions)) < 2:
+            raise OptionError(
+                f"CPR and CMD are areas over a range of sizes: give at least two, not {list(self.fractions)}"
+            )
 
 
 Family = Callable[[PreparedTask, FamilySettings], list[Circuit]]

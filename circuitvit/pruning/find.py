@@ -272,6 +272,8 @@ def _train(
     if state.saved is not None and "phi" in state.saved.tensors:
         trainer.restore(state.saved)
         candidates = _recalled(state.saved)
+        for each in candidates[1:]:  # so that trimming finds them measured, as it would without interruption
+            meter(each.kept)
         done, lost = state.saved.numbers["done"], state.saved.numbers["lost"]
     with progress_bar(plan.steps, "learning a mask", progress) as bar:
         bar.update(done)

@@ -22,7 +22,7 @@ from circuitvit.pruning.dead import useful_beside, without_dead
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["Band", "Refinement", "refine"]
+__all__ = ["Band", "Refinement", "order_of", "refine"]
 
 BLOCKS = (8, 2, 1)
 """How many edges trimming tries to drop at once: where many can go, a block goes at the price of one run."""
@@ -75,7 +75,8 @@ def refine(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if the band is empty, or the task is denoising.
+        OptionError: if the band is empty, the task is denoising, or the circuit or the order belongs to
+            another graph.
     """
     if not band[0] < band[1]:
         raise OptionError(f"the band must go from low to high, not {band}")
@@ -83,8 +84,7 @@ def refine(
     if prepared.denoising:
         raise OptionError("circuits are refined in the clean run: give the task direction='noising'")
     kept_edges(prepared, circuit)  # refuses a circuit of another graph
-    if order is None:
-        order = np.abs(circuit.values) if circuit.values is not None else np.zeros(prepared.graph.shape)
+    order = order_of(circuit, order)
     meter = meter or FaithfulnessMeter(prepared)
     before = meter.runs
     search = _Search(meter, order, band, max_runs)
@@ -94,6 +94,21 @@ def refine(
     provenance = circuit.provenance.with_parameters(refined=True, band=list(band))
     refined = Circuit(prepared.graph, kept, circuit.values, provenance)
     return Refinement(refined, meter(kept), minimal, meter.runs - before)
+
+
+def order_of(circuit: Circuit, order: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """The order given, or the magnitudes of the circuit's own scores.
+
+    Raises:
+        OptionError: if the order is not of the circuit's graph.
+    """
+    if order is None:
+        return np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
+    if order.shape != circuit.graph.shape:
+        raise OptionError(
+            f"the order has shape {order.shape}, the graph {circuit.graph.shape} (sender, receiver, group)"
+        )
+    return order
 
 
 class _Search:

@@ -22,7 +22,7 @@ from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.task import PreparedTask, Task, ready
 
-__all__ = ["Split", "fingerprint", "select_pairs", "split"]
+__all__ = ["Split", "select_pairs", "split"]
 
 
 class Split(NamedTuple):
@@ -51,7 +51,7 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
         seed: of the draw.
 
     Raises:
-        OptionError: if the share is not between 0 and 1.
+        OptionError: if the share is not between 0 and 1, or the seed is negative.
         DataError: if the pairs cannot be divided, or images cannot be used.
 
     Example:
@@ -64,7 +64,11 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
     """
     if not 0 < held_out < 1:
         raise OptionError(f"the share of pairs to hold out lies between 0 and 1, not {held_out!r}")
+    if seed < 0:
+        raise OptionError(f"a seed must not be negative: {seed!r}")
     prepared = ready(model, task)
+    if len(prepared) < 2:
+        raise DataError("one pair cannot be divided: give at least two, with images of their own")
     wanted = min(max(1, round(held_out * len(prepared))), len(prepared) - 1)
     clusters = _clusters(prepared)
     chosen: list[int] = []
@@ -141,16 +145,6 @@ def _clusters(prepared: PreparedTask) -> list[list[int]]:
         pairs_and_images.add_edges_from((row, _pixels(side.take(row, row + 1))) for side in sides)
     together = nx.connected_components(pairs_and_images)
     return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
-
-
-def fingerprint(prepared: PreparedTask) -> str:
-    """The same for the same images in the same order, and for no others: a hash over all pixels."""
-    total = hashlib.sha256()
-    for side in (prepared.clean, prepared.corrupt):
-        for row in range(0 if side is None else len(side)):
-            assert side is not None
-            total.update(_pixels(side.take(row, row + 1)))
-    return total.hexdigest()
 
 
 def _pixels(image: Float[Tensor, "1 channel height width"]) -> bytes:

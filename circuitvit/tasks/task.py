@@ -255,6 +255,11 @@ class PreparedTask:
         return replace(self, shared=(number, count))
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the batches are of all pairs, not of a share."""
+        return self.shared[1] == 1
+
+    @property
     def denoising(self) -> bool:
         return self.direction == "denoising"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 
 from circuitvit.attribution import provenance_of
+from circuitvit.engine.state import task_digest
 from circuitvit.errors import FileError, OptionError, unknown_name
 from circuitvit.graph import Provenance
 from circuitvit.graph.files import read_json, write_json
@@ -23,7 +24,6 @@ from circuitvit.pruning import Curve
 from circuitvit.pruning.families import FamilySettings, check_method, family_curve
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask, Task, ready, split
-from circuitvit.tasks.split import fingerprint
 from circuitvit.verification.markup import row
 from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.report import write_text
@@ -173,7 +173,7 @@ def compare(
             that no image is on both sides. Without it curves are optimistic.
         settings: sizes, ranking, and how masks are trained.
         seed: of the split.
-        known: an earlier comparison of the same model, pairs and settings, whose curves are taken over.
+        known: an earlier comparison of the same model, task and settings, whose curves are taken over.
         after_each: called with what there is after each method.
 
     Raises:
@@ -194,7 +194,9 @@ def compare(
     origin = _origin(discovery, judged, settings, seed)
     if known is not None and known.provenance != origin:
         raise OptionError(
-            "the earlier comparison is of another model, other pairs or other settings: start a new one"
+            "the earlier comparison is of another model, another task (images, metric, ablation or token "
+            "groups) or other settings: start a new one, or "
+            "repeat the earlier one's settings"
         )
     meter = FaithfulnessMeter(judged, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
@@ -230,8 +232,8 @@ def _origin(discovery: PreparedTask, judged: PreparedTask, settings: FamilySetti
     parameters = to_json(settings)
     for name in ("progress", "memory", "batch_size"):  # these change no result
         del parameters[name]
-    images = [fingerprint(side) for side in (discovery, judged)]
-    return provenance_of(discovery, "compare", seed).with_parameters(**parameters, images=images)
+    tasks = [task_digest(side) for side in (discovery, judged)]
+    return provenance_of(discovery, "compare", seed).with_parameters(**parameters, tasks=tasks)
 
 
 def _figures(curve: Curve) -> dict[str, float | int | None]:

@@ -78,6 +78,12 @@ def test_what_is_no_budget_is_refused(spec: str) -> None:
         Budget.parse(spec)
 
 
+@pytest.mark.parametrize("amount", [0.0, -3.0, float("nan"), float("inf")])
+def test_a_budget_made_by_hand_is_positive_too(amount: float) -> None:
+    with pytest.raises(OptionError, match="a budget is"):
+        Budget(amount)
+
+
 def test_budgets_are_for_methods_that_can_choose() -> None:
     case = Case(Recipe(depth=1))
     with pytest.raises(OptionError, match="'hybrid' and 'auto'"):

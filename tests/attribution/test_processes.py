@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import circuitvit as cv
+from circuitvit.attribution import METHODS
+from circuitvit.attribution.method import Settings
 from circuitvit.errors import OptionError
 from circuitvit.tasks.catdog import catdog_pairs
 
@@ -64,13 +67,25 @@ def test_shares_are_all_pairs_in_order(count: int) -> None:
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
 
 
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.by_pair])
+def test_the_scores_of_the_shares_add_up(method: str) -> None:
+    """Also where one share has nothing to explain: its images are equal."""
+    clean, corrupt = catdog_pairs(4, seed=0)
+    corrupt = torch.cat([clean[:2], corrupt[2:]])
+    prepared = cv.Task(clean, corrupt, metric=cv.logit_diff("cat", "dog")).prepare(cv.load("catdog-tiny"))
+    score, settings = METHODS[method].score, Settings(batch_size=2)
+    expected = score(prepared, settings)
+    found = score(prepared.share(0, 2), settings) + score(prepared.share(1, 2), settings)  # type: ignore[operator]
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()  # type: ignore[arg-type, operator]
+
+
 def test_without_a_group_of_processes_there_is_nothing_to_share() -> None:
     task = cv.Task(*catdog_pairs(2, seed=0), metric=cv.logit_diff("cat", "dog"))
     with pytest.raises(OptionError, match="torchrun"):
         cv.attribute(cv.load("catdog-tiny"), task, processes=True, progress=False)
 
 
-@pytest.mark.parametrize("method", ["hybrid", "auto", "random"])
+@pytest.mark.parametrize("method", ["hybrid", "auto", "random", "atp-star"])
 def test_methods_that_look_at_all_pairs_at_once_are_refused(method: str) -> None:
     task = cv.Task(*catdog_pairs(2, seed=0), metric=cv.logit_diff("cat", "dog"))
     with pytest.raises(OptionError, match="one process only"):

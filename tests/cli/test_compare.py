@@ -58,7 +58,7 @@ def test_interrupted_it_keeps_what_it_has_and_goes_on(
     assert [each.method for each in Comparison.load(tmp_path / "comparison.json").curves] == ["eap", "eap-ig"]
     other = run(*command, "--resume", "--steps", 7)
     assert other.exit_code == 2
-    assert "another model, other pairs or other settings" in other.stderr
+    assert "another model, another task" in other.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import circuitvit as cv
 from circuitvit.attribution import exact
@@ -40,6 +42,14 @@ def find(prepared: PreparedTask, path: Path | None) -> Any:
     return found.circuit.kept, found.faithfulness, [each.faithfulness for each in found.candidates]
 
 
+def find_in_few_runs(prepared: PreparedTask, path: Path | None) -> Any:
+    """A search whose trimming uses up its runs, so that counting one too many would show."""
+    plan = Plan(steps=20, trim_runs=50, batch_size=4)
+    found = cv.find(prepared.model, prepared, plan=plan, state=path, progress=False)
+    assert not found.minimal
+    return found.circuit.kept, found.faithfulness
+
+
 def acdc(prepared: PreparedTask, path: Path | None) -> Any:
     return cv.acdc(prepared.model, prepared, 0.02, state=path, progress=False).kept
 
@@ -67,6 +77,7 @@ class Calls:
 RUNS = [
     pytest.param(find, MaskTrainer, "step", 25, id="find, while the mask is learned"),
     pytest.param(find, FaithfulnessMeter, "_measured", 55, id="find, while the circuit is trimmed"),
+    pytest.param(find_in_few_runs, FaithfulnessMeter, "_measured", 40, id="find, short of runs"),
     pytest.param(acdc, Replay, "__call__", 90, id="acdc"),
     pytest.param(exact_scores, exact, "_effects", 70, id="exact"),
 ]
@@ -146,6 +157,25 @@ def test_a_file_that_is_no_state_is_refused(prepared: PreparedTask, tmp_path: Pa
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("change", ["a number", "a tensor missing", "another number of edges", "a bit"])
+def test_a_state_that_was_changed_is_refused(prepared: PreparedTask, left_over: Path, change: str) -> None:
+    with safe_open(left_over, "pt") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    if change == "a number":
+        metadata["numbers"] = metadata["numbers"].replace('"done": 9', '"done": 8')
+        assert '"done": 8' in metadata["numbers"]
+    elif change == "a tensor missing":
+        del tensors["phi"]
+    elif change == "another number of edges":
+        tensors["phi"] = tensors["phi"][:-1].clone()
+    else:
+        tensors["candidates"].flatten()[0] ^= 1
+    save_file(tensors, left_over, metadata)
+    with pytest.raises(FileError, match="has been changed"):
+        find(prepared, left_over)
+
+
 def test_a_missing_folder_is_refused_before_the_work(prepared: PreparedTask, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="there is no folder"):
         acdc(prepared, tmp_path / "missing" / "state.safetensors")
@@ -171,6 +201,8 @@ def test_the_digest_of_a_task_follows_everything_that_changes_a_result(prepared:
         base,
         cv.Task(*images, metric=cv.logit_diff("dog", "cat")),
         cv.Task(*images, metric=cv.log_probability("cat")),
+        cv.Task(*images, metric=lambda logits: logits[..., 0]),
+        cv.Task(*images, metric=lambda logits: logits[..., 1]),
         cv.Task(images[1], images[0], metric=cv.logit_diff("cat", "dog")),
         base.with_options(ablation=cv.Mean()),
         base.with_options(ablation=cv.Noise(seed=1)),

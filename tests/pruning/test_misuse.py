@@ -70,6 +70,12 @@ def test_a_circuit_of_another_graph(model: cv.Model, task: cv.Task, search: Any)
         search(model, task, transformer_graph(3, 5))
 
 
+@pytest.mark.parametrize("search", [cv.refine, cv.ddmin])
+def test_an_order_of_another_graph(model: cv.Model, task: cv.Task, search: Any) -> None:
+    with pytest.raises(OptionError, match=r"the order has shape \(3,\)"):
+        search(model, task, full(model), order=np.zeros(3), progress=False)
+
+
 @pytest.mark.parametrize("name", ["learn_mask", "acdc"])
 def test_more_pairs_than_memory_holds(
     model: cv.Model, task: cv.Task, name: str, monkeypatch: pytest.MonkeyPatch

@@ -127,9 +127,23 @@ class TestFiles:
     def test_curves_of_something_else_are_refused(self, model: cv.Model, task: cv.Task) -> None:
         known = compare(model, task, ["eap"], settings=SETTINGS)
         others = cv.Task(images(6, 1), images(6, 3), metric=cv.logit_diff(0, 1))
-        for changed, options in ((others, {}), (task, {"held_out": 0.34}), (task, {"seed": 1})):
-            with pytest.raises(OptionError, match="another model, other pairs or other settings"):
+        different: list[tuple[cv.Task, dict[str, object]]] = [
+            (others, {}),
+            (task, {"held_out": 0.34}),
+            (task, {"seed": 1}),
+            (task.with_options(groups="kind"), {}),
+            (task.with_options(ablation=cv.Noise(seed=1)), {}),
+            (task.with_options(metric=lambda logits: logits[..., 0]), {}),
+        ]
+        for changed, options in different:
+            with pytest.raises(OptionError, match="another model, another task"):
                 compare(model, changed, ["eap"], settings=SETTINGS, known=known, **options)  # type: ignore[arg-type]
+
+    def test_curves_of_noise_of_another_seed_are_refused(self, model: cv.Model, task: cv.Task) -> None:
+        one, other = (task.with_options(ablation=cv.Noise(seed=seed)) for seed in (1, 2))
+        known = compare(model, one, ["eap"], settings=SETTINGS)
+        with pytest.raises(OptionError, match="another model, another task"):
+            compare(model, other, ["eap"], settings=SETTINGS, known=known)
 
     def test_figures_stand_beside_the_points(self, comparison: Comparison, tmp_path: Path) -> None:
         content = json.loads(comparison.save(tmp_path / "comparison.json").read_text())
@@ -166,6 +180,8 @@ def test_mistakes_are_found_before_anything_runs(model: cv.Model, task: cv.Task)
         compare(model, task, ["eap", "lerned"], settings=SETTINGS)
     with pytest.raises(OptionError, match="shares of all edges"):
         cv.FamilySettings(fractions=(0.1, 2.0))
+    with pytest.raises(OptionError, match="at least two"):
+        cv.FamilySettings(fractions=(0.1,))
     with pytest.raises(OptionError, match="shares of all edges"):
         cv.FamilySettings(trained=())
     same_images = cv.Task(images(2, 1), images(2, 1), metric=cv.logit_diff(0, 1))
