@@ -40,20 +40,20 @@ def edge_effects(prepared: PreparedTask, wanted: EdgeMask, settings: Settings) -
     total, done = np.zeros(graph.shape), 0
     prices = len(graph.stages) - np.array(graph.receiver_stages)  # stages that run: an honest bar
     work = int(wanted.sum(axis=(0, 2)) @ prices) * len(prepared)
-    name = f"exact effects, {settings.batch_size} pairs at once"
     with (
-        StateFile(settings.state, prepared, name) as state,
+        StateFile(settings.state, prepared, "exact effects", {"size": settings.batch_size}) as state,
         progress_bar(work, "exact effects", settings.progress, unit="stage") as bar,
     ):
         if state.saved is not None:
             total, done = state.saved.tensors["total"].numpy(), int(state.saved.numbers["done"])
-        visits = _visits(prepared, wanted, settings.batch_size)
+        size = int(state.settings["size"])
+        visits = _visits(prepared, wanted, size)
         for place, (receiver, edges, effects) in enumerate(visits):
             if place >= done:
                 total = total.copy()  # so that the state kept last stays what it is
                 total[edges[:, 0], receiver, edges[:, 1]] += effects()
                 state.keep(partial(_state, total, place + 1))
-            bar.update(len(edges) * int(prices[receiver]) * min(settings.batch_size, len(prepared)))
+            bar.update(len(edges) * int(prices[receiver]) * min(size, len(prepared)))
     return total
 
 

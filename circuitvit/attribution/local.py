@@ -7,7 +7,7 @@ the gradient at its own output in the base run. An edge into the logits is the e
 AtP*'s fix of saturated attention is the special case for queries and keys.
 
 Cost: 2 forwards, 1 backward, and for each edge its receiver alone; senders are batched, heads share norm and
-projections, and the change of a head is never expanded to `d_model`. On ViT-Ti some 25 forwards in all.
+projections, and the change of a head is never expanded to `d_model`. On ViT-Ti some 28 forwards in all.
 
 Blind to: how the rest of the model bends, above all after early receivers; a saturated metric; backup heads.
 

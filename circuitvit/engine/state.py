@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ class StateFile:
         path: of the file; None for no state.
         prepared: the task of the run.
         work: what is done, with every setting that changes its result.
+        settings: what was not asked for but measured, such as a batch size from free memory: a run that goes
+            on takes those of the run that it goes on from.
 
     Raises:
         FileError: if the file is no state file.
@@ -65,10 +68,18 @@ class StateFile:
 
     Attributes:
         saved: what an earlier run left, or None.
+        settings: those given, or the earlier run's.
     """
 
-    def __init__(self, path: str | Path | None, prepared: PreparedTask, work: str) -> None:
+    def __init__(
+        self,
+        path: str | Path | None,
+        prepared: PreparedTask,
+        work: str,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = None if path is None else Path(path)
+        self.settings = dict(settings or {})
         self.saved: Saved | None = None
         self._kept: Callable[[], Saved] | None = None
         self._written = time.monotonic()
@@ -82,6 +93,7 @@ class StateFile:
         }
         if self.path.exists():
             self.saved = self._load()
+            self.settings = self.saved.numbers["settings"]
         elif not self.path.parent.is_dir():
             raise FileError(f"cannot keep a state in {self.path}: there is no folder {self.path.parent}")
 
@@ -93,7 +105,11 @@ class StateFile:
         """
         self._kept = make
         if self.path is not None and time.monotonic() - self._written > EVERY:
-            self._write()
+            try:
+                self._write()
+            except FileError as error:  # a full disk must not end hours of work
+                warnings.warn(f"the run goes on, but could not be resumed: {error}", stacklevel=2)
+                self._written = time.monotonic()
 
     def __enter__(self) -> StateFile:
         return self
@@ -112,7 +128,7 @@ class StateFile:
         assert self.path is not None, "checked by the callers"
         assert self._kept is not None, "checked by the callers"
         state = self._kept()
-        numbers = json.dumps(dict(state.numbers))
+        numbers = json.dumps({**state.numbers, "settings": self.settings})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         metadata = {
             "format": FORMAT,

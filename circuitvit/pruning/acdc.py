@@ -5,10 +5,11 @@ from the clean run by less than `tau`. The answer depends on the order, which is
 from the last of the graph to the first; for each, its senders from the last to the first; for each, its token
 groups from the last to the first.
 
-Three shortcuts change the cost, never the answer. Edges into the stages before the receiver's are all still
-kept, so a test restarts at the receiver's own stage from captured streams. Senders that no kept path joins
-to the logits are not run. And a receiver that leads nowhere loses all its edges without a run, since ablating
-them changes nothing.
+Shortcuts change the cost, never the answer. Edges into the stages before the receiver's are all still kept,
+so a test restarts at the receiver's own stage; of what comes after, only what hears the receiver on kept paths
+is run (`engine/replay.py`). A receiver that leads nowhere loses all its edges without a run, since ablating
+them changes nothing. The next decisions are predicted and run together. Where rounding could decide, both
+states are run plainly.
 
 Conmy et al. 2023, "Towards automated circuit discovery for mechanistic interpretability", arXiv:2304.14997.
 """
@@ -100,8 +101,9 @@ def acdc(
         raise OptionError("ACDC ablates edges of the clean run: give the task direction='noising'")
     prepared = ready(model, task, progress)
     size = choose_batch_size(prepared, memory) if batch_size is None else batch_size
-    with StateFile(state, prepared, f"acdc, tau {tau!r}, {divergence}, {size} pairs at once") as kept_in:
-        judge = _Judge(held_runs(prepared, size), divergence)
+    work = f"acdc, tau {tau!r}, {divergence}, batch size {batch_size}"
+    with StateFile(state, prepared, work, settings={"size": size}) as kept_in:
+        judge = _Judge(held_runs(prepared, int(kept_in.settings["size"])), divergence)
         _refuse_no_effect(prepared, judge)
         kept = _search(prepared, judge, tau, kept_in, progress)
     provenance = provenance_of(prepared, "acdc").with_parameters(tau=tau, divergence=divergence)

@@ -287,7 +287,8 @@ def _train(
                 candidates.append(candidate)
                 bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")
                 lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
-            _note(state, meter, _training(trainer, candidates, plan, done, lost))
+            if state.path is not None:
+                _note(state, meter, _training(trainer, candidates, plan, done, lost))
     meter.after_run = partial(_note, state, meter, _training(trainer, candidates, plan, done, lost))
     openness = np.where(prepared.graph.edge_mask, trainer.openness(), 0.0)
     return openness, tuple(sorted(candidates, key=lambda each: -each.size))
