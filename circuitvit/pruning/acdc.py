@@ -6,10 +6,10 @@ from the last of the graph to the first; for each, its senders from the last to 
 groups from the last to the first.
 
 Shortcuts change the cost, never the answer. Edges into the stages before the receiver's are all still kept,
-so a test restarts at the receiver's own stage; of what comes after, only what hears the receiver on kept paths
-is run (`engine/replay.py`). A receiver that leads nowhere loses all its edges without a run, since ablating
-them changes nothing. The next decisions are predicted and run together. Where rounding could decide, both
-states are run plainly.
+so a test restarts at the receiver's own stage; of what comes after, only what hears the receiver on kept
+paths is run (`engine/replay.py`). A receiver that leads nowhere loses all its edges without a run, since
+ablating them changes nothing. The next decisions are predicted and run together. Where rounding could decide,
+both states are run plainly.
 
 Conmy et al. 2023, "Towards automated circuit discovery for mechanistic interpretability", arXiv:2304.14997.
 """
