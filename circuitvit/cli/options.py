@@ -14,6 +14,7 @@ import typer
 
 __all__ = [
     "BehaviourOptions",
+    "BudgetOption",
     "HeldOutOptions",
     "ImageOptions",
     "ModelOptions",
@@ -33,6 +34,16 @@ def option(panel: str, names: str, help: str, metavar: str | None = None, **more
 OutOption = Annotated[
     Path,
     option("Output", "--out -o", "Folder for the results; made if missing, older ones replaced.", "DIR"),
+]
+
+BudgetOption = Annotated[
+    str | None,
+    option(
+        "Search",
+        "--budget",
+        "hybrid and auto: what scores may cost, as 60s for all pairs or 60 forward-equivalents for each.",
+        "COST",
+    ),
 ]
 
 
@@ -251,15 +262,7 @@ class SearchOptions:
         int | None,
         option("Search", "--steps", "eap-ig methods: points on the path. [default: 5]", "N", min=1),
     ] = None
-    budget: Annotated[
-        str | None,
-        option(
-            "Search",
-            "--budget",
-            "hybrid and auto: what scores may cost, as 60s for all pairs or 60 forward-equivalents for each.",
-            "COST",
-        ),
-    ] = None
+    budget: BudgetOption = None
     calibrate: Annotated[
         int | None,
         option(
