@@ -14,6 +14,7 @@ from circuitvit.cli.grouped import grouped
 from circuitvit.cli.inputs import check_choice, load_model, make_task, prepare
 from circuitvit.cli.options import (
     BehaviourOptions,
+    BudgetOption,
     ImageOptions,
     ModelOptions,
     OutOption,
@@ -54,15 +55,7 @@ def attribute(
         ),
     ] = "eap",
     steps: Annotated[int, option("Search", "--steps", "eap-ig methods: points on the path.", "N", min=1)] = 5,
-    budget: Annotated[
-        str | None,
-        option(
-            "Search",
-            "--budget",
-            "hybrid and auto: what scores may cost, as 60s for all pairs or 60 forward-equivalents for each.",
-            "COST",
-        ),
-    ] = None,
+    budget: BudgetOption = None,
     calibrate: Annotated[
         int | None,
         option(
