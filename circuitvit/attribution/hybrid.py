@@ -40,6 +40,10 @@ DEFAULT_SHARE = 0.25
 """Of the cost of `exact`, where no budget is given."""
 
 
+TIED = 6
+"""Decimals, as shares of the largest, to which edges are told apart when they are chosen."""
+
+
 def hybrid(prepared: PreparedTask, settings: Settings) -> Scored:
     """Locally exact scores, and exact effects of the most doubtful edges, summed over pairs.
 
@@ -74,6 +78,7 @@ def affordable(graph: Graph, doubt: NDArray[np.float64], budget: float) -> EdgeM
     places = np.argwhere(graph.edge_mask)
     costs = exact_costs(graph)
     stakes = doubt * costs  # an early receiver leaves more stages to bend what is linear here
+    stakes = np.round(stakes / max(float(stakes.max()), 1e-300), TIED)  # rounding must not break ties
     order = np.argsort(-stakes[tuple(places.T)], kind="stable")
     spent = np.cumsum(costs[tuple(places[order].T)])
     chosen = np.zeros(graph.shape, dtype=bool)

@@ -107,16 +107,27 @@ def test_a_model_with_rules_says_what_the_model_says(case: Case) -> None:
 @settings(max_examples=10)
 @given(cases(smooth=True, ablations=("patch",), max_depth=2, max_heads=2))
 def test_conductance_is_complete_on_every_cut(case: Case) -> None:
-    """The edges that cross a cut after any stage carry all of metric(reference) - metric(base)."""
+    """The edges that cross a cut after any stage carry all of metric(reference) - metric(base).
+
+    With steps enough for the path: a norm over three numbers may bend sharply on it.
+    """
     case = Case(case.recipe, 2, "none", "logit_diff", "patch", case.direction, case.seed, distance=0.05)
-    scores = cv.attribute(case.model, case.task(), "ceap", steps=100, progress=False)
-    ends = [case.formula(case.module(images)).mean() for images in (case.base, case.paired)]
-    wanted = float(ends[1] - ends[0])
+    with torch.no_grad():
+        ends = [case.formula(case.module(images)).mean() for images in (case.base, case.paired)]
+    wanted = pytest.approx(float(ends[1] - ends[0]), rel=0.02, abs=2e-3)
+    for steps in (100, 1600, 6400):
+        carried = cut_sums(cv.attribute(case.model, case.task(), "ceap", steps=steps, progress=False))
+        if all(total == wanted for total in carried):
+            return
+    assert carried == [wanted] * len(carried)
+
+
+def cut_sums(scores: cv.EdgeScores) -> list[float]:
+    """For each cut, the sum of the scores of the edges that cross it."""
     graph = scores.graph
     sent, received = np.array(graph.sender_stages), np.array(graph.receiver_stages)
-    for cut in range(1, len(graph.stages)):
-        crossing = (sent[:, None] < cut) & (received[None, :] >= cut)
-        assert scores.values[crossing].sum() == pytest.approx(wanted, rel=0.02, abs=2e-3)
+    crossing = [(sent[:, None] < cut) & (received[None, :] >= cut) for cut in range(1, len(graph.stages))]
+    return [float(scores.values[edges].sum()) for edges in crossing]
 
 
 @given(cases(smooth=True))

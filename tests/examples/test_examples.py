@@ -45,7 +45,9 @@ def test_compare_methods(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row.method: row for row in load("compare_methods")(pairs=8)}
     assert set(rows) == {*cv.METHODS, "acdc", "learned mask", "find"}
     assert rows["exact"].correlation == pytest.approx(1.0)
-    assert all(0.3 < row.correlation <= 1.0 + 1e-9 for row in rows.values() if row.correlation is not None)
+    estimates = [row for name, row in rows.items() if name not in ("ifr", "random")]
+    assert all(0.3 < row.correlation <= 1.0 + 1e-9 for row in estimates if row.correlation is not None)
+    assert max(abs(rows[name].correlation or 0.0) for name in ("ifr", "random")) < 0.3
     assert all(0 < row.edges <= 479 for row in rows.values())
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
 
