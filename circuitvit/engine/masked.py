@@ -6,7 +6,8 @@ Stage after stage, receiver `v` sees
 
 where `base` is the stream of reference outputs `r_u` and constants, and `x_u` is what sender `u` writes in
 this very run. All receivers of a stage are one matrix product over the senders that some kept edge leaves;
-receivers with equal kept edges share a stream; senders that no kept path joins to the logits do not run.
+receivers with equal kept edges share a stream; senders that no kept path joins to the logits do not run, and
+those that only queries and MLPs carry on to a readout of the leading tokens run at these tokens alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from circuitvit.graph import EdgeMask, Graph
 from circuitvit.graph.liveness import EVERYWHERE, LEADING, needed_senders
 from circuitvit.models import Model, Reads, Stage
 
-__all__ = ["Sources", "Workspace", "masked_run", "mix", "new_workspace"]
+__all__ = [
+    "Piece",
+    "Sources",
+    "Workspace",
+    "masked_run",
+    "mix",
+    "new_workspace",
+    "piece_reads",
+    "pieces",
+    "summed",
+]
 
 
 SPARSE = 3
