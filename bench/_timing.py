@@ -111,10 +111,15 @@ def machine() -> str:
 def keep(rows: Sequence[Row]) -> None:
     """Print rows as a Markdown table and add them to the results."""
     print(markdown(rows), flush=True)
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    kept.update({row.name: {**asdict(row), "machine": machine()} for row in rows})
+    known = {row.name: row for row in [*kept(), *rows]}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    content = {"machine": machine(), "rows": [asdict(row) for row in known.values()]}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def kept() -> list[Row]:
+    """The results of this and earlier runs."""
+    return [Row(**row) for row in json.loads(RESULTS.read_text())["rows"]] if RESULTS.exists() else []
 
 
 def markdown(rows: Sequence[Row]) -> str:

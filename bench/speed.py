@@ -10,24 +10,22 @@ import sys
 from pathlib import Path
 
 from bench import acdc_search, exact_effects, gradient_scores, masked_runs, memory
-from bench._timing import keep, machine, markdown
+from bench._timing import keep, kept, machine, markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def main() -> None:
-    """Measure, print, and with `--write` put the table into the page."""
-    rows = []
-    for part in (gradient_scores, masked_runs, exact_effects, acdc_search, memory):
-        found = part.rows()
-        keep(found)
-        rows += found
-    if "--write" in sys.argv:
-        page = PAGE.read_text()
-        before, rest = page.split(START)
+    """Measure and print; `--write` puts all results into the page, `--only-write` those of earlier runs."""
+    if "--only-write" not in sys.argv:
+        for part in (gradient_scores, masked_runs, exact_effects, acdc_search, memory):
+            keep(part.rows())
+    if {"--write", "--only-write"} & set(sys.argv):
+        before, rest = PAGE.read_text().split(START)
         after = rest.split(END)[1]
-        PAGE.write_text(f"{before}{START}\nMeasured on {machine()}.\n\n{markdown(rows)}\n{END}{after}")
+        table = f"Measured on {machine()}.\n\n{markdown(kept())}"
+        PAGE.write_text(f"{before}{START}\n{table}\n{END}{after}")
 
 
 if __name__ == "__main__":
