@@ -74,6 +74,7 @@ def interleaved(work: Work, floor: Work, repeats: int = 9) -> tuple[float, float
     """The median ratio, and the median seconds of the work and of its floor; a first turn warms up."""
     turns = []
     for _ in range(repeats + 1):
+        gc.collect()
         turns.append((seconds(floor), seconds(work)))
     turns = turns[1:]
     ratio = statistics.median(spent / least for least, spent in turns)
@@ -82,7 +83,6 @@ def interleaved(work: Work, floor: Work, repeats: int = 9) -> tuple[float, float
 
 def seconds(work: Work) -> float:
     """Wall time of one call, with a GPU's queue run dry."""
-    gc.collect()
     _wait()
     start = time.perf_counter()
     work()
