@@ -1,23 +1,20 @@
 """The models and tasks that speed is measured on.
 
 Speed does not depend on the weights, so most models have random ones. The trained ViT-Ti and the photographs
-are looked for in the folder `CIRCUITVIT_DATA` (or `../shared/data`), under
-`weights/vit_tiny_patch16_224.safetensors` and `images/catdog`.
+are where `_photographs.shared_folder` says; without them their rows are left out.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import circuitvit as cv
+from bench._photographs import load_model, shared_folder
 from circuitvit.models.timm_import import import_timm
 from circuitvit.tasks import PreparedTask
 
-DATA = Path(os.environ.get("CIRCUITVIT_DATA", "../shared/data"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 SIZES = {
@@ -44,12 +41,10 @@ def random_vit(name: str, pairs: int) -> tuple[Any, PreparedTask]:
 
 def cat_and_dog() -> PreparedTask | None:
     """The trained ViT-Ti, a tabby and what a Border collie makes of it; None where they are not to be had."""
-    weights = DATA / "weights" / "vit_tiny_patch16_224.safetensors"
-    folder = DATA / "images" / "catdog"
-    if not weights.exists():
-        print(f"no trained ViT-Ti: {weights} is missing (set CIRCUITVIT_DATA)")
+    if not shared_folder().is_dir():
+        print(f"no trained ViT-Ti: there is no folder {shared_folder()} (set CIRCUITVIT_SHARED)")
         return None
-    model = cv.load("vit_tiny_patch16_224", checkpoint=weights)
+    model, folder = load_model(), shared_folder() / "images" / "catdog"
     task = cv.Task(
         folder / "prisma_crop_dog.jpeg",
         folder / "prisma_crop_cat.png",

@@ -18,10 +18,15 @@ CATS = range(281, 286)
 DOGS = range(151, 269)
 
 
-def shared_data() -> Path:
-    """The folder named by CIRCUITVIT_SHARED, else `shared/data` beside the checkout; without it, the end."""
+def shared_folder() -> Path:
+    """The folder named by CIRCUITVIT_SHARED, else `shared/data` beside the checkout, there or not."""
     named = os.environ.get("CIRCUITVIT_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def shared_data() -> Path:
+    """The shared folder; without it, the end."""
+    folder = shared_folder()
     if not folder.is_dir():
         sys.exit(f"this measurement needs weights and photographs: there is no folder {folder}")
     return folder

@@ -16,7 +16,6 @@ task of all these pairs has it.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import circuitvit as cv
+from bench._photographs import CATS, DOGS, load_model, shared_data, shared_folder
 from circuitvit.attribution import agreement
 from circuitvit.graph.files import write_json
 from circuitvit.tasks import PreparedTask
@@ -33,10 +33,7 @@ from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.tasks.digits import digits_pairs
 from circuitvit.tasks.images import as_images
 
-REAL = "vit_tiny_patch16_224"
-CATS, DOGS = range(281, 286), range(151, 269)
 TOP = 100
-SHARED = Path(os.environ.get("CIRCUITVIT_SHARED", Path(__file__).parents[2] / "shared" / "data"))
 
 BUDGETS: dict[str, tuple[str, float | None]] = {
     "hybrid, 60": ("hybrid", 60.0),
@@ -89,8 +86,7 @@ def toys(n: int) -> Iterator[tuple[cv.Model, list[tuple[str, cv.Task]]]]:
 
 def real(n: int) -> tuple[cv.Model, list[tuple[str, cv.Task]]]:
     """The real model, the pair of development, and `n` unseen pairs."""
-    model = cv.load(REAL, checkpoint=SHARED / "weights" / f"{REAL}.safetensors")
-    photos = SHARED / "images" / "catdog"
+    model, photos = load_model(), shared_data() / "images" / "catdog"
     whole = replace(model.preprocessing, crop_pct=1.0)  # as the pair was first looked at
     metric = cv.logit_diff("tabby", "Border collie")
     first = cv.Task(
@@ -103,7 +99,7 @@ def real(n: int) -> tuple[cv.Model, list[tuple[str, cv.Task]]]:
 def cats_and_dogs(model: cv.Model, n: int, seed: int = 0) -> Iterator[cv.Task]:
     """Pairs of photographs drawn by the seed, of those in which the model sees a cat and a dog."""
     generator = random.Random(seed)
-    folder = SHARED / "images" / "cats_vs_dogs"
+    folder = shared_data() / "images" / "cats_vs_dogs"
     sides = [sorted((folder / kind).iterdir()) for kind in ("cats", "dogs")]
     for side in sides:
         generator.shuffle(side)
@@ -207,7 +203,7 @@ def main() -> None:
     parser.add_argument("--models", choices=("all", "bundled", "real"), default="all")
     options = parser.parse_args()
     sets = [] if options.models == "real" else list(toys(options.pairs))
-    if options.models != "bundled" and SHARED.is_dir():
+    if options.models != "bundled" and shared_folder().is_dir():
         sets.append(real(options.pairs))
     rows = []
     for model, pairs in sets:

@@ -19,6 +19,7 @@ from torch import Tensor
 from circuitvit.attribution.method import Settings, check_effects
 from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, progress_bar, run_from
 from circuitvit.graph import EdgeMask
+from circuitvit.models import repeated
 from circuitvit.tasks import PreparedTask
 
 __all__ = ["edge_effects", "exact"]
@@ -109,9 +110,9 @@ def _receiver_runs(
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
         ablated = stream + _group_deltas(run, chunk, stream.shape[1])  # (candidate, batch, token, d_model)
-        repeated = tuple(read.repeat(len(chunk), *(1,) * (read.ndim - 1)) for read in known)
         with torch.no_grad():
-            compact = part.write(part.read_each(ablated.flatten(0, 1)[None], source, repeated))
+            reads = part.read_each(ablated.flatten(0, 1)[None], source, repeated(known, len(chunk)))
+            compact = part.write(reads)
             if rest is None:
                 logits = compact
             else:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import Report
 
-__all__ = ["FILES", "Outcome", "check_search", "discover_circuit", "resumes"]
+__all__ = ["FILES", "Outcome", "check_search", "discover_circuit"]
 
 FILES = ("circuit.json", "scores.json", "report.json", "report.md", "circuit.svg", "circuit.dot")
 

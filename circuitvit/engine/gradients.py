@@ -7,6 +7,7 @@ narrow, and pulled back through projection and norm in closed form, receiver by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,18 +62,23 @@ def in_blocks(
         The numbers of consecutive stages, and the gradients of all their receivers. The next block
         overwrites them.
     """
-    blocks = list(_blocks([gradient.shape for gradient in by_stage]))
-    room: Tensor | None = None
-    for block in blocks:
-        found = [by_stage[index - 1] for index in block]
+    blocks = [
+        (block, [by_stage[index - 1] for index in block])
+        for block in _blocks([gradient.shape for gradient in by_stage])
+    ]
+    room = by_stage[0].narrow.new_empty(max(sum(map(_size, found)) for _, found in blocks))
+    for block, found in blocks:
         count = sum(gradient.shape[0] for gradient in found)
-        if room is None or len(room) < count or room.shape[1:] != found[0].shape[1:]:
-            room = found[0].narrow.new_empty(count + 1, *found[0].shape[1:])
-        start = 0
-        for gradient in found:
-            gradient.expand(room[start : start + gradient.shape[0]])
-            start += gradient.shape[0]
-        yield block, room[:count]
+        rows = room[: sum(map(_size, found))].view(count, *found[0].shape[1:])
+        parts = torch.split(rows, [gradient.shape[0] for gradient in found])
+        for gradient, part in zip(found, parts, strict=True):
+            gradient.expand(part)
+        yield block, rows
+
+
+def _size(gradient: CompactGradient) -> int:
+    """The number of entries when expanded."""
+    return math.prod(gradient.shape)
 
 
 def _blocks(shapes: Sequence[tuple[int, int, int, int]]) -> Iterator[range]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from circuitvit.engine.masked import Piece, Sources, Workspace, mix, piece_reads, pieces, summed
 from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import NEVER, needed_senders
-from circuitvit.models import Reads
+from circuitvit.models import Reads, repeated
 
 __all__ = ["Replay"]
 
@@ -76,8 +76,8 @@ class Replay:
                 streams = summed(self.sources, step.piece, heard, self.room).flatten(0, 1)[None]
             else:
                 streams = self._moved(step, changes[:written], count)
-            known = tuple(read.repeat(count, *(1,) * (read.ndim - 1)) for read in step.known)
-            compact = step.piece.stage.write(step.piece.stage.read_each(streams, step.hearing, known))
+            reads = step.piece.stage.read_each(streams, step.hearing, repeated(step.known, count))
+            compact = step.piece.stage.write(reads)
             if step.piece.stage.is_readout:
                 self.changes = changes
                 return compact.view(count, batch, -1)

@@ -27,6 +27,8 @@ from circuitvit.graph.scores import EdgeScores
 from circuitvit.graph.topology import EdgeMask, Graph, StageNodes
 
 __all__ = [
+    "check_shape",
+    "check_version",
     "circuit_to_dict",
     "load_circuit",
     "load_scores",
@@ -142,7 +144,7 @@ def load_circuit(path: str | Path, graph: Graph | None = None) -> Circuit:
     content = read_json(path)
     if "cfg" in content:
         return _guarded(path, lambda: _same_graph(path, eap_ig.circuit_from_dict(content, graph), graph))
-    _check(path, content, _CIRCUIT_FILE, CIRCUIT_SCHEMA)
+    check_version(path, content, _CIRCUIT_FILE, CIRCUIT_SCHEMA)
 
     def build() -> Circuit:
         own = graph_from_dict(content["graph"])
@@ -180,7 +182,7 @@ def save_scores(scores: EdgeScores, path: str | Path) -> Path:
 def load_scores(path: str | Path, graph: Graph | None = None) -> EdgeScores:
     """Read scores. See `EdgeScores.load`."""
     content = read_json(path)
-    _check(path, content, _SCORES_FILE, SCORES_SCHEMA)
+    check_version(path, content, _SCORES_FILE, SCORES_SCHEMA)
 
     def build() -> EdgeScores:
         own = graph_from_dict(content["graph"])
@@ -331,11 +333,27 @@ def _moderate(digits: str) -> int:
     return int(digits) if len(digits) < 300 else int(_refuse(f"{digits[:40]}..."))
 
 
-def _check(path: str | Path, content: Mapping[str, Any], schema: Mapping[str, Any], version: str) -> None:
+def check_version(
+    path: str | Path, content: Mapping[str, Any], schema: Mapping[str, Any], version: str
+) -> None:
+    """Refuse the content of a file that names another schema, or does not fit its own.
+
+    Raises:
+        FileError: naming the file, and the place in it.
+    """
     found = content.get("schema")
     if found != version:
         said = f"says {found[:80]!r}" if isinstance(found, str) else "names no schema"
         raise FileError(f"{path}: this version of circuitvit reads {version!r}, the file {said}")
+    check_shape(path, content, schema)
+
+
+def check_shape(path: str | Path, content: Any, schema: Mapping[str, Any]) -> None:
+    """Refuse the content of a file that does not fit a JSON schema.
+
+    Raises:
+        FileError: naming the file, and the place in it.
+    """
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
     if error is not None:
         place = "/".join(str(part) for part in error.absolute_path) or "the file"

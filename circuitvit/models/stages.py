@@ -31,13 +31,18 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.compact_gradient import CompactGradient
 from circuitvit.models.rules import BackwardRules
 
-__all__ = ["Reads", "Stage"]
+__all__ = ["Reads", "Stage", "repeated"]
 
 Reads = tuple[Tensor, ...]
 """What a stage's receivers have read: raw queries, keys and values, or the normed input of an MLP.
 
 Each tensor has the batch as its first dimension.
 """
+
+
+def repeated(reads: Reads, count: int) -> Reads:
+    """The reads of the same images `count` times over, for as many candidates."""
+    return tuple(read.repeat(count, *(1,) * (read.ndim - 1)) for read in reads)
 
 
 class Stage(ABC):

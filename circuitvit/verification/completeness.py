@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.verification.bootstrap import Bootstrap, mean_above, ratio_interval
 from circuitvit.verification.meter import PairMeter
@@ -23,6 +22,7 @@ from circuitvit.verification.outcome import (
     UNDECIDED,
     Outcome,
     check_level,
+    check_margin,
     equivalence_p,
     power_of_mean,
 )
@@ -88,8 +88,7 @@ def completeness_test(
         OptionError: if the margin is not positive.
     """
     check_level(alpha)
-    if not margin > 0:
-        raise OptionError(f"the margin is a positive share of the behaviour, not {margin!r}")
+    check_margin(margin)
     settings = settings or Bootstrap()
     sets = knock_outs(meter, circuit, n_random, greedy_steps, settings.seed)
     both = meter.many([each.edges for each in _runs(circuit, sets)])

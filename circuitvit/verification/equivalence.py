@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.verification.bootstrap import MIN_PAIRS, Bootstrap, mean_above, ratio_interval
 from circuitvit.verification.meter import PairMeter
@@ -16,6 +15,7 @@ from circuitvit.verification.outcome import (
     UNDECIDED,
     Outcome,
     check_level,
+    check_margin,
     equivalence_p,
     power_of_mean,
 )
@@ -57,8 +57,7 @@ def equivalence_test(
         OptionError: if the margin is not positive.
     """
     check_level(alpha)
-    if not margin > 0:
-        raise OptionError(f"the margin is a positive share of the behaviour, not {margin!r}")
+    check_margin(margin)
     settings = settings or Bootstrap()
     effect = meter.effect * np.sign(meter.effect.mean())
     difference = (meter(circuit.kept) - meter.whole) * np.sign(meter.effect.mean())

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
 from circuitvit.errors import FileError
 from circuitvit.graph import Circuit
+from circuitvit.graph.files import check_shape
 from circuitvit.tasks import Task, ablation_names, metric_names
 from circuitvit.tasks.metrics import ClassSpec, as_metric
 from circuitvit.verification.hypothesis import (
@@ -86,10 +86,7 @@ def read_hypotheses(path: str | Path) -> HypothesisFile:
     """
     path = Path(path)
     content = _load(path)
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(_SCHEMA).iter_errors(content))
-    if error is not None:
-        place = "/".join(str(part) for part in error.absolute_path) or "the file"
-        raise FileError(f"{path}: {place}: {error.message[:300]}")
+    check_shape(path, content, _SCHEMA)
     folder = path.parent
     model, task = content.get("model", {}), content.get("task", {})
     checkpoint = model.get("checkpoint")

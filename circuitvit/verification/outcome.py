@@ -21,6 +21,7 @@ __all__ = [
     "Outcome",
     "as_extreme",
     "check_level",
+    "check_margin",
     "conclusion",
     "equivalence_p",
     "power_by_resampling",
@@ -93,6 +94,16 @@ def check_level(alpha: float) -> None:
     """
     if not 0 < alpha < 0.5:
         raise OptionError(f"the level of significance lies between 0 and 0.5, not {alpha!r}")
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin of equivalence that is none.
+
+    Raises:
+        OptionError: if it is not positive.
+    """
+    if not margin > 0:
+        raise OptionError(f"the margin is a positive share of the behaviour, not {margin!r}")
 
 
 def conclusion(outcomes: Sequence[Outcome]) -> tuple[str, str]:

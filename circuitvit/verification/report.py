@@ -6,17 +6,14 @@ Further findings are fields with a default, which leaves older files readable.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
-from circuitvit.errors import FileError, OptionError
+from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance, notebook
-from circuitvit.graph.files import read_json, write_json
+from circuitvit.graph.files import check_version, read_json, write_bytes, write_json
 from circuitvit.verification.bootstrap import Estimate
 from circuitvit.verification.hypothesis import Verdict
 from circuitvit.verification.outcome import Outcome, conclusion
@@ -305,15 +302,7 @@ class Report:
             FileError: if the file is missing, malformed, or of another version.
         """
         content = read_json(path)
-        found = content.get("schema")
-        if found != REPORT_SCHEMA:
-            said = f"says {found!r}" if found else "names no schema"
-            raise FileError(f"{path}: this version of circuitvit reads {REPORT_SCHEMA!r}, the file {said}")
-        validator = jsonschema.Draft202012Validator(json_schema(cls))
-        error = jsonschema.exceptions.best_match(validator.iter_errors(content))
-        if error is not None:
-            place = "/".join(str(part) for part in error.absolute_path) or "the file"
-            raise FileError(f"{path}: {place}: {error.message[:300]}")
+        check_version(path, content, json_schema(cls), REPORT_SCHEMA)
         report: Report = from_json(cls, content)
         return report
 
@@ -344,10 +333,4 @@ class Report:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all, like `write_json`."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    return write_bytes(path, text.encode("utf-8"))

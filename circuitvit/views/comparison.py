@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jsonschema
-
 from circuitvit.attribution import provenance_of
 from circuitvit.engine.state import task_digest
-from circuitvit.errors import FileError, OptionError, unknown_name
+from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import Provenance
-from circuitvit.graph.files import read_json, write_json
+from circuitvit.graph.files import check_version, read_json, write_json
 from circuitvit.models import Model
 from circuitvit.pruning import Curve
 from circuitvit.pruning.families import FamilySettings, check_method, family_curve
@@ -138,13 +136,7 @@ class Comparison:
             FileError: if the file is missing, malformed, or of another version.
         """
         content = read_json(path)
-        if content.get("schema") != COMPARISON_SCHEMA:
-            raise FileError(f"{path}: this version of circuitvit reads {COMPARISON_SCHEMA!r} here")
-        validator = jsonschema.Draft202012Validator(json_schema(cls))
-        error = jsonschema.exceptions.best_match(validator.iter_errors(content))
-        if error is not None:
-            place = "/".join(str(part) for part in error.absolute_path) or "the file"
-            raise FileError(f"{path}: {place}: {error.message[:300]}")
+        check_version(path, content, json_schema(cls), COMPARISON_SCHEMA)
         found: Comparison = from_json(cls, content)
         return found
 
