@@ -32,10 +32,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.eap import add_products, new_total, objective
+from circuitvit.attribution.eap import new_total, objective
 from circuitvit.attribution.local import candidate_streams
 from circuitvit.attribution.method import Settings, check_effects, refuse_flat, require_gradient
-from circuitvit.engine import BatchRun, Gradients, batch_runs, gradients, output_gradients, progress_bar
+from circuitvit.engine import (
+    BatchRun,
+    Gradients,
+    add_products,
+    batch_runs,
+    by_stage,
+    gradients,
+    output_gradients,
+    progress_bar,
+)
 from circuitvit.models import BackwardRules, Model, Reads
 from circuitvit.models.answers import attention_answers
 from circuitvit.tasks import PreparedTask
@@ -90,10 +99,10 @@ def _scores(
 def _first_order(run: BatchRun, found: Sequence[Gradients]) -> NDArray[np.float64]:
     """EAP scores of every edge whose receiver is not attention, by gradient."""
     graph = run.prepared.graph
-    totals = []
+    deltas, totals = by_stage(graph, run.sources.deltas), []
     for each in found:
         total = new_total(run.prepared)
-        add_products(total, graph, run.sources.deltas, each.by_stage(), run.batch.members)
+        add_products(total, graph, deltas, each.by_stage(), run.batch.members)
         totals.append(total.cpu().numpy())
     kinds = np.array([graph.stages[stage].kind for stage in graph.receiver_stages])
     return np.where((kinds == "attention")[None, None, :, None], 0.0, np.stack(totals))

@@ -26,9 +26,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.eap import add_products, finished, new_total, objective
+from circuitvit.attribution.eap import finished, new_total, objective
 from circuitvit.attribution.method import Settings, require_gradient
-from circuitvit.engine import capture, check_logits, gradients, outputs, progress_bar, reference_source
+from circuitvit.engine import (
+    add_products,
+    capture,
+    check_logits,
+    differences,
+    gradients,
+    progress_bar,
+    reference_source,
+)
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask
 
@@ -47,27 +55,26 @@ def ceap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
             base = capture(model, batch.base, essential=True)
             check_logits(base.logits, batch)
             start = model.stages[0].total(base.compacts[0])
-            end = start + references.deltas(batch, base)[graph.sender_slices[0]].sum(dim=0)
+            end = start + references.deltas(batch, base)[0].expand().sum(dim=0)
             metric = objective(prepared, batch, base.logits)
-            before = outputs(model.stages, base.compacts)
+            before = base.compacts
             for low, high in pairwise(places.tolist()):
                 middle = torch.lerp(start, end, (low + high) / 2)
                 found = gradients(model, base.compacts[0], metric, stream=middle)
                 after = _written(model, torch.lerp(start, end, high))
-                add_products(total, graph, after - before, found.by_stage(), batch.members)
+                steps = differences(model.stages, after, before)
+                add_products(total, graph, steps, found.by_stage(), batch.members)
                 before = after
                 bar.update(len(batch.rows))
     return finished(prepared, total)
 
 
 @torch.no_grad()
-def _written(
-    model: Model, stream: Float[Tensor, "batch token d_model"]
-) -> Float[Tensor, "sender batch token d_model"]:
-    """What every sender writes when the layers start from this stream."""
+def _written(model: Model, stream: Float[Tensor, "batch token d_model"]) -> tuple[Tensor, ...]:
+    """What the senders write, in compact form, when the layers start from this stream; at last the stream."""
     *layers, _ = model.essential[1:]
     compacts = [stream]
     for stage in layers:
         compacts.append(stage.write(stage.read(stream)))
         stream = stage.add(stream, compacts[-1])
-    return outputs(model.stages, (*compacts, stream))
+    return (*compacts, stream)

@@ -12,7 +12,7 @@ Syed, Rager and Conmy 2023, "Attribution patching outperforms automated circuit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,18 +22,17 @@ from torch import Tensor
 
 from circuitvit.attribution.method import Settings, check_gradient, refuse_flat, require_gradient
 from circuitvit.engine import (
+    add_products,
     check_logits,
     clean_logits,
     gradients,
-    in_blocks,
     progress_bar,
     reference_source,
 )
-from circuitvit.graph import Graph
-from circuitvit.models import BackwardRules, CompactGradient
+from circuitvit.models import BackwardRules
 from circuitvit.tasks import Batch, PreparedTask
 
-__all__ = ["add_products", "eap", "finished", "first_order", "new_total", "objective"]
+__all__ = ["eap", "finished", "first_order", "new_total", "objective"]
 
 
 def eap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
@@ -57,15 +56,15 @@ def first_order(
     model = prepared.model if rules is None else prepared.model.with_rules(rules)
     source = model.stages[0]
     references = reference_source(prepared, settings.batch_size)
-    total, room = new_total(prepared), None
+    total = new_total(prepared)
     with progress_bar(len(prepared), name, settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
             with torch.no_grad():
                 embedded = source.write(source.read(batch.base))
             found = gradients(model, embedded, objective(prepared, batch))
             check_logits(found.capture.logits, batch)
-            room = references.deltas(batch, found.capture, room)
-            add_products(total, prepared.graph, room, found.by_stage(), batch.members)
+            deltas = references.deltas(batch, found.capture)
+            add_products(total, prepared.graph, deltas, found.by_stage(), batch.members)
             bar.update(len(batch.rows))
     return finished(prepared, total)
 
@@ -102,28 +101,3 @@ def objective(
         return prepared.metric(logits, clean, batch.rows)
 
     return metric
-
-
-def add_products(
-    total: Tensor,
-    graph: Graph,
-    deltas: Float[Tensor, "sender batch token d_model"],
-    by_stage: Sequence[CompactGradient],
-    members: Tensor | None,
-) -> None:
-    """Add `sum over images and tokens of delta_u . g_v` to `total`, in place.
-
-    One matrix product for each block of stages, between the senders before it and its receivers. What a block
-    gives for pairs that are no edges is left in `total`: `finished` takes it out.
-    """
-    for block, gradient in in_blocks(by_stage):
-        upstream = graph.sender_slices[block[-1]].start
-        receivers = slice(graph.receiver_slices[block[0]].start, graph.receiver_slices[block[-1]].stop)
-        tokens = gradient.shape[2]
-        flat = deltas[:upstream, :, :tokens].flatten(1)
-        for group in range(len(graph.groups)):
-            seen = gradient
-            if members is not None:
-                seen = gradient * (members[..., :tokens] == group).to(gradient.dtype)[..., None]
-            products = seen.flatten(1) @ flat.t()
-            total[:upstream, receivers, group] += products.t()

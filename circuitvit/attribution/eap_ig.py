@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from circuitvit.attribution.eap import add_products, finished, new_total, objective
+from circuitvit.attribution.eap import finished, new_total, objective
 from circuitvit.attribution.method import Settings, require_gradient
-from circuitvit.engine import capture, check_logits, gradients, progress_bar, reference_source
-from circuitvit.models import CompactGradient
+from circuitvit.engine import add_products, capture, check_logits, gradients, progress_bar, reference_source
+from circuitvit.models import Factored
 from circuitvit.tasks import PreparedTask
 
 __all__ = ["Rule", "eap_ig", "eap_ig_gauss", "eap_ig_left", "path_nodes"]
@@ -66,17 +66,17 @@ def _scores(prepared: PreparedTask, settings: Settings, rule: Rule) -> NDArray[n
     model, graph = prepared.model, prepared.graph
     references = reference_source(prepared, settings.batch_size)
     nodes = path_nodes(settings.steps, rule)
-    total, deltas = new_total(prepared), None
+    total = new_total(prepared)
     with progress_bar(len(prepared) * len(nodes), "eap-ig", settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
             base = capture(model, batch.base, essential=True)
             check_logits(base.logits, batch)
-            deltas = references.deltas(batch, base, deltas)
+            deltas = references.deltas(batch, base)
             embedded = base.compacts[0]
             end = model.stages[0].total(embedded)
-            start = end + deltas[graph.sender_slices[0]].sum(dim=0)
+            start = end + deltas[0].expand().sum(dim=0)
             metric = objective(prepared, batch, base.logits)
-            average: list[CompactGradient] = []
+            average: list[Factored] = []
             for place, weight in nodes:
                 found = gradients(model, embedded, metric, stream=torch.lerp(start, end, place))
                 step = [gradient.times(weight) for gradient in found.by_stage()]

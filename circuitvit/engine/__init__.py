@@ -1,8 +1,9 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
 from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
-from circuitvit.engine.capture import Capture, capture, check_logits, outputs, run_from
-from circuitvit.engine.gradients import Gradients, gradients, in_blocks
+from circuitvit.engine.capture import Capture, by_stage, capture, check_logits, differences, outputs, run_from
+from circuitvit.engine.contraction import add_products
+from circuitvit.engine.gradients import Gradients, gradients
 from circuitvit.engine.masked import Sources, masked_run, new_workspace
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.processes import joined, launched, own_share, summed
@@ -34,17 +35,19 @@ __all__ = [
     "Site",
     "Sources",
     "StateFile",
+    "add_products",
     "batch_runs",
+    "by_stage",
     "bytes_per_pair",
     "capture",
     "check_effect",
     "check_logits",
     "choose_batch_size",
     "clean_logits",
+    "differences",
     "evaluate",
     "gradients",
     "held_runs",
-    "in_blocks",
     "joined",
     "kept_edges",
     "launched",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import ModelError
-from circuitvit.models import Model, Stage
+from circuitvit.graph import Graph
+from circuitvit.models import Factored, Model, Stage
 from circuitvit.tasks import Batch
 
-__all__ = ["Capture", "capture", "check_logits", "outputs", "run_from"]
+__all__ = ["Capture", "by_stage", "capture", "check_logits", "differences", "outputs", "run_from"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +106,21 @@ def outputs(
         rows[:, :, written:] = 0
         start += len(rows)
     return stacked
+
+
+def differences(
+    stages: Sequence[Stage], compacts: Sequence[Tensor], others: Sequence[Tensor]
+) -> list[Factored]:
+    """What the senders of every stage but the readout write in one run minus what they write in another."""
+    return [
+        stage.factored(compact - other)
+        for stage, compact, other in zip(stages[:-1], compacts[:-1], others[:-1], strict=True)
+    ]
+
+
+def by_stage(graph: Graph, written: Float[Tensor, "sender batch token d_model"]) -> list[Factored]:
+    """Something of the shape of all senders' outputs, for every stage but the readout."""
+    return [Factored(written[senders]) for senders in graph.sender_slices[:-1]]
 
 
 def check_logits(logits: Tensor, batch: Batch) -> None:

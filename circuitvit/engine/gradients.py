@@ -7,8 +7,7 @@ narrow, and pulled back through projection and norm in closed form, receiver by 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.engine.capture import Capture
-from circuitvit.models import CompactGradient, Model, Reads
+from circuitvit.models import Factored, Model, Reads
 
-__all__ = ["Gradients", "gradients", "in_blocks"]
-
-WIDE = 4
-"""Receivers of a stage from which a matrix product with its gradients is worth making."""
+__all__ = ["Gradients", "gradients"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,54 +37,13 @@ class Gradients:
     d_reads: tuple[Reads, ...]
     values: Float[Tensor, " batch"]
 
-    def by_stage(self) -> list[CompactGradient]:
+    def by_stage(self) -> list[Factored]:
         """The gradient at each receiver's own stream, for every stage that reads one."""
         return [
             stage.pull_back(self.capture.stream(index), self.reads[index], self.d_reads[index])
             for index, stage in enumerate(self.model.essential)
             if not stage.is_source
         ]
-
-
-def in_blocks(
-    by_stage: Sequence[CompactGradient],
-) -> Iterator[tuple[range, Float[Tensor, "receiver batch token d_model"]]]:
-    """Gradients expanded, several stages at once where that makes a matrix product wide enough to pay.
-
-    Args:
-        by_stage: from `Gradients.by_stage`, or a sum of such.
-
-    Yields:
-        The numbers of consecutive stages, and the gradients of all their receivers. The next block
-        overwrites them.
-    """
-    blocks = [
-        (block, [by_stage[index - 1] for index in block])
-        for block in _blocks([gradient.shape for gradient in by_stage])
-    ]
-    room = by_stage[0].narrow.new_empty(max(sum(map(_size, found)) for _, found in blocks))
-    for block, found in blocks:
-        count = sum(gradient.shape[0] for gradient in found)
-        rows = room[: sum(map(_size, found))].view(count, *found[0].shape[1:])
-        parts = torch.split(rows, [gradient.shape[0] for gradient in found])
-        for gradient, part in zip(found, parts, strict=True):
-            gradient.expand(part)
-        yield block, rows
-
-
-def _size(gradient: CompactGradient) -> int:
-    """The number of entries when expanded."""
-    return math.prod(gradient.shape)
-
-
-def _blocks(shapes: Sequence[tuple[int, int, int, int]]) -> Iterator[range]:
-    """Runs of stages, numbered from 1, with streams of one shape, each closed by the first wide one."""
-    start = 1
-    for index, (receivers, *stream) in enumerate(shapes, 1):
-        following = shapes[index][1:] if index < len(shapes) else None
-        if receivers >= WIDE or following != tuple(stream):
-            yield range(start, index + 1)
-            start = index + 1
 
 
 def gradients(

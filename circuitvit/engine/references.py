@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.engine.capture import Capture, capture, check_logits, outputs
+from circuitvit.engine.capture import Capture, by_stage, capture, check_logits, differences, outputs
 from circuitvit.errors import DataError, ModelError
-from circuitvit.models import Model
+from circuitvit.models import Factored, Model
 from circuitvit.tasks import Batch, Constants, Mean, Noise, Patch, PreparedTask, Resample, Zero
 from circuitvit.tasks.images import Images, as_images
 
@@ -38,25 +38,16 @@ class References:
         made = self.make(batch, base)
         return made if isinstance(made, Tensor) else outputs(self.model.stages, made)
 
-    def deltas(
-        self, batch: Batch, base: Capture, out: Tensor | None = None
-    ) -> Float[Tensor, "sender batch token d_model"]:
-        """Reference minus base output of every sender: what ablating all of its edges adds.
+    def deltas(self, batch: Batch, base: Capture) -> list[Factored]:
+        """Reference minus base output of every stage's senders: what ablating all of their edges adds.
 
-        Between two runs the difference is taken in the narrow compact forms, and expanded once.
-
-        Args:
-            batch: the pairs.
-            base: their base run.
-            out: room of an earlier batch, used again if it has the right shape.
+        Between two runs the difference is taken in the narrow compact forms.
         """
         made = self.make(batch, base)
-        width = len(batch.rows)
-        room = out if out is not None and out.shape[1] == width else None
+        stages = self.model.stages
         if isinstance(made, Tensor):
-            return torch.sub(made, outputs(self.model.stages, base.compacts, room), out=room)
-        between = (*map(torch.sub, made[:-1], base.compacts[:-1]), made[-1])
-        return outputs(self.model.stages, between, room)
+            return by_stage(self.model.graph, made - outputs(stages, base.compacts))
+        return differences(stages, made, base.compacts)
 
 
 def reference_source(prepared: PreparedTask, batch_size: int) -> References:

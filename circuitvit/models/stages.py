@@ -28,7 +28,7 @@ from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
-from circuitvit.models.compact_gradient import CompactGradient
+from circuitvit.models.factored import Factored
 from circuitvit.models.rules import BackwardRules
 
 __all__ = ["Reads", "Stage", "repeated"]
@@ -94,19 +94,23 @@ class Stage(ABC):
         return stream + self.total(compact)
 
     @abstractmethod
+    def factored(self, compact: Tensor) -> Factored:
+        """Each sender's own output, linear in `compact`; with the constant they sum to `total(compact)`."""
+
     def expand(
         self, compact: Tensor, out: Tensor | None = None
     ) -> Float[Tensor, "sender batch token d_model"]:
-        """Each sender's own output; together with the constant they sum to `total(compact)`.
+        """Each sender's own output.
 
         Args:
             compact: from `write`.
             out: room for the result, which is then written there and returned.
         """
+        return self.factored(compact).expand(out)
 
     def pull_back(
         self, stream: Float[Tensor, "batch token d_model"], reads: Reads, d_reads: Reads
-    ) -> CompactGradient:
+    ) -> Factored:
         """The gradient at each receiver's own input, from the gradient at the reads.
 
         This literal version differentiates `read_each` with a copy of the stream for every receiver;
@@ -122,7 +126,7 @@ class Stage(ABC):
         with torch.enable_grad():
             each = self.read_each(streams, range(n_receivers))
         (gradient,) = torch.autograd.grad(each, streams, d_reads)
-        return CompactGradient(gradient)
+        return Factored(gradient)
 
     def local_effects(
         self,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.answers import attention_answers, mlp_answers
-from circuitvit.models.compact_gradient import CompactGradient
+from circuitvit.models.factored import Factored
 from circuitvit.models.norms import Norm, norm_of, ruled_norm, ruled_part
 from circuitvit.models.rules import BackwardRules, damped, ruled_attention, ruled_mlp, with_children
 from circuitvit.models.stages import Reads, Stage
@@ -60,8 +60,8 @@ class EmbeddingStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         return compact
 
-    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
-        return _into(out, compact[None])
+    def factored(self, compact: Tensor) -> Factored:
+        return Factored(compact[None])
 
     def with_rules(self, rules: BackwardRules) -> EmbeddingStage:
         return self  # no gradient passes it
@@ -188,27 +188,22 @@ class AttentionStage(Stage):
     def add(self, stream: Tensor, compact: Tensor) -> Tensor:
         return stream[:, : self.queries] + self.total(compact)
 
-    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
-        joined = rearrange(compact, "b head t k -> head (b t) k")
-        shape = (len(self.heads), compact.shape[0], compact.shape[2], self._out_weight.shape[-1])
-        if out is None or not out.is_contiguous():
-            return _into(out, torch.bmm(joined, self._out_weight).view(shape))
-        torch.bmm(joined, self._out_weight, out=out.view(len(self.heads), -1, shape[-1]))
-        return out
+    def factored(self, compact: Tensor) -> Factored:
+        return Factored(compact.transpose(0, 1), self._out_weight)
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Factored:
         weight, offset = self._folded
         x_hat, inverse = self.norm.standardise(stream)
         tokens = stream.shape[1]
-        narrow = self._by_receiver(d_reads, tokens) * inverse
+        narrow = self._by_receiver(d_reads, tokens).mul_(inverse)
         if not self.norm.bends:
-            return CompactGradient(narrow, weight)
-        values = self._by_receiver(reads, tokens) - offset[:, None, None, :]
-        along = (narrow * values).sum(dim=-1, keepdim=True) / stream.shape[-1]
-        return CompactGradient(narrow, weight, (along,), (x_hat,))
+            return Factored(narrow, weight)
+        values = self._by_receiver(reads, tokens).sub_(offset[:, None, None, :])
+        along = values.mul_(narrow).sum(dim=-1, keepdim=True) / stream.shape[-1]
+        return Factored(narrow, weight, (along,), (x_hat,))
 
     def _by_receiver(self, reads: Reads, tokens: int) -> Float[Tensor, "receiver batch token d_head"]:
-        """The reads stacked; queries that were not asked for are 0."""
+        """The reads stacked, in memory of their own; queries that were not asked for are 0."""
         query, key, value = reads
         query = F.pad(query, (0, 0, 0, tokens - query.shape[2]))
         return torch.stack((query, key, value)).transpose(1, 2).flatten(0, 1)
@@ -270,11 +265,11 @@ class MLPStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         return compact
 
-    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
-        return _into(out, compact[None])
+    def factored(self, compact: Tensor) -> Factored:
+        return Factored(compact[None])
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
-        return CompactGradient(self.norm.pull_back(stream, d_reads[0])[None])
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Factored:
+        return Factored(self.norm.pull_back(stream, d_reads[0])[None])
 
     def local_effects(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
@@ -319,11 +314,11 @@ class ReadoutStage(Stage):
     def total(self, compact: Tensor) -> Tensor:
         raise NotImplementedError("the readout adds nothing to the stream")
 
-    def expand(self, compact: Tensor, out: Tensor | None = None) -> Tensor:
+    def factored(self, compact: Tensor) -> Factored:
         raise NotImplementedError("the readout has no senders")
 
-    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> CompactGradient:
-        return CompactGradient(d_reads[0][None])
+    def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Factored:
+        return Factored(d_reads[0][None])
 
 
 def _project(
@@ -333,10 +328,6 @@ def _project(
     if streams.is_contiguous():
         return torch.bmm(streams.flatten(1, 2), weight).view(*streams.shape[:3], -1)
     return torch.stack([torch.bmm(image, weight) for image in streams.unbind(1)], dim=1)
-
-
-def _into(out: Tensor | None, result: Tensor) -> Tensor:
-    return result if out is None else out.copy_(result)
 
 
 # -- from module to stages -----------------------------------------------------------------------
