@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.graph.topology import EdgeMask, Graph
+from circuitvit.graph.topology import EdgeMask, Graph, StageNodes
 
 __all__ = [
     "EVERYWHERE",
@@ -42,11 +42,8 @@ def reached_senders(graph: Graph, kept: EdgeMask) -> EdgeMask:
         if not stage.receivers:
             heard[senders] = True
             continue
-        arrives: EdgeMask = np.any(kept[:, receivers] & heard[:, None, :], axis=0)
-        _spread(stage.mixes, arrives)
-        for arrived, fed in zip(arrives, stage.feeds or (), strict=True):
-            for sender in fed:
-                heard[senders.start + sender] |= arrived
+        arrives = _spread(stage, np.any(kept[:, receivers] & heard[:, None, :], axis=0))
+        heard[senders] |= np.any(stage.feeding[:, :, None] & arrives[:, None, :], axis=0)
     return heard
 
 
@@ -62,11 +59,11 @@ def needed_senders(graph: Graph, kept: EdgeMask, leading: bool) -> NDArray[np.in
         kept: `(sender, receiver, group)`.
         leading: whether the readouts read the leading tokens alone.
     """
-    needed = np.any(kept & live_receivers(graph, kept)[None], axis=(1, 2))
-    apart = np.repeat(np.any(kept, axis=2, keepdims=True), 2, axis=2)
-    reads = np.array([True, not leading])
-    beyond = np.any(
-        apart & live_receivers(graph.with_groups(("leading", "rest")), apart, reads)[None], axis=1
+    apart = np.repeat(np.any(kept, axis=2, keepdims=True), 2, axis=2)  # the leading tokens, and the others
+    beyond = np.any(apart & live_receivers(graph, apart, np.array([True, not leading]))[None], axis=1)
+    # A path to a readout reaches it at the leading tokens, so that with one group these say it all.
+    needed = (
+        beyond[:, 0] if kept.shape[2] == 1 else np.any(kept & live_receivers(graph, kept)[None], axis=(1, 2))
     )
     return np.where(needed, np.where(beyond[:, 1], EVERYWHERE, LEADING), NEVER).astype(np.int8)
 
@@ -76,27 +73,21 @@ def live_receivers(graph: Graph, kept: EdgeMask, reads: NDArray[np.bool_] | None
 
     Args:
         graph: the graph.
-        kept: `(sender, receiver, group)`.
+        kept: `(sender, receiver, group)`, of any groups of tokens, not only the graph's.
         reads: the groups that readouts read; by default all.
     """
-    leads = np.zeros((len(graph.receivers), len(graph.groups)), dtype=bool)
+    leads = np.zeros(kept.shape[1:], dtype=bool)
     backwards = list(zip(graph.stages, graph.sender_slices, graph.receiver_slices, strict=True))[::-1]
     for stage, senders, receivers in backwards:
         if not stage.senders:
             leads[receivers] = True if reads is None else reads
             continue
-        wanted: EdgeMask = np.any(kept[senders] & leads[None, :, :], axis=1)
-        onward = np.zeros((len(stage.receivers), len(graph.groups)), dtype=bool)
-        for index, fed in enumerate(stage.feeds or ()):
-            for sender in fed:
-                onward[index] |= wanted[sender]
-        _spread(stage.mixes, onward)
-        leads[receivers] = onward
+        downstream = slice(receivers.stop, None)
+        wanted = np.any(kept[senders, downstream] & leads[None, downstream], axis=1)
+        leads[receivers] = _spread(stage, np.any(stage.feeding[:, :, None] & wanted[None], axis=1))
     return leads
 
 
-def _spread(mixes: tuple[bool, ...] | None, by_group: EdgeMask) -> None:
-    """Let what a mixing receiver has at one group count for every group, in place `(receiver, group)`."""
-    for index, mixing in enumerate(mixes or ()):
-        if mixing:
-            by_group[index] = by_group[index].any()
+def _spread(stage: StageNodes, by_group: EdgeMask) -> EdgeMask:
+    """What mixing receivers have at one group counted for every group, `(receiver, group)`."""
+    return by_group | (stage.mixing[:, None] & by_group.any(axis=1, keepdims=True))

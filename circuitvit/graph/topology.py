@@ -66,6 +66,22 @@ class StageNodes:
         if self.mixes is None:
             object.__setattr__(self, "mixes", (True,) * len(self.receivers))
 
+    @cached_property
+    def feeding(self) -> NDArray[np.bool_]:
+        """`(receiver, sender)`: whether the sender depends on what the receiver reads. Read-only."""
+        feeding = np.zeros((len(self.receivers), len(self.senders)), dtype=bool)
+        for receiver, fed in enumerate(self.feeds or ()):
+            feeding[receiver, list(fed)] = True
+        feeding.setflags(write=False)
+        return feeding
+
+    @cached_property
+    def mixing(self) -> NDArray[np.bool_]:
+        """`mixes` as an array, read-only."""
+        mixing = np.array(self.mixes, dtype=bool)
+        mixing.setflags(write=False)
+        return mixing
+
 
 @dataclass(frozen=True)
 class Graph:
