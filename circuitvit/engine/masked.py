@@ -54,6 +54,7 @@ class Sources:
         graph: the model's graph with the task's token groups.
         base: the captured run that is intervened on.
         reference: every sender's reference output.
+        compacts: the same in compact form, for each stage; None where it is not what a run writes.
         members: token group of each token, `(token,)` or `(batch, token)`; None for one group.
     """
 
@@ -61,6 +62,7 @@ class Sources:
     graph: Graph
     base: Capture
     reference: Float[Tensor, "sender batch token d_model"]
+    compacts: tuple[Tensor, ...] | None = None
     members: Tensor | None = None
     _known: dict[int, Reads] = field(default_factory=dict, init=False, repr=False)
 
@@ -108,13 +110,11 @@ class Workspace:
 
     def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
         """Take in what the senders of a piece wrote."""
-        rows, tokens, changes = piece.senders, compact.shape[-2], self.changes[1:]
-        if rows[-1] - rows[0] + 1 == len(rows):
-            block = slice(rows[0], rows[-1] + 1)
-            out = changes[block, :, :tokens]
-            piece.stage.expand(compact, out).sub_(sources.reference[block, :, :tokens])
+        tokens, changes = compact.shape[-2], self.changes[1:]
+        if isinstance(piece.rows, slice):
+            piece.changes(sources, compact, out=changes[piece.rows, :, :tokens])
         else:
-            changes[rows, :, :tokens] = piece.stage.expand(compact).sub_(sources.reference[rows, :, :tokens])
+            changes[piece.rows, :, :tokens] = piece.changes(sources, compact)
 
 
 def new_workspace(sources: Sources) -> Workspace:
@@ -166,6 +166,33 @@ class Piece:
     senders: NDArray[np.intp]
     receivers: list[int]
     tokens: int
+
+    @cached_property
+    def rows(self) -> slice | NDArray[np.intp]:
+        """`senders`, as a slice where they follow each other."""
+        first, last = self.senders[0], self.senders[-1]
+        return slice(first, last + 1) if last - first + 1 == len(self.senders) else self.senders
+
+    def changes(
+        self, sources: Sources, compact: Tensor, count: int = 1, out: Tensor | None = None
+    ) -> Float[Tensor, "sender image token d_model"]:
+        """What the senders wrote minus their reference outputs, taken where it is narrow if it can be.
+
+        Args:
+            sources: of the run.
+            compact: from the stage's `write`, for `count` candidates of the batch one after the other.
+            count: of candidates.
+            out: room for the result.
+        """
+        tokens = compact.shape[-2]
+        if sources.compacts is not None:
+            (own,) = self.stage.pick((sources.compacts[self.index],))
+            between = compact.view(count, -1, *compact.shape[1:]) - own[..., :tokens, :]
+            return self.stage.expand(between.flatten(0, 1), out)
+        made = self.stage.expand(compact, out)
+        reference = sources.reference[self.rows, None, :, :tokens]
+        made.view(len(made), count, -1, *made.shape[2:]).sub_(reference)
+        return made
 
 
 def pieces(sources: Sources, index: int, need: NDArray[np.int8]) -> Iterator[Piece]:

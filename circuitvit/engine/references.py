@@ -33,10 +33,12 @@ class References:
     model: Model
     make: Callable[[Batch, Capture], Reference]
 
-    def outputs(self, batch: Batch, base: Capture) -> Float[Tensor, "sender batch token d_model"]:
-        """What every sender writes on ablated edges."""
+    def outputs(
+        self, batch: Batch, base: Capture
+    ) -> tuple[Float[Tensor, "sender batch token d_model"], tuple[Tensor, ...] | None]:
+        """What every sender writes on ablated edges; and in compact form, where that is what a run writes."""
         made = self.make(batch, base)
-        return made if isinstance(made, Tensor) else outputs(self.model.stages, made)
+        return (made, None) if isinstance(made, Tensor) else (outputs(self.model.stages, made), made)
 
     def deltas(self, batch: Batch, base: Capture) -> list[Factored]:
         """Reference minus base output of every stage's senders: what ablating all of their edges adds.

@@ -81,9 +81,8 @@ class Replay:
             if step.piece.stage.is_readout:
                 self.changes = changes
                 return compact.view(count, batch, -1)
-            rows, tokens = changes[written : written + len(step.piece.senders)], compact.shape[-2]
-            reference = self.sources.reference[step.piece.senders, :, :tokens].repeat(1, count, 1, 1)
-            step.piece.stage.expand(compact, rows[:, :, :tokens]).sub_(reference)
+            rows = changes[written : written + len(step.piece.senders), :, : compact.shape[-2]]
+            step.piece.changes(self.sources, compact, count, out=rows)
             written += len(rows)
         raise AssertionError("a model ends with its readout")
 

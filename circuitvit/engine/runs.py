@@ -75,8 +75,8 @@ def batch_runs(prepared: PreparedTask, batch_size: int) -> Iterator[BatchRun]:
     for batch in prepared.batches(batch_size):
         base = capture(model, batch.base)
         check_logits(base.logits, batch)
-        reference = references.outputs(batch, base)
-        sources = Sources(model, prepared.graph, base, reference, batch.members)
+        reference, compacts = references.outputs(batch, base)
+        sources = Sources(model, prepared.graph, base, reference, compacts, batch.members)
         yield BatchRun(prepared, batch, sources, clean_logits(prepared, batch, base.logits))
 
 

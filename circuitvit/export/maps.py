@@ -18,7 +18,7 @@ from torch import Tensor
 from circuitvit.engine.capture import capture
 from circuitvit.errors import OptionError
 from circuitvit.models import Model
-from circuitvit.models.timm_vit import AttentionStage
+from circuitvit.models.attention import AttentionStage
 from circuitvit.tasks import PreparedTask, Task
 
 __all__ = ["HeadMap", "Maps", "Side", "maps_of"]

@@ -187,7 +187,10 @@ class Stage(ABC):
         return self
 
     def pick(self, reads: Reads) -> Reads:
-        """Out of the reads of the stage that this one was cut from by `restrict`, its own."""
+        """Out of the reads of the stage that this one was cut from by `restrict`, its own.
+
+        The same for what the stage wrote, in compact form.
+        """
         return reads
 
     @property
