@@ -58,6 +58,10 @@ class Replay:
         self.changes: Tensor | None = None
         with torch.no_grad():
             self.steps = list(self._steps(kept))
+            piece = self.steps[0].piece  # of all tokens that any piece of the stage is run at
+            self.heard = kept[: sources.graph.sender_slices[piece.index].start, [receiver]].copy()
+            self.stream = summed(sources, piece, self.heard, room).clone()
+        self.candidates, self.streams = self.heard, self.stream
 
     @torch.no_grad()
     def __call__(self, heard: EdgeMask) -> Float[Tensor, "candidate batch class"]:
@@ -70,10 +74,10 @@ class Replay:
         changes = self.room.changes.new_empty(
             len(self.answering), count * batch, *self.room.changes.shape[2:]
         )
-        written = 0
+        self.candidates, self.streams, written = heard, self._seen(heard), 0
         for step in self.steps:
             if step.still is None:
-                streams = summed(self.sources, step.piece, heard, self.room).flatten(0, 1)[None]
+                streams = self.streams[:, :, : step.piece.tokens].flatten(0, 1)[None]
             else:
                 streams = self._moved(step, changes[:written], count)
             reads = step.piece.stage.read_each(streams, step.hearing, repeated(step.known, count))
@@ -92,6 +96,18 @@ class Replay:
         batch = self.sources.reference.shape[1]
         rows = [1 + sender for sender in self.answering]
         self.room.changes[rows] = self.changes[:, candidate * batch : (candidate + 1) * batch]
+        self.heard, self.stream = self.candidates[:, [candidate]], self.streams[[candidate]]
+
+    def _seen(self, heard: EdgeMask) -> Float[Tensor, "candidate batch token d_model"]:
+        """What the receiver sees: its present stream, with the few senders added or taken off that differ."""
+        differ = np.flatnonzero((heard != self.heard).any(axis=(1, 2)))
+        if not len(differ):
+            return self.stream.expand(heard.shape[1], *self.stream.shape[1:])
+        weights = heard[differ].astype(np.int8) - self.heard[differ].astype(np.int8)
+        tokens, members = self.stream.shape[2], self.sources.members
+        rows = self.room.changes[1 + differ, :, :tokens]
+        members = None if members is None else members[..., :tokens]
+        return mix(torch.from_numpy(weights).to(rows), rows, members).add_(self.stream)
 
     def _steps(self, kept: EdgeMask) -> Iterator[_Step]:
         """What answers, stage after stage; `answering` grows on the way."""

@@ -81,9 +81,7 @@ class AttentionStage(Stage):
     @cached_property
     def _chosen(self) -> slice | list[int]:
         """The heads' places, as a slice where they follow each other."""
-        first, last = self.heads[0], self.heads[-1]
-        follow = self.heads == tuple(range(first, last + 1))
-        return slice(first, last + 1) if follow else list(self.heads)
+        return _places(self.heads)
 
     @cached_property
     def _qkv_weight(self) -> Float[Tensor, "receiver d_head d_model"]:
@@ -147,16 +145,27 @@ class AttentionStage(Stage):
         if seen != list(range(len(streams))):
             streams, inverse = streams[seen], inverse[seen]
         if len(seeing) < len(source):
-            weight, offset = weight[seeing], offset[seeing]
+            weight, offset = weight[_places(seeing)], offset[_places(seeing)]
         # The norm comes after the projection, where the stream is d_head wide: nothing normed is written.
         projected = _project(streams, weight.transpose(1, 2))
         projected = torch.addcmul(offset[:, None, None, :], projected, inverse)
-        if len(seeing) < len(source):
-            projected = self._by_receiver(known, streams.shape[2]).index_copy(
-                0, torch.tensor(seeing, device=streams.device), projected
-            )
-        split: Tensor = rearrange(projected, "(port head) b t k -> port b head t k", port=3)
-        return self._asked(split.unbind(0))
+        return self._with_known(projected, seeing, known)
+
+    def _with_known(
+        self, projected: Float[Tensor, "seeing batch token d_head"], seeing: Sequence[int], known: Reads
+    ) -> Reads:
+        """Queries, keys and values: projected for some receivers, known for the others."""
+        reads, done = [], 0
+        for port, before in enumerate(known or (None, None, None)):
+            first, tokens = port * len(self.heads), self.queries if port == 0 else None
+            mine = [place - first for place in seeing if first <= place < first + len(self.heads)]
+            read = projected[done : done + len(mine), :, :tokens].transpose(0, 1)
+            done += len(mine)
+            if before is not None and len(mine) < len(self.heads):
+                before = before[:, :, :tokens]
+                read = before.index_copy(1, torch.tensor(mine, device=read.device), read) if mine else before
+            reads.append(read)
+        return tuple(reads)
 
     def pick(self, reads: Reads) -> Reads:
         return reads if self.has_all else tuple(read[:, self._chosen] for read in reads)
@@ -164,7 +173,7 @@ class AttentionStage(Stage):
     def _asked(self, reads: Reads) -> Reads:
         """The reads with only the queries that are asked for."""
         query, *rest = reads
-        return (query if self.queries is None else query[:, :, : self.queries], *rest)
+        return (query[:, :, : self.queries], *rest)
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         query, key, value = reads
@@ -228,6 +237,13 @@ class AttentionStage(Stage):
         norm = ruled_norm(self.norm, rules)
         stage = AttentionStage(self.layer, norm, attention, self.gamma, rules)
         return stage.part(self.heads, self.queries)
+
+
+def _places(numbers: Sequence[int]) -> slice | list[int]:
+    """Places to index with: a slice, which copies nothing, where they follow each other."""
+    first, last = numbers[0], numbers[-1]
+    follow = list(numbers) == list(range(first, last + 1))
+    return slice(first, last + 1) if follow else list(numbers)
 
 
 def _project(

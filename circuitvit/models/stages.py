@@ -42,7 +42,10 @@ Each tensor has the batch as its first dimension.
 
 def repeated(reads: Reads, count: int) -> Reads:
     """The reads of the same images `count` times over, for as many candidates."""
-    return tuple(read.repeat(count, *(1,) * (read.ndim - 1)) for read in reads)
+    return tuple(  # of a single image no copies are made
+        read.expand(count, *read.shape[1:]) if len(read) == 1 else read.repeat(count, *(1,) * (read.ndim - 1))
+        for read in reads
+    )
 
 
 class Stage(ABC):
