@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitvit.graph import StageNodes
 from circuitvit.models.answers import attention_answers
-from circuitvit.models.factored import Factored
+from circuitvit.models.factored import Factored, products
 from circuitvit.models.norms import Norm, ruled_norm, ruled_part
 from circuitvit.models.rules import BackwardRules, ruled_attention, with_children
 from circuitvit.models.stages import Reads, Stage
@@ -251,5 +251,5 @@ def _project(
 ) -> Float[Tensor, "receiver batch token d_head"]:
     """Each receiver's stream times its own weight; image by image where the streams lie so in memory."""
     if streams.is_contiguous():
-        return torch.bmm(streams.flatten(1, 2), weight).view(*streams.shape[:3], -1)
-    return torch.stack([torch.bmm(image, weight) for image in streams.unbind(1)]).transpose(0, 1)
+        return products(streams.flatten(1, 2), weight).view(*streams.shape[:3], -1)
+    return torch.stack([products(image, weight) for image in streams.unbind(1)]).transpose(0, 1)

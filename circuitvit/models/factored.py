@@ -14,7 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Factored"]
+__all__ = ["Factored", "products"]
+
+IDLE = 1.15
+"""Share of time from which cores that wait for the last of a batch of matrix products are worth avoiding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +93,31 @@ class Factored:
             if self.weight is None:
                 out.copy_(self.narrow)
             else:
-                torch.bmm(self.narrow.flatten(1, -2), self.weight, out=out.view(len(out), -1, out.shape[-1]))
+                products(self.narrow.flatten(1, -2), self.weight, out.view(len(out), -1, out.shape[-1]))
             for along, x_hat in terms:
                 out.addcmul_(x_hat, along, value=-1.0)
             return out
         made = self.narrow
         if self.weight is not None:
-            made = torch.bmm(self.narrow.flatten(1, -2), self.weight).view(self.shape)
+            made = products(self.narrow.flatten(1, -2), self.weight).view(self.shape)
         for along, x_hat in terms:
             made = torch.addcmul(made, x_hat, along, value=-1.0)
         return made if out is None else out.copy_(made)
+
+
+def products(
+    left: Float[Tensor, "row place inner"], right: Float[Tensor, "row inner width"], out: Tensor | None = None
+) -> Float[Tensor, "row place width"]:
+    """The matrix product of each row, written into `out` if given; differentiable otherwise.
+
+    On the CPU a batched product gives each core whole matrices. Where that leaves cores idle at the end, as
+    with three matrices for two of them, all cores work on one matrix after the other.
+    """
+    count, cores = len(left), 1 if left.is_cuda else torch.get_num_threads()
+    if -(-count // cores) * cores <= IDLE * count:
+        return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
+    if out is None:
+        return torch.stack([torch.mm(one, other) for one, other in zip(left, right, strict=True)])
+    for one, other, room in zip(left, right, out, strict=True):
+        torch.mm(one, other, out=room)
+    return out

@@ -53,7 +53,7 @@ Divergence = Literal["kl", "metric"]
 CLOSE = 1e-4
 """How near to `tau`, as a share of what is measured, rounding could decide."""
 
-CPU_IMAGES, GPU_IMAGES = 2, 64
+CPU_IMAGES, GPU_IMAGES = 4, 64
 """Predicted states times pairs that run at once."""
 
 NEGLIGIBLE = 1e-6
@@ -149,18 +149,22 @@ class _Visit:
         self.judge, self.kept, self.receiver = judge, kept, receiver
         self.tau, self.current = tau, current
         self.replays = judge.replays(kept, receiver)
+        self.pace = judge.at_once
         self.goes: dict[tuple[int, int], bool] = {}  # predictions from runs that started from a wrong one
 
     def decide(self) -> float:
         """Test every edge, and give the divergence of the mask that is left."""
         left = [(int(sender), int(group)) for sender, group in np.argwhere(self.kept[:, self.receiver])[::-1]]
         while left:
-            ahead = left[: self.judge.at_once]
+            ahead = left[: self.pace]
             done, accepted = self._accept(ahead, self.judge.divergences(self.replays, self._states(ahead)))
             if accepted is not None:
                 for replay in self.replays:
                     replay.commit(accepted)
             left = left[done:]
+            self.pace = (
+                min(2 * self.pace, self.judge.at_once) if done == len(ahead) else max(1, self.pace // 4)
+            )
         return self.current
 
     def _states(self, ahead: list[tuple[int, int]]) -> EdgeMask:
