@@ -4,7 +4,7 @@ from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
 from circuitvit.engine.capture import Capture, by_stage, capture, check_logits, differences, outputs, run_from
 from circuitvit.engine.contraction import add_products
 from circuitvit.engine.gradients import Gradients, gradients
-from circuitvit.engine.masked import Sources, masked_run, new_workspace
+from circuitvit.engine.masked import masked_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.processes import joined, launched, own_share, summed
 from circuitvit.engine.progress import progress_bar
@@ -23,7 +23,9 @@ from circuitvit.engine.runs import (
 )
 from circuitvit.engine.slopes import output_gradients, stream_gradients
 from circuitvit.engine.soft import soft_run
+from circuitvit.engine.sources import Sources
 from circuitvit.engine.state import Saved, StateFile
+from circuitvit.engine.sums import new_workspace
 
 __all__ = [
     "BatchRun",

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.engine.masked import Piece, Sources, Workspace, mix, piece_reads, pieces, summed
+from circuitvit.engine.masked import piece_reads
+from circuitvit.engine.sources import Piece, Sources, pieces
+from circuitvit.engine.sums import Workspace, mix, summed
 from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import NEVER, needed_senders
 from circuitvit.models import Reads, repeated
@@ -30,6 +32,7 @@ class _Step:
     Attributes:
         piece: the part of a stage that is run.
         hearing: for each receiver of the piece the number of its stream; -1 if it hears no change.
+        tokens: how many of the first tokens the hearing receivers read.
         known: what the receivers read at present; looked at for those that hear no change.
         still: what the hearing receivers hear of senders that do not answer; None at the receiver itself.
         weights: `(answering sender before, hearing receiver, group)`: the kept edges between them.
@@ -37,6 +40,7 @@ class _Step:
 
     piece: Piece
     hearing: list[int]
+    tokens: int
     known: Reads
     still: Float[Tensor, "receiver batch token d_model"] | None
     weights: Float[Tensor, "sender receiver group"] | None
@@ -58,9 +62,10 @@ class Replay:
         self.changes: Tensor | None = None
         with torch.no_grad():
             self.steps = list(self._steps(kept))
-            piece = self.steps[0].piece  # of all tokens that any piece of the stage is run at
-            self.heard = kept[: sources.graph.sender_slices[piece.index].start, [receiver]].copy()
-            self.stream = summed(sources, piece, self.heard, room).clone()
+            index = sources.graph.receiver_stages[receiver]
+            tokens = max(step.tokens for step in self.steps if step.still is None)
+            self.heard = kept[: sources.graph.sender_slices[index].start, [receiver]].copy()
+            self.stream = summed(sources, index, tokens, self.heard, room).clone()
         self.candidates, self.streams = self.heard, self.stream
 
     @torch.no_grad()
@@ -77,7 +82,7 @@ class Replay:
         self.candidates, self.streams, written = heard, self._seen(heard), 0
         for step in self.steps:
             if step.still is None:
-                streams = self.streams[:, :, : step.piece.tokens].flatten(0, 1)[None]
+                streams = self.streams[:, :, : step.tokens].flatten(0, 1)[None]
             else:
                 streams = self._moved(step, changes[:written], count)
             reads = step.piece.stage.read_each(streams, step.hearing, repeated(step.known, count))
@@ -131,15 +136,18 @@ class Replay:
         places = [receiver for receiver in piece.receivers if receiver in hearing]
         numbers = {receiver: number for number, receiver in enumerate(places)}
         source = [numbers.get(receiver, -1) for receiver in piece.receivers]
+        by_tokens = piece.by_tokens.items()
+        tokens = max(count for count, mine in by_tokens if any(source[number] >= 0 for number in mine))
         known = piece_reads(self.sources, piece, kept, self.room) if -1 in source else ()
         if is_first:
-            return _Step(piece, source, known, None, None)
+            return _Step(piece, source, tokens, known, None, None)
         upstream = kept[: self.sources.graph.sender_slices[piece.index].start, places]
         others = upstream.copy()
         others[self.answering] = False
-        still = summed(self.sources, piece, others, self.room).clone(memory_format=torch.contiguous_format)
+        still = summed(self.sources, piece.index, tokens, others, self.room)
+        still = still.clone(memory_format=torch.contiguous_format)
         weights = torch.from_numpy(upstream[self.answering]).to(still)
-        return _Step(piece, source, known, still, weights)
+        return _Step(piece, source, tokens, known, still, weights)
 
     def _moved(
         self, step: _Step, changes: Tensor, count: int
@@ -147,7 +155,7 @@ class Replay:
         """The streams of the hearing receivers, given the changes of the answering senders so far."""
         assert step.still is not None, "at the receiver itself nothing has answered yet"
         assert step.weights is not None, "these come together"
-        tokens, members = step.piece.tokens, self.sources.members
+        tokens, members = step.tokens, self.sources.members
         if members is not None:
             members = members[..., :tokens].repeat(count, 1) if members.ndim == 2 else members[:tokens]
         moved = mix(step.weights, changes[: len(step.weights), :, :tokens], members)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
 from circuitvit.engine.capture import Capture, capture, check_logits
-from circuitvit.engine.masked import Sources, masked_run
+from circuitvit.engine.masked import masked_run
 from circuitvit.engine.progress import progress_bar
 from circuitvit.engine.references import reference_source
+from circuitvit.engine.sources import Sources
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model

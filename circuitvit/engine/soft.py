@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from circuitvit.engine.masked import Sources, mix
+from circuitvit.engine.sources import Sources
+from circuitvit.engine.sums import mix
 
 __all__ = ["soft_run"]
 
