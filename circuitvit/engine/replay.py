@@ -90,8 +90,11 @@ class Replay:
             if step.piece.stage.is_readout:
                 self.changes = changes
                 return compact.view(count, batch, -1)
-            rows = changes[written : written + len(step.piece.senders), :, : compact.shape[-2]]
-            step.piece.changes(self.sources, compact, count, out=rows)
+            rows, tokens = changes[written : written + len(step.piece.senders)], compact.shape[-2]
+            step.piece.changes(self.sources, compact, count, out=rows[:, :, :tokens])
+            rows[:, :, tokens:] = (
+                0  # nobody hears them there, but nothing times what was in memory may be NaN
+            )
             written += len(rows)
         raise AssertionError("a model ends with its readout")
 
