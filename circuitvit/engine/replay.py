@@ -62,11 +62,6 @@ class Replay:
         self.changes: Tensor | None = None
         with torch.no_grad():
             self.steps = list(self._steps(kept))
-            index = sources.graph.receiver_stages[receiver]
-            tokens = max(step.tokens for step in self.steps if step.still is None)
-            self.heard = kept[: sources.graph.sender_slices[index].start, [receiver]].copy()
-            self.stream = summed(sources, index, tokens, self.heard, room).clone()
-        self.candidates, self.streams = self.heard, self.stream
 
     @torch.no_grad()
     def __call__(self, heard: EdgeMask) -> Float[Tensor, "candidate batch class"]:
@@ -79,10 +74,11 @@ class Replay:
         changes = self.room.changes.new_empty(
             len(self.answering), count * batch, *self.room.changes.shape[2:]
         )
-        self.candidates, self.streams, written = heard, self._seen(heard), 0
+        written = 0
         for step in self.steps:
             if step.still is None:
-                streams = self.streams[:, :, : step.tokens].flatten(0, 1)[None]
+                streams = summed(self.sources, step.piece.index, step.tokens, heard, self.room)
+                streams = streams.flatten(0, 1)[None]
             else:
                 streams = self._moved(step, changes[:written], count)
             reads = step.piece.stage.read_each(streams, step.hearing, repeated(step.known, count))
@@ -92,9 +88,7 @@ class Replay:
                 return compact.view(count, batch, -1)
             rows, tokens = changes[written : written + len(step.piece.senders)], compact.shape[-2]
             step.piece.changes(self.sources, compact, count, out=rows[:, :, :tokens])
-            rows[:, :, tokens:] = (
-                0  # nobody hears them there, but nothing times what was in memory may be NaN
-            )
+            rows[:, :, tokens:] = 0  # nobody hears them there, but nothing times old memory may be NaN
             written += len(rows)
         raise AssertionError("a model ends with its readout")
 
@@ -104,18 +98,6 @@ class Replay:
         batch = self.sources.reference.shape[1]
         rows = [1 + sender for sender in self.answering]
         self.room.changes[rows] = self.changes[:, candidate * batch : (candidate + 1) * batch]
-        self.heard, self.stream = self.candidates[:, [candidate]], self.streams[[candidate]]
-
-    def _seen(self, heard: EdgeMask) -> Float[Tensor, "candidate batch token d_model"]:
-        """What the receiver sees: its present stream, with the few senders added or taken off that differ."""
-        differ = np.flatnonzero((heard != self.heard).any(axis=(1, 2)))
-        if not len(differ):
-            return self.stream.expand(heard.shape[1], *self.stream.shape[1:])
-        weights = heard[differ].astype(np.int8) - self.heard[differ].astype(np.int8)
-        tokens, members = self.stream.shape[2], self.sources.members
-        rows = self.room.changes[1 + differ, :, :tokens]
-        members = None if members is None else members[..., :tokens]
-        return mix(torch.from_numpy(weights).to(rows), rows, members).add_(self.stream)
 
     def _steps(self, kept: EdgeMask) -> Iterator[_Step]:
         """What answers, stage after stage; `answering` grows on the way."""

@@ -42,5 +42,5 @@ def visit(run: BatchRun, kept: EdgeMask, receiver: int, room: Workspace, random:
         found = replay(heard)
         for candidate in range(count):
             kept[:upstream, receiver] = heard[:, candidate]
-            assert_close(found[candidate], masked_run(run.sources, kept), 1e-6)
+            assert_close(found[candidate], masked_run(run.sources, kept), 1e-9)
         replay.commit(count - 1)
