@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuitvit.attribution.method import Settings, check_gradient, refuse_flat, require_gradient
 from circuitvit.engine import (
+    References,
     add_products,
     check_logits,
     clean_logits,
@@ -29,7 +30,7 @@ from circuitvit.engine import (
     progress_bar,
     reference_source,
 )
-from circuitvit.models import BackwardRules
+from circuitvit.models import BackwardRules, Model
 from circuitvit.tasks import Batch, PreparedTask
 
 __all__ = ["eap", "finished", "first_order", "new_total", "objective"]
@@ -54,19 +55,26 @@ def first_order(
     require_gradient(prepared, name)
     refuse_flat(prepared, name)
     model = prepared.model if rules is None else prepared.model.with_rules(rules)
-    source = model.stages[0]
     references = reference_source(prepared, settings.batch_size)
     total = new_total(prepared)
     with progress_bar(len(prepared), name, settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
-            with torch.no_grad():
-                embedded = source.write(source.read(batch.base))
-            found = gradients(model, embedded, objective(prepared, batch))
-            check_logits(found.capture.logits, batch)
-            deltas = references.deltas(batch, found.capture)
-            add_products(total, prepared.graph, deltas, found.by_stage(), batch.members)
+            _add_batch(prepared, model, references, batch, total)
             bar.update(len(batch.rows))
     return finished(prepared, total)
+
+
+def _add_batch(
+    prepared: PreparedTask, model: Model, references: References, batch: Batch, total: Tensor
+) -> None:
+    """Add the scores of a batch; a function of its own, so that nothing of it is held during the next."""
+    source = model.stages[0]
+    with torch.no_grad():
+        embedded = source.write(source.read(batch.base))
+    found = gradients(model, embedded, objective(prepared, batch))
+    check_logits(found.capture.logits, batch)
+    deltas = references.deltas(batch, found.capture)
+    add_products(total, prepared.graph, deltas, found.by_stage(), batch.members)
 
 
 def new_total(prepared: PreparedTask) -> Tensor:

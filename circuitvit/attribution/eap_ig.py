@@ -9,6 +9,7 @@ Hanna, Pezzelle and Belinkov 2024, "Have faith in faithfulness", arXiv:2403.1780
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,9 +18,17 @@ from numpy.typing import NDArray
 
 from circuitvit.attribution.eap import finished, new_total, objective
 from circuitvit.attribution.method import Settings, require_gradient
-from circuitvit.engine import add_products, capture, check_logits, gradients, progress_bar, reference_source
+from circuitvit.engine import (
+    References,
+    add_products,
+    capture,
+    check_logits,
+    gradients,
+    progress_bar,
+    reference_source,
+)
 from circuitvit.models import Factored
-from circuitvit.tasks import PreparedTask
+from circuitvit.tasks import Batch, PreparedTask
 
 __all__ = ["Rule", "eap_ig", "eap_ig_gauss", "eap_ig_left", "path_nodes"]
 
@@ -63,24 +72,37 @@ def path_nodes(steps: int, rule: Rule) -> list[tuple[float, float]]:
 
 def _scores(prepared: PreparedTask, settings: Settings, rule: Rule) -> NDArray[np.float64]:
     require_gradient(prepared, "eap-ig")
-    model, graph = prepared.model, prepared.graph
     references = reference_source(prepared, settings.batch_size)
     nodes = path_nodes(settings.steps, rule)
     total = new_total(prepared)
     with progress_bar(len(prepared) * len(nodes), "eap-ig", settings.progress) as bar:
         for batch in prepared.batches(settings.batch_size):
-            base = capture(model, batch.base, essential=True)
-            check_logits(base.logits, batch)
-            deltas = references.deltas(batch, base)
-            embedded = base.compacts[0]
-            end = model.stages[0].total(embedded)
-            start = end + deltas[0].expand().sum(dim=0)
-            metric = objective(prepared, batch, base.logits)
-            average: list[Factored] = []
-            for place, weight in nodes:
-                found = gradients(model, embedded, metric, stream=torch.lerp(start, end, place))
-                step = [gradient.times(weight) for gradient in found.by_stage()]
-                average = [sum_ + more for sum_, more in zip(average, step, strict=True)] if average else step
-                bar.update(len(batch.rows))
-            add_products(total, graph, deltas, average, batch.members)
+            average, deltas = _average(prepared, references, batch, nodes, bar.update)
+            add_products(total, prepared.graph, deltas, average, batch.members)
+            del average, deltas  # not held during the next batch
     return finished(prepared, total)
+
+
+def _average(
+    prepared: PreparedTask,
+    references: References,
+    batch: Batch,
+    nodes: Sequence[tuple[float, float]],
+    advance: Callable[[int], object],
+) -> tuple[list[Factored], list[Factored]]:
+    """The weighted sum of the gradients at the nodes of a batch's path, and its senders' differences."""
+    model = prepared.model
+    base = capture(model, batch.base, essential=True)
+    check_logits(base.logits, batch)
+    deltas = references.deltas(batch, base)
+    embedded = base.compacts[0]
+    end = model.stages[0].total(embedded)
+    start = end + deltas[0].expand().sum(dim=0)
+    metric = objective(prepared, batch, base.logits)
+    average: list[Factored] = []
+    for place, weight in nodes:
+        found = gradients(model, embedded, metric, stream=torch.lerp(start, end, place))
+        step = [gradient.times(weight) for gradient in found.by_stage()]
+        average = [sum_ + more for sum_, more in zip(average, step, strict=True)] if average else step
+        advance(len(batch.rows))
+    return average, deltas

@@ -8,7 +8,7 @@ from circuitvit.engine.masked import masked_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.processes import joined, launched, own_share, summed
 from circuitvit.engine.progress import progress_bar
-from circuitvit.engine.references import reference_source
+from circuitvit.engine.references import References, reference_source
 from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import (
     BatchRun,
@@ -32,6 +32,7 @@ __all__ = [
     "Capture",
     "Evaluation",
     "Gradients",
+    "References",
     "Replay",
     "Saved",
     "Site",

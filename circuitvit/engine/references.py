@@ -48,7 +48,7 @@ class References:
         made = self.make(batch, base)
         stages = self.model.stages
         if isinstance(made, Tensor):
-            return by_stage(self.model.graph, made - outputs(stages, base.compacts))
+            return by_stage(self.model.graph, outputs(stages, base.compacts).neg_().add_(made))
         return differences(stages, made, base.compacts)
 
 

@@ -77,7 +77,7 @@ def batch_runs(prepared: PreparedTask, batch_size: int) -> Iterator[BatchRun]:
         base = capture(model, batch.base)
         check_logits(base.logits, batch)
         reference, compacts = references.outputs(batch, base)
-        sources = Sources(model, prepared.graph, base, reference, compacts, batch.members)
+        sources = Sources(model, prepared.graph, base, reference, batch.members, compacts)
         yield BatchRun(prepared, batch, sources, clean_logits(prepared, batch, base.logits))
 
 

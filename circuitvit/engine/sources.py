@@ -29,16 +29,16 @@ class Sources:
         graph: the model's graph with the task's token groups.
         base: the captured run that is intervened on.
         reference: every sender's reference output.
-        compacts: the same in compact form, for each stage; None where it is not what a run writes.
         members: token group of each token, `(token,)` or `(batch, token)`; None for one group.
+        compacts: the reference outputs in compact form, for each stage; None where no run wrote them.
     """
 
     model: Model
     graph: Graph
     base: Capture
     reference: Float[Tensor, "sender batch token d_model"]
-    compacts: tuple[Tensor, ...] | None = None
     members: Tensor | None = None
+    compacts: tuple[Tensor, ...] | None = None
     _known: dict[int, Reads] = field(default_factory=dict, init=False, repr=False)
 
     def reference_reads(self, stage: int) -> Reads:
@@ -121,7 +121,10 @@ class Piece:
             return self.stage.expand(between.flatten(0, 1), out)
         made = self.stage.expand(compact, out)
         reference = sources.reference[self.rows, None, :, :tokens]
-        made.view(len(made), count, -1, *made.shape[2:]).sub_(reference)
+        by_candidate = made.view(len(made), count, -1, *made.shape[2:])
+        if out is None:  # what was made may be `compact` itself
+            return (by_candidate - reference).view(made.shape)
+        by_candidate.sub_(reference)
         return made
 
 

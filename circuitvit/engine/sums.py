@@ -25,8 +25,8 @@ class Workspace:
 
     Attributes:
         changes: row 0 for what a stage would read with every edge ablated, then every sender's current minus
-            reference output. A run overwrites what it computes and leaves the rest, so a workspace serves
-            again for runs that start no earlier.
+            reference output; finite, as what is not heard is multiplied by 0. A run overwrites what it
+            computes and leaves the rest, so a workspace serves again for runs that start no earlier.
         streams: room for what the receivers of one stage see, and one of the next.
     """
 

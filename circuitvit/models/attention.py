@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +28,33 @@ PARTS = 64
 """Parts of a stage that are kept at hand, as searches come back to them; they hold no weights."""
 
 
+class _Weights:
+    """The weights of all heads, which a stage shares with its parts: views of the module's own, or kept."""
+
+    def __init__(self, norm: Norm, attention: Any, gamma: Tensor | None) -> None:
+        self.norm, self.attention, self.gamma = norm, attention, gamma
+
+    @cached_property
+    def qkv(self) -> Float[Tensor, "receiver d_head d_model"]:
+        weight: Tensor = self.attention.qkv.weight
+        return weight.view(3 * self.attention.num_heads, -1, weight.shape[-1])
+
+    @cached_property
+    def folded(self) -> Projections:
+        """The projections with the norm's affine part in them."""
+        weight = self.qkv.flatten(0, 1)
+        folded = self.norm.fold(weight).view_as(self.qkv)
+        return folded, self.norm.offset(weight, self.attention.qkv.bias).view(folded.shape[:2])
+
+    @cached_property
+    def out(self) -> Float[Tensor, "head d_head d_model"]:
+        weight: Tensor = self.attention.proj.weight
+        if self.gamma is not None:
+            weight = weight * self.gamma[:, None]
+        by_head: Tensor = rearrange(weight, "d (head k) -> head k d", head=self.attention.num_heads)
+        return by_head
+
+
 class AttentionStage(Stage):
     """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
 
@@ -46,76 +73,46 @@ class AttentionStage(Stage):
         *,
         heads: Sequence[int] | None = None,
         queries: int | None = None,
-        whole: AttentionStage | None = None,
+        weights: _Weights | None = None,
     ) -> None:
         self.layer, self.norm, self.attention, self.gamma, self.rules = layer, norm, attention, gamma, rules
         self.heads = tuple(range(attention.num_heads) if heads is None else heads)
         self.queries = queries
-        self.whole = self if whole is None else whole
-        self.part = lru_cache(PARTS)(self._part)
+        self.has_all = self.heads == tuple(range(attention.num_heads))
+        self._weights = _Weights(norm, attention, gamma) if weights is None else weights
+        self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
         names = tuple(f"a{layer}.h{head}" for head in self.heads)
         ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
         mixes = tuple(port != "q" for port in "qkv" for _ in names)
         self.nodes = StageNodes(f"attn{layer}", "attention", layer, names, ports, mixes=mixes)
 
-    @property
-    def has_all(self) -> bool:
-        """Whether no head was left out."""
-        return self.heads == self.whole.heads
-
     def _part(self, heads: tuple[int, ...], queries: int | None) -> AttentionStage:
-        """The whole stage with some of its heads, writing at the first so many tokens."""
-        return AttentionStage(
-            self.layer,
-            self.norm,
-            self.attention,
-            self.gamma,
-            self.rules,
-            heads=heads,
-            queries=queries,
-            whole=self.whole,
-        )
-
-    # The weights of the whole stage are views of the module's own, or kept; a part cuts its own out of them.
+        """The stage with some heads, writing at the first so many tokens; the latest are kept at hand."""
+        key = heads, queries
+        if key not in self._parts:
+            if len(self._parts) == PARTS:
+                self._parts.pop(next(iter(self._parts)))
+            arguments = self.layer, self.norm, self.attention, self.gamma, self.rules
+            self._parts[key] = AttentionStage(*arguments, heads=heads, queries=queries, weights=self._weights)
+        return self._parts[key]
 
     @cached_property
     def _chosen(self) -> slice | list[int]:
         """The heads' places, as a slice where they follow each other."""
         return _places(self.heads)
 
-    @cached_property
-    def _qkv_weight(self) -> Float[Tensor, "receiver d_head d_model"]:
-        weight: Tensor = self.attention.qkv.weight
-        return weight.view(3 * self.attention.num_heads, -1, weight.shape[-1])
-
-    @cached_property
-    def _out_by_head(self) -> Float[Tensor, "head d_head d_model"]:
-        weight: Tensor = self.attention.proj.weight
-        if self.gamma is not None:
-            weight = weight * self.gamma[:, None]
-        by_head: Tensor = rearrange(weight, "d (head k) -> head k d", head=self.attention.num_heads)
-        return by_head
-
     @property
     def _out_weight(self) -> Float[Tensor, "head d_head d_model"]:
-        return self.whole._out_by_head[self._chosen]
-
-    @cached_property
-    def _all_folded(
-        self,
-    ) -> Projections:
-        weight = self._qkv_weight.flatten(0, 1)
-        folded = self.norm.fold(weight).view_as(self._qkv_weight)
-        return folded, self.norm.offset(weight, self.attention.qkv.bias).view(folded.shape[:2])
+        return self._weights.out[self._chosen]
 
     @property
     def _folded(self) -> Projections:
         """The projections with the norm's affine part in them, and what they add to every token."""
-        weight, offset = self.whole._all_folded
+        weight, offset = self._weights.folded
         return self._cut(weight), self._cut(offset)
 
     def _cut(self, by_receiver: Tensor) -> Tensor:
-        """Of something of the whole stage's receivers, that of this one's."""
+        """Of something of all heads' receivers, that of this stage's."""
         if self.has_all:
             return by_receiver
         ports = by_receiver.view(3, -1, *by_receiver.shape[1:])
@@ -129,7 +126,7 @@ class AttentionStage(Stage):
     def read(self, stream: Tensor) -> Reads:
         weight, bias = self.attention.qkv.weight, self.attention.qkv.bias
         if not self.has_all:
-            weight = self._cut(self.whole._qkv_weight).flatten(0, 1)
+            weight = self._cut(self._weights.qkv).flatten(0, 1)
             bias = None if bias is None else self._cut(bias.view(3 * self.attention.num_heads, -1)).flatten()
         qkv = F.linear(self.norm(stream), weight, bias)
         split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=len(self.heads))
@@ -162,8 +159,10 @@ class AttentionStage(Stage):
             read = projected[done : done + len(mine), :, :tokens].transpose(0, 1)
             done += len(mine)
             if before is not None and len(mine) < len(self.heads):
-                before = before[:, :, :tokens]
-                read = before.index_copy(1, torch.tensor(mine, device=read.device), read) if mine else before
+                new, read = read, before[:, :, :tokens]
+                if mine:
+                    read = read.clone()
+                    read[:, _places(mine)] = new
             reads.append(read)
         return tuple(reads)
 
@@ -226,17 +225,17 @@ class AttentionStage(Stage):
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
         heads = tuple(self.heads[sender] for sender in senders)
-        return self if heads == self.heads else self.whole.part(heads, self.queries)
+        return self if heads == self.heads else self._part(heads, self.queries)
 
     def leading(self, tokens: int) -> AttentionStage:
-        return self.whole.part(self.heads, tokens)
+        return self if self.queries == tokens else self._part(self.heads, tokens)
 
     def with_rules(self, rules: BackwardRules) -> AttentionStage:
         parts = {name: ruled_part(getattr(self.attention, name), rules) for name in ("q_norm", "k_norm")}
         attention = with_children(self.attention, **parts)
         norm = ruled_norm(self.norm, rules)
-        stage = AttentionStage(self.layer, norm, attention, self.gamma, rules)
-        return stage.part(self.heads, self.queries)
+        arguments = self.layer, norm, attention, self.gamma, rules
+        return AttentionStage(*arguments, heads=self.heads, queries=self.queries)
 
 
 def _places(numbers: Sequence[int]) -> slice | list[int]:

@@ -16,9 +16,6 @@ from torch import Tensor
 
 __all__ = ["Factored", "products"]
 
-IDLE = 1.15
-"""Share of time from which cores that wait for the last of a batch of matrix products are worth avoiding."""
-
 
 @dataclass(frozen=True, eq=False)
 class Factored:
@@ -110,11 +107,11 @@ def products(
 ) -> Float[Tensor, "row place width"]:
     """The matrix product of each row, written into `out` if given; differentiable otherwise.
 
-    On the CPU a batched product gives each core whole matrices. Where that leaves cores idle at the end, as
-    with three matrices for two of them, all cores work on one matrix after the other.
+    On the CPU a batched product gives each core whole matrices. Where that leaves most of them idle for half
+    of the time, as with three matrices for two cores, all work on one matrix after the other.
     """
-    count, cores = len(left), 1 if left.is_cuda else torch.get_num_threads()
-    if -(-count // cores) * cores <= IDLE * count:
+    cores = torch.get_num_threads()
+    if left.is_cuda or not cores < len(left) < 2 * cores:
         return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
     if out is None:
         return torch.stack([torch.mm(one, other) for one, other in zip(left, right, strict=True)])

@@ -11,6 +11,7 @@ from torch import Tensor
 from circuitvit.engine import add_products, contraction, differences, gradients
 from circuitvit.engine.capture import capture, outputs
 from circuitvit.models import Factored
+from circuitvit.models.factored import products
 from tests.strategies import Case, assert_close, cases
 
 ROWS = st.sampled_from((1, 100, contraction.ROW))
@@ -85,3 +86,21 @@ def test_places_are_listed_image_after_image(made: Factored) -> None:
     assert_close(made.at(3).between(2, 5).expand(), listed[:, 2:5], 1e-12)
     chosen = torch.tensor([0, 4])
     assert_close(made.at(3, chosen).expand(), listed[:, chosen], 1e-12)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+def test_products_are_the_same_however_they_are_shared_among_cores(
+    cores: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(count, 5, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    right = torch.randn(count, 3, 4, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("rpi,riw->rpw", left, right)
+    assert_close(products(left, right).detach(), expected.detach(), 1e-12)
+    room = torch.empty(count, 5, 4, dtype=torch.float64)
+    assert products(left.detach(), right, room) is room
+    assert_close(room, expected.detach(), 1e-12)
+    slopes = [torch.autograd.grad(made.sum(), left)[0] for made in (products(left, right), expected)]
+    assert_close(slopes[0], slopes[1], 1e-12)

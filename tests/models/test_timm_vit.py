@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -519,6 +522,36 @@ def test_the_model_shares_memory_with_the_users_module() -> None:
     for name, parameter in model.module.named_parameters():
         assert parameter.data_ptr() == own[name].data_ptr()
         assert not parameter.requires_grad
+
+
+def test_a_dropped_model_is_gone_at_once_with_all_its_parts() -> None:
+    """Weights must not wait for the collector of cycles, which a full GPU does not wake."""
+    model = cv.wrap(micro())
+    images = image_for(model.module)
+    capture(model, images, essential=True)
+    stage = model.stages[1]
+    assert stage.restrict([0]).leading(1) is stage.restrict([0]).leading(1), "parts are kept at hand"
+    gone = weakref.ref(stage)
+    gc.disable()
+    try:
+        del model, stage
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_copy_of_a_model_runs_on_weights_of_its_own() -> None:
+    model = cv.wrap(micro())
+    images = image_for(model.module)
+    capture(model, images, essential=True)
+    twin = copy.deepcopy(model)
+    for parameter in twin.module.blocks[0].mlp.parameters():
+        parameter.data.mul_(0.5)
+    _, attention, mlp, *_ = twin.stages
+    assert attention.restrict([1]).attention is twin.module.blocks[0].attn
+    assert mlp.mlp is twin.module.blocks[0].mlp
+    assert_close(capture(twin, images, essential=True).logits, twin(images), 1e-5)
+    assert not torch.allclose(twin(images), model(images))
 
 
 def test_a_model_is_run_in_evaluation_mode_even_where_a_part_was_left_in_training_mode() -> None:
