@@ -83,21 +83,19 @@ def run_from(
 
 
 def outputs(
-    stages: tuple[Stage, ...], compacts: tuple[Tensor, ...], out: Tensor | None = None
+    stages: tuple[Stage, ...], compacts: tuple[Tensor, ...]
 ) -> Float[Tensor, "sender batch token d_model"]:
     """Every sender's output, from the compact forms; the readout has no senders and is passed over.
 
-    As `expand` is linear, the same call turns differences of compact forms into differences of outputs.
     Tokens that an essential run left out are 0.
 
     Args:
         stages: all of a model's.
         compacts: what their senders wrote.
-        out: room for the result, which is then written there and returned.
     """
     first = stages[0].expand(compacts[0])
     n_senders = sum(len(stage.nodes.senders) for stage in stages)
-    stacked = first.new_empty(n_senders, *first.shape[1:]) if out is None else out
+    stacked = first.new_empty(n_senders, *first.shape[1:])
     start = 0
     for stage, compact in zip(stages[:-1], compacts[:-1], strict=True):
         rows = stacked[start : start + len(stage.nodes.senders)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitvit.engine.capture import Capture, outputs
 from circuitvit.graph import Graph
 from circuitvit.graph.liveness import EVERYWHERE, LEADING
-from circuitvit.models import Model, Reads, Stage
+from circuitvit.models import Model, Reads, Stage, places
 
 __all__ = ["Piece", "Sources", "pieces"]
 
@@ -90,10 +90,9 @@ class Piece:
     apart: int
 
     @cached_property
-    def rows(self) -> slice | NDArray[np.intp]:
+    def rows(self) -> slice | list[int]:
         """`senders`, as a slice where they follow each other."""
-        first, last = self.senders[0], self.senders[-1]
-        return slice(first, last + 1) if last - first + 1 == len(self.senders) else self.senders
+        return places(self.senders.tolist())
 
     @cached_property
     def by_tokens(self) -> dict[int, list[int]]:
@@ -155,5 +154,5 @@ def pieces(sources: Sources, index: int, need: NDArray[np.int8]) -> Iterator[Pie
             apart = min(leading, tokens)
             mixes = any(stage.nodes.mixes or ())
             part, tokens = (part.leading(leading), tokens) if mixes else (part, apart)
-        places = [graph.receiver_index[name] for name in part.nodes.receivers]
-        yield Piece(index, part, wanted + slots.start, places, tokens, apart)
+        receivers = [graph.receiver_index[name] for name in part.nodes.receivers]
+        yield Piece(index, part, wanted + slots.start, receivers, tokens, apart)

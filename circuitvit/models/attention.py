@@ -17,7 +17,7 @@ from circuitvit.models.answers import attention_answers
 from circuitvit.models.factored import Factored, products
 from circuitvit.models.norms import Norm, ruled_norm, ruled_part
 from circuitvit.models.rules import BackwardRules, ruled_attention, with_children
-from circuitvit.models.stages import Reads, Stage
+from circuitvit.models.stages import Reads, Stage, places
 
 __all__ = ["AttentionStage"]
 
@@ -99,7 +99,7 @@ class AttentionStage(Stage):
     @cached_property
     def _chosen(self) -> slice | list[int]:
         """The heads' places, as a slice where they follow each other."""
-        return _places(self.heads)
+        return places(self.heads)
 
     @property
     def _out_weight(self) -> Float[Tensor, "head d_head d_model"]:
@@ -142,7 +142,7 @@ class AttentionStage(Stage):
         if seen != list(range(len(streams))):
             streams, inverse = streams[seen], inverse[seen]
         if len(seeing) < len(source):
-            weight, offset = weight[_places(seeing)], offset[_places(seeing)]
+            weight, offset = weight[places(seeing)], offset[places(seeing)]
         # The norm comes after the projection, where the stream is d_head wide: nothing normed is written.
         projected = _project(streams, weight.transpose(1, 2))
         projected = torch.addcmul(offset[:, None, None, :], projected, inverse)
@@ -162,7 +162,7 @@ class AttentionStage(Stage):
                 new, read = read, before[:, :, :tokens]
                 if mine:
                     read = read.clone()
-                    read[:, _places(mine)] = new
+                    read[:, places(mine)] = new
             reads.append(read)
         return tuple(reads)
 
@@ -236,13 +236,6 @@ class AttentionStage(Stage):
         norm = ruled_norm(self.norm, rules)
         arguments = self.layer, norm, attention, self.gamma, rules
         return AttentionStage(*arguments, heads=self.heads, queries=self.queries)
-
-
-def _places(numbers: Sequence[int]) -> slice | list[int]:
-    """Places to index with: a slice, which copies nothing, where they follow each other."""
-    first, last = numbers[0], numbers[-1]
-    follow = list(numbers) == list(range(first, last + 1))
-    return slice(first, last + 1) if follow else list(numbers)
 
 
 def _project(

@@ -31,7 +31,7 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored
 from circuitvit.models.rules import BackwardRules
 
-__all__ = ["Reads", "Stage", "repeated"]
+__all__ = ["Reads", "Stage", "places", "repeated"]
 
 Reads = tuple[Tensor, ...]
 """What a stage's receivers have read: raw queries, keys and values, or the normed input of an MLP.
@@ -46,6 +46,13 @@ def repeated(reads: Reads, count: int) -> Reads:
         read.expand(count, *read.shape[1:]) if len(read) == 1 else read.repeat(count, *(1,) * (read.ndim - 1))
         for read in reads
     )
+
+
+def places(numbers: Sequence[int]) -> slice | list[int]:
+    """Places to index with: a slice, which copies nothing, where they follow each other."""
+    first, last = numbers[0], numbers[-1]
+    follow = list(numbers) == list(range(first, last + 1))
+    return slice(first, last + 1) if follow else list(numbers)
 
 
 class Stage(ABC):
