@@ -51,9 +51,9 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.graph import EdgeMask
 from circuitvit.pruning import Plan
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.verification import (
     Bootstrap,
     PairMeter,

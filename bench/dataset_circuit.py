@@ -27,9 +27,9 @@ import numpy as np
 
 import circuitvit as cv
 from bench._photographs import CATS, DOGS, load_model, shared_data
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask, Split
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.tasks.images import list_images
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 

@@ -27,10 +27,10 @@ import numpy as np
 import circuitvit as cv
 from bench._photographs import CATS, DOGS, load_model, shared_data, shared_folder
 from circuitvit.attribution import agreement
+from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.datasets.digits import digits_pairs
 from circuitvit.graph.files import write_json
 from circuitvit.tasks import PreparedTask
-from circuitvit.tasks.catdog import catdog_pairs
-from circuitvit.tasks.digits import digits_pairs
 from circuitvit.tasks.images import as_images
 
 TOP = 100

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import circuitvit as cv
-from circuitvit.models.compiled import PARTS, PROGRAMS
+from circuitvit.groundtruth import PARTS, PROGRAMS
 from circuitvit.testing import Separation, active_edges, separation
 
 PAIRS = 12

@@ -16,9 +16,9 @@ from itertools import combinations
 from statistics import mean
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.pruning import Finding
 from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.tasks.catdog import catdog_pairs
 
 SEEDS = range(5)
 PAIRS = 96

@@ -13,8 +13,8 @@ from circuitvit.attribution import METHODS, attribute, attribute_nodes, calibrat
 from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
 from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph, NodeScores
+from circuitvit.groundtruth import Compiled, compiled
 from circuitvit.models import Model, load, wrap
-from circuitvit.models.compiled import Compiled, compiled
 from circuitvit.pruning import (
     Curve,
     FamilySettings,

@@ -8,17 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "CircuitViTError",
-    "DataError",
-    "FileError",
-    "ModelError",
-    "NameNotFoundError",
-    "OptionError",
-    "UnsupportedModelError",
-    "unknown_name",
-]
-
 
 class CircuitViTError(Exception):
     """Base class: `except CircuitViTError` catches everything the library refuses on purpose."""

@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 
 import circuitvit as cv
-from circuitvit.tasks.catdog import catdog_pairs
+from circuitvit.datasets.catdog import catdog_pairs
 
 EDGES = 60
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import circuitvit as cv
-from circuitvit.tasks.catdog import catdog_pairs
+from circuitvit.datasets.catdog import catdog_pairs
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "cat_dog.svg"
 PLAN = cv.Plan(steps=160, trim_runs=200, batch_size=8)

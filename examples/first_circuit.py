@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import circuitvit as cv
-from circuitvit.tasks.catdog import catdog_pairs
+from circuitvit.datasets.catdog import catdog_pairs
 
 
 def main(out: Path = Path("out/first_circuit")) -> cv.Report:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.tasks.catdog import catdog_pairs
+from circuitvit.datasets.catdog import catdog_pairs
 
 
 def main(out: Path = Path("out/own_images")) -> cv.Report:

@@ -11,8 +11,8 @@ A story can be wrong, so here is what it predicts, as sets of edges to ablate.
 from __future__ import annotations
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.graph import node_of, parse_edge
-from circuitvit.tasks.catdog import catdog_pairs
 
 
 def main(pairs: int = 64) -> dict[str, float]:

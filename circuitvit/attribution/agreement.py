@@ -10,8 +10,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-__all__ = ["pearson", "sign_agreement", "spearman", "top_precision"]
-
 Values = Float[np.ndarray, " edge"]
 
 

@@ -49,8 +49,6 @@ from circuitvit.models import BackwardRules, Model, Reads
 from circuitvit.models.answers import attention_answers
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["atp_qk", "atp_star"]
-
 
 def atp_qk(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     """Scores with exact attention patterns `(sender, receiver, group)`, summed over pairs."""

@@ -15,8 +15,6 @@ from circuitvit.attribution.hybrid import hybrid
 from circuitvit.attribution.method import FLAT_AT_CLEAN, Scored, Settings
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["DEFAULT_BUDGET", "auto"]
-
 DEFAULT_BUDGET = Budget(60.0, seconds=True)
 
 

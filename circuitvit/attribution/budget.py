@@ -19,8 +19,6 @@ from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeMask, Graph
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["Budget", "exact_cost", "exact_costs", "local_cost"]
-
 GRADIENT_COST = 10.0
 """Forward-equivalents of two captured runs, a backward pass, and gradients at both ends of all edges."""
 

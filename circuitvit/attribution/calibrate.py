@@ -26,8 +26,6 @@ from circuitvit.graph import EdgeScores, Fidelity
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["calibrate"]
-
 MOST_TOP = 100
 TOP_SHARE = 0.2
 """The top edges that precision speaks of: a fifth of the edges, and at most 100."""

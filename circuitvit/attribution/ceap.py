@@ -40,8 +40,6 @@ from circuitvit.engine import (
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["ceap"]
-
 
 def ceap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     """Conductances `(sender, receiver, group)`, summed over pairs."""

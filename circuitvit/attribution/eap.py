@@ -33,8 +33,6 @@ from circuitvit.engine import (
 from circuitvit.models import BackwardRules, Model
 from circuitvit.tasks import Batch, PreparedTask
 
-__all__ = ["eap", "finished", "first_order", "new_total", "objective"]
-
 
 def eap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     """EAP scores `(sender, receiver, group)`, summed over pairs."""

@@ -30,8 +30,6 @@ from circuitvit.engine import (
 from circuitvit.models import Factored
 from circuitvit.tasks import Batch, PreparedTask
 
-__all__ = ["Rule", "eap_ig", "eap_ig_gauss", "eap_ig_left", "path_nodes"]
-
 Rule = Literal["midpoint", "gauss-legendre", "left"]
 
 

@@ -22,8 +22,6 @@ from circuitvit.graph import EdgeMask
 from circuitvit.models import repeated
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["edge_effects", "exact"]
-
 CANDIDATE_IMAGES = 32
 """Candidates times images that run at once: enough to fill the machine, small enough for its caches."""
 

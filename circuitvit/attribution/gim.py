@@ -22,8 +22,6 @@ from circuitvit.attribution.method import Settings
 from circuitvit.models import BackwardRules
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["GIM", "gim"]
-
 GIM = BackwardRules(
     frozen_norms=True, softmax_temperature=2.0, query_key_share=0.25, value_share=0.5, gate_share=0.5
 )

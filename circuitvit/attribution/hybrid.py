@@ -34,8 +34,6 @@ from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeMask, Graph
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["affordable", "hybrid", "uncancelled"]
-
 DEFAULT_SHARE = 0.25
 """Of the cost of `exact`, where no budget is given."""
 

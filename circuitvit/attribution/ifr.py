@@ -25,8 +25,6 @@ from circuitvit.attribution.method import Settings
 from circuitvit.engine import capture, check_logits, outputs, progress_bar
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["ifr", "shares"]
-
 
 @torch.no_grad()
 def ifr(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:

@@ -37,8 +37,6 @@ from circuitvit.engine import (
 from circuitvit.models import Stage
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["candidate_streams", "differentiated_runs", "local", "local_effects"]
-
 CANDIDATE_IMAGES = 16
 """Ablated streams at once: enough for large matrix products, few enough for the caches."""
 

@@ -16,17 +16,6 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import EdgeMask
 from circuitvit.tasks import PreparedTask
 
-__all__ = [
-    "Method",
-    "Scored",
-    "Scorer",
-    "Settings",
-    "check_effects",
-    "check_gradient",
-    "refuse_flat",
-    "require_gradient",
-]
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -37,8 +37,6 @@ from circuitvit.graph import NodeScores
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["NODE_METHODS", "attribute_nodes"]
-
 NODE_METHODS = ("exact", "atp")
 
 

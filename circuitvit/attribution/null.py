@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from circuitvit.attribution.method import Settings
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["random"]
-
 
 def random(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     """Standard normal scores `(sender, receiver, group)`, the same for every number of pairs."""

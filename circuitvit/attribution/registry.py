@@ -26,8 +26,6 @@ from circuitvit.graph import EdgeScores, Provenance
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["METHODS", "attribute", "provenance_of"]
-
 _EAP_COST = "2 forwards + 1 backward"
 _PER_STEP = "2 forwards + steps x (forward + backward)"
 

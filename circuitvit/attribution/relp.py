@@ -23,8 +23,6 @@ from circuitvit.attribution.method import Settings
 from circuitvit.models import BackwardRules
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["RELP", "relp"]
-
 RELP = BackwardRules(frozen_norms=True, identity_activation=True, gate_share=0.5)
 
 

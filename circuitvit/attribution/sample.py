@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from circuitvit.graph import EdgeScores
 
-__all__ = ["LEAST", "Stratum", "draw_strata"]
-
 LEAST = 30
 """Edges without which no interval of 95 % can be had."""
 

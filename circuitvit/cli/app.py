@@ -28,8 +28,6 @@ from circuitvit.cli.verify import verify
 from circuitvit.cli.view import view
 from circuitvit.errors import CircuitViTError
 
-__all__ = ["app", "main"]
-
 REFUSED = 2
 INTERRUPTED = 130
 

@@ -27,8 +27,6 @@ from circuitvit.errors import OptionError
 if TYPE_CHECKING:
     from circuitvit.graph import EdgeScores
 
-__all__ = ["attribute"]
-
 FILES = ("scores.json",)
 CALIBRATED = 200
 BAR = 24

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from circuitvit.pruning import FamilySettings
     from circuitvit.views import Comparison
 
-__all__ = ["compare"]
-
 FILES = ("comparison.json", "comparison.md", "comparison.svg", "comparison.png")
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from circuitvit.tasks import Task
     from circuitvit.verification import Report
 
-__all__ = ["demo"]
-
 MODEL = "catdog-tiny"
 TARGET, FOIL = "cat", "dog"
 PAIRS = 96
@@ -98,8 +96,8 @@ def _one_thread() -> Iterator[None]:
 
 def _pairs(n: int, seed: int) -> Task:
     """Drawn cats, and the same pictures with nothing but the features of a dog put in."""
+    from circuitvit.datasets.catdog import catdog_pairs
     from circuitvit.tasks import Task, logit_diff
-    from circuitvit.tasks.catdog import catdog_pairs
 
     pairs = catdog_pairs(n, seed, TARGET, FOIL)
     return Task(pairs.clean, pairs.corrupt, metric=logit_diff(TARGET, FOIL))
@@ -107,8 +105,8 @@ def _pairs(n: int, seed: int) -> Task:
 
 def _save_pictures(folder: Folder, seed: int) -> None:
     """The first pair, enlarged, as the model sees it."""
+    from circuitvit.datasets.catdog import catdog_pairs
     from circuitvit.graph.files import write_bytes
-    from circuitvit.tasks.catdog import catdog_pairs
 
     for name, picture in zip(PICTURES, catdog_pairs(1, seed, TARGET, FOIL, preprocessed=False), strict=True):
         content = _png(picture[0])

@@ -19,8 +19,6 @@ from circuitvit.cli.options import (
 )
 from circuitvit.cli.screen import Clock, Row, report_rows, show, show_notes, show_rows
 
-__all__ = ["discover"]
-
 
 @grouped
 def discover(

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import Report
 
-__all__ = ["FILES", "Outcome", "check_search", "discover_circuit"]
-
 FILES = ("circuit.json", "scores.json", "report.json", "report.md", "circuit.svg", "circuit.dot")
 
 FAITHFULNESS = 0.9

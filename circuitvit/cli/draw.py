@@ -11,8 +11,6 @@ from circuitvit.cli.folder import Folder
 from circuitvit.cli.options import option
 from circuitvit.cli.screen import show
 
-__all__ = ["draw"]
-
 
 def draw(
     circuit: Annotated[

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from circuitvit.models import Model
     from circuitvit.tasks import PreparedTask
 
-__all__ = ["about_choice", "about_scores", "check_calibration", "checked"]
-
 
 def check_calibration(n: int | None) -> None:
     """Refuse too few edges to measure, before anything runs.

@@ -12,8 +12,6 @@ import typer
 
 from circuitvit.errors import CircuitViTError, FileError
 
-__all__ = ["Folder", "Interrupted"]
-
 STATE = "state.safetensors"
 """Where a long run keeps what it has done, until it ends."""
 

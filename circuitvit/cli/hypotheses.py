@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from circuitvit.tasks import Task
     from circuitvit.verification import HypothesisFile, Verdict
 
-__all__ = ["verify_hypotheses"]
-
 FILES = ("hypotheses.json", "hypotheses.md")
 
 

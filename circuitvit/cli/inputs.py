@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from circuitvit.models import Model
     from circuitvit.tasks import Ablation, Metric, PreparedTask, Task
 
-__all__ = [
-    "batch_size",
-    "check_choice",
-    "load_model",
-    "make_held_out",
-    "make_task",
-    "prepare",
-    "prepare_both",
-]
-
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 

@@ -12,8 +12,6 @@ from circuitvit.cli.screen import show, show_notes, stdout
 if TYPE_CHECKING:
     from circuitvit.models.zoo import Card
 
-__all__ = ["models"]
-
 FAMILIES = (
     "ViT and AugReg: vit_tiny_patch16_224, vit_base_patch32_384, ...",
     "DeiT and DeiT-3: deit_tiny_patch16_224, deit3_small_patch16_224, ...",

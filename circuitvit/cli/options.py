@@ -12,19 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "BehaviourOptions",
-    "BudgetOption",
-    "HeldOutOptions",
-    "ImageOptions",
-    "ModelOptions",
-    "OutOption",
-    "RunOptions",
-    "SearchOptions",
-    "VerificationOptions",
-    "option",
-]
-
 
 def option(panel: str, names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
     """An option of a panel of the help page; `names` is such as "--model -m"."""

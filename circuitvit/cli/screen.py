@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from circuitvit.verification import Report, Section
 
-__all__ = ["Clock", "Row", "remark", "report_rows", "show", "show_notes", "show_rows", "stdout"]
-
 PIPED_WIDTH = 100
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from circuitvit.errors import OptionError
 
-__all__ = ["parse_architecture", "parse_plan", "parse_shares", "parse_size"]
-
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
 _BYTES = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from circuitvit.models import Model
     from circuitvit.tasks import PreparedTask
 
-__all__ = ["verify"]
-
 FILES = ("report.json", "report.md")
 HYPOTHESES = (".yaml", ".yml")
 

@@ -19,8 +19,6 @@ from circuitvit.errors import FileError, OptionError
 if TYPE_CHECKING:
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["view"]
-
 LISTED = 12
 FIGURES = (".png", ".svg", ".pdf")
 

@@ -7,8 +7,6 @@ import torch
 from circuitvit.errors import OptionError
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["bytes_per_pair", "choose_batch_size"]
-
 CPU_BUDGET = 2**30
 """Bytes that a batch may take on the CPU unless told otherwise."""
 

@@ -14,8 +14,6 @@ from circuitvit.graph import Graph
 from circuitvit.models import Factored, Model, Stage
 from circuitvit.tasks import Batch
 
-__all__ = ["Capture", "by_stage", "capture", "check_logits", "differences", "outputs", "run_from"]
-
 
 @dataclass(frozen=True, eq=False)
 class Capture:

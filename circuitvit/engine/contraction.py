@@ -14,8 +14,6 @@ from torch import Tensor
 from circuitvit.graph import Graph
 from circuitvit.models import Factored
 
-__all__ = ["add_products"]
-
 ROW = 3 * 2**14
 """Entries of a row that are expanded together: enough to feed a matrix product, few enough for a cache."""
 

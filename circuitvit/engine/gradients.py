@@ -17,8 +17,6 @@ from torch import Tensor
 from circuitvit.engine.capture import Capture
 from circuitvit.models import Factored, Model, Reads
 
-__all__ = ["Gradients", "gradients"]
-
 
 @dataclass(frozen=True, eq=False)
 class Gradients:

@@ -26,8 +26,6 @@ from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import needed_senders
 from circuitvit.models import Reads
 
-__all__ = ["masked_run", "piece_reads"]
-
 
 @torch.no_grad()
 def masked_run(

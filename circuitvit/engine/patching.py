@@ -19,8 +19,6 @@ from circuitvit.engine.capture import Capture, run_from
 from circuitvit.errors import OptionError
 from circuitvit.models import Model
 
-__all__ = ["Site", "patch_pattern", "patch_sender", "patch_stream"]
-
 Site = Literal["heads", "mlps", "stream", "patterns"]
 """What is patched: heads' outputs, MLPs' outputs, the residual stream, or heads' attention patterns."""
 

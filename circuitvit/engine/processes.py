@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from circuitvit.errors import OptionError
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["joined", "launched", "own_share", "summed"]
-
 
 def launched() -> int:
     """How many processes `torchrun` has started; 1 where it has not."""

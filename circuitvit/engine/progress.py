@@ -7,8 +7,6 @@ from typing import NoReturn
 
 from tqdm.auto import tqdm
 
-__all__ = ["progress_bar"]
-
 DELAY = 1.0
 """Seconds that work may take before a bar appears."""
 

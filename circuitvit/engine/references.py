@@ -15,8 +15,6 @@ from circuitvit.models import Factored, Model
 from circuitvit.tasks import Batch, Constants, Mean, Noise, Patch, PreparedTask, Resample, Zero
 from circuitvit.tasks.images import Images, as_images
 
-__all__ = ["References", "reference_source"]
-
 Reference = tuple[Tensor, ...] | Float[Tensor, "sender batch token d_model"]
 """Reference outputs: the compact forms of a run's stages, or every sender's output."""
 

@@ -22,8 +22,6 @@ from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import NEVER, needed_senders
 from circuitvit.models import Reads, repeated
 
-__all__ = ["Replay"]
-
 
 @dataclass(frozen=True, eq=False)
 class _Step:

@@ -24,18 +24,6 @@ from circuitvit.tasks import Batch, PreparedTask, Task, ready
 HELD_BYTES = 8 * 2**30
 """Memory that the batches of a search may take together."""
 
-__all__ = [
-    "BatchRun",
-    "Evaluation",
-    "batch_runs",
-    "check_effect",
-    "clean_logits",
-    "evaluate",
-    "held_runs",
-    "kept_edges",
-    "run",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class BatchRun:

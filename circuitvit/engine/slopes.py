@@ -15,8 +15,6 @@ from torch import Tensor
 
 from circuitvit.engine.gradients import Gradients
 
-__all__ = ["output_gradients", "stream_gradients"]
-
 
 def stream_gradients(found: Gradients) -> tuple[Float[Tensor, "batch token d_model"], ...]:
     """The gradient at the stream after each stage but the readout, at the tokens that are left in it.

@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint as recompute
 from circuitvit.engine.sources import Sources
 from circuitvit.engine.sums import mix
 
-__all__ = ["soft_run"]
-
 
 def soft_run(
     sources: Sources, mask: Float[Tensor, "sender receiver group"], checkpoint: bool = False

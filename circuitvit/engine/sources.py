@@ -17,8 +17,6 @@ from circuitvit.graph import Graph
 from circuitvit.graph.liveness import EVERYWHERE, LEADING
 from circuitvit.models import Model, Reads, Stage, places
 
-__all__ = ["Piece", "Sources", "pieces"]
-
 
 @dataclass(frozen=True, eq=False)
 class Sources:

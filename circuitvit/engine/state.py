@@ -28,8 +28,6 @@ from circuitvit.graph.files import write_bytes
 from circuitvit.tasks import PreparedTask
 from circuitvit.tasks.images import Images
 
-__all__ = ["Saved", "StateFile", "task_digest"]
-
 FORMAT = "circuitvit-state 1"
 
 EVERY = 5.0

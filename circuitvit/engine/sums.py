@@ -13,8 +13,6 @@ from torch import Tensor
 from circuitvit.engine.sources import Piece, Sources
 from circuitvit.graph import EdgeMask
 
-__all__ = ["Workspace", "distinct", "mix", "new_workspace", "summed"]
-
 SPARSE = 3
 """A stage gathers the senders that it uses once they are fewer than one in so many."""
 

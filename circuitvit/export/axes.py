@@ -12,8 +12,6 @@ from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.export.routes import Route, Trunk, ordered_tracks
 from circuitvit.export.text import clean, fit, text_width
 
-__all__ = ["Box", "Columns", "Point", "Rows", "box_height", "box_width", "port_pitch"]
-
 NAME_SIZE = 12.0  # font size of node names
 NAME_MAX = 132.0  # a longer name is cut
 PORT_SIZE = 10.5  # font size of the names of inputs

@@ -17,8 +17,6 @@ from circuitvit.export.grid import Grid
 from circuitvit.export.picture import DrawnEdge
 from circuitvit.export.routes import Route
 
-__all__ = ["Line", "Pen"]
-
 
 @dataclass(frozen=True)
 class Line:

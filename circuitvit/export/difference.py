@@ -22,8 +22,6 @@ from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit
 from circuitvit.graph.files import write_bytes
 
-__all__ = ["DIFFERENCE_FORMATS", "difference_of", "draw_difference"]
-
 _SOURCES: Mapping[str, Callable[[Picture], str]] = {
     "dot": lambda picture: dot_of(picture).source,
     "tex": tikz_of,

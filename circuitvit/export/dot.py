@@ -18,8 +18,6 @@ from circuitvit.export import style
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
 from circuitvit.export.text import clean
 
-__all__ = ["dot_of"]
-
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _STYLES = ("solid", "dashed", "dotted", "bold")
 _PORT_CELL = '<TD PORT="{port}" CELLPADDING="1"><FONT COLOR="{colour}">{name}</FONT></TD>'

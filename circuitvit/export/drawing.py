@@ -22,8 +22,6 @@ from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
 from circuitvit.tasks import Task
 
-__all__ = ["FORMATS", "draw", "format_of"]
-
 _FIGURES = ("svg", "pdf", "png")  # pictures that can hold thumbnails
 _SOURCES = {
     "dot": lambda picture: dot_of(picture).source,

@@ -9,8 +9,6 @@ import networkx as nx
 from circuitvit.export.text import clean
 from circuitvit.graph import Circuit
 
-__all__ = ["graphml_of"]
-
 
 def graphml_of(circuit: Circuit, title: str | None = None) -> str:
     """The circuit as the text of a GraphML file.

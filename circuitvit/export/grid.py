@@ -14,8 +14,6 @@ import numpy as np
 from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.graph import EdgeMask
 
-__all__ = ["Cell", "Grid", "grid_of"]
-
 Cell = tuple[int, int]
 """Row, counted from the bottom, and column, counted from the left."""
 

@@ -12,8 +12,6 @@ from PIL import Image
 
 from circuitvit.export.maps import Maps, Side
 
-__all__ = ["CUT", "LEAST_CUT", "LEAST_TIMES_MEAN", "RAMP", "heat", "thumbnails"]
-
 RAMP = (
     (13, 8, 53),
     (84, 18, 110),

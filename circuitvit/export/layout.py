@@ -11,8 +11,6 @@ from circuitvit.export.grid import grid_of
 from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.export.routes import routes_of
 
-__all__ = ["Layout", "lay_out"]
-
 
 @dataclass(frozen=True)
 class Layout:

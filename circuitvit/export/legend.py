@@ -11,8 +11,6 @@ from circuitvit.export.picture import Picture
 from circuitvit.export.style import COLOURS, EdgeLook, Sign
 from circuitvit.export.text import clean, fit, number, text_width, wrap
 
-__all__ = ["add_legend"]
-
 SIZE = 10.5
 LINE = 19.0
 SAMPLE = 26.0  # length of a sample line

@@ -21,8 +21,6 @@ from circuitvit.models import Model
 from circuitvit.models.attention import AttentionStage
 from circuitvit.tasks import PreparedTask, Task
 
-__all__ = ["HeadMap", "Maps", "Side", "maps_of"]
-
 Array = NDArray[np.float64]
 
 

@@ -6,8 +6,6 @@ from circuitvit.export import style
 from circuitvit.export.picture import DrawnEdge, Picture
 from circuitvit.export.text import clean, number
 
-__all__ = ["mermaid_of"]
-
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .+,_")
 _SHAPES = {"head": ('["', '"]'), "mlp": ('(["', '"])'), "end": ('["', '"]')}
 

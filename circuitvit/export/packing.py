@@ -20,8 +20,6 @@ from PIL import Image
 
 from circuitvit.export.maps import HeadMap, Maps, Side
 
-__all__ = ["FINE_STEP", "FULL_BYTES", "ROUGH_STEP", "image_uri", "packed_maps"]
-
 FINE_STEP = 16.0 / 255  # nats between levels in the default row: 16 nats below the largest is nothing
 ROUGH_STEP = 0.5
 ROUGH_LEVELS = 16

@@ -18,8 +18,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-__all__ = ["page_of", "safe_json"]
-
 SCRIPTS = (
     "wiring.js",
     "maps.js",

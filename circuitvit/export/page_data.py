@@ -22,8 +22,6 @@ from circuitvit.export.svg import path_of
 from circuitvit.export.text import clean
 from circuitvit.graph import Circuit, Graph, node_of, port_of
 
-__all__ = ["Curve", "Intervals", "page_data"]
-
 Curve = Sequence[tuple[int, float]]
 """Faithfulness at several sizes: `(edges, faithfulness)`."""
 

@@ -22,8 +22,6 @@ from circuitvit.errors import FileError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["painted"]
-
 SVG = "{http://www.w3.org/2000/svg}"
 DPI = 192  # of a PNG: two dots for each pixel of the SVG
 MAX_PIXELS = 16_000  # on the longer side of a PNG

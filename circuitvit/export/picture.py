@@ -21,8 +21,6 @@ Places = NDArray[np.intp]  # (edge, 3): sender, receiver and group of each
 
 THUMB = 46.0  # side of a node's small image in pixels
 
-__all__ = ["DrawnEdge", "DrawnNode", "NodeKind", "Picture", "picture_of"]
-
 NodeKind = Literal["head", "mlp", "end"]
 """A node with several inputs, one with a single input, or an end of the graph (input, logits)."""
 

@@ -16,8 +16,6 @@ import numpy as np
 from circuitvit.export.grid import Grid
 from circuitvit.export.picture import DrawnEdge, Picture
 
-__all__ = ["Route", "Trunk", "ordered_tracks", "routes_of"]
-
 _CROWDING = 0.07  # how many columns of detour one more line in a lane is worth
 _NEW_TRUNK = 0.3
 _NEAR_TARGET = 0.02

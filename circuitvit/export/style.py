@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["EdgeLook", "Sign", "dash_of", "edge_look", "widest", "width_of"]
-
 Sign = Literal["supports", "opposes", "unscored"]
 """What an edge does for the behaviour; "unscored" also where its effect is exactly 0."""
 

@@ -19,8 +19,6 @@ from circuitvit.export.legend import add_legend
 from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.export.text import clean, fit, text_width, wrap
 
-__all__ = ["Panel", "path_of", "svg_of", "svg_of_panels"]
-
 MARGIN = 10.0
 LABELS = 46.0  # room left of the drawing for the names of the layers
 PANEL_GAP = 36.0

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["clean", "fit", "number", "text_width", "wrap"]
-
 _NARROW = frozenset("fijlrtI.,:;!|'`()[]{}-/\\ ")
 _WIDE = frozenset("mwMWOQGD%&+<>=_#~")
 

@@ -9,8 +9,6 @@ from circuitvit.export.layout import Layout, lay_out
 from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.export.text import clean
 
-__all__ = ["tikz_of"]
-
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

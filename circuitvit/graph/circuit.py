@@ -38,8 +38,6 @@ from circuitvit.graph.topology import EdgeMask, Graph
 if TYPE_CHECKING:
     from circuitvit.graph.scores import EdgeScores
 
-__all__ = ["Circuit"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit:

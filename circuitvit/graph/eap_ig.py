@@ -16,8 +16,6 @@ from circuitvit.graph.names import parse_edge
 from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.topology import Graph, StageNodes
 
-__all__ = ["circuit_from_dict", "circuit_to_dict", "transformer_graph"]
-
 MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
 
 

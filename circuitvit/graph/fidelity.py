@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from circuitvit.errors import OptionError
 
-__all__ = ["Fidelity", "fidelity_sentence"]
-
 
 @dataclass(frozen=True, eq=False)
 class Fidelity:

@@ -11,8 +11,6 @@ from circuitvit.errors import FileError
 from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.topology import Graph
 
-__all__ = ["FIDELITY", "fidelity_from_dict", "fidelity_to_dict"]
-
 _NUMBER_OR_NONE = {"type": ["number", "null"]}
 _COUNT = {"type": "integer", "minimum": 0}
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1.000001}

@@ -26,19 +26,6 @@ from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.scores import EdgeScores
 from circuitvit.graph.topology import EdgeMask, Graph, StageNodes
 
-__all__ = [
-    "check_shape",
-    "check_version",
-    "circuit_to_dict",
-    "load_circuit",
-    "load_scores",
-    "read_json",
-    "save_circuit",
-    "save_scores",
-    "write_bytes",
-    "write_json",
-]
-
 T = TypeVar("T", Circuit, EdgeScores)
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"

@@ -12,16 +12,6 @@ from numpy.typing import NDArray
 
 from circuitvit.graph.topology import EdgeMask, Graph, StageNodes
 
-__all__ = [
-    "EVERYWHERE",
-    "LEADING",
-    "NEVER",
-    "live_edges",
-    "live_receivers",
-    "needed_senders",
-    "reached_senders",
-]
-
 NEVER, LEADING, EVERYWHERE = 0, 1, 2
 """At which tokens a sender's output matters."""
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from circuitvit.errors import NameNotFoundError, OptionError
 
-__all__ = ["Edge", "check_name", "edge_name", "node_of", "parse_edge", "port_of"]
-
 _SENDER = r"[^\s<>@]+"
 _RECEIVER = r"[^\s<>@]+(?:<\w+>)?"
 _GROUP = r"\S+"

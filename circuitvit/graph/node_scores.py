@@ -12,8 +12,6 @@ from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.scores import Direction
 from circuitvit.graph.topology import Graph
 
-__all__ = ["NodeScores"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NodeScores:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from circuitvit.graph.scores import EdgeScores
     from circuitvit.graph.topology import Graph
 
-__all__ = ["Markup", "bar", "card", "cell", "of_circuit", "of_graph", "of_scores"]
-
 MOST_EDGES = 150
 """Edges in the diagram of a circuit, the strongest; more make a notebook heavy and no wiser."""
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from circuitvit._version import __version__
 
-__all__ = ["Provenance"]
-
 
 @dataclass(frozen=True)
 class Provenance:

@@ -16,8 +16,6 @@ from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.topology import EdgeMask, Graph
 
-__all__ = ["Direction", "EdgeScores", "Ranking"]
-
 Direction = Literal["noising", "denoising"]
 """Whether an effect is that of ablating an edge in a clean run, or of restoring it in a corrupt run."""
 

@@ -18,8 +18,6 @@ from circuitvit.graph.liveness import live_edges
 from circuitvit.graph.scores import EdgeScores, Ranking
 from circuitvit.graph.topology import EdgeMask, Graph
 
-__all__ = ["connected", "threshold", "top"]
-
 
 def top(scores: EdgeScores, k: int, by: Ranking = "magnitude", prune: bool = True) -> Circuit:
     """The circuit of the `k` best edges. See `EdgeScores.top`.

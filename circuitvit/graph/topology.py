@@ -21,8 +21,6 @@ from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import notebook
 from circuitvit.graph.names import check_name, edge_name, node_of, parse_edge
 
-__all__ = ["ONE_GROUP", "EdgeMask", "Graph", "StageNodes"]
-
 EdgeMask = NDArray[np.bool_]
 """A `(sender, receiver, group)` array: one truth value for each edge."""
 

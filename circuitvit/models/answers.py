@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from circuitvit.models.stages import Reads
 
-__all__ = ["attention_answers", "mlp_answers"]
-
 
 def attention_answers(
     write: Callable[[Reads], Tensor], reads: Reads, others: Reads, d_value: Tensor, d_compact: Tensor

@@ -19,8 +19,6 @@ from circuitvit.models.norms import Norm, ruled_norm, ruled_part
 from circuitvit.models.rules import BackwardRules, ruled_attention, with_children
 from circuitvit.models.stages import Reads, Stage, places
 
-__all__ = ["AttentionStage"]
-
 Projections = tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]
 """Weights and offsets."""
 

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from circuitvit.errors import FileError, ModelError
 from circuitvit.models.timm_import import import_timm
 
-__all__ = ["fill", "is_offline", "offline_error", "read", "refuse_offline"]
-
 SAMPLES = 3  # how many of the offending names a message shows
 
 

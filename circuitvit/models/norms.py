@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.rules import BackwardRules
 
-__all__ = ["Norm", "norm_of", "ruled_norm", "ruled_part"]
-
 
 @dataclass(frozen=True)
 class Norm:

@@ -15,8 +15,6 @@ from circuitvit.models.model import Model
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
-__all__ = ["load", "wrap"]
-
 IMAGENET_CLASSES = 1000
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far the decomposed logits may be from the model's own, relative to their size."""

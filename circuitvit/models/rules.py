@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BackwardRules", "damped", "ruled_attention", "ruled_mlp", "with_children"]
-
 
 @dataclass(frozen=True)
 class BackwardRules:

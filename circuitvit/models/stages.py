@@ -31,8 +31,6 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored
 from circuitvit.models.rules import BackwardRules
 
-__all__ = ["Reads", "Stage", "places", "repeated"]
-
 Reads = tuple[Tensor, ...]
 """What a stage's receivers have read: raw queries, keys and values, or the normed input of an MLP.
 

@@ -21,8 +21,6 @@ from types import ModuleType
 
 from circuitvit.errors import ModelError
 
-__all__ = ["import_timm"]
-
 _logger = logging.getLogger(__name__)
 
 _MISMATCH = "operator torchvision::nms does not exist"

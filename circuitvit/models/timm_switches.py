@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 
-__all__ = ["gamma_of", "refuse_unknown_block", "refuse_unknown_outside"]
-
 
 def gamma_of(scale: nn.Module, where: str) -> Tensor | None:
     """The factor `(d_model,)` of a LayerScale, or None of an Identity."""

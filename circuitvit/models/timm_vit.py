@@ -26,16 +26,6 @@ from circuitvit.models.rules import BackwardRules, damped, ruled_mlp, with_child
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.models.timm_switches import gamma_of, refuse_unknown_block, refuse_unknown_outside
 
-__all__ = [
-    "AttentionStage",
-    "EmbeddingStage",
-    "MLPStage",
-    "ReadoutStage",
-    "frozen_twin",
-    "prefix_of",
-    "stages_of",
-]
-
 
 class EmbeddingStage(Stage):
     """Everything before block 0: patches, positions, class token, registers, and CLIP's norm after them."""

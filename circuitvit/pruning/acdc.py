@@ -45,8 +45,6 @@ from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.divergence import kl
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["Divergence", "acdc"]
-
 Divergence = Literal["kl", "metric"]
 """How far a run is from the clean one: KL(clean || current), or the metric's absolute difference."""
 

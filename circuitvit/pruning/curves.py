@@ -22,8 +22,6 @@ from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["FRACTIONS", "Curve", "Point", "circuit_curve", "score_curve"]
-
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The sizes at which MIB runs circuits, as shares of all edges."""
 

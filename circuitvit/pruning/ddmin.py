@@ -27,8 +27,6 @@ from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band, Refinement, order_of
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["ddmin", "minimise"]
-
 T = TypeVar("T")
 
 

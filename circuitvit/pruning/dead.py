@@ -14,8 +14,6 @@ from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import live_receivers, reached_senders
 from circuitvit.tasks import Patch, PreparedTask, Resample
 
-__all__ = ["useful_beside", "without_dead"]
-
 
 def without_dead(prepared: PreparedTask, kept: EdgeMask) -> EdgeMask:
     """The kept edges `(sender, receiver, group)` less those that change no run of the task."""

@@ -6,8 +6,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["kl"]
-
 
 def kl(
     clean: Float[Tensor, "batch class"], current: Float[Tensor, "*candidates batch class"]

@@ -22,8 +22,6 @@ from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.units import Over
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["FAMILIES", "FamilySettings", "check_method", "family_curve", "method_names"]
-
 TRAINED = (0.005, 0.5)
 """Masks are trained for sizes in this range: below hardly a path is left, above hardly anything is lost."""
 

@@ -35,8 +35,6 @@ from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band, refine
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["Candidate", "Finding", "Plan", "find", "seconds"]
-
 SMALLEST = 0.01
 """The share of edges that the schedule ends at; training stops long before, when the behaviour is lost."""
 

@@ -23,8 +23,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["SAMPLERS", "Sampler", "SamplerName"]
-
 SamplerName = Literal["hard-concrete", "ugs"]
 
 STRETCH = (-0.1, 1.1)

@@ -31,8 +31,6 @@ from circuitvit.pruning.gates import SAMPLERS, SamplerName
 from circuitvit.pruning.units import GatedUnits, Over, gated_units
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["LearnedMask", "MaskSettings", "MaskTrainer", "Trace", "learn_mask"]
-
 INITIAL = 2.0
 """Log-odds that every gate starts with, unless scores are given."""
 

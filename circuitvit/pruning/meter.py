@@ -21,8 +21,6 @@ from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeMask
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["FaithfulnessMeter"]
-
 CACHE_BYTES = 4 * 2**30
 """Captured runs and references stay in memory up to this size, and are computed anew past it."""
 

@@ -21,8 +21,6 @@ from circuitvit.models import Model
 from circuitvit.pruning.divergence import kl
 from circuitvit.tasks import Constants, Mean, Task
 
-__all__ = ["learn_constants"]
-
 
 def learn_constants(
     model: Model,

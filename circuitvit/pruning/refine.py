@@ -22,8 +22,6 @@ from circuitvit.pruning.dead import useful_beside, without_dead
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["Band", "Refinement", "order_of", "refine"]
-
 BLOCKS = (8, 2, 1)
 """How many edges trimming tries to drop at once: where many can go, a block goes at the price of one run."""
 

@@ -18,8 +18,6 @@ from circuitvit.models import Model
 from circuitvit.pruning.find import Finding, find
 from circuitvit.tasks import Task
 
-__all__ = ["Agreement", "find_several"]
-
 
 @dataclass(frozen=True, eq=False)
 class Agreement:

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from circuitvit.graph import EdgeMask, Graph, node_of
 
-__all__ = ["GatedUnits", "Over", "gated_units"]
-
 Over = Literal["edges", "nodes", "both"]
 
 

@@ -15,18 +15,6 @@ from torch import Tensor
 
 from circuitvit.errors import FileError, OptionError, unknown_name
 
-__all__ = [
-    "Ablation",
-    "Constants",
-    "Mean",
-    "Noise",
-    "Patch",
-    "Resample",
-    "Zero",
-    "ablation_names",
-    "as_ablation",
-]
-
 CONSTANTS_SCHEMA = "circuitvit.constants/1"
 
 

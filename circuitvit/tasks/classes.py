@@ -11,8 +11,6 @@ import operator
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.models import Model
 
-__all__ = ["class_index", "class_label"]
-
 
 def class_index(model: Model, wanted: int | str) -> int:
     """The place of a class among the logits.

@@ -34,8 +34,6 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.images import decode_image, preprocess
 
-__all__ = ["blank", "blur", "complement", "gaussian_noise", "mean_colour", "read_mask", "shuffle_patches"]
-
 
 def blank(
     images: Float[Tensor, "*image channel height width"],

@@ -17,8 +17,6 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.topology import ONE_GROUP
 from circuitvit.models import Model
 
-__all__ = ["TokenGroups"]
-
 PATCH = "patch"
 
 

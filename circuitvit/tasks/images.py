@@ -26,11 +26,6 @@ from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
 
-__all__ = [
-    "IMAGE_SUFFIXES", "FileImages", "Images", "TensorImages", "as_images", "decode_image", "few",
-    "list_images", "load_image", "preprocess", "read_image",
-]  # fmt: skip
-
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """What counts as an image when a folder is listed; a file that is named outright may end in anything."""
 

@@ -20,22 +20,6 @@ from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index, class_label
 
-__all__ = [
-    "BoundMetric",
-    "ClassSpec",
-    "Metric",
-    "PerPair",
-    "accuracy",
-    "as_metric",
-    "cross_entropy",
-    "kl_divergence",
-    "log_probability",
-    "logit",
-    "logit_diff",
-    "metric_names",
-    "probability",
-]
-
 ClassSpec = int | str | Sequence[int | str]
 """A class by index or name, or a set of classes."""
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from circuitvit.errors import DataError, FileError, unknown_name
 from circuitvit.tasks.images import few, list_images
 
-__all__ = ["PairRow", "match_folders", "read_pairs"]
-
 
 def match_folders(clean: str | Path, corrupt: str | Path) -> tuple[tuple[Path, Path], ...]:
     """Pairs of files with the same name in two folders, sorted by name; the endings may differ.

@@ -22,8 +22,6 @@ from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.task import PreparedTask, Task, ready
 
-__all__ = ["Split", "select_pairs", "split"]
-
 
 class Split(NamedTuple):
     """The two sides of a task.
@@ -56,7 +54,7 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> task = cv.Task(*catdog_pairs(8), metric=cv.logit_diff("cat", "dog"))
         >>> discovery, held_out = split(cv.load("catdog-tiny"), task, 0.25)
         >>> len(discovery), len(held_out)

@@ -26,8 +26,6 @@ from circuitvit.tasks.images import FileImages, Images, as_images
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import match_folders, read_pairs
 
-__all__ = ["Batch", "PreparedTask", "Task", "ready"]
-
 ImageSpec = Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
 """Images as a preprocessed tensor, a file, a folder, or a list of files."""
 

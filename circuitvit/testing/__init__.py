@@ -14,6 +14,7 @@ For those who write scoring methods: `active_edges` finds by brute force which e
 and `separation` says how well scores find them.
 """
 
+from circuitvit.groundtruth import Separation, active_edges, separation
 from circuitvit.testing.assertions import (
     assert_faithful,
     assert_hypothesis,
@@ -21,7 +22,6 @@ from circuitvit.testing.assertions import (
     assert_necessary,
     assert_unchanged,
 )
-from circuitvit.testing.ground_truth import Separation, active_edges, separation
 from circuitvit.testing.log import Entry, entries
 
 __all__ = [

@@ -23,8 +23,6 @@ from circuitvit.verification import (
     require_effect,
 )
 
-__all__ = ["assert_faithful", "assert_hypothesis", "assert_minimal", "assert_necessary", "assert_unchanged"]
-
 LISTED = 5
 
 

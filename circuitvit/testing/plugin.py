@@ -24,8 +24,6 @@ from circuitvit.tasks import Task
 from circuitvit.testing.log import begin_test, entries, forget
 from circuitvit.verification import HypothesisFile, read_hypotheses
 
-__all__ = ["circuit_hypotheses", "circuit_model", "circuit_task"]
-
 _OPTIONS = {
     "circuit_model": "name of the model that the fixture circuit_model loads",
     "circuit_checkpoint": "its weights, relative to the root folder of the project",

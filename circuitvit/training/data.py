@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from circuitvit.datasets import catdog, digits
 from circuitvit.models.zoo.card import InputSpec
-from circuitvit.tasks import catdog, digits
 from circuitvit.training.folders import read_class_folders
-
-__all__ = ["Labelled", "TrainingData", "catdog_data", "digits_data", "folder_data"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,7 @@ def catdog_data(seed: int, held_out: int = 2000, two_animals: float = 0.25) -> T
         classes=catdog.CLASSES,
         input=InputSpec((3, catdog.SIZE, catdog.SIZE), catdog.MEAN, catdog.STD),
         description=(
-            "Scenes drawn by circuitvit.tasks.catdog: one or two animal faces whose ears and muzzle alone "
+            "Scenes drawn by circuitvit.datasets.catdog: one or two animal faces whose ears and muzzle alone "
             "tell the species. Every training scene is new; two-animal scenes have half/half targets."
         ),
         licence="MIT",

@@ -13,8 +13,6 @@ from tqdm.auto import tqdm
 
 from circuitvit.errors import DataError, OptionError
 
-__all__ = ["IMAGE_SUFFIXES", "ClassFolders", "read_class_folders"]
-
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 

@@ -20,8 +20,6 @@ from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.models.zoo.card import Card, build_module, sha256
 from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
 
-__all__ = ["Recipe", "TrainingResult", "evaluate", "train", "training_data"]
-
 
 @dataclass(frozen=True)
 class Recipe:

@@ -29,8 +29,6 @@ from circuitvit.verification.outcome import (
     share_verdict,
 )
 
-__all__ = ["necessity_test", "sufficiency_test"]
-
 POWER_RESAMPLES = 200
 
 AS_BAD = 0.1

@@ -20,8 +20,6 @@ from circuitvit.verification.meter import PairMeter
 from circuitvit.verification.minimality import minimality_test
 from circuitvit.verification.outcome import Outcome
 
-__all__ = ["AuditSettings", "audit", "run_audit"]
-
 
 @dataclass(frozen=True)
 class AuditSettings:

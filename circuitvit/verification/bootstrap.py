@@ -32,17 +32,6 @@ from scipy import special, stats
 
 from circuitvit.errors import DataError, OptionError
 
-__all__ = [
-    "MIN_PAIRS",
-    "Bootstrap",
-    "Estimate",
-    "cluster_sums",
-    "mean_above",
-    "mean_interval",
-    "ratio_interval",
-    "share_interval",
-]
-
 MIN_PAIRS = 5
 """Fewest pairs that give an interval."""
 

@@ -13,8 +13,6 @@ from circuitvit.tasks import Patch, PreparedTask, Resample, Zero
 from circuitvit.verification.bootstrap import MIN_PAIRS
 from circuitvit.verification.report import CircuitSize, Section
 
-__all__ = ["caveats"]
-
 FEW_PAIRS = 10
 """Below this, intervals cover visibly less than they say."""
 

@@ -12,8 +12,6 @@ from circuitvit.verification.markup import plain, row
 from circuitvit.verification.records import to_json
 from circuitvit.verification.report import write_text
 
-__all__ = ["VERDICTS_SCHEMA", "save_verdicts", "verdicts_to_markdown"]
-
 VERDICTS_SCHEMA = "circuitvit.verdicts/1"
 
 

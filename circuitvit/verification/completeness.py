@@ -27,8 +27,6 @@ from circuitvit.verification.outcome import (
     power_of_mean,
 )
 
-__all__ = ["KnockOut", "completeness_test", "knock_outs"]
-
 GREEDY_CANDIDATES = 10
 """Edges tried in each greedy step."""
 

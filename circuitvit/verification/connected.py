@@ -28,8 +28,6 @@ import numpy as np
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, Graph, Provenance, node_of, port_of
 
-__all__ = ["complement_circuits", "connected_circuits", "random_path"]
-
 Place = tuple[int, int, int]
 """An edge as `(sender, receiver, group)`."""
 

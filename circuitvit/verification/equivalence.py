@@ -20,8 +20,6 @@ from circuitvit.verification.outcome import (
     power_of_mean,
 )
 
-__all__ = ["equivalence_test"]
-
 
 def equivalence_test(
     meter: PairMeter,

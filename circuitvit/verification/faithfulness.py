@@ -22,8 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 from circuitvit.errors import DataError
 from circuitvit.verification.bootstrap import Bootstrap, mean_range
 
-__all__ = ["faithfulness", "require_effect"]
-
 ROUNDING = 1e-5
 """Relative to the size of what is compared: differences below it are float32 arithmetic, not behaviour."""
 

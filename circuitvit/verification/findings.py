@@ -14,8 +14,6 @@ from circuitvit.verification.robustness import RobustnessRow
 if TYPE_CHECKING:
     from circuitvit.verification.report import Report
 
-__all__ = ["conclusion_sentences", "further_findings"]
-
 EDGES_SHOWN = 50
 
 

@@ -15,8 +15,6 @@ from circuitvit.tasks import PreparedTask, Task
 from circuitvit.tasks.classes import class_label
 from circuitvit.verification.patching import PatchingMap, TokenSets, patching_map
 
-__all__ = ["Flip", "FlipSearch", "flip_search"]
-
 SHOWN = 5
 
 

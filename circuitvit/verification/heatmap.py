@@ -12,8 +12,6 @@ from circuitvit.errors import FileError, OptionError
 if TYPE_CHECKING:
     from circuitvit.verification.patching import PatchingMap
 
-__all__ = ["draw_heat_map"]
-
 MOST_LABELS = 40
 """More names than this cannot be read on one axis; every so many are shown."""
 

@@ -37,20 +37,6 @@ from circuitvit.verification.bootstrap import Estimate
 if TYPE_CHECKING:
     from circuitvit.tasks.task import ImageSpec
 
-__all__ = [
-    "REFUTED",
-    "SUPPORTED",
-    "UNDECIDED",
-    "BeatsRandom",
-    "Expectation",
-    "Falls",
-    "Flips",
-    "Hypothesis",
-    "Rises",
-    "Unchanged",
-    "Verdict",
-]
-
 SUPPORTED = "supported"
 REFUTED = "refuted"
 UNDECIDED = "not enough evidence"
@@ -210,7 +196,7 @@ class Hypothesis:
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> model = cv.load("catdog-tiny")
         >>> task = cv.Task(*catdog_pairs(8), metric=cv.logit_diff("cat", "dog"))
         >>> Hypothesis("the last MLP speaks for the cat", "m3 -> logits", Falls(by=1.0)).test(

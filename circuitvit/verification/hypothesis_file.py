@@ -39,8 +39,6 @@ from circuitvit.verification.hypothesis import (
     Unchanged,
 )
 
-__all__ = ["HYPOTHESES_SCHEMA", "HypothesisFile", "read_hypotheses"]
-
 HYPOTHESES_SCHEMA = "circuitvit.hypotheses/1"
 
 LARGEST_FILE = 2**20

@@ -15,8 +15,6 @@ from circuitvit.verification.bootstrap import Bootstrap, Estimate
 from circuitvit.verification.meter import PairMeter
 from circuitvit.verification.outcome import FAILED, PASSED, TIE, UNDECIDED, Outcome, check_level, rank_p
 
-__all__ = ["hsic", "hsic_permutation_p", "independence_test"]
-
 ENOUGH_POWER = 0.8
 ALTERNATIVE = 0.5
 """The correlation that power is reported for."""

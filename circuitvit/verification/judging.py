@@ -41,8 +41,6 @@ from circuitvit.verification.meter import PairMeter
 from circuitvit.verification.outcome import as_extreme, check_level, equivalence_p, rank_verdict
 from circuitvit.verification.patterns import select_edges
 
-__all__ = ["Court", "judge_all"]
-
 _FROM_RANK = {"passed": SUPPORTED, "failed": REFUTED, "not enough evidence": UNDECIDED}
 
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from circuitvit.graph import Circuit, Graph, port_of
 
-__all__ = ["edge_kinds", "edges_of_same_kind"]
-
 Kind = tuple[str, str, str, str]
 Place = tuple[int, int, int]
 

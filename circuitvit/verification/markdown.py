@@ -10,8 +10,6 @@ from circuitvit.verification.findings import conclusion_sentences, further_findi
 from circuitvit.verification.markup import plain, row
 from circuitvit.verification.report import Report, Section
 
-__all__ = ["report_to_markdown"]
-
 PAIRS_SHOWN = 50
 """Rows of the table of pairs; the JSON file holds them all."""
 

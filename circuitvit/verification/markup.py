@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["plain", "row"]
-
 
 def row(*cells: str, header: bool = False) -> Iterator[str]:
     yield "| " + " | ".join(plain(cell) for cell in cells) + " |"

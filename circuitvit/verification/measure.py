@@ -26,8 +26,6 @@ from circuitvit.verification.bootstrap import (
 from circuitvit.verification.faithfulness import ROUNDING, faithfulness, require_effect
 from circuitvit.verification.report import QUANTILES, PairFailure, PairResult, RandomBaseline, Section
 
-__all__ = ["Runs", "run_circuits", "section"]
-
 WEAK = 0.1
 """A pair is weak when its metric differs by less than this share of the mean difference."""
 

@@ -27,8 +27,6 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask, Graph
 from circuitvit.tasks import PreparedTask
 
-__all__ = ["PairMeter", "PairValues"]
-
 CACHE_BYTES = 2 * 2**30
 """Captured runs and references stay in memory up to this size, and are computed anew past it."""
 
@@ -58,7 +56,7 @@ class PairMeter:
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> model = cv.load("catdog-tiny")
         >>> task = cv.Task(*catdog_pairs(2), metric=cv.logit_diff("cat", "dog"))
         >>> meter = PairMeter(task.prepare(model))

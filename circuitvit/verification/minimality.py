@@ -29,8 +29,6 @@ from circuitvit.verification.outcome import (
     power_by_resampling,
 )
 
-__all__ = ["inflated_circuits", "minimality_p_values", "minimality_test"]
-
 MOST_TRIES = 1000
 POWER_RESAMPLES = 50
 

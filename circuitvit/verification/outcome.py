@@ -14,23 +14,6 @@ from scipy import stats
 from circuitvit.errors import OptionError
 from circuitvit.verification.bootstrap import MIN_PAIRS, Bootstrap, Estimate, cluster_sums, mean_above
 
-__all__ = [
-    "FAILED",
-    "PASSED",
-    "UNDECIDED",
-    "Outcome",
-    "as_extreme",
-    "check_level",
-    "check_margin",
-    "conclusion",
-    "equivalence_p",
-    "power_by_resampling",
-    "power_of_mean",
-    "rank_p",
-    "rank_verdict",
-    "share_verdict",
-]
-
 PASSED = "passed"
 FAILED = "failed"
 UNDECIDED = "not enough evidence"

@@ -5,7 +5,7 @@ on the paired corrupt image, and the rest of the model goes on from there. (For 
 activity in the corrupt run.)
 
     >>> import circuitvit as cv
-    >>> from circuitvit.tasks.catdog import catdog_pairs
+    >>> from circuitvit.datasets.catdog import catdog_pairs
     >>> model = cv.load("catdog-tiny")
     >>> task = cv.Task(*catdog_pairs(2), metric=cv.logit_diff("cat", "dog"))
     >>> found = patching_map(model, task, "mlps", tokens="kind", progress=False)
@@ -43,8 +43,6 @@ from circuitvit.engine import (
 from circuitvit.errors import DataError, OptionError
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task
-
-__all__ = ["PatchingMap", "TokenSets", "patching_map"]
 
 SITES: tuple[Site, ...] = ("heads", "mlps", "stream", "patterns")
 

@@ -30,8 +30,6 @@ from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
 from circuitvit.graph import Circuit, EdgeMask, Graph
 from circuitvit.graph.names import node_of
 
-__all__ = ["edges_of", "select_edges"]
-
 
 def select_edges(graph: Graph, patterns: str | Circuit | Sequence[str | Circuit]) -> Circuit:
     """The edges that any of the patterns names.

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, Provenance
 
-__all__ = ["layer_profile", "random_circuits"]
-
 
 def random_circuits(circuit: Circuit, n: int, seed: int = 0) -> tuple[Circuit, ...]:
     """Random circuits with as many edges into each stage as the pruned circuit has.

@@ -21,18 +21,6 @@ from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.robustness import Robustness
 from circuitvit.verification.stability import Stability
 
-__all__ = [
-    "QUANTILES",
-    "REPORT_SCHEMA",
-    "CircuitSize",
-    "PairFailure",
-    "PairResult",
-    "RandomBaseline",
-    "Report",
-    "Section",
-    "write_text",
-]
-
 REPORT_SCHEMA = "circuitvit.report/1"
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -25,8 +25,6 @@ from circuitvit.verification.faithfulness import require_effect
 from circuitvit.verification.meter import PairMeter
 from circuitvit.verification.subtask import subtask
 
-__all__ = ["Robustness", "RobustnessRow", "robustness"]
-
 ENOUGH = 0.8
 NEEDED = 0.5
 

@@ -20,8 +20,6 @@ from circuitvit.models import Model
 from circuitvit.tasks import Task
 from circuitvit.verification.subtask import subtask
 
-__all__ = ["Stability", "stability"]
-
 Discover = Callable[[Model, Task], Circuit]
 
 
@@ -94,7 +92,7 @@ def stability(
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> model = cv.load("catdog-tiny")
         >>> task = cv.Task(*catdog_pairs(4), metric=cv.logit_diff("cat", "dog"))
         >>> find = lambda model, task: cv.attribute(model, task, progress=False).connected(20)

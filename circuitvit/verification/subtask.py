@@ -11,8 +11,6 @@ from torch import Tensor
 from circuitvit.tasks import PerPair, PreparedTask, Task, TokenGroups
 from circuitvit.tasks.images import Images
 
-__all__ = ["subtask"]
-
 
 def subtask(
     prepared: PreparedTask,
@@ -31,7 +29,7 @@ def subtask(
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> prepared = cv.Task(*catdog_pairs(3)).prepare(cv.load("catdog-tiny"))
         >>> len(subtask(prepared, [0, 0, 2, 1]).prepare(prepared.model))
         4

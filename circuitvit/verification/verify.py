@@ -16,8 +16,6 @@ from circuitvit.verification.random_circuits import random_circuits
 from circuitvit.verification.report import CircuitSize, Report
 from circuitvit.verification.robustness import robustness
 
-__all__ = ["verify"]
-
 
 def verify(
     model: Model,
@@ -71,7 +69,7 @@ def verify(
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> from circuitvit.verification import verify
         >>> model = cv.load("catdog-tiny")
         >>> task = cv.Task(*catdog_pairs(2), metric=cv.logit_diff("cat", "dog"))

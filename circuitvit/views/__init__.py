@@ -3,7 +3,7 @@
 Every view is data first, a frozen dataclass of arrays, and a figure second:
 
     >>> import circuitvit as cv
-    >>> from circuitvit.tasks.catdog import catdog_pairs
+    >>> from circuitvit.datasets.catdog import catdog_pairs
     >>> model, pairs = cv.load("catdog-tiny"), catdog_pairs(2, seed=0)
     >>> view = direct_logit_attribution(model, pairs.clean, "cat", "dog")
     >>> view.by_token.shape == (2, len(view.senders), 37)

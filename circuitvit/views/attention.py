@@ -18,8 +18,6 @@ from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of
 if TYPE_CHECKING:
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["KINDS", "AttentionPatterns", "attention_patterns"]
-
 KINDS = ("pattern", "scores", "weighted")
 """What can be shown: the pattern, the scores before the softmax, the value-weighted pattern."""
 
@@ -114,7 +112,7 @@ def attention_patterns(
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> view = attention_patterns(cv.load("catdog-tiny"), catdog_pairs(1, seed=0).clean, layer=0)
         >>> view.pattern.shape[2:], view.maps().shape[2:]
         ((37, 37), (6, 6))

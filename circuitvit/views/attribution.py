@@ -33,8 +33,6 @@ from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of
 if TYPE_CHECKING:
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["DirectAttribution", "attribution_of_task", "direct_logit_attribution"]
-
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """How far the shares may be from the logits, relative to the largest share, before they are refused."""
 
@@ -160,7 +158,7 @@ def direct_logit_attribution(
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> model, pairs = cv.load("catdog-tiny"), catdog_pairs(2, seed=0)
         >>> view = direct_logit_attribution(model, pairs.clean, "cat", "dog")
         >>> bool(abs(view.total - view.logit_difference).max() < 1e-4)

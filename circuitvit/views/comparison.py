@@ -30,8 +30,6 @@ from circuitvit.views.effects import faithfulness_curve
 if TYPE_CHECKING:
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["COMPARISON_SCHEMA", "Comparison", "MethodCurve", "compare"]
-
 COMPARISON_SCHEMA = "circuitvit.comparison/1"
 
 USUAL = ("random", "eap", "eap-ig", "learned")

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from circuitvit.pruning.find import Candidate
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["EffectHeatmap", "FaithfulnessCurve", "effect_heatmap", "faithfulness_curve"]
-
 By = Literal["signed", "magnitude"]
 
 

@@ -16,8 +16,6 @@ from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
 
-__all__ = ["attention_places", "attention_stage", "pattern_of", "scores_of", "spoken_of"]
-
 
 def attention_places(model: Model) -> list[int]:
     """The places among the model's stages of those whose senders are attention heads."""

@@ -32,8 +32,6 @@ from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of
 if TYPE_CHECKING:
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["LogitLens", "logit_lens", "positions_of", "token_logits"]
-
 Detail = Literal["layer", "stage"]
 
 
@@ -188,7 +186,7 @@ def logit_lens(
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> lens = logit_lens(cv.load("catdog-tiny"), catdog_pairs(1, seed=0).clean)
         >>> lens.positions[0], lens.positions[-1], lens.top_on_grid().shape
         ('embedding', 'layer 3', (1, 6, 6))

@@ -46,8 +46,6 @@ from circuitvit.views.templates import templates
 if TYPE_CHECKING:
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["HeadPosition", "PositionHeads", "describe", "position_heads"]
-
 UNIFORM = 0.05
 """Nats by which a pattern may differ from looking everywhere and still be called uniform."""
 
@@ -136,7 +134,7 @@ def position_heads(model: Model, images: ImageSpec, *, batch_size: int | None = 
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> view = position_heads(cv.load("catdog-tiny"), catdog_pairs(8, seed=0).clean)
         >>> all(head.share <= 1 for head in view.heads)
         True

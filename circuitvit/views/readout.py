@@ -22,8 +22,6 @@ from circuitvit.errors import UnsupportedModelError
 from circuitvit.models import Model
 from circuitvit.models.norms import norm_of
 
-__all__ = ["LinearReadout", "linear_readout"]
-
 
 @dataclass(frozen=True, eq=False)
 class LinearReadout:

@@ -29,8 +29,6 @@ from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of
 if TYPE_CHECKING:
     from circuitvit.views.figures.canvas import Picture
 
-__all__ = ["PatchEvidence", "SegmentationScore", "average_precision", "best_iou", "iou", "patch_evidence"]
-
 Classes = int | str | Sequence[int | str]
 By = Literal["lens", "attribution"]
 Threshold = float | Literal["mean"]
@@ -153,7 +151,7 @@ def patch_evidence(
 
     Example:
         >>> import circuitvit as cv
-        >>> from circuitvit.tasks.catdog import catdog_pairs
+        >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> patch_evidence(cv.load("catdog-tiny"), catdog_pairs(2, seed=0).clean, "cat", "dog")
         PatchEvidence(cat against dog, lens at layer 3: 2 maps of 6 x 6 patches)
     """

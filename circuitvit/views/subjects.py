@@ -18,8 +18,6 @@ from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.images import Images, as_images
 
-__all__ = ["ImageSpec", "Subjects", "batches_of", "images_of", "subjects_of"]
-
 ImageSpec = Images | Tensor | NDArray[Any] | str | Path | Sequence[str | Path]
 """Preprocessed images as a tensor; or a file, a folder or a list of files, preprocessed as the model says."""
 

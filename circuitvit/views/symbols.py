@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index
 
-__all__ = ["class_symbols"]
-
 _PICTURES = range(0x1F300, 0x1FB00)
 """Where Unicode keeps pictures; letters and arrows elsewhere have names with everyday words in them too."""
 

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["as_page", "as_text", "plain", "png_of"]
-
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #1f2328; background: #fff }
 main { display: flex; flex-wrap: wrap; gap: 1.2rem }

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["templates"]
-
 Template = NDArray[np.bool_]
 
 _STEPS = {(0, 0): "self", (0, -1): "previous", (0, 1): "next", (-1, 0): "above", (1, 0): "below"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import circuitvit as cv
-from circuitvit.models.compiled import PROGRAMS
+from circuitvit.groundtruth import PROGRAMS
 from circuitvit.testing import active_edges, separation
 
 WHOLE = 12.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import circuitvit as cv
-from circuitvit.tasks.catdog import catdog_pairs
+from circuitvit.datasets.catdog import catdog_pairs
 
 
 def scores(method: str, dtype: torch.dtype) -> cv.EdgeScores:

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import circuitvit as cv
 from circuitvit.attribution import METHODS
 from circuitvit.attribution.method import Settings
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 
 PAIRS = 5
 

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from circuitvit.cli import app
-from circuitvit.tasks.catdog import catdog_pairs
+from circuitvit.datasets.catdog import catdog_pairs
 from tests.cli.cases import N_PAIRS, Run
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import circuitvit as cv
 from circuitvit.attribution import exact
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.engine import Replay, state
 from circuitvit.engine.state import task_digest
 from circuitvit.errors import CircuitViTError, FileError, OptionError
@@ -21,7 +22,6 @@ from circuitvit.pruning import Plan
 from circuitvit.pruning.learned import MaskTrainer
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask
-from circuitvit.tasks.catdog import catdog_pairs
 
 PLAN = Plan(steps=40, trim_runs=60, batch_size=4)
 

@@ -19,7 +19,7 @@ import circuitvit as cv
 from circuitvit.cli import app
 from circuitvit.export import FORMATS
 from circuitvit.graph.files import CIRCUIT_SCHEMA, SCORES_SCHEMA
-from circuitvit.models.compiled import PARTS, PROGRAMS
+from circuitvit.groundtruth import PARTS, PROGRAMS
 from circuitvit.models.zoo import zoo_names
 from circuitvit.models.zoo.card import SCHEMA as CARD_SCHEMA
 from circuitvit.tasks import ablation_names, metric_names

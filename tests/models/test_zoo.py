@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from circuitvit.datasets import catdog, digits
 from circuitvit.errors import FileError, ModelError, NameNotFoundError
 from circuitvit.models import zoo
 from circuitvit.models.zoo import Card, build_module, load_module, load_zoo_module, zoo_card, zoo_names
 from circuitvit.models.zoo.card import sha256
-from circuitvit.tasks import catdog, digits
 
 FOLDER = Path(zoo.__file__).parent
 

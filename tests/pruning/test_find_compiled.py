@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import circuitvit as cv
-from circuitvit.models.compiled import PROGRAMS
+from circuitvit.groundtruth import PROGRAMS
 from circuitvit.testing import active_edges
 
 

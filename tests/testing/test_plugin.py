@@ -71,7 +71,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_plugin_works_in_a_project_of_its_own(site: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from circuitvit.tasks.catdog import catdog_pairs
+    from circuitvit.datasets.catdog import catdog_pairs
 
     pairs = catdog_pairs(1, seed=3, preprocessed=False)
     for name, pictures in (("cat", pairs.clean), ("dog", pairs.corrupt)):

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from circuitvit.cli.train import train as train_command
+from circuitvit.datasets import catdog
 from circuitvit.errors import DataError, FileError, ModelError, OptionError
 from circuitvit.models.zoo import Card, load_module
-from circuitvit.tasks import catdog
 from circuitvit.training import Labelled, Recipe, TrainingData, catdog_data, evaluate, train, training_data
 from circuitvit.training.loop import head_groups, shrink
 

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.verification import (
     AuditSettings,
     Bootstrap,

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from circuitvit.cli import app
-from circuitvit.tasks.catdog import catdog_pairs
+from circuitvit.datasets.catdog import catdog_pairs
 
 CLAIMS = """
 schema: circuitvit.hypotheses/1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, FileError, OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.verification import (
     BeatsRandom,
     Court,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.verification import flip_search, patching_map
 from tests.verification.cases import images, tiny_model, tiny_task
 

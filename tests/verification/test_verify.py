@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Provenance
 from circuitvit.models.zoo import zoo_names
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.verification import random_circuits, verify
 from tests.verification.cases import images, some_circuit, tiny_model, tiny_task
 

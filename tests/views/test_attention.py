@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, NameNotFoundError, OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.views import Subjects, attention_patterns, position_heads
 from circuitvit.views.position import describe
 from circuitvit.views.templates import templates

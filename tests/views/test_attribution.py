@@ -142,7 +142,7 @@ def test_an_unknown_readout_is_refused_by_name() -> None:
 
 
 def test_a_class_is_found_by_name_on_the_bundled_model() -> None:
-    from circuitvit.tasks.catdog import catdog_pairs
+    from circuitvit.datasets.catdog import catdog_pairs
 
     model, pairs = cv.load("catdog-tiny"), catdog_pairs(4, seed=0)
     view = direct_logit_attribution(model, pairs.clean, "cat", "dog")

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import circuitvit as cv
 from circuitvit.cli.view import view
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import CircuitViTError, DataError, FileError, NameNotFoundError, OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 
 MODEL = ("--model", "catdog-tiny")
 

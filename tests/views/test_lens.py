@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import NameNotFoundError, OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.views import class_symbols, logit_lens
 from circuitvit.views.tables import plain
 from tests.strategies import Recipe, recipes

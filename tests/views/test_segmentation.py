@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, jaccard_score
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, NameNotFoundError, OptionError
-from circuitvit.tasks.catdog import catdog_pairs
 from circuitvit.views import PatchEvidence, Subjects, logit_lens, patch_evidence
 from circuitvit.views.segmentation import average_precision, best_iou, iou
 

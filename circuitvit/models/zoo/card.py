@@ -23,8 +23,6 @@ from torch import nn
 from circuitvit.errors import FileError, ModelError
 from circuitvit.models.timm_import import import_timm
 
-__all__ = ["SCHEMA", "Card", "InputSpec", "build_module", "load_module", "sha256"]
-
 SCHEMA = "circuitvit.card/1"
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from circuitvit.views.attention import AttentionPatterns
     from circuitvit.views.position import PositionHeads
 
-__all__ = ["draw", "draw_positions"]
-
 TITLES = {"pattern": "pattern", "scores": "score before the softmax", "weighted": "pattern times value"}
 MOST_HEADS = 16
 

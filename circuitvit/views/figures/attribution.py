@@ -25,8 +25,6 @@ from circuitvit.views.figures.canvas import (
 if TYPE_CHECKING:
     from circuitvit.views.attribution import DirectAttribution
 
-__all__ = ["draw"]
-
 LISTED = 14
 """How many parts have a bar of their own."""
 

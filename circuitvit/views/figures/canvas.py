@@ -19,7 +19,7 @@ from circuitvit.views.tables import plain
 
 try:
     import matplotlib
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
     from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -27,19 +27,6 @@ except ImportError as error:
     raise FileError(
         "figures need matplotlib, which is not installed: pip install circuitvit[plots]"
     ) from error
-
-__all__ = [
-    "Axes",
-    "Picture",
-    "bare",
-    "drawable",
-    "even_norm",
-    "grey",
-    "label",
-    "picture_of",
-    "signed_colours",
-    "styled",
-]
 
 FORMATS = ("png", "svg", "pdf")
 DPI = 160

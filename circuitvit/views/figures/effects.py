@@ -16,8 +16,6 @@ from circuitvit.views.figures.canvas import Picture, even_norm, label, picture_o
 if TYPE_CHECKING:
     from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve
 
-__all__ = ["draw_curves", "draw_heatmap"]
-
 MARKERS = "osD^vPX*"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, MUTED)
 WRITTEN = 160

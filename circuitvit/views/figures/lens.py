@@ -18,8 +18,6 @@ from circuitvit.views.figures.canvas import Axes, Picture, bare, drawable, grey,
 if TYPE_CHECKING:
     from circuitvit.views.lens import LogitLens
 
-__all__ = ["draw", "draw_curves"]
-
 # Okabe and Ito's colours, which stay apart in every common kind of colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#7A5195")
 OTHER = "#B4BAC2"

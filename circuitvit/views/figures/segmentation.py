@@ -23,8 +23,6 @@ from circuitvit.views.figures.canvas import (
 if TYPE_CHECKING:
     from circuitvit.views.segmentation import PatchEvidence
 
-__all__ = ["draw"]
-
 MOST = 12
 
 

@@ -16,9 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from circuitvit.models.compiled.scenes import N_PATCHES, Scene
-
-__all__ = ["Head", "Layer", "Match", "Program", "Size", "Unit", "look_for", "shares"]
+from circuitvit.groundtruth.scenes import N_PATCHES, Scene
 
 
 class Match(NamedTuple):

@@ -1,4 +1,4 @@
-"""The pixels of :mod:`circuitvit.tasks.catdog`: faces painted from a table of shapes, many at a time.
+"""The pixels of :mod:`circuitvit.datasets.catdog`: faces painted from a table of shapes, many at a time.
 
 Every animal is the same head and eyes plus the features of its species: a row of :data:`EARS` and a
 row of :data:`MUZZLES`. Shapes are given in the head's own frame (head radius 1, x to the right, y
@@ -19,24 +19,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = [
-    "EARS",
-    "EYES",
-    "HEAD",
-    "MUZZLES",
-    "TEXTURES",
-    "Ellipse",
-    "FaceFrame",
-    "Shape",
-    "Stroke",
-    "Triangle",
-    "animal_layers",
-    "backgrounds",
-    "cover",
-    "paint",
-    "species_layers",
-]
 
 Floats = NDArray[np.float32]
 

@@ -8,16 +8,26 @@ modules, and take part in everything: `circuitvit.compiled("relay").model` is a 
     programs    the five programs
     parts       adversarial additions, and the decoys
     assembler   from program to weights
-    labels      from program to wired edges
-    compiler    `compiled`, which joins them
+    compiler    `compiled`, which joins them, and the edges that a program is wired by
+    separation  edges that matter, by brute force, and how well scores find them
 
 Lindner et al. 2023, "Tracr", arXiv:2301.05062; Gupta et al. 2024, "InterpBench: semi-synthetic transformers
 for evaluating mechanistic interpretability techniques", arXiv:2407.14494; Mueller et al. 2025, "MIB: a
 mechanistic interpretability benchmark", arXiv:2504.13151.
 """
 
-from circuitvit.models.compiled.compiler import CLASSES, Compiled, compiled
-from circuitvit.models.compiled.parts import PARTS
-from circuitvit.models.compiled.programs import PROGRAMS
+from circuitvit.groundtruth.compiler import CLASSES, Compiled, compiled
+from circuitvit.groundtruth.parts import PARTS
+from circuitvit.groundtruth.programs import PROGRAMS
+from circuitvit.groundtruth.separation import Separation, active_edges, separation
 
-__all__ = ["CLASSES", "PARTS", "PROGRAMS", "Compiled", "compiled"]
+__all__ = [
+    "CLASSES",
+    "PARTS",
+    "PROGRAMS",
+    "Compiled",
+    "Separation",
+    "active_edges",
+    "compiled",
+    "separation",
+]

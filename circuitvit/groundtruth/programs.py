@@ -11,10 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from circuitvit.models.compiled.language import Head, Layer, Match, Program, Size, Unit, look_for, shares
-from circuitvit.models.compiled.scenes import N_PATCHES, Scene
-
-__all__ = ["PROGRAMS"]
+from circuitvit.groundtruth.language import Head, Layer, Match, Program, Size, Unit, look_for, shares
+from circuitvit.groundtruth.scenes import N_PATCHES, Scene
 
 
 def relay(size: Size) -> Program:

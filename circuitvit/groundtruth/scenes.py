@@ -17,8 +17,6 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["N_PATCHES", "PATCH", "SIDE", "Roles", "Scene", "draw", "images_of"]
-
 GRID = 3
 """Rows and columns of patches."""
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from circuitvit.models.compiled.language import Head, Layer, Match, Program, Unit, look_for, shares
-from circuitvit.models.compiled.scenes import Scene
-
-__all__ = ["BALLAST", "PARTS", "SATURATED", "SOFT", "Part", "with_decoys"]
+from circuitvit.groundtruth.language import Head, Layer, Match, Program, Unit, look_for, shares
+from circuitvit.groundtruth.scenes import Scene
 
 SOFT = 4.0
 """The usual gap between attention logits: 86 % of the attention for one of ten tokens."""

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitvit.errors import NameNotFoundError, OptionError
-from circuitvit.tasks.catdog import (
+from circuitvit.datasets.catdog import (
     CLASSES,
     Scene,
     catdog_pairs,
@@ -25,6 +24,7 @@ from circuitvit.tasks.catdog import (
     scene_targets,
     swap_species,
 )
+from circuitvit.errors import NameNotFoundError, OptionError
 
 seeds = st.integers(0, 2**31)
 species = st.sampled_from(CLASSES)

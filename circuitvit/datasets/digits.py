@@ -20,8 +20,6 @@ from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError
 
-__all__ = ["CLASSES", "MEAN", "SIZE", "STD", "Digits", "digits_pairs", "digits_split"]
-
 CLASSES: tuple[str, ...] = tuple("0123456789")
 """Names of the classes, in the order of the logits of `digits-tiny`."""
 

@@ -22,11 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.models.compiled.language import Head, Program, Unit
-from circuitvit.models.compiled.scenes import PATCH, SIDE
+from circuitvit.groundtruth.language import Head, Program, Unit
+from circuitvit.groundtruth.scenes import PATCH, SIDE
 from circuitvit.models.timm_import import import_timm
-
-__all__ = ["EVIDENCE", "Stream", "assemble"]
 
 EVIDENCE = 3.0
 """The logit of "yes" when the answer is on; that of "no" is its negative."""

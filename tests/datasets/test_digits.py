@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
+from circuitvit.datasets.digits import CLASSES, digits_pairs, digits_split
 from circuitvit.errors import DataError, OptionError
-from circuitvit.tasks.digits import CLASSES, digits_pairs, digits_split
 
 pytest.importorskip("sklearn")
 

@@ -9,18 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import OptionError, unknown_name
-from circuitvit.graph import Circuit
-from circuitvit.models.compiled.assembler import assemble
-from circuitvit.models.compiled.labels import wired_circuit
-from circuitvit.models.compiled.language import Program, Size
-from circuitvit.models.compiled.parts import BALLAST, PARTS, SOFT, with_decoys
-from circuitvit.models.compiled.programs import PROGRAMS
-from circuitvit.models.compiled.scenes import SIDE, draw, images_of
+from circuitvit.graph import Circuit, Graph, edge_name
+from circuitvit.groundtruth.assembler import assemble
+from circuitvit.groundtruth.language import Head, Program, Size
+from circuitvit.groundtruth.parts import BALLAST, PARTS, SOFT, with_decoys
+from circuitvit.groundtruth.programs import PROGRAMS
+from circuitvit.groundtruth.scenes import SIDE, draw, images_of
 from circuitvit.models.model import Model
 from circuitvit.models.registry import wrap
 from circuitvit.models.zoo import InputSpec
-
-__all__ = ["CLASSES", "Compiled", "compiled"]
 
 CLASSES = ("yes", "no")
 HEADS = 3
@@ -142,3 +139,41 @@ def _program(name: str, chosen: list[str]) -> Program:
         program = part.add(program)
     widest = max(len(layer.heads) for layer in program.layers)
     return with_decoys(program, max(HEADS, widest + 1))
+
+
+# -- from program to wired edges -----------------------------------------------------------------
+
+
+def wired_circuit(program: Program, graph: Graph) -> Circuit:
+    """The edges whose receiver reads a feature that their sender writes, on a path to the logits."""
+    wired = [
+        edge_name(sender, receiver)
+        for sender, written in _writes(program).items()
+        for receiver, read in _reads(program).items()
+        if written & read
+    ]
+    return Circuit.from_edges(graph, wired).pruned()
+
+
+def _writes(program: Program) -> dict[str, set[str]]:
+    """The features that each sender writes."""
+    writes = {"input": {*program.pixels, *program.places}}
+    for place, layer in enumerate(program.layers):
+        writes |= {f"a{place}.h{index}": {head.into} for index, head in enumerate(layer.heads)}
+        writes[f"m{place}"] = {unit.into for unit in layer.units}
+    return writes
+
+
+def _reads(program: Program) -> dict[str, set[str]]:
+    """The features that each receiver reads."""
+    reads = {"logits": set(program.readout)}
+    for place, layer in enumerate(program.layers):
+        for index, head in enumerate(layer.heads):
+            reads |= {f"a{place}.h{index}<{port}>": read for port, read in _ports(head).items()}
+        reads[f"m{place}"] = {feature for unit in layer.units for feature in unit.reads}
+    return reads
+
+
+def _ports(head: Head) -> dict[str, set[str]]:
+    queries = {match.query for match in head.matches if match.query is not None}
+    return {"q": queries, "k": {match.key for match in head.matches}, "v": {head.value}}

@@ -19,8 +19,6 @@ from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, ready
 
-__all__ = ["Separation", "active_edges", "largest_effects", "separation"]
-
 Numbers = Float[np.ndarray, " edge"]
 Marks = Bool[np.ndarray, " edge"]
 Effects = Float[np.ndarray, "sender receiver group"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.models.compiled import PARTS, PROGRAMS
-from circuitvit.models.compiled.scenes import N_PATCHES, images_of
+from circuitvit.groundtruth import PARTS, PROGRAMS
+from circuitvit.groundtruth.scenes import N_PATCHES, images_of
+from circuitvit.groundtruth.separation import largest_effects
 from circuitvit.testing import active_edges
-from circuitvit.testing.ground_truth import largest_effects
 
 PLAIN = [(name, ()) for name in PROGRAMS]
 WITH_A_PART = [(name, (part,)) for name in PROGRAMS for part in PARTS]
