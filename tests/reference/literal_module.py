@@ -1,9 +1,9 @@
 """The split model again, from the module's own parts instead of formulas: for modules that no formula knows.
 
-`LiteralViT` writes every formula down anew, so it says nothing about a pooling, an MLP or a hook of the user's
-own. Here every part is the module's own, called as it stands; only what has to be told apart is told apart:
-each receiver has its own stream, each head its own columns of the output projection. What the parts do is not
-looked at, so whatever they do is done here too.
+`LiteralViT` writes every formula down anew, so it says nothing about a pooling, an MLP or a hook of the
+user's own. Here every part is the module's own, called as it stands, and only what has to be told apart is
+told apart: each receiver has its own stream, each head its own columns of the output projection. What the
+parts do is not looked at, so whatever they do is done here too.
 """
 
 from __future__ import annotations
