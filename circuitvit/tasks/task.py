@@ -308,6 +308,7 @@ def ready(model: Model, task: Task | PreparedTask, progress: bool = False) -> Pr
     Raises:
         OptionError: if it was prepared for another model.
     """
+    model.refresh()
     if isinstance(task, Task):
         return task.prepare(model, progress)
     if task.model is not model:
