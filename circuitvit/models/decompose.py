@@ -259,8 +259,8 @@ def _check_reading(where: str, block: nn.Module, part: Stage, stream: Tensor) ->
     if isinstance(norm, Norm) and not _alike(norm.affine(norm.standardise(stream)[0]), norm(stream)):
         place = next((name for name, each in block.named_modules() if each is norm.module), part.nodes.name)
         raise UnsupportedModelError(
-            f"{where}.{place} is a {type(norm.module).__name__} that computes something else than LayerNorm and "
-            "RMSNorm do, of each token alone"
+            f"{where}.{place} is a {type(norm.module).__name__} that computes something else than LayerNorm "
+            "and RMSNorm do, of each token alone"
         )
     few = stream[:, :4]
     noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(few)

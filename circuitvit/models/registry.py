@@ -322,7 +322,7 @@ def _refuse_what_changes_under_way(module: nn.Module) -> None:
 
 
 def _heeds_training(part: nn.Module) -> bool:
-    """Whether training mode changes what a part does; a head put on after `eval()` is in training mode as well."""
+    """Whether training mode changes what a part does; a head put on after `eval()` is in that mode too."""
     if isinstance(part, nn.modules.dropout._DropoutNd):
         return part.p > 0
     if isinstance(part, (nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention)):
