@@ -219,7 +219,7 @@ class Evaluator:
         self._recalled: dict[bytes, Measured] = {}
         self._held: dict[int, BatchRun] = {}
         self._source: References | None = None
-        self._checked = False
+        self._checked: set[float] = set()  # levels
         self._largest = 0.0  # of the clean run's logits
         self._weights = weights_version(prepared.model)
 
@@ -286,21 +286,24 @@ class Evaluator:
         Raises:
             DataError: if there is no behaviour to explain, see `check_effect`.
         """
-        self.check_effect()
+        self.check_effect(level=0)  # a search is about these pairs, whatever others may say
         effect = self.effect.mean()
         return float((self.values(mask) - self.nothing).mean() / effect)
 
-    def check_effect(self) -> None:
+    def check_effect(self, level: float = 0.95) -> None:
         """Refuse a task in which ablating every edge need not change anything.
+
+        Args:
+            level: of the interval that must not hold 0; with 0, differences within rounding alone are refused.
 
         Raises:
             DataError: if the logits are the same, or as `check_effect` of this module.
         """
         self._forget_if_edited()
-        if self._checked:
+        if level in self._checked:
             return
         metric, names = self.prepared.metric.label, self.prepared.clean.names
-        check_effect(self.whole, self.nothing, label=metric, names=names)
+        check_effect(self.whole, self.nothing, label=metric, names=names, level=level)
         (none,) = self.measure([self._nothing])
         if self._largest and none.change.max() <= ROUNDING * self._largest:
             # some metrics magnify rounding: on equal images a divergence is 0 with every edge, 1e-8 with none
@@ -308,7 +311,7 @@ class Evaluator:
                 f"the logits are the same with and without the behaviour on all {len(self)} pair(s): "
                 "are the clean and the corrupt images the same?"
             )
-        self._checked = True
+        self._checked.add(level)
 
     def check(self, circuit: Circuit) -> None:
         """Refuse a circuit of another graph.
@@ -400,10 +403,9 @@ class Evaluator:
     def _forget_if_edited(self) -> None:
         now = weights_version(self.prepared.model)
         if now != self._weights:
-            self._weights, self._source, self._checked, self._largest = now, None, False, 0.0
-            self._known.clear()
-            self._recalled.clear()
-            self._held.clear()
+            self._weights, self._source, self._largest = now, None, 0.0
+            for known in (self._known, self._recalled, self._held, self._checked):
+                known.clear()
 
     def _references(self) -> References:
         """Data-set statistics that references need are computed once."""

@@ -193,7 +193,7 @@ class MaskTrainer:
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._from, self._to = (1.0 if warm_start is None else float(self._density())), edges / graph.n_edges
         self._evaluator = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
-        self._evaluator.check_effect()
+        self._evaluator.check_effect(level=0)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
         self._scale = max(abs(float(self._evaluator.effect.mean())), 1e-9)
         self._optimisers = {"descend": self._descend, "climb": self._climb}

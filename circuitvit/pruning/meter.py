@@ -24,7 +24,7 @@ class FaithfulnessMeter(Evaluator):
         if prepared.denoising:
             raise OptionError("faithfulness is measured in the clean run: give the task direction='noising'")
         super().__init__(prepared, memory=memory)
-        self.check_effect()
+        self.check_effect(level=0)
         self.runs = 0
 
     def __call__(self, kept: EdgeMask) -> float:
