@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from circuitvit.attribution import METHODS, attribute
-from circuitvit.engine import choose_batch_size
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.attribution.methods import find_method
+from circuitvit.attribution.paths import Rule
+from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Ranking
 from circuitvit.pruning.curves import FRACTIONS, Curve, circuit_curve, score_curve
 from circuitvit.pruning.find import Plan, find
@@ -34,7 +36,8 @@ class FamilySettings:
         fractions: sizes, as shares of all edges.
         by: how scores rank edges, "magnitude" or "signed".
         connected: whether scores select path by path, or the best edges wherever they lie.
-        steps: nodes on the path of integrated gradients.
+        steps: points on the path of integrated gradients.
+        rule: where these lie.
         mask: how masks are trained; its seed and batch size also hold for `find`.
         trained: the sizes that masks are trained for; by default the `fractions` from 0.005 to 0.5.
         faithfulness: that `find` searches for.
@@ -47,6 +50,7 @@ class FamilySettings:
     by: Ranking = "magnitude"
     connected: bool = True
     steps: int = 5
+    rule: Rule = "midpoint"
     mask: MaskSettings = field(default_factory=MaskSettings)
     trained: Sequence[float] | None = None
     faithfulness: float = 0.9
@@ -118,8 +122,8 @@ def check_method(name: str) -> None:
     Raises:
         NameNotFoundError: if it is not known.
     """
-    if name not in method_names():
-        raise unknown_name("method", name, method_names())
+    if name not in FAMILIES:
+        find_method(name, FAMILIES)
 
 
 def family_curve(
@@ -145,9 +149,11 @@ def family_curve(
             model, judged, circuits, method, fractions=settings.fractions, meter=meter,
             progress=settings.progress,
         )  # fmt: skip
+    given: dict[str, Any] = {"steps": settings.steps, "rule": settings.rule}
     scores = attribute(
-        model, discovery, method, steps=settings.steps, progress=settings.progress,
-        batch_size=settings.batch_size or choose_batch_size(discovery, settings.memory),
+        model, discovery, method, batch_size=settings.batch_size, memory=settings.memory,
+        progress=settings.progress,
+        **{name: value for name, value in given.items() if name in METHODS[method].keywords},
     )  # fmt: skip
     curve = score_curve(
         model, judged, scores, by=settings.by, connected=settings.connected, fractions=settings.fractions,

@@ -13,7 +13,6 @@ recorded, and a run with the same numbers and seed gives the identical circuit o
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from circuitvit.attribution import attribute, provenance_of
+from circuitvit.attribution.budget import seconds
 from circuitvit.engine import Saved, StateFile, progress_bar
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
@@ -43,9 +43,6 @@ CHECKPOINTS = 40
 
 TRAINING_SHARE = 0.6
 """Share of the time that is planned for training; the rest is for trimming."""
-
-LONGEST = 1e7
-"""Seconds that may be asked for: more than a quarter of a year is a slip of the pen."""
 
 STEP_LIMITS = (120, 2000)
 MEASURED_STEPS = 3
@@ -203,23 +200,6 @@ def _find(
     )
     summary = _summary(prepared, plan, chosen, refined.circuit, refined.faithfulness, refined.minimal, band)
     return Finding(refined.circuit, refined.faithfulness, refined.minimal, candidates, plan, summary)
-
-
-def seconds(duration: str | float) -> float:
-    """A duration in seconds.
-
-    Raises:
-        OptionError: if it is not a positive number of seconds, or text such as "90s", "2m" or "1.5h".
-
-    Example:
-        >>> seconds("2m"), seconds(30)
-        (120.0, 30.0)
-    """
-    units = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(duration))
-    if match is None or match[2] not in units or not 0 < float(match[1]) < LONGEST:
-        raise OptionError(f"a duration is a number with s, m or h, such as '120s' or '2m', not {duration!r}")
-    return float(match[1]) * units[match[2]]
 
 
 def _plan(prepared: PreparedTask, deadline: float, batch_size: int, seed: int) -> Plan:
