@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from circuitvit.pruning.meter import FaithfulnessMeter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -20,7 +21,6 @@ from circuitvit.engine.state import task_digest
 from circuitvit.errors import CircuitViTError, FileError, OptionError
 from circuitvit.pruning import Plan
 from circuitvit.pruning.learned import MaskTrainer
-from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask
 
 PLAN = Plan(steps=40, trim_runs=60, batch_size=4)
@@ -182,7 +182,7 @@ def test_a_missing_folder_is_refused_before_the_work(prepared: PreparedTask, tmp
 
 
 def test_a_method_that_is_over_at_once_takes_no_state(prepared: PreparedTask, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="can be resumed"):
+    with pytest.raises(OptionError, match="eap takes no 'state': it belongs to 'exact'"):
         cv.attribute(prepared.model, prepared, "eap", state=tmp_path / "state.safetensors", progress=False)
 
 
