@@ -15,7 +15,7 @@ from circuitvit.engine import choose_batch_size, own_share, summed
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import EdgeMask, EdgeScores, Provenance
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 
 def attribute(
@@ -63,7 +63,7 @@ def attribute(
     stateful = keywords.get("state") is not None
     if processes and (stateful or not chosen.by_pair):
         raise OptionError(f"{method}{' with a state' * stateful} runs in one process only")
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     how = Running(batch_size or choose_batch_size(prepared, memory), progress)
     found = chosen.score(own_share(prepared) if processes else prepared, how, **keywords)
     found = found if isinstance(found, Scored) else Scored(found)
