@@ -19,8 +19,8 @@ from circuitvit.graph import Provenance
 from circuitvit.graph.files import check_version, read_json, write_json
 from circuitvit.models import Model
 from circuitvit.pruning import Curve
-from circuitvit.pruning.families import FamilySettings, check_method, family_curve
-from circuitvit.pruning.meter import FaithfulnessMeter
+from circuitvit.pruning.curves import FamilySettings, check_method, family_curve
+from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare, split
 from circuitvit.verification.markup import row
 from circuitvit.verification.records import from_json, json_schema, to_json
@@ -188,14 +188,14 @@ def compare(
             "groups) or other settings: start a new one, or "
             "repeat the earlier one's settings"
         )
-    meter = FaithfulnessMeter(judged, settings.memory)
+    evaluator = noising_evaluator(judged, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
     asked = dict.fromkeys(methods)
     comparison = Comparison((), discovery.label, judged.label, held_out is not None, origin)
     for method in asked:
         begin = time.perf_counter()
         if method not in done:
-            curve = family_curve(method, discovery, meter, settings)
+            curve = family_curve(method, discovery, evaluator, settings)
             done[method] = MethodCurve(method, curve, time.perf_counter() - begin)
         names = dict.fromkeys((*asked, *done))
         comparison = replace(comparison, curves=tuple(done[name] for name in names if name in done))
