@@ -122,6 +122,23 @@ class BoundMetric:
         return values
 
 
+def divergence(
+    full_logits: Float[Tensor, "*#candidates batch class"],
+    other_logits: Float[Tensor, "*#candidates batch class"],
+) -> Float[Tensor, "*candidates batch"]:
+    """KL(full || other) of each image in nats, summed over classes: how far a prediction has moved.
+
+    Rounding may leave 1e-8 below 0. It means nothing where the logits are no classes, as in an embedding.
+
+    Example:
+        >>> even, sure = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 50.0]])
+        >>> divergence(even, even).tolist(), divergence(sure, even).tolist()  # ln 2 at most, here
+        ([0.0], [0.6931471824645996])
+    """
+    full = F.log_softmax(full_logits, dim=-1)
+    return (full.exp() * (full - F.log_softmax(other_logits, dim=-1))).sum(dim=-1)
+
+
 # -- the metrics ---------------------------------------------------------------------------------
 
 
@@ -164,11 +181,7 @@ def kl_divergence() -> Metric:
     Its gradient vanishes at the clean run, so gradient methods that start there score everything 0.
     """
 
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        clean = F.log_softmax(inputs.clean_logits, dim=-1)
-        return (clean.exp() * (clean - F.log_softmax(logits, dim=-1))).sum(dim=-1)
-
-    return Metric("kl_divergence", formula)
+    return Metric("kl_divergence", lambda logits, inputs: divergence(inputs.clean_logits, logits))
 
 
 def cross_entropy() -> Metric:
