@@ -25,10 +25,10 @@ from circuitvit.tasks import PreparedTask, Task, ready, split
 from circuitvit.verification.markup import row
 from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.report import write_text
-from circuitvit.views.effects import faithfulness_curve
+from circuitvit.views.effects import draw_curves, faithfulness_curve
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
 COMPARISON_SCHEMA = "circuitvit.comparison/1"
 
@@ -80,8 +80,6 @@ class Comparison:
 
     def figure(self, title: str | None = None) -> Picture:
         """All curves over a logarithmic axis of edges; needs matplotlib."""
-        from circuitvit.views.figures.effects import draw_curves
-
         where = "held-out pairs" if self.held_out else "the pairs of discovery"
         curves = [
             faithfulness_curve([(point.size, point.faithfulness) for point in each.curve.points], each.method)
