@@ -181,10 +181,11 @@ def compare(
     discovery, judged = _sides(model, task, held_out, seed, settings.progress)
     origin = _origin(discovery, judged, settings, seed)
     if known is not None and known.provenance != origin:
+        models = known.provenance.mismatch(origin)
         raise OptionError(
             "the earlier comparison is of another model, another task (images, metric, ablation or token "
-            "groups) or other settings: start a new one, or "
-            "repeat the earlier one's settings"
+            f"groups) or other settings{models and f' (the two are of {models})'}: start a new one, or repeat "
+            "the earlier one's settings"
         )
     meter = FaithfulnessMeter(judged, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}

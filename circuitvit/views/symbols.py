@@ -1,8 +1,7 @@
 """Symbols for classes, and tables of them as text and as a page: figures cannot show colour emoji.
 
-Symbols are the user's own, or found in the names of classes. No table of emoji comes with the library: Unicode
-itself says what its pictures show, and Python knows those names. A class with "cat" among the words of its names
-gets the character called CAT FACE.
+Symbols are the user's own, or found in the names of classes. There is no table of emoji: Unicode itself says
+what its pictures show. A class with "cat" in its name gets the character called CAT FACE.
 """
 
 from __future__ import annotations
