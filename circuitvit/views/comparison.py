@@ -184,7 +184,7 @@ def compare(
         models = known.provenance.mismatch(origin)
         raise OptionError(
             "the earlier comparison is of another model, another task (images, metric, ablation or token "
-            f"groups) or other settings{models and f' (the two are of {models})'}: start a new one, or repeat "
+            f"groups) or other settings{models and f' (of {models})'}: start a new one, or repeat "
             "the earlier one's settings"
         )
     meter = FaithfulnessMeter(judged, settings.memory)
