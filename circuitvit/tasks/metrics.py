@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,7 @@ class Metric:
         uses_target: whether the formula looks at the target.
         uses_foil: whether it looks at the foil.
         differentiable: whether gradient methods can use it.
+        of_classes: whether the outputs must be logits of classes; functions of the user's own take any.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Metric:
     uses_target: bool = False
     uses_foil: bool = False
     differentiable: bool = True
+    of_classes: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +189,12 @@ def kl_divergence() -> Metric:
 def cross_entropy() -> Metric:
     """Cross-entropy of the current prediction under the clean one, in nats: the KL plus a constant."""
 
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        return -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
-
-    return Metric("cross_entropy", formula)
+    return Metric(
+        "cross_entropy",
+        lambda logits, inputs: (
+            -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+        ),
+    )
 
 
 def accuracy(target: ClassSpec | PerPair | None = None) -> Metric:
@@ -242,15 +246,9 @@ def as_metric(
         spec = _BY_NAME[spec]()
     if not isinstance(spec, Metric):
         return _custom(spec)
-    return Metric(
-        spec.name,
-        spec.formula,
-        spec.target if spec.target is not None or not spec.uses_target else target,
-        spec.foil if spec.foil is not None or not spec.uses_foil else foil,
-        spec.uses_target,
-        spec.uses_foil,
-        spec.differentiable,
-    )
+    if spec.target is None and spec.uses_target:
+        spec = replace(spec, target=target)
+    return replace(spec, foil=foil) if spec.foil is None and spec.uses_foil else spec
 
 
 def bind(
@@ -261,7 +259,7 @@ def bind(
     top_clean: Callable[[], Tensor],
     top_corrupt: Callable[[], Tensor],
 ) -> BoundMetric:
-    """Turn class names into indices for the pairs of one task.
+    """Turn class names into indices for the pairs of one task, if the model has classes at all.
 
     Args:
         metric: to bind.
@@ -273,9 +271,17 @@ def bind(
 
     Raises:
         NameNotFoundError: for an unknown class; the message suggests the nearest.
-        OptionError: for an index out of range, or a `PerPair` of another length.
+        OptionError: for an index out of range, a `PerPair` of another length, or a metric of classes for a
+            model whose outputs are none.
         DataError: if target and foil are the same class.
     """
+    if metric.of_classes and not model.has_classes:
+        raise OptionError(
+            f"{model.name} has no classes: its {n_classes} outputs are features, which the metric "
+            f"{metric.name} cannot take for logits. Give a function of the features as the metric, such as "
+            "their projection on a direction, metric=lambda features: features @ direction; or load the "
+            "model with a classifier; or name the outputs when loading, classes=[...], if they are classes"
+        )
     target = _resolved(metric.target, top_clean, model, n_pairs) if metric.uses_target else None
     foil = _resolved(metric.foil, top_corrupt, model, n_pairs) if metric.uses_foil else None
     if target is not None and foil is not None:
@@ -314,7 +320,7 @@ def _custom(function: object) -> Metric:
             )
         return values.reshape(logits.shape[:-1])
 
-    return Metric(getattr(function, "__name__", "custom"), formula)
+    return Metric(getattr(function, "__name__", "custom"), formula, of_classes=False)
 
 
 def _log_probability(logits: Tensor, inputs: Inputs) -> Tensor:
