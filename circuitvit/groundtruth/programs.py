@@ -35,7 +35,7 @@ from torch import Tensor
 # A scene speaks of *roles*: role 0 may be the cue, role 1 a patch that it could have been. Which patch plays
 # which role is drawn for every image, so nothing but the features themselves gives the answer away. Clean and
 # corrupt images share the roles and differ in the features that one *change* moves. Changes move features and
-# seldom add any: where the number of patches with a feature stays the same, so does the leak of soft attention.
+# seldom add any: where the number of patches with a feature is the same, so is what soft attention leaks.
 
 GRID = 3
 """Rows and columns of patches."""
