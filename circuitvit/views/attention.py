@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from circuitvit.engine import capture
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.export.style import MUTED
-from circuitvit.models import Model
-from circuitvit.views.heads import attention_stage, spoken_of
+from circuitvit.models import Model, Stage
+from circuitvit.models.stages import Reads
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ def attention_patterns(
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
             for kind, values in zip(
-                KINDS, (stage.pattern(reads), stage.scores(reads), spoken_of(stage, reads)), strict=True
+                KINDS, (stage.pattern(reads), stage.scores(reads), _weighted(stage, reads)), strict=True
             ):
                 parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
@@ -178,6 +180,36 @@ def attention_patterns(
         stage.nodes.senders,
         *(np.concatenate(parts[kind]) for kind in KINDS),
     )
+
+
+def attention_places(model: Model) -> list[int]:
+    """The places among the model's stages of those whose senders are attention heads."""
+    return [place for place, stage in enumerate(model.stages) if stage.nodes.kind == "attention"]
+
+
+def attention_stage(model: Model, layer: int) -> int:
+    """The place of a layer's attention stage; negative layers count from the last.
+
+    Raises:
+        OptionError: if there is no such layer.
+    """
+    places = attention_places(model)
+    layers = [model.stages[place].nodes.layer for place in places]
+    wanted = layers[layer] if -len(layers) <= layer < 0 else layer
+    if wanted not in layers:
+        raise OptionError(f"no attention in layer {layer}: {model.name} has it in layers {layers}")
+    return places[layers.index(wanted)]
+
+
+def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
+    """The length of what each key's value adds to the stream at each query: `|| pattern . v W_O ||`.
+
+    A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
+    2020, "Attention is Not Only a Weight", arXiv:2004.10102).
+    """
+    alone = stage.expand(reads[2]).norm(dim=-1)  # (head, image, key)
+    weighted: Tensor = stage.pattern(reads) * alone.transpose(0, 1)[:, :, None, :]
+    return weighted
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

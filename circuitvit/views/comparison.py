@@ -189,14 +189,14 @@ def compare(
         )
     meter = FaithfulnessMeter(judged, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
-    asked = dict.fromkeys(methods)
+    wanted = dict.fromkeys(methods)
     comparison = Comparison((), discovery.label, judged.label, held_out is not None, origin)
-    for method in asked:
+    for method in wanted:
         begin = time.perf_counter()
         if method not in done:
             curve = family_curve(method, discovery, meter, settings)
             done[method] = MethodCurve(method, curve, time.perf_counter() - begin)
-        names = dict.fromkeys((*asked, *done))
+        names = dict.fromkeys((*wanted, *done))
         comparison = replace(comparison, curves=tuple(done[name] for name in names if name in done))
         after_each(comparison)
     return comparison

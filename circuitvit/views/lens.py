@@ -194,7 +194,9 @@ class LogitLens:
                 top, sure = self.labels[int(self.pooled_top[place, row])], self.pooled_confidence[place, row]
                 axis.set_title(self.positions[place], loc="left", fontweight="bold")
                 axis.set_xlabel(f"readout: {canvas.label(top, 26)} {sure:.0%}", color=MUTED)
-            handles = [canvas.Patch(color=colours[name], label=self._said(name, symbols)) for name in wanted]
+            handles = [
+                canvas.Patch(color=colours[name], label=self._legend_name(name, symbols)) for name in wanted
+            ]
             if not all(np.isin(grid, wanted).all() for grid in grids):
                 handles.append(canvas.Patch(color=OTHER, label="another class"))
             figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)),
@@ -245,7 +247,7 @@ class LogitLens:
         last = len(self.positions) - 1
         return [round(place) for place in np.linspace(0, last, min(last + 1, MOST_PANELS))]
 
-    def _said(self, name: str, symbols: Mapping[int, str] | None) -> str:
+    def _legend_name(self, name: str, symbols: Mapping[int, str] | None) -> str:
         """What the legend calls a symbol: itself, or some of its classes where the font lacks it."""
         from circuitvit.views import canvas
 

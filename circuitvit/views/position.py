@@ -42,7 +42,7 @@ from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model
-from circuitvit.views.heads import attention_places
+from circuitvit.views.attention import attention_places
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
