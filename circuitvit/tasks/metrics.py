@@ -8,7 +8,7 @@ as all cats, for which the logit is the log of the summed exponentials; so a dif
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,10 +18,8 @@ from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models import Model
-from circuitvit.tasks.classes import class_index, class_label
-
-ClassSpec = int | str | Sequence[int | str]
-"""A class by index or name, or a set of classes."""
+from circuitvit.tasks.classes import ClassSpec as ClassSpec
+from circuitvit.tasks.classes import class_indices, class_label, classes_label
 
 
 @dataclass(frozen=True)
@@ -346,17 +344,8 @@ def _resolved(
     if isinstance(spec, PerPair):
         if len(spec.classes) != n_pairs:
             raise OptionError(f"{len(spec.classes)} classes for {n_pairs} pairs")
-        return [_indices(each, model) for each in spec.classes]
-    return [_indices(spec, model)] * n_pairs
-
-
-def _indices(spec: ClassSpec, model: Model) -> tuple[int, ...]:
-    if isinstance(spec, str) or not isinstance(spec, Sequence):
-        return (class_index(model, spec),)
-    indices = tuple(class_index(model, each) for each in spec)
-    if not indices:
-        raise OptionError("an empty set of classes has no logit")
-    return indices
+        return [class_indices(model, each) for each in spec.classes]
+    return [class_indices(model, spec)] * n_pairs
 
 
 def _mask(indices: list[tuple[int, ...]] | None, n_classes: int) -> Tensor | None:
@@ -372,6 +361,4 @@ def _names(model: Model, indices: list[tuple[int, ...]]) -> str:
     distinct = sorted(set(indices))
     if len(distinct) > 1:
         return f"{len(distinct)} different"
-    first = distinct[0]
-    more = f" and {len(first) - 1} more" if len(first) > 1 else ""
-    return class_label(model, first[0]) + more
+    return classes_label(model, distinct[0])

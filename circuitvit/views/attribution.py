@@ -1,9 +1,9 @@
 """Direct logit attribution: what every part of the residual stream says itself, straight to the logits.
 
 The readout sees a sum: the input, every head, every MLP and a few biases. With the final norm's scale held at
-its value in the run the readout is linear (its stage's `affine`), so that a difference of logits is the sum of
-each part's own share. A share is about the direct path alone: what a head does by way of later
-heads and MLPs is in *their* shares, and is what edge scores are for.
+its value in the run the readout is linear (`affine` of its stage), so a difference of logits is the sum of
+all shares. A share is about the direct path alone: what a head does by way of later heads and MLPs is in
+*their* shares, and is what edge scores are for.
 
 nostalgebraist 2020, "interpreting GPT: the logit lens"; Elhage et al. 2021, "A Mathematical Framework for
 Transformer Circuits"; for Vision Transformers by patch Joseph and Nanda 2024, "Laying the Foundations for

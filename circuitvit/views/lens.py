@@ -83,13 +83,7 @@ class LogitLens:
             NameNotFoundError: for an unknown name.
             OptionError: for a number out of range.
         """
-        if isinstance(wanted, str):
-            if wanted not in self.positions:
-                raise unknown_name("position", wanted, self.positions)
-            return self.positions.index(wanted)
-        if not -len(self.positions) <= wanted < len(self.positions):
-            raise OptionError(f"there is no position {wanted}: the lens has {len(self.positions)}, from 0")
-        return wanted % len(self.positions)
+        return position_index(self.positions, wanted)
 
     def of_class(self, index: int) -> NDArray[np.float32]:
         """The logits of one class by its index, `(position, image, token)`.
@@ -335,6 +329,22 @@ def positions_of(model: Model, detail: Detail) -> dict[int, str]:
         elif before.layer != here.layer:
             named[place] = f"layer {before.layer}"
     return named
+
+
+def position_index(names: Sequence[str], wanted: int | str) -> int:
+    """The place of a position among others by name or number; negative numbers count from the last.
+
+    Raises:
+        NameNotFoundError: for an unknown name.
+        OptionError: for a number out of range.
+    """
+    if isinstance(wanted, str):
+        if wanted not in names:
+            raise unknown_name("position", wanted, names)
+        return names.index(wanted)
+    if not -len(names) <= wanted < len(names):
+        raise OptionError(f"there is no position {wanted}: the lens has {len(names)}, from 0")
+    return wanted % len(names)
 
 
 def token_logits(model: Model, stream: Tensor) -> Float[Tensor, "image token class"]:

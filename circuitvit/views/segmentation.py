@@ -8,7 +8,6 @@ both maps are scored against masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,15 +22,14 @@ from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.groundtruth.separation import average_precision
 from circuitvit.models import Model
-from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
 from circuitvit.views.attribution import direct_logit_attribution
-from circuitvit.views.lens import positions_of, token_logits
+from circuitvit.views.lens import position_index, positions_of, token_logits
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
 
-Classes = int | str | Sequence[int | str]
 By = Literal["lens", "attribution"]
 Threshold = float | Literal["mean"]
 
@@ -174,8 +172,8 @@ class PatchEvidence:
 def patch_evidence(
     model: Model,
     images: ImageSpec,
-    target: Classes,
-    foil: Classes | None = None,
+    target: ClassSpec,
+    foil: ClassSpec | None = None,
     *,
     by: By = "lens",
     position: int | str = -1,
@@ -209,15 +207,22 @@ def patch_evidence(
     """
     if by not in ("lens", "attribution"):
         raise unknown_name("kind of evidence", by, ("lens", "attribution"))
-    wanted, others = _indices(model, target), None if foil is None else _indices(model, foil)
+    wanted, others = class_indices(model, target), None if foil is None else class_indices(model, foil)
     if others is not None and set(wanted) & set(others):
         raise OptionError(f"target and foil share {class_label(model, min(set(wanted) & set(others)))}")
-    against = "" if others is None else f" against {_name(model, others)}"
-    label = f"{_name(model, wanted)}{against}"
+    against = "" if others is None else f" against {classes_label(model, others)}"
+    label = f"{classes_label(model, wanted)}{against}"
     if by == "attribution":
-        return _by_attribution(model, images, wanted, others, label, batch_size)
-    rest = others or [index for index in range(model.n_logits) if index not in set(wanted)]
-    place, name = _position(model, position)
+        if len(wanted) > 1 or len(others or ()) > 1:
+            raise OptionError(
+                "an attribution is of one target and at most one foil: use by='lens' for several"
+            )
+        sides = wanted[0], None if others is None else others[0]
+        view = direct_logit_attribution(model, images, *sides, batch_size=batch_size)
+        return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
+    rest = others or tuple(index for index in range(model.n_logits) if index not in set(wanted))
+    places = list(positions_of(model, "layer").items())
+    place, name = places[position_index([name for _, name in places], position)]
     found = images_of(model, images)
     odds = [_odds(model, batch, place, wanted, rest) for batch in batches_of(model, found, batch_size)]
     subjects = subjects_of(model, found)
@@ -272,51 +277,9 @@ def _score(
 
 @torch.no_grad()
 def _odds(
-    model: Model, images: Tensor, place: int, wanted: list[int], rest: list[int]
+    model: Model, images: Tensor, place: int, wanted: tuple[int, ...], rest: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Log-odds of some classes against others in each token's lens logits, `(image, token)`."""
     logits = token_logits(model, capture(model, images).stream(place)).double()
-    odds = logits[..., wanted].logsumexp(dim=-1) - logits[..., rest].logsumexp(dim=-1)
+    odds = logits[..., list(wanted)].logsumexp(dim=-1) - logits[..., list(rest)].logsumexp(dim=-1)
     return np.asarray(odds.cpu().numpy())
-
-
-def _position(model: Model, wanted: int | str) -> tuple[int, str]:
-    """The stage before which the stream is looked at, and the name of that position, as in a lens."""
-    places = list(positions_of(model, "layer").items())
-    names = [name for _, name in places]
-    if isinstance(wanted, str):
-        if wanted not in names:
-            raise unknown_name("position", wanted, names)
-        return places[names.index(wanted)]
-    if not -len(places) <= wanted < len(places):
-        raise OptionError(f"there is no position {wanted}: the lens has {len(places)}, from 0")
-    return places[wanted]
-
-
-def _by_attribution(
-    model: Model,
-    images: ImageSpec,
-    wanted: list[int],
-    others: list[int] | None,
-    label: str,
-    batch_size: int | None,
-) -> PatchEvidence:
-    if len(wanted) > 1 or len(others or ()) > 1:
-        raise OptionError("an attribution is of one target and at most one foil: use by='lens' for several")
-    foil = None if others is None else others[0]
-    view = direct_logit_attribution(model, images, wanted[0], foil, batch_size=batch_size)
-    return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
-
-
-def _indices(model: Model, classes: Classes) -> list[int]:
-    if isinstance(classes, (int, str)):
-        return [class_index(model, classes)]
-    found = list(dict.fromkeys(class_index(model, each) for each in classes))
-    if not found:
-        raise OptionError("an empty set of classes has no evidence")
-    return found
-
-
-def _name(model: Model, classes: list[int]) -> str:
-    more = f" and {len(classes) - 1} more" if len(classes) > 1 else ""
-    return class_label(model, classes[0]) + more
