@@ -230,7 +230,7 @@ def _search(
     prepared = prepare(model, task if evaluator is None else evaluator.prepared, progress)
     evaluator = evaluator or noising_evaluator(prepared)
     evaluator.check(circuit)
-    evaluator.check_effect()
+    evaluator.check_effect(level=0)
     return _Search(evaluator, order, band, evaluator.runs, max_runs)
 
 
@@ -246,7 +246,7 @@ def noising_evaluator(prepared: PreparedTask, memory: int | None = None) -> Eval
             "searches and curves ablate edges of the clean run: give the task direction='noising'"
         )
     evaluator = Evaluator(prepared, memory=memory)
-    evaluator.check_effect()
+    evaluator.check_effect(level=0)
     return evaluator
 
 

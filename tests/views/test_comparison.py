@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import circuitvit as cv
 from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, FileError, NameNotFoundError, OptionError
+from circuitvit.export.difference import difference_of
 from circuitvit.pruning.curves import FAMILIES, Curve, method_names
 from circuitvit.pruning.learned import LearnedMask, Trace
 from circuitvit.tasks import split
@@ -172,6 +174,44 @@ class TestFiles:
         (tmp_path / "broken.json").write_text(json.dumps(broken))
         with pytest.raises(FileError, match=r"curves/0/curve/points/0: 'size' is a required"):
             Comparison.load(tmp_path / "broken.json")
+
+
+class TestOtherModels:
+    """A circuit found on one model runs on another of the same shape: comparisons of the two say so."""
+
+    def circuit(self, model: cv.Model, task: cv.Task) -> cv.Circuit:
+        return cv.attribute(model, task, progress=False).top(5)
+
+    @pytest.fixture
+    def other(self) -> cv.Model:
+        module = small_module()
+        with torch.no_grad():
+            module.blocks[0].mlp.fc1.weight.mul_(1.5)
+        return cv.wrap(module)
+
+    def test_a_difference_and_an_assertion_name_them(
+        self, model: cv.Model, task: cv.Task, other: cv.Model
+    ) -> None:
+        first, second = self.circuit(model, task), self.circuit(other, task)
+        words = f"different weights of '{model.name}'"
+        assert words in difference_of(first, second).counts
+        larger = cv.Circuit.full(model.graph).with_provenance(second.provenance)
+        with pytest.raises(AssertionError, match=words):
+            cv.testing.assert_unchanged(first, larger)
+        named = cv.wrap(small_module(), name="another")
+        assert difference_of(first, self.circuit(named, task)).counts == difference_of(first, first).counts
+
+    def test_circuits_of_one_model_say_nothing(self, model: cv.Model, task: cv.Task) -> None:
+        first = self.circuit(model, task)
+        assert "different" not in difference_of(first, first).counts
+        assert "different" not in difference_of(first, cv.Circuit.full(model.graph)).counts
+
+    def test_curves_of_another_model_are_refused_by_name(
+        self, model: cv.Model, task: cv.Task, other: cv.Model
+    ) -> None:
+        known = compare(model, task, ["eap"], settings=SETTINGS)
+        with pytest.raises(OptionError, match=f"different weights of '{model.name}'"):
+            compare(other, task, ["eap"], settings=SETTINGS, known=known)
 
 
 def test_mistakes_are_found_before_anything_runs(model: cv.Model, task: cv.Task) -> None:
