@@ -305,8 +305,8 @@ class Circuit:
     def draw(self, path: str | Path, **options: Any) -> Path:
         """Draw the circuit; the ending chooses the format.
 
-        `.html` is the interactive page, `.svg`, `.pdf` and `.png` are figures, `.tex`, `.mmd` and `.dot` are
-        their sources, `.graphml` is for other programs. With `model=` and `task=` the page shows what nodes
+        `.html` is the interactive page, `.svg`, `.pdf` and `.png` are figures, `.tex` and `.dot` are sources
+        to finish by hand, `.graphml` is for other programs. With `model=` and `task=` the page shows what nodes
         do on the images. All options go to the drawing, see `circuitvit.export.draw`.
         """
         from circuitvit.export import draw  # the one look ahead in the house: a convenience for users
