@@ -10,7 +10,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
+from circuitvit.errors import FileError, OptionError
+from circuitvit.graph.topology import Graph
+
+_NUMBER_OR_NONE = {"type": ["number", "null"]}
+_COUNT = {"type": "integer", "minimum": 0}
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1.000001}
+FIDELITY_SCHEMA = {
+    "type": "object",
+    "required": ["n_measured", "n_edges", "pearson", "spearman", "top_k", "top_precision", "sign_agreement",
+                 "level", "intervals"],
+    "properties": {
+        "n_measured": _COUNT,
+        "n_edges": _COUNT,
+        "pearson": _NUMBER_OR_NONE,
+        "spearman": _NUMBER_OR_NONE,
+        "top_k": _COUNT,
+        "top_precision": _SHARE,
+        "sign_agreement": _SHARE,
+        "layer_errors": {"type": "object", "patternProperties": {r"^\d{1,6}$": {"type": "number"}},
+                         "additionalProperties": False},
+        "level": _SHARE,
+        "seed": {"type": "integer"},
+        "intervals": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2,
+            },
+        },
+    },
+}  # fmt: skip
+"""What a file of scores says of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +98,29 @@ class Fidelity:
         plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _ARRAYS}
         return {**plain, "layer_errors": {str(layer): error for layer, error in self.layer_errors.items()}}
 
+    def to_dict(self, graph: Graph) -> dict[str, Any]:
+        """The summary, and for every edge of the graph the two ends of its interval."""
+        ends = np.stack([self.low[graph.edge_mask], self.high[graph.edge_mask]], axis=1)
+        return {**self.summary(), "intervals": dict(zip(graph.edges, ends.tolist(), strict=True))}
+
     @classmethod
-    def from_summary(
-        cls, summary: Mapping[str, Any], low: NDArray[np.float64], high: NDArray[np.float64]
-    ) -> Fidelity:
-        """The inverse of `summary`; unknown keys are left out."""
+    def from_dict(cls, graph: Graph, content: Mapping[str, Any]) -> Fidelity:
+        """The inverse of `to_dict`, for content that fits `FIDELITY_SCHEMA`; unknown keys are left out.
+
+        Raises:
+            FileError: if an edge has no interval.
+            NameNotFoundError: if an interval belongs to no edge.
+        """
+        intervals = content["intervals"]
+        missing = set(graph.edges) - set(intervals)
+        if missing:
+            raise FileError(f"{len(missing)} edges have no interval, such as {min(missing)!r}")
+        low, high = (
+            graph.array_of({name: ends[side] for name, ends in intervals.items()}) for side in (0, 1)
+        )
         known = {each.name for each in fields(cls)} - _ARRAYS
-        values = {key: value for key, value in summary.items() if key in known}
-        layers = {int(layer): error for layer, error in summary.get("layer_errors", {}).items()}
+        values = {key: value for key, value in content.items() if key in known}
+        layers = {int(layer): error for layer, error in content.get("layer_errors", {}).items()}
         return cls(**{**values, "layer_errors": layers, "low": low, "high": high})
 
 

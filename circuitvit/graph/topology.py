@@ -1,4 +1,8 @@
-"""The graph of a model: which senders, receivers and edges there are, in one fixed order.
+"""The graph of a model: how its nodes and edges are spelled, and which there are, in one fixed order.
+
+`a0.h1->a3.h2<q>@cls` is sender `a0.h1`, receiver `a3.h2<q>`, group `cls`. The spelling is that of the EAP-IG
+and MIB files (Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151), so circuits move
+between tools; only the `@group` ending is our own.
 
 A graph is made from names alone (a list of `StageNodes`), so circuits can be loaded, combined and drawn
 without the model. Everything that belongs to edges is an array of shape `(sender, receiver, group)`; an
@@ -7,25 +11,147 @@ entry whose sender does not come before its receiver is no edge and stays empty.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import FileError, NameNotFoundError, OptionError, unknown_name
 from circuitvit.graph import notebook
-from circuitvit.graph.names import check_name, edge_name, node_of, parse_edge
 
 EdgeMask = NDArray[np.bool_]
 """A `(sender, receiver, group)` array: one truth value for each edge."""
 
 ONE_GROUP = ("all",)
 """The token groups of a graph whose edges are not resolved by token."""
+
+MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
+
+NAMES_SCHEMA = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": 100_000}
+_INDEX = {"type": "integer", "minimum": 0, "maximum": 100_000}
+_STAGE = {
+    "type": "object",
+    "required": ["name", "kind", "layer", "senders", "receivers", "feeds", "mixes"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string"},
+        "kind": {"type": "string"},
+        "layer": _INDEX,
+        "senders": NAMES_SCHEMA,
+        "receivers": NAMES_SCHEMA,
+        "feeds": {"type": "array", "items": {"type": "array", "items": _INDEX}},
+        "mixes": {"type": "array", "items": {"type": "boolean"}},
+        "reads_from": {"type": "string"},
+        "writes_to": {"type": "string"},
+    },
+}
+GRAPH_SCHEMA = {
+    "type": "object",
+    "required": ["stages", "groups"],
+    "additionalProperties": False,
+    "properties": {
+        "stages": {"type": "array", "items": _STAGE, "minItems": 1, "maxItems": 10_000},
+        "groups": {**NAMES_SCHEMA, "minItems": 1},
+        "d_model": {"type": "integer", "minimum": 0},
+    },
+}
+"""What a file says of a graph."""
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+_SENDER = r"[^\s<>@]+"
+_RECEIVER = r"[^\s<>@]+(?:<\w+>)?"
+_GROUP = r"\S+"
+_EDGE = re.compile(rf"\s*({_SENDER})\s*->\s*({_RECEIVER})\s*(?:@({_GROUP}))?\s*")
+_SPELLINGS = {"sender": _SENDER, "receiver": _RECEIVER, "token group": _GROUP}
+
+
+class Edge(NamedTuple):
+    """One edge by the names of its ends; `group` is "" where the graph has a single token group."""
+
+    sender: str
+    receiver: str
+    group: str = ""
+
+    def __str__(self) -> str:
+        return edge_name(*self)
+
+
+def edge_name(sender: str, receiver: str, group: str = "") -> str:
+    """The name of an edge.
+
+    Example:
+        >>> edge_name("a0.h1", "a3.h2<q>", "cls")
+        'a0.h1->a3.h2<q>@cls'
+    """
+    return f"{sender}->{receiver}@{group}" if group else f"{sender}->{receiver}"
+
+
+def parse_edge(name: str) -> Edge:
+    """The parts of an edge's name; spaces around the arrow are allowed.
+
+    Raises:
+        NameNotFoundError: if `name` is not spelled like an edge.
+
+    Example:
+        >>> parse_edge("a0.h1 -> a3.h2<q>")
+        Edge(sender='a0.h1', receiver='a3.h2<q>', group='')
+    """
+    match = _EDGE.fullmatch(name)
+    if match is None:
+        raise NameNotFoundError(
+            f"{name!r} is not an edge: write sender->receiver, such as 'a0.h1->a3.h2<q>' or 'm0->logits'"
+        )
+    return Edge(match[1], match[2], match[3] or "")
+
+
+def check_name(kind: str, name: str) -> None:
+    """Refuse a "sender", "receiver" or "token group" that could not be read back from an edge's name.
+
+    Characters that do not print are refused too: two names that look alike must be alike.
+
+    Raises:
+        OptionError: if the name is misspelled.
+
+    Example:
+        >>> check_name("receiver", "a3.h2<q>")
+    """
+    if not re.fullmatch(_SPELLINGS[kind], name) or not name.isprintable():
+        raise OptionError(
+            f"{name!r} cannot name a {kind}: use visible characters, without spaces, <, > and @"
+        )
+
+
+def node_of(receiver: str) -> str:
+    """The node that a receiver belongs to.
+
+    Example:
+        >>> node_of("a3.h2<q>")
+        'a3.h2'
+    """
+    return receiver.partition("<")[0]
+
+
+def port_of(receiver: str) -> str:
+    """Which of its node's inputs a receiver is: "q", "k", "v", or "" for a node with one input.
+
+    Example:
+        >>> port_of("a3.h2<q>"), port_of("m3")
+        ('q', '')
+    """
+    return receiver.partition("<")[2].rstrip(">")
+
+
+# -- stages and the graph ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -63,6 +189,11 @@ class StageNodes:
             object.__setattr__(self, "feeds", feeds)
         if self.mixes is None:
             object.__setattr__(self, "mixes", (True,) * len(self.receivers))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that write or read here; one that does both stands twice."""
+        return *self.senders, *map(node_of, self.receivers)
 
     @cached_property
     def feeding(self) -> NDArray[np.bool_]:
@@ -133,12 +264,7 @@ class Graph:
     @cached_property
     def nodes(self) -> tuple[str, ...]:
         """Names of all nodes in running order: senders, and the readouts, which only receive."""
-        names = dict.fromkeys(
-            name
-            for stage in self.stages
-            for name in (*stage.senders, *(node_of(receiver) for receiver in stage.receivers))
-        )
-        return tuple(names)
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.nodes))
 
     @cached_property
     def sender_index(self) -> Mapping[str, int]:
@@ -171,11 +297,7 @@ class Graph:
     @cached_property
     def stage_of_node(self) -> Mapping[str, StageNodes]:
         """The stage that each node belongs to."""
-        found = {}
-        for stage in self.stages:
-            for name in (*stage.senders, *(node_of(receiver) for receiver in stage.receivers)):
-                found[name] = stage
-        return MappingProxyType(found)
+        return MappingProxyType({name: stage for stage in self.stages for name in stage.nodes})
 
     # -- edges -----------------------------------------------------------------------------------
 
@@ -233,6 +355,28 @@ class Graph:
             raise unknown_name("edge", name, self.edges)
         return index
 
+    def mask_of(self, names: Iterable[str]) -> EdgeMask:
+        """`(sender, receiver, group)`: True for the named edges.
+
+        Raises:
+            NameNotFoundError: if a name is no edge.
+        """
+        mask = np.zeros(self.shape, dtype=bool)
+        for name in names:
+            mask[self.edge_index(name)] = True
+        return mask
+
+    def array_of(self, values: Mapping[str, float]) -> NDArray[np.float64]:
+        """`(sender, receiver, group)`: the number of each named edge, 0 for all others.
+
+        Raises:
+            NameNotFoundError: if a name is no edge.
+        """
+        array = np.zeros(self.shape)
+        for name, value in values.items():
+            array[self.edge_index(name)] = value
+        return array
+
     def __contains__(self, name: object) -> bool:
         try:
             edge = parse_edge(str(name))
@@ -267,7 +411,52 @@ class Graph:
         return f"Graph({sizes}{groups})"
 
     def _repr_html_(self) -> str:
-        return notebook.of_graph(self)
+        kinds: Counter[str] = Counter()
+        for stage in self.stages:
+            kinds[stage.kind] += len(stage.senders or stage.receivers)
+        rows = [(kind, f"{count:,}") for kind, count in kinds.items()]
+        if len(self.groups) > 1:
+            rows.append(("token groups", ", ".join(self.groups)))
+        rows.append(("receivers", f"{len(self.receivers):,}"))
+        return notebook.card(f"Graph with {self.n_edges:,} edges", rows)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as JSON values: its stages, token groups and width."""
+        stages = [
+            {
+                **asdict(stage),
+                "senders": list(stage.senders),
+                "receivers": list(stage.receivers),
+                "feeds": [list(fed) for fed in stage.feeds or ()],
+                "mixes": list(stage.mixes or ()),
+            }
+            for stage in self.stages
+        ]
+        return {"stages": stages, "groups": list(self.groups), "d_model": self.d_model}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Graph:
+        """The inverse of `to_dict`, for content that fits `GRAPH_SCHEMA`.
+
+        Raises:
+            FileError: if a stage contradicts itself, or the graph is too large to be that of a model.
+        """
+        stages = []
+        for stage in content["stages"]:
+            feeds = tuple(tuple(map(int, fed)) for fed in stage["feeds"])  # 1.0 is an integer too
+            n_receivers = len(stage["receivers"])
+            if len(feeds) != n_receivers or len(stage["mixes"]) != n_receivers:
+                raise FileError(f"stage {stage['name']!r}: feeds and mixes need one entry for each receiver")
+            if any(sender >= len(stage["senders"]) for fed in feeds for sender in fed):
+                raise FileError(f"stage {stage['name']!r}: feeds points past the last sender")
+            tuples = {key: tuple(stage[key]) for key in ("senders", "receivers", "mixes")}
+            stages.append(StageNodes(**{**stage, **tuples, "layer": int(stage["layer"]), "feeds": feeds}))
+        graph = cls(tuple(stages), tuple(content["groups"]), int(content.get("d_model", 0)))
+        if prod(graph.shape) > MAX_ENTRIES:
+            raise FileError(f"a graph of {graph.shape} senders, receivers and groups is no model we know")
+        return graph
 
 
 def _slices(sizes: list[int]) -> tuple[slice, ...]:
