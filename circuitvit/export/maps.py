@@ -112,7 +112,8 @@ def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | No
         nodes: only these; all by default.
 
     Raises:
-        OptionError: if there is no such pair, or the patches are no rectangle.
+        OptionError: if there is no such pair.
+        DataError: if the patches form no grid.
 
     Example:
         >>> import circuitvit as cv

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import circuitvit as cv
-from circuitvit.errors import OptionError
+from circuitvit.errors import DataError
 from circuitvit.export.maps import Maps, heat, maps_of, thumbnails
 from circuitvit.export.page import packed_maps
+from circuitvit.models import Model
 from tests.export.test_draw import toy_task
 
 MODEL = cv.load("catdog-tiny")
@@ -86,9 +89,22 @@ def test_heat_is_dull_where_attention_is_even_and_bright_where_it_is_not(maps: M
 
 
 def test_images_that_are_no_rectangle_of_patches_are_refused() -> None:
-    from circuitvit.export.maps import _grid
+    def grid(patches: int, height: int, width: int) -> tuple[int, ...]:
+        """The grid of a model whose family cannot tell."""
+        unknown = SimpleNamespace(grid=lambda module, height, width: None)
+        model = SimpleNamespace(
+            name="toy",
+            preprocessing=SimpleNamespace(size=(3, height, width)),
+            family=unknown,
+            module=None,
+            device="cpu",
+            dtype=torch.float32,
+            prefix=("cls",),
+            embed=lambda images: torch.zeros(1, patches + 1, 4),
+        )
+        return Model.grid_at(model, height, width)  # type: ignore[arg-type]
 
-    assert _grid(196, 224, 224) == (14, 14)
-    assert _grid(12, 30, 40) == (3, 4)
-    with pytest.raises(OptionError, match="no rectangle"):
-        _grid(7, 30, 30)
+    assert grid(196, 224, 224) == (14, 14)
+    assert grid(12, 30, 40) == (3, 4)
+    with pytest.raises(DataError, match="form no grid"):
+        grid(7, 30, 30)
