@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from circuitvit._version import __version__
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import eap_ig, notebook
-from circuitvit.graph.files import check_version, naming, read_json, write_json
+from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
 from circuitvit.graph.topology import (
     GRAPH_SCHEMA,
@@ -40,35 +40,31 @@ from circuitvit.graph.topology import (
     EdgeMask,
     Graph,
     edge_name,
+    frozen,
     node_of,
     parse_edge,
 )
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"
 SCORE_MAP_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
-PROVENANCE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "model": {"type": "string"},
-        "weights": {"type": "string"},
-        "task": {"type": "string"},
-        "method": {"type": "string"},
-        "parameters": {"type": "object"},
-        "seed": {"type": ["integer", "null"]},
-        "library": {"type": "string"},
-    },
-}
-_FILE = {
-    "type": "object",
-    "required": ["schema", "graph", "edges", "provenance"],
-    "properties": {
-        "schema": {"const": CIRCUIT_SCHEMA},
-        "graph": GRAPH_SCHEMA,
-        "edges": {**NAMES_SCHEMA, "maxItems": 10_000_000},
-        "scores": SCORE_MAP_SCHEMA,
-        "provenance": PROVENANCE_SCHEMA,
-    },
-}
+PROVENANCE_SCHEMA = record(
+    "",
+    model=TEXT,
+    weights=TEXT,
+    task=TEXT,
+    method=TEXT,
+    parameters={"type": "object"},
+    seed={"type": ["integer", "null"]},
+    library=TEXT,
+)
+_FILE = record(
+    "schema graph edges provenance",
+    schema={"const": CIRCUIT_SCHEMA},
+    graph=GRAPH_SCHEMA,
+    edges={**NAMES_SCHEMA, "maxItems": 10_000_000},
+    scores=SCORE_MAP_SCHEMA,
+    provenance=PROVENANCE_SCHEMA,
+)
 
 
 @dataclass(frozen=True)
@@ -142,17 +138,9 @@ class Circuit:
             raise OptionError(
                 f"a mask of shape {kept.shape} does not fit {self.graph} of shape {self.graph.shape}"
             )
-        kept &= self.graph.edge_mask
-        kept.setflags(write=False)
-        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "kept", frozen(kept & self.graph.edge_mask))
         if self.values is not None:
-            values = np.array(self.values, dtype=np.float64)
-            if values.shape != self.graph.shape:
-                raise OptionError(f"scores of shape {values.shape} do not fit {self.graph}")
-            if not np.isfinite(values[self.graph.edge_mask]).all():
-                raise OptionError("scores must be finite numbers: some are NaN or infinite")
-            values.setflags(write=False)
-            object.__setattr__(self, "values", values)
+            object.__setattr__(self, "values", self.graph.checked(self.values))
 
     # -- making ----------------------------------------------------------------------------------
 

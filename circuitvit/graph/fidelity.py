@@ -11,35 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
-from circuitvit.graph.topology import Graph
+from circuitvit.graph.files import COUNT, record
+from circuitvit.graph.topology import Graph, frozen
 
-_NUMBER_OR_NONE = {"type": ["number", "null"]}
-_COUNT = {"type": "integer", "minimum": 0}
+_NUMBER = {"type": "number"}
+_CORRELATION = {"type": ["number", "null"]}
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1.000001}
-FIDELITY_SCHEMA = {
-    "type": "object",
-    "required": ["n_measured", "n_edges", "pearson", "spearman", "top_k", "top_precision", "sign_agreement",
-                 "level", "intervals"],
-    "properties": {
-        "n_measured": _COUNT,
-        "n_edges": _COUNT,
-        "pearson": _NUMBER_OR_NONE,
-        "spearman": _NUMBER_OR_NONE,
-        "top_k": _COUNT,
-        "top_precision": _SHARE,
-        "sign_agreement": _SHARE,
-        "layer_errors": {"type": "object", "patternProperties": {r"^\d{1,6}$": {"type": "number"}},
-                         "additionalProperties": False},
-        "level": _SHARE,
-        "seed": {"type": "integer"},
-        "intervals": {
-            "type": "object",
-            "additionalProperties": {
-                "type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2,
-            },
-        },
+FIDELITY_SCHEMA = record(
+    "n_measured n_edges pearson spearman top_k top_precision sign_agreement level intervals",
+    n_measured=COUNT,
+    n_edges=COUNT,
+    pearson=_CORRELATION,
+    spearman=_CORRELATION,
+    top_k=COUNT,
+    top_precision=_SHARE,
+    sign_agreement=_SHARE,
+    layer_errors={"patternProperties": {r"^\d{1,6}$": _NUMBER}, **record("", closed=True)},
+    level=_SHARE,
+    seed={"type": "integer"},
+    intervals={
+        "type": "object",
+        "additionalProperties": {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2},
     },
-}  # fmt: skip
+)
 """What a file of scores says of it."""
 
 
@@ -83,9 +77,7 @@ class Fidelity:
         if self.low.shape != self.high.shape or (self.low > self.high).any():
             raise OptionError("the lower ends of intervals must not lie above the upper ends")
         for side in ("low", "high"):
-            ends = np.array(getattr(self, side), dtype=np.float64)
-            ends.setflags(write=False)
-            object.__setattr__(self, side, ends)
+            object.__setattr__(self, side, frozen(np.array(getattr(self, side), dtype=np.float64)))
         object.__setattr__(self, "layer_errors", MappingProxyType(dict(self.layer_errors)))
 
     @property

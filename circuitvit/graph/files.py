@@ -14,6 +14,8 @@ import numpy as np
 
 from circuitvit.errors import CircuitViTError, FileError
 
+TEXT = {"type": "string"}
+COUNT = {"type": "integer", "minimum": 0}
 MAX_BYTES = 256 * 2**20  # far above any real file; a larger one is not read into memory
 
 
@@ -93,6 +95,17 @@ def _finite(digits: str) -> float:
 def _moderate(digits: str) -> int:
     """An integer that fits a float, so that it can stand where a score is expected."""
     return int(digits) if len(digits) < 300 else int(_refuse(f"{digits[:40]}..."))
+
+
+def record(required: str, closed: bool = False, **properties: Any) -> dict[str, Any]:
+    """A JSON schema of an object: the names that it needs, and what each of its names holds.
+
+    Example:
+        >>> record("seed", seed={"type": "integer"})["required"]
+        ['seed']
+    """
+    schema = {"type": "object", "required": required.split(), "properties": properties}
+    return {**schema, "additionalProperties": False} if closed else schema
 
 
 def check_version(

@@ -15,25 +15,22 @@ from circuitvit.errors import FileError, OptionError, unknown_name
 from circuitvit.graph import notebook, selection
 from circuitvit.graph.circuit import PROVENANCE_SCHEMA, SCORE_MAP_SCHEMA, Circuit, Provenance, check_graph
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
-from circuitvit.graph.files import check_version, naming, read_json, write_json
+from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
-from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph
+from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, frozen
 
 SCORES_SCHEMA = "circuitvit.scores/1"
-_FILE = {
-    "type": "object",
-    "required": ["schema", "graph", "method", "direction", "scores", "provenance"],
-    "properties": {
-        "schema": {"const": SCORES_SCHEMA},
-        "graph": GRAPH_SCHEMA,
-        "method": {"type": "string"},
-        "direction": {"enum": ["noising", "denoising"]},
-        "scores": SCORE_MAP_SCHEMA,
-        "measured": {**NAMES_SCHEMA, "maxItems": 10_000_000},
-        "fidelity": FIDELITY_SCHEMA,
-        "provenance": PROVENANCE_SCHEMA,
-    },
-}
+_FILE = record(
+    "schema graph method direction scores provenance",
+    schema={"const": SCORES_SCHEMA},
+    graph=GRAPH_SCHEMA,
+    method=TEXT,
+    direction={"enum": ["noising", "denoising"]},
+    scores=SCORE_MAP_SCHEMA,
+    measured={**NAMES_SCHEMA, "maxItems": 10_000_000},
+    fidelity=FIDELITY_SCHEMA,
+    provenance=PROVENANCE_SCHEMA,
+)
 
 Direction = Literal["noising", "denoising"]
 """Whether an effect is that of ablating an edge in a clean run, or of restoring it in a corrupt run."""
@@ -77,16 +74,7 @@ class EdgeScores:
     fidelity: Fidelity | None = None
 
     def __post_init__(self) -> None:
-        values = np.array(self.values, dtype=np.float64)
-        if values.shape != self.graph.shape:
-            raise OptionError(
-                f"scores of shape {values.shape} do not fit {self.graph} of shape {self.graph.shape}"
-            )
-        if not np.isfinite(values[self.graph.edge_mask]).all():
-            raise OptionError("scores must be finite numbers: some are NaN or infinite")
-        values[~self.graph.edge_mask] = 0.0
-        values.setflags(write=False)
-        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "values", self.graph.checked(self.values))
         for part in (self.measured, None if self.fidelity is None else self.fidelity.low):
             if part is not None and part.shape != self.graph.shape:
                 raise OptionError(
@@ -286,8 +274,7 @@ class NodeScores:
         shape = (len(self.graph.senders), len(self.graph.groups))
         if values.shape != shape or not np.isfinite(values).all():
             raise OptionError(f"node scores must be finite and of shape {shape}, not {values.shape}")
-        values.setflags(write=False)
-        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "values", frozen(values))
 
     def __getitem__(self, name: str) -> float:
         scores = self.to_dict()

@@ -19,13 +19,16 @@ from functools import cached_property
 from itertools import pairwise
 from math import prod
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, NameNotFoundError, OptionError, unknown_name
 from circuitvit.graph import notebook
+from circuitvit.graph.files import COUNT, TEXT, record
+
+A = TypeVar("A", NDArray[np.bool_], NDArray[np.float64])
 
 EdgeMask = NDArray[np.bool_]
 """A `(sender, receiver, group)` array: one truth value for each edge."""
@@ -35,34 +38,28 @@ ONE_GROUP = ("all",)
 
 MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
 
-NAMES_SCHEMA = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": 100_000}
-_INDEX = {"type": "integer", "minimum": 0, "maximum": 100_000}
-_STAGE = {
-    "type": "object",
-    "required": ["name", "kind", "layer", "senders", "receivers", "feeds", "mixes"],
-    "additionalProperties": False,
-    "properties": {
-        "name": {"type": "string"},
-        "kind": {"type": "string"},
-        "layer": _INDEX,
-        "senders": NAMES_SCHEMA,
-        "receivers": NAMES_SCHEMA,
-        "feeds": {"type": "array", "items": {"type": "array", "items": _INDEX}},
-        "mixes": {"type": "array", "items": {"type": "boolean"}},
-        "reads_from": {"type": "string"},
-        "writes_to": {"type": "string"},
-    },
-}
-GRAPH_SCHEMA = {
-    "type": "object",
-    "required": ["stages", "groups"],
-    "additionalProperties": False,
-    "properties": {
-        "stages": {"type": "array", "items": _STAGE, "minItems": 1, "maxItems": 10_000},
-        "groups": {**NAMES_SCHEMA, "minItems": 1},
-        "d_model": {"type": "integer", "minimum": 0},
-    },
-}
+NAMES_SCHEMA = {"type": "array", "items": {**TEXT, "maxLength": 200}, "maxItems": 100_000}
+_INDEX = {**COUNT, "maximum": 100_000}
+_STAGE = record(
+    "name kind layer senders receivers feeds mixes",
+    closed=True,
+    name=TEXT,
+    kind=TEXT,
+    layer=_INDEX,
+    senders=NAMES_SCHEMA,
+    receivers=NAMES_SCHEMA,
+    feeds={"type": "array", "items": {"type": "array", "items": _INDEX}},
+    mixes={"type": "array", "items": {"type": "boolean"}},
+    reads_from=TEXT,
+    writes_to=TEXT,
+)
+GRAPH_SCHEMA = record(
+    "stages groups",
+    closed=True,
+    stages={"type": "array", "items": _STAGE, "minItems": 1, "maxItems": 10_000},
+    groups={**NAMES_SCHEMA, "minItems": 1},
+    d_model=COUNT,
+)
 """What a file says of a graph."""
 
 
@@ -154,6 +151,12 @@ def port_of(receiver: str) -> str:
 # -- stages and the graph ------------------------------------------------------------------------
 
 
+def frozen(array: A) -> A:
+    """The array, from now on read-only."""
+    array.setflags(write=False)
+    return array
+
+
 @dataclass(frozen=True)
 class StageNodes:
     """The names in one stage: nodes that read the same position of the residual stream.
@@ -201,15 +204,12 @@ class StageNodes:
         feeding = np.zeros((len(self.receivers), len(self.senders)), dtype=bool)
         for receiver, fed in enumerate(self.feeds or ()):
             feeding[receiver, list(fed)] = True
-        feeding.setflags(write=False)
-        return feeding
+        return frozen(feeding)
 
     @cached_property
     def mixing(self) -> NDArray[np.bool_]:
         """`mixes` as an array, read-only."""
-        mixing = np.array(self.mixes, dtype=bool)
-        mixing.setflags(write=False)
-        return mixing
+        return frozen(np.array(self.mixes, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -315,9 +315,7 @@ class Graph:
         sent, received = np.array(self.sender_stages, dtype=int), np.array(self.receiver_stages, dtype=int)
         mask = sent[:, None] < received
         mask &= np.take(writes, sent)[:, None] == np.take(reads, received)
-        mask = np.repeat(mask[:, :, None], len(self.groups), axis=2)
-        mask.setflags(write=False)
-        return mask
+        return frozen(np.repeat(mask[:, :, None], len(self.groups), axis=2))
 
     @property
     def n_edges(self) -> int:
@@ -342,18 +340,27 @@ class Graph:
             NameNotFoundError: if there is no such edge; the message suggests the nearest.
         """
         edge = parse_edge(name)
-        if edge.sender not in self.sender_index:
-            raise unknown_name("sender", edge.sender, self.senders)
-        if edge.receiver not in self.receiver_index:
-            raise unknown_name("receiver", edge.receiver, self.receivers)
-        single = len(self.groups) == 1
-        if edge.group not in (("", *self.groups) if single else self.groups):
-            raise unknown_name("token group", edge.group, self.groups)
-        group = 0 if single else self.groups.index(edge.group)
-        index = (self.sender_index[edge.sender], self.receiver_index[edge.receiver], group)
-        if not self.edge_mask[index]:
+        index = self._find(edge)
+        if index is None:
+            groups = ("", *self.groups) if len(self.groups) == 1 else self.groups
+            ends = {"sender": self.senders, "receiver": self.receivers, "token group": groups}
+            for (kind, known), end in zip(
+                ends.items(), (edge.sender, edge.receiver, edge.group), strict=True
+            ):
+                if end not in known:
+                    raise unknown_name(kind, end, known)
             raise unknown_name("edge", name, self.edges)
         return index
+
+    def _find(self, edge: Edge) -> tuple[int, int, int] | None:
+        """The place of an edge, or None where there is none: without the long look for near misses."""
+        single = len(self.groups) == 1
+        if edge.group not in (("", *self.groups) if single else self.groups):
+            return None
+        sender, receiver = self.sender_index.get(edge.sender), self.receiver_index.get(edge.receiver)
+        if sender is None or receiver is None or not self.edge_mask[sender, receiver, 0]:
+            return None
+        return sender, receiver, 0 if single else self.groups.index(edge.group)
 
     def mask_of(self, names: Iterable[str]) -> EdgeMask:
         """`(sender, receiver, group)`: True for the named edges.
@@ -365,6 +372,20 @@ class Graph:
         for name in names:
             mask[self.edge_index(name)] = True
         return mask
+
+    def checked(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores `(sender, receiver, group)` as a read-only copy, 0 where there is no edge.
+
+        Raises:
+            OptionError: if they do not fit the graph, or one is not a finite number.
+        """
+        own = np.array(values, dtype=np.float64)
+        if own.shape != self.shape:
+            raise OptionError(f"scores of shape {own.shape} do not fit {self} of shape {self.shape}")
+        if not np.isfinite(own[self.edge_mask]).all():
+            raise OptionError("scores must be finite numbers: some are NaN or infinite")
+        own[~self.edge_mask] = 0.0
+        return frozen(own)
 
     def array_of(self, values: Mapping[str, float]) -> NDArray[np.float64]:
         """`(sender, receiver, group)`: the number of each named edge, 0 for all others.
@@ -382,14 +403,7 @@ class Graph:
             edge = parse_edge(str(name))
         except KeyError:
             return False
-        # Not by way of `edge_index`: looking for near misses takes long, and here nobody reads them.
-        if edge.sender not in self.sender_index or edge.receiver not in self.receiver_index:
-            return False
-        single = len(self.groups) == 1
-        known_group = edge.group in (("", *self.groups) if single else self.groups)
-        return known_group and bool(
-            self.edge_mask[self.sender_index[edge.sender], self.receiver_index[edge.receiver], 0]
-        )
+        return self._find(edge) is not None
 
     def fed(self, receiver: int, group: int) -> list[tuple[int, int]]:
         """The `(sender, group)` that depend on what a receiver reads at the tokens of one group."""
