@@ -122,7 +122,7 @@ class TestFind:
 
     def test_nothing_to_explain_is_refused(self, model: cv.Model) -> None:
         same = images(2, 1)
-        with pytest.raises(DataError, match="nothing to explain"):
+        with pytest.raises(DataError, match="nothing for a circuit to explain"):
             cv.find(model, cv.Task(same, same, metric=cv.logit_diff(0, 1)))
 
     def test_denoising_is_refused(self, model: cv.Model, task: cv.Task) -> None:
