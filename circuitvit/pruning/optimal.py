@@ -20,7 +20,8 @@ from circuitvit.engine import BatchRun, Evaluator, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Constants, Mean, Task
+from circuitvit.pruning.refine import require_noising
+from circuitvit.tasks import Constants, Mean, Task, prepare
 from circuitvit.tasks.metrics import divergence
 
 
@@ -51,7 +52,8 @@ def learn_constants(
         An ablation, for `Task(..., ablation=constants)`.
 
     Raises:
-        OptionError: if `steps` or `learning_rate` is not positive, or the task is denoising.
+        OptionError: if `steps` or `learning_rate` is not positive, the task is denoising, or the circuit
+            belongs to another graph.
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
@@ -60,12 +62,10 @@ def learn_constants(
     """
     if steps < 1 or not learning_rate > 0:
         raise OptionError(f"steps and learning_rate must be positive, not {steps} and {learning_rate}")
-    if task.direction == "denoising":
-        raise OptionError("constants are learned in the clean run: give the task direction='noising'")
-    if circuit.graph != (model.graph if task.groups is None else circuit.graph):
-        raise OptionError(f"the circuit belongs to {circuit.graph}, the model has {model.graph}")
-    prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
+    require_noising(task)
+    prepared = prepare(model, task.with_options(ablation=Mean(per_token=per_token)), progress)
     pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
+    pairs.check(circuit)
     first = pairs.batch(0).sources.reference
     start = first[:, :1] if per_token else first[:, :1, :1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
