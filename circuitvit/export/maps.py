@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.engine.capture import capture
+from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from circuitvit.engine import Evaluator, progress_bar, soft_run
+from circuitvit.engine import Evaluator, Reference, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
@@ -65,7 +65,7 @@ def learn_constants(
     prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
     evaluator = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
     first = evaluator.batch(0)
-    start = first.sources.reference[:, :1] if per_token else first.sources.reference[:, :1, :1]
+    start = first.sources.reference_outputs()[:, :1, : None if per_token else 1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([moves], lr=learning_rate)
@@ -73,7 +73,7 @@ def learn_constants(
     with progress_bar(steps, "optimal constants", progress) as bar:
         for step in range(steps):
             run = evaluator.batch(step % evaluator.n_batches)
-            reference = (start + scale * moves).expand_as(run.sources.reference)
+            reference = Reference(wide=start + scale * moves)
             logits = soft_run(replace(run.sources, reference=reference), mask)
             loss = kl(run.clean_logits, logits).mean()
             optimiser.zero_grad()

@@ -311,6 +311,7 @@ def prepare(model: Model, task: Task | PreparedTask, progress: bool = False) -> 
     Raises:
         OptionError: if it was prepared for another model.
     """
+    model.refresh()
     if isinstance(task, Task):
         return task.prepare(model, progress)
     if task.model is not model:
