@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from circuitvit.engine import BatchRun, Evaluator, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, Reference, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
@@ -66,8 +66,7 @@ def learn_constants(
     prepared = prepare(model, task.with_options(ablation=Mean(per_token=per_token)), progress)
     pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
     pairs.check(circuit)
-    first = pairs.batch(0).sources.reference
-    start = first[:, :1] if per_token else first[:, :1, :1]
+    start = pairs.batch(0).sources.reference_outputs()[:, :1, : None if per_token else 1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([moves], lr=learning_rate)
@@ -75,7 +74,7 @@ def learn_constants(
     with progress_bar(steps, "optimal constants", progress) as bar:
         for step in range(steps):
             run = pairs.batch(step % pairs.n_batches)
-            reference = (start + scale * moves).expand_as(run.sources.reference)
+            reference = Reference(wide=start + scale * moves)
             logits = soft_run(replace(run.sources, reference=reference), mask)
             loss = _loss(run, logits)
             optimiser.zero_grad()
