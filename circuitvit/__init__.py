@@ -14,7 +14,7 @@ from circuitvit.engine import run
 from circuitvit.errors import CircuitViTError
 from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph, NodeScores
 from circuitvit.groundtruth import Compiled, compiled
-from circuitvit.models import Model, load, wrap
+from circuitvit.models import Model, load, register, wrap
 from circuitvit.pruning import (
     Curve,
     FamilySettings,
@@ -130,6 +130,7 @@ __all__ = [
     "probability",
     "read_hypotheses",
     "refine",
+    "register",
     "robustness",
     "run",
     "score_curve",
