@@ -113,6 +113,8 @@ def difference_of(
     sizes = len(first & second), len(first - second), len(second - first)
     counts = f"{sizes[0]:,} edge{'' if sizes[0] == 1 else 's'} shared, {sizes[1]:,} {words[1]}, "
     counts += f"{sizes[2]:,} {words[2]}; Jaccard index {number(first.jaccard(second))}"
+    if models := first.provenance.mismatch(second.provenance):
+        counts += f"; of {clean(models)}"
     if len(edges) < len(both):
         counts += f"; drawn: the {len(edges):,} strongest"
     return replace(picture, edges=tuple(edges), key=key, counts=counts, origin="")

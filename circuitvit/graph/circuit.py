@@ -103,6 +103,29 @@ class Provenance:
         """The same, with some of the method's settings added or replaced."""
         return replace(self, parameters={**self.parameters, **parameters})
 
+    def mismatch(self, other: Provenance) -> str:
+        """In what the models of two circuits differ, in words for a report; "" where nothing is known to.
+
+        A circuit may run on another model of the same shape, and be compared with a circuit of one: that is
+        allowed, but whoever reads the result must be told.
+
+        Example:
+            >>> Provenance("vit-a", "1f").mismatch(Provenance("vit-b", "2e"))
+            "different models: 'vit-a' and 'vit-b'"
+            >>> Provenance("vit-a", "1f").mismatch(Provenance("vit-a", "2e"))
+            "different weights of 'vit-a'"
+            >>> Provenance("vit-a", "1f").mismatch(Provenance("a copy", "1f"))
+            ''
+        """
+        weights, names = (self.weights, other.weights), (self.model, other.model)
+        if weights[0] == weights[1] != "":  # one model under two names
+            return ""
+        if all(names) and names[0] != names[1]:
+            return f"different models: {names[0]!r} and {names[1]!r}"
+        if all(weights):
+            return f"different weights of {(names[0] or names[1] or 'a model')!r}"
+        return ""
+
 
 class Scored(Protocol):
     """What has a score for each edge of a graph, as `EdgeScores`."""
