@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "circuitvit"
 ROOMS = (
     "errors",
     "_lazy",
+    "_lock",
     "_version",
     "graph",
     "models",

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 import circuitvit as cv
-from circuitvit.cli import app
+from circuitvit.cli.program import app
 from circuitvit.export import FORMATS
 from circuitvit.graph.files import CIRCUIT_SCHEMA, SCORES_SCHEMA
 from circuitvit.groundtruth import PARTS, PROGRAMS

@@ -20,12 +20,10 @@ from circuitvit.cli.attribute import attribute
 from circuitvit.cli.compare import compare
 from circuitvit.cli.demo import demo
 from circuitvit.cli.discover import discover
-from circuitvit.cli.draw import draw
-from circuitvit.cli.folder import Interrupted
-from circuitvit.cli.models import models
-from circuitvit.cli.train import train
+from circuitvit.cli.models import models, train
+from circuitvit.cli.output import Interrupted
 from circuitvit.cli.verify import verify
-from circuitvit.cli.view import view
+from circuitvit.cli.view import attention, attribution, draw, evidence, heatmap, lens, positions
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2
@@ -100,14 +98,24 @@ _COMMANDS = (
     (models, "List the models that can be used."),
     (train, "Train a small Vision Transformer of your own."),
 )
-for _command, _summary in _COMMANDS:
-    app.command(short_help=_summary)(_command)
+_VIEWS = (
+    (lens, "What class each patch would be, layer by layer."),
+    (attribution, "What each part says straight to the logits."),
+    (attention, "Where the heads of a layer look."),
+    (positions, "Heads that look at places, not at content."),
+    (evidence, "Which patches speak for a class."),
+    (heatmap, "Effects of heads and MLPs, from scores."),
+)
+view = typer.Typer(
+    name="view",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Other looks at a model: what each part says of a class, where heads look, what each patch is.",
+)
+for _group, _commands in ((app, _COMMANDS), (view, _VIEWS)):
+    for _command, _summary in _commands:
+        _group.command(short_help=_summary)(_command)
 app.add_typer(view)
-
-
-def main() -> None:
-    """Entry point of the program `circuitvit`."""
-    app(prog_name="circuitvit")
 
 
 def _ended(what: str, message: str, code: int) -> typer.Exit:
