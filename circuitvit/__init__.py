@@ -11,10 +11,10 @@ Importing the package loads nothing but this file: torch and the other rooms com
 used. A new name goes into `__all__`, below for type checkers, and into the table of homes.
 """
 
-from typing import TYPE_CHECKING
-
 from circuitvit._lazy import lazy
 from circuitvit._version import __version__
+
+TYPE_CHECKING = False  # typing's own would cost half of the import
 
 if TYPE_CHECKING:
     from circuitvit import attribution as attribution

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import circuitvit
+from circuitvit.cli.program import COMMANDS
+from circuitvit.cli.view import VIEWS
 
 ROOT = Path(circuitvit.__file__).parents[1]
 HEAVY = ("torch", "timm", "torchvision", "numpy", "scipy", "PIL", "matplotlib", "networkx", "jsonschema")
@@ -74,6 +76,27 @@ def test_a_lazy_face_says_the_same_three_times(package: str) -> None:
 def test_a_name_that_is_not_there_is_named() -> None:
     with pytest.raises(AttributeError, match="module 'circuitvit' has no attribute 'fnd'"):
         circuitvit.fnd  # type: ignore[attr-defined]  # noqa: B018
+
+
+HELP = [[], *([name] for name in COMMANDS), *(["view", name] for name in VIEWS)]
+
+
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    arguments = ["circuitvit", *command, "--help"]
+    code = f"import sys; sys.argv = {arguments}; from circuitvit.cli import main"
+    assert loaded_after(f"{code}\n    with contextlib.suppress(SystemExit): main()") == []
+
+
+def test_shell_completion_loads_nothing_heavy() -> None:
+    words = {"COMP_WORDS": "circuitvit discover --start m", "COMP_CWORD": "3"}
+    code = (
+        f"import os, sys; sys.argv = ['circuitvit']; os.environ |= {words}; "
+        "os.environ['_CIRCUITVIT_COMPLETE'] = 'complete_bash'; from circuitvit.cli import main"
+    )
+    assert loaded_after(f"{code}\n    with contextlib.suppress(SystemExit): main()") == []
+    told = python("-c", f"{code}; main()")
+    assert told.stdout.split() == ["mask"], told.stderr
 
 
 def test_the_pytest_plugin_costs_other_projects_nothing(tmp_path: Path) -> None:

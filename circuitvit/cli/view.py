@@ -226,6 +226,25 @@ def heatmap(
     show(f"wrote {out}: {len(found.layers)} layers, {found.heads.shape[1]} heads")
 
 
+view = typer.Typer(
+    name="view",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Other looks at a model: what each part says of a class, where heads look, what each patch is.",
+)
+VIEWS = {
+    "lens": (lens, "What class each patch would be, layer by layer."),
+    "attribution": (attribution, "What each part says straight to the logits."),
+    "attention": (attention, "Where the heads of a layer look."),
+    "positions": (positions, "Heads that look at places, not at content."),
+    "evidence": (evidence, "Which patches speak for a class."),
+    "heatmap": (heatmap, "Effects of heads and MLPs, from scores."),
+}
+for _name, (_command, _summary) in VIEWS.items():
+    view.command(_name, short_help=_summary)(_command)
+
+
 @command("Output")
 def draw(
     circuit: Annotated[Path, typer.Argument(metavar="CIRCUIT.json")],

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import circuitvit as cv
-from circuitvit.cli.program import view
+from circuitvit.cli.view import view
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import CircuitViTError, DataError, FileError, NameNotFoundError, OptionError
 
