@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 STARTED = (
     "import signal, sys; sys.stdout.write('.'); sys.stdout.flush(); from circuitvit.cli import main; main()"
 )
-"""Says when Python itself is up, with what it needs to hear a signal: the milliseconds before are not ours."""
+"""Says when Python is up, with what it needs to hear a signal: the milliseconds before are not ours."""
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
