@@ -1,18 +1,29 @@
-"""Scoring methods: what every edge contributes to the behaviour, one file per method."""
+"""Scoring methods: what every edge contributes to the behaviour. Loaded when first used."""
 
-from circuitvit.attribution.budget import Budget
-from circuitvit.attribution.calibrate import calibrate
-from circuitvit.attribution.method import Method, Settings
-from circuitvit.attribution.nodes import attribute_nodes
-from circuitvit.attribution.registry import METHODS, attribute, provenance_of
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "METHODS",
-    "Budget",
-    "Method",
-    "Settings",
-    "attribute",
-    "attribute_nodes",
-    "calibrate",
-    "provenance_of",
-]
+from circuitvit._lazy import lazy
+from circuitvit.attribution.methods import METHODS
+
+if TYPE_CHECKING:
+    from circuitvit.attribution import budget as budget
+    from circuitvit.attribution import calibration as calibration
+    from circuitvit.attribution import exact as exact
+    from circuitvit.attribution import scoring as scoring
+    from circuitvit.attribution.budget import Budget
+    from circuitvit.attribution.calibration import calibrate
+    from circuitvit.attribution.nodes import attribute_nodes
+    from circuitvit.attribution.scoring import attribute, provenance_of
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "circuitvit.attribution.budget": "Budget",
+            "circuitvit.attribution.calibration": "calibrate",
+            "circuitvit.attribution.nodes": "attribute_nodes",
+            "circuitvit.attribution.scoring": "attribute provenance_of",
+        },
+        submodules="budget calibration exact scoring",
+    )
+
+__all__ = ["METHODS", "Budget", "attribute", "attribute_nodes", "calibrate", "provenance_of"]

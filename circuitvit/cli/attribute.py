@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 import circuitvit as cv
+from circuitvit.attribution.methods import find_method
 from circuitvit.cli.discover import SCORING, about_choice, calibrated, check_scoring, resumes
 from circuitvit.cli.inputs import (
     BehaviourOptions,
     ImageOptions,
     ModelOptions,
     RunOptions,
-    check_choice,
     load_model,
     make_task,
     prepare,
@@ -43,7 +43,7 @@ def attribute(
     model: ModelOptions,
     images: ImageOptions,
     behaviour: BehaviourOptions,
-    method: str = "eap",
+    method: str = "local",
     keywords: Annotated[Given, SCORING],
     calibrate: int | None = None,
     resume: bool = False,
@@ -67,16 +67,15 @@ def attribute(
     `torchrun --nproc-per-node N -m circuitvit attribute`.
 
     Args:
-        method: from the fastest to the truth: eap, relp, gim, eap-ig, eap-ig-gauss, eap-ig-left, ceap,
-            atp-qk, atp-star, local, hybrid, exact. auto takes the best that `--budget` buys; ifr and random
-            are to compare with.
+        method: from the fastest to the truth: eap, relp, gim, eap-ig, ceap, atp-qk, atp-star, local,
+            hybrid, exact. auto takes the best that `--budget` buys; ifr and random are to compare with.
         calibrate: edges whose exact effects are measured to say how right the scores are; 0 for none.
             [default: 200 for auto, else 0]
         resume: exact: go on where an interrupted run into `--out` ended.
         show_edges: how many edges to print.
         out: folder for the results; made if missing, older ones replaced.
     """
-    check_choice("method", method, SCORING.takers)
+    find_method(method)
     SCORING.check(method, keywords)
     check_scoring(method, calibrate, resume, keywords)
     measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
@@ -93,7 +92,9 @@ def attribute(
             more = {**run.settings(), "progress": run.progress and number == 0, **keywords}
             if resumes(method) and not many:
                 more["state"] = folder.state(resume)
-            scores = cv.attribution.attribute(loaded, prepared, method, seed=run.seed, processes=many, **more)
+            if "seed" in SCORING.takers[method]:
+                more["seed"] = run.seed
+            scores = cv.attribution.attribute(loaded, prepared, method, processes=many, **more)
         if number:
             return  # the first process writes and prints for all
         folder.write("scores.json", scores.save)

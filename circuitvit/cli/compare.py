@@ -89,8 +89,8 @@ def compare(
         settings = replace(settings, mask=replace(settings.mask, batch_size=run.batch_size))
     names = method or cv.views.comparison.USUAL
     for name in names:
-        cv.pruning.families.check_method(name)
-    import_module("circuitvit.views.figures.canvas")  # without matplotlib there is no plot: say so now
+        cv.pruning.curves.check_method(name)
+    import_module("circuitvit.views.canvas")  # without matplotlib there is no plot: say so now
     task = make_task(images, behaviour, run.seed)
     others = make_held_out(held_out, behaviour, run.seed)
     clock = Clock()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import circuitvit as cv
+from circuitvit.attribution.methods import find_method
 from circuitvit.cli.inputs import (
     BehaviourOptions,
     ImageOptions,
@@ -16,7 +17,6 @@ from circuitvit.cli.inputs import (
     RunOptions,
     VerificationOptions,
     batch_size,
-    check_choice,
     load_model,
     make_held_out,
     make_task,
@@ -217,7 +217,8 @@ def checked_search(search: Search, direction: str, seed: int) -> Search:
         OptionError: for options that the method does not take, and values out of range.
     """
     method, given, chosen = search.method, dict(search.keywords), search.selection
-    check_choice("method", method, KEYWORDS.takers)
+    if method not in SEARCHES:
+        find_method(method, SEARCHES)
     KEYWORDS.check(method, given)
     check_scoring(method, chosen.calibrate, search.resume, given)
     if method in SEARCHES:
@@ -242,6 +243,8 @@ def checked_search(search: Search, direction: str, seed: int) -> Search:
     for name, value in (("threshold", chosen.threshold), ("tau", given.get("tau"))):
         if value is not None and not 0 < value < float("inf"):
             raise OptionError(f"--{name} must be a positive number, not {value:g}")
+    if "within" in given:
+        cv.attribution.budget.seconds(given["within"])
     if not 0 < given.get("faithfulness", 0.5) < 1:
         raise OptionError(f"--faithfulness must lie between 0 and 1, not {given['faithfulness']:g}")
     if "plan" in given:
@@ -261,7 +264,7 @@ def check_scoring(method: str, calibrate: int | None, resume: bool, given: Mappi
     Raises:
         OptionError: for too few edges to measure, a budget that is none, a method that is not resumed.
     """
-    least = cv.attribution.sample.LEAST
+    least = cv.attribution.calibration.LEAST
     if calibrate is not None and 0 < calibrate < least:
         raise OptionError(f"--calibrate takes at least {least} edges, or 0 for none, not {calibrate}")
     if "budget" in given:
@@ -293,7 +296,9 @@ def _found(
         return finding.circuit, None, finding.summary
     if search.method == "acdc":
         return cv.pruning.acdc(model, task, **{"tau": TAU, **more}), None, ""
-    scores = cv.attribution.attribute(model, task, search.method, seed=run.seed, **more)
+    if "seed" in scoring_methods()[search.method]:
+        more["seed"] = run.seed
+    scores = cv.attribution.attribute(model, task, search.method, **more)
     wanted = search.selection
     scores = calibrated(
         model, task, scores, CALIBRATED if wanted.calibrate is None else wanted.calibrate, run
@@ -322,8 +327,8 @@ def _scored(
 ) -> tuple[Circuit, EdgeScores]:
     """The circuit of a search with the exact effects of its own edges, and scores of all edges beside it."""
     name = "exact (circuit edges only)"
-    settings = cv.attribution.Settings(batch_size(prepared, run), progress=run.progress)
-    values = cv.attribution.exact.edge_effects(prepared, circuit.kept, settings) / len(prepared)
+    how = cv.attribution.scoring.Running(batch_size(prepared, run), run.progress)
+    values = cv.attribution.exact.edge_effects(prepared, circuit.kept, how) / len(prepared)
     origin = cv.attribution.provenance_of(prepared, name)
     exact = cv.EdgeScores(prepared.graph, values, name, prepared.direction, origin)
     try:

@@ -311,14 +311,10 @@ def prepare(model: Model, task: Task | PreparedTask, run: RunOptions, *, verifia
     Raises:
         CircuitViTError: as `Task.prepare`; or if the metric is the same with and without the behaviour.
     """
-    prepared = cv.tasks.ready(model, task)
-    ends = cv.engine.evaluate(prepared, [], batch_size=batch_size(prepared, run))
-    cv.engine.check_effect(prepared, ends.all_values, ends.none_values)
-    if verifiable:
-        whole, nothing = (values.double().numpy() for values in (ends.all_values, ends.none_values))
-        cv.verification.require_effect(
-            whole, nothing, label=prepared.metric.label, names=prepared.clean.names
-        )
+    prepared = cv.tasks.prepare(model, task)
+    ends = cv.engine.Evaluator(prepared, batch_size=batch_size(prepared, run))
+    names, level = prepared.clean.names, 0.95 if verifiable else 0.0
+    cv.engine.check_effect(ends.whole, ends.nothing, label=prepared.metric.label, names=names, level=level)
     return prepared
 
 

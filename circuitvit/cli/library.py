@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from circuitvit.attribution.methods import METHODS
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -41,7 +43,8 @@ def arguments(place: str) -> dict[str, Argument]:
     """The arguments of a function or method, or the fields of a dataclass, by name.
 
     Args:
-        place: a room and the name in it, such as "pruning.find" or "graph.EdgeScores.connected".
+        place: a room and a name in it, such as "pruning.find" or "graph.EdgeScores.top"; or a file and a name,
+            such as "attribution.paths:eap_ig".
 
     Raises:
         LookupError: if there is none.
@@ -50,7 +53,7 @@ def arguments(place: str) -> dict[str, Argument]:
         >>> arguments("pruning.acdc")["divergence"].choices
         ('kl', 'metric')
     """
-    room, name, *inner = place.split(".")
+    room, name, *inner = place.split(".") if ":" not in place else place.split(":")
     module, node = _defined(f"circuitvit.{room}", name)
     for each in inner:
         assert isinstance(node, ast.ClassDef), f"{place}: {node} has nothing inside"
@@ -82,16 +85,10 @@ def _annotated(
 @functools.cache
 def scoring_methods() -> dict[str, dict[str, Argument]]:
     """The keywords of every scoring method, by its name in `circuitvit.METHODS`."""
-    node = _defined("circuitvit.attribution", "METHODS")[1]
-    (table,) = [each for each in ast.walk(node) if isinstance(each, ast.Dict)][:1]
-    shared = arguments("attribution.attribute")
-    found: dict[str, dict[str, Argument]] = {}
-    for key, call in zip(table.keys, table.values, strict=True):
-        assert isinstance(key, ast.Constant), "methods are named by plain text"
-        assert isinstance(call, ast.Call), "and made by a call"
-        flags = {each.arg for each in call.keywords}
-        names = {"uses_steps": "steps", "uses_budget": "budget", "resumes": "state"}
-        found[str(key.value)] = {name: shared[name] for flag, name in names.items() if flag in flags}
+    found = {}
+    for name, method in METHODS.items():
+        known = arguments(f"attribution.{method.place}")
+        found[name] = {each: known[each] for each in known if each not in ("prepared", "how")}
     return found
 
 

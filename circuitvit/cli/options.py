@@ -54,9 +54,13 @@ class Keywords:
         """A keyword, its text led by who takes it and ended by their default."""
         who = self.who(name)
         own = self.takers[who[0]][name]
-        default = "" if own.default is None else f" [default: {own.default}]"
         if who == [""]:
             return own._replace(default=None)
+        defaults = {each: self.takers[each][name].default for each in who}
+        known = {each: value for each, value in defaults.items() if value is not None}
+        alike = len(set(defaults.values())) == 1
+        told = [f"{value}{'' if alike else f' for {each}'}" for each, value in known.items()]
+        default = f" [default: {', '.join(dict.fromkeys(told))}]" if told else ""
         whose = "scoring methods" if len(who) > MANY else ", ".join(who)
         others = "|".join(self.takers[who[0]])
         text = re.sub(rf"`({others})`", lambda match: f"`{_flag(match[1])}`", own.text.rstrip("."))

@@ -16,7 +16,7 @@ from circuitvit.cli.output import Folder, Row, show, show_rows
 from circuitvit.errors import FileError, OptionError
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
 LISTED = 12
 FIGURES = (".png", ".svg", ".pdf")
@@ -263,8 +263,8 @@ def draw(
 
     Args:
         circuit: from `circuitvit discover`, or from EAP-IG and MIB.
-        out: the ending chooses the format: .svg, .html (an interactive page), .pdf, .png, .dot, .tex, .mmd
-            (Mermaid), .graphml (for Gephi and networkx) or .json.
+        out: the ending chooses the format: .svg, .html (an interactive page), .pdf, .png, .dot, .tex,
+            .graphml (for Gephi and networkx) or .json.
         title: above the diagram.
         max_edges: draw only the strongest edges, this many.
     """
