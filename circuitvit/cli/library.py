@@ -43,8 +43,8 @@ def arguments(place: str) -> dict[str, Argument]:
     """The arguments of a function or method, or the fields of a dataclass, by name.
 
     Args:
-        place: a room and a name in it, such as "pruning.find" or "graph.EdgeScores.top"; or a file and a name,
-            such as "attribution.paths:eap_ig".
+        place: a room and a name in it, such as "pruning.find" or "graph.EdgeScores.top"; or a file and a
+            name, such as "attribution.paths:eap_ig".
 
     Raises:
         LookupError: if there is none.
