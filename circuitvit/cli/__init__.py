@@ -20,7 +20,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, stop_at_once)
     from circuitvit.cli.program import app  # after the line above: importing takes time too
 
-    app(prog_name="circuitvit")
+    try:
+        app(prog_name="circuitvit")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done or told: the end is no work to interrupt
 
 
 def stop_at_once(*_: object) -> None:

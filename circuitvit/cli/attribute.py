@@ -72,7 +72,7 @@ def attribute(
         calibrate: edges whose exact effects are measured to say how right the scores are; 0 for none.
             [default: 200 for auto, else 0]
         resume: exact: go on where an interrupted run into `--out` ended.
-        show_edges: how many edges to print.
+        show_edges: how many edges to print; 0 for none.
         out: folder for the results; made if missing, older ones replaced.
     """
     find_method(method)

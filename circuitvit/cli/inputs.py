@@ -118,7 +118,7 @@ class VerificationOptions(HeldOutOptions):
     """On what, and against how many random circuits, a circuit is tested.
 
     Attributes:
-        random: how many random circuits of the same shape to compare with.
+        random: how many random circuits of the same shape to compare with; 0 for none.
     """
 
     random: int = 20

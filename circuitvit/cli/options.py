@@ -111,7 +111,7 @@ class _Option(NamedTuple):
         return self.source.flags.get(self.name, flag).split()
 
     def check(self, value: Any) -> None:
-        """Refuse a value that is none of the choices, or a number below 0 where that makes no sense.
+        """Refuse a value that is none of the choices, or a number below 1, or 0 where that means something.
 
         Raises:
             NameNotFoundError: naming the nearest choice.
@@ -119,8 +119,9 @@ class _Option(NamedTuple):
         """
         if self.library and self.library.choices and value not in (None, *self.library.choices):
             raise unknown_name(self.library.kind, value, self.library.choices)
-        if _plain(self.hint) is int and value is not None and value < 0 and self.default != -1:
-            raise OptionError(f"{self.written[0]} is not negative: {value}")
+        least = 0 if self.name in FROM_0 else 1
+        if _plain(self.hint) is int and value is not None and value < least and self.default != -1:
+            raise OptionError(f"{self.written[0]} is at least {least}, not {value}")
 
 
 Class = TypeVar("Class", bound=type[Any])
@@ -128,6 +129,9 @@ _GROUPS: dict[type[Any], _Source] = {}
 
 LONGEST = 12
 """Characters of choices that may stand for an option's value: more leave too little room for the text."""
+
+FROM_0 = ("seed", "image", "calibrate", "random", "show_edges")
+"""Whole numbers that may be 0; all others count something that there must be."""
 
 OUTPUT = ("out", "title", "show_edges", "no_picture", "max_edges")
 """Parameters that say what is written and where, whose panel is always "Output"."""

@@ -67,7 +67,9 @@ class Program(TyperGroup):
         except CircuitViTError as error:
             raise _ended("error", str(error), REFUSED) from error
         except KeyboardInterrupt as stop:
-            raise _ended("interrupted", str(stop) or "nothing has been saved", INTERRUPTED) from stop
+            raise _ended(
+                "interrupted", str(stop) or "files that had been written stay", INTERRUPTED
+            ) from stop
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise

@@ -103,7 +103,7 @@ def test_a_group_of_options_arrives_as_one_argument() -> None:
     assert invoke(show, "here").exit_code == 2  # a field without a default is required
     refused = invoke(show, "here", "--width", "3", "--by", "sined").exception
     assert str(refused) == "unknown ranking 'sined': did you mean 'signed'?"
-    assert str(invoke(show, "here", "--width", "-3").exception) == "--width is not negative: -3"
+    assert str(invoke(show, "here", "--width", "0").exception) == "--width is at least 1, not 0"
 
 
 def test_texts_come_from_the_docstring_or_else_from_the_library() -> None:
