@@ -246,7 +246,7 @@ def affordable(graph: Graph, doubt: NDArray[np.float64], budget: float) -> EdgeM
 @torch.no_grad()
 def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     """The sizes of the tokens' first-order effects of each edge, summed over tokens and pairs of a batch."""
-    graph, deltas, members = run.prepared.graph, run.sources.deltas, run.sources.members
+    graph, deltas, members = run.prepared.graph, run.sources.deltas(), run.sources.members
     total = np.zeros(graph.shape)
     for index, compact in enumerate(found.by_stage(), 1):
         gradient = compact.expand()

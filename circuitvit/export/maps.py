@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from circuitvit.engine.capture import capture
+from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task

@@ -218,7 +218,7 @@ class _Judge:
         self.runs = [(run, run.metric(run.base.logits), new_workspace(run.sources)) for run in runs]
         self.scale = 1.0 if divergence == "kl" else max(float(clean.abs().max()) for _, clean, _ in self.runs)
         images = max(len(clean) for _, clean, _ in self.runs)
-        self.at_once = max(1, (GPU_IMAGES if runs[0].sources.reference.is_cuda else CPU_IMAGES) // images)
+        self.at_once = max(1, (GPU_IMAGES if self.runs[0][1].is_cuda else CPU_IMAGES) // images)
 
     def take_up(self, kept: EdgeMask) -> None:
         """Bring the workspaces to the run of a mask."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from circuitvit.engine import BatchRun, Evaluator, kl, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, Reference, kl, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
@@ -65,8 +65,7 @@ def learn_constants(
         raise OptionError(f"the circuit belongs to {circuit.graph}, the model has {model.graph}")
     prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
     pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
-    first = pairs.batch(0).sources.reference
-    start = first[:, :1] if per_token else first[:, :1, :1]
+    start = pairs.batch(0).sources.reference_outputs()[:, :1, : None if per_token else 1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([moves], lr=learning_rate)
@@ -74,7 +73,7 @@ def learn_constants(
     with progress_bar(steps, "optimal constants", progress) as bar:
         for step in range(steps):
             run = pairs.batch(step % pairs.n_batches)
-            reference = (start + scale * moves).expand_as(run.sources.reference)
+            reference = Reference(wide=start + scale * moves)
             logits = soft_run(replace(run.sources, reference=reference), mask)
             loss = _loss(run, logits)
             optimiser.zero_grad()
