@@ -142,8 +142,6 @@ def hybrid(prepared: PreparedTask, how: Running, *, budget: Budget | str | float
     likewise.
 
     Args:
-        prepared: the task.
-        how: to run.
         budget: what may be spent: forward-equivalents for each pair, such as 60, or a duration for the whole
             task, such as "60s". Results under a duration depend on the machine.
 
@@ -175,8 +173,6 @@ def auto(prepared: PreparedTask, how: Running, *, budget: Budget | str | float =
     Cost: what the budget says. Blind to: what the chosen method is blind to; `calibrate` measures how much.
 
     Args:
-        prepared: the task.
-        how: to run.
         budget: what may be spent: forward-equivalents for each pair, such as 60, or a duration for the whole
             task, such as "60s". Results under a duration depend on the machine.
 

@@ -33,8 +33,6 @@ def exact(prepared: PreparedTask, how: Running, *, state: str | Path | None = No
     Blind to: nothing about single edges; how edges act together (AND and OR).
 
     Args:
-        prepared: the task.
-        how: to run.
         state: a file in which the run keeps what it has done: given again after an interruption, with the
             same model and task, it goes on where it was and gives the same scores. Deleted at the end.
 
