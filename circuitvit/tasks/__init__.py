@@ -16,7 +16,7 @@ from circuitvit.tasks.metrics import (
     probability,
 )
 from circuitvit.tasks.split import Split, select_pairs, split
-from circuitvit.tasks.task import Batch, PreparedTask, Task, ready
+from circuitvit.tasks.task import Batch, PreparedTask, Task, prepare
 
 __all__ = [
     "Ablation",
@@ -42,8 +42,8 @@ __all__ = [
     "logit",
     "logit_diff",
     "metric_names",
+    "prepare",
     "probability",
-    "ready",
     "select_pairs",
     "split",
 ]

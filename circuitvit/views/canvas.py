@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
-from circuitvit.export.style import COLOURS, FAINT, INK, MUTED
-from circuitvit.export.text import clean
+from circuitvit.export.style import COLOURS, FAINT, INK, MUTED, clean
 from circuitvit.graph.files import write_bytes
 
 try:

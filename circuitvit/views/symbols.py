@@ -15,8 +15,8 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.export.packing import image_uri
-from circuitvit.export.text import clean
+from circuitvit.export.style import clean
+from circuitvit.export.svg import image_uri
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index
 

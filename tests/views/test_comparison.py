@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import circuitvit as cv
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, FileError, NameNotFoundError, OptionError
 from circuitvit.export.difference import difference_of
-from circuitvit.pruning.curves import Curve
-from circuitvit.pruning.families import FAMILIES, method_names
+from circuitvit.pruning.curves import FAMILIES, Curve, method_names
 from circuitvit.pruning.learned import LearnedMask, Trace
-from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import split
 from circuitvit.views.comparison import Comparison, compare
 from tests.pruning.test_find import images, small_module
@@ -63,13 +62,13 @@ def test_a_mask_is_trained_for_every_size(comparison: Comparison, model: cv.Mode
     discovery, held_out = split(model, task, 0.34)
     edges = [round(share * model.graph.n_edges) for share in (0.2, 0.5)]
     masks = [cv.learn_mask(model, discovery, size, SETTINGS.mask, progress=False) for size in edges]
-    meter = FaithfulnessMeter(held_out)
+    evaluator = Evaluator(held_out)
     points = {point.fraction: point for point in comparison["learned"].points}
     for share, size, mask in zip((0.2, 0.5), edges, masks, strict=True):
         assert points[share].size <= size
         if len(mask.circuit) <= size:
             assert points[share].size == len(mask.circuit)
-            assert points[share].faithfulness == pytest.approx(meter(mask.circuit.kept), abs=1e-4)
+            assert points[share].faithfulness == pytest.approx(evaluator.faithfulness(mask.circuit), abs=1e-4)
     assert points[0.05].size == 0
     assert points[1.0].faithfulness == pytest.approx(1, abs=1e-4)
 
@@ -230,7 +229,7 @@ def test_mistakes_are_found_before_anything_runs(model: cv.Model, task: cv.Task)
 
 
 def _only(allowed: str) -> object:
-    from circuitvit.pruning.families import family_curve
+    from circuitvit.pruning.curves import family_curve
 
     def checked(method: str, *arguments: object) -> Curve:
         assert method == allowed, f"{method} was known"
