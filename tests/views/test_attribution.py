@@ -135,10 +135,10 @@ def test_what_is_no_sum_of_shares_is_refused() -> None:
 
 def test_an_unknown_readout_is_refused_by_name() -> None:
     recipe = Recipe()
-    model = cv.wrap(recipe.build())
-    model.stages[-1].vit.head = torch.nn.Sequential(torch.nn.Linear(6, 3).double(), torch.nn.Tanh())
+    module = recipe.build()
+    module.head = torch.nn.Sequential(module.head, torch.nn.Tanh())
     with pytest.raises(UnsupportedModelError, match="head is a Sequential"):
-        direct_logit_attribution(model, recipe.images(1), 0, 1)
+        direct_logit_attribution(cv.wrap(module), recipe.images(1), 0, 1)
 
 
 def test_a_class_is_found_by_name_on_the_bundled_model() -> None:
