@@ -11,7 +11,6 @@ from circuitvit.engine.evaluator import (
     choose_batch_size,
     clean_logits,
     kept_edges,
-    kl,
     run,
 )
 from circuitvit.engine.gradients import Gradients, gradients
@@ -51,7 +50,6 @@ __all__ = [
     "gradients",
     "joined",
     "kept_edges",
-    "kl",
     "launched",
     "masked_run",
     "new_workspace",

@@ -33,7 +33,6 @@ from circuitvit.engine import (
     Saved,
     StateFile,
     choose_batch_size,
-    kl,
     masked_run,
     new_workspace,
     progress_bar,
@@ -44,6 +43,7 @@ from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model
 from circuitvit.pruning.refine import without_dead
 from circuitvit.tasks import PreparedTask, Task, prepare
+from circuitvit.tasks.metrics import divergence as kl
 
 Divergence = Literal["kl", "metric"]
 """How far a run is from the clean one: KL(clean || current), or the metric's absolute difference."""

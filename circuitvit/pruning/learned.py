@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.scoring import provenance_of
-from circuitvit.engine import BatchRun, Evaluator, Saved, kl, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.models import Model
 from circuitvit.pruning.refine import without_dead
-from circuitvit.tasks import PreparedTask, Task, prepare
+from circuitvit.tasks import PreparedTask, Task, divergence, prepare
 
 SamplerName = Literal["hard-concrete", "ugs"]
 """How gates are sampled in training."""
@@ -309,7 +309,7 @@ class MaskTrainer:
         behaviour = (run.metric(logits) - run.metric(run.base.logits)) / self._scale
         distance = BEHAVIOUR_WEIGHT * behaviour.square()
         if self.prepared.model.has_classes:
-            distance = distance + kl(run.clean_logits, logits)
+            distance = distance + divergence(run.clean_logits, logits)
         return distance.mean()
 
 

@@ -16,11 +16,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from circuitvit.engine import BatchRun, Evaluator, kl, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Constants, Mean, Task
+from circuitvit.tasks import Constants, Mean, Task, divergence
 
 
 def learn_constants(
@@ -88,5 +88,5 @@ def learn_constants(
 def _loss(run: BatchRun, logits: Tensor) -> Tensor:
     """How far the ablated model is from the whole one, averaged over the images of a batch."""
     if run.prepared.model.has_classes:
-        return kl(run.clean_logits, logits).mean()
+        return divergence(run.clean_logits, logits).mean()
     return (run.metric(logits) - run.metric(run.base.logits)).square().mean()
