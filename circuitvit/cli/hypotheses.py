@@ -35,8 +35,7 @@ def verify_hypotheses(
     Raises:
         CircuitViTError: if the file, the model or the images cannot be used.
     """
-    from circuitvit.verification import Court, read_hypotheses
-    from circuitvit.verification.claims_report import save_verdicts
+    from circuitvit.verification import check_hypotheses, read_hypotheses, save_verdicts
 
     file = read_hypotheses(path)
     named = replace(
@@ -51,10 +50,10 @@ def verify_hypotheses(
         with clock.phase("model"):
             loaded = load_model(named)
         with clock.phase("claims"):
-            court = Court(
-                loaded, task, alpha=file.alpha, seed=run.seed or file.seed, batch_size=run.batch_size
+            verdicts = check_hypotheses(
+                loaded, task, file.hypotheses, alpha=file.alpha, seed=run.seed or file.seed,
+                batch_size=run.batch_size, memory=run.budget,
             )  # fmt: skip
-            verdicts = tuple(court.judge(each) for each in file.hypotheses)
         if folder is not None:
             for name in FILES:
                 folder.write(name, lambda place: save_verdicts(verdicts, place))

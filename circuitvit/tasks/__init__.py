@@ -14,7 +14,7 @@ from circuitvit.tasks.metrics import (
     metric_names,
     probability,
 )
-from circuitvit.tasks.split import Split, select_pairs, split
+from circuitvit.tasks.split import Split, as_task, select_pairs, split
 from circuitvit.tasks.task import Batch, PreparedTask, Task, ready
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Zero",
     "ablation_names",
     "accuracy",
+    "as_task",
     "cross_entropy",
     "kl_divergence",
     "log_probability",

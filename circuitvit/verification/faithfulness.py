@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from circuitvit.errors import DataError
-from circuitvit.verification.bootstrap import Bootstrap, mean_range
+from circuitvit.graph import Circuit
+from circuitvit.models import Model
+from circuitvit.verification.statistics import Bootstrap, mean_range
 
 ROUNDING = 1e-5
 """Relative to the size of what is compared: differences below it are float32 arithmetic, not behaviour."""
@@ -106,6 +108,22 @@ def require_effect(
         f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
         "another target and foil"
     )
+
+
+def origin_differs(circuit: Circuit, model: Model) -> str:
+    """A sentence for reports where the circuit was found on another model; empty where it was not, or where
+    it does not say where it came from. Weights decide, and the name where no weights are known."""
+    found = circuit.provenance
+    if found.weights and found.weights != model.weights_hash:
+        return (
+            f"The circuit was found on other weights ({found.model or 'unnamed'}, {found.weights[:12]}) than "
+            f"those it was verified on ({model.name}, {model.weights_hash[:12]})."
+        )
+    if not found.weights and found.model and found.model != model.name:
+        return (
+            f"The circuit was found on another model ({found.model}) than it was verified on ({model.name})."
+        )
+    return ""
 
 
 def _least(difference: NDArray[np.float64], names: Sequence[str] | None, show: int = 3) -> str:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 import circuitvit as cv
 from circuitvit.errors import OptionError
 from circuitvit.graph.eap_ig import transformer_graph
-from circuitvit.verification import complement_circuits, connected_circuits, layer_profile
-from circuitvit.verification.connected import random_path
+from circuitvit.verification.null import complement_circuits, connected_circuits, random_path, stage_profile
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -25,17 +24,17 @@ def test_size_profile_and_connectedness_are_those_of_the_circuit(seed: int, grou
     circuit = cv.Circuit(graph, kept).pruned()
     for each in connected_circuits(circuit, 3, seed, steps=50):
         assert each.pruned() == each
-        assert np.array_equal(layer_profile(each), layer_profile(circuit))
+        assert np.array_equal(stage_profile(each), stage_profile(circuit))
 
 
 def test_the_walk_is_uniform_where_all_circuits_can_be_listed() -> None:
     graph = transformer_graph(1, 2)
     circuit = cv.Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->logits", "input->logits"])
-    profile = layer_profile(circuit)
+    profile = stage_profile(circuit)
     possible = []
     for edges in combinations(graph.edges, 3):
         each = cv.Circuit.from_edges(graph, edges)
-        if each.pruned() == each and np.array_equal(layer_profile(each), profile):
+        if each.pruned() == each and np.array_equal(stage_profile(each), profile):
             possible.append(each)
     counts = Counter(connected_circuits(circuit, 600, seed=3, steps=60))
     assert set(counts) == set(possible)
