@@ -130,9 +130,14 @@ def audit(
 
 
 def run_audit(
-    evaluator: Evaluator, circuit: Circuit, settings: AuditSettings, clusters: Sequence[str] | None = None
+    evaluator: Evaluator,
+    circuit: Circuit,
+    settings: AuditSettings,
+    clusters: Sequence[str] | None = None,
+    randoms: Sequence[Circuit] | None = None,
 ) -> tuple[Verdict, ...]:
-    """The tests on an evaluator at hand, which runs no circuit twice. See `audit`."""
+    """The tests on an evaluator at hand, which runs no circuit twice, and on `connected_circuits` at hand, if
+    any. See `audit`."""
     evaluator.check(circuit)
     live = circuit.pruned()
     if not len(live):
@@ -141,14 +146,15 @@ def run_audit(
     draws = Bootstrap(n_resamples=settings.n_bootstrap, seed=settings.seed)
     evaluator.check_effect()
     alpha, n, seed = settings.alpha, settings.n_random, settings.seed
+    if randoms is None:
+        randoms = connected_circuits(live, n, seed)
     try:
         others = complement_circuits(live, settings.n_others, seed)
     except OptionError:  # the circuit leaves too little of the model to draw from
         others = ()
     found = [
         sufficiency_test(
-            evaluator, circuit, connected_circuits(live, n, seed), alpha=alpha, settings=draws,
-            clusters=clusters,
+            evaluator, circuit, randoms, alpha=alpha, settings=draws, clusters=clusters
         ),
         necessity_test(evaluator, circuit, others, alpha=alpha, settings=draws, clusters=clusters),
         equivalence_test(

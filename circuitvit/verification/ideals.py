@@ -502,7 +502,7 @@ def _independence_verdict(p_value: float | None, power: float | None, varies: bo
 def _independence_reason(
     p_value: float | None, power: float | None, varies: bool, alpha: float, share: float
 ) -> str:
-    carries = f"the complement carries {share:.1%} of the behaviour on average"
+    carries = f"the complement carries {round(share, 3) + 0.0:.1%} of the behaviour on average"
     if p_value is None:
         why = "There are too few pairs to tell" if varies else "What the complement says does not vary"
         return f"{why}; {carries}."

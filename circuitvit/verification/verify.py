@@ -106,7 +106,11 @@ def verify(
     audited = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be at least 1, not {batch_size}")
-    randoms = connected_circuits(circuit, n_random, seed)
+    if audited:
+        n_random, drawn_by = audited.n_random, audited.seed
+    else:
+        drawn_by = seed
+    randoms = connected_circuits(circuit, n_random, drawn_by)
     prepared = [ready(model, each, progress) for each in (task, held_out) if each is not None]
     for each in prepared:  # refuse another graph now, before the first set of pairs has been run
         kept_edges(each, circuit)
@@ -116,11 +120,9 @@ def verify(
     for images, each in zip(("task", "held-out"), prepared, strict=False):
         evaluator = Evaluator(each, batch_size=batch_size, memory=memory, progress=progress)
         judged = each is prepared[-1]
-        if judged and audited:
-            randoms = connected_circuits(circuit, audited.n_random, audited.seed)
         sections.append(_section(images, evaluator, circuit, randoms, settings))
         if judged and audited:
-            outcomes = run_audit(evaluator, circuit, audited)
+            outcomes = run_audit(evaluator, circuit, audited, randoms=randoms)
         if judged and robust:
             table = run_robustness(
                 evaluator, circuit, settings=settings, batch_size=batch_size, memory=memory
