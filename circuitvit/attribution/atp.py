@@ -46,7 +46,6 @@ from circuitvit.engine import (
     progress_bar,
 )
 from circuitvit.models import BackwardRules, Model, Reads
-from circuitvit.models.answers import attention_answers
 from circuitvit.tasks import PreparedTask
 
 
@@ -133,7 +132,7 @@ def _exact_patterns(
             read + change.view(len(places), *read.shape) for read, change in zip(reads, moved, strict=True)
         )
         for total, each, d_compact in zip(totals, found, d_compacts, strict=True):
-            effects = attention_answers(stage.write, reads, others, each.d_reads[index][2], d_compact)
+            effects = stage.answers(reads, others, each.d_reads[index], d_compact)
             summed = effects.double().sum(dim=-1).cpu().numpy()
             total[places[:, 0], receivers, places[:, 1]] += summed.T
 

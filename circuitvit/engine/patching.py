@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitvit.engine.capture import Capture, run_from
-from circuitvit.errors import OptionError
 from circuitvit.models import Model
 
 Site = Literal["heads", "mlps", "stream", "patterns"]
@@ -62,13 +61,11 @@ def patch_pattern(
     Queries and keys are those of the other run, values its own: where it looks changes, not what it finds.
 
     Raises:
-        OptionError: if the stage is not attention with queries, keys and values.
+        UnsupportedModelError: if the stage is not attention.
     """
     part = model.stages[stage]
     mine, theirs = part.read(base.stream(stage)), part.read(other.stream(stage))
-    if part.nodes.kind != "attention" or len(mine) != 3:
-        raise OptionError(f"stage {part.nodes.name} has no attention pattern to patch")
-    looked = part.expand(part.write((theirs[0], theirs[1], mine[2])))[sender]
+    looked = part.expand(part.attend(mine, part.pattern(theirs)))[sender]
     return _after(model, base, stage, looked - part.expand(base.compacts[stage])[sender], tokens)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import log
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from circuitvit.engine.capture import capture
 from circuitvit.errors import OptionError
-from circuitvit.models import Model
-from circuitvit.models.attention import AttentionStage
+from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task
 
 Array = NDArray[np.float64]
@@ -128,8 +126,7 @@ def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | No
     if prepared.corrupt is not None:
         images["corrupt"] = prepared.corrupt.take(pair, pair + 1)
     sides = {name: _side(prepared, image, nodes) for name, image in images.items()}
-    n_tokens = len(next(iter(sides["clean"].writes.values())))
-    grid = _grid(n_tokens - len(model.prefix), *images["clean"].shape[-2:])
+    rows, columns = model.grid_at(*images["clean"].shape[-2:])
     wanted = {
         name: Side(
             side.image,
@@ -138,7 +135,7 @@ def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | No
         )
         for name, side in sides.items()
     }
-    return Maps(grid, model.prefix, _groups(prepared, pair), wanted)
+    return Maps((rows, columns), model.prefix, _groups(prepared, pair), wanted)
 
 
 def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) -> Side:
@@ -147,39 +144,27 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
     heads: dict[str, HeadMap] = {}
     writes: dict[str, Array] = {}
     for place, stage in enumerate(model.stages):
-        if isinstance(stage, AttentionStage):
+        if stage.nodes.kind == "attention":
             wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
             if wanted:
                 every = _attention(stage, base.stream(place))
                 heads.update({name: every[name] for name in wanted})
         elif not stage.is_readout:
-            # The source is always kept: it tells how many tokens there are.
             written = stage.expand(base.compacts[place])[:, 0]
             writes.update(zip(stage.nodes.senders, _array(written.norm(dim=-1)), strict=True))
     return Side(_colours(image[0], prepared), heads, writes)
 
 
 @torch.no_grad()
-def _attention(stage: AttentionStage, stream: Tensor) -> dict[str, HeadMap]:
-    query, key, value = stage.read(stream)
-    query, key = stage.attention.q_norm(query)[0], stage.attention.k_norm(key)[0]
-    scores = _array(query @ key.transpose(-1, -2) * stage.attention.scale)
-    weights = _array(stage.expand(value)[:, 0].norm(dim=-1))
+def _attention(stage: Stage, stream: Tensor) -> dict[str, HeadMap]:
+    reads = stage.read(stream)
+    scores = _array(stage.scores(reads)[0])
+    weights = _array(stage.expand(reads[2])[:, 0].norm(dim=-1))
     return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
 
 
 def _array(values: Tensor) -> Array:
     return np.asarray(values.detach().double().cpu().numpy(), dtype=np.float64)
-
-
-def _grid(n_patches: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches: of all rectangles, the one most like the image."""
-    grids = [(rows, n_patches // rows) for rows in range(1, n_patches + 1) if n_patches % rows == 0]
-    unlike = {grid: abs(log(grid[0] / grid[1]) - log(height / width)) for grid in grids}
-    best = min(grids, key=lambda grid: unlike[grid], default=None)
-    if best is None or unlike[best] > log(1.5):  # patches may be oblong, but hardly more than this
-        raise OptionError(f"{n_patches} patches of an image of {height} x {width} pixels are no rectangle")
-    return best
 
 
 def _groups(prepared: PreparedTask, pair: int) -> tuple[int, ...]:

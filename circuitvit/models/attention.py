@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.graph import StageNodes
-from circuitvit.models.answers import attention_answers
 from circuitvit.models.factored import Factored, products
-from circuitvit.models.norms import Norm, ruled_norm, ruled_part
-from circuitvit.models.rules import BackwardRules, ruled_attention, with_children
+from circuitvit.models.parts import Attention, Derived, Norm
+from circuitvit.models.rules import BackwardRules, ruled_attention
 from circuitvit.models.stages import Reads, Stage, places
 
 Projections = tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]
@@ -26,88 +26,83 @@ PARTS = 64
 """Parts of a stage that are kept at hand, as searches come back to them; they hold no weights."""
 
 
-class _Weights:
-    """The weights of all heads, which a stage shares with its parts: views of the module's own, or kept."""
-
-    def __init__(self, norm: Norm, attention: Any, gamma: Tensor | None) -> None:
-        self.norm, self.attention, self.gamma = norm, attention, gamma
-
-    @cached_property
-    def qkv(self) -> Float[Tensor, "receiver d_head d_model"]:
-        weight: Tensor = self.attention.qkv.weight
-        return weight.view(3 * self.attention.num_heads, -1, weight.shape[-1])
-
-    @cached_property
-    def folded(self) -> Projections:
-        """The projections with the norm's affine part in them."""
-        weight = self.qkv.flatten(0, 1)
-        folded = self.norm.fold(weight).view_as(self.qkv)
-        return folded, self.norm.offset(weight, self.attention.qkv.bias).view(folded.shape[:2])
-
-    @cached_property
-    def out(self) -> Float[Tensor, "head d_head d_model"]:
-        weight: Tensor = self.attention.proj.weight
-        if self.gamma is not None:
-            weight = weight * self.gamma[:, None]
-        by_head: Tensor = rearrange(weight, "d (head k) -> head k d", head=self.attention.num_heads)
-        return by_head
-
-
 class AttentionStage(Stage):
     """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
 
-    Reads are the raw queries, keys and values `(batch, head, token, d_head)` before `qk_norm`, so that norm
-    and projection are all that lies between a receiver's stream and its read. With `queries` set only the
-    first that many tokens have a query and are written.
+    Reads are the raw queries, keys and values `(batch, head, token, d_head)` before they are normed or
+    turned, so that norm and projection are all that lies between a receiver's stream and its read. With
+    `queries` set only the first that many tokens have a query and are written.
+
+    Args:
+        layer: number of the block, for the names.
+        norm: before the projections.
+        attention: the parts.
+        gamma: LayerScale's factor `(d_model,)`, or None.
     """
 
-    def __init__(
-        self,
-        layer: int,
-        norm: Norm,
-        attention: Any,
-        gamma: Tensor | None,
-        rules: BackwardRules | None = None,
-        *,
-        heads: Sequence[int] | None = None,
-        queries: int | None = None,
-        weights: _Weights | None = None,
-    ) -> None:
-        self.layer, self.norm, self.attention, self.gamma, self.rules = layer, norm, attention, gamma, rules
-        self.heads = tuple(range(attention.num_heads) if heads is None else heads)
-        self.queries = queries
-        self.has_all = self.heads == tuple(range(attention.num_heads))
-        self._weights = _Weights(norm, attention, gamma) if weights is None else weights
+    def __init__(self, layer: int, norm: Norm, attention: Attention, gamma: Tensor | None = None) -> None:
+        self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
+        self.rules: BackwardRules | None = None
+        self.queries: int | None = None
+        self._derived = Derived()
+        self._take(range(attention.heads))
+
+    def _take(self, heads: Sequence[int]) -> None:
+        """Become the stage of these heads."""
+        self.heads = tuple(heads)
+        self.has_all = self.heads == tuple(range(self.attention.heads))
+        self._chosen = places(self.heads)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names = tuple(f"a{layer}.h{head}" for head in self.heads)
+        names = tuple(f"a{self.layer}.h{head}" for head in self.heads)
         ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
         mixes = tuple(port != "q" for port in "qkv" for _ in names)
-        self.nodes = StageNodes(f"attn{layer}", "attention", layer, names, ports, mixes=mixes)
+        self.nodes = StageNodes(f"attn{self.layer}", "attention", self.layer, names, ports, mixes=mixes)
 
     def _part(self, heads: tuple[int, ...], queries: int | None) -> AttentionStage:
-        """The stage with some heads, writing at the first so many tokens; the latest are kept at hand."""
+        """The stage with some heads, writing at the first so many tokens; the latest are kept at hand.
+
+        A copy of this very object, so that what a subclass does differently holds for its parts.
+        """
         key = heads, queries
         if key not in self._parts:
             if len(self._parts) == PARTS:
                 self._parts.pop(next(iter(self._parts)))
-            arguments = self.layer, self.norm, self.attention, self.gamma, self.rules
-            self._parts[key] = AttentionStage(*arguments, heads=heads, queries=queries, weights=self._weights)
+            part = copy.copy(self)
+            part.queries = queries
+            part._take(heads)
+            self._parts[key] = part
         return self._parts[key]
 
+    # -- weights -------------------------------------------------------------------------------------
+
     @cached_property
-    def _chosen(self) -> slice | list[int]:
-        """The heads' places, as a slice where they follow each other."""
-        return places(self.heads)
+    def _gamma_and_out(self) -> tuple[Tensor | None, ...]:
+        return self.gamma, self.attention.out.full_weight
 
     @property
     def _out_weight(self) -> Float[Tensor, "head d_head d_model"]:
-        return self._weights.out[self._chosen]
+        return self._derived.get("out", self._gamma_and_out, self._split_out)[self._chosen]
+
+    def _split_out(self) -> Tensor:
+        weight = self.attention.out.weight
+        if self.gamma is not None:
+            weight = weight * self.gamma[:, None]
+        by_head: Tensor = rearrange(weight, "d (head k) -> head k d", head=self.attention.heads)
+        return by_head
 
     @property
     def _folded(self) -> Projections:
         """The projections with the norm's affine part in them, and what they add to every token."""
-        weight, offset = self._weights.folded
+        sources = (*self.attention.weights, self.norm.weight, self.norm.bias)
+        weight, offset = self._derived.get("folded", sources, self._fold)
         return self._cut(weight), self._cut(offset)
+
+    def _fold(self) -> Projections:
+        ports = [self.attention.query, self.attention.key, self.attention.value]
+        weight = torch.cat([self.norm.fold(port.weight) for port in ports])
+        offset = torch.cat([self.norm.offset(port.weight, port.bias) for port in ports])
+        count = 3 * self.attention.heads
+        return weight.view(count, -1, weight.shape[-1]), offset.view(count, -1)
 
     def _cut(self, by_receiver: Tensor) -> Tensor:
         """Of something of all heads' receivers, that of this stage's."""
@@ -116,19 +111,48 @@ class AttentionStage(Stage):
         ports = by_receiver.view(3, -1, *by_receiver.shape[1:])
         return ports[:, self._chosen].flatten(0, 1)
 
+    def forget(self) -> None:
+        self._derived.forget()
+
     @property
     def constant(self) -> Tensor | None:
-        bias: Tensor | None = self.attention.proj.bias
+        bias = self.attention.out.bias
         return bias if bias is None or self.gamma is None else bias * self.gamma
 
+    # -- reading -------------------------------------------------------------------------------------
+
     def read(self, stream: Tensor) -> Reads:
-        weight, bias = self.attention.qkv.weight, self.attention.qkv.bias
+        return self._project_all(self.norm(stream))
+
+    def _project_all(self, normed: Float[Tensor, "batch token d_model"]) -> Reads:
+        """Queries, keys and values of one shared normed stream, by the model's own projections."""
+        parts, count = self.attention, len(self.heads)
+        if parts.packed is not None:
+            weight, bias = parts.packed.weight, parts.packed.bias
+            if not self.has_all:
+                weight, bias = self._rows(weight), None if bias is None else self._rows(bias)
+            qkv = F.linear(normed, weight, bias)
+            split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=count)
+            query, key, value = split.unbind(0)
+        else:
+            ports = parts.query, parts.key, parts.value
+            query, key, value = (self._one_port(normed, port) for port in ports)
+        return query[:, :, : self.queries], key, value
+
+    def _rows(self, stacked: Tensor) -> Tensor:
+        """The rows of these heads, of a weight or bias of all heads' queries, keys and values."""
+        by_head = stacked.view(3, self.attention.heads, -1, *stacked.shape[1:])
+        return by_head[:, self._chosen].flatten(0, 2)
+
+    def _one_port(self, normed: Tensor, port: Any) -> Float[Tensor, "batch head token d_head"]:
+        weight, bias = port.weight, port.bias
         if not self.has_all:
-            weight = self._cut(self._weights.qkv).flatten(0, 1)
-            bias = None if bias is None else self._cut(bias.view(3 * self.attention.num_heads, -1)).flatten()
-        qkv = F.linear(self.norm(stream), weight, bias)
-        split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=len(self.heads))
-        return self._asked(split.unbind(0))
+            weight = weight.view(self.attention.heads, -1, weight.shape[-1])[self._chosen].flatten(0, 1)
+            bias = None if bias is None else bias.view(self.attention.heads, -1)[self._chosen].flatten()
+        split: Tensor = rearrange(
+            F.linear(normed, weight, bias), "b t (head k) -> b head t k", head=len(self.heads)
+        )
+        return split
 
     def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
         seeing = [place for place, stream in enumerate(source) if stream >= 0]
@@ -136,6 +160,8 @@ class AttentionStage(Stage):
             return self.read(streams[0])
         weight, offset = self._folded
         inverse = self.norm.inverse(streams)
+        if inverse is None:  # where the shortcut below would lose digits
+            streams, inverse = self.norm.standardise(streams)[0], torch.ones_like(streams[..., :1])
         seen = [source[place] for place in seeing]
         if seen != list(range(len(streams))):
             streams, inverse = streams[seen], inverse[seen]
@@ -167,23 +193,45 @@ class AttentionStage(Stage):
     def pick(self, reads: Reads) -> Reads:
         return reads if self.has_all else tuple(read[:, self._chosen] for read in reads)
 
-    def _asked(self, reads: Reads) -> Reads:
-        """The reads with only the queries that are asked for."""
-        query, *rest = reads
-        return (query[:, :, : self.queries], *rest)
+    # -- attending -----------------------------------------------------------------------------------
+
+    def turned(self, reads: Reads) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they are multiplied: normed over `d_head` and turned by their place."""
+        query, key, parts = reads[0], reads[1], self.attention
+        query = query if parts.query_norm is None else parts.query_norm(query)
+        key = key if parts.key_norm is None else parts.key_norm(key)
+        if parts.turn is not None:
+            query, key = parts.turn(query, self.heads), parts.turn(key, self.heads)
+        return query, key
+
+    def _added(self, queries: int) -> Float[Tensor, "head query key"] | None:
+        """What is added to the scores of the first so many queries."""
+        added = self.attention.added
+        return None if added is None else added(self.heads)[:, :queries]
+
+    def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
+        query, key = self.turned(reads)
+        products_: Tensor = query @ key.transpose(-2, -1) * self.attention.scale
+        added = self._added(query.shape[2])
+        return products_ if added is None else products_ + added
+
+    def attend(
+        self, reads: Reads, pattern: Float[Tensor, "batch head query key"]
+    ) -> Float[Tensor, "batch head token d_head"]:
+        return pattern @ reads[2]
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
-        query, key, value = reads
-        query, key = self.attention.q_norm(query), self.attention.k_norm(key)
+        (query, key), value, scale = self.turned(reads), reads[2], self.attention.scale
+        added = self._added(query.shape[2])
         if self.rules is not None:
-            return ruled_attention(query, key, value, self.attention.scale, self.rules)
-        return F.scaled_dot_product_attention(query, key, value, scale=self.attention.scale)
+            return ruled_attention(query, key, value, scale, added, self.rules)
+        return F.scaled_dot_product_attention(query, key, value, added, scale=scale)
 
     def total(self, compact: Tensor) -> Tensor:
         joined: Tensor = rearrange(compact, "b head t k -> b t (head k)")
         if not self.has_all:
             return F.linear(joined, self._out_weight.flatten(0, 1).t())
-        added = F.linear(joined, self.attention.proj.weight, self.attention.proj.bias)
+        added = self.attention.out(joined)
         return added if self.gamma is None else added * self.gamma
 
     @property
@@ -195,6 +243,8 @@ class AttentionStage(Stage):
 
     def factored(self, compact: Tensor) -> Factored:
         return Factored(compact.transpose(0, 1), self._out_weight)
+
+    # -- gradients and answers -----------------------------------------------------------------------
 
     def pull_back(self, stream: Tensor, reads: Reads, d_reads: Reads) -> Factored:
         weight, offset = self._folded
@@ -219,7 +269,25 @@ class AttentionStage(Stage):
         others = tuple(
             read.view(*streams.shape[:2], *read.shape[1:]) for read in self.read(streams.flatten(0, 1))
         )
-        return attention_answers(self.write, reads, others, d_reads[2], d_compact)
+        return self.answers(reads, others, d_reads, d_compact)
+
+    def answers(
+        self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
+    ) -> Float[Tensor, "receiver candidate batch"]:
+        value = reads[2]
+        base = (self.write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
+        count = len(others[0])
+        # Candidates are more images, never more tokens: a token's place decides how it is turned.
+        same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
+        found = []
+        for port in range(2):
+            mixed = tuple(others[place].flatten(0, 1) if place == port else same[place] for place in range(3))
+            written = self.write(mixed)
+            written = written.view(count, -1, *written.shape[1:])
+            found.append(torch.einsum("cbhtk,bhtk->hcb", written, d_compact) - base)
+        # A head is linear in its values, so that these need no attention at all.
+        by_value = torch.einsum("cbhtk,bhtk->hcb", others[2] - value, d_reads[2])
+        return torch.cat([*found, by_value])
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
         heads = tuple(self.heads[sender] for sender in senders)
@@ -229,11 +297,10 @@ class AttentionStage(Stage):
         return self if self.queries == tokens else self._part(self.heads, tokens)
 
     def with_rules(self, rules: BackwardRules) -> AttentionStage:
-        parts = {name: ruled_part(getattr(self.attention, name), rules) for name in ("q_norm", "k_norm")}
-        attention = with_children(self.attention, **parts)
-        norm = ruled_norm(self.norm, rules)
-        arguments = self.layer, norm, attention, self.gamma, rules
-        return AttentionStage(*arguments, heads=self.heads, queries=self.queries)
+        twin = copy.copy(self)
+        twin.norm, twin.attention = self.norm.with_rules(rules), self.attention.with_rules(rules)
+        twin.rules, twin._parts = rules, {}
+        return twin
 
 
 def _project(

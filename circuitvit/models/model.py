@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph
+from circuitvit.models.families import Family
+from circuitvit.models.families.family import Grid
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import Card, InputSpec
@@ -28,10 +35,13 @@ class Model:
         module: the frozen copy; calling it is the model's own forward.
         preprocessing: how image files become inputs.
         n_logits: number of logits.
+        family: what knows the module's attributes.
         prefix: the kinds of the tokens before the patches, such as `("cls", "reg", "reg")`.
         classes: names of the logits, or None where unknown; synonyms are separated by commas.
         synsets: WordNet ids of the logits, for ImageNet models.
+        has_classes: whether the logits are of classes; False where they are features.
         card: what is known about how the model was trained, for bundled and own models.
+        origin: the module that was wrapped, as long as somebody else holds it.
 
     Example:
         >>> import circuitvit as cv
@@ -45,10 +55,13 @@ class Model:
     module: nn.Module
     preprocessing: InputSpec
     n_logits: int
+    family: Family
     prefix: tuple[str, ...] = ("cls",)
     classes: tuple[str, ...] | None = None
     synsets: tuple[str, ...] | None = None
+    has_classes: bool = True
     card: Card | None = None
+    origin: Origin = field(default_factory=lambda: Origin(None))
 
     @cached_property
     def graph(self) -> Graph:
@@ -92,6 +105,47 @@ class Model:
         tokens: int | None = getattr(self.stages[-1], "tokens", None)
         return tokens
 
+    # -- tokens --------------------------------------------------------------------------------------
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Rows and columns of patches of an image of the model's own size.
+
+        Raises:
+            DataError: if its tokens form no grid.
+        """
+        return self.grid_at(*self.preprocessing.size[1:])
+
+    def grid_at(self, height: int, width: int) -> Grid:
+        """Rows and columns of patches of an image of this size.
+
+        Raises:
+            DataError: if the model takes no image of this size, or its tokens form no grid.
+        """
+        expected = self.preprocessing.size
+        if (height, width) != expected[1:] and not self.resizable:
+            raise DataError(
+                f"{self.name} takes images of {expected[1]} x {expected[2]}, not of {height} x {width}: "
+                "resize and crop them to that"
+            )
+        grid = self.family.grid(self.module, height, width)
+        blank = torch.zeros(1, expected[0], height, width, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            patches = self.embed(blank).shape[1] - len(self.prefix)
+        if grid is None:  # of all rectangles, the one most like the image
+            grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
+            grid = min(
+                grids, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))), default=()
+            )
+        if math.prod(grid) != patches or not grid:
+            raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
+        return grid
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the model takes images of other sizes than its own."""
+        return self.family.resizable(self.module)
+
     def embed(self, images: Tensor) -> Tensor:
         """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
         source = self.stages[0]
@@ -122,9 +176,45 @@ class Model:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
-    @cached_property
+    # -- weights -------------------------------------------------------------------------------------
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+    @property
+    def weights_version(self) -> int:
+        """A number that grows with every edit of a weight in place that torch counts or `refresh` has
+        found.
+        """
+        return self.origin.edits + sum(tensor._version for tensor in self._tensors())
+
+    def refresh(self) -> None:
+        """Notice what has been done to the weights since the last call; every public function begins with
+        this.
+
+        Edits by way of `.data` are not counted by torch, so the weights themselves are looked at.
+
+        Raises:
+            ModelError: if the module that was wrapped has got other tensors, which this model does not see.
+            OptionError: under `torch.autocast`, where the model's own products change their dtype.
+        """
+        if torch.is_autocast_enabled(self.device.type):
+            raise OptionError(
+                "torch.autocast is on, which changes the dtype of some products and not of others: "
+                "leave it, or give the model another dtype, such as model.to(torch.bfloat16)"
+            )
+        self.origin.check(self.module)
+        if self.origin.looks_different(self._tensors()):
+            for stage in self.stages:
+                stage.forget()
+
+    @property
     def weights_hash(self) -> str:
         """SHA-256 over names, shapes and values of all parameters and buffers."""
+        return self.origin.remembered(self.weights_version, self._hash)
+
+    def _hash(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -136,3 +226,61 @@ class Model:
         classes = f", {len(self.classes)} classes" if self.classes else ""
         edges = f"{self.graph.n_edges:,} edges"
         return f"Model({self.name}: {len(self.layers)} stages, {edges}, input {size}{classes})"
+
+
+class Origin:
+    """The module that a model was made of, and what its weights looked like when they were last looked at."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._module = None if module is None else weakref.ref(module)
+        self.edits = 0
+        self._look: list[float] | None = None
+        self._hash: tuple[int, str] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        return Origin(None)  # a copied model has weights of its own
+
+    def check(self, twin: nn.Module) -> None:
+        """Refuse a module whose tensors are no longer those of its twin.
+
+        Raises:
+            ModelError: naming one of them.
+        """
+        module = None if self._module is None else self._module()
+        if module is None:
+            return
+        own = {name: tensor.data_ptr() for name, tensor in twin.named_parameters()}
+        now = {name: tensor.data_ptr() for name, tensor in module.named_parameters()}
+        if own != now:
+            name = next(name for name in (*own, *now) if own.get(name) != now.get(name))
+            raise ModelError(
+                f"{name} of the module that was wrapped is another tensor now (a part was replaced, or the "
+                "module was moved, cast, or loaded with assign=True): wrap the module again"
+            )
+
+    def looks_different(self, tensors: Iterator[Tensor]) -> bool:
+        """Whether the values have changed since the last look."""
+        look = [_fingerprint(tensor) for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+        changed = self._look is not None and look != self._look
+        self._look = look
+        self.edits += changed
+        return changed
+
+    def remembered(self, version: int, make: Callable[[], str]) -> str:
+        """The hash of weights of this version."""
+        if self._hash is None or self._hash[0] != version:
+            self._hash = version, make()
+        return self._hash[1]
+
+
+@torch.no_grad()
+def _fingerprint(tensor: Tensor) -> float:
+    """A number that changes with the values and with their order: two products with fixed vectors."""
+    rows = (
+        tensor.detach().reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor.detach().reshape(1, -1)
+    )
+    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    down, across = (
+        1 + torch.arange(side, device=rows.device).to(rows).mul_(0.618).frac_() for side in rows.shape
+    )
+    return float(torch.dot(rows @ across, down))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, unknown_name
-from circuitvit.models import checkpoints, timm_vit
-from circuitvit.models.model import Model
+from circuitvit.models import checkpoints
+from circuitvit.models.decompose import decomposed, frozen_twin
+from circuitvit.models.families import Family
+from circuitvit.models.model import Model, Origin
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
 IMAGENET_CLASSES = 1000
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far the decomposed logits may be from the model's own, relative to their size."""
+
+FAMILIES: dict[str, str | Family] = {
+    "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
+}
+"""The family of each class of modules, by the class's full name; a family's file is imported when it is
+needed.
+"""
+
+INSIDE = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+}
+"""Wrappers that change nothing of what a module computes, and the attribute that holds the plain one."""
+
+WRAPPERS = {
+    "base_model": "it is a PEFT model: merge its adapters and wrap what that gives, model.merge_and_unload()",
+    "trunk": "it holds the Vision Transformer as its attribute trunk: wrap that",
+}
+"""Attributes by which other wrappers are known, and the way to the plain module."""
 
 
 def load(
@@ -76,6 +98,26 @@ def load(
     return wrap(module.eval(), name=name, classes=classes)
 
 
+def register(kind: type[nn.Module], family: Family) -> None:
+    """Teach `wrap` a class of modules: from now on it is taken apart as the family says.
+
+    Args:
+        kind: the class; classes derived from it are taken for the same.
+        family: where its parts are.
+
+    Raises:
+        OptionError: if the family is none.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> cv.register(MyViT, MyFamily())  # doctest: +SKIP
+        >>> model = cv.wrap(my_vit.eval())  # doctest: +SKIP
+    """
+    if not isinstance(family, Family):
+        raise OptionError(f"a family is an object of a class derived from Family, not {family!r}")
+    FAMILIES[_full_name(kind)] = family
+
+
 def wrap(
     module: nn.Module,
     *,
@@ -86,13 +128,15 @@ def wrap(
 ) -> Model:
     """A module at hand, seen as stages. The module is not changed, and not run in training mode either.
 
-    The decomposition is compared with the module's own forward on a small input.
+    Every block is compared with the module's own forward in float64. Weights are shared: an edit of the
+    module's weights in place is an edit of the model's. Hooks are not: they do not run here.
 
     Args:
-        module: a timm `VisionTransformer` in evaluation mode.
+        module: a Vision Transformer in evaluation mode, of a class that `FAMILIES` has or `register` was
+            given.
         name: for files and messages.
         classes: names of the logits, in order.
-        preprocessing: how image files become inputs; by default what timm's config of the module says.
+        preprocessing: how image files become inputs; by default what the module's own configuration says.
         card: how the model was trained, for bundled and own models.
 
     Raises:
@@ -104,41 +148,75 @@ def wrap(
         >>> import circuitvit as cv, timm  # doctest: +SKIP
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
-    timm = import_timm()
-    _refuse_other_families(timm, module)
-    if module.training:
-        raise ModelError(
-            "the model is in training mode, where dropout makes every run different: call model.eval() first"
-        )
+    module = _unwrapped(module)
+    family = family_of(module)
+    _refuse_what_changes_under_way(module)
     _refuse_bad_weights(module)
-    twin = timm_vit.frozen_twin(module)
-    stages = timm_vit.stages_of(twin)
-    spec = preprocessing or _input_of(timm, module)
-    logits = _check_decomposition(twin, stages, spec)
+    twin = frozen_twin(module)
+    spec = preprocessing or family.preprocessing(twin)
+    if spec is None:
+        raise OptionError(
+            f"{type(module).__name__} does not say how images become inputs: give preprocessing="
+        )
+    images = _noise(twin, spec)
+    _look_at_hooks(module, family, twin, images)
+    stages, logits = decomposed(family, twin, images)
     if classes is not None and len(classes) != logits.shape[-1]:
         raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
-    synsets = None
-    if classes is None and logits.shape[-1] == IMAGENET_CLASSES:
-        classes, synsets = _imagenet(timm)
+    has_classes, synsets = classes is not None or family.classifies(twin), None
+    if classes is None and has_classes and logits.shape[-1] == IMAGENET_CLASSES:
+        classes, synsets = _imagenet(import_timm())
     return Model(
-        name=name or _name_of(module),
+        name=name or family.name(twin),
         stages=stages,
         module=twin,
         preprocessing=spec,
         n_logits=logits.shape[-1],
-        prefix=timm_vit.prefix_of(twin),
+        family=family,
+        prefix=family.prefix(twin),
         classes=None if classes is None else tuple(classes),
         synsets=synsets,
+        has_classes=has_classes,
         card=card,
+        origin=Origin(module),
     )
 
 
-def _refuse_other_families(timm: Any, module: nn.Module) -> None:
-    if not isinstance(module, timm.models.vision_transformer.VisionTransformer):
-        raise UnsupportedModelError(
-            f"{type(module).__module__}.{type(module).__name__} cannot be decomposed: "
-            "this version knows timm's VisionTransformer (ViT, DeiT, DeiT-3, CLIP, DINO and AugReg weights)"
-        )
+def family_of(module: nn.Module) -> Family:
+    """The family of a module, by its class or the nearest class that it derives from.
+
+    Raises:
+        UnsupportedModelError: if there is none.
+    """
+    for kind in type(module).__mro__:
+        found = FAMILIES.get(_full_name(kind))
+        if isinstance(found, str):
+            file, _, name = found.partition(":")
+            family: Family = getattr(importlib.import_module(file), name)
+            return family
+        if found is not None:
+            return found
+    for attribute, way in WRAPPERS.items():
+        if isinstance(getattr(module, attribute, None), nn.Module):
+            raise UnsupportedModelError(f"{_full_name(type(module))} cannot be decomposed as it is: {way}")
+    known = ", ".join(sorted(FAMILIES))
+    raise UnsupportedModelError(
+        f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
+        "Teach the library yours with circuitvit.register"
+    )
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What is inside wrappers that change nothing, such as that of `torch.compile`."""
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(f"{type(module).__name__} is no torch module")
+    while (attribute := INSIDE.get(_full_name(type(module)))) is not None:
+        module = getattr(module, attribute)
+    return module
 
 
 def _refuse_bad_device(device: str | torch.device) -> None:
@@ -178,10 +256,46 @@ def _timm_module(
         if pretrained and checkpoints.is_offline(error):
             raise checkpoints.offline_error(name, error) from error
         raise ModelError(f"timm cannot build {name}: {type(error).__name__}: {error}") from error
-    _refuse_other_families(timm, module)
+    family_of(module)
     if state is not None:
         checkpoints.fill(module, state, checkpoint)
     return module
+
+
+def _refuse_what_changes_under_way(module: nn.Module) -> None:
+    """Refuse modules whose forward is not what their class says, or is random."""
+    for name, part in module.named_modules():
+        where = name or "the model"
+        if part.training:
+            raise ModelError(
+                f"{where} is in training mode, where dropout makes every run different: "
+                "call model.eval() first"
+            )
+        if "forward" in vars(part):
+            raise UnsupportedModelError(
+                f"the forward of {where} has been replaced on the object itself, so that its class no longer "
+                "says what it does: restore it, or write a class"
+            )
+        if "parametrizations" in dict(part.named_children()):
+            raise UnsupportedModelError(
+                f"{where} computes its weights anew in every forward: make them plain with "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        kind = type(part).__module__
+        if "quantized" in kind.split("."):
+            raise UnsupportedModelError(
+                f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
+                "could be taken apart; wrap the model before it was quantized"
+            )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "a scripted module cannot be taken apart: wrap the module that was scripted"
+        )
+    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
+        raise ModelError(
+            "the model was built under torch.inference_mode, so its weights can take no part in gradients: "
+            "build or load it outside"
+        )
 
 
 def _refuse_bad_weights(module: nn.Module) -> None:
@@ -193,48 +307,95 @@ def _refuse_bad_weights(module: nn.Module) -> None:
         raise ModelError(f"{len(bad)} of the model's tensors hold NaN or infinite values, such as {bad[0]}")
 
 
-def _check_decomposition(twin: nn.Module, stages: tuple[Any, ...], spec: InputSpec) -> Tensor:
-    """Compare the stages with the module's own forward on noise; give the logits."""
+def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     like = next(twin.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *spec.size, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
-    with torch.no_grad():
-        try:
-            expected = twin(images)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise ModelError(
-                f"the model fails on an input of shape {tuple(images.shape)}: {error}"
-            ) from error
-        if not isinstance(expected, Tensor) or expected.ndim != 2:
-            raise UnsupportedModelError("the model must give logits of shape (batch, class)")
-        stream = stages[0].total(stages[0].write(stages[0].read(images)))
-        for stage in stages[1:-1]:
-            stream = stream + stage.total(stage.write(stage.read(stream)))
-        found = stages[-1].write(stages[-1].read(stream))
-    if not expected.isfinite().all():
-        raise ModelError(
-            "the model's logits are NaN or infinite on an ordinary input: its weights are unusable"
-        )
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
-    if difference > TOLERANCE.get(like.dtype, 1e-4):
+    return torch.randn(2, *spec.size, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
+
+
+# -- hooks ---------------------------------------------------------------------------------------
+
+
+def _look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Tensor) -> None:
+    """Refuse hooks that change what a module computes; warn that others will not run here.
+
+    Each hook is called once, with what its module would be given.
+    """
+    from torch.nn.modules import module as torch_module
+
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise UnsupportedModelError(
-            f"{type(twin).__name__}: the sum of its parts differs from its own forward by {difference:.1e} "
-            "(relative): it does something this library does not know of"
+            "there are forward hooks for all modules (register_module_forward_hook), which would also run "
+            "in the middle of this library's own runs: remove them"
         )
-    return expected
+    hooked = [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+    if not hooked:
+        return
+    for name, part in _calls(twin, family, images, hooked):
+        if _is_changed_by_hooks(module.get_submodule(name), *part):
+            raise UnsupportedModelError(
+                f"a forward hook on {name or 'the model'} changes what it computes, which no part of the "
+                "model shows: remove the hook, or make it a module"
+            )
+    shown = ", ".join(name or "the model" for name in hooked[:3])
+    warnings.warn(
+        f"the forward hooks of {shown} are not carried over: a model of circuitvit runs without hooks, "
+        "whatever they do later",
+        stacklevel=3,
+    )
 
 
-def _input_of(timm: Any, module: nn.Module) -> InputSpec:
-    config = timm.data.resolve_model_data_config(module)
-    patch_embed: Any = module.patch_embed
-    # The first convolution, wherever it is: a hybrid's own projection reads feature maps, not images.
-    first = next((weight for weight in patch_embed.parameters() if weight.ndim == 4), None)
-    channels = config["input_size"][0] if first is None else first.shape[1]
-    height, width = patch_embed.img_size or config["input_size"][1:]
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if len(mean) != channels:
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    return InputSpec((channels, height, width), mean, std, config["interpolation"], config["crop_pct"])
+def _calls(
+    twin: nn.Module, family: Family, images: Tensor, names: Sequence[str]
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What the parts of these names are given and give when the module runs."""
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+    handles = []
+    for name in names:
+
+        def note(part: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+            seen.append((name, (part, args, kwargs, output)))
+
+        handles.append(twin.get_submodule(name).register_forward_hook(note, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            family.run(twin, images)
+    except Exception:  # said better when the module is taken apart
+        seen.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    yield from seen
+
+
+@torch.no_grad()
+def _is_changed_by_hooks(hooked: nn.Module, part: nn.Module, args: Any, kwargs: Any, output: Any) -> bool:
+    """Whether the hooks of a module of the user's give another output than the module without them."""
+    args, kwargs = torch.utils._pytree.tree_map(_copied, (args, kwargs))
+    for number, hook in hooked._forward_pre_hooks.items():
+        with_kwargs = number in hooked._forward_pre_hooks_with_kwargs
+        given = hook(hooked, args, kwargs) if with_kwargs else hook(hooked, args)
+        if given is not None:
+            args, kwargs = given if with_kwargs else (given if isinstance(given, tuple) else (given,), kwargs)
+    found = (
+        part(*args, **kwargs) if hooked._forward_pre_hooks else torch.utils._pytree.tree_map(_copied, output)
+    )
+    for number, hook in hooked._forward_hooks.items():
+        with_kwargs = number in hooked._forward_hooks_with_kwargs
+        given = hook(hooked, args, kwargs, found) if with_kwargs else hook(hooked, args, found)
+        found = found if given is None else given
+    ours, own = (torch.utils._pytree.tree_leaves(each) for each in (found, output))
+    return len(ours) != len(own) or not all(
+        torch.equal(mine, its) if isinstance(mine, Tensor) and isinstance(its, Tensor) else mine is its
+        for mine, its in zip(ours, own, strict=True)
+    )
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+# -- ImageNet ------------------------------------------------------------------------------------
 
 
 def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -244,8 +405,3 @@ def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         tuple(info.index_to_description(index) for index in indices),
         tuple(info.index_to_label_name(index) for index in indices),
     )
-
-
-def _name_of(module: nn.Module) -> str:
-    config = getattr(module, "pretrained_cfg", None) or {}
-    return str(config.get("architecture") or type(module).__name__)

@@ -7,9 +7,7 @@ numbers and differentiate by the rules, so that everything which runs on gradien
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,24 +42,29 @@ def damped(value: Tensor, share: float) -> Tensor:
     return value if share == 1.0 else share * value + (1.0 - share) * value.detach()
 
 
-def with_children(module: nn.Module, **children: nn.Module) -> Any:
-    """A shallow copy of a module with some of its parts replaced."""
-    twin = copy.copy(module)
-    twin._modules = {**module._modules, **children}
-    return twin
-
-
 # -- attention -----------------------------------------------------------------------------------
 
 
-def ruled_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, rules: BackwardRules) -> Tensor:
-    """Attention on normed queries and keys `(batch, head, token, d_head)`, differentiated by the rules."""
+def ruled_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, added: Tensor | None, rules: BackwardRules
+) -> Tensor:
+    """Attention on turned queries and keys `(batch, head, token, d_head)`, differentiated by the rules.
+
+    Args:
+        query: of each token.
+        key: of each token.
+        value: of each token.
+        scale: of the scores.
+        added: to the scores, `(head, query, key)`, or None.
+        rules: of the gradient.
+    """
     query, key = damped(query, rules.query_key_share), damped(key, rules.query_key_share)
     value = damped(value, rules.value_share)
     if rules.softmax_temperature == 1.0:
-        written = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        written = F.scaled_dot_product_attention(query, key, value, added, scale=scale)
         return damped(written, rules.output_share)
     scores: Tensor = query @ key.transpose(-1, -2) * scale
+    scores = scores if added is None else scores + added
     soft = F.softmax(scores / rules.softmax_temperature, dim=-1)
     # Worth nothing itself, it brings the gradient that is wanted.
     heat: Tensor = rules.softmax_temperature * (soft - soft.detach())
@@ -94,15 +97,3 @@ class Damped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return damped(self.part(x), self.share)
-
-
-def ruled_mlp(mlp: nn.Module, rules: BackwardRules) -> Any:
-    """An MLP of timm's whose activation and, where it is gated, product are differentiated by the rules."""
-    changed: dict[str, nn.Module] = {}
-    parts = dict(mlp.named_children())
-    if rules.identity_activation and "act" in parts:
-        changed["act"] = IdentityRule(parts["act"])
-    if rules.gate_share != 1.0:
-        gated = ("fc1_g", "fc1_x") if "fc1_g" in parts else ("fc1",) if hasattr(mlp, "gate_last") else ()
-        changed |= {name: Damped(parts[name], rules.gate_share) for name in gated}
-    return with_children(mlp, **changed) if changed else mlp

@@ -167,6 +167,63 @@ class Stage(ABC):
             effects.append((change * d_compact).flatten(2).sum(dim=-1))
         return torch.stack(effects)
 
+    def answers(
+        self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
+    ) -> Float[Tensor, "receiver candidate batch"]:
+        """How far the output moves along a gradient when one of the reads alone is replaced, head by head.
+
+        This literal version is for stages with one receiver.
+
+        Args:
+            reads: of the base run.
+            others: what is read instead, each with a first dimension for the candidates.
+            d_reads: the gradient at `reads`.
+            d_compact: the gradient at `write(reads)`.
+        """
+        if len(self.nodes.receivers) != 1:
+            raise NotImplementedError(f"{type(self).__name__} does not tell its receivers' answers apart")
+        written = self.write(tuple(other.flatten(0, 1) for other in others))
+        change = written.view(len(others[0]), *d_compact.shape) - self.write(reads)
+        return (change * d_compact).flatten(2).sum(dim=-1)[None]
+
+    def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
+        """What the softmax is taken of, in nats: scaled products of queries and keys, and what is added to
+        them.
+
+        Raises:
+            UnsupportedModelError: if the stage is not attention.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
+
+    def pattern(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
+        """Where each head attends, for each query; rows sum to 1.
+
+        Raises:
+            UnsupportedModelError: if the stage is not attention.
+        """
+        return self.scores(reads).softmax(dim=-1)
+
+    def attend(self, reads: Reads, pattern: Float[Tensor, "batch head query key"]) -> Tensor:
+        """What the heads would write if they attended by this pattern, in the form of `write`.
+
+        Raises:
+            UnsupportedModelError: if the stage is not attention.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
+
+    def affine(
+        self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
+    ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:
+        """A readout made linear, see `circuitvit.models.parts.Readout.affine`.
+
+        Raises:
+            UnsupportedModelError: if the stage is no readout, or none that can be made linear.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is no readout that can be made linear")
+
+    def forget(self) -> None:  # noqa: B027 - most stages keep nothing
+        """Drop what was computed from weights, which have changed."""
+
     def restrict(self, senders: Sequence[int]) -> Stage:
         """The stage with only these of its senders, and only the receivers that feed them.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -159,7 +158,13 @@ def _first_cover(
     model: Model, masks: Mapping[str, Tensor], threshold: float
 ) -> Int64[Tensor, " patch"] | Int64[Tensor, "image patch"]:
     """For each patch the number of the first mask that covers it, or the number of masks where none does."""
-    down, across = _grid(model, *_common_size(masks))
+    height, width = _common_size(masks)
+    down, across = model.grid_at(height, width)
+    if height % down or width % across:
+        raise DataError(
+            f"masks are {height} x {width}, which {down} x {across} patches do not divide: "
+            "resize and crop them like the images, as read_mask does"
+        )
     owner = torch.tensor(len(masks))
     for number, mask in reversed(list(enumerate(masks.values()))):  # backwards: the first has the last word
         *images, height, width = mask.shape
@@ -185,25 +190,3 @@ def _common_size(masks: Mapping[str, Tensor]) -> tuple[int, int]:
         raise DataError(f"masks must be of one size and for one number of images, not {said}")
     height, width = sizes.pop()
     return height, width
-
-
-def _grid(model: Model, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches that the model makes of an input of this size."""
-    module: Any = model.module
-    embed = module.patch_embed
-    expected = model.preprocessing.size[1:]
-    if (height, width) != expected and not getattr(module, "dynamic_img_size", False):
-        raise DataError(
-            f"masks are {height} x {width}, but {model.name} takes images of {expected[0]} x {expected[1]}: "
-            "resize and crop them like the images, as read_mask does"
-        )
-    # Not the patch size where the model knows its grid: a hybrid's "patches" are cut from a feature map.
-    if (height, width) == embed.img_size:
-        down, across = embed.grid_size
-        rows, columns = height // down, width // across
-    else:
-        rows, columns = embed.patch_size
-        down, across = height // rows, width // columns
-    if (down * rows, across * columns) != (height, width):
-        raise DataError(f"masks are {height} x {width}, which patches of {rows} x {columns} do not divide")
-    return down, across

@@ -362,8 +362,7 @@ def _check_images(clean: Images, corrupt: Images | None, model: Model, progress:
                 "they must be alike"
             )
     expected = model.preprocessing.size
-    resizable = bool(getattr(model.module, "dynamic_img_size", False))
-    if clean.shape[0] != expected[0] or (clean.shape != expected and not resizable):
+    if clean.shape[0] != expected[0] or (clean.shape != expected and not model.resizable):
         raise DataError(
             f"images of shape {clean.shape} (channel, height, width) for a model that takes {expected}"
         )

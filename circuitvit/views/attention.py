@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from circuitvit.engine import capture
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.models import Model
-from circuitvit.views.heads import attention_stage, pattern_of, scores_of, spoken_of
+from circuitvit.views.heads import attention_stage, spoken_of
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
@@ -124,8 +124,10 @@ def attention_patterns(
     with torch.no_grad():
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
-            for kind, compute in (("pattern", pattern_of), ("scores", scores_of), ("weighted", spoken_of)):
-                parts[kind].append(compute(stage, reads).float().cpu().numpy())
+            for kind, values in zip(
+                KINDS, (stage.pattern(reads), stage.scores(reads), spoken_of(stage, reads)), strict=True
+            ):
+                parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
         subjects_of(model, found),
         stage.nodes.layer,

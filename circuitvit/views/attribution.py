@@ -26,8 +26,6 @@ from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import Task
 from circuitvit.tasks.classes import class_index, class_label
-from circuitvit.views.heads import pattern_of
-from circuitvit.views.readout import LinearReadout, linear_readout
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
@@ -238,18 +236,18 @@ def _shares(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
     """Shares `(image, sender, token)` by token and by source, constants, and the logits asked for."""
     run = capture(model, images)
-    readout = linear_readout(model, run.stream(len(model.stages) - 1), of)
+    weights, named = model.stages[-1].affine(run.stream(len(model.stages) - 1), of)
     by_token, by_source, constants = [], [], {}
     for place, stage in enumerate(model.stages[:-1]):
         written = stage.expand(run.compacts[place])
-        shares = torch.einsum("sitd,itd->ist", written, readout.weights)
+        shares = torch.einsum("sitd,itd->ist", written, weights)
         by_token.append(shares)
         by_source.append(
-            shares if stage.nodes.kind != "attention" else _by_source(stage, run, place, readout)
+            shares if stage.nodes.kind != "attention" else _by_source(stage, run, place, weights)
         )
         if stage.constant is not None:
-            constants[f"{stage.nodes.name}.bias"] = readout.weights.sum(dim=1) @ stage.constant
-    constants |= readout.constants
+            constants[f"{stage.nodes.name}.bias"] = weights.sum(dim=1) @ stage.constant
+    constants |= named
     logits = (run.logits * of).sum(dim=1)
     return (
         torch.cat(by_token, dim=1).double().cpu(),
@@ -260,13 +258,13 @@ def _shares(
 
 
 def _by_source(
-    stage: Stage, run: Capture, place: int, readout: LinearReadout
+    stage: Stage, run: Capture, place: int, weights: Float[Tensor, "image token d_model"]
 ) -> Float[Tensor, "image head source"]:
     """Shares of heads by source token: pattern times what the token's value would write on its own."""
     reads = stage.read(run.stream(place))
     alone = stage.expand(reads[2])  # what a head writes that attends to one token only
-    said = torch.einsum("hisd,itd->ihts", alone, readout.weights)
-    return (said * pattern_of(stage, reads)).sum(dim=2)
+    said = torch.einsum("hisd,itd->ihts", alone, weights)
+    return (said * stage.pattern(reads)).sum(dim=2)
 
 
 def _check_sum(model: Model, view: DirectAttribution) -> None:

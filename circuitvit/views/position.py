@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from circuitvit.engine import capture
 from circuitvit.errors import DataError
 from circuitvit.models import Model
-from circuitvit.views.heads import attention_places, pattern_of
+from circuitvit.views.heads import attention_places
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 from circuitvit.views.templates import templates
 
@@ -150,7 +150,7 @@ def position_heads(model: Model, images: ImageSpec, *, batch_size: int | None = 
             run = capture(model, batch)
             for place in places:
                 stage = model.stages[place]
-                pattern = pattern_of(stage, stage.read(run.stream(place))).double()
+                pattern = stage.pattern(stage.read(run.stream(place))).double()
                 sums[place] = sums.get(place, 0) + pattern.sum(dim=0).cpu().numpy()
                 squares[place] = squares.get(place, 0) + pattern.square().sum(dim=0).cpu().numpy()
     subjects = subjects_of(model, found)

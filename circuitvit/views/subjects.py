@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError, UnsupportedModelError
+from circuitvit.errors import DataError, OptionError
 from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.images import Images, as_images
@@ -81,11 +81,11 @@ def images_of(model: Model, images: ImageSpec) -> Images:
     Raises:
         DataError: if they cannot be read or have another size than the model takes.
     """
+    model.refresh()
     found = as_images(images, model.preprocessing)
     found.check(quiet=True)
     expected = model.preprocessing.size
-    resizable = bool(getattr(model.module, "dynamic_img_size", False))
-    if found.shape != expected and not (resizable and found.shape[0] == expected[0]):
+    if found.shape != expected and not (model.resizable and found.shape[0] == expected[0]):
         raise DataError(
             f"images of shape {found.shape} (channel, height, width) for a model that takes {expected}"
         )
@@ -111,13 +111,13 @@ def subjects_of(model: Model, images: Images) -> Subjects:
     """Names, pictures and token layout of images.
 
     Raises:
-        UnsupportedModelError: if the model's tokens do not form a grid over the image.
+        DataError: if the model's tokens do not form a grid over the image.
     """
     n_tokens = int(model.embed(images.take(0, 1).to(model.device, model.dtype)).shape[1])
     kinds = model.token_kinds(n_tokens)
-    grid = _grid(model, kinds.count("patch"), images.shape[1:])
+    rows, columns = model.grid_at(*images.shape[1:])
     pictures = [as_picture(images.take(row, row + 1)[0], model.preprocessing) for row in range(len(images))]
-    return Subjects(images.names, np.stack(pictures), grid, kinds)
+    return Subjects(images.names, np.stack(pictures), (rows, columns), kinds)
 
 
 def as_picture(image: Float[Tensor, "channel height width"], spec: InputSpec) -> NDArray[np.uint8]:
@@ -127,14 +127,3 @@ def as_picture(image: Float[Tensor, "channel height width"], spec: InputSpec) ->
     if len(pixels) != 3:
         pixels = pixels.mean(dim=0, keepdim=True).expand(3, -1, -1)
     return (pixels * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def _grid(model: Model, n_patches: int, size: tuple[int, int]) -> Grid:
-    """Rows and columns of patches; what the model says itself goes first, as patches need not be square."""
-    own = getattr(getattr(model.module, "patch_embed", None), "grid_size", None)
-    if own is not None and own[0] * own[1] == n_patches and size == model.preprocessing.size[1:]:
-        return int(own[0]), int(own[1])
-    rows = max(1, round((n_patches * size[0] / size[1]) ** 0.5))
-    if rows * (n_patches // rows) != n_patches:
-        raise UnsupportedModelError(f"{n_patches} patches of {model.name} form no grid over {size} pixels")
-    return rows, n_patches // rows

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import circuitvit as cv
 from circuitvit.engine import capture, outputs
 from circuitvit.models import Stage
-from circuitvit.models.norms import norm_of
+from circuitvit.models.parts import norm_of
 from circuitvit.models.timm_import import import_timm
 from tests.strategies import MLPS, NORMS, Case, Recipe, assert_close, cases, recipes
 

@@ -103,11 +103,12 @@ def exact(
     edges: Iterable[str] | None = None,
 ) -> dict[str, float]:
     """Exact effects by edge name, from a full run for each edge."""
-    whole = metric(model.run(base).logits)
     scores = {}
-    for _, _, _, name in _chosen(model, groups, edges):
-        without = model.run(base, reference, lambda other, name=name: other != name, groups)
-        scores[name] = float((metric(without.logits) - whole).sum()) / len(base)
+    with torch.no_grad():
+        whole = metric(model.run(base).logits)
+        for _, _, _, name in _chosen(model, groups, edges):
+            without = model.run(base, reference, lambda other, name=name: other != name, groups)
+            scores[name] = float((metric(without.logits) - whole).sum()) / len(base)
     return scores
 
 

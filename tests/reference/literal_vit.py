@@ -151,8 +151,7 @@ class LiteralViT:
                 name = f"a{layer}.h{head}"
                 query, key, value = (hear(f"{name}<{port}>") for port in "qkv")
                 run.outputs[name] = self.head(block, head, query, key, value)
-            if block.attn.proj.bias is not None:
-                constant = constant + self.tensor(block.attn.proj.bias) * self.gamma(block.ls1)
+            constant = constant + self.constant(block)
             run.outputs[f"m{layer}"] = self.mlp(block, hear(f"m{layer}"))
         run.logits = self.readout(hear("logits"))
         return run
@@ -222,6 +221,11 @@ class LiteralViT:
         """One head's output `(batch, token, d_model)` from the three streams that it reads."""
         read = [self.read(block, head, port, stream) for port, stream in enumerate((query, key, value))]
         return self.written(block, head, *read)
+
+    def constant(self, block: nn.Module) -> Tensor | float:
+        """What attention adds to every token that belongs to no head."""
+        bias = block.attn.proj.bias
+        return 0.0 if bias is None else self.tensor(bias) * self.gamma(block.ls1)
 
     def read(self, block: nn.Module, head: int, port: int, stream: Tensor) -> Tensor:
         """What a head's query (port 0), key (1) or value (2) makes of a stream, before its own norm."""

@@ -8,6 +8,7 @@ from hypothesis import given
 
 from circuitvit.models.timm_import import import_timm
 from tests.reference.literal_acdc import pruned
+from tests.reference.literal_module import ModuleViT
 from tests.reference.literal_scores import path
 from tests.reference.literal_vit import Groups, LiteralViT
 from tests.strategies import Case, Recipe, assert_close, cases, recipes, scramble
@@ -97,3 +98,17 @@ def test_paths_of_integration_weigh_one_in_all() -> None:
     assert path(2, "left") == [(0.0, 0.5), (0.5, 0.5)]
     thirds = [place for place, _ in path(2, "gauss-legendre")]
     assert thirds == pytest.approx([0.5 - 3**-0.5 / 2, 0.5 + 3**-0.5 / 2])
+
+
+@given(recipes())
+def test_from_the_modules_own_parts_it_is_the_same_model(recipe: Recipe) -> None:
+    module, images = recipe.build(), recipe.images(2)
+    formulas, parts = LiteralViT(module), ModuleViT(module)
+    reference = {name: output.flip(0) for name, output in formulas.run(images).outputs.items()}
+    with torch.no_grad():
+        for kept in (None, lambda name: len(name) % 2 == 0):
+            found = parts.run(images, reference, kept)
+            expected = formulas.run(images, reference, kept)
+            assert_close(found.logits, expected.logits)
+            for name, output in expected.outputs.items():
+                assert_close(found.outputs[name], output)

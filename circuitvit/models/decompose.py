@@ -1,0 +1,332 @@
+"""From a module to stages that have been checked against it.
+
+Nothing that a family says is believed. The module's own forward is run once, and what enters and leaves
+every block is noted; then each block alone is compared with its stages in float64, relative to what it adds,
+so that neither a tiny LayerScale nor half precision hides a difference, and tensors that are zero are
+redrawn, so that they hide none either. Which tokens the readout reads, and whether an MLP keeps tokens
+apart, is found out by perturbing tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from circuitvit.errors import ModelError, UnsupportedModelError
+from circuitvit.models.families import Family
+from circuitvit.models.layers import MLPStage, ReadoutStage
+from circuitvit.models.stages import Stage
+
+CLOSE = 1e-6
+"""How far a stage may be from the block's own forward in float64, relative to what the block adds."""
+
+ROUNDING = 1e-12
+"""The same relative to the stream, and what counts as no change at all when tokens are perturbed."""
+
+DRAWS = 8
+"""How often, four at a time, tokens are perturbed before they are taken for unread."""
+
+HOOKS = ("_hooks", "_hooks_with_kwargs", "_always_called")
+"""How the attributes end in which a module keeps its hooks."""
+
+STEPS = 64
+"""How many rounding steps of its dtype the module's own run may be from ours where the same parts run."""
+
+
+def frozen_twin(module: nn.Module) -> nn.Module:
+    """A copy of a module's structure in evaluation mode and without hooks, whose tensors are the original's.
+
+    The original keeps its mode, its gradients, its hooks and its `requires_grad` flags; the twin has none of
+    them, so no gradient of a weight is ever computed.
+
+    Raises:
+        UnsupportedModelError: if a part cannot be copied.
+    """
+    shared: dict[int, Any] = {}
+    for parameter in module.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in module.buffers():
+        shared[id(buffer)] = buffer.detach()
+    for part in module.modules():  # a hook may hold anything, and must not run for us
+        for name, value in vars(part).items():
+            if isinstance(value, dict) and name.endswith(HOOKS):
+                shared[id(value)] = OrderedDict()
+    try:
+        return copy.deepcopy(module, shared).eval()
+    except Exception as error:  # parts may refuse to be copied in any way they like
+        raise UnsupportedModelError(
+            f"{type(module).__name__} cannot be copied: {error}. Weights that every forward computes anew, "
+            "as torch.nn.utils.weight_norm does, have to be made plain first (remove_weight_norm)"
+        ) from error
+
+
+def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[Stage, ...], Tensor]:
+    """The stages of a frozen twin, checked, and its logits for some images.
+
+    Args:
+        family: of the module.
+        twin: from `frozen_twin`.
+        images: to run it on, at least two.
+
+    Raises:
+        UnsupportedModelError: if the stages do not add up to what the module does; the message says where.
+        ModelError: if the module cannot be run, or its logits are NaN or infinite.
+    """
+    family.refuse(twin)
+    stages = family.stages(twin)
+    run = _observed(family, twin, images)
+    _check_chain(twin, stages, images, run)
+    place = 1
+    for layer, call in enumerate(run.calls):
+        copied = _wide(call.block)
+        parts = family.block(copied, layer, f"blocks.{layer}")
+        own = stages[place : place + len(parts)]
+        _check_block(type(twin).__name__, f"blocks.{layer}", copied, parts, own, call)
+        place += len(parts)
+    _check_readout(family, twin, stages[-1], run)
+    return stages, run.logits
+
+
+# -- the module's own run ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One block's part in the module's own run."""
+
+    block: nn.Module
+    inputs: tuple[Any, ...]
+    options: dict[str, Any]
+    output: Tensor
+
+    @property
+    def stream(self) -> Tensor:
+        return next(value for value in (*self.inputs, *self.options.values()) if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    logits: Tensor
+    calls: list[_Call] = field(default_factory=list)
+
+
+@torch.no_grad()
+def _observed(family: Family, twin: nn.Module, images: Tensor) -> _Run:
+    """The module's own forward, with what went into and out of every block."""
+    blocks = list(family.blocks(twin))
+    calls: list[_Call] = []
+
+    def note(block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        calls.append(_Call(block, inputs, options, _first(output)))
+
+    with _noted(blocks, note):
+        try:
+            logits = family.run(twin, images)
+        except Exception as error:  # the forward is somebody else's code and may raise anything
+            raise ModelError(
+                f"the model fails on an input of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+            ) from error
+    if getattr(logits, "ndim", None) != 2:
+        raise UnsupportedModelError("the model must give logits of shape (batch, class)")
+    if not logits.isfinite().all():
+        raise ModelError(
+            "the model's logits are NaN or infinite on an ordinary input: its weights are unusable"
+        )
+    if [call.block for call in calls] != blocks:
+        raise UnsupportedModelError(
+            f"{type(twin).__name__} runs {len(calls)} blocks where it has {len(blocks)}: "
+            "every block must run once, in order"
+        )
+    return _Run(logits, calls)
+
+
+def _first(output: Any) -> Any:
+    """The stream, of a block that gives other things along with it."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+@contextmanager
+def _noted(blocks: Sequence[nn.Module], note: Any) -> Iterator[None]:
+    handles = [block.register_forward_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_chain(twin: nn.Module, stages: Sequence[Stage], images: Tensor, run: _Run) -> None:
+    """The embedding is what enters the first block, nothing happens between blocks, and the readout is the
+    rest.
+    """
+    with torch.no_grad():
+        embedded = stages[0].total(stages[0].write(stages[0].read(images)))
+        logits = stages[-1].write(stages[-1].read(run.calls[-1].output))
+    pairs = [("before blocks.0", embedded, run.calls[0].stream)]
+    pairs += [
+        (f"between blocks.{layer} and blocks.{layer + 1}", before.output, after.stream)
+        for layer, (before, after) in enumerate(zip(run.calls, run.calls[1:], strict=False))
+    ]
+    pairs += [("after the last block", logits, run.logits)]
+    for where, ours, own in pairs:
+        same_shape = ours.shape == own.shape
+        scale = float(own.abs().max().clamp_min(torch.finfo(own.dtype).tiny))
+        off = float((ours - own).abs().max()) / scale if same_shape else float("inf")
+        if not off <= STEPS * torch.finfo(own.dtype).eps:
+            raise UnsupportedModelError(
+                f"{type(twin).__name__}: {where} the sum of its parts differs from its own forward by "
+                f"{off:.1e} (relative): it does something there that this library does not know of"
+            )
+
+
+# -- one block, in float64 -----------------------------------------------------------------------
+
+
+def _wide(module: nn.Module, without: Sequence[nn.Module] = ()) -> nn.Module:
+    """A copy in float64 whose all-zero tensors are redrawn; parts that are not needed are left out."""
+    made = copy.deepcopy(module, {id(part): nn.Identity() for part in without})
+    device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
+    made = made.to("cpu" if device.type == "mps" else device, torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.is_floating_point() and not parameter.any():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return made
+
+
+def _widened(value: Any, like: Tensor) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value[:1].to(like) if value.ndim == 3 else value.to(like)
+    return value
+
+
+@torch.no_grad()
+def _check_block(
+    name: str, where: str, block: nn.Module, parts: Sequence[Stage], own: Sequence[Stage], call: _Call
+) -> None:
+    """Compare a block with its stages, and note which MLPs keep tokens apart.
+
+    Args:
+        name: of the module's class.
+        where: the block's place, for messages.
+        block: a copy in float64.
+        parts: its stages.
+        own: the same stages of the model itself, which are told what was found out.
+        call: the block's part in the module's own run.
+    """
+    like = next(block.parameters())
+    inputs, options = tree_map(lambda value: _widened(value, like), (call.inputs, call.options))
+    start = _widened(call.stream, like)
+    try:
+        output = block(*inputs, **options)
+    except Exception as error:  # quantized layers and other parts that know one dtype only
+        raise UnsupportedModelError(
+            f"{where} of {name} cannot be checked in float64: {type(error).__name__}: {error}"
+        ) from error
+    output, stream = _first(output), start
+    for part, ours in zip(parts, own, strict=True):
+        reads = part.read(stream)
+        _check_reading(name, part, stream)
+        if isinstance(part, MLPStage) and isinstance(ours, MLPStage):
+            _check_mlp(part, ours, reads[0])
+        stream = part.add(stream, part.write(reads))
+    added, expected = stream - start, output - start
+    off, size = float((added - expected).abs().max()), float(expected.abs().max())
+    if not off <= CLOSE * size + ROUNDING * float(start.abs().max()):
+        raise UnsupportedModelError(
+            f"{where} of {name} ({type(call.block).__name__}): the sum of its parts differs from its own "
+            f"forward by {off / max(size, 1e-300):.1e} of what it adds: it does something that this library "
+            "does not know of"
+        )
+
+
+def _check_reading(name: str, part: Stage, stream: Tensor) -> None:
+    """Receivers that read streams of their own must read what they would read of one shared stream."""
+    few = stream[:, :4]
+    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(few)
+    streams = torch.stack([few, few + noise])
+    receivers = len(part.nodes.receivers)
+    found = part.read_each(streams, [place % 2 for place in range(receivers)])
+    whole = [part.read(each) for each in streams]
+    if len(found) == 1:
+        same = [torch.allclose(found[0], whole[0][0], CLOSE, CLOSE)]
+    else:
+        heads = receivers // len(found)
+        same = [
+            torch.allclose(read[:, head], whole[(port * heads + head) % 2][port][:, head], CLOSE, CLOSE)
+            for port, read in enumerate(found)
+            for head in range(heads)
+        ]
+    if not all(same):
+        raise UnsupportedModelError(
+            f"{part.nodes.name} of {name}: its norm and projections do not follow their formulas"
+        )
+
+
+def _check_mlp(part: MLPStage, own: MLPStage, normed: Float[Tensor, "1 token d_model"]) -> None:
+    """Find out whether an MLP keeps tokens apart, and whether the names of its parts tell the truth."""
+    written, tokens = part.mlp(normed), normed.shape[1]
+    own.set_mixing(any(_reaches_others(part, normed, written, chosen) for chosen in _some_tokens(tokens)))
+    hidden = part.mlp.hidden()
+    if hidden is not None:
+        before, last = hidden
+        if not torch.allclose(last(before(normed)), written, CLOSE, CLOSE * float(written.abs().max())):
+            own.mlp = type(own.mlp)(own.mlp.module)
+
+
+def _some_tokens(tokens: int) -> Iterator[Bool[Tensor, " token"]]:
+    """Sets of about half of the tokens, such that every two tokens are likely told apart by one of them."""
+    if tokens > 1:
+        places = torch.arange(tokens)
+        yield places < tokens // 2
+        yield places % 2 == 0
+        yield torch.rand(tokens, generator=torch.Generator().manual_seed(3)) < 0.5
+
+
+def _reaches_others(part: MLPStage, normed: Tensor, written: Tensor, chosen: Tensor) -> bool:
+    noise = torch.randn(normed.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    moved = part.mlp(normed + noise.to(normed) * chosen[:, None].to(normed))
+    others = (moved - written)[:, ~chosen.to(normed.device)]
+    return bool((others.abs() > ROUNDING * written.abs().max()).any())
+
+
+# -- the readout ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _check_readout(family: Family, twin: nn.Module, readout: Stage, run: _Run) -> None:
+    """Find out which tokens the readout reads, and whether its parts are all there is to it."""
+    if not isinstance(readout, ReadoutStage):
+        return
+    copied = _wide(twin, without=family.blocks(twin))
+    stream = run.calls[-1].output[:1].to(next(copied.parameters()))
+    parts, logits = family.readout_parts(copied), family.readout(copied, stream)
+    if parts is None or not torch.allclose(parts(stream), logits, CLOSE, CLOSE * float(logits.abs().max())):
+        readout.parts = None
+
+    def reads_from(token: int) -> bool:
+        """Whether anything from this token on is read."""
+        generator, spread = torch.Generator().manual_seed(5), 10 * float(stream.std())
+        for _ in range(DRAWS):  # a maximum notices few of them
+            moved = stream.repeat(4, 1, 1)
+            later = moved[:, token:]
+            later += spread * torch.randn(later.shape, generator=generator, dtype=torch.float64).to(stream)
+            if (family.readout(copied, moved) - logits).abs().max() > ROUNDING * logits.abs().max():
+                return True
+        return False
+
+    low, high = 0, stream.shape[1]  # the smallest number of tokens after which nothing is read
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if reads_from(middle) else (low, middle)
+    readout.tokens = low if 0 < low < stream.shape[1] else None

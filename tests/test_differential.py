@@ -1,0 +1,251 @@
+"""The whole library against the literal model, over every switch of models, tasks and calls at once.
+
+A `Trial` is a random model, a random task and a random way to ask: its precision, its batch size, hooks that
+look on, weights that are edited in place between two rounds of the same questions. In float64 the answers are
+those of `tests/reference` to rounding; in lower precision they are as near as that precision allows.
+
+Plain `pytest` draws some dozens of models. All 500: `pytest tests/test_differential.py
+--hypothesis-profile=thorough`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import circuitvit as cv
+from tests.reference import literal_scores
+from tests.reference.literal_vit import Groups, LiteralViT
+from tests.strategies import METRICS, Case, Recipe, assert_close, assert_same_scores, cases
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+SCORE_EDGES = 40
+EXACT_EDGES = 12
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model, a task, and how it is asked about.
+
+    Attributes:
+        case: model and task; of its groups only "none" is told apart from the others, if `kinds` is set.
+        dtype: of the model, one of `DTYPES`.
+        kinds: whether edges are resolved by kinds of tokens.
+        batch_size: pairs at once; None for the library's choice.
+        observed: which modules have hooks that look on, as places among all modules.
+        edit: what happens to the weights between two rounds: "none", "scale", "load" or "step".
+        seed: of masks, of edges that are asked for, of the edit.
+    """
+
+    case: Case
+    dtype: str = "float64"
+    kinds: bool = False
+    batch_size: int | None = None
+    observed: tuple[int, ...] = ()
+    edit: str = "none"
+    seed: int = 0
+
+    def module(self) -> Any:
+        return self.case.recipe.build(DTYPES[self.dtype])
+
+    @property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Clean and corrupt images that every precision sees alike."""
+        return self.case.clean.bfloat16().double(), self.case.corrupt.bfloat16().double()
+
+    def task(self) -> cv.Task:
+        groups: cv.TokenGroups | str | None = "kind" if self.kinds else None
+        if self.case.token_groups is not None and not self.kinds:
+            groups = cv.TokenGroups(self.case.token_groups.names, self.case.token_groups.members)
+        metric, _ = METRICS[self.case.metric]
+        return cv.Task(
+            *self.images,
+            metric,
+            ablation=self.case.ablation,
+            direction=self.case.direction,
+            groups=groups,
+        )
+
+
+@st.composite
+def trials(draw: st.DrawFn, dtypes: Iterable[str] = ("float64",), **limits: Any) -> Trial:
+    """Trials with a drawn model, task and way to ask; `limits` are those of `cases`."""
+    case = draw(cases(**limits))
+    return Trial(
+        case,
+        dtype=draw(st.sampled_from(tuple(dtypes))),
+        kinds=case.groups != "none" and draw(st.booleans()),
+        batch_size=draw(st.sampled_from((None, 1, 2, 3))),
+        observed=tuple(draw(st.lists(st.integers(0, 200), max_size=3))),
+        edit=draw(st.sampled_from(("none", "scale", "scale", "load", "step"))),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+# -- the same questions, to the library and to the reference ---------------------------------------
+
+
+@dataclass
+class Answers:
+    """What was asked, by name: logits, and scores by edge name."""
+
+    logits: dict[str, Tensor]
+    scores: dict[str, dict[str, float]]
+
+
+class Questions:
+    """Random circuits and edges of a trial, said for both sides."""
+
+    def __init__(self, trial: Trial, literal: LiteralViT) -> None:
+        self.trial = trial
+        clean, corrupt = trial.images
+        noising = trial.case.direction == "noising"
+        self.base, self.paired = (clean, corrupt) if noising else (corrupt, clean)
+        self.both = torch.cat([clean, corrupt])
+        self.groups = kinds_of(trial.case.recipe) if trial.kinds else trial.case.token_groups
+        self.edges = [name for *_, name in literal.edges(self.groups)]
+        drawn = np.random.default_rng(trial.seed)
+        self.masks = {
+            f"{density:.0%} kept": frozenset(
+                edge for edge in self.edges if drawn.random() < density
+            )
+            for density in (0.85, 0.5, 0.15)
+        }
+        self.some = [self.edges[place] for place in self._places(drawn, SCORE_EDGES)]
+        self.few = [self.edges[place] for place in self._places(drawn, EXACT_EDGES)]
+
+    def _places(self, drawn: np.random.Generator, at_most: int) -> list[int]:
+        count = len(self.edges)
+        return sorted(drawn.choice(count, size=min(at_most, count), replace=False).tolist())
+
+    def to_library(self, model: cv.Model) -> Answers:
+        task, size = self.trial.task(), self.trial.batch_size
+        graph = model.graph if self.groups is None else model.graph.with_groups(self.groups.names)
+        assert sorted(graph.edges) == sorted(self.edges)
+        logits = {}
+        for name, kept in self.masks.items():
+            circuit = cv.Circuit.from_edges(graph, [edge for edge in graph.edges if edge in kept])
+            logits[name] = cv.run(model, task, circuit, batch_size=size)
+        scores = {
+            method: cv.attribute(model, task, method, batch_size=size, progress=False).to_dict()
+            for method in ("eap", "local", "exact")
+        }
+        asked = {"eap": self.some, "local": self.some, "exact": self.few}
+        return Answers(
+            logits, {method: {edge: scores[method][edge] for edge in asked[method]} for method in scores}
+        )
+
+    def to_reference(self, literal: LiteralViT) -> Answers:
+        reference, base, groups = self.reference(literal), self.base, self.groups
+        _, formula = METRICS[self.trial.case.metric]
+        logits = {}
+        for name, kept in self.masks.items():
+            logits[name] = literal.run(base, reference, self._keeps(kept), groups).logits
+        scores = {
+            "eap": literal_scores.eap(literal, base, reference, formula, groups, self.some),
+            "local": literal_scores.local(literal, base, reference, formula, groups, self.some),
+            "exact": literal_scores.exact(literal, base, reference, formula, groups, self.few),
+        }
+        return Answers(logits, scores)
+
+    def _keeps(self, circuit: frozenset[str]) -> Callable[[str], bool]:
+        """Which edges keep the base run's outputs: noising, the circuit; denoising, all others."""
+        noising = self.trial.case.direction == "noising"
+        return lambda edge: (edge in circuit) == noising
+
+    def reference(self, literal: LiteralViT) -> dict[str, Tensor]:
+        ablation = self.trial.case.ablation
+        if ablation == "patch":
+            return literal_scores.patch_reference(literal, self.paired)
+        if ablation == "zero":
+            return literal_scores.zero_reference(literal, self.base)
+        return literal_scores.mean_reference(
+            literal, self.base, self.both, per_token=ablation == "mean"
+        )
+
+
+def kinds_of(recipe: Recipe) -> Groups | None:
+    """Class token, distillation token, registers and patches apart; None where all tokens are of one kind."""
+    kinds = ["cls"] * recipe.class_token + ["dist"] * recipe.distilled + ["reg"] * recipe.registers
+    kinds += ["patch"] * (recipe.n_tokens - len(kinds))
+    names = tuple(dict.fromkeys(kinds))
+    return Groups(names, torch.tensor([names.index(kind) for kind in kinds])) if len(names) > 1 else None
+
+
+# -- what happens around the questions -------------------------------------------------------------
+
+
+def watched(module: nn.Module, places: Iterable[int]) -> list[str]:
+    """Hooks that look on, at some of the modules; gives the list of what they have seen."""
+    seen: list[str] = []
+    parts = list(module.named_modules())
+    for place in places:
+        name, part = parts[place % len(parts)]
+        part.register_forward_hook(lambda *_, name=name: seen.append(name))
+        part.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+    return seen
+
+
+def edited(module: Any, trial: Trial) -> None:
+    """The weights changed in place, as users do it."""
+    drawn = np.random.default_rng(trial.seed)
+    if trial.edit == "scale":
+        parameters = list(module.parameters())
+        with torch.no_grad():
+            for place in drawn.choice(len(parameters), size=min(3, len(parameters)), replace=False):
+                parameters[place].mul_(0.5 + float(drawn.random()))
+    elif trial.edit == "load":
+        other = Recipe(**{**trial.case.recipe.__dict__, "seed": trial.seed + 1})
+        module.load_state_dict(other.build(DTYPES[trial.dtype]).state_dict())
+    elif trial.edit == "step":
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, float(drawn.normal()))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def as_double(module: nn.Module) -> LiteralViT:
+    """The literal model of the weights as they are now."""
+    return LiteralViT(copy.deepcopy(module).double())
+
+
+def differences(trial: Trial) -> list[tuple[Answers, Answers]]:
+    """What the library and the reference answer, before and after the weights are edited."""
+    module = trial.module()
+    seen = watched(module, trial.observed)
+    questions = Questions(trial, as_double(module))
+    model = cv.wrap(module)
+    seen.clear()
+    found = [(questions.to_library(model), questions.to_reference(as_double(module)))]
+    if trial.edit != "none":
+        edited(module, trial)
+        found.append((questions.to_library(model), questions.to_reference(as_double(module))))
+    assert not seen, f"hooks of the user's module fired: {seen[:3]}"
+    return found
+
+
+# -- the tests -------------------------------------------------------------------------------------
+
+
+@given(trials())
+def test_in_float64_every_answer_is_the_references(trial: Trial) -> None:
+    for found, told in differences(trial):
+        for name, logits in told.logits.items():
+            assert_close(found.logits[name], logits)
+        for method, scores in told.scores.items():
+            assert_same_scores(found.scores[method], scores)
