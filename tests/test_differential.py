@@ -11,12 +11,11 @@ Plain `pytest` draws some dozens of models. All 500: `pytest tests/test_differen
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,9 +119,7 @@ class Questions:
         self.edges = [name for *_, name in literal.edges(self.groups)]
         drawn = np.random.default_rng(trial.seed)
         self.masks = {
-            f"{density:.0%} kept": frozenset(
-                edge for edge in self.edges if drawn.random() < density
-            )
+            f"{density:.0%} kept": frozenset(edge for edge in self.edges if drawn.random() < density)
             for density in (0.85, 0.5, 0.15)
         }
         self.some = [self.edges[place] for place in self._places(drawn, SCORE_EDGES)]
@@ -173,9 +170,7 @@ class Questions:
             return literal_scores.patch_reference(literal, self.paired)
         if ablation == "zero":
             return literal_scores.zero_reference(literal, self.base)
-        return literal_scores.mean_reference(
-            literal, self.base, self.both, per_token=ablation == "mean"
-        )
+        return literal_scores.mean_reference(literal, self.base, self.both, per_token=ablation == "mean")
 
 
 def kinds_of(recipe: Recipe) -> Groups | None:

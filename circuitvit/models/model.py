@@ -69,11 +69,6 @@ class Model:
         return Graph(tuple(stage.nodes for stage in self.stages), d_model=self.d_model)
 
     @property
-    def has_classes(self) -> bool:
-        """Whether the logits are classes, and not an embedding (`num_classes=0`)."""
-        return getattr(self.module, "num_classes", None) != 0
-
-    @property
     def layers(self) -> tuple[Stage, ...]:
         """The stages between the source and the readout."""
         return self.stages[1:-1]

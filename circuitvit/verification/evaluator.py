@@ -98,6 +98,7 @@ class Evaluator:
         from circuitvit.verification.faithfulness import require_effect
 
         names, label = self.prepared.clean.names, self.prepared.metric.label
+        require_effect(self.whole, self.nothing, label=label, names=names)
         (none,) = self.measure([np.zeros(self.graph.shape, dtype=bool)])
         assert self._full is not None
         if none.change.max() <= 1e-5 * float(self._full.abs().max()):
@@ -105,7 +106,6 @@ class Evaluator:
                 f"the logits are the same with and without the behaviour on all {len(self)} pair(s): "
                 "are the clean and the corrupt images the same?"
             )
-        require_effect(self.whole, self.nothing, label=label, names=names)
 
     def check(self, circuit: Circuit) -> None:
         if circuit.graph != self.graph:
