@@ -52,6 +52,7 @@ from tqdm.auto import tqdm
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.engine import Evaluator
 from circuitvit.graph import EdgeMask
 from circuitvit.pruning import Plan
 from circuitvit.verification import (
@@ -62,7 +63,6 @@ from circuitvit.verification import (
     hsic_permutation_p,
     mean_above,
 )
-from circuitvit.verification.evaluator import Evaluator
 from circuitvit.verification.ideals import inflated_circuits, minimality_p_values
 from circuitvit.verification.statistics import equivalence_p, rank_p
 from circuitvit.verification.verdict import share_verdict

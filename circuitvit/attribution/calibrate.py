@@ -24,7 +24,7 @@ from circuitvit.engine import choose_batch_size
 from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeScores, Fidelity
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 MOST_TOP = 100
 TOP_SHARE = 0.2
@@ -75,7 +75,7 @@ def calibrate(
         raise OptionError(f"the level of the intervals lies between 0.5 and 0.95, not {level:g}")
     if seed < 0:
         raise OptionError(f"a seed must not be negative: {seed!r}")
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     if scores.graph != prepared.graph or scores.direction != prepared.direction:
         raise OptionError(
             f"the scores are of {scores.graph}, {scores.direction}; the task of {prepared.graph}, "

@@ -24,7 +24,7 @@ from circuitvit.engine import choose_batch_size, own_share, summed
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import EdgeScores, Provenance
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 _EAP_COST = "2 forwards + 1 backward"
 _PER_STEP = "2 forwards + steps x (forward + backward)"
@@ -151,7 +151,7 @@ def attribute(
     if processes and (state is not None or not chosen.by_pair):
         raise OptionError(f"{method}{' with a state' * (state is not None)} runs in one process only")
     allowed = None if budget is None else Budget.parse(budget)
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     own = own_share(prepared) if processes else prepared
     size = batch_size or choose_batch_size(prepared, memory)
     kept_in = None if state is None else Path(state)

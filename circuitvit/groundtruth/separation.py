@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from circuitvit.engine import evaluate
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 Numbers = Float[np.ndarray, " edge"]
 Marks = Bool[np.ndarray, " edge"]
@@ -49,20 +49,21 @@ def active_edges(model: Model, task: Task | PreparedTask, *, at_least: float = 1
     """
     if not at_least > 0:
         raise OptionError(f"the smallest effect that counts must be positive, not {at_least!r}")
-    prepared = ready(model, task)
+    prepared = prepare(model, task)
     return Circuit(prepared.graph, largest_effects(prepared) >= at_least)
 
 
 def largest_effects(prepared: PreparedTask) -> Effects:
     """The largest magnitude, over pairs, of the effect of ablating each edge alone; 0 for no edge."""
-    graph = prepared.graph
+    graph, evaluator = prepared.graph, Evaluator(prepared)
+    base = evaluator.nothing if prepared.denoising else evaluator.whole
     largest = np.zeros(graph.shape)
     places = np.argwhere(graph.edge_mask)
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
-        found = evaluate(prepared, list(_without_one(graph.edge_mask, chunk)))
-        base = found.none_values if prepared.denoising else found.all_values
-        largest[tuple(chunk.T)] = (found.values - base).abs().amax(dim=1).double().numpy()
+        masks = _without_one(graph.edge_mask, chunk)  # in the run that is intervened on
+        found = evaluator.many([~mask if prepared.denoising else mask for mask in masks])
+        largest[tuple(chunk.T)] = np.abs(found - base).max(axis=1)
     return largest
 
 

@@ -28,11 +28,11 @@ from torch import Tensor
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import (
     BatchRun,
+    Evaluator,
     Replay,
     Saved,
     StateFile,
     choose_batch_size,
-    held_runs,
     masked_run,
     new_workspace,
     progress_bar,
@@ -43,7 +43,7 @@ from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model
 from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.divergence import kl
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 Divergence = Literal["kl", "metric"]
 """How far a run is from the clean one: KL(clean || current), or the metric's absolute difference."""
@@ -97,11 +97,12 @@ def acdc(
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
     if task.direction == "denoising":
         raise OptionError("ACDC ablates edges of the clean run: give the task direction='noising'")
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     size = choose_batch_size(prepared, memory) if batch_size is None else batch_size
     work = f"acdc, tau {tau!r}, {divergence}, batch size {batch_size}"
     with StateFile(state, prepared, work, settings={"size": size}) as kept_in:
-        judge = _Judge(held_runs(prepared, int(kept_in.settings["size"])), divergence)
+        evaluator = Evaluator(prepared, batch_size=int(kept_in.settings["size"]), memory=memory)
+        judge = _Judge(evaluator.all_batches(), divergence)
         _refuse_no_effect(prepared, judge)
         kept = _search(prepared, judge, tau, kept_in, progress)
     provenance = provenance_of(prepared, "acdc").with_parameters(tau=tau, divergence=divergence)

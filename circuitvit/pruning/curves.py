@@ -20,7 +20,7 @@ from circuitvit.graph import Circuit, EdgeScores, Graph, Ranking
 from circuitvit.models import Model
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The sizes at which MIB runs circuits, as shares of all edges."""
@@ -114,7 +114,7 @@ def score_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    _same_graph(scores.graph, ready(model, task).graph)
+    _same_graph(scores.graph, prepare(model, task).graph)
     select = (lambda k: scores.connected(k, by)) if connected else (lambda k: scores.top(k, by))
     n_edges = scores.graph.n_edges
     wanted = [
@@ -148,7 +148,7 @@ def circuit_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    graph = model.graph if isinstance(task, Task) and task.groups is None else ready(model, task).graph
+    graph = model.graph if isinstance(task, Task) and task.groups is None else prepare(model, task).graph
     circuits = tuple(circuits)
     for circuit in circuits:
         _same_graph(circuit.graph, graph)
@@ -170,7 +170,7 @@ def _run(
     meter: FaithfulnessMeter | None,
     progress: bool,
 ) -> Curve:
-    meter = meter or FaithfulnessMeter(ready(model, task))
+    meter = meter or FaithfulnessMeter(prepare(model, task))
     points = []
     with progress_bar(len(wanted), f"curve of {label}", progress) as bar:
         for fraction, circuit in wanted:

@@ -25,7 +25,7 @@ from circuitvit.models import Model
 from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.pruning.refine import Band, Refinement, order_of
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def ddmin(
         raise OptionError(f"the band must go from low to high, not {band}")
     if max_runs is not None and max_runs < 1:
         raise OptionError(f"max_runs must be at least 1, not {max_runs}")
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     kept_edges(prepared, circuit)  # refuses a circuit of another graph
     meter = meter or FaithfulnessMeter(prepared)
     before = meter.runs

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution import provenance_of
-from circuitvit.engine import BatchRun, Saved, check_effect, evaluate, held_runs, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
@@ -29,7 +29,7 @@ from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.divergence import kl
 from circuitvit.pruning.gates import SAMPLERS, SamplerName
 from circuitvit.pruning.units import GatedUnits, Over, gated_units
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 INITIAL = 2.0
 """Log-odds that every gate starts with, unless scores are given."""
@@ -146,7 +146,7 @@ def learn_mask(
         >>> circuit = cv.learn_mask(model, task, edges=100).circuit  # doctest: +SKIP
     """
     settings = settings or MaskSettings()
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     trainer = MaskTrainer(prepared, edges, settings, warm_start)
     with progress_bar(settings.steps, f"mask of {edges} edges", progress) as bar:
         for _ in range(settings.steps):
@@ -192,20 +192,19 @@ class MaskTrainer:
         self._climb = torch.optim.Adam([self._multipliers], lr=settings.multiplier_rate, maximize=True)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._from, self._to = (1.0 if warm_start is None else float(self._density())), edges / graph.n_edges
-        ends = evaluate(prepared, [], batch_size=settings.batch_size)
-        check_effect(prepared, ends.all_values, ends.none_values)
+        self._evaluator = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
+        self._evaluator.check_effect(level=0)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
-        self._scale = max(abs(float((ends.all_values - ends.none_values).double().mean())), 1e-9)
+        self._scale = max(abs(float(self._evaluator.effect.mean())), 1e-9)
         self._optimisers = {"descend": self._descend, "climb": self._climb}
-        self._runs = held_runs(prepared, min(settings.batch_size, len(prepared)))
         self._queue: list[int] = []  # the batches that are left of this round, the next one last
 
     def step(self) -> None:
         """One step of Adam on one minibatch."""
         if not self._queue:
-            order = torch.randperm(len(self._runs), generator=self._generator)
+            order = torch.randperm(self._evaluator.n_batches, generator=self._generator)
             self._queue = order.flip(0).tolist()
-        run = self._runs[self._queue.pop()]
+        run = self._evaluator.batch(self._queue.pop())
         mask = self.units.mask(self.sampler.sample(self._phi, self._generator))
         logits = soft_run(run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint)
         distance, density = self._distance(run, logits), self._density()

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from circuitvit.engine import held_runs, progress_bar, soft_run
+from circuitvit.engine import Evaluator, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
@@ -63,15 +63,16 @@ def learn_constants(
     if circuit.graph != (model.graph if task.groups is None else circuit.graph):
         raise OptionError(f"the circuit belongs to {circuit.graph}, the model has {model.graph}")
     prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
-    runs = held_runs(prepared, min(batch_size, len(prepared)))
-    start = runs[0].sources.reference[:, :1] if per_token else runs[0].sources.reference[:, :1, :1]
+    evaluator = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
+    first = evaluator.batch(0)
+    start = first.sources.reference[:, :1] if per_token else first.sources.reference[:, :1, :1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([moves], lr=learning_rate)
     mask = torch.tensor(circuit.kept, dtype=model.dtype, device=model.device)
     with progress_bar(steps, "optimal constants", progress) as bar:
         for step in range(steps):
-            run = runs[step % len(runs)]
+            run = evaluator.batch(step % evaluator.n_batches)
             reference = (start + scale * moves).expand_as(run.sources.reference)
             logits = soft_run(replace(run.sources, reference=reference), mask)
             loss = kl(run.clean_logits, logits).mean()

@@ -20,7 +20,7 @@ from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.pruning.dead import useful_beside, without_dead
 from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 BLOCKS = (8, 2, 1)
 """How many edges trimming tries to drop at once: where many can go, a block goes at the price of one run."""
@@ -78,7 +78,7 @@ def refine(
     """
     if not band[0] < band[1]:
         raise OptionError(f"the band must go from low to high, not {band}")
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     if prepared.denoising:
         raise OptionError("circuits are refined in the clean run: give the task direction='noising'")
     kept_edges(prepared, circuit)  # refuses a circuit of another graph

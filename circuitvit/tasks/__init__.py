@@ -15,7 +15,7 @@ from circuitvit.tasks.metrics import (
     probability,
 )
 from circuitvit.tasks.split import Split, as_task, select_pairs, split
-from circuitvit.tasks.task import Batch, PreparedTask, Task, ready
+from circuitvit.tasks.task import Batch, PreparedTask, Task, prepare
 
 __all__ = [
     "Ablation",
@@ -41,8 +41,8 @@ __all__ = [
     "logit",
     "logit_diff",
     "metric_names",
+    "prepare",
     "probability",
-    "ready",
     "select_pairs",
     "split",
 ]

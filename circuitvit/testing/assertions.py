@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.testing.log import record
 from circuitvit.verification import (
     SUPPORTED,
@@ -20,7 +21,6 @@ from circuitvit.verification import (
     Verdict,
     ratio_interval,
 )
-from circuitvit.verification.evaluator import Evaluator
 
 LISTED = 5
 
@@ -219,7 +219,7 @@ def assert_hypothesis(
 def _evaluator(
     model: Model, task: Task | PreparedTask, circuit: Circuit, batch_size: int | None
 ) -> Evaluator:
-    evaluator = Evaluator(ready(model, task), batch_size=batch_size)
+    evaluator = Evaluator(prepare(model, task), batch_size=batch_size)
     evaluator.check(circuit)
     evaluator.check_effect()
     return evaluator

@@ -12,7 +12,7 @@ from circuitvit.verification.audit import (
     necessity_test,
     sufficiency_test,
 )
-from circuitvit.verification.faithfulness import faithfulness, require_effect
+from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import (
     BeatsRandom,
     Expectation,
@@ -83,7 +83,6 @@ __all__ = [
     "patching_map",
     "ratio_interval",
     "read_hypotheses",
-    "require_effect",
     "robustness",
     "save_verdicts",
     "select_edges",

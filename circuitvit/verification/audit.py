@@ -19,11 +19,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats
 
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
-from circuitvit.verification.evaluator import Evaluator
+from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.ideals import completeness_test, independence_test, minimality_test
 from circuitvit.verification.null import complement_circuits, connected_circuits
@@ -123,7 +123,7 @@ def audit(
         >>> [each.verdict for each in verdicts]  # doctest: +SKIP
         ['supported', 'supported', 'supported', 'supported', 'refuted', 'refuted']
     """
-    evaluator = Evaluator(ready(model, task), batch_size=batch_size, memory=memory, progress=progress)
+    evaluator = Evaluator(prepare(model, task), batch_size=batch_size, memory=memory, progress=progress)
     verdicts = run_audit(evaluator, circuit, settings or AuditSettings(), clusters)
     note = origin_differs(circuit, model)
     return tuple(replace(each, reason=f"{each.reason} {note}") if note else each for each in verdicts)

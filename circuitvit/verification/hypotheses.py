@@ -31,15 +31,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
-from circuitvit.tasks import Ablation, Mean, Noise, Patch, PreparedTask, Resample, Task, Zero, as_task, ready
+from circuitvit.tasks import (
+    Ablation,
+    Mean,
+    Noise,
+    Patch,
+    PreparedTask,
+    Resample,
+    Task,
+    Zero,
+    as_task,
+    prepare,
+)
 from circuitvit.tasks.ablations import as_ablation
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.metrics import ClassSpec
 from circuitvit.tasks.task import ImageSpec
-from circuitvit.verification.evaluator import Evaluator
 from circuitvit.verification.null import edges_of_same_kind
 from circuitvit.verification.patterns import select_edges
 from circuitvit.verification.statistics import (
@@ -291,9 +302,9 @@ def check_hypotheses(
 
 def _prepared(model: Model, task: Task | PreparedTask, changes: Mapping[str, Any]) -> PreparedTask:
     if not changes:
-        return ready(model, task)
-    plain = task if isinstance(task, Task) else as_task(ready(model, task))
-    return ready(model, plain.with_options(**changes))
+        return prepare(model, task)
+    plain = task if isinstance(task, Task) else as_task(prepare(model, task))
+    return prepare(model, plain.with_options(**changes))
 
 
 def _changes(hypothesis: Hypothesis, task: Task | PreparedTask) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats
 
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask
-from circuitvit.verification.evaluator import Evaluator
 from circuitvit.verification.null import random_path
 from circuitvit.verification.statistics import (
     ALTERNATIVE,

@@ -45,7 +45,7 @@ from circuitvit.engine import (
 )
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
 
 SITES: tuple[Site, ...] = ("heads", "mlps", "stream", "patterns")
@@ -188,7 +188,7 @@ def patching_map(
     """
     if site not in SITES:
         raise OptionError(f"what is patched is one of {', '.join(SITES)}, not {site!r}")
-    prepared = ready(model, task)
+    prepared = prepare(model, task)
     if prepared.reference is None:
         raise DataError("activation patching takes what it patches from corrupt images: give corrupt=")
     runs = _runs(model, site)
@@ -348,7 +348,7 @@ def flip_search(
         raise OptionError(
             f"{model.name} has no classes, so no decision can flip: patching_map() shows how the metric moves"
         )
-    prepared = ready(model, task)
+    prepared = prepare(model, task)
     found = patching_map(model, prepared, site, tokens, batch_size=batch_size, progress=progress)
     flips = [_flip(model, found, int(row), int(column)) for row, column in np.argwhere(found.flipped > least)]
     flips.sort(key=lambda flip: (-flip.share, -abs(flip.value - float(found.base.mean()))))

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.engine import progress_bar
+from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.graph import Circuit, Graph
 from circuitvit.models import Model
@@ -33,12 +33,11 @@ from circuitvit.tasks import (
     ablation_names,
     as_task,
     metric_names,
-    ready,
+    prepare,
     select_pairs,
 )
 from circuitvit.tasks.corruptions import blur, gaussian_noise
 from circuitvit.tasks.metrics import as_metric
-from circuitvit.verification.evaluator import Evaluator
 from circuitvit.verification.statistics import Bootstrap, Estimate, ratio_interval
 
 ENOUGH = 0.8
@@ -135,7 +134,7 @@ def robustness(
     Raises:
         OptionError: if the circuit belongs to another graph, or the task was prepared for another model.
     """
-    evaluator = Evaluator(ready(model, task), batch_size=batch_size, memory=memory)
+    evaluator = Evaluator(prepare(model, task), batch_size=batch_size, memory=memory)
     return run_robustness(
         evaluator, circuit, ablations=ablations, others=others, perturb=perturb, settings=settings,
         batch_size=batch_size, memory=memory,
@@ -161,7 +160,7 @@ def run_robustness(
     def row(kind: str, name: str, make: Make) -> RobustnessRow:
         try:
             return _row(
-                kind, name, Evaluator(ready(model, make()), batch_size=batch_size, memory=memory), circuit,
+                kind, name, Evaluator(prepare(model, make()), batch_size=batch_size, memory=memory), circuit,
                 settings,
             )  # fmt: skip
         except CircuitViTError as error:
@@ -265,7 +264,7 @@ def stability(
     """
     if n < 1 or not 0 < at_least <= 1:
         raise OptionError(f"n is at least 1 and at_least above 0 and at most 1, not {n} and {at_least}")
-    prepared = ready(model, task)
+    prepared = prepare(model, task)
     if len(prepared) < 2:
         raise DataError("a single pair cannot be resampled: stability is about several")
     rng = np.random.default_rng(seed)

@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.attribution import provenance_of
-from circuitvit.engine import kept_edges
+from circuitvit.engine import Evaluator, Measured, kept_edges
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
 from circuitvit.verification.audit import AuditSettings, as_faithful, run_audit, shared_edges
 from circuitvit.verification.caveats import caveats
-from circuitvit.verification.evaluator import Evaluator, Measured
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.null import connected_circuits
 from circuitvit.verification.report import (
@@ -111,7 +110,7 @@ def verify(
     else:
         drawn_by = seed
     randoms = connected_circuits(circuit, n_random, drawn_by)
-    prepared = [ready(model, each, progress) for each in (task, held_out) if each is not None]
+    prepared = [prepare(model, each, progress) for each in (task, held_out) if each is not None]
     for each in prepared:  # refuse another graph now, before the first set of pairs has been run
         kept_edges(each, circuit)
     sections: list[Section] = []

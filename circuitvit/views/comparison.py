@@ -21,7 +21,7 @@ from circuitvit.models import Model
 from circuitvit.pruning import Curve
 from circuitvit.pruning.families import FamilySettings, check_method, family_curve
 from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.tasks import PreparedTask, Task, ready, split
+from circuitvit.tasks import PreparedTask, Task, prepare, split
 from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.templates import row, write_text
 from circuitvit.views.effects import faithfulness_curve
@@ -210,10 +210,10 @@ def _sides(
     progress: bool,
 ) -> tuple[PreparedTask, PreparedTask]:
     """The pairs to make circuits on and those to judge them on."""
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     if isinstance(held_out, (int, float)):
         return split(model, prepared, held_out, seed=seed)
-    return prepared, prepared if held_out is None else ready(model, held_out, progress)
+    return prepared, prepared if held_out is None else prepare(model, held_out, progress)
 
 
 def _origin(discovery: PreparedTask, judged: PreparedTask, settings: FamilySettings, seed: int) -> Provenance:

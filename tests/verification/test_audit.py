@@ -11,6 +11,7 @@ from scipy import stats
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.tasks import select_pairs
 from circuitvit.verification import (
@@ -31,7 +32,6 @@ from circuitvit.verification import (
     sufficiency_test,
     verify,
 )
-from circuitvit.verification.evaluator import Evaluator
 from circuitvit.verification.statistics import equivalence_p, power_of_mean, rank_p
 from tests.verification.cases import some_circuit, tiny_model, tiny_task
 

@@ -10,6 +10,7 @@ import pytest
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.verification import (
     BeatsRandom,
@@ -22,7 +23,6 @@ from circuitvit.verification import (
     check_hypotheses,
     read_hypotheses,
 )
-from circuitvit.verification.evaluator import Evaluator
 from tests.verification.cases import images, tiny_model, tiny_task
 
 EDGES = "* -> logits"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import circuitvit as cv
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Provenance
 from circuitvit.models.timm_import import import_timm
@@ -30,7 +31,6 @@ from circuitvit.verification import (
     verify,
 )
 from circuitvit.verification import hypotheses as hypotheses_module
-from circuitvit.verification.evaluator import Evaluator
 from tests.verification.cases import images, some_circuit, tiny_model, tiny_task
 
 CLAIM = Hypothesis("all of it", "* -> logits", Falls(0.0))
