@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from circuitvit.models import Model, load
-from circuitvit.tasks import Task
 from circuitvit.testing.log import begin_test, entries, forget
-from circuitvit.verification import HypothesisFile, read_hypotheses
+
+if TYPE_CHECKING:  # torch and timm are loaded when a fixture is asked for, not in every run of pytest
+    from circuitvit.models import Model
+    from circuitvit.tasks import Task
+    from circuitvit.verification import HypothesisFile
 
 _OPTIONS = {
     "circuit_model": "name of the model that the fixture circuit_model loads",
@@ -51,6 +53,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def circuit_hypotheses(pytestconfig: pytest.Config) -> HypothesisFile:
     """The file of hypotheses named by the setting `circuit_hypotheses`."""
+    from circuitvit.verification import read_hypotheses
+
     named = pytestconfig.getini("circuit_hypotheses")
     if not named:
         pytest.fail(
@@ -62,6 +66,8 @@ def circuit_hypotheses(pytestconfig: pytest.Config) -> HypothesisFile:
 @pytest.fixture(scope="session")
 def circuit_model(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Model:
     """The model under test."""
+    from circuitvit.models import load
+
     name, checkpoint = pytestconfig.getini("circuit_model"), pytestconfig.getini("circuit_checkpoint")
     path: Path | None = pytestconfig.rootpath / checkpoint if checkpoint else None
     if not name and pytestconfig.getini("circuit_hypotheses"):

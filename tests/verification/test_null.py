@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import circuitvit as cv
 from circuitvit.errors import OptionError
+from circuitvit.graph import Provenance
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.verification.null import complement_circuits, connected_circuits, random_path, stage_profile
 
@@ -50,6 +51,30 @@ def test_the_same_seed_gives_the_same_circuits() -> None:
     assert connected_circuits(cv.Circuit.empty(circuit.graph), 2) == (cv.Circuit.empty(circuit.graph),) * 2
     with pytest.raises(OptionError, match="0 or more"):
         connected_circuits(circuit, -1)
+
+
+def test_token_groups_are_matched_and_a_full_stage_stays_full() -> None:
+    graph = transformer_graph(2, 2).with_groups(("cls", "patch"))
+    circuit = cv.Circuit.from_edges(graph, ["input->logits@cls", "input->m1@cls", "m1->logits@cls"])
+    assert all(edge.endswith("@cls") for each in connected_circuits(circuit, 5) for edge in each)
+    assert set(connected_circuits(cv.Circuit.full(graph), 3)) == {cv.Circuit.full(graph)}
+
+
+def test_like_nodes_of_a_stage_change_places_and_others_do_not() -> None:
+    """Both heads of a layer are as likely to be drawn, from a circuit that has one of them."""
+    graph = transformer_graph(1, 2)
+    circuit = cv.Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->logits"])
+    drawn = connected_circuits(circuit, 600, steps=1)
+    heads = Counter(node.partition("->")[0] for each in drawn for node in each if node.endswith("logits"))
+    assert 240 < heads["a0.h0"] < 360
+    assert heads["a0.h0"] + heads["a0.h1"] == 600
+
+
+def test_they_say_where_they_came_from() -> None:
+    found = Provenance(model="vit", weights="abc", task="cats", method="eap")
+    circuit = cv.Circuit.from_edges(transformer_graph(1, 1), ["input->logits"], found)
+    (drawn,) = connected_circuits(circuit, 1, seed=5)
+    assert drawn.provenance == Provenance("vit", "abc", method="random-connected", seed=5)
 
 
 @given(st.integers(0, 10_000))
