@@ -32,8 +32,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-SCORE_EDGES = 40
-EXACT_EDGES = 12
+SCORE_EDGES = 30
+EXACT_EDGES = 10
+
+STEPS = 40
+"""How many rounding steps of a lower precision an answer may be off, at the size of the largest number."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,17 @@ class Trial:
 
 
 @st.composite
-def trials(draw: st.DrawFn, dtypes: Iterable[str] = ("float64",), **limits: Any) -> Trial:
-    """Trials with a drawn model, task and way to ask; `limits` are those of `cases`."""
+def trials(draw: st.DrawFn) -> Trial:
+    """Trials with a drawn model, task and way to ask; most of them in float64, which shows most.
+
+    In lower precision models are less deep, and smooth, so that rounding does not grow beyond measure.
+    """
+    dtype = draw(st.sampled_from(("float64", "float64", *DTYPES)))
+    limits: dict[str, Any] = {} if dtype == "float64" else {"max_depth": 2, "smooth": True}
     case = draw(cases(**limits))
     return Trial(
         case,
-        dtype=draw(st.sampled_from(tuple(dtypes))),
+        dtype=dtype,
         kinds=case.groups != "none" and draw(st.booleans()),
         batch_size=draw(st.sampled_from((None, 1, 2, 3))),
         observed=tuple(draw(st.lists(st.integers(0, 200), max_size=3))),
@@ -131,7 +139,8 @@ class Questions:
 
     def to_library(self, model: cv.Model) -> Answers:
         task, size = self.trial.task(), self.trial.batch_size
-        graph = model.graph if self.groups is None else model.graph.with_groups(self.groups.names)
+        names = self.groups.names if self.groups is not None else ("patch",) if self.trial.kinds else None
+        graph = model.graph if names is None else model.graph.with_groups(names)
         assert sorted(graph.edges) == sorted(self.edges)
         logits = {}
         for name, kept in self.masks.items():
@@ -237,10 +246,34 @@ def differences(trial: Trial) -> list[tuple[Answers, Answers]]:
 # -- the tests -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the forward hooks of")
 @given(trials())
-def test_in_float64_every_answer_is_the_references(trial: Trial) -> None:
+def test_every_answer_is_the_references(trial: Trial) -> None:
     for found, told in differences(trial):
-        for name, logits in told.logits.items():
-            assert_close(found.logits[name], logits)
-        for method, scores in told.scores.items():
-            assert_same_scores(found.scores[method], scores)
+        if trial.dtype == "float64":
+            assert_the_same(found, told)
+        else:
+            assert_near(found, told, DTYPES[trial.dtype])
+
+
+def assert_the_same(found: Answers, told: Answers) -> None:
+    for name, logits in told.logits.items():
+        assert_close(found.logits[name], logits)
+    for method, scores in told.scores.items():
+        assert_same_scores(found.scores[method], scores)
+
+
+def assert_near(found: Answers, told: Answers, dtype: torch.dtype) -> None:
+    """Equal but for the rounding of a precision, at the size of the largest number there is."""
+    pairs = {name: (found.logits[name].double(), logits) for name, logits in told.logits.items()}
+    for method, scores in told.scores.items():
+        assert list(found.scores[method]) == list(scores)
+        pairs[method] = stacked(found.scores[method]), stacked(scores)
+    size = max(1.0, *(float(expected.abs().max()) for _, expected in pairs.values()))
+    for name, (value, expected) in pairs.items():
+        off = float((value - expected).abs().max()) / (size * torch.finfo(dtype).eps)
+        assert off <= STEPS, f"{name} is off by {off:.1f} rounding steps"
+
+
+def stacked(scores: Mapping[str, float]) -> Tensor:
+    return torch.tensor(list(scores.values()), dtype=torch.float64)

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.eap import objective
-from circuitvit.attribution.method import require_gradient
-from circuitvit.attribution.registry import provenance_of
+from circuitvit.attribution.scoring import provenance_of, require_gradient
 from circuitvit.engine import (
     BatchRun,
     batch_runs,

@@ -294,7 +294,7 @@ class Evaluator:
         """Refuse a task in which ablating every edge need not change anything.
 
         Args:
-            level: of the interval that must not hold 0; with 0, differences within rounding alone are refused.
+            level: of the interval that must not hold 0; with 0, only differences within rounding are refused.
 
         Raises:
             DataError: if the logits are the same, or as `check_effect` of this module.

@@ -106,7 +106,7 @@ def separation(scores: EdgeScores, truth: Circuit) -> Separation:
     if marks.all() or not marks.any():
         raise OptionError(f"{marks.sum()} of {len(marks)} edges matter: there is nothing to tell apart")
     sizes = np.abs(scores.values[edges])
-    return Separation(_roc_auc(sizes, marks), _average_precision(sizes, marks))
+    return Separation(_roc_auc(sizes, marks), average_precision(sizes, marks))
 
 
 def _without_one(mask: EdgeMask, places: np.ndarray) -> Iterator[EdgeMask]:
@@ -123,9 +123,14 @@ def _roc_auc(sizes: Numbers, marks: Marks) -> float:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _average_precision(sizes: Numbers, marks: Marks) -> float:
-    """Edges of equal score are taken together, so that their order does not count."""
-    levels, level = np.unique(-sizes, return_inverse=True)
+def average_precision(values: Float[np.ndarray, " item"], marks: Bool[np.ndarray, " item"]) -> float:
+    """The mean of the precision over the marked items, from the greatest value down, ties as one.
+
+    Example:
+        >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+        0.8333333333333333
+    """
+    levels, level = np.unique(-values, return_inverse=True)
     hits = np.cumsum(np.bincount(level, weights=marks, minlength=len(levels)))
     chosen = np.cumsum(np.bincount(level, minlength=len(levels)))
     return float((np.diff(hits, prepend=0) * hits / chosen).sum() / marks.sum())

@@ -181,7 +181,7 @@ def test_a_missing_folder_is_refused_before_the_work(prepared: PreparedTask, tmp
 
 
 def test_a_method_that_is_over_at_once_takes_no_state(prepared: PreparedTask, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="can be resumed"):
+    with pytest.raises(OptionError, match="eap takes no 'state': it belongs to 'exact'"):
         cv.attribute(prepared.model, prepared, "eap", state=tmp_path / "state.safetensors", progress=False)
 
 

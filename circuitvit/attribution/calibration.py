@@ -2,7 +2,8 @@
 
 Intervals are split-conformal within strata: of the `m` edges drawn from a stratum, the error of rank
 `ceil((m + 1) level)` bounds that of a further edge of it with probability at least `level`, however errors
-are distributed. The interval of an edge that was measured is its effect.
+are distributed. The interval of an edge that was measured is its effect. Agreement is that of a weighted
+sample: a drawn edge of weight `w` stands for `w` edges of the graph (Horvitz and Thompson 1952).
 
 Vovk, Gammerman and Shafer 2005, "Algorithmic Learning in a Random World", for Mondrian conformal predictors.
 """
@@ -11,15 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from circuitvit.attribution import agreement
 from circuitvit.attribution.exact import edge_effects
-from circuitvit.attribution.method import Settings
-from circuitvit.attribution.sample import LEAST, Stratum, draw_strata
+from circuitvit.attribution.scoring import Running
 from circuitvit.engine import choose_batch_size
 from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeScores, Fidelity
@@ -29,6 +29,22 @@ from circuitvit.tasks import PreparedTask, Task, prepare
 MOST_TOP = 100
 TOP_SHARE = 0.2
 """The top edges that precision speaks of: a fifth of the edges, and at most 100."""
+
+LEAST = 30
+"""Edges without which no interval of 95 % can be had."""
+
+CERTAIN_SHARE = 0.25
+"""Of the edges to measure, those that are simply the strongest: they decide correlations."""
+
+PER_STRATUM = 20
+"""Edges drawn from each stratum at least: with 19 the largest error of a sample bounds 95 % of all."""
+
+WEAK_SHARE = 0.7
+"""Of the edges of a band, those in the stratum of small scores."""
+
+MOST_BANDS = 4
+
+Values = Float[np.ndarray, " edge"]
 
 
 def calibrate(
@@ -87,8 +103,8 @@ def calibrate(
     wanted = np.zeros(graph.shape, dtype=bool)
     for stratum in strata:
         wanted[tuple(places[stratum.drawn].T)] = True
-    settings = Settings(batch_size or choose_batch_size(prepared, memory), progress=progress)
-    effects = edge_effects(prepared, wanted, settings) / len(prepared)
+    how = Running(batch_size or choose_batch_size(prepared, memory), progress)
+    effects = edge_effects(prepared, wanted, how) / len(prepared)
     return replace(scores, fidelity=_fidelity(scores, effects, known, strata, level, seed))
 
 
@@ -113,11 +129,11 @@ def _fidelity(
     return Fidelity(
         n_measured=len(sample),
         n_edges=len(values),
-        pearson=agreement.pearson(*given),
-        spearman=agreement.spearman(*given),
+        pearson=pearson(*given),
+        spearman=spearman(*given),
         top_k=k,
-        top_precision=agreement.top_precision(*given, k),
-        sign_agreement=agreement.sign_agreement(*given),
+        top_precision=top_precision(*given, k),
+        sign_agreement=sign_agreement(*given),
         level=level,
         low=_spread(scores, low),
         high=_spread(scores, high),
@@ -165,3 +181,117 @@ def _spread(scores: EdgeScores, by_edge: NDArray[np.float64]) -> NDArray[np.floa
     spread = np.zeros(scores.graph.shape)
     spread[scores.graph.edge_mask] = by_edge
     return spread
+
+
+# -- which edges to measure ----------------------------------------------------------------------
+# The strongest for certain, and equally many of every stratum of the others. Strata are bands of layers, cut
+# in two by the size of the score. Within one every edge has the same chance, so that the edges drawn speak
+# for those that were not.
+
+
+@dataclass(frozen=True, eq=False)
+class Stratum:
+    """Edges that are alike, and those of them that are measured.
+
+    Attributes:
+        edges: places among all edges of the graph.
+        drawn: those that are measured.
+    """
+
+    edges: Int[np.ndarray, " edge"]
+    drawn: Int[np.ndarray, " drawn"]
+
+    @property
+    def weights(self) -> Float[np.ndarray, " drawn"]:
+        """For how many edges each drawn one stands."""
+        return np.full(len(self.drawn), len(self.edges) / max(1, len(self.drawn)))
+
+
+def draw_strata(scores: EdgeScores, open_: Int[np.ndarray, " edge"], n: int, seed: int) -> list[Stratum]:
+    """The strata of the edges whose effects are not known yet, with `n` of them drawn in all.
+
+    Args:
+        scores: to be judged.
+        open_: places of these edges among all edges of the graph.
+        n: how many to draw.
+        seed: of the draw.
+    """
+    if n >= len(open_):
+        return [Stratum(open_, open_)]
+    graph = scores.graph
+    sizes = np.abs(scores.values[graph.edge_mask])[open_]
+    layers = np.array([graph.stages[stage].layer for stage in graph.receiver_stages])
+    layers = np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask][open_]
+    strongest = np.argsort(-sizes, kind="stable")[: int(n * CERTAIN_SHARE)]
+    others = np.setdiff1d(np.arange(len(open_)), strongest)
+    cells = _cells(others[np.argsort(layers[others], kind="stable")], sizes, n - len(strongest))
+    generator = np.random.default_rng(seed)
+    strata = [Stratum(open_[strongest], open_[strongest])]
+    left = n - len(strongest)
+    for number, cell in enumerate(cells):
+        take = min(len(cell), left // (len(cells) - number))
+        drawn = np.sort(generator.choice(cell, size=take, replace=False))
+        strata.append(Stratum(open_[np.sort(cell)], open_[drawn]))
+        left -= take
+    return strata
+
+
+def _cells(by_layer: NDArray[np.intp], sizes: NDArray[np.float64], n: int) -> list[NDArray[np.intp]]:
+    """Edges in order of their layers, cut into bands and each band by size; smaller cells first."""
+    n_cells = max(1, n // PER_STRATUM)
+    if n_cells == 1:
+        return [by_layer]
+    cells = []
+    for band in np.array_split(by_layer, min(MOST_BANDS, n_cells // 2)):
+        ranked = band[np.argsort(sizes[band], kind="stable")]
+        cut = int(len(ranked) * WEAK_SHARE)
+        cells += [ranked[:cut], ranked[cut:]]
+    return sorted((cell for cell in cells if len(cell)), key=len)
+
+
+# -- agreement with effects ----------------------------------------------------------------------
+
+
+def pearson(scores: Values, effects: Values, weights: Values) -> float | None:
+    """Weighted Pearson correlation; None where one side is constant.
+
+    Example:
+        >>> round(pearson(np.array([0.0, 1, 2]), np.array([1.0, 3, 5]), np.ones(3)), 6)
+        1.0
+    """
+    moments = np.cov(np.stack([scores, effects]), aweights=weights, ddof=0)
+    scale = float(np.sqrt(moments[0, 0] * moments[1, 1]))
+    return None if scale == 0.0 or not np.isfinite(scale) else float(moments[0, 1]) / scale
+
+
+def spearman(scores: Values, effects: Values, weights: Values) -> float | None:
+    """Weighted Spearman correlation of magnitudes; None where one side is constant."""
+    return pearson(_ranks(np.abs(scores), weights), _ranks(np.abs(effects), weights), weights)
+
+
+def top_precision(scores: Values, effects: Values, weights: Values, k: int) -> float:
+    """Share of the `k` edges of largest score that are among the `k` of largest effect, in magnitude."""
+    chosen, true = _top_shares(scores, weights, k), _top_shares(effects, weights, k)
+    return float((weights * np.minimum(chosen, true)).sum() / min(k, weights.sum()))
+
+
+def sign_agreement(scores: Values, effects: Values, weights: Values) -> float:
+    """Weighted share of edges whose score and effect have one sign."""
+    return float(np.average(np.sign(scores) == np.sign(effects), weights=weights))
+
+
+def _ranks(values: Values, weights: Values) -> NDArray[np.float64]:
+    """The middle of each value's place in a line in which an edge takes up its weight; ties share theirs."""
+    distinct, place = np.unique(values, return_inverse=True)
+    widths = np.bincount(place, weights=weights, minlength=len(distinct))
+    ranks: NDArray[np.float64] = (np.cumsum(widths) - widths / 2)[place]
+    return ranks
+
+
+def _top_shares(values: Values, weights: Values, k: int) -> NDArray[np.float64]:
+    """How much of each edge lies within the `k` largest magnitudes, 0 to 1."""
+    order = np.argsort(-np.abs(values), kind="stable")
+    before = np.cumsum(weights[order]) - weights[order]
+    shares = np.empty(len(values))
+    shares[order] = np.clip((k - before) / weights[order], 0.0, 1.0)
+    return shares
