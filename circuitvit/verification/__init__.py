@@ -29,7 +29,7 @@ from circuitvit.verification.interventions import Flip, FlipSearch, PatchingMap,
 from circuitvit.verification.null import complement_circuits, connected_circuits, stage_profile
 from circuitvit.verification.patterns import select_edges
 from circuitvit.verification.report import Report, Section, save_verdicts
-from circuitvit.verification.robustness import Robustness, Stability, robustness, stability
+from circuitvit.verification.robustness import Robustness, robustness, stability
 from circuitvit.verification.statistics import (
     Bootstrap,
     Estimate,
@@ -62,7 +62,6 @@ __all__ = [
     "Rises",
     "Robustness",
     "Section",
-    "Stability",
     "Unchanged",
     "Verdict",
     "audit",

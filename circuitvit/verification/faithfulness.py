@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from circuitvit.engine import check_effect
-from circuitvit.graph import Circuit
+from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
 from circuitvit.verification.statistics import Bootstrap
 
@@ -61,15 +61,13 @@ def faithfulness(
 
 def origin_differs(circuit: Circuit, model: Model) -> str:
     """A sentence for reports where the circuit was found on another model; empty where it was not, or where
-    it does not say where it came from. Weights decide, and the name where no weights are known."""
+    it does not say where it came from."""
     found = circuit.provenance
-    if found.weights and found.weights != model.weights_hash:
-        return (
-            f"The circuit was found on other weights ({found.model or 'unnamed'}, {found.weights[:12]}) than "
-            f"those it was verified on ({model.name}, {model.weights_hash[:12]})."
-        )
-    if not found.weights and found.model and found.model != model.name:
-        return (
-            f"The circuit was found on another model ({found.model}) than it was verified on ({model.name})."
-        )
-    return ""
+    if not found.mismatch(Provenance(model.name, model.weights_hash)):
+        return ""
+    if not found.weights:
+        return f"The circuit was found on another model ({found.model}) than this one ({model.name})."
+    return (
+        f"The circuit was found on other weights ({found.model or 'unnamed'}, {found.weights[:12]}) than "
+        f"those it was verified on ({model.name}, {model.weights_hash[:12]})."
+    )

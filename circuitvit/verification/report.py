@@ -16,8 +16,9 @@ from typing import Any
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance, notebook
 from circuitvit.graph.files import check_version, read_json, write_json
+from circuitvit.pruning.find import Agreement
 from circuitvit.verification.records import from_json, json_schema, to_json
-from circuitvit.verification.robustness import Robustness, Stability
+from circuitvit.verification.robustness import Robustness
 from circuitvit.verification.statistics import Estimate
 from circuitvit.verification.templates import markdown, write_text
 from circuitvit.verification.verdict import Verdict, conclusion
@@ -230,7 +231,7 @@ class Report:
         self,
         *,
         hypotheses: Sequence[Verdict] | None = None,
-        stability: Stability | None = None,
+        stability: Agreement | None = None,
         robustness: Robustness | None = None,
         circuit: Circuit | None = None,
     ) -> Report:
@@ -247,12 +248,17 @@ class Report:
         """
         if stability is not None and circuit is None:
             raise OptionError("the stability of which edges? Give circuit= with the circuit of the report")
-        found, notes = {}, []
+        found: dict[str, float] = {}
+        notes: list[str] = []
         if stability is not None and circuit is not None:
-            found, notes = stability.of(circuit), [stability.origin_differs(circuit)]
+            found, differs = (
+                stability.of(circuit),
+                circuit.provenance.mismatch(stability.circuits[0].provenance),
+            )
+            notes = [f"Stability compares circuits of {differs}."] if differs else []
         return replace(
             self,
-            warnings=tuple(dict.fromkeys([*self.warnings, *filter(None, notes)])),
+            warnings=tuple(dict.fromkeys([*self.warnings, *notes])),
             hypotheses=self.hypotheses if hypotheses is None else tuple(hypotheses),
             edge_stability=found or self.edge_stability,
             robustness=robustness or self.robustness,

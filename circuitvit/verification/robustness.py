@@ -14,17 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import CircuitViTError, DataError, OptionError
-from circuitvit.graph import Circuit, Graph
+from circuitvit.graph import Circuit
 from circuitvit.models import Model
+from circuitvit.pruning.find import Agreement
 from circuitvit.tasks import (
     Ablation,
     Patch,
@@ -174,59 +172,6 @@ def run_robustness(
     return Robustness((base, *(replace(each, flips=flip) for each, flip in zip(rows, flips, strict=True))))
 
 
-@dataclass(frozen=True, eq=False)
-class Stability:
-    """How often each edge was found.
-
-    Attributes:
-        graph: of the circuits.
-        frequency: share of resamples whose circuit has the edge, `(sender, receiver, group)`.
-        circuits: one for each resample.
-        at_least: frequency from which an edge belongs to the consensus.
-    """
-
-    graph: Graph
-    frequency: Float[NDArray[np.float64], "sender receiver group"]
-    circuits: tuple[Circuit, ...]
-    at_least: float = 0.5
-
-    @property
-    def consensus(self) -> Circuit:
-        """The edges found often enough, without dead ones; it carries the frequencies as its scores."""
-        return Circuit(self.graph, self.frequency >= self.at_least, self.frequency).pruned()
-
-    @property
-    def agreement(self) -> float:
-        """Mean Jaccard index of two of the circuits: 1 when all are the same."""
-        pairs = [one.jaccard(other) for one, other in combinations(self.circuits, 2)]
-        return float(np.mean(pairs)) if pairs else 1.0
-
-    def of(self, circuit: Circuit) -> dict[str, float]:
-        """How often each edge of a circuit was found again."""
-        return {name: float(self.frequency[self.graph.edge_index(name)]) for name in circuit}
-
-    def origin_differs(self, circuit: Circuit) -> str:
-        """A sentence where the circuit was found on another model than these; empty where it was not."""
-        mine, other = self.circuits[0].provenance, circuit.provenance
-        known = "weights" if mine.weights and other.weights else "model"
-        here, there = getattr(mine, known), getattr(other, known)
-        if not here or not there or here == there:
-            return ""
-        return (
-            f"Stability compares circuits of different models: {mine.model or 'unnamed'}, "
-            f"{mine.weights[:12]} and {other.model or 'unnamed'}, {other.weights[:12]}."
-        )
-
-    def __str__(self) -> str:
-        sizes = [len(each) for each in self.circuits]
-        always = int((self.frequency >= 1).sum())
-        return (
-            f"{len(self.circuits)} resamples give circuits of {min(sizes)} to {max(sizes)} edges, alike by "
-            f"{self.agreement:.2f} (Jaccard); {always} edges are in all of them, {len(self.consensus)} in "
-            f"the consensus (at least {self.at_least:.0%})."
-        )
-
-
 def stability(
     model: Model,
     task: Task | PreparedTask,
@@ -236,7 +181,7 @@ def stability(
     at_least: float = 0.5,
     seed: int = 0,
     progress: bool = True,
-) -> Stability:
+) -> Agreement:
     """Find the circuit anew on resampled pairs.
 
     Args:
@@ -274,8 +219,7 @@ def stability(
             rows = rng.integers(len(prepared), size=len(prepared)).tolist()
             circuits.append(discover(model, as_task(select_pairs(prepared, rows))))
             bar.update()
-    frequency = np.mean([each.kept for each in circuits], axis=0)
-    return Stability(prepared.graph, frequency, tuple(circuits), at_least)
+    return Agreement(tuple(circuits), at_least=at_least)
 
 
 # -- inside --------------------------------------------------------------------------------------

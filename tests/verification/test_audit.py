@@ -252,7 +252,7 @@ def test_stability_counts_edges_and_the_consensus_holds_them() -> None:
     assert set(found.of(once & twice).values()) == {1.0}
     assert found.of(once - twice)[next(iter(once - twice))] == pytest.approx(1 / 3)
     assert shared
-    assert "3 resamples" in str(found)
+    assert "3 searches" in str(found)
 
 
 def test_selected_pairs_measure_the_same_behaviour() -> None:
