@@ -6,7 +6,6 @@ connected circuits as the null, robustness, stability, and activation patching.
 """
 
 from circuitvit.verification.audit import (
-    AuditSettings,
     audit,
     equivalence_test,
     necessity_test,
@@ -39,7 +38,7 @@ from circuitvit.verification.statistics import (
     ratio_interval,
     share_interval,
 )
-from circuitvit.verification.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict, conclusion
+from circuitvit.verification.verdict import REFUTED, SUPPORTED, UNDECIDED, AuditSettings, Verdict, conclusion
 from circuitvit.verification.verify import verify
 
 __all__ = [

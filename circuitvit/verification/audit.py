@@ -11,7 +11,8 @@ those that few circuits pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,10 +43,9 @@ from circuitvit.verification.verdict import (
     REFUTED,
     SUPPORTED,
     UNDECIDED,
+    AuditSettings,
     Verdict,
     check_clusters,
-    check_level,
-    check_margin,
     rank_verdict,
     share_verdict,
 )
@@ -58,32 +58,6 @@ AS_BAD = 0.1
 SHI = "Shi et al. 2024, arXiv:2410.13032; Besag and Clifford 1989, Biometrika 76"
 
 Shares = Float[NDArray[np.float64], "circuit"]
-
-
-@dataclass(frozen=True)
-class AuditSettings:
-    """How the tests of a circuit are run.
-
-    Attributes:
-        alpha: level of significance of each test.
-        margin: of equivalence, as a share of the behaviour.
-        completeness_margin: of completeness, likewise.
-        n_random: random connected circuits, for sufficiency.
-        n_others: random circuits of the rest of the model, for necessity; 89 make its exact level 4.97 %.
-        n_paths: random knock-outs, for minimality; 0 leaves minimality and completeness out, which take most
-            of the time.
-        n_bootstrap: how often pairs are resampled.
-        seed: of everything random.
-    """
-
-    alpha: float = 0.05
-    margin: float = 0.2
-    completeness_margin: float = 0.3
-    n_random: int = 99
-    n_others: int = 89
-    n_paths: int = 199
-    n_bootstrap: int = 1000
-    seed: int = 0
 
 
 def audit(
@@ -143,35 +117,22 @@ def run_audit(
     if not len(live):
         raise OptionError("the circuit has no edge on a path from input to logits: there is nothing to test")
     check_clusters(clusters, len(evaluator))
-    draws = Bootstrap(n_resamples=settings.n_bootstrap, seed=settings.seed)
     evaluator.check_effect()
-    alpha, n, seed = settings.alpha, settings.n_random, settings.seed
     if randoms is None:
-        randoms = connected_circuits(live, n, seed)
+        randoms = connected_circuits(live, settings.n_random, settings.seed)
     try:
-        others = complement_circuits(live, settings.n_others, seed)
+        others = complement_circuits(live, settings.n_others, settings.seed)
     except OptionError:  # the circuit leaves too little of the model to draw from
         others = ()
     found = [
-        sufficiency_test(
-            evaluator, circuit, randoms, alpha=alpha, settings=draws, clusters=clusters
-        ),
-        necessity_test(evaluator, circuit, others, alpha=alpha, settings=draws, clusters=clusters),
-        equivalence_test(
-            evaluator, circuit, margin=settings.margin, alpha=alpha, settings=draws, clusters=clusters
-        ),
-        independence_test(evaluator, circuit, alpha=alpha, settings=draws),
-    ]  # fmt: skip
+        sufficiency_test(evaluator, circuit, randoms, settings, clusters),
+        necessity_test(evaluator, circuit, others, settings, clusters),
+        equivalence_test(evaluator, circuit, settings, clusters),
+        independence_test(evaluator, circuit, settings),
+    ]
     if settings.n_paths:
-        found += [
-            minimality_test(
-                evaluator, circuit, n_random=settings.n_paths, alpha=alpha, settings=draws, clusters=clusters
-            ),
-            completeness_test(
-                evaluator, circuit, margin=settings.completeness_margin, alpha=alpha, settings=draws,
-                clusters=clusters,
-            ),
-        ]  # fmt: skip
+        found.append(minimality_test(evaluator, circuit, settings, clusters))
+        found.append(completeness_test(evaluator, circuit, settings, clusters))
     return tuple(found)
 
 
@@ -179,9 +140,7 @@ def sufficiency_test(
     evaluator: Evaluator,
     circuit: Circuit,
     randoms: Sequence[Circuit],
-    *,
-    alpha: float = 0.05,
-    settings: Bootstrap | None = None,
+    settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
 ) -> Verdict:
     """Does the circuit keep the behaviour better than chance?
@@ -196,16 +155,14 @@ def sufficiency_test(
         evaluator: of the task.
         circuit: to test.
         randoms: from `connected_circuits`.
-        alpha: level of significance.
-        settings: of the interval and the power.
+        settings: level, number of resamples, seed.
         clusters: which cluster each pair belongs to.
     """
-    check_level(alpha)
-    n = len(randoms)
+    settings = settings or AuditSettings()
+    n, alpha = len(randoms), settings.alpha
     kept = evaluator.many([circuit.kept, *(each.kept for each in randoms)]) - evaluator.nothing
-    found = _ranked(
-        kept, evaluator.effect, as_faithful, lambda b: rank_verdict(b, n, alpha), settings, clusters
-    )
+    decide = partial(rank_verdict, n=n, alpha=alpha)
+    found = _ranked(kept, evaluator.effect, as_faithful, decide, settings.draws, clusters)
     reason = (
         f"{found.as_good} of {n} random connected circuits of the same size and profile over stages keep the "
         f"behaviour as well (the circuit {found.own.value:.3f}, they {found.typical:.3f} on average)."
@@ -237,19 +194,16 @@ def necessity_test(
     evaluator: Evaluator,
     circuit: Circuit,
     randoms: Sequence[Circuit],
-    *,
-    as_bad: float = AS_BAD,
-    alpha: float = 0.05,
-    settings: Bootstrap | None = None,
+    settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
 ) -> Verdict:
     """Does ablating the circuit hurt more than ablating as much of the rest of the model?
 
-    Null hypothesis: of all random circuits of its size in the rest of the model, at least a share `as_bad`
-    are missed as much as the circuit is.
+    Null hypothesis: of all random circuits of its size in the rest of the model, at least a tenth are
+    missed as much as the circuit is.
     Statistic: the share of the behaviour lost when only its edges are ablated, `1 - f(everything but C)`.
     p-value: `P(Binomial(n, as_bad) <= b)`, `b` of the random circuits being missed as much; ties count.
-    Verdict: refuted when the same share is refuted from the other side (more than `as_bad` are).
+    Verdict: refuted when the same share is refuted from the other side (more than a tenth are).
     Source: partial necessity of Shi et al. 2024, arXiv:2410.13032, with the exact binomial tail.
 
     The rank `(b + 1) / (n + 1)` would be wrong here: circuits of the complement cannot hold the circuit's
@@ -260,16 +214,19 @@ def necessity_test(
         evaluator: of the task.
         circuit: to test.
         randoms: from `complement_circuits`.
-        as_bad: the share of random circuits that may be missed as much.
-        alpha: level of significance.
-        settings: of the interval and the power.
+        settings: level, number of resamples, seed.
         clusters: which cluster each pair belongs to.
     """
-    check_level(alpha)
-    n = len(randoms)
+    settings = settings or AuditSettings()
+    n, alpha = len(randoms), settings.alpha
     lost = evaluator.whole - evaluator.many([~circuit.kept, *(~each.kept for each in randoms)])
     found = _ranked(
-        lost, evaluator.effect, _as_missed, lambda b: share_verdict(b, n, as_bad, alpha), settings, clusters
+        lost,
+        evaluator.effect,
+        _as_missed,
+        lambda b: share_verdict(b, n, AS_BAD, alpha),
+        settings.draws,
+        clusters,
     )
     reason = (
         f"{found.as_good} of {n} random circuits of as many edges, made of other paths, are missed as much "
@@ -283,12 +240,12 @@ def necessity_test(
         expectation="the model misses the circuit more than it misses as much of the rest",
         statistic="share of the behaviour lost without it",
         effect=found.own,
-        p_value=float(stats.binom.cdf(found.as_good, n, as_bad)),
+        p_value=float(stats.binom.cdf(found.as_good, n, AS_BAD)),
         n=len(evaluator),
         alpha=alpha,
         scope="these pairs, against the rest of the model",
         edges=len(circuit),
-        null=f"at least {as_bad:.0%} of random circuits in the rest of the model are missed as much",
+        null=f"at least {AS_BAD:.0%} of random circuits in the rest of the model are missed as much",
         assumes=(
             "Nothing about the circuit; the statement is about random circuits of other paths. A circuit "
             "found on these very pairs has an advantage."
@@ -302,10 +259,7 @@ def necessity_test(
 def equivalence_test(
     evaluator: Evaluator,
     circuit: Circuit,
-    *,
-    margin: float = 0.2,
-    alpha: float = 0.05,
-    settings: Bootstrap | None = None,
+    settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
 ) -> Verdict:
     """Is the circuit's mean metric that of the whole model, to within a share of the behaviour?
@@ -324,23 +278,17 @@ def equivalence_test(
     Args:
         evaluator: of the task.
         circuit: to test.
-        margin: largest difference that counts as none, as a share of the behaviour.
-        alpha: level of significance.
-        settings: of the bootstrap.
+        settings: level, margin, number of resamples, seed.
         clusters: which cluster each pair belongs to.
-
-    Raises:
-        OptionError: if the margin is not positive.
     """
-    check_level(alpha)
-    check_margin(margin)
-    settings = settings or Bootstrap()
+    settings = settings or AuditSettings()
+    alpha, margin, draws = settings.alpha, settings.margin, settings.draws
     sign = np.sign(evaluator.effect.mean())
     effect = evaluator.effect * sign
     difference, room = (evaluator.values(circuit.kept) - evaluator.whole) * sign, margin * effect
-    faithfulness = ratio_interval(effect + difference, effect, settings, clusters)
-    p_value = equivalence_p(difference, room, settings, clusters)
-    outside = beyond_p(difference, room, settings, clusters)
+    faithfulness = ratio_interval(effect + difference, effect, draws, clusters)
+    p_value = equivalence_p(difference, room, draws, clusters)
+    outside = beyond_p(difference, room, draws, clusters)
     within = f"within {1 - margin:g} to {1 + margin:g}"
     verdict, found = UNDECIDED, f"{len(evaluator)} pair(s) do not show whether it lies {within}"
     if p_value is None or outside is None:
@@ -393,25 +341,24 @@ def _ranked(
     effect: Float[NDArray[np.float64], " pair"],
     as_good: Callable[[Shares], int],
     decide: Callable[[int], str],
-    settings: Bootstrap | None,
+    draws: Bootstrap,
     clusters: Sequence[str] | None,
 ) -> _Ranked:
     """The figure `sum(gains) / sum(effect)` of the circuit (row 0) among that of the others.
 
     Power is the share of resampled sets of pairs on which the verdict would be "supported".
     """
-    settings = settings or Bootstrap()
     shares = gains.sum(axis=1) / effect.sum()
     b = as_good(shares)
     sums = np.array(cluster_sums(clusters, effect, *gains))
     n, power = sums.shape[1], None
     if n > 1 and len(gains) > 1:
-        rng = np.random.default_rng(settings.seed)
+        rng = np.random.default_rng(draws.seed)
         redrawn = rng.multinomial(n, np.full(n, 1 / n), size=POWER_RESAMPLES) @ sums.T
         again = [decide(as_good(row[1:] / row[0])) == SUPPORTED for row in redrawn if row[0] != 0]
         power = float(np.mean(again)) if again else None
     return _Ranked(
-        own=ratio_interval(gains[0], effect, settings, clusters),
+        own=ratio_interval(gains[0], effect, draws, clusters),
         typical=float(shares[1:].mean()) if len(shares) > 1 else float("nan"),
         as_good=b,
         verdict=decide(b),

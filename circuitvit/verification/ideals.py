@@ -43,9 +43,8 @@ from circuitvit.verification.verdict import (
     REFUTED,
     SUPPORTED,
     UNDECIDED,
+    AuditSettings,
     Verdict,
-    check_level,
-    check_margin,
 )
 
 MOST_TRIES = 1000
@@ -60,10 +59,7 @@ ENOUGH_POWER = 0.8
 def minimality_test(
     evaluator: Evaluator,
     circuit: Circuit,
-    *,
-    n_random: int = 199,
-    alpha: float = 0.05,
-    settings: Bootstrap | None = None,
+    settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
 ) -> Verdict:
     """Is every edge of the circuit needed more than an edge added at random?
@@ -83,22 +79,20 @@ def minimality_test(
     Args:
         evaluator: of the task.
         circuit: to test; its dead edges are left out.
-        n_random: how many random knock-outs.
-        alpha: false discovery rate.
-        settings: whose seed draws the paths.
+        settings: number of random knock-outs (`n_paths`), false discovery rate (`alpha`), seed.
         clusters: which cluster each pair belongs to.
 
     Raises:
         OptionError: if the circuit has no live edge.
     """
-    check_level(alpha)
-    settings = settings or Bootstrap()
+    settings = settings or AuditSettings()
+    alpha = settings.alpha
     live = circuit.pruned()
     if not len(live):
         raise OptionError("the circuit has no edge on a path from input to logits: nothing can be minimal")
     effect = evaluator.effect
     own = _own_changes(evaluator, live)
-    drawn = _random_changes(evaluator, live, n_random, settings.seed)
+    drawn = _random_changes(evaluator, live, settings.n_paths, settings.seed)
     p_values = minimality_p_values(_sizes(own, effect), _sizes(drawn, effect))
     adjusted = stats.false_discovery_control(p_values)
     names, needed = list(live), adjusted <= alpha
@@ -112,7 +106,7 @@ def minimality_test(
         expectation="every edge does more than an edge added at random",
         null="knocking the edge out changes no more than knocking out an edge of a randomly added path",
         statistic=f"share of the behaviour that the weakest edge ({names[weakest]}) changes",
-        effect=_size_interval(own[weakest], effect, settings, clusters),
+        effect=_size_interval(own[weakest], effect, settings.draws, clusters),
         p_value=float(adjusted.max()),
         n=len(evaluator),
         alpha=alpha,
@@ -192,13 +186,11 @@ class KnockOut:
 def completeness_test(
     evaluator: Evaluator,
     circuit: Circuit,
+    settings: AuditSettings | None = None,
+    clusters: Sequence[str] | None = None,
     *,
-    margin: float = 0.3,
-    alpha: float = 0.05,
     n_random: int = 10,
     greedy_steps: int = 5,
-    settings: Bootstrap | None = None,
-    clusters: Sequence[str] | None = None,
 ) -> Verdict:
     """Does the circuit without K do what the model without K does, whatever edges K of the circuit?
 
@@ -218,24 +210,18 @@ def completeness_test(
     Args:
         evaluator: of the task.
         circuit: to test.
-        margin: largest difference that counts as none, as a share of the behaviour.
-        alpha: level of significance.
+        settings: level, margin (`completeness_margin`), number of resamples, seed.
+        clusters: which cluster each pair belongs to.
         n_random: how many random halves.
         greedy_steps: how many edges the greedy set has; 0 for none.
-        settings: of the bootstrap; its seed draws the halves.
-        clusters: which cluster each pair belongs to.
-
-    Raises:
-        OptionError: if the margin is not positive.
     """
-    check_level(alpha)
-    check_margin(margin)
-    settings = settings or Bootstrap()
+    settings = settings or AuditSettings()
+    alpha, margin, draws = settings.alpha, settings.completeness_margin, settings.draws
     sets = knock_outs(evaluator, circuit, n_random, greedy_steps, settings.seed)
     difference = _differences(evaluator, circuit, [each.edges for each in sets])
     difference *= np.sign(evaluator.effect.mean())
     tests = [
-        _test(row, evaluator.effect, each, margin, alpha, settings, clusters)
+        _test(row, evaluator.effect, each, margin, alpha, draws, clusters)
         for row, each in zip(difference, sets, strict=True)
     ]
     shares = [abs(test.share) for test in tests]
@@ -253,7 +239,7 @@ def completeness_test(
         expectation=f"the circuit fails as the model fails, to within {margin:.0%} of the behaviour",
         null="for some set of its edges, ablating them in both leaves a difference beyond the margin",
         statistic="largest difference as a share of the behaviour",
-        effect=ratio_interval(difference[worst][rows], oriented[rows], settings, labels),
+        effect=ratio_interval(difference[worst][rows], oriented[rows], draws, labels),
         p_value=p_value,
         n=len(rows),
         alpha=alpha,
@@ -298,9 +284,8 @@ def knock_outs(
 def independence_test(
     evaluator: Evaluator,
     circuit: Circuit,
+    settings: AuditSettings | None = None,
     *,
-    alpha: float = 0.05,
-    settings: Bootstrap | None = None,
     n_permutations: int = 999,
 ) -> Verdict:
     """Is what the rest of the model says independent of what the model says?
@@ -319,12 +304,11 @@ def independence_test(
     Args:
         evaluator: of the task.
         circuit: to test.
-        alpha: level of significance.
-        settings: whose seed counts.
+        settings: level and seed.
         n_permutations: how many.
     """
-    check_level(alpha)
-    seed = (settings or Bootstrap()).seed
+    settings = settings or AuditSettings()
+    alpha, seed = settings.alpha, settings.seed
     full, rest = evaluator.effect, evaluator.values(~circuit.kept) - evaluator.nothing
     n = len(full)
     varies = n < 3 or bool(min(np.ptp(full), np.ptp(rest)) > ROUNDING * np.abs(full).max())

@@ -1,4 +1,4 @@
-"""What one hypothesis test says, about a circuit or about a claim, and the words of every verdict.
+"""What one hypothesis test says, about a circuit or about a claim, and how tests are run.
 
 *Supported* means that the opposite was refuted at level alpha, *refuted* that the claim itself was; what lies
 between is *not enough evidence*. Either error has at most probability alpha.
@@ -13,7 +13,7 @@ from typing import Any
 from scipy import stats
 
 from circuitvit.errors import OptionError
-from circuitvit.verification.statistics import Estimate
+from circuitvit.verification.statistics import Bootstrap, Estimate
 
 SUPPORTED = "supported"
 REFUTED = "refuted"
@@ -89,6 +89,45 @@ class Verdict:
         return f"{self.verdict}: {self.claim} ({self.statistic} {self.effect}{p_value}, n = {self.n})"
 
 
+@dataclass(frozen=True)
+class AuditSettings:
+    """How the tests of a circuit are run.
+
+    Attributes:
+        alpha: level of significance of each test.
+        margin: of equivalence, as a share of the behaviour.
+        completeness_margin: of completeness, likewise.
+        n_random: random connected circuits, for sufficiency.
+        n_others: random circuits of the rest of the model, for necessity; 89 make its exact level 4.97 %.
+        n_paths: random knock-outs, for minimality; 0 leaves minimality and completeness out, which take most
+            of the time.
+        n_bootstrap: how often pairs are resampled.
+        seed: of everything random.
+
+    Raises:
+        OptionError: if the level or a margin makes no sense.
+    """
+
+    alpha: float = 0.05
+    margin: float = 0.2
+    completeness_margin: float = 0.3
+    n_random: int = 99
+    n_others: int = 89
+    n_paths: int = 199
+    n_bootstrap: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_level(self.alpha)
+        if not min(self.margin, self.completeness_margin) > 0:
+            raise OptionError(f"a margin is a positive share of the behaviour, not {self.margin!r}")
+
+    @property
+    def draws(self) -> Bootstrap:
+        """How intervals and p-values of means are made."""
+        return Bootstrap(n_resamples=self.n_bootstrap, seed=self.seed)
+
+
 def conclusion(verdicts: Sequence[Verdict]) -> tuple[str, str]:
     """What the decisive tests say together: "passed", "failed" or "not enough evidence", and why.
 
@@ -115,16 +154,6 @@ def check_level(alpha: float) -> None:
     """
     if not 0 < alpha < 0.5:
         raise OptionError(f"the level of significance lies between 0 and 0.5, not {alpha!r}")
-
-
-def check_margin(margin: float) -> None:
-    """Refuse a margin of equivalence that is none.
-
-    Raises:
-        OptionError: if it is not positive.
-    """
-    if not margin > 0:
-        raise OptionError(f"the margin is a positive share of the behaviour, not {margin!r}")
 
 
 def check_clusters(clusters: Sequence[str] | None, n: int) -> None:

@@ -14,7 +14,7 @@ from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
-from circuitvit.verification.audit import AuditSettings, as_faithful, run_audit, shared_edges
+from circuitvit.verification.audit import as_faithful, run_audit, shared_edges
 from circuitvit.verification.caveats import caveats
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.null import connected_circuits
@@ -29,7 +29,7 @@ from circuitvit.verification.report import (
 )
 from circuitvit.verification.robustness import Robustness, run_robustness
 from circuitvit.verification.statistics import Bootstrap, mean_interval, ratio_interval, share_interval
-from circuitvit.verification.verdict import Verdict
+from circuitvit.verification.verdict import AuditSettings, Verdict
 
 WEAK = 0.1
 """A pair is weak when its metric differs by less than this share of the mean difference."""

@@ -135,8 +135,10 @@ def test_a_report_with_all_findings_survives_json(tmp_path: Path) -> None:
 def test_the_whole_graph_is_equivalent_complete_and_leaves_nothing() -> None:
     evaluator = Evaluator(tiny_task(12).prepare(tiny_model()))
     full = cv.Circuit.full(evaluator.graph)
-    assert equivalence_test(evaluator, full, margin=0.01).supported
-    assert completeness_test(evaluator, full, margin=0.01, n_random=3, greedy_steps=2).supported
+    assert equivalence_test(evaluator, full, AuditSettings(margin=0.01)).supported
+    assert completeness_test(
+        evaluator, full, AuditSettings(completeness_margin=0.01), n_random=3, greedy_steps=2
+    ).supported
     alone = independence_test(evaluator, full)
     assert alone.supported
     assert "does not vary" in alone.reason
@@ -163,7 +165,9 @@ def test_minimality_lists_the_idle_edges() -> None:
     model, task = catdog(8)
     evaluator = Evaluator(task.prepare(model))
     needed, idle = ["input->m0", "m0->logits"], "input->logits"  # the same image for both: it does nothing
-    outcome = minimality_test(evaluator, cv.Circuit.from_edges(model.graph, [*needed, idle]), n_random=39)
+    outcome = minimality_test(
+        evaluator, cv.Circuit.from_edges(model.graph, [*needed, idle]), AuditSettings(n_paths=39)
+    )
     assert idle in outcome.details["idle"] or outcome.details["adjusted_p"][idle] > 0
     assert set(outcome.details["adjusted_p"]) == {*needed, idle}
     with pytest.raises(OptionError, match="nothing can be minimal"):
@@ -172,9 +176,9 @@ def test_minimality_lists_the_idle_edges() -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     model, task, circuit = tiny_model(), tiny_task(6), some_circuit()
-    for settings in (AuditSettings(alpha=0.7), AuditSettings(margin=0)):
+    for settings in ({"alpha": 0.7}, {"margin": 0}, {"completeness_margin": -1.0}):
         with pytest.raises(OptionError):
-            audit(model, task, circuit, settings=settings, progress=False)
+            audit(model, task, circuit, settings=AuditSettings(**settings), progress=False)
     with pytest.raises(OptionError, match="nothing to test"):
         audit(model, task, cv.Circuit.empty(model.graph), progress=False)
     with pytest.raises(OptionError, match="2 clusters for 6 pairs"):
