@@ -28,7 +28,7 @@ import numpy as np
 import circuitvit as cv
 from bench._photographs import CATS, DOGS, load_model, shared_data
 from circuitvit.datasets.catdog import catdog_pairs
-from circuitvit.pruning.meter import FaithfulnessMeter
+from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Split
 from circuitvit.tasks.images import list_images
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
@@ -123,10 +123,14 @@ def with_masks(
 
 def one_circuit(model: cv.Model, sides: Split, plan: Plan, found: Sequence[cv.Circuit]) -> cv.Report:
     """The smallest mask that is faithful where it was learned, else the most faithful, judged elsewhere."""
-    meter = FaithfulnessMeter(sides.discovery)
+    evaluator = noising_evaluator(sides.discovery)
     small = [circuit for circuit in found if circuit.density <= LARGEST]
-    faithful = [circuit for circuit in small if BAND[0] <= meter(circuit.kept) <= BAND[1]]
-    chosen = min(faithful, key=len) if faithful else min(small, key=lambda each: abs(1 - meter(each.kept)))
+    faithful = [circuit for circuit in small if BAND[0] <= evaluator.faithfulness(circuit) <= BAND[1]]
+    chosen = (
+        min(faithful, key=len)
+        if faithful
+        else min(small, key=lambda each: abs(1 - evaluator.faithfulness(each)))
+    )
     chosen.save(plan.out / "circuit.json")
     report = cv.verify(model, sides.discovery, chosen, held_out=sides.held_out)
     for name in ("report.json", "report.md"):

@@ -21,12 +21,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import circuitvit as cv
 from bench._photographs import CATS, DOGS, load_model, shared_data, shared_folder
-from circuitvit.attribution import agreement
+from circuitvit.attribution import calibration
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.datasets.digits import digits_pairs
 from circuitvit.graph.files import write_json
@@ -35,15 +36,17 @@ from circuitvit.tasks.images import as_images
 
 TOP = 100
 
-BUDGETS: dict[str, tuple[str, float | None]] = {
-    "hybrid, 60": ("hybrid", 60.0),
-    "hybrid": ("hybrid", None),
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "eap-ig, gauss-legendre": ("eap-ig", {"rule": "gauss-legendre"}),
+    "eap-ig, left": ("eap-ig", {"rule": "left"}),
+    "hybrid, 60": ("hybrid", {"budget": 60.0}),
+    "hybrid": ("hybrid", {}),
 }
-"""Rows of the table that are a method under a budget."""
+"""Rows of the table that are a method with keywords."""
 
 ROWS = (
     *(name for name in cv.METHODS if name not in ("exact", "auto", "hybrid")),
-    *BUDGETS,
+    *VARIANTS,
 )
 
 
@@ -143,10 +146,10 @@ def compared(scores: np.ndarray, effects: np.ndarray) -> tuple[float, float, int
     weights, k = np.ones(len(effects)), min(TOP, len(effects))
     given = scores, effects, weights
     return (
-        agreement.pearson(*given) or 0.0,
-        agreement.spearman(*given) or 0.0,
-        round(k * agreement.top_precision(*given, k)),
-        agreement.sign_agreement(*given),
+        calibration.pearson(*given) or 0.0,
+        calibration.spearman(*given) or 0.0,
+        round(k * calibration.top_precision(*given, k)),
+        calibration.sign_agreement(*given),
     )
 
 
@@ -164,9 +167,9 @@ def measure(
         if name != "catdog":
             truth.append(effects)
         for row in rows:
-            method, budget = BUDGETS.get(row, (row, None))
+            method, own = VARIANTS.get(row, (row, {}))
             start = time.process_time()
-            found = cv.attribute(model, prepared, method, budget=budget, progress=False).values[mask]
+            found = cv.attribute(model, prepared, method, progress=False, **own).values[mask]
             cost = (time.process_time() - start) / forward
             if number < shown:
                 yield Row(model.name, name, row, *compared(found, effects), cost)

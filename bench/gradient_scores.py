@@ -40,9 +40,8 @@ def _model(name: str) -> list[Row]:
                 vit.pos_embed.grad = None
 
         def work(method: str = method) -> object:
-            return cv.attribute(
-                prepared.model, prepared, method, steps=STEPS, batch_size=pairs, progress=False
-            )
+            own = {"steps": STEPS} if method == "eap-ig" else {}
+            return cv.attribute(prepared.model, prepared, method, batch_size=pairs, progress=False, **own)
 
         ratio, spent, least = interleaved(work, floor, repeats=3 if backwards > 1 else 11)
         text = f"2 forwards + {STEPS} x (forward + backward)" if backwards > 1 else "2 forwards + 1 backward"

@@ -34,7 +34,7 @@ def rows() -> list[Row]:
 
 
 def _hundred(prepared: PreparedTask) -> EdgeMask:
-    return cv.attribute(prepared.model, prepared, progress=False).connected(100).kept
+    return cv.attribute(prepared.model, prepared, "eap", progress=False).connected(100).kept
 
 
 def _row(title: str, prepared: PreparedTask, kept: EdgeMask, bar: float, stretch: float) -> Row:

@@ -46,7 +46,7 @@ def measure(pairs: int) -> tuple[float, float]:
             _draw(Path(folder) / side, pairs)
         task = cv.Task(Path(folder) / "clean", Path(folder) / "corrupt", metric=cv.logit_diff(0, 1))
         start = time.perf_counter()
-        cv.attribute(cv.wrap(vit), task, batch_size=BATCH, progress=False)
+        cv.attribute(cv.wrap(vit), task, "eap", batch_size=BATCH, progress=False)
     return peak_mib(), time.perf_counter() - start
 
 

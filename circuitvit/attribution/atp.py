@@ -34,7 +34,7 @@ from torch import Tensor
 
 from circuitvit.attribution.eap import new_total, objective
 from circuitvit.attribution.local import candidate_streams
-from circuitvit.attribution.method import Settings, check_effects, refuse_flat, require_gradient
+from circuitvit.attribution.scoring import Running, check_effects, require_slope
 from circuitvit.engine import (
     BatchRun,
     Gradients,
@@ -49,16 +49,16 @@ from circuitvit.models import BackwardRules, Model, Reads
 from circuitvit.tasks import PreparedTask
 
 
-def atp_qk(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
+def atp_qk(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
     """Scores with exact attention patterns `(sender, receiver, group)`, summed over pairs."""
-    scores: NDArray[np.float64] = _scores(prepared, settings, "atp-qk", ())[0]
+    scores: NDArray[np.float64] = _scores(prepared, how, "atp-qk", ())[0]
     return scores
 
 
-def atp_star(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
+def atp_star(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
     """The same with GradDrop, summed over pairs."""
     layers = sorted({stage.nodes.layer for stage in prepared.model.layers})
-    plain, *others = _scores(prepared, settings, "atp-star", layers)
+    plain, *others = _scores(prepared, how, "atp-star", layers)
     own = np.array([prepared.graph.stages[stage].layer for stage in prepared.graph.receiver_stages])
     counts = np.array([[layer != receiver for receiver in own] for layer in layers])  # (layer, receiver)
     heard = counts.sum(axis=0)
@@ -67,16 +67,13 @@ def atp_star(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
     return scores
 
 
-def _scores(
-    prepared: PreparedTask, settings: Settings, name: str, dropped: Sequence[int]
-) -> NDArray[np.float64]:
+def _scores(prepared: PreparedTask, how: Running, name: str, dropped: Sequence[int]) -> NDArray[np.float64]:
     """Scores `(gradient, sender, receiver, group)`: the plain gradient's first, then without each layer."""
-    require_gradient(prepared, name)
-    refuse_flat(prepared, name)
+    require_slope(prepared, name)
     models = [prepared.model, *(_without(prepared.model, layer) for layer in dropped)]
     totals = np.zeros((len(models), *prepared.graph.shape))
-    with progress_bar(len(prepared), name, settings.progress) as bar:
-        for run in batch_runs(prepared, settings.batch_size):
+    with progress_bar(len(prepared), name, how.progress) as bar:
+        for run in batch_runs(prepared, how.batch_size):
             if not run.sources.deltas.any():
                 continue
             metric = objective(prepared, run.batch, run.base.logits)

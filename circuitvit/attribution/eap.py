@@ -1,13 +1,9 @@
-"""Edge attribution patching: every edge's effect to first order, from 2 forwards and 1 backward.
+"""First-order scores: a gradient times the sender's difference, for all edges at once. EAP, RelP and GIM.
 
     s(u->v) = sum over tokens of (r_u - x_u) . g_v
 
-with `g_v` the gradient of the metric at the clean run with respect to what `v` alone reads.
-
-Blind to: saturation (a flat softmax or metric has no gradient), backup heads (OR), anything beyond first
-order; on real ViTs the early layers suffer most.
-
-Syed, Rager and Conmy 2023, "Attribution patching outperforms automated circuit discovery", arXiv:2310.10348.
+with `g_v` the gradient of the metric at the clean run with respect to what `v` alone reads. RelP and GIM take
+another derivative of the same numbers: the model is wrapped by backward rules, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.method import Settings, check_gradient, refuse_flat, require_gradient
+from circuitvit.attribution.scoring import Running, check_gradient, require_slope
 from circuitvit.engine import (
     References,
     add_products,
@@ -33,30 +29,65 @@ from circuitvit.engine import (
 from circuitvit.models import BackwardRules, Model
 from circuitvit.tasks import Batch, PreparedTask
 
+RELP = BackwardRules(frozen_norms=True, identity_activation=True, gate_share=0.5)
+GIM = BackwardRules(
+    frozen_norms=True, softmax_temperature=2.0, query_key_share=0.25, value_share=0.5, gate_share=0.5
+)
 
-def eap(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
-    """EAP scores `(sender, receiver, group)`, summed over pairs."""
-    return first_order(prepared, settings, "eap")
 
+def eap(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
+    """Edge attribution patching: every edge's effect to first order, `(sender, receiver, group)`.
 
-def first_order(
-    prepared: PreparedTask, settings: Settings, name: str, rules: BackwardRules | None = None
-) -> NDArray[np.float64]:
-    """Scores to first order at the base run, differentiated by backward rules where there are any.
+    Cost: 2 forwards and 1 backward. Blind to: saturation (a flat softmax or metric has no gradient), backup
+    heads (OR), anything beyond first order; on real ViTs the early layers suffer most.
 
-    Args:
-        prepared: the task.
-        settings: of the run.
-        name: of the method, for messages.
-        rules: of the gradient; the plain one by default.
+    Syed, Rager and Conmy 2023, "Attribution patching outperforms automated circuit discovery",
+    arXiv:2310.10348.
     """
-    require_gradient(prepared, name)
-    refuse_flat(prepared, name)
+    return _first_order(prepared, how, "eap")
+
+
+def relp(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
+    """Relevance patching: EAP with coefficients of layer-wise relevance propagation instead of gradients.
+
+    The scale of every norm is a constant (LN-rule), an activation is a multiplication by the constant
+    `act(x) / x` (identity rule), and each factor of a gated MLP gets half (half rule). Attention keeps its
+    gradient, so that queries and keys are scored too.
+
+    Cost: 2 forwards and 1 backward. Blind to: what EAP is blind to in attention and beyond first order; and
+    what a norm takes away again when its input grows.
+
+    Jafari, Eberle, Khakzar and Nanda 2025, "RelP: Faithful and efficient circuit discovery via relevance
+    patching", arXiv:2508.21258.
+    """
+    return _first_order(prepared, how, "relp", RELP)
+
+
+def gim(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
+    """Gradient interaction modifications: EAP with gradients that attention cannot repair away.
+
+    The scale of every norm is a constant, the softmax has the Jacobian that it has at temperature 2, and
+    products share their gradient among their factors: values get half of it, queries and keys a quarter, and
+    each factor of a gated MLP half.
+
+    Cost: 2 forwards and 1 backward, attention without its fused kernel. Blind to: what EAP is blind to in
+    MLPs and beyond first order; the sizes of scores are not those of effects, as shares are given away.
+
+    Edin et al. 2025, "GIM: Improved interpretability for large language models", arXiv:2505.17630.
+    """
+    return _first_order(prepared, how, "gim", GIM)
+
+
+def _first_order(
+    prepared: PreparedTask, how: Running, name: str, rules: BackwardRules | None = None
+) -> NDArray[np.float64]:
+    """Scores at the base run, differentiated by backward rules where there are any."""
+    require_slope(prepared, name)
     model = prepared.model if rules is None else prepared.model.with_rules(rules)
-    references = reference_source(prepared, settings.batch_size)
+    references = reference_source(prepared, how.batch_size)
     total = new_total(prepared)
-    with progress_bar(len(prepared), name, settings.progress) as bar:
-        for batch in prepared.batches(settings.batch_size):
+    with progress_bar(len(prepared), name, how.progress) as bar:
+        for batch in prepared.batches(how.batch_size):
             _add_batch(prepared, model, references, batch, total)
             bar.update(len(batch.rows))
     return finished(prepared, total)
@@ -73,6 +104,9 @@ def _add_batch(
     check_logits(found.capture.logits, batch)
     deltas = references.deltas(batch, found.capture)
     add_products(total, prepared.graph, deltas, found.by_stage(), batch.members)
+
+
+# -- what all gradient methods share -------------------------------------------------------------
 
 
 def new_total(prepared: PreparedTask) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.method import Settings, check_effects
+from circuitvit.attribution.scoring import Running, check_effects
 from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, progress_bar, run_from
 from circuitvit.graph import EdgeMask
 from circuitvit.models import repeated
@@ -26,22 +27,37 @@ CANDIDATE_IMAGES = 32
 """Candidates times images that run at once: enough to fill the machine, small enough for its caches."""
 
 
-def exact(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
-    """The effect of every edge `(sender, receiver, group)`, summed over pairs."""
-    total = edge_effects(prepared, prepared.graph.edge_mask, settings)
+def exact(prepared: PreparedTask, how: Running, *, state: str | Path | None = None) -> NDArray[np.float64]:
+    """The effect of every edge `(sender, receiver, group)`, summed over pairs.
+
+    Blind to: nothing about single edges; how edges act together (AND and OR).
+
+    Args:
+        prepared: the task.
+        how: to run.
+        state: a file in which the run keeps what it has done: given again after an interruption, with the
+            same model and task, it goes on where it was and gives the same scores. Deleted at the end.
+
+    Raises:
+        FileError: if the file is no state file.
+        OptionError: if it belongs to another run.
+    """
+    total = edge_effects(prepared, prepared.graph.edge_mask, how, state)
     check_effects(prepared, total)
     return total
 
 
-def edge_effects(prepared: PreparedTask, wanted: EdgeMask, settings: Settings) -> NDArray[np.float64]:
+def edge_effects(
+    prepared: PreparedTask, wanted: EdgeMask, how: Running, state_path: str | Path | None = None
+) -> NDArray[np.float64]:
     """The effects of the edges marked in `wanted`, summed over pairs; 0 elsewhere."""
     graph = prepared.graph
     total, done = np.zeros(graph.shape), 0
     prices = len(graph.stages) - np.array(graph.receiver_stages)  # stages that run: an honest bar
     work = int(wanted.sum(axis=(0, 2)) @ prices) * len(prepared)
     with (
-        StateFile(settings.state, prepared, "exact effects", {"size": settings.batch_size}) as state,
-        progress_bar(work, "exact effects", settings.progress, unit="stage") as bar,
+        StateFile(state_path, prepared, "exact effects", {"size": how.batch_size}) as state,
+        progress_bar(work, "exact effects", how.progress, unit="stage") as bar,
     ):
         if state.saved is not None:
             total, done = state.saved.tensors["total"].numpy(), int(state.saved.numbers["done"])

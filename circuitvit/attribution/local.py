@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.eap import objective
-from circuitvit.attribution.method import Settings, check_effects, refuse_flat, require_gradient
+from circuitvit.attribution.scoring import Running, check_effects, require_slope
 from circuitvit.engine import (
     BatchRun,
     Gradients,
@@ -41,13 +41,12 @@ CANDIDATE_IMAGES = 16
 """Ablated streams at once: enough for large matrix products, few enough for the caches."""
 
 
-def local(prepared: PreparedTask, settings: Settings) -> NDArray[np.float64]:
+def local(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
     """Locally exact scores `(sender, receiver, group)`, summed over pairs."""
-    require_gradient(prepared, "local")
-    refuse_flat(prepared, "local")
+    require_slope(prepared, "local")
     total = np.zeros(prepared.graph.shape)
-    with progress_bar(len(prepared), "local", settings.progress) as bar:
-        for run, found in differentiated_runs(prepared, settings.batch_size):
+    with progress_bar(len(prepared), "local", how.progress) as bar:
+        for run, found in differentiated_runs(prepared, how.batch_size):
             total += local_effects(run, found)
             bar.update(len(run.batch.rows))
     check_effects(prepared, total)

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.eap import objective
-from circuitvit.attribution.method import require_gradient
-from circuitvit.attribution.registry import provenance_of
+from circuitvit.attribution.scoring import provenance_of, require_gradient
 from circuitvit.engine import (
     BatchRun,
     batch_runs,
@@ -35,7 +34,7 @@ from circuitvit.engine import (
 from circuitvit.errors import unknown_name
 from circuitvit.graph import NodeScores
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 NODE_METHODS = ("exact", "atp")
 
@@ -70,7 +69,7 @@ def attribute_nodes(
     """
     if method not in NODE_METHODS:
         raise unknown_name("method", method, NODE_METHODS)
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     if method == "atp":
         require_gradient(prepared, "atp")
     score: Callable[[BatchRun], NDArray[np.float64]] = _exact if method == "exact" else _first_order

@@ -46,12 +46,11 @@ def attribute(
         option(
             "Search",
             "--method",
-            "From the fastest to the truth: eap, relp, gim, eap-ig, eap-ig-gauss, eap-ig-left, ceap, atp-qk, "
-            "atp-star, local, hybrid, exact. auto takes the best that --budget buys; ifr and random are to "
-            "compare with.",
+            "From the fastest to the truth: eap, relp, gim, eap-ig, ceap, atp-qk, atp-star, local, hybrid, "
+            "exact. auto takes the best that --budget buys; ifr and random are to compare with.",
             "NAME",
         ),
-    ] = "eap",
+    ] = "local",
     steps: Annotated[int, option("Search", "--steps", "eap-ig methods: points on the path.", "N", min=1)] = 5,
     budget: BudgetOption = None,
     calibrate: Annotated[
@@ -92,11 +91,11 @@ def attribute(
 
     check_choice("method", method, METHODS)
     check_calibration(calibrate)
-    if budget is not None and not METHODS[method].uses_budget:
+    if budget is not None and "budget" not in METHODS[method].keywords:
         raise OptionError(f"--method {method} does not use --budget: it belongs to hybrid and auto")
     if budget is not None:
         Budget.parse(budget)
-    if resume and not METHODS[method].resumes:
+    if resume and "state" not in METHODS[method].keywords:
         raise OptionError(f"--method {method} is over too soon to be resumed: --resume belongs to exact")
     measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
     task = make_task(images, behaviour, run.seed)
@@ -109,11 +108,13 @@ def attribute(
         with clock.phase("images"):
             prepared = prepare(loaded, task, run, verifiable=False)
         with clock.phase("scores"):
-            state = folder.state(resume) if METHODS[method].resumes and not many else None
+            state = folder.state(resume) if "state" in METHODS[method].keywords and not many else None
+            given = {"steps": steps, "budget": budget, "seed": run.seed, "state": state}
+            own = METHODS[method].keywords
             scores = score(
-                loaded, prepared, method, steps=steps, budget=budget, seed=run.seed,
-                batch_size=run.batch_size, memory=run.budget, state=state, processes=many,
+                loaded, prepared, method, batch_size=run.batch_size, memory=run.budget, processes=many,
                 progress=run.progress and number == 0,
+                **{name: value for name, value in given.items() if name in own and value is not None},
             )  # fmt: skip
         if number:
             return  # the first process writes and prints for all

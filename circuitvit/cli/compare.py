@@ -88,10 +88,10 @@ def compare(
         --held-out 0.36 --method eap --method exact --method learned --out out/methods
     ```
     """
-    from circuitvit.pruning.families import check_method
+    from circuitvit.pruning.curves import check_method
+    from circuitvit.views import canvas  # noqa: F401  without matplotlib there is no plot: say so now
     from circuitvit.views import compare as draw_together
     from circuitvit.views.comparison import USUAL
-    from circuitvit.views.figures import canvas  # noqa: F401  without matplotlib there is no plot: say so now
 
     if behaviour.direction == "denoising":
         raise OptionError("circuits are compared in the clean run: leave out --direction denoising")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitvit.cli.fidelity import about_choice, check_calibration, checked
 from circuitvit.cli.folder import Folder
@@ -26,7 +26,6 @@ FILES = ("circuit.json", "scores.json", "report.json", "report.md", "circuit.svg
 FAITHFULNESS = 0.9
 WITHIN = "120s"
 TAU = 0.02
-STEPS = 5
 CALIBRATED = 60
 MASK_BATCH = 16
 DRAWN_EDGES = 300
@@ -129,8 +128,8 @@ def check_search(search: SearchOptions, direction: str) -> None:
         "start": search.method == "find",
         "tau": search.method == "acdc",
         "divergence": search.method == "acdc",
-        "steps": scoring and METHODS[search.method].uses_steps,
-        "budget": scoring and METHODS[search.method].uses_budget,
+        "steps": scoring and "steps" in METHODS[search.method].keywords,
+        "budget": scoring and "budget" in METHODS[search.method].keywords,
         **dict.fromkeys(("edges", "threshold", "by", "connected", "calibrate"), scoring),
     }
     for option, used in uses.items():
@@ -190,7 +189,7 @@ def _check_values(search: SearchOptions) -> None:
     if search.divergence is not None:
         check_choice("divergence", search.divergence, ("kl", "metric"))
     if search.within is not None:
-        from circuitvit.pruning.find import seconds
+        from circuitvit.attribution.budget import seconds
 
         seconds(search.within)
     if search.plan is not None:
@@ -209,7 +208,7 @@ def resumes(method: str) -> bool:
     """Whether an interrupted run of a search or scoring method can be gone on with."""
     from circuitvit.attribution import METHODS
 
-    return method in _METHODS or METHODS[method].resumes
+    return method in _METHODS or "state" in METHODS[method].keywords
 
 
 def _find(
@@ -244,11 +243,13 @@ def _acdc(
 def _select(
     model: Model, task: PreparedTask, search: SearchOptions, run: RunOptions, state: Path | None
 ) -> _Found:
-    from circuitvit.attribution import attribute
+    from circuitvit.attribution import METHODS, attribute
 
+    given: dict[str, Any] = {"steps": search.steps, "budget": search.budget, "seed": run.seed, "state": state}
+    own = METHODS[search.method].keywords
     scores = attribute(
-        model, task, search.method, steps=search.steps or STEPS, budget=search.budget, seed=run.seed,
-        batch_size=run.batch_size, memory=run.budget, state=state, progress=run.progress,
+        model, task, search.method, batch_size=run.batch_size, memory=run.budget, progress=run.progress,
+        **{name: value for name, value in given.items() if name in own and value is not None},
     )  # fmt: skip
     scores = checked(model, task, scores, CALIBRATED if search.calibrate is None else search.calibrate, run)
     by: Ranking = "signed" if search.by == "signed" else "magnitude"
@@ -269,13 +270,14 @@ def _scored(
     model: Model, prepared: PreparedTask, circuit: Circuit, run: RunOptions
 ) -> tuple[Circuit, EdgeScores]:
     """The circuit of a search with the exact effects of its own edges, and scores of all edges beside it."""
-    from circuitvit.attribution import Settings, attribute, provenance_of
+    from circuitvit.attribution import attribute, provenance_of
     from circuitvit.attribution.exact import edge_effects
+    from circuitvit.attribution.scoring import Running
     from circuitvit.graph import EdgeScores
 
     name = "exact (circuit edges only)"
-    settings = Settings(batch_size(prepared, run), progress=run.progress)
-    values = edge_effects(prepared, circuit.kept, settings) / len(prepared)
+    how = Running(batch_size(prepared, run), run.progress)
+    values = edge_effects(prepared, circuit.kept, how) / len(prepared)
     exact = EdgeScores(prepared.graph, values, name, prepared.direction, provenance_of(prepared, name))
     try:
         scores = attribute(

@@ -21,7 +21,7 @@ def draw(
         Path,
         typer.Argument(
             help="The ending chooses the format: .svg, .html (an interactive page), .pdf, .png, .dot, .tex, "
-            ".mmd (Mermaid), .graphml (for Gephi and networkx) or .json.",
+            ".graphml (for Gephi and networkx) or .json.",
             metavar="OUT.svg",
         ),
     ],

@@ -19,7 +19,7 @@ def check_calibration(n: int | None) -> None:
     Raises:
         OptionError: saying how few are enough.
     """
-    from circuitvit.attribution.sample import LEAST
+    from circuitvit.attribution.calibration import LEAST
 
     if n is not None and 0 < n < LEAST:
         raise OptionError(f"--calibrate takes at least {LEAST} edges, or 0 for none, not {n}")

@@ -175,16 +175,13 @@ def prepare(model: Model, task: Task | PreparedTask, run: RunOptions, *, verifia
     Raises:
         CircuitViTError: as `Task.prepare`; or if the metric is the same with and without the behaviour.
     """
-    from circuitvit.engine import check_effect, evaluate
-    from circuitvit.tasks import ready
-    from circuitvit.verification import require_effect
+    from circuitvit.engine import Evaluator, check_effect
+    from circuitvit.tasks import prepare as prepare_for
 
-    prepared = ready(model, task)
-    ends = evaluate(prepared, [], batch_size=batch_size(prepared, run))
-    check_effect(prepared, ends.all_values, ends.none_values)
-    if verifiable:
-        whole, nothing = (values.double().numpy() for values in (ends.all_values, ends.none_values))
-        require_effect(whole, nothing, label=prepared.metric.label, names=prepared.clean.names)
+    prepared = prepare_for(model, task)
+    ends = Evaluator(prepared, batch_size=batch_size(prepared, run))
+    names, level = prepared.clean.names, 0.95 if verifiable else 0.0
+    check_effect(ends.whole, ends.nothing, label=prepared.metric.label, names=names, level=level)
     return prepared
 
 

@@ -17,7 +17,7 @@ from circuitvit.cli.screen import Row, show, show_rows
 from circuitvit.errors import FileError, OptionError
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
 LISTED = 12
 FIGURES = (".png", ".svg", ".pdf")

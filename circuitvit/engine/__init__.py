@@ -1,8 +1,19 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.batching import bytes_per_pair, choose_batch_size
 from circuitvit.engine.capture import Capture, by_stage, capture, check_logits, differences, outputs, run_from
 from circuitvit.engine.contraction import add_products
+from circuitvit.engine.evaluator import (
+    BatchRun,
+    Evaluator,
+    Measured,
+    batch_runs,
+    check_effect,
+    choose_batch_size,
+    clean_logits,
+    kept_edges,
+    kl,
+    run,
+)
 from circuitvit.engine.gradients import Gradients, gradients
 from circuitvit.engine.masked import masked_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
@@ -10,17 +21,6 @@ from circuitvit.engine.processes import joined, launched, own_share, summed
 from circuitvit.engine.progress import progress_bar
 from circuitvit.engine.references import References, reference_source
 from circuitvit.engine.replay import Replay
-from circuitvit.engine.runs import (
-    BatchRun,
-    Evaluation,
-    batch_runs,
-    check_effect,
-    clean_logits,
-    evaluate,
-    held_runs,
-    kept_edges,
-    run,
-)
 from circuitvit.engine.slopes import output_gradients, stream_gradients
 from circuitvit.engine.soft import soft_run
 from circuitvit.engine.sources import Sources
@@ -30,8 +30,9 @@ from circuitvit.engine.sums import new_workspace
 __all__ = [
     "BatchRun",
     "Capture",
-    "Evaluation",
+    "Evaluator",
     "Gradients",
+    "Measured",
     "References",
     "Replay",
     "Saved",
@@ -41,18 +42,16 @@ __all__ = [
     "add_products",
     "batch_runs",
     "by_stage",
-    "bytes_per_pair",
     "capture",
     "check_effect",
     "check_logits",
     "choose_batch_size",
     "clean_logits",
     "differences",
-    "evaluate",
     "gradients",
-    "held_runs",
     "joined",
     "kept_edges",
+    "kl",
     "launched",
     "masked_run",
     "new_workspace",

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.engine.capture import Capture
+from circuitvit.errors import OptionError
 from circuitvit.models import Factored, Model, Reads
 
 
@@ -58,6 +59,8 @@ def gradients(
         objective: logits `(batch, class)` to one number for each image.
         stream: where the layers start instead, such as a point between two inputs.
     """
+    if torch.is_inference_mode_enabled():
+        raise OptionError("torch.inference_mode gives no gradients: leave it, or use method='exact'")
     source, *layers, readout = model.essential
     streams: list[Tensor | None] = [None]
     compacts = [embedded]

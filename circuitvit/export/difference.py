@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +9,15 @@ import numpy as np
 
 from circuitvit.errors import OptionError
 from circuitvit.export import style
-from circuitvit.export.dot import dot_of
-from circuitvit.export.drawing import figure_bytes, format_of
+from circuitvit.export.drawing import FIGURES, SOURCES, figure_bytes, format_of
+from circuitvit.export.figure import Figure, Panel, figure_of
 from circuitvit.export.layout import Layout, lay_out
-from circuitvit.export.mermaid import mermaid_of
 from circuitvit.export.picture import DrawnEdge, Picture, picture_of
-from circuitvit.export.style import EdgeLook
-from circuitvit.export.svg import Panel, svg_of, svg_of_panels
-from circuitvit.export.text import clean, number
-from circuitvit.export.tikz import tikz_of
+from circuitvit.export.style import EdgeLook, clean, number
 from circuitvit.graph import Circuit
 from circuitvit.graph.files import write_bytes
 
-_SOURCES: Mapping[str, Callable[[Picture], str]] = {
-    "dot": lambda picture: dot_of(picture).source,
-    "tex": tikz_of,
-    "mmd": mermaid_of,
-}
-DIFFERENCE_FORMATS = ("svg", "pdf", "png", *_SOURCES)
+DIFFERENCE_FORMATS = (*FIGURES, *SOURCES)
 """The formats that `draw_difference` writes."""
 
 PLAIN_WIDTH = 1.6  # of edges without scores
@@ -79,13 +69,13 @@ def draw_difference(
     """
     path = Path(path)
     kind = format_of(path, format, DIFFERENCE_FORMATS)
-    if panels and kind in _SOURCES:
+    if panels and kind in SOURCES:
         raise OptionError(f"panels stand side by side in .svg, .pdf and .png figures, not in .{kind} files")
     picture = difference_of(first, second, names, title, max_edges)
-    if kind in _SOURCES:
-        return write_bytes(path, _SOURCES[kind](picture).encode())
-    svg = _panels(first, second, names, picture) if panels else svg_of(picture)
-    return write_bytes(path, figure_bytes(svg, kind, picture.title))
+    if kind in SOURCES:
+        return write_bytes(path, SOURCES[kind](picture).encode())
+    figure = _side_by_side((first, second), names, picture) if panels else figure_of(picture)
+    return write_bytes(path, figure_bytes(figure, kind))
 
 
 def difference_of(
@@ -121,6 +111,8 @@ def difference_of(
     sizes = len(first & second), len(first - second), len(second - first)
     counts = f"{sizes[0]:,} edge{'' if sizes[0] == 1 else 's'} shared, {sizes[1]:,} {words[1]}, "
     counts += f"{sizes[2]:,} {words[2]}; Jaccard index {number(first.jaccard(second))}"
+    if models := first.provenance.mismatch(second.provenance):
+        counts += f"; of {clean(models)}"
     if len(edges) < len(both):
         counts += f"; drawn: the {len(edges):,} strongest"
     return replace(picture, edges=edges, key=key, counts=counts, origin="")
@@ -159,17 +151,14 @@ def _note(edge: DrawnEdge, part: int, first: Circuit, second: Circuit, names: tu
     return f"{where} ({', '.join(said)})" if said else where
 
 
-def _panels(first: Circuit, second: Circuit, names: tuple[str, str], picture: Picture) -> str:
+def _side_by_side(circuits: tuple[Circuit, Circuit], names: tuple[str, str], picture: Picture) -> Figure:
     """The two circuits and their difference on one layout, so that every node is in its place in each."""
     layout = lay_out(picture)
-    captions = [
-        f"{clean(name)}: {len(circuit):,} edges" for circuit, name in zip((first, second), names, strict=True)
+    panels = [
+        _only(picture, layout, circuit, f"{clean(name)}: {len(circuit):,} edges")
+        for circuit, name in zip(circuits, names, strict=True)
     ]
-    drawn = [
-        _only(picture, layout, circuit, words)
-        for circuit, words in zip((first, second), captions, strict=True)
-    ]
-    return svg_of_panels(picture, [*drawn, Panel("difference", picture, layout)])
+    return Figure(picture, (*panels, Panel("difference", picture, layout)))
 
 
 def _only(picture: Picture, layout: Layout, circuit: Circuit, caption: str) -> Panel:
@@ -185,6 +174,6 @@ def _only(picture: Picture, layout: Layout, circuit: Circuit, caption: str) -> P
         )
         for node in picture.nodes
     )
-    middles = {name: (box.middle, (box.top + box.bottom) / 2) for name, box in layout.boxes.items()}
+    middles = {name: box.centre for name, box in layout.boxes.items()}
     mine = replace(picture, nodes=nodes, edges=tuple(line.edge for line in lines))
     return Panel(caption, mine, replace(layout, lines=lines, dots={**layout.dots, **middles}))

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from circuitvit.errors import OptionError
-from circuitvit.export.dot import dot_of
-from circuitvit.export.graphml import graphml_of
-from circuitvit.export.heat import thumbnails as thumbnails_of
-from circuitvit.export.maps import Maps, maps_of
-from circuitvit.export.mermaid import mermaid_of
-from circuitvit.export.page import page_of
-from circuitvit.export.page_data import Curve, Intervals, page_data
-from circuitvit.export.paint import painted
-from circuitvit.export.picture import picture_of
-from circuitvit.export.svg import svg_of
+from circuitvit.errors import FileError, OptionError
+from circuitvit.export import maps as node_maps
+from circuitvit.export.figure import Figure, figure_of
+from circuitvit.export.graphs import dot_of, graphml_of
+from circuitvit.export.page import Curve, Intervals, page_data, page_of
+from circuitvit.export.picture import Picture, picture_of
+from circuitvit.export.svg import svg_of_figure
 from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit, Direction
 from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
 from circuitvit.tasks import Task
 
-_FIGURES = ("svg", "pdf", "png")  # pictures that can hold thumbnails
-_SOURCES = {
+FIGURES = ("svg", "pdf", "png")
+"""Pictures that can hold several drawings, and thumbnails."""
+
+SOURCES: Mapping[str, Callable[[Picture], str]] = {
     "dot": lambda picture: dot_of(picture).source,
     "tex": tikz_of,
-    "mmd": mermaid_of,
 }
-_OTHER_NAMES = {"gv": "dot", "htm": "html", "tikz": "tex", "mermaid": "mmd"}
+"""How to write the formats that are to be finished by hand."""
+
+_OTHER_NAMES = {"gv": "dot", "htm": "html", "tikz": "tex"}
 _DATA = ("graphml", "json")
 
-FORMATS = ("html", *_FIGURES, *_SOURCES, *_OTHER_NAMES, *_DATA)
+FORMATS = ("html", *FIGURES, *SOURCES, *_OTHER_NAMES, *_DATA)
 """The formats that `draw` writes, which are also the file endings that it knows."""
 
 
@@ -58,8 +57,7 @@ def draw(
     | `.html` | the interactive page: one file that works offline, with attention over the images |
     | `.svg` | the diagram: rows by layer, columns by head, hover texts |
     | `.pdf`, `.png` | the same diagram; needs matplotlib (`pip install 'circuitvit[plots]'`) |
-    | `.tex`, `.tikz` | the same diagram as TikZ |
-    | `.mmd`, `.mermaid` | the diagram as Mermaid source |
+    | `.tex`, `.tikz` | the drawing as TikZ, without title and legend |
     | `.dot`, `.gv` | the diagram as Graphviz source |
     | `.graphml` | nodes and edges for Gephi, Cytoscape, networkx |
     | `.json` | the circuit itself, as `Circuit.save` writes it |
@@ -100,42 +98,34 @@ def draw(
     if kind in _DATA:
         return _write_data(circuit, path, kind, title, max_edges)
     wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
-    maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *_FIGURES) else None
+    maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *FIGURES) else None
     picture = picture_of(circuit, title, max_edges, direction, () if maps is None else maps.nodes)
     if kind == "html":
-        return write_bytes(path, page_of(page_data(circuit, picture, maps, curve, intervals)).encode())
-    if kind in _SOURCES:
-        return write_bytes(path, _SOURCES[kind](picture).encode())
-    svg = svg_of(picture, None if maps is None else _thumbnails(maps, image))
-    return write_bytes(path, figure_bytes(svg, kind, picture.title))
+        content = page_of(page_data(circuit, picture, maps, curve, intervals)).encode()
+    elif kind in SOURCES:
+        content = SOURCES[kind](picture).encode()
+    else:
+        small = None if maps is None else node_maps.thumbnails(maps, image)
+        content = figure_bytes(figure_of(picture, small), kind)
+    return write_bytes(path, content)
 
 
-def figure_bytes(svg: str, kind: str, title: str) -> bytes:
-    """An SVG picture as the bytes of an "svg", "pdf" or "png" file."""
-    return svg.encode() if kind == "svg" else painted(svg, kind, title)
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of an "svg", "pdf" or "png" file.
 
-
-def _write_data(circuit: Circuit, path: Path, kind: str, title: str | None, max_edges: int | None) -> Path:
-    if max_edges is not None:
-        raise OptionError(f"max_edges thins out pictures; a .{kind} file always holds the whole circuit")
-    if kind == "json":
-        return circuit.save(path)
-    return write_bytes(path, graphml_of(circuit, title).encode())
-
-
-def _maps(circuit: Circuit, model: Model | None, task: Task | None, pair: int) -> Maps:
-    if model is None or task is None:
-        raise OptionError("thumbnails show what the nodes do on an image: give both model= and task=")
-    if circuit.graph.stages != model.graph.stages:
-        raise OptionError(f"the circuit belongs to {circuit.graph}, the model {model.name} has {model.graph}")
-    return maps_of(model, task, pair, circuit.nodes)
-
-
-def _thumbnails(maps: Maps, image: str) -> Mapping[str, str]:
-    if image not in maps.sides:
-        known = " or ".join(repr(name) for name in maps.sides)
-        raise OptionError(f"image is {known}, not {image!r}")
-    return thumbnails_of(maps, image)
+    Raises:
+        FileError: if matplotlib is needed and not installed.
+    """
+    if kind == "svg":
+        return svg_of_figure(figure).encode()
+    try:
+        from circuitvit.export.print import printed  # matplotlib is optional
+    except ImportError as error:
+        raise FileError(
+            f"drawing a .{kind} file needs matplotlib, which is not installed: "
+            "pip install 'circuitvit[plots]', or draw a .svg file, which needs nothing"
+        ) from error
+    return printed(figure, kind)
 
 
 def format_of(path: Path, asked: str | None, formats: tuple[str, ...]) -> str:
@@ -151,3 +141,19 @@ def format_of(path: Path, asked: str | None, formats: tuple[str, ...]) -> str:
     if said not in formats:
         raise OptionError(f"cannot draw a .{said} file: choose from {known}")
     return _OTHER_NAMES.get(said, said)
+
+
+def _write_data(circuit: Circuit, path: Path, kind: str, title: str | None, max_edges: int | None) -> Path:
+    if max_edges is not None:
+        raise OptionError(f"max_edges thins out pictures; a .{kind} file always holds the whole circuit")
+    if kind == "json":
+        return circuit.save(path)
+    return write_bytes(path, graphml_of(circuit, title).encode())
+
+
+def _maps(circuit: Circuit, model: Model | None, task: Task | None, pair: int) -> node_maps.Maps:
+    if model is None or task is None:
+        raise OptionError("thumbnails show what the nodes do on an image: give both model= and task=")
+    if circuit.graph.stages != model.graph.stages:
+        raise OptionError(f"the circuit belongs to {circuit.graph}, the model {model.name} has {model.graph}")
+    return node_maps.maps_of(model, task, pair, circuit.nodes)

@@ -1,15 +1,74 @@
-"""Coordinates: where every box, port and curve of a picture is, in pixels."""
+"""Coordinates: where every box, port and curve of a picture is, in pixels; y grows downwards, as in SVG.
+
+The promise that no curve touches a box it does not end at needs no search. Curves only move sideways
+within a gap between rows, or across rows that hold no box on their way; past all other rows they run
+straight up a lane, where no box stands. A Bezier curve stays within the rectangle of its control points,
+and these stay within the gap.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import sqrt
 
-from circuitvit.export.axes import Box, Columns, Point, Rows, box_height, box_width, port_pitch
-from circuitvit.export.curves import Line, Pen
-from circuitvit.export.grid import grid_of
-from circuitvit.export.picture import DrawnNode, Picture
-from circuitvit.export.routes import routes_of
+from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
+from circuitvit.export.routes import Grid, Route, Trunk, grid_of, ordered_tracks, routes_of
+from circuitvit.export.style import clean, fit, text_width
+
+NAME_SIZE = 12.0  # font size of node names
+NAME_MAX = 132.0  # a longer name is cut
+PORT_SIZE = 10.5  # font size of the names of inputs
+PORT_MAX = 60.0
+PORT_PITCH = 17.0  # least distance between the inputs of a head
+BOX_HEIGHTS = {"head": 34.0, "mlp": 21.0, "end": 24.0}
+THUMB_PAD = 5.0  # around a thumbnail within its box
+DOT_SPACE = 7.0  # height and width kept for a node outside the circuit
+LANE_MARGIN = 8.0  # from the outermost line of a lane to the boxes beside it
+LANE_MAX = 160.0
+LEAST_LANES = 200.0  # room for all lanes together, so that a graph of few heads is not a tower
+TRACK_GAP = 2.2
+STUB = 4.0  # edges leave and enter boxes straight, for this long
+SPREAD = 3.4  # between lines that leave one sender
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+    @property
+    def centre(self) -> Point:
+        return self.left + self.width / 2, self.top + self.height / 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """The curve of one edge.
+
+    Attributes:
+        edge: that it stands for.
+        points: a start, then for each cubic Bezier piece two control points and an end. A straight piece is
+            a cubic one too, so that every reader needs to know one kind only.
+    """
+
+    edge: DrawnEdge
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +97,13 @@ class Layout:
     heads: tuple[float, ...]
     spine: float | None
 
+    def column_names(self, head: str = "head ") -> dict[float, str]:
+        """What each column holds, by its centre: "head 2", "MLP", or both where they share one."""
+        names = {} if self.spine is None else {self.spine: "MLP"}
+        for index, x in enumerate(self.heads):
+            names[x] = f"{head}{index}, {names[x]}" if x in names else f"{head}{index}"
+        return names
+
 
 def lay_out(picture: Picture) -> Layout:
     """Give everything in the picture its coordinates; the same picture always gets the same ones.
@@ -52,50 +118,244 @@ def lay_out(picture: Picture) -> Layout:
     """
     grid = grid_of(picture)
     routes = routes_of(picture, grid)
-    columns = Columns(picture, grid, routes)
-    rows = Rows(picture, grid, routes, columns)
-    boxes, dots = {}, {}
+    columns = _Columns(picture, grid, routes)
+    rows = _Rows(picture, grid, routes, columns)
+    boxes, dots, ports = {}, {}, {}
     for node in picture.nodes:
         row, column = grid.cells[node.name]
+        x, y = columns.middles[column], (rows.tops[row] + rows.bottoms[row]) / 2
         if node.present:
-            boxes[node.name] = _box(node, columns.middles[column], (rows.tops[row] + rows.bottoms[row]) / 2)
+            width, height = _box_width(node), _box_height(node)
+            boxes[node.name] = Box(x - width / 2, y - height / 2, width, height)
+            pitch = _port_pitch(node)
+            first = x - pitch * (len(node.ports) - 1) / 2
+            ports[node.name] = {port: first + pitch * index for index, port in enumerate(node.ports)}
         else:
-            dots[node.name] = (columns.middles[column], (rows.tops[row] + rows.bottoms[row]) / 2)
-    ports = {node.name: _ports(node, boxes[node.name].middle) for node in picture.nodes if node.present}
-    pen = Pen(grid, columns, rows, boxes, ports, routes)
+            dots[node.name] = (x, y)
+    curves = _Curves(grid, columns, rows, boxes, ports, routes)
     return Layout(
         width=columns.width,
         height=rows.height,
         boxes=boxes,
         dots=dots,
         ports=ports,
-        lines=tuple(pen.line(route) for route in routes),
-        stripes=_stripes(picture, rows),
+        lines=tuple(curves.line(route) for route in routes),
+        stripes=rows.stripes(picture.layers),
         heads=tuple(columns.middles[column] for column in grid.heads),
         spine=columns.middles[grid.spine] if grid.has_mlps else None,
     )
 
 
-def _box(node: DrawnNode, x: float, y: float) -> Box:
-    width, height = box_width(node), box_height(node)
-    return Box(x - width / 2, y - height / 2, width, height)
+# -- sizes, columns and rows ---------------------------------------------------------------------
 
 
-def _ports(node: DrawnNode, middle: float) -> dict[str, float]:
-    pitch = port_pitch(node)
-    first = middle - pitch * (len(node.ports) - 1) / 2
-    return {port: first + pitch * index for index, port in enumerate(node.ports)}
+def _box_width(node: DrawnNode) -> float:
+    """How wide a node's box must be for its name, its ports and its thumbnail."""
+    name = min(text_width(clean(node.name), NAME_SIZE), NAME_MAX)
+    return max(name + 14, _port_pitch(node) * len(node.ports) + 8, 46.0, node.thumb + 2 * THUMB_PAD)
 
 
-def _stripes(picture: Picture, rows: Rows) -> dict[int, tuple[float, float]]:
-    """Top and bottom of each layer, meeting half way between neighbours."""
-    found: dict[int, tuple[float, float]] = {}
-    for row, layer in enumerate(picture.layers):
-        if layer is None:
-            continue
-        top, bottom = (
-            rows.tops[row] - rows.gap_above(row) / 2,
-            rows.bottoms[row] + rows.gap_above(row - 1) / 2,
-        )
-        found[layer] = (top, found[layer][1]) if layer in found else (top, bottom)
-    return found
+def _box_height(node: DrawnNode) -> float:
+    return BOX_HEIGHTS[node.kind] + (node.thumb + THUMB_PAD if node.thumb else 0.0)
+
+
+def _port_pitch(node: DrawnNode) -> float:
+    """From one port to the next: enough for the longest of their names."""
+    names = [fit(clean(port), PORT_SIZE, PORT_MAX) for port in ("", *node.ports)]
+    return max(PORT_PITCH, *(text_width(name, PORT_SIZE) + 6 for name in names))
+
+
+class _Columns:
+    """x of every column, and of every trunk in its lane."""
+
+    def __init__(self, picture: Picture, grid: Grid, routes: Sequence[Route]) -> None:
+        widths = [DOT_SPACE] * grid.n_columns
+        for node in picture.nodes:
+            if node.present:
+                column = grid.cells[node.name][1]
+                widths[column] = max(widths[column], _box_width(node))
+        by_lane: list[dict[int, Trunk]] = [{} for _ in range(grid.n_columns + 1)]
+        for route in routes:
+            if route.trunk is not None:
+                by_lane[route.trunk.lane][id(route.trunk)] = route.trunk
+        self.middles: list[float] = []
+        self.track: dict[int, float] = {}
+        x = 0.0
+        least = max(2 * LANE_MARGIN, LEAST_LANES / len(by_lane))
+        for lane, trunks in enumerate(by_lane):
+            offsets, width = _tracks(list(trunks.values()), least)
+            self.track.update({key: x + offset for key, offset in offsets.items()})
+            x += width
+            if lane < grid.n_columns:
+                self.middles.append(x + widths[lane] / 2)
+                x += widths[lane]
+        self.width = x
+
+
+def _tracks(trunks: Sequence[Trunk], least: float) -> tuple[dict[int, float], float]:
+    """x of each trunk within its lane, and the width of the lane."""
+    placed = ordered_tracks(trunks)
+    widths = [0.0] * (1 + max((place for _, place in placed), default=-1))
+    for trunk, place in placed:
+        widths[place] = max(widths[place], trunk.width + TRACK_GAP)
+    squeeze = min(1.0, (LANE_MAX - 2 * LANE_MARGIN) / max(sum(widths), 1.0))
+    total = max(least, squeeze * sum(widths) + 2 * LANE_MARGIN)
+    start = (total - squeeze * sum(widths)) / 2
+    edges = list(accumulate((width * squeeze for width in widths), initial=start))
+    middles = [(left + right) / 2 for left, right in pairwise(edges)]
+    return {id(trunk): middles[place] for trunk, place in placed}, total
+
+
+class _Rows:
+    """y of every row: high where boxes stand, gaps wide where many curves turn."""
+
+    def __init__(self, picture: Picture, grid: Grid, routes: Sequence[Route], columns: _Columns) -> None:
+        heights = [DOT_SPACE] * grid.n_rows
+        for node in picture.nodes:
+            if node.present:
+                heights[node.row] = max(heights[node.row], _box_height(node))
+        self.gaps = _gaps(grid, routes, columns)
+        self.height = sum(heights) + sum(self.gaps)
+        self.tops: list[float] = []
+        self.bottoms: list[float] = []
+        y = self.height
+        for row, height in enumerate(heights):
+            self.bottoms.append(y)
+            self.tops.append(y - height)
+            y -= height + self.gap_above(row)
+
+    def gap_above(self, row: int) -> float:
+        """Height of the gap between this row and the next one up; 0 past the ends."""
+        return self.gaps[row] if 0 <= row < len(self.gaps) else 0.0
+
+    def stripes(self, layers: Sequence[int | None]) -> dict[int, tuple[float, float]]:
+        """Top and bottom of each layer, meeting half way between neighbours."""
+        found: dict[int, tuple[float, float]] = {}
+        for row, layer in enumerate(layers):
+            if layer is not None:
+                top = self.tops[row] - self.gap_above(row) / 2
+                bottom = self.bottoms[row] + self.gap_above(row - 1) / 2
+                found[layer] = (top, found[layer][1] if layer in found else bottom)
+        return found
+
+
+def _gaps(grid: Grid, routes: Sequence[Route], columns: _Columns) -> list[float]:
+    """Height of the gap above each row but the last."""
+    turns: list[dict[object, float]] = [{} for _ in range(grid.n_rows)]
+    for route in routes:
+        (start, from_column), (stop, to_column) = grid.cells[route.edge.sender], grid.cells[route.edge.target]
+        x0, x1 = columns.middles[from_column], columns.middles[to_column]
+        if route.trunk is None:
+            turns[start][route.line] = abs(x1 - x0)
+        else:
+            track = columns.track[id(route.trunk)]
+            turns[start][route.line] = abs(track - x0)
+            turns[stop - 1][route.edge.name] = abs(x1 - track)
+    return [_gap(list(turn.values()), columns.width) for turn in turns[:-1]]
+
+
+def _gap(sideways: Sequence[float], width: float) -> float:
+    """Room for that many curves that go that far sideways; far ones need height, or they get flat."""
+    if not sideways:
+        return 8.0
+    return min(34.0 + 0.013 * width, 17.0 + 0.025 * max(sideways) + 2.2 * sqrt(len(sideways)))
+
+
+# -- curves --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Curves:
+    """Draws routes as curves."""
+
+    grid: Grid
+    columns: _Columns
+    rows: _Rows
+    boxes: Mapping[str, Box]
+    ports: Mapping[str, Mapping[str, float]]
+    routes: Sequence[Route]
+
+    def __post_init__(self) -> None:
+        self.leaving = self._places_to_leave()
+
+    def line(self, route: Route) -> Line:
+        """The curve of one edge."""
+        edge, trunk = route.edge, route.trunk
+        (start, _), (stop, column) = self.grid.cells[edge.sender], self.grid.cells[edge.target]
+        x0, x1 = self.leaving[route.line], self.ports[edge.target][edge.port]
+        bend, land = (x0, self.rows.tops[start] - STUB), (x1, self.rows.bottoms[stop] + STUB)
+        points: list[Point] = [(x0, self.boxes[edge.sender].top), bend]
+        if trunk is not None:
+            track = self.columns.track[id(trunk)]
+            up = self._last_row_to_cross(trunk, start, track - x0)
+            off = self._first_row_to_cross(trunk, stop, up, column, track - x1)
+            points += [(track, self.rows.bottoms[up] + STUB), (track, self.rows.tops[off] - STUB)]
+        points += [land, (x1, self.boxes[edge.target].bottom)]
+        curve = [points[0]]
+        for (low, high), turn in zip(pairwise(points), self._turns(points), strict=True):
+            curve += _piece(low, high, turn)
+        return Line(edge, tuple(curve))
+
+    def _turns(self, points: Sequence[Point]) -> list[float]:
+        """For each piece, how soon it turns sideways, 0.3 (at once) to 0.8 (late).
+
+        Of the lines that fan out of a sender the far ones turn first, and of those that come together at a
+        target the far ones turn last, so that neighbours nest in each other and do not cross.
+        """
+        turns = [0.55] * (len(points) - 1)
+        if len(points) > 4:
+            reach = 0.4 * self.columns.width
+            far = [min(1.0, abs(high[0] - low[0]) / reach) for low, high in pairwise(points)]
+            turns[1], turns[3] = 0.8 - 0.5 * far[1], 0.3 + 0.5 * far[3]
+        return turns
+
+    def _last_row_to_cross(self, trunk: Trunk, start: int, sideways: float) -> int:
+        """The row below which the way into the lane ends: the next one, or higher where that is free."""
+        row, rows = start + 1, self.rows
+        inner = trunk.lane if trunk.lane <= trunk.column else trunk.lane - 1  # the column beside the lane
+        while (
+            row < trunk.first_stop - 1
+            and rows.tops[start] - rows.bottoms[row] < 0.4 * abs(sideways)
+            and self.grid.is_clear(row, row, trunk.column, inner)
+        ):
+            row += 1
+        return row
+
+    def _first_row_to_cross(self, trunk: Trunk, stop: int, lowest: int, column: int, sideways: float) -> int:
+        """The row above which the way out of the lane begins: the one before the target, or lower."""
+        row, rows = stop - 1, self.rows
+        inner = trunk.lane if trunk.lane <= column else trunk.lane - 1
+        while (
+            row > lowest
+            and rows.tops[row] - rows.bottoms[stop] < 0.4 * abs(sideways)
+            and self.grid.is_clear(row, row, column, inner)
+        ):
+            row -= 1
+        return row
+
+    def _places_to_leave(self) -> dict[object, float]:
+        """x at which each line leaves its sender: side by side on its box, in order of where they go."""
+        aims: dict[str, dict[object, float]] = {}
+        for route in self.routes:
+            edge, trunk = route.edge, route.trunk
+            aim = self.ports[edge.target][edge.port] if trunk is None else self.columns.track[id(trunk)]
+            aims.setdefault(edge.sender, {}).setdefault(route.line, aim)
+        places: dict[object, float] = {}
+        for sender, goals in aims.items():
+            width, (middle, _) = self.boxes[sender].width, self.boxes[sender].centre
+            pitch = min(SPREAD, 0.7 * width / len(goals))
+            ordered = sorted(goals, key=lambda line: goals[line])
+            first = middle - pitch * (len(goals) - 1) / 2
+            above = [index for index, line in enumerate(ordered) if abs(goals[line] - middle) < 0.5]
+            if above:  # a target right above: that line shall be straight, the others give way
+                room = width / 2 - 8
+                first = max(middle - pitch * above[0], middle - room)
+                first = min(first, middle + room - pitch * (len(goals) - 1))
+            places.update({line: first + pitch * index for index, line in enumerate(ordered)})
+        return places
+
+
+def _piece(low: Point, high: Point, turn: float) -> tuple[Point, Point, Point]:
+    """The cubic curve from `low` up to `high` that is upright at both ends."""
+    (x0, y0), (x1, y1) = low, high
+    return (x0, y0 + turn * (y1 - y0)), (x1, y1 - (1.1 - turn) * (y1 - y0)), (x1, y1)

@@ -1,6 +1,6 @@
 """What the nodes of a circuit do on one image: attention of heads, sizes of writes of MLPs and of the input.
 
-Plain arrays, apart from any format: the interactive page packs them, static figures paint thumbnails of them.
+Plain arrays, apart from any format: the interactive page packs them, static figures show thumbnails of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from circuitvit.engine.capture import capture
@@ -111,7 +112,8 @@ def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | No
         nodes: only these; all by default.
 
     Raises:
-        OptionError: if there is no such pair, or the patches are no rectangle.
+        OptionError: if there is no such pair.
+        DataError: if the patches form no grid.
 
     Example:
         >>> import circuitvit as cv
@@ -183,3 +185,74 @@ def _colours(image: Tensor, prepared: PreparedTask) -> NDArray[np.uint8]:
     if pixels.shape[-1] != 3:
         pixels = np.repeat(pixels[..., :1], 3, axis=-1)
     return np.asarray(np.clip(np.rint(255 * pixels), 0, 255), dtype=np.uint8)
+
+
+# -- heat maps: patch values as colours over a dimmed image, for thumbnails in figures and in the page ----
+
+RAMP = (
+    (13, 8, 53),
+    (84, 18, 110),
+    (155, 35, 100),
+    (212, 72, 66),
+    (245, 125, 21),
+    (250, 194, 40),
+    (252, 255, 164),
+)
+"""Dark to light in even steps of lightness, so that it is read alike in print and by the colour-blind."""
+
+CUT = 0.97  # the ramp ends at this quantile of the patches
+LEAST_CUT = 0.25  # but not below this share of the largest value
+LEAST_TIMES_MEAN = 3.0  # for attention, nor below this many times the mean
+
+_SIDE = 92  # pixels of a thumbnail: twice what it is drawn at, for sharp print
+
+
+def heat(
+    image: NDArray[np.uint8], patches: Array, side: int = _SIDE, least_end: float = 0.0
+) -> NDArray[np.uint8]:
+    """`(side, side, 3)`: patch values `(row, column)` as colours over the image in dark grey.
+
+    Large values are opaque and at the light end of the ramp; 0 and below show the image alone. The ramp ends
+    at the 97th percentile, though not below a quarter of the largest value: a few patches of Vision
+    Transformers have values far above all others (Darcet et al. 2024, arXiv:2309.16588), which would leave
+    the rest in the dark. It also does not end below `least_end`.
+
+    Example:
+        >>> blank = np.zeros((8, 8, 3), dtype=np.uint8)
+        >>> heat(blank, np.array([[0.0, 1.0]]), side=4)[0, :, 0].tolist()
+        [0, 0, 252, 252]
+    """
+    grey = Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.BOX)
+    base = np.repeat(0.55 * np.asarray(grey, dtype=np.float64)[:, :, None], 3, axis=2)
+    end = max(float(np.quantile(patches, CUT)), LEAST_CUT * float(patches.max()), least_end)
+    share = np.clip(patches / end, 0, 1) if end > 0 else np.zeros_like(patches)
+    rows, columns = (np.arange(side) * count // side for count in share.shape)
+    share = share[rows][:, columns]
+    stops = np.linspace(0, 1, len(RAMP))
+    colours = np.stack([np.interp(share, stops, [stop[i] for stop in RAMP]) for i in range(3)], axis=-1)
+    opacity = np.minimum(1, share**0.6)[:, :, None]
+    return np.asarray(np.rint(base * (1 - opacity) + colours * opacity), dtype=np.uint8)
+
+
+def thumbnails(maps: Maps, image: str = "clean") -> dict[str, NDArray[np.uint8]]:
+    """A small heat map for every node that has a map.
+
+    Args:
+        maps: of the nodes.
+        image: whose: "clean" or "corrupt".
+
+    Raises:
+        OptionError: if there is no such image.
+    """
+    if image not in maps.sides:
+        raise OptionError(f"image is {' or '.join(map(repr, maps.sides))}, not {image!r}")
+    side, found = maps.sides[image], {}
+    for node in maps.nodes:
+        patches = side.patches(node, maps)
+        if patches is None:
+            continue
+        if node in side.heads:  # attention that is spread evenly shall look dull, not bright
+            found[node] = heat(side.image, patches, least_end=LEAST_TIMES_MEAN * float(patches.mean()))
+        else:  # norms are never near 0, so they are shown from the least one up
+            found[node] = heat(side.image, patches - patches.min())
+    return found

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import OptionError
-from circuitvit.export.style import EdgeLook, Sign, edge_look, widest
-from circuitvit.export.text import clean, number
+from circuitvit.export.style import EdgeLook, Sign, clean, edge_look, number, widest
 from circuitvit.graph import Circuit, Direction, EdgeMask, edge_name, node_of, port_of
 
 Places = NDArray[np.intp]  # (edge, 3): sender, receiver and group of each

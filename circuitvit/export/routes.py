@@ -1,24 +1,92 @@
-"""Which way each edge takes through the grid: straight where nothing is in between, else through a lane.
+"""Where each node of a picture stands and which way each edge goes, before any pixel.
 
-Lanes are the vertical strips left and right of the columns, where no node ever stands; lane `j` is left of
-column `j`. Edges of one sender that have the same sign and token group and use the same lane share one
-line in it, a trunk, and leave it one by one below their targets. So a crowded picture has as many lines
-side by side as it has active senders, not as many as it has edges, and no line crosses a box.
+A row is a stage. Heads have the columns; nodes that are alone in their stage (`input`, MLPs, `logits`)
+share one column of their own in the middle, the spine, so that edges between them are short and straight.
+
+Edges go straight where nothing is in between, else through a lane. Lanes are the vertical strips left and
+right of the columns, where no node ever stands; lane `j` is left of column `j`. Edges of one sender that
+have the same sign and token group and use the same lane share one line in it, a trunk, and leave it one by
+one below their targets. So a crowded picture has as many lines side by side as it has active senders, not
+as many as it has edges, and no line crosses a box.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from circuitvit.export.grid import Grid
-from circuitvit.export.picture import DrawnEdge, Picture
+from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
+from circuitvit.graph import EdgeMask
 
 _CROWDING = 0.07  # how many columns of detour one more line in a lane is worth
 _NEW_TRUNK = 0.3
 _NEAR_TARGET = 0.02
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where nodes stand.
+
+    Attributes:
+        cells: row, counted from the bottom, and column, counted from the left, of each node.
+        boxes: `(row, column)`, True where a node of the circuit stands: what edges must go around.
+        spine: the column of the nodes that are alone in their row.
+        heads: the column of each head.
+        has_mlps: whether the MLPs are on the spine, one to a row, so that it can be called after them.
+    """
+
+    cells: Mapping[str, tuple[int, int]]
+    boxes: EdgeMask
+    spine: int
+    heads: tuple[int, ...]
+    has_mlps: bool
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.boxes.shape[0])
+
+    @property
+    def n_columns(self) -> int:
+        return int(self.boxes.shape[1])
+
+    def is_clear(self, low: int, high: int, one: int, other: int) -> bool:
+        """Whether rows `low` to `high` hold no box from column `one` to column `other`, all ends included."""
+        left, right = min(one, other), max(one, other)
+        return not bool(self.boxes[low : high + 1, left : right + 1].any())
+
+
+def grid_of(picture: Picture) -> Grid:
+    """Give every node of the picture a row and a column of its own."""
+    by_row: dict[int, tuple[list[DrawnNode], list[DrawnNode]]] = {}
+    for node in picture.nodes:
+        heads, others = by_row.setdefault(node.row, ([], []))
+        (heads if node.kind == "head" else others).append(node)
+    n_heads = max((len(heads) for heads, _ in by_row.values()), default=0)
+    spine = n_heads // 2  # with an odd number of heads, the middle head's column
+    shared = n_heads % 2 == 1 and not any(heads and others for heads, others in by_row.values())
+    head_columns = tuple(head if head < spine or shared else head + 1 for head in range(n_heads))
+    cells: dict[str, tuple[int, int]] = {}
+    for row, (heads, others) in by_row.items():
+        columns = _columns_of_others(len(others), bool(heads), spine, n_heads)
+        places = [*zip(heads, head_columns, strict=False), *zip(others, columns, strict=True)]
+        cells.update({node.name: (row, column) for node, column in places})
+    n_columns = 1 + max((column for _, column in cells.values()), default=0)
+    boxes = np.zeros((len(picture.rows), n_columns), dtype=bool)
+    for node in picture.nodes:
+        boxes[cells[node.name]] = node.present
+    mlps = [node for node in picture.nodes if node.kind == "mlp"]
+    has_mlps = bool(mlps) and all(cells[node.name][1] == spine for node in mlps)
+    return Grid(cells, boxes, spine, head_columns, has_mlps)
+
+
+def _columns_of_others(count: int, beside_heads: bool, spine: int, n_heads: int) -> list[int]:
+    """Columns for the nodes of a row that are no heads: the spine, and for several a run around it."""
+    if beside_heads:  # a parallel block: the first has the spine, others stand right of the last head
+        return [spine, *range(n_heads + 1, n_heads + count)][:count]
+    start = max(0, spine - count // 2)
+    return list(range(start, start + count))
 
 
 @dataclass(eq=False)
@@ -69,14 +137,28 @@ class Route:
     edge: DrawnEdge
     trunk: Trunk | None
 
+    @property
+    def line(self) -> object:
+        """What leaves the sender: the edge itself, or the trunk that it shares with others."""
+        return self.edge.name if self.trunk is None else id(self.trunk)
+
 
 def routes_of(picture: Picture, grid: Grid) -> list[Route]:
     """The way of every edge of the picture, in the picture's order."""
+
+    def rise(edge: DrawnEdge) -> int:
+        return grid.cells[edge.target][0] - grid.cells[edge.sender][0]
+
+    def is_straight(edge: DrawnEdge) -> bool:
+        """Whether no box stands in the rectangle between the ends, so that one curve can join them."""
+        (start, from_column), (stop, to_column) = grid.cells[edge.sender], grid.cells[edge.target]
+        return grid.is_clear(start + 1, stop - 1, from_column, to_column)
+
     chosen: dict[str, Route] = {}
     lanes = _Lanes(grid)
     # Long edges first: they have the fewest good lanes, and short ones fit in around them.
-    for edge in sorted(picture.edges, key=lambda edge: (-_rise(grid, edge), edge.name)):
-        chosen[edge.name] = Route(edge, None if _is_straight(grid, edge) else lanes.trunk_for(edge))
+    for edge in sorted(picture.edges, key=lambda edge: (-rise(edge), edge.name)):
+        chosen[edge.name] = Route(edge, None if is_straight(edge) else lanes.trunk_for(edge))
     return [chosen[edge.name] for edge in picture.edges]
 
 
@@ -98,16 +180,6 @@ def ordered_tracks(trunks: Iterable[Trunk]) -> list[tuple[Trunk, int]]:
     return placed
 
 
-def _rise(grid: Grid, edge: DrawnEdge) -> int:
-    return grid.cells[edge.target][0] - grid.cells[edge.sender][0]
-
-
-def _is_straight(grid: Grid, edge: DrawnEdge) -> bool:
-    """Whether no box stands in the rectangle between the ends, so that one curve can join them."""
-    (start, from_column), (stop, to_column) = grid.cells[edge.sender], grid.cells[edge.target]
-    return grid.is_clear(start + 1, stop - 1, from_column, to_column)
-
-
 class _Lanes:
     """All trunks, and how many of them each lane holds beside each row."""
 
@@ -122,8 +194,7 @@ class _Lanes:
         lane = min(range(len(self.load)), key=lambda lane: (self._cost(edge, lane), lane))
         key = (edge.sender, edge.look.colour, edge.group, lane)
         trunk = self.trunks.setdefault(key, Trunk(edge.sender, lane, start, from_column))
-        grown = max(trunk.stop, stop)
-        self.load[lane, max(trunk.stop, start) : grown] += 1
+        self.load[lane, max(trunk.stop, start) : max(trunk.stop, stop)] += 1
         trunk.carry(edge, stop, to_column)
         return trunk
 
@@ -132,11 +203,6 @@ class _Lanes:
         at = lane - 0.5
         travel = abs(at - from_column) + abs(at - to_column)
         trunk = self.trunks.get((edge.sender, edge.look.colour, edge.group, lane))
-        new_rows: Sequence[int] = range(start if trunk is None else trunk.stop, stop)
-        crowding = int(self.load[lane, list(new_rows)].max()) if new_rows else 0
-        return (
-            travel
-            + _CROWDING * crowding
-            + (_NEW_TRUNK if trunk is None else 0.0)
-            + _NEAR_TARGET * abs(at - to_column)
-        )
+        crowding = int(self.load[lane, start if trunk is None else trunk.stop : stop].max(initial=0))
+        new = _NEW_TRUNK if trunk is None else 0.0
+        return travel + _CROWDING * crowding + new + _NEAR_TARGET * abs(at - to_column)

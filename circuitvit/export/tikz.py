@@ -1,13 +1,19 @@
-"""The picture as TikZ, for papers: places and colours are those of the SVG, fonts those of the paper."""
+"""The drawing as TikZ, for papers: places, sizes and colours are those of the SVG, the font is the paper's.
+
+Title and legend are left out: in a paper they are the caption's. (matplotlib writes PGF too, but only where a
+TeX system is installed, which it asks how wide each text is.)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 from circuitvit.export import style
-from circuitvit.export.axes import Box
-from circuitvit.export.curves import Line
-from circuitvit.export.layout import Layout, lay_out
-from circuitvit.export.picture import DrawnNode, Picture
-from circuitvit.export.text import clean
+from circuitvit.export.figure import LABELS, ORIGIN, QUIET, Font, Panel, Pixels, put_drawing
+from circuitvit.export.layout import Box, Point, lay_out
+from circuitvit.export.picture import Picture
+from circuitvit.export.style import EdgeLook, clean
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -25,7 +31,8 @@ _HEADER = """\
 % Needs \\usepackage{{tikz}}. Fit it to a column with \\resizebox{{\\columnwidth}}{{!}}{{\\input{{...}}}}.
 {colours}
 \\begin{{tikzpicture}}[x=0.75pt, y=-0.75pt,
-  every node/.style={{inner sep=0pt, font=\\sffamily\\scriptsize}}]"""
+  every node/.style={{inner sep=0pt, font=\\sffamily}}]
+"""
 
 
 def tikz_of(picture: Picture) -> str:
@@ -39,24 +46,14 @@ def tikz_of(picture: Picture) -> str:
         >>> tikz_of(picture_of(circuit)).rstrip().endswith(r"\\end{tikzpicture}")
         True
     """
-    layout = lay_out(picture)
-    lines = [
-        _HEADER.format(
-            title=tex(picture.title), counts=tex(picture.counts), colours="\n".join(_colours(picture))
-        )
-    ]
+    layout, canvas = lay_out(picture), _Canvas()
     for layer, (top, bottom) in sorted(layout.stripes.items()):
-        lines.append(
-            f"\\node[text=cvmuted, anchor=west] at (-52,{_n((top + bottom) / 2)}) {{layer {layer}}};"
-        )
-    lines += [_edge(line) for line in layout.lines]
-    for node in picture.nodes:
-        if node.present:
-            lines += _node(node, layout.boxes[node.name], layout)
-        else:
-            x, y = layout.dots[node.name]
-            lines.append(f"\\fill[cvfaint] ({_n(x)},{_n(y)}) circle[radius=1.3pt];")
-    return "\n".join([*lines, "\\end{tikzpicture}", ""])
+        base = (top + bottom) / 2 + 0.36 * QUIET.size
+        canvas.text((2 - LABELS, base), f"layer {layer}", QUIET)
+    put_drawing(canvas, Panel("", picture, layout), {})
+    colours = "\n".join(f"\\definecolor{{cv{name}}}{{HTML}}{{{name}}}" for name in canvas.colours)
+    header = _HEADER.format(title=tex(picture.title), counts=tex(picture.counts), colours=colours)
+    return header + "\n".join([*canvas.lines, "\\end{tikzpicture}", ""])
 
 
 def tex(text: str) -> str:
@@ -69,49 +66,57 @@ def tex(text: str) -> str:
     return "".join(_SPECIAL.get(letter, letter) for letter in clean(text))
 
 
-def _colours(picture: Picture) -> list[str]:
-    named = {"ink": style.INK, "muted": style.MUTED, "faint": style.FAINT, "mlp": style.MLP_FILL}
-    named |= {"end": style.END_FILL} | {edge.look.colour[1:]: edge.look.colour for edge in picture.edges}
-    return [f"\\definecolor{{cv{name}}}{{HTML}}{{{colour[1:]}}}" for name, colour in named.items()]
+@dataclass(frozen=True)
+class _Canvas:
+    """Collects commands, and the colours that they use; see `figure.Canvas`."""
+
+    lines: list[str] = field(default_factory=list)
+    colours: dict[str, None] = field(default_factory=dict)
+
+    def group(self, at: Point = ORIGIN, said: str = "", kind: str = "", fill: str = "") -> _Canvas:
+        return self  # a single drawing stands at the origin
+
+    def rect(self, box: Box, fill: str, stroke: str = "", radius: float = 0.0) -> None:
+        look = f"draw={self._colour(stroke)}, fill={self._colour(fill)}, rounded corners={0.75 * radius}pt"
+        corners = _point((box.left, box.top)), _point((box.right, box.bottom))
+        self.lines.append(f"\\draw[{look}] {' rectangle '.join(corners)};")
+
+    def dot(self, at: Point, radius: float, fill: str, said: str = "") -> None:
+        place = f"{_point(at)} circle[radius={0.75 * radius:.2f}pt]"
+        self.lines.append(f"\\fill[{self._colour(fill)}] {place};")
+
+    def stroke(self, points: Sequence[Point], look: EdgeLook, said: str = "") -> None:
+        options = f"{self._colour(look.colour)}, line width={0.75 * look.width:.2f}pt"
+        options += f", opacity={look.opacity:.2f}"
+        if look.dash:
+            lengths = [f"{0.75 * float(length):.2f}pt" for length in look.dash.split()]
+            pairs = zip(lengths[::2], lengths[1::2], strict=True)
+            options += ", dash pattern=" + " ".join(f"on {on} off {off}" for on, off in pairs)
+        way = _point(points[0])
+        for at in range(1, len(points), 3):
+            first, second, end = map(_point, points[at : at + 3])
+            way += f" .. controls {first} and {second} .. {end}"
+        self.lines.append(f"\\draw[{options}] {way};")
+
+    def area(self, corners: Sequence[Point], fill: str) -> None:
+        self.lines.append(f"\\fill[{self._colour(fill)}] {' -- '.join(map(_point, corners))} -- cycle;")
+
+    def text(self, at: Point, words: str, font: Font, middle: bool = False) -> None:
+        where = f"text={self._colour(font.colour)}, anchor={'base' if middle else 'base west'}"
+        points = round(0.75 * font.size)
+        bold = "\\bfseries" if font.weight >= 600 else ""
+        size = f"\\fontsize{{{points}}}{{{points}}}\\selectfont{bold}"
+        self.lines.append(f"\\node[{where}] at {_point(at)} {{{size} {tex(words)}}};")
+
+    def image(self, box: Box, pixels: Pixels) -> None:
+        raise AssertionError("TikZ figures hold no thumbnails")
+
+    def _colour(self, code: str) -> str:
+        if code == style.PAPER:
+            return "white"
+        self.colours.setdefault(code[1:])
+        return f"cv{code[1:]}"
 
 
-def _edge(line: Line) -> str:
-    look = line.edge.look
-    options = [
-        f"cv{look.colour[1:]}", f"line width={look.width * 0.75:.2f}pt", f"opacity={look.opacity:.2f}"
-    ]  # fmt: skip
-    if look.dash:
-        lengths = [f"{float(length) * 0.75:.2f}pt" for length in look.dash.split()]
-        pairs = zip(lengths[::2], lengths[1::2], strict=True)
-        options.append("dash pattern=" + " ".join(f"on {on} off {off}" for on, off in pairs))
-    way = f"({_n(line.start[0])},{_n(line.start[1])})"
-    for first, second, end in line.pieces:
-        points = [f"({_n(x)},{_n(y)})" for x, y in (first, second, end)]
-        way += f" .. controls {points[0]} and {points[1]} .. {points[2]}"
-    return f"\\draw[{', '.join(options)}] {way};"
-
-
-def _node(node: DrawnNode, box: Box, layout: Layout) -> list[str]:
-    fill, ink = {"head": ("white", "cvink"), "mlp": ("cvmlp", "cvink")}.get(node.kind, ("cvend", "white"))
-    corner = 7.5 if node.kind == "mlp" else 3.0
-    shape = f"draw=cvink, fill={fill}, rounded corners={corner}pt"
-    y = box.top + (11.5 if node.kind == "head" else box.height / 2)
-    lines = [
-        f"\\draw[{shape}] ({_n(box.left)},{_n(box.top)}) rectangle ({_n(box.right)},{_n(box.bottom)});",
-        f"\\node[text={ink}] at ({_n(box.middle)},{_n(y)}) {{\\bfseries {tex(node.name)}}};",
-    ]
-    for port, x in layout.ports[node.name].items():
-        if node.kind == "head":
-            colour = "cvink" if port in node.used else "cvfaint"
-            place = f"({_n(x)},{_n(box.bottom - 7)})"
-            lines.append(f"\\node[text={colour}] at {place} {{\\tiny {tex(port)}}};")
-        if port in node.used:
-            corners = ((x - 3.6, box.bottom + 4.5), (x, box.bottom), (x + 3.6, box.bottom + 4.5))
-            lines.append(
-                "\\fill[cvink] " + " -- ".join(f"({_n(a)},{_n(b)})" for a, b in corners) + " -- cycle;"
-            )
-    return lines
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}"
+def _point(point: Point) -> str:
+    return f"({point[0]:.1f},{point[1]:.1f})"

@@ -18,25 +18,122 @@ Example:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
-from circuitvit.graph import notebook
+from circuitvit._version import __version__
+from circuitvit.errors import FileError, OptionError
+from circuitvit.graph import eap_ig, notebook
+from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
-from circuitvit.graph.names import edge_name, node_of, parse_edge
-from circuitvit.graph.provenance import Provenance
-from circuitvit.graph.topology import EdgeMask, Graph
+from circuitvit.graph.topology import (
+    GRAPH_SCHEMA,
+    NAMES_SCHEMA,
+    EdgeMask,
+    Graph,
+    edge_name,
+    frozen,
+    node_of,
+    parse_edge,
+)
 
-if TYPE_CHECKING:
-    from circuitvit.graph.scores import EdgeScores
+CIRCUIT_SCHEMA = "circuitvit.circuit/1"
+SCORE_MAP_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
+PROVENANCE_SCHEMA = record(
+    "",
+    model=TEXT,
+    weights=TEXT,
+    task=TEXT,
+    method=TEXT,
+    parameters={"type": "object"},
+    seed={"type": ["integer", "null"]},
+    library=TEXT,
+)
+_FILE = record(
+    "schema graph edges provenance",
+    schema={"const": CIRCUIT_SCHEMA},
+    graph=GRAPH_SCHEMA,
+    edges={**NAMES_SCHEMA, "maxItems": 10_000_000},
+    scores=SCORE_MAP_SCHEMA,
+    provenance=PROVENANCE_SCHEMA,
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a circuit or a set of scores came from; every field may be unknown (empty).
+
+    Attributes:
+        model: name of the model.
+        weights: SHA-256 over the model's parameters.
+        task: one line that describes images, metric and ablation.
+        method: how the edges were scored or searched.
+        parameters: the method's settings, JSON values only; a size asked for stands here as `asked`.
+        seed: of whatever was drawn at random.
+        library: version of circuitvit that made it.
+    """
+
+    model: str = ""
+    weights: str = ""
+    task: str = ""
+    method: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    library: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {**asdict(self), "parameters": dict(self.parameters)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
+        """The inverse of `to_dict`; unknown keys are left out."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+    def with_parameters(self, **parameters: Any) -> Provenance:
+        """The same, with some of the method's settings added or replaced."""
+        return replace(self, parameters={**self.parameters, **parameters})
+
+    def mismatch(self, other: Provenance) -> str:
+        """In what the models of two circuits differ, in words for a report; "" where nothing is known to.
+
+        A circuit may run on another model of the same shape, and be compared with a circuit of one: that is
+        allowed, but whoever reads the result must be told.
+
+        Example:
+            >>> Provenance("vit-a", "1f").mismatch(Provenance("vit-b", "2e"))
+            "different models: 'vit-a' and 'vit-b'"
+            >>> Provenance("vit-a", "1f").mismatch(Provenance("vit-a", "2e"))
+            "different weights of 'vit-a'"
+            >>> Provenance("vit-a", "1f").mismatch(Provenance("a copy", "1f"))
+            ''
+        """
+        weights, names = (self.weights, other.weights), (self.model, other.model)
+        if weights[0] == weights[1] != "":  # one model under two names
+            return ""
+        if all(names) and names[0] != names[1]:
+            return f"different models: {names[0]!r} and {names[1]!r}"
+        if all(weights):
+            return f"different weights of {(names[0] or names[1] or 'a model')!r}"
+        return ""
+
+
+class Scored(Protocol):
+    """What has a score for each edge of a graph, as `EdgeScores`."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def values(self) -> NDArray[np.float64]: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,17 +161,9 @@ class Circuit:
             raise OptionError(
                 f"a mask of shape {kept.shape} does not fit {self.graph} of shape {self.graph.shape}"
             )
-        kept &= self.graph.edge_mask
-        kept.setflags(write=False)
-        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "kept", frozen(kept & self.graph.edge_mask))
         if self.values is not None:
-            values = np.array(self.values, dtype=np.float64)
-            if values.shape != self.graph.shape:
-                raise OptionError(f"scores of shape {values.shape} do not fit {self.graph}")
-            if not np.isfinite(values[self.graph.edge_mask]).all():
-                raise OptionError("scores must be finite numbers: some are NaN or infinite")
-            values.setflags(write=False)
-            object.__setattr__(self, "values", values)
+            object.__setattr__(self, "values", self.graph.checked(self.values))
 
     # -- making ----------------------------------------------------------------------------------
 
@@ -85,10 +174,7 @@ class Circuit:
         Raises:
             NameNotFoundError: if a name is no edge of `graph`.
         """
-        kept = np.zeros(graph.shape, dtype=bool)
-        for name in edges:
-            kept[graph.edge_index(name)] = True
-        return cls(graph, kept, provenance=provenance or Provenance())
+        return cls(graph, graph.mask_of(edges), provenance=provenance or Provenance())
 
     @classmethod
     def full(cls, graph: Graph) -> Circuit:
@@ -100,8 +186,8 @@ class Circuit:
         """No edge at all."""
         return cls(graph, np.zeros(graph.shape, dtype=bool))
 
-    def with_scores(self, scores: EdgeScores) -> Circuit:
-        """The same edges, carrying these scores for diagrams and files."""
+    def with_scores(self, scores: Scored) -> Circuit:
+        """The same edges, carrying these scores (an `EdgeScores`) for diagrams and files."""
         self._same_graph(scores.graph)
         return replace(self, values=scores.values)
 
@@ -152,8 +238,14 @@ class Circuit:
         from circuitvit.export.picture import picture_of  # a notebook shows the diagram, as `draw` does
         from circuitvit.export.svg import svg_of
 
-        drawn = svg_of(picture_of(self, max_edges=notebook.MOST_EDGES)) if self.nodes else ""
-        return notebook.of_circuit(self, drawn)
+        made = self.provenance
+        rows = [
+            ("edges", f"{len(self):,} of {self.graph.n_edges:,} ({self.density:.1%})"),
+            ("nodes", f"{len(self.nodes)} of {len(self.graph.nodes)}"),
+            *((name, text) for name, text in (("found by", made.method), ("task", made.task)) if text),
+        ]
+        drawing = svg_of(picture_of(self, max_edges=notebook.MOST_EDGES)) if self.nodes else ""
+        return notebook.card(f"Circuit of {made.model or 'a model'}", rows, notebook.image(drawing))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Circuit):
@@ -270,11 +362,17 @@ class Circuit:
 
     # -- files and pictures ----------------------------------------------------------------------
 
-    def to_dict(self) -> Mapping[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The circuit as JSON values, in the versioned schema of `docs/formats.md`."""
-        from circuitvit.graph import files  # files build circuits, so they import this module
-
-        return files.circuit_to_dict(self)
+        edges, own = list(self), self.values
+        scores = {} if own is None else {"scores": dict(zip(edges, own[self.kept].tolist(), strict=True))}
+        return {
+            "schema": CIRCUIT_SCHEMA,
+            "provenance": self.provenance.to_dict(),
+            "edges": edges,
+            "graph": self.graph.to_dict(),
+            **scores,
+        }
 
     def save(self, path: str | Path, layout: str = "circuitvit") -> Path:
         """Write the circuit as JSON; `layout="eap-ig"` writes the file of the EAP-IG and MIB tools.
@@ -283,9 +381,11 @@ class Circuit:
             FileError: if the file cannot be written.
             OptionError: if `layout` is unknown, or the graph cannot be said in the EAP-IG layout.
         """
-        from circuitvit.graph import files
-
-        return files.save_circuit(self, path, layout)
+        if layout == "circuitvit":
+            return write_json(path, self.to_dict())
+        if layout == "eap-ig":
+            return write_json(path, eap_ig.to_layout(self.graph, self.kept, self.values, self.nodes))
+        raise OptionError(f"unknown layout {layout!r}: choose 'circuitvit' or 'eap-ig'")
 
     @classmethod
     def load(cls, path: str | Path, graph: Graph | None = None) -> Circuit:
@@ -298,17 +398,43 @@ class Circuit:
         Raises:
             FileError: if the file is missing, malformed, of another version, or of another graph.
         """
-        from circuitvit.graph import files
+        content = read_json(path)
+        if "cfg" in content:
+            with naming(path):
+                circuit = cls(*eap_ig.from_layout(content), Provenance(method="EAP-IG file"))
+        else:
+            check_version(path, content, _FILE, CIRCUIT_SCHEMA)
+            with naming(path):
+                circuit = cls._from_dict(content)
+        check_graph(path, circuit.graph, graph)
+        return circuit
 
-        return files.load_circuit(path, graph)
+    @classmethod
+    def _from_dict(cls, content: Mapping[str, Any]) -> Circuit:
+        graph, edges = Graph.from_dict(content["graph"]), content["edges"]
+        twice = next((name for name, count in Counter(edges).items() if count > 1), None)
+        if twice is not None:
+            raise FileError(f"edge {twice!r} is listed {edges.count(twice)} times")
+        values = graph.array_of(content["scores"]) if "scores" in content else None
+        return cls(graph, graph.mask_of(edges), values, Provenance.from_dict(content["provenance"]))
 
     def draw(self, path: str | Path, **options: Any) -> Path:
         """Draw the circuit; the ending chooses the format.
 
-        `.html` is the interactive page, `.svg`, `.pdf` and `.png` are figures, `.tex`, `.mmd` and `.dot` are
-        their sources, `.graphml` is for other programs. With `model=` and `task=` the page shows what nodes
-        do on the images. All options go to the drawing, see `circuitvit.export.draw`.
+        `.html` is the interactive page, `.svg`, `.pdf` and `.png` are figures, `.tex` and `.dot` are sources
+        to finish by hand, `.graphml` is for other programs. With `model=` and `task=` the page shows what the
+        nodes do on the images. All options go to the drawing, see `circuitvit.export.draw`.
         """
         from circuitvit.export import draw  # the one look ahead in the house: a convenience for users
 
         return draw(self, path, **options)
+
+
+def check_graph(path: str | Path, found: Graph, wanted: Graph | None) -> None:
+    """Refuse what a file holds when it belongs to another graph than the one that is wanted.
+
+    Raises:
+        FileError: naming the file and both graphs.
+    """
+    if wanted is not None and found != wanted:
+        raise FileError(f"{path} belongs to another graph: {found} in the file, {wanted} asked for")

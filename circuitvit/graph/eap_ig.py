@@ -5,18 +5,14 @@ The layout knows one kind of model: an input, `n_layers` blocks of `n_heads` hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
-from circuitvit.graph.circuit import Circuit
-from circuitvit.graph.names import parse_edge
-from circuitvit.graph.provenance import Provenance
-from circuitvit.graph.topology import Graph, StageNodes
-
-MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
+from circuitvit.graph.topology import MAX_ENTRIES, EdgeMask, Graph, StageNodes, parse_edge
 
 
 def transformer_graph(n_layers: int, n_heads: int, d_model: int = 0, parallel: bool = False) -> Graph:
@@ -48,13 +44,20 @@ def transformer_graph(n_layers: int, n_heads: int, d_model: int = 0, parallel: b
     return Graph(tuple(stages), d_model=d_model)
 
 
-def circuit_to_dict(circuit: Circuit) -> dict[str, Any]:
+def to_layout(
+    graph: Graph, kept: EdgeMask, values: NDArray[np.float64] | None, nodes: Collection[str]
+) -> dict[str, Any]:
     """A circuit in the layout of EAP-IG; edges without a score are written with score 0.
+
+    Args:
+        graph: of the circuit.
+        kept: `(sender, receiver, group)`, its edges.
+        values: `(sender, receiver, group)`, their scores.
+        nodes: that its edges touch.
 
     Raises:
         OptionError: if the graph is not that of a plain transformer with one token group.
     """
-    graph = circuit.graph
     layers = {stage.layer for stage in graph.stages if stage.kind != "readout"}
     heads = [name for name in graph.senders if name.startswith("a0.h")]
     parallel = any(stage.kind == "block" for stage in graph.stages)
@@ -62,55 +65,37 @@ def circuit_to_dict(circuit: Circuit) -> dict[str, Any]:
         raise OptionError(
             "the EAP-IG layout holds plain transformers with one token group; save as 'circuitvit' instead"
         )
-    inside = set(circuit.nodes)
-    values = circuit.values if circuit.values is not None else np.zeros(graph.shape)
-    config = {
-        "n_layers": len(layers),
-        "n_heads": len(heads),
-        "parallel_attn_mlp": parallel,
-        "d_model": graph.d_model,
-    }
+    scores = np.zeros(graph.shape) if values is None else values
+    columns = (graph.edges, scores[graph.edge_mask].tolist(), kept[graph.edge_mask].tolist())
+    sizes = {"n_layers": len(layers), "n_heads": len(heads)}
     return {
-        "cfg": config,
-        "nodes": {node: {"in_graph": node in inside or node == "logits"} for node in graph.nodes},
+        "cfg": {**sizes, "parallel_attn_mlp": parallel, "d_model": graph.d_model},
+        "nodes": {node: {"in_graph": node in nodes or node == "logits"} for node in graph.nodes},
         "edges": {
-            name: {"score": score, "in_graph": kept}
-            for name, score, kept in zip(
-                graph.edges,
-                values[graph.edge_mask].tolist(),
-                circuit.kept[graph.edge_mask].tolist(),
-                strict=True,
-            )
+            name: {"score": score, "in_graph": inside} for name, score, inside in zip(*columns, strict=True)
         },
     }
 
 
-def circuit_from_dict(content: Mapping[str, Any], graph: Graph | None = None) -> Circuit:
-    """A circuit from the layout of EAP-IG; files of MIB that leave out `score` are read too.
-
-    Args:
-        content: the JSON object.
-        graph: the model's graph, when it is known; the file's must be the same.
+def from_layout(content: Mapping[str, Any]) -> tuple[Graph, EdgeMask, NDArray[np.float64]]:
+    """Graph, kept edges and scores from the layout of EAP-IG; files of MIB leave out `score`.
 
     Raises:
         FileError: if something is missing or of the wrong type.
     """
-    own = _graph_of(content.get("cfg"))
-    if graph is not None and graph != own:
-        raise FileError(f"the file is of another graph: {own}, not {graph}")
+    graph = _graph_of(content.get("cfg"))
     edges = content.get("edges")
     if not isinstance(edges, dict):
         raise FileError("the EAP-IG layout needs an object 'edges'")
-    kept = np.zeros(own.shape, dtype=bool)
-    values = np.zeros(own.shape)
+    kept, values = np.zeros(graph.shape, dtype=bool), np.zeros(graph.shape)
     for name, entry in edges.items():
-        index = own.edge_index(str(parse_edge(name)))
+        index = graph.edge_index(str(parse_edge(name)))
         known = entry if isinstance(entry, dict) else {"in_graph": entry}
         inside, score = known.get("in_graph"), known.get("score", 0.0)
         if not isinstance(inside, bool) or isinstance(score, bool) or not isinstance(score, (int, float)):
             raise FileError(f"edge {name!r}: expected in_graph true or false and a number as score")
         kept[index], values[index] = inside, score
-    return Circuit(own, kept, values, Provenance(method="EAP-IG file"))
+    return graph, kept, values
 
 
 def _size(config: Any, name: str) -> int:

@@ -10,7 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
+from circuitvit.errors import FileError, OptionError
+from circuitvit.graph.files import COUNT, record
+from circuitvit.graph.topology import Graph, frozen
+
+_NUMBER = {"type": "number"}
+_CORRELATION = {"type": ["number", "null"]}
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1.000001}
+FIDELITY_SCHEMA = record(
+    "n_measured n_edges pearson spearman top_k top_precision sign_agreement level intervals",
+    n_measured=COUNT,
+    n_edges=COUNT,
+    pearson=_CORRELATION,
+    spearman=_CORRELATION,
+    top_k=COUNT,
+    top_precision=_SHARE,
+    sign_agreement=_SHARE,
+    layer_errors={"patternProperties": {r"^\d{1,6}$": _NUMBER}, **record("", closed=True)},
+    level=_SHARE,
+    seed={"type": "integer"},
+    intervals={
+        "type": "object",
+        "additionalProperties": {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2},
+    },
+)
+"""What a file of scores says of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +77,7 @@ class Fidelity:
         if self.low.shape != self.high.shape or (self.low > self.high).any():
             raise OptionError("the lower ends of intervals must not lie above the upper ends")
         for side in ("low", "high"):
-            ends = np.array(getattr(self, side), dtype=np.float64)
-            ends.setflags(write=False)
-            object.__setattr__(self, side, ends)
+            object.__setattr__(self, side, frozen(np.array(getattr(self, side), dtype=np.float64)))
         object.__setattr__(self, "layer_errors", MappingProxyType(dict(self.layer_errors)))
 
     @property
@@ -68,14 +90,29 @@ class Fidelity:
         plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _ARRAYS}
         return {**plain, "layer_errors": {str(layer): error for layer, error in self.layer_errors.items()}}
 
+    def to_dict(self, graph: Graph) -> dict[str, Any]:
+        """The summary, and for every edge of the graph the two ends of its interval."""
+        ends = np.stack([self.low[graph.edge_mask], self.high[graph.edge_mask]], axis=1)
+        return {**self.summary(), "intervals": dict(zip(graph.edges, ends.tolist(), strict=True))}
+
     @classmethod
-    def from_summary(
-        cls, summary: Mapping[str, Any], low: NDArray[np.float64], high: NDArray[np.float64]
-    ) -> Fidelity:
-        """The inverse of `summary`; unknown keys are left out."""
+    def from_dict(cls, graph: Graph, content: Mapping[str, Any]) -> Fidelity:
+        """The inverse of `to_dict`, for content that fits `FIDELITY_SCHEMA`; unknown keys are left out.
+
+        Raises:
+            FileError: if an edge has no interval.
+            NameNotFoundError: if an interval belongs to no edge.
+        """
+        intervals = content["intervals"]
+        missing = set(graph.edges) - set(intervals)
+        if missing:
+            raise FileError(f"{len(missing)} edges have no interval, such as {min(missing)!r}")
+        low, high = (
+            graph.array_of({name: ends[side] for name, ends in intervals.items()}) for side in (0, 1)
+        )
         known = {each.name for each in fields(cls)} - _ARRAYS
-        values = {key: value for key, value in summary.items() if key in known}
-        layers = {int(layer): error for layer, error in summary.get("layer_errors", {}).items()}
+        values = {key: value for key, value in content.items() if key in known}
+        layers = {int(layer): error for layer, error in content.get("layer_errors", {}).items()}
         return cls(**{**values, "layer_errors": layers, "low": low, "high": high})
 
 

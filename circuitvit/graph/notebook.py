@@ -6,12 +6,6 @@ import base64
 import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from circuitvit.graph.circuit import Circuit
-    from circuitvit.graph.scores import EdgeScores
-    from circuitvit.graph.topology import Graph
 
 MOST_EDGES = 150
 """Edges in the diagram of a circuit, the strongest; more make a notebook heavy and no wiser."""
@@ -69,50 +63,8 @@ def _table_cell(content: object) -> str:
     return f'<td style="{_CELL}">{text}</td>'
 
 
-# -- what belongs to edges ---------------------------------------------------------------------------
-
-
-def of_graph(graph: Graph) -> str:
-    """A graph: how many nodes of each kind, in how many layers, and its edges."""
-    kinds: dict[str, int] = {}
-    for stage in graph.stages:
-        kinds[stage.kind] = kinds.get(stage.kind, 0) + len(stage.senders or stage.receivers)
-    rows: list[tuple[object, ...]] = [(kind, f"{count:,}") for kind, count in kinds.items()]
-    if len(graph.groups) > 1:
-        rows.append(("token groups", ", ".join(graph.groups)))
-    return card(f"Graph with {graph.n_edges:,} edges", [*rows, ("receivers", f"{len(graph.receivers):,}")])
-
-
-def of_scores(scores: EdgeScores, k: int = 10) -> str:
-    """Scores: the strongest edges with bars, blue for those that support the behaviour."""
-    strongest = scores.strongest(k)
-    largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
-    helps = -1.0 if scores.direction == "noising" else 1.0
-    rows = [
-        (name, f"{score:+.4g}", bar(abs(score) / largest, score * helps > 0), _side(score * helps))
-        for name, score in strongest
-    ]
-    title = f"{scores.method or 'Scores'} of {len(scores):,} edges, {scores.direction}; the strongest"
-    return card(title, rows)
-
-
-def of_circuit(circuit: Circuit, drawing: str) -> str:
-    """A circuit: its size, where it came from, and its drawing as SVG.
-
-    The drawing is an image of its own, so that its styles touch nothing else and no script in it would run.
-    """
-    origin = circuit.provenance
-    rows = [
-        ("edges", f"{len(circuit):,} of {circuit.graph.n_edges:,} ({circuit.density:.1%})"),
-        ("nodes", f"{len(circuit.nodes)} of {len(circuit.graph.nodes)}"),
-        *((name, text) for name, text in (("found by", origin.method), ("task", origin.task)) if text),
-    ]
-    data = base64.b64encode(drawing.encode()).decode()
-    image = (
-        f'<img alt="Diagram of the circuit" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
-    )
-    return card(f"Circuit of {origin.model or 'a model'}", rows, image if drawing else "")
-
-
-def _side(support: float) -> str:
-    return "supports" if support > 0 else "opposes" if support < 0 else ""
+def image(svg: str) -> str:
+    """A drawing as an image of its own: its styles touch nothing else, and no script in it would run."""
+    data = base64.b64encode(svg.encode()).decode()
+    tag = f'<img alt="Diagram of the circuit" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
+    return tag if svg else ""

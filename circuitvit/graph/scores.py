@@ -1,23 +1,41 @@
-"""Edge scores: what a method says of every edge, and how edges are selected by them."""
+"""Scores: what a method says of every edge or of every node, and how edges are selected by them."""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
-from circuitvit.graph import notebook
-from circuitvit.graph.circuit import Circuit
-from circuitvit.graph.fidelity import Fidelity
-from circuitvit.graph.provenance import Provenance
-from circuitvit.graph.topology import EdgeMask, Graph
+from circuitvit.errors import FileError, OptionError, unknown_name
+from circuitvit.graph import notebook, selection
+from circuitvit.graph.circuit import PROVENANCE_SCHEMA, SCORE_MAP_SCHEMA, Circuit, Provenance, check_graph
+from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
+from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
+from circuitvit.graph.liveness import live_edges
+from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, frozen
+
+SCORES_SCHEMA = "circuitvit.scores/1"
+_FILE = record(
+    "schema graph method direction scores provenance",
+    schema={"const": SCORES_SCHEMA},
+    graph=GRAPH_SCHEMA,
+    method=TEXT,
+    direction={"enum": ["noising", "denoising"]},
+    scores=SCORE_MAP_SCHEMA,
+    measured={**NAMES_SCHEMA, "maxItems": 10_000_000},
+    fidelity=FIDELITY_SCHEMA,
+    provenance=PROVENANCE_SCHEMA,
+)
 
 Direction = Literal["noising", "denoising"]
 """Whether an effect is that of ablating an edge in a clean run, or of restoring it in a corrupt run."""
+
+Array = NDArray[np.float64]
 
 Ranking = Literal["magnitude", "signed"]
 """Whether edges are ranked by the size of their effect, or by how much they support the behaviour."""
@@ -48,7 +66,7 @@ class EdgeScores:
     """
 
     graph: Graph
-    values: NDArray[np.float64]
+    values: Array
     method: str = ""
     direction: Direction = "noising"
     provenance: Provenance = field(default_factory=Provenance)
@@ -56,16 +74,7 @@ class EdgeScores:
     fidelity: Fidelity | None = None
 
     def __post_init__(self) -> None:
-        values = np.array(self.values, dtype=np.float64)
-        if values.shape != self.graph.shape:
-            raise OptionError(
-                f"scores of shape {values.shape} do not fit {self.graph} of shape {self.graph.shape}"
-            )
-        if not np.isfinite(values[self.graph.edge_mask]).all():
-            raise OptionError("scores must be finite numbers: some are NaN or infinite")
-        values[~self.graph.edge_mask] = 0.0
-        values.setflags(write=False)
-        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "values", self.graph.checked(self.values))
         for part in (self.measured, None if self.fidelity is None else self.fidelity.low):
             if part is not None and part.shape != self.graph.shape:
                 raise OptionError(
@@ -83,7 +92,14 @@ class EdgeScores:
         return f"EdgeScores({self.method or 'unnamed'}, {len(self):,} edges; strongest: {strongest})"
 
     def _repr_html_(self) -> str:
-        return notebook.of_scores(self)
+        strongest, sign = self.strongest(10), -1.0 if self.direction == "noising" else 1.0
+        largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
+        rows = [
+            (name, f"{score:+.4g}", notebook.bar(abs(score) / largest, score * sign > 0), _side(score * sign))
+            for name, score in strongest
+        ]
+        title = f"{self.method or 'Scores'} of {len(self):,} edges, {self.direction}; the strongest"
+        return notebook.card(title, rows)
 
     def interval(self, edge: str) -> tuple[float, float]:
         """The interval in which an edge's exact effect should lie, in units of the metric.
@@ -98,7 +114,7 @@ class EdgeScores:
         return float(self.fidelity.low[place]), float(self.fidelity.high[place])
 
     @property
-    def support(self) -> NDArray[np.float64]:
+    def support(self) -> Array:
         """`(sender, receiver, group)`: the scores with the sign that makes supporting edges positive."""
         return -self.values if self.direction == "noising" else self.values
 
@@ -108,11 +124,7 @@ class EdgeScores:
 
     def strongest(self, k: int) -> list[tuple[str, float]]:
         """The `k` edges of largest magnitude and their scores, strongest first."""
-        if k < 0:
-            raise OptionError(f"a number of edges cannot be negative: {k}")
-        flat = self.values[self.graph.edge_mask]
-        order = np.argsort(-np.abs(flat), kind="stable")[:k]
-        return [(self.graph.edges[index], float(flat[index])) for index in order]
+        return _strongest("edge", self.graph.edges, self.values[self.graph.edge_mask], k)
 
     # -- selection -------------------------------------------------------------------------------
 
@@ -123,25 +135,64 @@ class EdgeScores:
             k: how many edges to select, before dead edges are pruned.
             by: "magnitude", or "signed": the edges that support the behaviour most, never those against it.
             prune: leave out selected edges that lie on no path from input to logits.
-        """
-        from circuitvit.graph import selection
 
-        return selection.top(self, k, by, prune)
+        Raises:
+            OptionError: if `k` is not between 0 and the number of edges, or `by` is unknown.
+        """
+        ranks, k = self._ranks(by), self._size(k)
+        kept = selection.top(self.graph, ranks, k)
+        if by == "signed":
+            kept &= ranks > 0
+        return self._circuit(kept, prune, asked=k, by=by, selection="top")
 
     def threshold(self, at_least: float, by: Ranking = "magnitude", prune: bool = True) -> Circuit:
-        """The circuit of all edges whose magnitude (or support) is at least this, in units of the metric."""
-        from circuitvit.graph import selection
+        """The circuit of all edges whose magnitude (or support) is at least this, in units of the metric.
 
-        return selection.threshold(self, at_least, by, prune)
+        Raises:
+            OptionError: if the threshold is not a positive number, or `by` is unknown.
+        """
+        if not at_least > 0:
+            raise OptionError(
+                f"a threshold must be a positive number, in units of the metric, not {at_least!r}"
+            )
+        kept = (self._ranks(by) >= at_least) & self.graph.edge_mask
+        said = {"asked": int(kept.sum()), "by": by, "selection": "threshold", "threshold": float(at_least)}
+        return self._circuit(kept, prune, **said)
 
     def connected(self, k: int, by: Ranking = "magnitude") -> Circuit:
         """A circuit of at most `k` edges, grown path by path so that none is dead.
 
         See `circuitvit.graph.selection.connected`.
-        """
-        from circuitvit.graph import selection
 
-        return selection.connected(self, k, by)
+        Raises:
+            OptionError: if `k` is not between 0 and the number of edges, or `by` is unknown.
+        """
+        ranks, k = self._ranks(by), self._size(k)
+        kept = selection.connected(self.graph, ranks, k, 0.0 if by == "signed" else -np.inf)
+        return self._circuit(kept, True, asked=k, by=by, selection="connected")
+
+    def _ranks(self, by: Ranking) -> Array:
+        if by == "magnitude":
+            return np.abs(self.values)
+        if by == "signed":
+            return self.support
+        raise OptionError(f"edges are ranked by 'magnitude' or 'signed', not by {by!r}")
+
+    def _size(self, k: int) -> int:
+        try:
+            size = operator.index(k)  # also an integer of numpy; what JSON can hold is a plain one
+        except TypeError:
+            raise OptionError(f"the number of edges must be a whole number, not {k!r}") from None
+        if not 0 <= size <= self.graph.n_edges:
+            raise OptionError(f"asked for {size} edges of a graph that has {self.graph.n_edges}")
+        return size
+
+    def _circuit(self, kept: EdgeMask, prune: bool, **parameters: object) -> Circuit:
+        kept = live_edges(self.graph, kept) if prune else kept
+        if self.fidelity is not None:
+            parameters["fidelity"] = self.fidelity.summary()
+        made = self.provenance.with_parameters(direction=self.direction, **parameters)
+        return Circuit(self.graph, kept, self.values, made)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -151,9 +202,19 @@ class EdgeScores:
         Raises:
             FileError: if the file cannot be written.
         """
-        from circuitvit.graph import files
-
-        return files.save_scores(self, path)
+        content: dict[str, Any] = {
+            "schema": SCORES_SCHEMA,
+            "method": self.method,
+            "direction": self.direction,
+            "provenance": self.provenance.to_dict(),
+            "scores": self.to_dict(),
+            "graph": self.graph.to_dict(),
+        }
+        if self.measured is not None:
+            content["measured"] = list(self.graph.names_of(self.measured & self.graph.edge_mask))
+        if self.fidelity is not None:
+            content["fidelity"] = self.fidelity.to_dict(self.graph)
+        return write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path, graph: Graph | None = None) -> EdgeScores:
@@ -162,6 +223,92 @@ class EdgeScores:
         Raises:
             FileError: if the file is missing, malformed, of another version, or of another graph.
         """
-        from circuitvit.graph import files
+        content = read_json(path)
+        check_version(path, content, _FILE, SCORES_SCHEMA)
+        with naming(path):
+            scores = cls._from_dict(content)
+        check_graph(path, scores.graph, graph)
+        return scores
 
-        return files.load_scores(path, graph)
+    @classmethod
+    def _from_dict(cls, content: Mapping[str, Any]) -> EdgeScores:
+        graph = Graph.from_dict(content["graph"])
+        missing = set(graph.edges) - set(content["scores"])
+        if missing:
+            raise FileError(f"{len(missing)} edges have no score, such as {min(missing)!r}")
+        return cls(
+            graph,
+            graph.array_of(content["scores"]),
+            content["method"],
+            content["direction"],
+            Provenance.from_dict(content["provenance"]),
+            graph.mask_of(content["measured"]) if "measured" in content else None,
+            Fidelity.from_dict(graph, content["fidelity"]) if "fidelity" in content else None,
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NodeScores:
+    """One number for each sender and token group: the effect of ablating it for all that hear it.
+
+    Attributes:
+        graph: whose senders are scored.
+        values: `(sender, group)`, in units of the metric; signed as those of `EdgeScores`. Read-only.
+        method: name of the method.
+        direction: "noising" or "denoising".
+        provenance: where the scores came from.
+
+    Example:
+        >>> nodes["a3.h1"], nodes["m11@cls"]  # doctest: +SKIP
+        (-0.41, -1.7)
+    """
+
+    graph: Graph
+    values: Array
+    method: str = ""
+    direction: Direction = "noising"
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float64)
+        shape = (len(self.graph.senders), len(self.graph.groups))
+        if values.shape != shape or not np.isfinite(values).all():
+            raise OptionError(f"node scores must be finite and of shape {shape}, not {values.shape}")
+        object.__setattr__(self, "values", frozen(values))
+
+    def __getitem__(self, name: str) -> float:
+        scores = self.to_dict()
+        if name not in scores:
+            raise unknown_name("node", name, scores)
+        return scores[name]
+
+    def __len__(self) -> int:
+        return self.values.size
+
+    def __repr__(self) -> str:
+        strongest = ", ".join(f"{name} {score:+.3g}" for name, score in self.strongest(3))
+        return f"NodeScores({self.method or 'unnamed'}, {len(self):,} nodes; strongest: {strongest})"
+
+    def to_dict(self) -> dict[str, float]:
+        """Every node's name and score, in graph order; where there are token groups, as `node@group`."""
+        single = len(self.graph.groups) == 1
+        return {
+            sender if single else f"{sender}@{group}": float(self.values[row, column])
+            for row, sender in enumerate(self.graph.senders)
+            for column, group in enumerate(self.graph.groups)
+        }
+
+    def strongest(self, k: int) -> list[tuple[str, float]]:
+        """The `k` nodes of largest magnitude and their scores, strongest first."""
+        return _strongest("node", list(self.to_dict()), self.values.ravel(), k)
+
+
+def _strongest(kind: str, names: Sequence[str], values: Array, k: int) -> list[tuple[str, float]]:
+    """The `k` names of largest magnitude with their values; ties in their own order."""
+    if k < 0:
+        raise OptionError(f"a number of {kind}s cannot be negative: {k}")
+    return [(names[place], float(values[place])) for place in np.argsort(-np.abs(values), kind="stable")[:k]]
+
+
+def _side(support: float) -> str:
+    return "supports" if support > 0 else "opposes" if support < 0 else ""

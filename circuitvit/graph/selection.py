@@ -1,83 +1,54 @@
-"""From scores to circuits: the best edges, all edges past a threshold, or the best connected paths.
+"""From ranks of edges to circuits: the best edges, or the best connected paths.
 
-Selection is plain arithmetic on scores, so it lives beside them; searches that run the model
-(ACDC and others) are in `circuitvit.pruning`.
+Selection is plain arithmetic on `(sender, receiver, group)` arrays; see `EdgeScores` for what ranks edges.
+Searches that run the model (ACDC and others) are in `circuitvit.pruning`.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
-from circuitvit.graph.circuit import Circuit
-from circuitvit.graph.liveness import live_edges
-from circuitvit.graph.scores import EdgeScores, Ranking
 from circuitvit.graph.topology import EdgeMask, Graph
 
 
-def top(scores: EdgeScores, k: int, by: Ranking = "magnitude", prune: bool = True) -> Circuit:
-    """The circuit of the `k` best edges. See `EdgeScores.top`.
-
-    Raises:
-        OptionError: if `k` is not between 0 and the number of edges, or `by` is unknown.
-    """
-    k = _size(scores, k)
-    ranks = _ranks(scores, by)
-    order = np.argsort(-ranks[scores.graph.edge_mask], kind="stable")[:k]
-    places = np.argwhere(scores.graph.edge_mask)[order]
-    kept = np.zeros(scores.graph.shape, dtype=bool)
-    kept[tuple(places.T)] = True
-    if by == "signed":
-        kept &= ranks > 0
-    return _circuit(scores, kept, prune, asked=k, by=by, selection="top")
+def top(graph: Graph, ranks: NDArray[np.float64], k: int) -> EdgeMask:
+    """The `k` best edges; ties go to the edge that comes first in the graph."""
+    kept = np.zeros(graph.shape, dtype=bool)
+    kept[tuple(_best_first(graph, ranks)[:k].T)] = True
+    return kept
 
 
-def threshold(scores: EdgeScores, at_least: float, by: Ranking = "magnitude", prune: bool = True) -> Circuit:
-    """The circuit of all edges ranked at least `at_least`. See `EdgeScores.threshold`.
-
-    Raises:
-        OptionError: if the threshold is not a positive number, or `by` is unknown.
-    """
-    if not at_least > 0:
-        raise OptionError(f"a threshold must be a positive number, in units of the metric, not {at_least!r}")
-    kept = (_ranks(scores, by) >= at_least) & scores.graph.edge_mask
-    asked = int(kept.sum())
-    return _circuit(scores, kept, prune, asked=asked, by=by, selection="threshold", threshold=float(at_least))
-
-
-def connected(scores: EdgeScores, k: int, by: Ranking = "magnitude") -> Circuit:
-    """A circuit of at most `k` edges, grown path by path from the best edges down.
+def connected(graph: Graph, ranks: NDArray[np.float64], k: int, least: float = -np.inf) -> EdgeMask:
+    """At most `k` edges, grown path by path from the best edges down; none is taken for a rank up to `least`.
 
     Edge after edge, best first: each is added together with the strongest way from a source to it and the
     strongest way from it to a readout (strongest: the way whose weakest edge is best, and of such ways the
     one with the fewest edges), unless that would exceed `k`. So every edge of the result lies on a path
     from input to logits.
-
-    Raises:
-        OptionError: if `k` is not between 0 and the number of edges, or `by` is unknown.
     """
-    k = _size(scores, k)
-    ranks = _ranks(scores, by)
-    network = _PathFinder(scores.graph, ranks)
-    places = np.argwhere(scores.graph.edge_mask)
-    order = np.argsort(-ranks[scores.graph.edge_mask], kind="stable")
-    kept = np.zeros(scores.graph.shape, dtype=bool)
-    for place in places[order]:
-        index = (int(place[0]), int(place[1]), int(place[2]))
+    network = _PathFinder(graph, ranks)
+    kept = np.zeros(graph.shape, dtype=bool)
+    for sender, receiver, group in _best_first(graph, ranks).tolist():
+        edge = (sender, receiver, group)
         if kept.sum() >= k:
             break
-        if kept[index] or (by == "signed" and ranks[index] <= 0) or not network.joins(index):
+        if kept[edge] or ranks[edge] <= least or not network.joins(edge):
             continue
         grown = kept.copy()
-        for step in network.through(index):
+        for step in network.through(edge):
             grown[step] = True
         if grown.sum() <= k:
             kept = grown
-    return _circuit(scores, kept, prune=True, asked=k, by=by, selection="connected")
+    return kept
+
+
+def _best_first(graph: Graph, ranks: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The places `(edge, 3)` of all edges; ties in graph order."""
+    places: NDArray[np.intp] = np.argwhere(graph.edge_mask)
+    return places[np.argsort(-ranks[graph.edge_mask], kind="stable")]
 
 
 Step = tuple[int, int, int]
@@ -184,29 +155,3 @@ def _ways_out(graph: Graph, edges: NDArray[np.float64], start: float, join: Join
                         best[receiver, group] = value
                         steps[receiver, group] = (sender, aim, leaving)
     return best, steps
-
-
-def _ranks(scores: EdgeScores, by: Ranking) -> NDArray[np.float64]:
-    if by == "magnitude":
-        return np.abs(scores.values)
-    if by == "signed":
-        return scores.support
-    raise OptionError(f"edges are ranked by 'magnitude' or 'signed', not by {by!r}")
-
-
-def _size(scores: EdgeScores, k: int) -> int:
-    try:
-        size = operator.index(k)  # also an integer of numpy; what JSON can hold is a plain one
-    except TypeError:
-        raise OptionError(f"the number of edges must be a whole number, not {k!r}") from None
-    if not 0 <= size <= scores.graph.n_edges:
-        raise OptionError(f"asked for {size} edges of a graph that has {scores.graph.n_edges}")
-    return size
-
-
-def _circuit(scores: EdgeScores, kept: EdgeMask, prune: bool, **parameters: object) -> Circuit:
-    kept = live_edges(scores.graph, kept) if prune else kept
-    made = scores.provenance.with_parameters(direction=scores.direction, **parameters)
-    if scores.fidelity is not None:
-        made = made.with_parameters(fidelity=scores.fidelity.summary())
-    return Circuit(scores.graph, kept, scores.values, made)

@@ -1,4 +1,8 @@
-"""The graph of a model: which senders, receivers and edges there are, in one fixed order.
+"""The graph of a model: how its nodes and edges are spelled, and which there are, in one fixed order.
+
+`a0.h1->a3.h2<q>@cls` is sender `a0.h1`, receiver `a3.h2<q>`, group `cls`. The spelling is that of the EAP-IG
+and MIB files (Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151), so circuits move
+between tools; only the `@group` ending is our own.
 
 A graph is made from names alone (a list of `StageNodes`), so circuits can be loaded, combined and drawn
 without the model. Everything that belongs to edges is an array of shape `(sender, receiver, group)`; an
@@ -7,25 +11,150 @@ entry whose sender does not come before its receiver is no edge and stays empty.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import FileError, NameNotFoundError, OptionError, unknown_name
 from circuitvit.graph import notebook
-from circuitvit.graph.names import check_name, edge_name, node_of, parse_edge
+from circuitvit.graph.files import COUNT, TEXT, record
+
+A = TypeVar("A", NDArray[np.bool_], NDArray[np.float64])
 
 EdgeMask = NDArray[np.bool_]
 """A `(sender, receiver, group)` array: one truth value for each edge."""
 
 ONE_GROUP = ("all",)
 """The token groups of a graph whose edges are not resolved by token."""
+
+MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
+
+NAMES_SCHEMA = {"type": "array", "items": {**TEXT, "maxLength": 200}, "maxItems": 100_000}
+_INDEX = {**COUNT, "maximum": 100_000}
+_STAGE = record(
+    "name kind layer senders receivers feeds mixes",
+    closed=True,
+    name=TEXT,
+    kind=TEXT,
+    layer=_INDEX,
+    senders=NAMES_SCHEMA,
+    receivers=NAMES_SCHEMA,
+    feeds={"type": "array", "items": {"type": "array", "items": _INDEX}},
+    mixes={"type": "array", "items": {"type": "boolean"}},
+    reads_from=TEXT,
+    writes_to=TEXT,
+)
+GRAPH_SCHEMA = record(
+    "stages groups",
+    closed=True,
+    stages={"type": "array", "items": _STAGE, "minItems": 1, "maxItems": 10_000},
+    groups={**NAMES_SCHEMA, "minItems": 1},
+    d_model=COUNT,
+)
+"""What a file says of a graph."""
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+_SENDER = r"[^\s<>@]+"
+_RECEIVER = r"[^\s<>@]+(?:<\w+>)?"
+_GROUP = r"\S+"
+_EDGE = re.compile(rf"\s*({_SENDER})\s*->\s*({_RECEIVER})\s*(?:@({_GROUP}))?\s*")
+_SPELLINGS = {"sender": _SENDER, "receiver": _RECEIVER, "token group": _GROUP}
+
+
+class Edge(NamedTuple):
+    """One edge by the names of its ends; `group` is "" where the graph has a single token group."""
+
+    sender: str
+    receiver: str
+    group: str = ""
+
+    def __str__(self) -> str:
+        return edge_name(*self)
+
+
+def edge_name(sender: str, receiver: str, group: str = "") -> str:
+    """The name of an edge.
+
+    Example:
+        >>> edge_name("a0.h1", "a3.h2<q>", "cls")
+        'a0.h1->a3.h2<q>@cls'
+    """
+    return f"{sender}->{receiver}@{group}" if group else f"{sender}->{receiver}"
+
+
+def parse_edge(name: str) -> Edge:
+    """The parts of an edge's name; spaces around the arrow are allowed.
+
+    Raises:
+        NameNotFoundError: if `name` is not spelled like an edge.
+
+    Example:
+        >>> parse_edge("a0.h1 -> a3.h2<q>")
+        Edge(sender='a0.h1', receiver='a3.h2<q>', group='')
+    """
+    match = _EDGE.fullmatch(name)
+    if match is None:
+        raise NameNotFoundError(
+            f"{name!r} is not an edge: write sender->receiver, such as 'a0.h1->a3.h2<q>' or 'm0->logits'"
+        )
+    return Edge(match[1], match[2], match[3] or "")
+
+
+def check_name(kind: str, name: str) -> None:
+    """Refuse a "sender", "receiver" or "token group" that could not be read back from an edge's name.
+
+    Characters that do not print are refused too: two names that look alike must be alike.
+
+    Raises:
+        OptionError: if the name is misspelled.
+
+    Example:
+        >>> check_name("receiver", "a3.h2<q>")
+    """
+    if not re.fullmatch(_SPELLINGS[kind], name) or not name.isprintable():
+        raise OptionError(
+            f"{name!r} cannot name a {kind}: use visible characters, without spaces, <, > and @"
+        )
+
+
+def node_of(receiver: str) -> str:
+    """The node that a receiver belongs to.
+
+    Example:
+        >>> node_of("a3.h2<q>")
+        'a3.h2'
+    """
+    return receiver.partition("<")[0]
+
+
+def port_of(receiver: str) -> str:
+    """Which of its node's inputs a receiver is: "q", "k", "v", or "" for a node with one input.
+
+    Example:
+        >>> port_of("a3.h2<q>"), port_of("m3")
+        ('q', '')
+    """
+    return receiver.partition("<")[2].rstrip(">")
+
+
+# -- stages and the graph ------------------------------------------------------------------------
+
+
+def frozen(array: A) -> A:
+    """The array, from now on read-only."""
+    array.setflags(write=False)
+    return array
 
 
 @dataclass(frozen=True)
@@ -64,21 +193,23 @@ class StageNodes:
         if self.mixes is None:
             object.__setattr__(self, "mixes", (True,) * len(self.receivers))
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that write or read here; one that does both stands twice."""
+        return *self.senders, *map(node_of, self.receivers)
+
     @cached_property
     def feeding(self) -> NDArray[np.bool_]:
         """`(receiver, sender)`: whether the sender depends on what the receiver reads. Read-only."""
         feeding = np.zeros((len(self.receivers), len(self.senders)), dtype=bool)
         for receiver, fed in enumerate(self.feeds or ()):
             feeding[receiver, list(fed)] = True
-        feeding.setflags(write=False)
-        return feeding
+        return frozen(feeding)
 
     @cached_property
     def mixing(self) -> NDArray[np.bool_]:
         """`mixes` as an array, read-only."""
-        mixing = np.array(self.mixes, dtype=bool)
-        mixing.setflags(write=False)
-        return mixing
+        return frozen(np.array(self.mixes, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -133,12 +264,7 @@ class Graph:
     @cached_property
     def nodes(self) -> tuple[str, ...]:
         """Names of all nodes in running order: senders, and the readouts, which only receive."""
-        names = dict.fromkeys(
-            name
-            for stage in self.stages
-            for name in (*stage.senders, *(node_of(receiver) for receiver in stage.receivers))
-        )
-        return tuple(names)
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.nodes))
 
     @cached_property
     def sender_index(self) -> Mapping[str, int]:
@@ -171,11 +297,7 @@ class Graph:
     @cached_property
     def stage_of_node(self) -> Mapping[str, StageNodes]:
         """The stage that each node belongs to."""
-        found = {}
-        for stage in self.stages:
-            for name in (*stage.senders, *(node_of(receiver) for receiver in stage.receivers)):
-                found[name] = stage
-        return MappingProxyType(found)
+        return MappingProxyType({name: stage for stage in self.stages for name in stage.nodes})
 
     # -- edges -----------------------------------------------------------------------------------
 
@@ -193,9 +315,7 @@ class Graph:
         sent, received = np.array(self.sender_stages, dtype=int), np.array(self.receiver_stages, dtype=int)
         mask = sent[:, None] < received
         mask &= np.take(writes, sent)[:, None] == np.take(reads, received)
-        mask = np.repeat(mask[:, :, None], len(self.groups), axis=2)
-        mask.setflags(write=False)
-        return mask
+        return frozen(np.repeat(mask[:, :, None], len(self.groups), axis=2))
 
     @property
     def n_edges(self) -> int:
@@ -220,32 +340,70 @@ class Graph:
             NameNotFoundError: if there is no such edge; the message suggests the nearest.
         """
         edge = parse_edge(name)
-        if edge.sender not in self.sender_index:
-            raise unknown_name("sender", edge.sender, self.senders)
-        if edge.receiver not in self.receiver_index:
-            raise unknown_name("receiver", edge.receiver, self.receivers)
-        single = len(self.groups) == 1
-        if edge.group not in (("", *self.groups) if single else self.groups):
-            raise unknown_name("token group", edge.group, self.groups)
-        group = 0 if single else self.groups.index(edge.group)
-        index = (self.sender_index[edge.sender], self.receiver_index[edge.receiver], group)
-        if not self.edge_mask[index]:
+        index = self._find(edge)
+        if index is None:
+            groups = ("", *self.groups) if len(self.groups) == 1 else self.groups
+            ends = {"sender": self.senders, "receiver": self.receivers, "token group": groups}
+            for (kind, known), end in zip(
+                ends.items(), (edge.sender, edge.receiver, edge.group), strict=True
+            ):
+                if end not in known:
+                    raise unknown_name(kind, end, known)
             raise unknown_name("edge", name, self.edges)
         return index
+
+    def _find(self, edge: Edge) -> tuple[int, int, int] | None:
+        """The place of an edge, or None where there is none: without the long look for near misses."""
+        single = len(self.groups) == 1
+        if edge.group not in (("", *self.groups) if single else self.groups):
+            return None
+        sender, receiver = self.sender_index.get(edge.sender), self.receiver_index.get(edge.receiver)
+        if sender is None or receiver is None or not self.edge_mask[sender, receiver, 0]:
+            return None
+        return sender, receiver, 0 if single else self.groups.index(edge.group)
+
+    def mask_of(self, names: Iterable[str]) -> EdgeMask:
+        """`(sender, receiver, group)`: True for the named edges.
+
+        Raises:
+            NameNotFoundError: if a name is no edge.
+        """
+        mask = np.zeros(self.shape, dtype=bool)
+        for name in names:
+            mask[self.edge_index(name)] = True
+        return mask
+
+    def checked(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores `(sender, receiver, group)` as a read-only copy, 0 where there is no edge.
+
+        Raises:
+            OptionError: if they do not fit the graph, or one is not a finite number.
+        """
+        own = np.array(values, dtype=np.float64)
+        if own.shape != self.shape:
+            raise OptionError(f"scores of shape {own.shape} do not fit {self} of shape {self.shape}")
+        if not np.isfinite(own[self.edge_mask]).all():
+            raise OptionError("scores must be finite numbers: some are NaN or infinite")
+        own[~self.edge_mask] = 0.0
+        return frozen(own)
+
+    def array_of(self, values: Mapping[str, float]) -> NDArray[np.float64]:
+        """`(sender, receiver, group)`: the number of each named edge, 0 for all others.
+
+        Raises:
+            NameNotFoundError: if a name is no edge.
+        """
+        array = np.zeros(self.shape)
+        for name, value in values.items():
+            array[self.edge_index(name)] = value
+        return array
 
     def __contains__(self, name: object) -> bool:
         try:
             edge = parse_edge(str(name))
         except KeyError:
             return False
-        # Not by way of `edge_index`: looking for near misses takes long, and here nobody reads them.
-        if edge.sender not in self.sender_index or edge.receiver not in self.receiver_index:
-            return False
-        single = len(self.groups) == 1
-        known_group = edge.group in (("", *self.groups) if single else self.groups)
-        return known_group and bool(
-            self.edge_mask[self.sender_index[edge.sender], self.receiver_index[edge.receiver], 0]
-        )
+        return self._find(edge) is not None
 
     def fed(self, receiver: int, group: int) -> list[tuple[int, int]]:
         """The `(sender, group)` that depend on what a receiver reads at the tokens of one group."""
@@ -267,7 +425,52 @@ class Graph:
         return f"Graph({sizes}{groups})"
 
     def _repr_html_(self) -> str:
-        return notebook.of_graph(self)
+        kinds: Counter[str] = Counter()
+        for stage in self.stages:
+            kinds[stage.kind] += len(stage.senders or stage.receivers)
+        rows = [(kind, f"{count:,}") for kind, count in kinds.items()]
+        if len(self.groups) > 1:
+            rows.append(("token groups", ", ".join(self.groups)))
+        rows.append(("receivers", f"{len(self.receivers):,}"))
+        return notebook.card(f"Graph with {self.n_edges:,} edges", rows)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as JSON values: its stages, token groups and width."""
+        stages = [
+            {
+                **asdict(stage),
+                "senders": list(stage.senders),
+                "receivers": list(stage.receivers),
+                "feeds": [list(fed) for fed in stage.feeds or ()],
+                "mixes": list(stage.mixes or ()),
+            }
+            for stage in self.stages
+        ]
+        return {"stages": stages, "groups": list(self.groups), "d_model": self.d_model}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Graph:
+        """The inverse of `to_dict`, for content that fits `GRAPH_SCHEMA`.
+
+        Raises:
+            FileError: if a stage contradicts itself, or the graph is too large to be that of a model.
+        """
+        stages = []
+        for stage in content["stages"]:
+            feeds = tuple(tuple(map(int, fed)) for fed in stage["feeds"])  # 1.0 is an integer too
+            n_receivers = len(stage["receivers"])
+            if len(feeds) != n_receivers or len(stage["mixes"]) != n_receivers:
+                raise FileError(f"stage {stage['name']!r}: feeds and mixes need one entry for each receiver")
+            if any(sender >= len(stage["senders"]) for fed in feeds for sender in fed):
+                raise FileError(f"stage {stage['name']!r}: feeds points past the last sender")
+            tuples = {key: tuple(stage[key]) for key in ("senders", "receivers", "mixes")}
+            stages.append(StageNodes(**{**stage, **tuples, "layer": int(stage["layer"]), "feeds": feeds}))
+        graph = cls(tuple(stages), tuple(content["groups"]), int(content.get("d_model", 0)))
+        if prod(graph.shape) > MAX_ENTRIES:
+            raise FileError(f"a graph of {graph.shape} senders, receivers and groups is no model we know")
+        return graph
 
 
 def _slices(sizes: list[int]) -> tuple[slice, ...]:

@@ -3,12 +3,8 @@
 A scoring method or a search can be held against them, as on a trained model it never can. They are real timm
 modules, and take part in everything: `circuitvit.compiled("relay").model` is a model like any other.
 
-    language    what programs are written in: features, heads, units
-    scenes      the images
-    programs    the five programs
-    parts       adversarial additions, and the decoys
-    assembler   from program to weights
-    compiler    `compiled`, which joins them, and the edges that a program is wired by
+    programs    scenes, the language, the five programs, adversarial parts
+    compiler    `compiled`: from a program to weights, and the edges that it is wired by
     separation  edges that matter, by brute force, and how well scores find them
 
 Lindner et al. 2023, "Tracr", arXiv:2301.05062; Gupta et al. 2024, "InterpBench: semi-synthetic transformers
@@ -17,8 +13,7 @@ mechanistic interpretability benchmark", arXiv:2504.13151.
 """
 
 from circuitvit.groundtruth.compiler import CLASSES, Compiled, compiled
-from circuitvit.groundtruth.parts import PARTS
-from circuitvit.groundtruth.programs import PROGRAMS
+from circuitvit.groundtruth.programs import PARTS, PROGRAMS
 from circuitvit.groundtruth.separation import Separation, active_edges, separation
 
 __all__ = [

@@ -1,22 +1,48 @@
-"""`compiled`: a ViT whose circuit is known edge by edge, by name."""
+"""`compiled`: from a program to the weights of a timm `VisionTransformer`, whose circuit is then known.
+
+Every feature has a direction of its own, at right angles to the others and to (1, ..., 1), and adds that
+direction where it is on and takes it away where it is off:
+
+    x = ballast + length * sum over features of  s_f * direction_f,      s_f = +1 or -1
+
+So every state of the stream has mean 0 and variance 1, every LayerNorm is the identity, and a component that
+does not read a feature does not notice it. The directions are drawn at random: no axis means anything.
+
+The ballast is a constant in a direction of its own. Without it each of a dozen features would be a large part
+of the norm, which a write then changes to first order even where it does not change it in the end: the
+adversarial part "norm".
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import Circuit, Graph, edge_name
-from circuitvit.groundtruth.assembler import assemble
-from circuitvit.groundtruth.language import Head, Program, Size
-from circuitvit.groundtruth.parts import BALLAST, PARTS, SOFT, with_decoys
-from circuitvit.groundtruth.programs import PROGRAMS
-from circuitvit.groundtruth.scenes import SIDE, draw, images_of
+from circuitvit.groundtruth.programs import (
+    BALLAST,
+    PARTS,
+    PATCH,
+    PROGRAMS,
+    SIDE,
+    SOFT,
+    Head,
+    Program,
+    Size,
+    Unit,
+    draw,
+    images_of,
+    with_decoys,
+)
 from circuitvit.models.model import Model
 from circuitvit.models.registry import wrap
+from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
 
 CLASSES = ("yes", "no")
@@ -177,3 +203,164 @@ def _reads(program: Program) -> dict[str, set[str]]:
 def _ports(head: Head) -> dict[str, set[str]]:
     queries = {match.query for match in head.matches if match.query is not None}
     return {"q": queries, "k": {match.key for match in head.matches}, "v": {head.value}}
+
+
+# -- from program to weights ----------------------------------------------------------------------
+
+EVIDENCE = 3.0
+"""The logit of "yes" when the answer is on; that of "no" is its negative."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Where each feature lives in the residual stream.
+
+    Attributes:
+        features: their names.
+        directions: of the features, and last that of the ballast: orthonormal, and orthogonal to (1, ..., 1).
+        ballast: its share of the variance.
+    """
+
+    features: tuple[str, ...]
+    directions: Float[Tensor, "feature+1 d_model"]
+    ballast: float
+
+    @property
+    def length(self) -> float:
+        """How far a feature goes along its direction: with it, a state has variance 1."""
+        return float((self.directions.shape[1] * (1 - self.ballast) / len(self.features)) ** 0.5)
+
+    @property
+    def constant(self) -> Float[Tensor, " d_model"]:
+        """The ballast itself."""
+        along = float((self.directions.shape[1] * self.ballast) ** 0.5)
+        return self.directions[-1] * along
+
+    def write(self, feature: str) -> Float[Tensor, " d_model"]:
+        """What to add for the value of a feature to grow by 1 (by 2 to turn it on)."""
+        return self.directions[self.features.index(feature)] * self.length
+
+    def read(self, feature: str) -> Float[Tensor, " d_model"]:
+        """Its product with a state is the feature's value, +1 or -1."""
+        return self.directions[self.features.index(feature)] / self.length
+
+    def off(self, features: tuple[str, ...]) -> Float[Tensor, " d_model"]:
+        """The state in which these features are off, and the others say nothing."""
+        return self.constant - torch.stack([self.write(feature) for feature in features]).sum(dim=0)
+
+
+def assemble(program: Program, seed: int, rotated: bool = True) -> nn.Module:
+    """The module of a program, in evaluation mode.
+
+    Args:
+        program: all layers of which have the same number of heads.
+        seed: of the directions.
+        rotated: False keeps each feature on two axes of its own, to look at.
+    """
+    n_heads = len(program.layers[0].heads)
+    widest = max(len(head.matches) for layer in program.layers for head in layer.heads)
+    n_directions = len(program.features) + 1
+    d_head = max(-(-2 * n_directions // n_heads), widest)
+    module = _blank(program, n_heads, n_heads * d_head)
+    directions = _directions(n_directions, n_heads * d_head, seed, rotated)
+    stream = Stream(program.features, directions, program.size.ballast)
+    with torch.no_grad():
+        _write_embedding(module, stream, program)
+        for block, layer in zip(module.blocks, program.layers, strict=True):
+            for place, head in enumerate(layer.heads):
+                _write_head(block.attn, stream, place, head)
+            _write_units(block.mlp, stream, layer.units)
+        evidence = torch.stack([weight * stream.read(name) for name, weight in program.readout.items()])
+        sides = torch.tensor([EVIDENCE, -EVIDENCE], dtype=evidence.dtype)
+        module.head.weight.copy_(torch.outer(sides, evidence.sum(dim=0)))
+        module.head.bias.copy_(sides * program.bias)
+    return module.float().eval()  # type: ignore[no-any-return]
+
+
+def _blank(program: Program, n_heads: int, d_model: int) -> Any:
+    """A ViT of the right shape: norms as they come, all other weights 0; float64 until all is written."""
+    vit = (
+        import_timm()
+        .models.vision_transformer.VisionTransformer(
+            img_size=SIDE,
+            patch_size=PATCH,
+            in_chans=len(program.pixels),
+            num_classes=2,
+            embed_dim=d_model,
+            depth=len(program.layers),
+            num_heads=n_heads,
+            mlp_ratio=1.0,
+            reg_tokens=program.size.registers,
+            act_layer=nn.ReLU,
+            weight_init="skip",
+        )
+        .double()
+    )
+    with torch.no_grad():
+        for name, parameter in vit.named_parameters():
+            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    return vit
+
+
+def _directions(n: int, d_model: int, seed: int, rotated: bool) -> Float[Tensor, "feature+1 d_model"]:
+    if not rotated:
+        axes = torch.eye(d_model, dtype=torch.float64)
+        pairs: Tensor = (axes[: 2 * n : 2] - axes[1 : 2 * n : 2]) * 0.5**0.5
+        return pairs
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(d_model, n, generator=generator, dtype=torch.float64)
+    orthonormal: Tensor = torch.linalg.qr(drawn - drawn.mean(dim=0)).Q.t()
+    return orthonormal
+
+
+def _write_embedding(vit: Any, stream: Stream, program: Program) -> None:
+    """Pixels set their features in the patches; positions set theirs; everything else starts off."""
+    for channel, feature in enumerate(program.pixels):
+        vit.patch_embed.proj.weight[:, channel] = stream.write(feature)[:, None, None] / PATCH**2
+    vit.patch_embed.proj.bias.copy_(stream.off((*program.places, *program.written)))
+    for token in (vit.cls_token, vit.reg_token):
+        if token is not None:
+            token.copy_(stream.off(program.features).expand_as(token))
+    for feature, tokens in program.places.items():
+        vit.pos_embed[0, list(tokens)] += 2 * stream.write(feature)
+
+
+def _write_head(attention: Any, stream: Stream, place: int, head: Head) -> None:
+    d_head = attention.head_dim
+    rows = slice(place * d_head, (place + 1) * d_head)
+    query, key, value = attention.qkv.weight.unflatten(0, (3, -1))[:, rows]  # views: written to in place
+    biases = attention.qkv.bias.unflatten(0, (3, -1))[:, rows]
+    for row, match in enumerate(head.matches):
+        weight = match.weight / attention.scale
+        if match.query is None:
+            biases[0, row] = weight
+        else:
+            query[row] = weight * stream.read(match.query)
+        key[row] = stream.read(match.key)
+    off, on = head.levels
+    value[0] = (
+        stream.read(head.value) / 2
+    )  # with the bias: 1 where it is on and 0 where it is off, minus `off`
+    biases[2, 0] = 0.5 - off
+    attention.proj.weight[:, rows.start] = 2 / (on - off) * stream.write(head.into)
+
+
+def _write_units(mlp: Any, stream: Stream, units: tuple[Unit, ...]) -> None:
+    neuron = 0
+    for unit in units:
+        for slope, offset, gain in _neurons(unit):
+            mlp.fc1.weight[neuron] = slope * sum(stream.read(feature) for feature in unit.reads)
+            mlp.fc1.bias[neuron] = offset
+            mlp.fc2.weight[:, neuron] = 2 * gain * stream.write(unit.into)
+            neuron += 1
+
+
+def _neurons(unit: Unit) -> list[tuple[float, float, float]]:
+    """Slope, offset and gain of ReLUs that add up to 1 or 0, as functions of the sum of the values read.
+
+    The sum goes from -n to n in steps of 2. No kink lies on one of them, where a gradient would be chance.
+    """
+    n = len(unit.reads)
+    if unit.rule == "all":  # n gives 1, n - 2 and less give 0
+        return [(1 / 1.5, -(n - 1.5) / 1.5, 1.0)]
+    return [(1.0, n - 0.5, 1.0), (1.0, n - 1.5, -1.0)]  # -n gives 0, everything above gives 1

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from circuitvit.engine import evaluate
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 Numbers = Float[np.ndarray, " edge"]
 Marks = Bool[np.ndarray, " edge"]
@@ -49,20 +49,21 @@ def active_edges(model: Model, task: Task | PreparedTask, *, at_least: float = 1
     """
     if not at_least > 0:
         raise OptionError(f"the smallest effect that counts must be positive, not {at_least!r}")
-    prepared = ready(model, task)
+    prepared = prepare(model, task)
     return Circuit(prepared.graph, largest_effects(prepared) >= at_least)
 
 
 def largest_effects(prepared: PreparedTask) -> Effects:
     """The largest magnitude, over pairs, of the effect of ablating each edge alone; 0 for no edge."""
-    graph = prepared.graph
+    graph, evaluator = prepared.graph, Evaluator(prepared)
+    base = evaluator.nothing if prepared.denoising else evaluator.whole
     largest = np.zeros(graph.shape)
     places = np.argwhere(graph.edge_mask)
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
-        found = evaluate(prepared, list(_without_one(graph.edge_mask, chunk)))
-        base = found.none_values if prepared.denoising else found.all_values
-        largest[tuple(chunk.T)] = (found.values - base).abs().amax(dim=1).double().numpy()
+        masks = _without_one(graph.edge_mask, chunk)  # in the run that is intervened on
+        found = evaluator.many([~mask if prepared.denoising else mask for mask in masks])
+        largest[tuple(chunk.T)] = np.abs(found - base).max(axis=1)
     return largest
 
 
@@ -105,7 +106,7 @@ def separation(scores: EdgeScores, truth: Circuit) -> Separation:
     if marks.all() or not marks.any():
         raise OptionError(f"{marks.sum()} of {len(marks)} edges matter: there is nothing to tell apart")
     sizes = np.abs(scores.values[edges])
-    return Separation(_roc_auc(sizes, marks), _average_precision(sizes, marks))
+    return Separation(_roc_auc(sizes, marks), average_precision(sizes, marks))
 
 
 def _without_one(mask: EdgeMask, places: np.ndarray) -> Iterator[EdgeMask]:
@@ -122,9 +123,14 @@ def _roc_auc(sizes: Numbers, marks: Marks) -> float:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _average_precision(sizes: Numbers, marks: Marks) -> float:
-    """Edges of equal score are taken together, so that their order does not count."""
-    levels, level = np.unique(-sizes, return_inverse=True)
+def average_precision(values: Float[np.ndarray, " item"], marks: Bool[np.ndarray, " item"]) -> float:
+    """The mean of the precision over the marked items, from the greatest value down, ties as one.
+
+    Example:
+        >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+        0.8333333333333333
+    """
+    levels, level = np.unique(-values, return_inverse=True)
     hits = np.cumsum(np.bincount(level, weights=marks, minlength=len(levels)))
     chosen = np.cumsum(np.bincount(level, minlength=len(levels)))
     return float((np.diff(hits, prepend=0) * hits / chosen).sum() / marks.sum())

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 from circuitvit.models.layers import MLPStage, ReadoutStage
+from circuitvit.models.parts import Norm
 from circuitvit.models.stages import Stage
 
 CLOSE = 1e-6
@@ -236,9 +237,9 @@ def _check_block(
     output, stream = _first(output), start
     for part, ours in zip(parts, own, strict=True):
         reads = part.read(stream)
-        _check_reading(name, part, stream)
+        _check_reading(where, block, part, stream)
         if isinstance(part, MLPStage) and isinstance(ours, MLPStage):
-            _check_mlp(part, ours, reads[0])
+            _check_mlp(where, part, ours, reads[0])
         stream = part.add(stream, part.write(reads))
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())
@@ -250,8 +251,17 @@ def _check_block(
         )
 
 
-def _check_reading(name: str, part: Stage, stream: Tensor) -> None:
-    """Receivers that read streams of their own must read what they would read of one shared stream."""
+def _check_reading(where: str, block: nn.Module, part: Stage, stream: Tensor) -> None:
+    """Norms must follow their formulas, and receivers read of a stream of their own what they read of a
+    shared one.
+    """
+    norm = getattr(part, "norm", None)
+    if isinstance(norm, Norm) and not _alike(norm.affine(norm.standardise(stream)[0]), norm(stream)):
+        place = next((name for name, each in block.named_modules() if each is norm.module), part.nodes.name)
+        raise UnsupportedModelError(
+            f"{where}.{place} is a {type(norm.module).__name__} that computes something else than LayerNorm "
+            "and RMSNorm do, of each token alone"
+        )
     few = stream[:, :4]
     noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(few)
     streams = torch.stack([few, few + noise])
@@ -269,18 +279,27 @@ def _check_reading(name: str, part: Stage, stream: Tensor) -> None:
         ]
     if not all(same):
         raise UnsupportedModelError(
-            f"{part.nodes.name} of {name}: its norm and projections do not follow their formulas"
+            f"{part.nodes.name} in {where}: its norm and projections do not follow their formulas"
         )
 
 
-def _check_mlp(part: MLPStage, own: MLPStage, normed: Float[Tensor, "1 token d_model"]) -> None:
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, CLOSE, CLOSE * float(expected.abs().max()))
+
+
+def _check_mlp(where: str, part: MLPStage, own: MLPStage, normed: Float[Tensor, "1 token d_model"]) -> None:
     """Find out whether an MLP keeps tokens apart, and whether the names of its parts tell the truth."""
     written, tokens = part.mlp(normed), normed.shape[1]
+    if not _alike(part.mlp(torch.cat([normed, normed.flip(1) + 1]))[:1], written):
+        raise UnsupportedModelError(
+            f"{where}.mlp is a {type(part.mlp.module).__name__} whose output for one image depends on "
+            "the others in the batch"
+        )
     own.set_mixing(any(_reaches_others(part, normed, written, chosen) for chosen in _some_tokens(tokens)))
     hidden = part.mlp.hidden()
     if hidden is not None:
         before, last = hidden
-        if not torch.allclose(last(before(normed)), written, CLOSE, CLOSE * float(written.abs().max())):
+        if not _alike(last(before(normed)), written):
             own.mlp = type(own.mlp)(own.mlp.module)
 
 
@@ -311,7 +330,7 @@ def _check_readout(family: Family, twin: nn.Module, readout: Stage, run: _Run) -
     copied = _wide(twin, without=family.blocks(twin))
     stream = run.calls[-1].output[:1].to(next(copied.parameters()))
     parts, logits = family.readout_parts(copied), family.readout(copied, stream)
-    if parts is None or not torch.allclose(parts(stream), logits, CLOSE, CLOSE * float(logits.abs().max())):
+    if parts is None or not _alike(parts(stream), logits):
         readout.parts = None
 
     def reads_from(token: int) -> bool:

@@ -125,13 +125,17 @@ class Model:
             )
         grid = self.family.grid(self.module, height, width)
         blank = torch.zeros(1, expected[0], height, width, device=self.device, dtype=self.dtype)
-        with torch.no_grad():
-            patches = self.embed(blank).shape[1] - len(self.prefix)
+        try:
+            with torch.no_grad():
+                patches = self.embed(blank).shape[1] - len(self.prefix)
+        except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
+            raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
         if grid is None:  # of all rectangles, the one most like the image
             grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
-            grid = min(
-                grids, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))), default=()
-            )
+            unlike = {grid: abs(math.log(grid[0] * width / (grid[1] * height))) for grid in grids}
+            grid = min(grids, key=lambda grid: unlike[grid], default=())
+            if grid and unlike[grid] > math.log(1.5):  # patches may be oblong, but hardly more than this
+                grid = ()
         if math.prod(grid) != patches or not grid:
             raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
         return grid

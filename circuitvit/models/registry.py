@@ -35,12 +35,6 @@ INSIDE = {
 }
 """Wrappers that change nothing of what a module computes, and the attribute that holds the plain one."""
 
-WRAPPERS = {
-    "base_model": "it is a PEFT model: merge its adapters and wrap what that gives, model.merge_and_unload()",
-    "trunk": "it holds the Vision Transformer as its attribute trunk: wrap that",
-}
-"""Attributes by which other wrappers are known, and the way to the plain module."""
-
 
 def load(
     name: str,
@@ -150,6 +144,30 @@ def wrap(
     """
     module = _unwrapped(module)
     family = family_of(module)
+    # Whatever mode the caller is in: what is made here outlives it.
+    with torch.inference_mode(False), torch.autocast(_device_type(module), enabled=False):
+        try:
+            return _wrapped(module, family, name, classes, preprocessing, card)
+        except AttributeError as error:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} is not built like the class it derives from ({error}), so its "
+                "parts cannot be found: teach the library where they are with circuitvit.register"
+            ) from error
+
+
+def _device_type(module: nn.Module) -> str:
+    device = next((tensor.device.type for tensor in module.parameters()), "cpu")
+    return "cpu" if device == "meta" else device
+
+
+def _wrapped(
+    module: nn.Module,
+    family: Family,
+    name: str | None,
+    classes: Sequence[str] | None,
+    preprocessing: InputSpec | None,
+    card: Card | None,
+) -> Model:
     _refuse_what_changes_under_way(module)
     _refuse_bad_weights(module)
     twin = frozen_twin(module)
@@ -196,9 +214,14 @@ def family_of(module: nn.Module) -> Family:
             return family
         if found is not None:
             return found
-    for attribute, way in WRAPPERS.items():
-        if isinstance(getattr(module, attribute, None), nn.Module):
-            raise UnsupportedModelError(f"{_full_name(type(module))} cannot be decomposed as it is: {way}")
+    for place, part in module.named_modules():
+        if any(_full_name(kind) in FAMILIES for kind in type(part).__mro__):
+            path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))
+            merge = " after merging its adapters (merge_and_unload)" if "base_model" in place else ""
+            raise UnsupportedModelError(
+                f"{_full_name(type(module))} cannot be decomposed as it is, as it may do more than the "
+                f"{type(part).__name__} that it holds: wrap that, module{path}{merge}"
+            )
     known = ", ".join(sorted(FAMILIES))
     raise UnsupportedModelError(
         f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
@@ -266,7 +289,7 @@ def _refuse_what_changes_under_way(module: nn.Module) -> None:
     """Refuse modules whose forward is not what their class says, or is random."""
     for name, part in module.named_modules():
         where = name or "the model"
-        if part.training:
+        if part.training and (not name or _heeds_training(part)):
             raise ModelError(
                 f"{where} is in training mode, where dropout makes every run different: "
                 "call model.eval() first"
@@ -296,6 +319,16 @@ def _refuse_what_changes_under_way(module: nn.Module) -> None:
             "the model was built under torch.inference_mode, so its weights can take no part in gradients: "
             "build or load it outside"
         )
+
+
+def _heeds_training(part: nn.Module) -> bool:
+    """Whether training mode changes what a part does; a head put on after `eval()` is in that mode too."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, (nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention)):
+        return True
+    plain = isinstance(part, (nn.Linear, nn.LayerNorm, nn.Identity))
+    return not plain and not type(part).__module__.startswith("torch.nn.modules")
 
 
 def _refuse_bad_weights(module: nn.Module) -> None:
@@ -334,14 +367,14 @@ def _look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: T
     for name, part in _calls(twin, family, images, hooked):
         if _is_changed_by_hooks(module.get_submodule(name), *part):
             raise UnsupportedModelError(
-                f"a forward hook on {name or 'the model'} changes what it computes, which no part of the "
-                "model shows: remove the hook, or make it a module"
+                f"a forward hook on {name or type(module).__name__} changes what it computes, which no "
+                "part of the model shows: remove the hook, or make it a module"
             )
     shown = ", ".join(name or "the model" for name in hooked[:3])
     warnings.warn(
         f"the forward hooks of {shown} are not carried over: a model of circuitvit runs without hooks, "
         "whatever they do later",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -25,14 +25,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.attribution import provenance_of
+from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import (
     BatchRun,
+    Evaluator,
     Replay,
     Saved,
     StateFile,
     choose_batch_size,
-    held_runs,
+    kl,
     masked_run,
     new_workspace,
     progress_bar,
@@ -41,9 +42,8 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model
-from circuitvit.pruning.dead import without_dead
-from circuitvit.pruning.divergence import kl
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.pruning.refine import without_dead
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 Divergence = Literal["kl", "metric"]
 """How far a run is from the clean one: KL(clean || current), or the metric's absolute difference."""
@@ -76,7 +76,8 @@ def acdc(
         task: in the noising direction.
         tau: the rise in divergence that removing an edge must cause for the edge to stay, in nats for "kl",
             in units of the metric for "metric".
-        divergence: "kl" keeps the whole prediction, "metric" the behaviour.
+        divergence: "kl" keeps the whole prediction, "metric" the behaviour; where the model has no classes,
+            only "metric" means anything.
         batch_size: pairs at once; chosen from the memory budget by default.
         memory: that budget, in bytes.
         state: a file in which the search keeps what it has done: given again after an interruption, with
@@ -84,7 +85,8 @@ def acdc(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if `tau` is not positive, or the task is in the denoising direction.
+        OptionError: if `tau` is not positive, the task is in the denoising direction, or "kl" is asked for
+            where the model has no classes.
         DataError: if ablating every edge causes no divergence.
 
     Example:
@@ -97,11 +99,17 @@ def acdc(
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
     if task.direction == "denoising":
         raise OptionError("ACDC ablates edges of the clean run: give the task direction='noising'")
-    prepared = ready(model, task, progress)
+    if divergence == "kl" and not model.has_classes:
+        raise OptionError(
+            f"the outputs of {model.name} are no classes, so there is no KL of predictions: give "
+            "divergence='metric', and tau in units of the metric"
+        )
+    prepared = prepare(model, task, progress)
     size = choose_batch_size(prepared, memory) if batch_size is None else batch_size
     work = f"acdc, tau {tau!r}, {divergence}, batch size {batch_size}"
     with StateFile(state, prepared, work, settings={"size": size}) as kept_in:
-        judge = _Judge(held_runs(prepared, int(kept_in.settings["size"])), divergence)
+        evaluator = Evaluator(prepared, batch_size=int(kept_in.settings["size"]), memory=memory)
+        judge = _Judge(evaluator.all_batches(), divergence)
         _refuse_no_effect(prepared, judge)
         kept = _search(prepared, judge, tau, kept_in, progress)
     provenance = provenance_of(prepared, "acdc").with_parameters(tau=tau, divergence=divergence)

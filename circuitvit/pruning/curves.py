@@ -4,26 +4,38 @@ Sizes are counted after dead edges are pruned: a point at 100 edges is the longe
 most 100 live ones. References and runs of the whole model are computed once, so a curve costs little more
 than its masked runs.
 
+A scoring method ranks all edges once, and its circuits are the best of them. A learned mask is no ranking to
+extend: a size wanted is a size trained for, so its family is a mask for each size.
+
 CPR and CMD: Mueller et al. 2025, "MIB: a mechanistic interpretability benchmark", arXiv:2504.13151.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
 
-from circuitvit.engine import progress_bar
+from circuitvit.attribution.methods import METHODS, find_method
+from circuitvit.attribution.paths import Rule
+from circuitvit.attribution.scoring import attribute
+from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeScores, Graph, Ranking
 from circuitvit.models import Model
-from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.pruning.refine import Band
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.pruning.find import Plan, find
+from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
+from circuitvit.pruning.refine import Band, noising_evaluator
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The sizes at which MIB runs circuits, as shares of all edges."""
+
+TRAINED = (0.005, 0.5)
+"""Masks are trained for sizes in this range: below hardly a path is left, above hardly anything is lost."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ def score_curve(
     by: Ranking = "magnitude",
     connected: bool = False,
     fractions: Sequence[float] = FRACTIONS,
-    meter: FaithfulnessMeter | None = None,
+    evaluator: Evaluator | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of the best edges by some scores.
@@ -108,20 +120,20 @@ def score_curve(
         by: "magnitude" or "signed".
         connected: grow path by path instead of taking the best edges wherever they lie.
         fractions: sizes, as shares of all edges.
-        meter: of the same task, to spare its set-up when several curves are drawn.
+        evaluator: of the same task, so that what it has run is not run again.
         progress: whether to show a bar.
 
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    _same_graph(scores.graph, ready(model, task).graph)
+    _same_graph(scores.graph, prepare(model, task).graph)
     select = (lambda k: scores.connected(k, by)) if connected else (lambda k: scores.top(k, by))
     n_edges = scores.graph.n_edges
     wanted = [
         (fraction, _largest(select, round(fraction * n_edges), n_edges)) for fraction in _checked(fractions)
     ]
     label = f"{scores.method}, {by}{', connected' if connected else ''}"
-    return _run(model, task, label, wanted, meter, progress)
+    return _run(model, task, label, wanted, evaluator, progress)
 
 
 def circuit_curve(
@@ -131,7 +143,7 @@ def circuit_curve(
     label: str,
     *,
     fractions: Sequence[float] = FRACTIONS,
-    meter: FaithfulnessMeter | None = None,
+    evaluator: Evaluator | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of a family of circuits, such as those of `find`: at each size the largest that fits.
@@ -142,13 +154,13 @@ def circuit_curve(
         circuits: of any sizes; the empty and the full one are added.
         label: what they come from.
         fractions: sizes, as shares of all edges.
-        meter: of the same task.
+        evaluator: of the same task, so that what it has run is not run again.
         progress: whether to show a bar.
 
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    graph = model.graph if isinstance(task, Task) and task.groups is None else ready(model, task).graph
+    graph = model.graph if isinstance(task, Task) and task.groups is None else prepare(model, task).graph
     circuits = tuple(circuits)
     for circuit in circuits:
         _same_graph(circuit.graph, graph)
@@ -159,7 +171,7 @@ def circuit_curve(
     for fraction in _checked(fractions):
         fitting = [circuit for circuit in family if len(circuit) <= round(fraction * graph.n_edges)]
         wanted.append((fraction, fitting[-1]))
-    return _run(model, task, label, wanted, meter, progress)
+    return _run(model, task, label, wanted, evaluator, progress)
 
 
 def _run(
@@ -167,16 +179,16 @@ def _run(
     task: Task | PreparedTask,
     label: str,
     wanted: list[tuple[float, Circuit]],
-    meter: FaithfulnessMeter | None,
+    evaluator: Evaluator | None,
     progress: bool,
 ) -> Curve:
-    meter = meter or FaithfulnessMeter(ready(model, task))
+    evaluator = evaluator or noising_evaluator(prepare(model, task))
     points = []
     with progress_bar(len(wanted), f"curve of {label}", progress) as bar:
         for fraction, circuit in wanted:
-            points.append(Point(fraction, len(circuit), meter(circuit.kept)))
+            points.append(Point(fraction, len(circuit), evaluator.faithfulness(circuit)))
             bar.update()
-    return Curve(label, tuple(points), meter.prepared.graph.n_edges)
+    return Curve(label, tuple(points), evaluator.graph.n_edges)
 
 
 def _largest(select: Callable[[int], Circuit], size: int, n_edges: int) -> Circuit:
@@ -200,3 +212,140 @@ def _checked(fractions: Sequence[float]) -> list[float]:
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise OptionError(f"sizes are shares of all edges, above 0 and up to 1, not {list(fractions)}")
     return sorted(fractions)
+
+
+# -- families of circuits by method --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FamilySettings:
+    """How the circuits of a method are made.
+
+    Attributes:
+        fractions: sizes, as shares of all edges.
+        by: how scores rank edges, "magnitude" or "signed".
+        connected: whether scores select path by path, or the best edges wherever they lie.
+        steps: points on the path of integrated gradients.
+        rule: where these lie.
+        mask: how masks are trained; its seed and batch size also hold for `find`.
+        trained: the sizes that masks are trained for; by default the `fractions` from 0.005 to 0.5.
+        faithfulness: that `find` searches for.
+        batch_size: pairs at once, for scores.
+        memory: budget of a batch, in bytes.
+        progress: whether to show bars.
+    """
+
+    fractions: Sequence[float] = FRACTIONS
+    by: Ranking = "magnitude"
+    connected: bool = True
+    steps: int = 5
+    rule: Rule = "midpoint"
+    mask: MaskSettings = field(default_factory=MaskSettings)
+    trained: Sequence[float] | None = None
+    faithfulness: float = 0.9
+    batch_size: int | None = None
+    memory: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, shares in (("fractions", self.fractions), ("trained", self.trained)):
+            if shares is not None and not (shares and all(0 < share <= 1 for share in shares)):
+                raise OptionError(f"{name} are shares of all edges, above 0 and up to 1, not {list(shares)}")
+        if len(set(self.fractions)) < 2:
+            raise OptionError(
+                f"CPR and CMD are areas over a range of sizes: give at least two, not {list(self.fractions)}"
+            )
+
+
+Family = Callable[[PreparedTask, FamilySettings], list[Circuit]]
+
+
+def _learned(sampler: SamplerName = "hard-concrete", over: Over = "edges") -> Family:
+    """A mask for each size."""
+
+    def family(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
+        n_edges = prepared.graph.n_edges
+        low, high = TRAINED
+        shares = settings.trained or [share for share in settings.fractions if low <= share <= high]
+        size = min(settings.mask.batch_size, len(prepared))
+        mask = replace(settings.mask, batch_size=size, sampler=sampler, over=over)
+        found = []
+        for edges in sorted({max(1, round(share * n_edges)) for share in shares}):
+            learned = learn_mask(prepared.model, prepared, edges, mask, progress=settings.progress)
+            found.append(learned.at_most(edges))
+        return found
+
+    return family
+
+
+def _found(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
+    """The circuits that one `find` passes through, and the one that it ends with."""
+    size = min(settings.mask.batch_size, len(prepared))
+    plan = Plan(settings.mask.steps, trim_runs=settings.mask.steps, batch_size=size, seed=settings.mask.seed)
+    finding = find(
+        prepared.model, prepared, faithfulness=settings.faithfulness, plan=plan, memory=settings.memory,
+        progress=settings.progress,
+    )  # fmt: skip
+    return [*(Circuit(prepared.graph, each.kept) for each in finding.candidates), finding.circuit]
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "learned": _learned(),
+        "learned-ugs": _learned(sampler="ugs"),
+        "learned-nodes": _learned(over="nodes"),
+        "find": _found,
+    }
+)
+"""What makes circuits of many sizes without a score for every edge, by name."""
+
+
+def method_names() -> tuple[str, ...]:
+    """Everything that has a curve: scoring methods, then families of learned masks."""
+    return (*METHODS, *FAMILIES)
+
+
+def check_method(name: str) -> None:
+    """Refuse a name that is no method.
+
+    Raises:
+        NameNotFoundError: if it is not known.
+    """
+    if name not in FAMILIES:
+        find_method(name, FAMILIES)
+
+
+def family_curve(
+    method: str, discovery: PreparedTask, evaluator: Evaluator, settings: FamilySettings
+) -> Curve:
+    """The curve of one method.
+
+    Args:
+        method: one of `method_names()`.
+        discovery: the pairs to score, or to train on.
+        evaluator: of the pairs to run the circuits on.
+        settings: of the method.
+
+    Raises:
+        NameNotFoundError: for an unknown method.
+        OptionError: if the method cannot be used on this task.
+    """
+    check_method(method)
+    judged, model = evaluator.prepared, discovery.model
+    if method in FAMILIES:
+        circuits = FAMILIES[method](discovery, settings)
+        return circuit_curve(
+            model, judged, circuits, method, fractions=settings.fractions, evaluator=evaluator,
+            progress=settings.progress,
+        )  # fmt: skip
+    given: dict[str, Any] = {"steps": settings.steps, "rule": settings.rule}
+    scores = attribute(
+        model, discovery, method, batch_size=settings.batch_size, memory=settings.memory,
+        progress=settings.progress,
+        **{name: value for name, value in given.items() if name in METHODS[method].keywords},
+    )  # fmt: skip
+    curve = score_curve(
+        model, judged, scores, by=settings.by, connected=settings.connected, fractions=settings.fractions,
+        evaluator=evaluator, progress=settings.progress,
+    )  # fmt: skip
+    return replace(curve, label=method)

@@ -9,31 +9,35 @@ smallest exact effect on. Nothing in that is random, so every seed gives the sam
 
 The time is turned into numbers of steps before the work starts, from a short measurement; the numbers are
 recorded, and a run with the same numbers and seed gives the identical circuit on the same machine.
+
+A faithful circuit is seldom unique. `find_several` searches with several seeds: edges that every search keeps
+are those that the behaviour cannot do without, as far as the searches can tell; the others may be one of
+several ways to the same end.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial, reduce
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from circuitvit.attribution import attribute, provenance_of
-from circuitvit.engine import Saved, StateFile, progress_bar
+from circuitvit.attribution.budget import seconds
+from circuitvit.attribution.scoring import attribute, provenance_of
+from circuitvit.engine import Evaluator, Saved, StateFile, progress_bar
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
-from circuitvit.pruning.dead import without_dead
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
-from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.pruning.refine import Band, refine
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.pruning.refine import Band, changed, noising_evaluator, refine, without_dead
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 SMALLEST = 0.01
 """The share of edges that the schedule ends at; training stops long before, when the behaviour is lost."""
@@ -44,17 +48,15 @@ CHECKPOINTS = 40
 TRAINING_SHARE = 0.6
 """Share of the time that is planned for training; the rest is for trimming."""
 
-LONGEST = 1e7
-"""Seconds that may be asked for: more than a quarter of a year is a slip of the pen."""
-
 STEP_LIMITS = (120, 2000)
 MEASURED_STEPS = 3
+LEAST_TRIM_RUNS = 50
+
 LOST = 0.2
 """How far below the band faithfulness may fall at two checkpoints in a row before training stops."""
 
 MARGIN = 0.05
 """With several pairs the band is narrowed by this on both sides: faithfulness varies on other images."""
-
 
 SMALL = 500
 """Edges up to which the whole model is trimmed unless told otherwise."""
@@ -163,107 +165,96 @@ def find(
     if start not in (None, "mask", "whole"):
         raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     start = start or ("whole" if prepared.graph.n_edges <= SMALL else "mask")
     margin = min(MARGIN, (1 - faithfulness) / 2) if len(prepared) > 1 else 0.0
     band = (round(faithfulness + margin, 6), round(2 - faithfulness - margin, 6))
     wanted = plan or f"within {deadline:g} s, seed {seed}, {batch_size} pairs at once, from the {start}"
     work = f"find, faithfulness {faithfulness!r}, memory {memory}, {wanted}"
     with StateFile(state, prepared, work) as kept_in:
-        meter = FaithfulnessMeter(prepared, memory)
+        evaluator = noising_evaluator(prepared, memory)
         if kept_in.saved is not None:
             plan = Plan(**kept_in.saved.numbers["plan"])
-            meter.recall(kept_in.saved.tensors)
-        if plan is None and start == "whole":
-            plan = _plan_from_whole(meter, deadline, min(batch_size, len(prepared)), seed)
-        plan = plan or _plan(prepared, deadline, min(batch_size, len(prepared)), seed)
-        return _find(meter, faithfulness, band, plan, kept_in, progress)
+            evaluator.recall(kept_in.saved.tensors)
+        if plan is None:
+            make = _plan_from_whole if start == "whole" else _plan
+            plan = make(evaluator, deadline, min(batch_size, len(prepared)), seed)
+        return _find(evaluator, faithfulness, band, plan, kept_in, progress)
 
 
 def _find(
-    meter: FaithfulnessMeter, faithfulness: float, band: Band, plan: Plan, state: StateFile, progress: bool
+    evaluator: Evaluator, faithfulness: float, band: Band, plan: Plan, state: StateFile, progress: bool
 ) -> Finding:
     """Train or take the whole, then trim, by a plan."""
-    prepared = meter.prepared
-    order, candidates = (_train if plan.steps else _whole)(meter, plan, band, state, progress)
+    prepared = evaluator.prepared
+    order, candidates = (_train if plan.steps else _whole)(evaluator, plan, band, state, progress)
     chosen = _smallest(candidates, band)
     provenance = provenance_of(prepared, "find", plan.seed).with_parameters(
         steps=plan.steps, trim_runs=plan.trim_runs, batch_size=plan.batch_size, faithfulness=faithfulness
     )
-    circuit = Circuit(prepared.graph, chosen.kept, provenance=provenance)
     refined = refine(
         prepared.model,
         prepared,
-        circuit,
+        Circuit(prepared.graph, chosen.kept, provenance=provenance),
         order=order,
         band=band,
         max_runs=plan.trim_runs,
-        meter=meter,
+        evaluator=evaluator,
         progress=progress,
     )
-    summary = _summary(prepared, plan, chosen, refined.circuit, refined.faithfulness, refined.minimal, band)
-    return Finding(refined.circuit, refined.faithfulness, refined.minimal, candidates, plan, summary)
+    found = (refined.circuit, refined.faithfulness, refined.minimal)
+    return Finding(*found, candidates, plan, _summary(prepared, plan, chosen, *found, band))
 
 
-def seconds(duration: str | float) -> float:
-    """A duration in seconds.
-
-    Raises:
-        OptionError: if it is not a positive number of seconds, or text such as "90s", "2m" or "1.5h".
-
-    Example:
-        >>> seconds("2m"), seconds(30)
-        (120.0, 30.0)
-    """
-    units = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(duration))
-    if match is None or match[2] not in units or not 0 < float(match[1]) < LONGEST:
-        raise OptionError(f"a duration is a number with s, m or h, such as '120s' or '2m', not {duration!r}")
-    return float(match[1]) * units[match[2]]
+# -- plans ---------------------------------------------------------------------------------------
 
 
-def _plan(prepared: PreparedTask, deadline: float, batch_size: int, seed: int) -> Plan:
+def _plan(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> Plan:
     """Turn seconds into numbers of steps and runs, from a few measured ones."""
-    trainer = MaskTrainer(prepared, prepared.graph.n_edges, MaskSettings(batch_size=batch_size))
+    prepared, settings = evaluator.prepared, MaskSettings(batch_size=batch_size)
+    trainer = MaskTrainer(prepared, prepared.graph.n_edges, settings, evaluator=evaluator)
     trainer.step()  # the first one allocates
     begin = time.perf_counter()
     for _ in range(MEASURED_STEPS):
         trainer.step()
     per_step = (time.perf_counter() - begin) / MEASURED_STEPS
-    per_pair = per_step / batch_size / 3  # forward and backward cost three forwards
-    checks = 2 * CHECKPOINTS * per_pair * len(prepared)
-    steps = int((deadline * TRAINING_SHARE - checks) / per_step)
-    steps = min(max(steps, STEP_LIMITS[0]), STEP_LIMITS[1])
-    trim_runs = max(50, int(deadline * (1 - TRAINING_SHARE) / (per_pair * len(prepared))))
-    return Plan(steps, trim_runs, batch_size, seed)
+    per_run = per_step / batch_size / 3 * len(prepared)  # forward and backward cost three forwards
+    steps = int((deadline * TRAINING_SHARE - 2 * CHECKPOINTS * per_run) / per_step)
+    trim_runs = max(LEAST_TRIM_RUNS, int(deadline * (1 - TRAINING_SHARE) / per_run))
+    return Plan(min(max(steps, STEP_LIMITS[0]), STEP_LIMITS[1]), trim_runs, batch_size, seed)
 
 
-def _plan_from_whole(meter: FaithfulnessMeter, deadline: float, batch_size: int, seed: int) -> Plan:
-    """Turn seconds into a number of runs, from one of the whole model, which is the slowest."""
+def _plan_from_whole(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> Plan:
+    """Turn seconds into a number of runs, from one of nearly the whole model, which is the slowest."""
+    edges = evaluator.graph.edge_mask
     begin = time.perf_counter()
-    meter(meter.prepared.graph.edge_mask)
-    return Plan(0, max(50, int(deadline / (time.perf_counter() - begin))), batch_size, seed)
+    evaluator.values(changed(edges, [tuple(np.argwhere(edges)[-1])], False))  # the whole is known already
+    took = time.perf_counter() - begin
+    return Plan(0, max(LEAST_TRIM_RUNS, int(deadline / took)), batch_size, seed)
+
+
+# -- what is trimmed -----------------------------------------------------------------------------
 
 
 def _whole(
-    meter: FaithfulnessMeter, plan: Plan, band: Band, state: StateFile, progress: bool
+    evaluator: Evaluator, plan: Plan, band: Band, state: StateFile, progress: bool
 ) -> tuple[NDArray[np.float64], tuple[Candidate, ...]]:
     """The magnitudes of the exact effects of all edges, and the whole model."""
-    prepared = meter.prepared
-    meter.after_run = partial(_note, state, meter, Saved({}, {"plan": asdict(plan)}))
+    prepared = evaluator.prepared
+    evaluator.after_run = partial(_note, state, evaluator, Saved({}, {"plan": asdict(plan)}))
     scores = attribute(prepared.model, prepared, "exact", progress=progress)
     whole = without_dead(prepared, prepared.graph.edge_mask)
-    return np.abs(scores.values), (Candidate(whole, meter(whole)),)
+    return np.abs(scores.values), (Candidate(whole, evaluator.faithfulness(whole)),)
 
 
 def _train(
-    meter: FaithfulnessMeter, plan: Plan, band: Band, state: StateFile, progress: bool
+    evaluator: Evaluator, plan: Plan, band: Band, state: StateFile, progress: bool
 ) -> tuple[NDArray[np.float64], tuple[Candidate, ...]]:
     """Train until the schedule ends or the behaviour is lost; give how open edges are, and the circuits."""
-    prepared = meter.prepared
+    prepared = evaluator.prepared
     edges = max(1, round(SMALLEST * prepared.graph.n_edges))
     settings = MaskSettings(steps=plan.steps, batch_size=plan.batch_size, seed=plan.seed, ramp=1.0)
-    trainer = MaskTrainer(prepared, edges, settings)
+    trainer = MaskTrainer(prepared, edges, settings, evaluator=evaluator)
     every = max(1, plan.steps // CHECKPOINTS)
     candidates: list[Candidate] = [Candidate(prepared.graph.edge_mask, 1.0)]
     done = lost = 0
@@ -271,7 +262,7 @@ def _train(
         trainer.restore(state.saved)
         candidates = _recalled(state.saved)
         for each in candidates[1:]:  # so that trimming finds them measured, as it would without interruption
-            meter(each.kept)
+            evaluator.faithfulness(each.kept)
         done, lost = state.saved.numbers["done"], state.saved.numbers["lost"]
     with progress_bar(plan.steps, "learning a mask", progress) as bar:
         bar.update(done)
@@ -281,13 +272,13 @@ def _train(
             bar.update()
             if done % every == 0:
                 kept = without_dead(prepared, trainer.open_edges())
-                candidate = Candidate(kept, meter(kept))
+                candidate = Candidate(kept, evaluator.faithfulness(kept))
                 candidates.append(candidate)
                 bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")
                 lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
             if state.path is not None:
-                _note(state, meter, _training(trainer, candidates, plan, done, lost))
-    meter.after_run = partial(_note, state, meter, _training(trainer, candidates, plan, done, lost))
+                _note(state, evaluator, _training(trainer, candidates, plan, done, lost))
+    evaluator.after_run = partial(_note, state, evaluator, _training(trainer, candidates, plan, done, lost))
     openness = np.where(prepared.graph.edge_mask, trainer.openness(), 0.0)
     return openness, tuple(sorted(candidates, key=lambda each: -each.size))
 
@@ -295,12 +286,9 @@ def _train(
 def _training(trainer: MaskTrainer, candidates: list[Candidate], plan: Plan, done: int, lost: int) -> Saved:
     """Where the training is, for the state file."""
     state = trainer.state()
-    circuits = {
-        "candidates": torch.from_numpy(np.stack([each.kept for each in candidates]).astype(np.uint8)),
-        "candidates.faithfulness": torch.tensor(
-            [each.faithfulness for each in candidates], dtype=torch.float64
-        ),
-    }
+    kept = np.stack([each.kept for each in candidates]).astype(np.uint8)
+    found = torch.tensor([each.faithfulness for each in candidates], dtype=torch.float64)
+    circuits = {"candidates": torch.from_numpy(kept), "candidates.faithfulness": found}
     numbers = {**state.numbers, "plan": asdict(plan), "done": done, "lost": lost}
     return Saved({**state.tensors, **circuits}, numbers)
 
@@ -311,9 +299,9 @@ def _recalled(saved: Saved) -> list[Candidate]:
     return [Candidate(kept, value) for kept, value in zip(masks, values, strict=True)]
 
 
-def _note(state: StateFile, meter: FaithfulnessMeter, training: Saved) -> None:
+def _note(state: StateFile, evaluator: Evaluator, training: Saved) -> None:
     """Keep where the training is, and everything that has been measured."""
-    state.keep(lambda: Saved({**training.tensors, **meter.table()}, training.numbers))
+    state.keep(lambda: Saved({**training.tensors, **evaluator.table()}, training.numbers))
 
 
 def _smallest(candidates: tuple[Candidate, ...], band: Band) -> Candidate:
@@ -350,3 +338,85 @@ def _summary(
     return (
         f"{learned if plan.steps else trimmed} left {edges} with faithfulness {faithfulness:.2f}: {ending}."
     )
+
+
+# -- several seeds -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """What several searches found.
+
+    Attributes:
+        findings: one for each seed, in the order of the seeds.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def shared(self) -> Circuit:
+        """The edges that every search keeps; they need not make a circuit on their own."""
+        return reduce(lambda a, b: a & b, self.circuits)
+
+    @property
+    def union(self) -> Circuit:
+        """The edges that any search keeps."""
+        return reduce(lambda a, b: a | b, self.circuits)
+
+    @property
+    def circuits(self) -> tuple[Circuit, ...]:
+        """The circuits found, in the order of the seeds."""
+        return tuple(finding.circuit for finding in self.findings)
+
+    @property
+    def overlap(self) -> float:
+        """The mean Jaccard overlap between two of the circuits, 0 to 1."""
+        pairs = [a.jaccard(b) for a, b in combinations(self.circuits, 2)]
+        return sum(pairs) / len(pairs)
+
+    @property
+    def frequency(self) -> dict[str, float]:
+        """How often each edge of the union is kept, 0 to 1, most often first and then in graph order."""
+        kept = {edge: sum(edge in circuit for circuit in self.circuits) for edge in self.union}
+        return {edge: kept[edge] / len(self.findings) for edge in sorted(kept, key=lambda edge: -kept[edge])}
+
+    @property
+    def summary(self) -> str:
+        """How far the searches agree, in plain sentences."""
+        sizes = sorted(len(circuit) for circuit in self.circuits)
+        alike = all(circuit == self.circuits[0] for circuit in self.circuits)
+        if alike:
+            return f"All {len(self.findings)} searches found the same circuit of {sizes[0]} edges."
+        return (
+            f"{len(self.findings)} searches found circuits of {sizes[0]} to {sizes[-1]} edges that overlap "
+            f"by {self.overlap:.0%} on average; {len(self.shared)} edges are in all of them and "
+            f"{len(self.union)} in any. The circuit is not unique: trust the shared edges most."
+        )
+
+
+def find_several(model: Model, task: Task, seeds: Sequence[int] = (0, 1, 2), **options: Any) -> Agreement:
+    """Search once for each seed; the numbers of steps are measured once, for the first.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: in the noising direction.
+        seeds: at least two different ones.
+        **options: as for `find`; `within` is the time for one search.
+
+    Raises:
+        OptionError: if there are fewer than two different seeds.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> print(cv.find_several(model, task, within="60s").summary)  # doctest: +SKIP
+    """
+    if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
+        raise OptionError(f"agreement needs at least two different seeds, not {list(seeds)}")
+    plan = options.pop("plan", None)
+    options.setdefault("start", "mask")  # trimming the whole model does not depend on the seed
+    findings: list[Finding] = []
+    for seed in seeds:
+        plan = None if plan is None else replace(plan, seed=seed)
+        findings.append(find(model, task, seed=seed, plan=plan, **options))
+        plan = findings[0].plan
+    return Agreement(tuple(findings))

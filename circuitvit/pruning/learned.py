@@ -1,9 +1,13 @@
 """Learned masks: find the edges to keep by gradient descent on a relaxed mask of all edges at once.
 
-Every edge (or node, or both) has a gate in [0, 1]. The gates are trained so that the masked model predicts
-what the full model does, KL(full || masked) + 10 ((m - m_all) / (m_all - m_none))^2, under a Lagrangian that
-brings the expected share of kept edges down along a schedule, geometrically to the target. What is handed
-on is a discrete circuit, the edges that are more open than not; only that is ever evaluated.
+Every edge (or node, or both) has a gate in [0, 1]: a random number whose odds are learned. The gates are
+trained so that the masked model predicts what the full model does,
+
+    KL(full || masked) + 10 ((m - m_all) / (m_all - m_none))^2
+
+(the second term alone where the model has no classes), under a Lagrangian that brings the expected share of
+kept edges down along a schedule, geometrically to the target. What is handed on is a discrete circuit, the
+edges that are more open than not; only that is ever evaluated.
 
 The order of the gates is no ranking to extend: a mask trained for 100 edges does not contain the best 200.
 
@@ -12,24 +16,30 @@ Edge pruning: Bhaskar et al. 2024, "Finding transformer circuits with edge pruni
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution import provenance_of
-from circuitvit.engine import BatchRun, Saved, check_effect, evaluate, held_runs, progress_bar, soft_run
+from circuitvit.attribution.scoring import provenance_of
+from circuitvit.engine import BatchRun, Evaluator, Saved, kl, progress_bar, soft_run
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, EdgeMask, EdgeScores
+from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.models import Model
-from circuitvit.pruning.dead import without_dead
-from circuitvit.pruning.divergence import kl
-from circuitvit.pruning.gates import SAMPLERS, SamplerName
-from circuitvit.pruning.units import GatedUnits, Over, gated_units
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.pruning.refine import without_dead
+from circuitvit.tasks import PreparedTask, Task, prepare
+
+SamplerName = Literal["hard-concrete", "ugs"]
+"""How gates are sampled in training."""
+
+Over = Literal["edges", "nodes", "both"]
+"""What has a gate."""
 
 INITIAL = 2.0
 """Log-odds that every gate starts with, unless scores are given."""
@@ -38,6 +48,11 @@ WARM = (-1.0, 4.0)
 """Log-odds that the weakest and the strongest edge start with when scores are given; the rest by rank."""
 
 BEHAVIOUR_WEIGHT = 10.0
+
+STRETCH = (-0.1, 1.1)
+"""The interval that a hard-concrete gate's sigmoid is stretched to before it is clipped to [0, 1]."""
+
+TEMPERATURE = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -139,14 +154,15 @@ def learn_mask(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if `edges` is not between 1 and the number of edges, or the task is denoising.
+        OptionError: if `edges` is not between 1 and the number of edges, the task is denoising, or neither
+            classes nor the metric give a gradient.
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
         >>> circuit = cv.learn_mask(model, task, edges=100).circuit  # doctest: +SKIP
     """
     settings = settings or MaskSettings()
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     trainer = MaskTrainer(prepared, edges, settings, warm_start)
     with progress_bar(settings.steps, f"mask of {edges} edges", progress) as bar:
         for _ in range(settings.steps):
@@ -169,6 +185,7 @@ class MaskTrainer:
         edges: how many should be kept at the end of the schedule.
         settings: of the training.
         warm_start: scores by whose ranks the gates start.
+        evaluator: of the same task, so that what it has run is not run again.
     """
 
     def __init__(
@@ -177,12 +194,19 @@ class MaskTrainer:
         edges: int,
         settings: MaskSettings,
         warm_start: EdgeScores | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         graph = prepared.graph
         if not 1 <= edges <= graph.n_edges:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
         if prepared.denoising:
             raise OptionError("masks are learned in the clean run: give the task direction='noising'")
+        metric = prepared.metric.metric
+        if not prepared.model.has_classes and not metric.differentiable:
+            raise OptionError(
+                f"without classes a mask is learned by the metric's gradient alone, and {metric.name!r} has "
+                "none: choose another metric, or find(..., start='whole')"
+            )
         self.prepared, self.settings, self.trace = prepared, settings, Trace()
         self.units = gated_units(graph, settings.over)
         self.sampler = SAMPLERS[settings.sampler]
@@ -192,20 +216,20 @@ class MaskTrainer:
         self._climb = torch.optim.Adam([self._multipliers], lr=settings.multiplier_rate, maximize=True)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._from, self._to = (1.0 if warm_start is None else float(self._density())), edges / graph.n_edges
-        ends = evaluate(prepared, [], batch_size=settings.batch_size)
-        check_effect(prepared, ends.all_values, ends.none_values)
+        self._pairs = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
+        known = evaluator or self._pairs
+        known.check_effect(level=0)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
-        self._scale = max(abs(float((ends.all_values - ends.none_values).double().mean())), 1e-9)
+        self._scale = max(abs(float(known.effect.mean())), 1e-9)
         self._optimisers = {"descend": self._descend, "climb": self._climb}
-        self._runs = held_runs(prepared, min(settings.batch_size, len(prepared)))
         self._queue: list[int] = []  # the batches that are left of this round, the next one last
 
     def step(self) -> None:
         """One step of Adam on one minibatch."""
         if not self._queue:
-            order = torch.randperm(len(self._runs), generator=self._generator)
+            order = torch.randperm(self._pairs.n_batches, generator=self._generator)
             self._queue = order.flip(0).tolist()
-        run = self._runs[self._queue.pop()]
+        run = self._pairs.batch(self._queue.pop())
         mask = self.units.mask(self.sampler.sample(self._phi, self._generator))
         logits = soft_run(run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint)
         distance, density = self._distance(run, logits), self._density()
@@ -283,7 +307,10 @@ class MaskTrainer:
     def _distance(self, run: BatchRun, logits: Tensor) -> Tensor:
         """How far the masked run is from the full one: of the whole prediction, and of the behaviour."""
         behaviour = (run.metric(logits) - run.metric(run.base.logits)) / self._scale
-        return (kl(run.clean_logits, logits) + BEHAVIOUR_WEIGHT * behaviour.square()).mean()
+        distance = BEHAVIOUR_WEIGHT * behaviour.square()
+        if self.prepared.model.has_classes:
+            distance = distance + kl(run.clean_logits, logits)
+        return distance.mean()
 
 
 def _initial(units: GatedUnits, over: Over, scores: EdgeScores | None) -> Float[Tensor, " gate"]:
@@ -298,3 +325,130 @@ def _initial(units: GatedUnits, over: Over, scores: EdgeScores | None) -> Float[
     low, high = WARM
     phi[: len(ranks)] = torch.from_numpy(low + (high - low) * ranks).float()
     return phi
+
+
+# -- gates ---------------------------------------------------------------------------------------
+# Both kinds have one parameter for each gate, its log-odds `phi` (log alpha for the hard concrete): a gate
+# with `phi > 0` is more open than not. They differ in how a training step samples them.
+#
+# Hard concrete: a stretched and clipped logistic sample, differentiable in `phi`; often exactly 0 or 1.
+# Louizos, Welling and Kingma 2018, arXiv:1712.01312.
+#
+# Uniform gradient sampling (UGS): with probability `w = theta (1 - theta)` a gate is uniform in [0, 1],
+# otherwise it is open or shut by chance, such that its mean is `theta`. Only uniform gates get a gradient,
+# that of the loss with respect to the gate; in `phi` it needs no weight, as `d theta / d phi = w`.
+# Li and Janson 2024, "Optimal ablation for interpretability", arXiv:2409.09951.
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How gates are sampled, and how likely they are to be open.
+
+    Attributes:
+        sample: from `phi` and a generator to gates in [0, 1], differentiable.
+        open_probability: from `phi` to the probability that a gate is not shut, differentiable.
+    """
+
+    sample: Callable[[Float[Tensor, " gate"], torch.Generator], Float[Tensor, " gate"]]
+    open_probability: Callable[[Float[Tensor, " gate"]], Float[Tensor, " gate"]]
+
+
+def _uniform(phi: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform noise like `phi`, drawn on the CPU so that every device sees the same."""
+    return torch.rand(phi.shape, generator=generator).to(phi)
+
+
+def _hard_concrete(phi: Tensor, generator: torch.Generator) -> Tensor:
+    noise = _uniform(phi, generator).clamp(1e-6, 1 - 1e-6)
+    logits = (noise.log() - (1 - noise).log() + phi) / TEMPERATURE
+    low, high = STRETCH
+    return (torch.sigmoid(logits) * (high - low) + low).clamp(0, 1)
+
+
+def _hard_concrete_open(phi: Tensor) -> Tensor:
+    low, high = STRETCH
+    return torch.sigmoid(phi - TEMPERATURE * math.log(-low / high))
+
+
+def _ugs(phi: Tensor, generator: torch.Generator) -> Tensor:
+    theta = torch.sigmoid(phi.detach())
+    weight = theta * (1 - theta)
+    choice, level = _uniform(phi, generator), _uniform(phi, generator)
+    is_uniform = choice < weight
+    # of the rest, `theta - weight / 2` is open, so that the gate's mean is theta
+    is_open = (choice >= weight) & (choice < weight + theta - weight / 2)
+    gates = torch.where(is_uniform, level, is_open.to(phi))
+    return gates + (phi - phi.detach()) * is_uniform
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "hard-concrete": Sampler(_hard_concrete, _hard_concrete_open),
+    "ugs": Sampler(_ugs, torch.sigmoid),
+}
+
+
+# -- what a gate opens ---------------------------------------------------------------------------
+# An edge, a node with all its edges, or both at once. Gates over nodes give circuits in which every edge
+# between kept nodes is kept. With both, an edge is as open as the product of its own gate and those of the
+# two nodes that it joins, so whole nodes can go at once. Sources and readouts are always in.
+
+
+@dataclass(frozen=True, eq=False)
+class GatedUnits:
+    """Which gates an edge goes through.
+
+    Attributes:
+        graph: whose edges.
+        factors: `(edge, factor)`: places of the gates whose product opens an edge. The last place of all is
+            a gate that is always open.
+        n_gates: number of gates that are learned.
+    """
+
+    graph: Graph
+    factors: Int64[Tensor, "edge factor"]
+    n_gates: int
+
+    def mask(self, gates: Float[Tensor, " gate"]) -> Float[Tensor, "sender receiver group"]:
+        """The mask of all edges from the learned gates; 0 where there is no edge."""
+        places = torch.from_numpy(np.flatnonzero(self.graph.edge_mask)).to(gates.device)
+        always = torch.cat([gates, gates.new_ones(1)])
+        opened = always[self.factors.to(gates.device)].prod(dim=1)
+        blank = torch.zeros(int(np.prod(self.graph.shape)), dtype=gates.dtype, device=gates.device)
+        return blank.scatter(0, places, opened).view(self.graph.shape)
+
+    def kept(self, phi: Float[Tensor, " gate"]) -> EdgeMask:
+        """The edges all of whose gates are more open than not."""
+        kept: EdgeMask = self.mask((phi.detach() > 0).float()).cpu().numpy() > 0.5
+        return kept
+
+
+def gated_units(graph: Graph, over: Over) -> GatedUnits:
+    """The gates of a graph.
+
+    Args:
+        graph: whose edges or nodes are gated.
+        over: "edges", "nodes" or "both".
+    """
+    n_edges = graph.n_edges
+    own = np.arange(n_edges)[:, None]
+    if over == "edges":
+        return GatedUnits(graph, torch.from_numpy(own), n_edges)
+    inner = [
+        node
+        for node in graph.nodes
+        if graph.stage_of_node[node].senders and graph.stage_of_node[node].receivers
+    ]
+    first = 0 if over == "nodes" else n_edges
+    place = {node: first + index for index, node in enumerate(inner)}
+    n_gates = first + len(inner)
+    ends = np.array(
+        [
+            [
+                place.get(graph.senders[sender], n_gates),
+                place.get(node_of(graph.receivers[receiver]), n_gates),
+            ]
+            for sender, receiver, _ in np.argwhere(graph.edge_mask)
+        ]
+    )
+    factors = ends if over == "nodes" else np.concatenate([own, ends], axis=1)
+    return GatedUnits(graph, torch.from_numpy(factors), n_gates)

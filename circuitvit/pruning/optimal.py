@@ -1,8 +1,9 @@
 """Optimal ablation: constants that replace the senders' outputs with the least harm.
 
 Zero and mean ablation hurt a model partly because it has never seen such values. The optimal constants are
-those under which the ablated model stays closest to the whole one, so what is still lost was carried by the
-ablated edges themselves. They are learned by gradient descent, starting at the means, and used as an ablation
+those under which the ablated model stays closest to the whole one (by the KL of its prediction; where it has
+no classes, by the square of what the metric changes), so what is still lost was carried by the ablated edges
+themselves. They are learned by gradient descent, starting at the means, and used as an ablation
 like any other.
 
 Li and Janson 2024, "Optimal ablation for interpretability", arXiv:2409.09951.
@@ -13,12 +14,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from circuitvit.engine import held_runs, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, kl, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.pruning.divergence import kl
 from circuitvit.tasks import Constants, Mean, Task
 
 
@@ -63,21 +64,29 @@ def learn_constants(
     if circuit.graph != (model.graph if task.groups is None else circuit.graph):
         raise OptionError(f"the circuit belongs to {circuit.graph}, the model has {model.graph}")
     prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
-    runs = held_runs(prepared, min(batch_size, len(prepared)))
-    start = runs[0].sources.reference[:, :1] if per_token else runs[0].sources.reference[:, :1, :1]
+    pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
+    first = pairs.batch(0).sources.reference
+    start = first[:, :1] if per_token else first[:, :1, :1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([moves], lr=learning_rate)
     mask = torch.tensor(circuit.kept, dtype=model.dtype, device=model.device)
     with progress_bar(steps, "optimal constants", progress) as bar:
         for step in range(steps):
-            run = runs[step % len(runs)]
+            run = pairs.batch(step % pairs.n_batches)
             reference = (start + scale * moves).expand_as(run.sources.reference)
             logits = soft_run(replace(run.sources, reference=reference), mask)
-            loss = kl(run.clean_logits, logits).mean()
+            loss = _loss(run, logits)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            bar.set_postfix_str(f"KL {loss.item():.3f}", refresh=False)
+            bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
             bar.update()
     return Constants((start + scale * moves).detach()[:, 0].cpu())
+
+
+def _loss(run: BatchRun, logits: Tensor) -> Tensor:
+    """How far the ablated model is from the whole one, averaged over the images of a batch."""
+    if run.prepared.model.has_classes:
+        return kl(run.clean_logits, logits).mean()
+    return (run.metric(logits) - run.metric(run.base.logits)).square().mean()

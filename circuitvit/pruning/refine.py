@@ -1,32 +1,47 @@
-"""Refinement: make a circuit faithful, then as small as it can be, by exact ablation.
+"""Refinement by exact ablation: make a circuit faithful, then as small as it can be.
 
-*Repair* adds back the edges that bring faithfulness nearest to 1 until it lies in the band. *Trimming* then
-visits the kept edges from the weakest to the strongest and drops each one without which faithfulness stays
-in the band, first a block at a time, at last one by one, pass after pass until nothing more can go. The
-result is 1-minimal: no single edge can be dropped. Dead edges are pruned after every step.
+`refine` first *repairs*: it adds back the edges that bring faithfulness nearest to 1 until it lies in the
+band. Then it *trims*: it visits the kept edges from the weakest to the strongest and drops each one without
+which faithfulness stays in the band, first a block at a time, at last one by one, pass after pass until
+nothing more can go.
+
+`ddmin` is delta debugging. The circuit is to the behaviour what an input is to a failure: edges are divided
+into `n` groups, and the search goes on with the first group that is enough by itself, else with all but the
+first group that can be spared, else with twice as many groups. Where few of many edges matter it takes far
+fewer runs than trying edge after edge; where most matter it takes more.
+
+Both end with a 1-minimal circuit: no single edge can be dropped. Dead edges are pruned after every step.
+
+Zeller and Hildebrandt 2002, "Simplifying and isolating failure-inducing input", IEEE TSE 28(2), for `ddmin`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.engine import kept_edges, progress_bar
-from circuitvit.errors import OptionError
+from circuitvit.engine import Evaluator, progress_bar
+from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
+from circuitvit.graph.liveness import live_receivers, reached_senders
 from circuitvit.models import Model
-from circuitvit.pruning.dead import useful_beside, without_dead
-from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import Patch, PreparedTask, Resample, Task, prepare
 
 BLOCKS = (8, 2, 1)
 """How many edges trimming tries to drop at once: where many can go, a block goes at the price of one run."""
 
 Band = tuple[float, float]
 """The faithfulness that counts as carrying the behaviour, lowest and highest."""
+
+Place = tuple[int, ...]
+"""Sender, receiver and token group of an edge."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +70,7 @@ def refine(
     band: Band = (0.9, 1.1),
     candidates: int = 200,
     max_runs: int | None = None,
-    meter: FaithfulnessMeter | None = None,
+    evaluator: Evaluator | None = None,
     progress: bool = True,
 ) -> Refinement:
     """Repair and trim a circuit.
@@ -69,77 +84,228 @@ def refine(
         band: faithfulness that the result must keep.
         candidates: how many edges repair tries at each step.
         max_runs: give up after so many masked runs.
-        meter: of the same task, to spare its set-up.
+        evaluator: of the same task, so that what it has run is not run again.
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if the band is empty, the task is denoising, or the circuit or the order belongs to
-            another graph.
+        OptionError: if the band is empty, `max_runs` is not positive, the task is denoising, or the circuit
+            or the order belongs to another graph.
+        DataError: if the metric does not differ between clean and ablated runs.
     """
-    if not band[0] < band[1]:
-        raise OptionError(f"the band must go from low to high, not {band}")
-    prepared = ready(model, task, progress)
-    if prepared.denoising:
-        raise OptionError("circuits are refined in the clean run: give the task direction='noising'")
-    kept_edges(prepared, circuit)  # refuses a circuit of another graph
-    order = order_of(circuit, order)
-    meter = meter or FaithfulnessMeter(prepared)
-    before = meter.runs
-    search = _Search(meter, order, band, max_runs)
+    search = _search(model, task, circuit, order, band, max_runs, evaluator, progress)
     with progress_bar(len(circuit), "refining", progress) as bar:
-        kept = search.repair(without_dead(prepared, circuit.kept), candidates)
+        kept = search.repair(without_dead(search.prepared, circuit.kept), candidates)
         kept, minimal = search.trim(kept, bar.update)
-    provenance = circuit.provenance.with_parameters(refined=True, band=list(band))
-    refined = Circuit(prepared.graph, kept, circuit.values, provenance)
-    return Refinement(refined, meter(kept), minimal, meter.runs - before)
+    return search.result(circuit, kept, minimal, "refined")
 
 
-def order_of(circuit: Circuit, order: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """The order given, or the magnitudes of the circuit's own scores.
+def ddmin(
+    model: Model,
+    task: Task | PreparedTask,
+    circuit: Circuit,
+    *,
+    order: NDArray[np.float64] | None = None,
+    band: Band = (0.9, 1.1),
+    max_runs: int | None = None,
+    evaluator: Evaluator | None = None,
+    progress: bool = True,
+) -> Refinement:
+    """Make a faithful circuit 1-minimal by removing groups of its edges.
+
+    Dead edges need no rule of their own: a circuit without them gives the very same run, which is made once,
+    so that they go for free.
+
+    Zeller and Hildebrandt 2002, "Simplifying and isolating failure-inducing input", IEEE TSE 28(2).
+
+    Args:
+        model: from `load` or `wrap`.
+        task: in the noising direction.
+        circuit: to start from; its faithfulness lies in the band.
+        order: `(sender, receiver, group)`: edges next to each other in this order are grouped, and groups of
+            small values come first; the magnitudes of the circuit's own scores by default.
+        band: faithfulness that the result must keep.
+        max_runs: give up after so many masked runs.
+        evaluator: of the same task, so that what it has run is not run again.
+        progress: whether to show a bar.
 
     Raises:
-        OptionError: if the order is not of the circuit's graph.
+        OptionError: if the band is empty, `max_runs` is not positive, the task is denoising, or the circuit
+            or the order belongs to another graph.
+        DataError: if the circuit does not lie in the band to begin with.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> scores = cv.attribute(model, task, "exact")  # doctest: +SKIP
+        >>> cv.ddmin(model, task, scores.top(1000)).circuit  # doctest: +SKIP
     """
-    if order is None:
-        return np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
-    if order.shape != circuit.graph.shape:
+    search = _search(model, task, circuit, order, band, max_runs, evaluator, progress)
+    left = search.in_order(circuit.kept)
+    if not search.enough(left):
+        found = search.evaluator.faithfulness(search.live(left))
+        raise DataError(
+            f"the circuit's faithfulness is {found:.3f}, outside {band[0]:g} to {band[1]:g}: removing edges "
+            "is no way back; `refine` repairs first"
+        )
+    minimal = True
+    with progress_bar(len(circuit), "ddmin", progress) as bar:
+
+        def shrunk(to: Sequence[Place]) -> None:
+            nonlocal left
+            bar.update(len(left) - len(to))
+            left = list(to)
+
+        try:
+            minimise(left, search.enough, shrunk)
+        except _Spent:
+            minimal = False
+    return search.result(circuit, search.live(left), minimal, "ddmin")
+
+
+def minimise(
+    items: Sequence[T],
+    holds: Callable[[Sequence[T]], bool],
+    advance: Callable[[Sequence[T]], object] = lambda left: None,
+) -> list[T]:
+    """The items that are left when no single one can go: the algorithm `ddmin` on anything.
+
+    Zeller and Hildebrandt 2002, figure 5, with its test function answering "does it hold?".
+
+    Args:
+        items: for which `holds`, in the order in which they are divided into groups.
+        holds: whether some of them, in that order, are enough.
+        advance: told what is left whenever that shrinks.
+
+    Example:
+        >>> minimise(range(8), lambda some: {2, 5} <= set(some))
+        [2, 5]
+    """
+    left, n = list(items), 2
+    while len(left) >= 2:
+        ends = [round(len(left) * place / n) for place in range(n + 1)]
+        groups = [left[start:stop] for start, stop in pairwise(ends)]
+        alone = next((group for group in groups if holds(group)), None)
+        rests = ([item for other in groups if other is not group for item in other] for group in groups)
+        spared = None if alone is not None or n == 2 else next((rest for rest in rests if holds(rest)), None)
+        if alone is not None:
+            left, n = alone, 2
+        elif spared is not None:
+            left, n = spared, n - 1
+        elif n < len(left):
+            n = min(len(left), 2 * n)
+            continue
+        else:
+            break
+        advance(left)
+    return left
+
+
+# -- the search ----------------------------------------------------------------------------------
+
+
+class _Spent(Exception):
+    """The runs are used up."""
+
+
+def _search(
+    model: Model,
+    task: Task | PreparedTask,
+    circuit: Circuit,
+    order: NDArray[np.float64] | None,
+    band: Band,
+    max_runs: int | None,
+    evaluator: Evaluator | None,
+    progress: bool,
+) -> _Search:
+    """The search that the arguments ask for, checked."""
+    if not band[0] < band[1]:
+        raise OptionError(f"the band must go from low to high, not {band}")
+    if max_runs is not None and max_runs < 1:
+        raise OptionError(f"max_runs must be at least 1, not {max_runs}")
+    if order is not None and order.shape != circuit.graph.shape:
         raise OptionError(
             f"the order has shape {order.shape}, the graph {circuit.graph.shape} (sender, receiver, group)"
         )
-    return order
+    if order is None:
+        order = np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
+    prepared = prepare(model, task if evaluator is None else evaluator.prepared, progress)
+    evaluator = evaluator or noising_evaluator(prepared)
+    evaluator.check(circuit)
+    evaluator.check_effect(level=0)
+    return _Search(evaluator, order, band, evaluator.runs, max_runs)
 
 
+def noising_evaluator(prepared: PreparedTask, memory: int | None = None) -> Evaluator:
+    """The evaluator of a task that a search by ablation can be made on.
+
+    Raises:
+        OptionError: if the task is in the denoising direction.
+        DataError: if the metric does not differ between clean and ablated runs.
+    """
+    if prepared.denoising:
+        raise OptionError(
+            "searches and curves ablate edges of the clean run: give the task direction='noising'"
+        )
+    evaluator = Evaluator(prepared, memory=memory)
+    evaluator.check_effect(level=0)
+    return evaluator
+
+
+@dataclass(frozen=True, eq=False)
 class _Search:
-    """The two moves, and what they go by."""
+    """What a search goes by, and its moves.
 
-    def __init__(
-        self, meter: FaithfulnessMeter, order: NDArray[np.float64], band: Band, max_runs: int | None
-    ) -> None:
-        self.graph, self.meter, self.order, self.band = meter.prepared.graph, meter, order, band
-        self.last_run = None if max_runs is None else meter.runs + max_runs
+    Attributes:
+        evaluator: of the task.
+        order: `(sender, receiver, group)`, small for edges that go first.
+        band: of faithfulness.
+        before: the evaluator's runs at the start.
+        max_runs: how many more there may be; None for any number.
+    """
+
+    evaluator: Evaluator
+    order: NDArray[np.float64]
+    band: Band
+    before: int
+    max_runs: int | None
+
+    @property
+    def prepared(self) -> PreparedTask:
+        return self.evaluator.prepared
 
     @property
     def spent(self) -> bool:
-        return self.last_run is not None and self.meter.runs >= self.last_run
+        return self.max_runs is not None and self.evaluator.runs >= self.before + self.max_runs
 
     def inside(self, kept: EdgeMask) -> bool:
-        return self.band[0] <= self.meter(kept) <= self.band[1]
+        return self.band[0] <= self.evaluator.faithfulness(kept) <= self.band[1]
+
+    def in_order(self, kept: EdgeMask) -> list[Place]:
+        """The kept edges, the first to go first."""
+        return sorted((tuple(place) for place in np.argwhere(kept)), key=lambda place: self.order[place])
+
+    def result(self, start: Circuit, kept: EdgeMask, minimal: bool, how: str) -> Refinement:
+        provenance = start.provenance.with_parameters(**{how: True}, band=list(self.band))
+        circuit = Circuit(start.graph, kept, start.values, provenance)
+        found = self.evaluator.faithfulness(kept)
+        return Refinement(circuit, found, minimal, self.evaluator.runs - self.before)
+
+    # of `refine`
 
     def repair(self, kept: EdgeMask, candidates: int) -> EdgeMask:
         """Add the edge that brings faithfulness nearest to 1, until it is in the band or nothing helps."""
         while not self.inside(kept) and not self.spent:
-            error = abs(self.meter(kept) - 1)
-            best, nearest = None, error
-            for place in self._absent(kept)[:candidates]:
-                grown = kept.copy()
-                grown[place] = True
-                distance = abs(self.meter(grown) - 1)
+            best, nearest = None, abs(self.evaluator.faithfulness(kept) - 1)
+            useful = useful_beside(self.prepared, kept) & ~kept
+            for place in sorted(map(tuple, np.argwhere(useful)), key=lambda edge: -self.order[edge])[
+                :candidates
+            ]:
+                grown = changed(kept, [place], True)
+                distance = abs(self.evaluator.faithfulness(grown) - 1)
                 if distance < nearest:
-                    best, nearest = place, distance
+                    best, nearest = grown, distance
             if best is None:
                 break
-            kept = kept.copy()
-            kept[best] = True
+            kept = best
         return kept
 
     def trim(self, kept: EdgeMask, advance: Callable[[], object]) -> tuple[EdgeMask, bool]:
@@ -154,25 +320,56 @@ class _Search:
             dropped = True
             while dropped:
                 dropped = False
-                present = self._present(kept)
+                present = self.in_order(kept)
                 for start in range(0, len(present), size):
                     if self.spent:
                         return kept, False
                     advance()
-                    smaller = kept.copy()
-                    smaller[tuple(np.array(present[start : start + size]).T)] = False
-                    smaller = without_dead(self.meter.prepared, smaller)
+                    smaller = changed(kept, present[start : start + size], False)
+                    smaller = without_dead(self.prepared, smaller)
                     if smaller.sum() < kept.sum() and self.inside(smaller):
                         kept, dropped = smaller, True
                 if size > 1:
                     break  # one pass for each size of block is enough: single edges settle the rest
         return kept, True
 
-    def _absent(self, kept: EdgeMask) -> list[tuple[int, ...]]:
-        """Edges that are not kept but would be live, strongest first."""
-        absent = [tuple(place) for place in np.argwhere(self.graph.edge_mask & ~kept)]
-        useful = useful_beside(self.meter.prepared, kept)
-        return sorted((place for place in absent if useful[place]), key=lambda place: -self.order[place])
+    # of `ddmin`
 
-    def _present(self, kept: EdgeMask) -> list[tuple[int, ...]]:
-        return sorted((tuple(place) for place in np.argwhere(kept)), key=lambda place: self.order[place])
+    def enough(self, places: Sequence[Place]) -> bool:
+        """Whether these edges alone lie in the band."""
+        if self.spent:
+            raise _Spent
+        return self.inside(self.live(places))
+
+    def live(self, places: Sequence[Place]) -> EdgeMask:
+        nothing = np.zeros(self.evaluator.graph.shape, dtype=bool)
+        return without_dead(self.prepared, changed(nothing, places, True))
+
+
+def changed(kept: EdgeMask, places: Iterable[Place], to: bool) -> EdgeMask:
+    """A copy of a mask with some edges kept or not."""
+    copy = kept.copy()
+    copy[tuple(np.array(list(places), dtype=int).reshape(-1, copy.ndim).T)] = to
+    return copy
+
+
+# -- edges that do nothing -----------------------------------------------------------------------
+# An edge whose receiver leads nowhere is heard by nobody, whatever the ablation. An edge whose sender hears
+# nothing from the input carries just its reference output when references come from a run on other images
+# (patch, resample), and does nothing then. Under mean, zero or noise ablation such a sender still computes
+# something from its ablated inputs, which is not its reference; there its edges stay.
+
+
+def without_dead(prepared: PreparedTask, kept: EdgeMask) -> EdgeMask:
+    """The kept edges `(sender, receiver, group)` less those that change no run of the task."""
+    return kept & useful_beside(prepared, kept)
+
+
+def useful_beside(prepared: PreparedTask, kept: EdgeMask) -> EdgeMask:
+    """`(sender, receiver, group)`: where an edge, kept beside `kept`, could change a run of the task."""
+    graph = prepared.graph
+    heard: EdgeMask = np.ones((len(graph.senders), len(graph.groups)), dtype=bool)
+    if isinstance(prepared.ablation, (Patch, Resample)):
+        heard = reached_senders(graph, kept)
+    useful: EdgeMask = heard[:, None, :] & live_receivers(graph, kept)[None] & graph.edge_mask
+    return useful

@@ -7,6 +7,7 @@ from circuitvit.tasks.metrics import (
     PerPair,
     accuracy,
     cross_entropy,
+    divergence,
     kl_divergence,
     log_probability,
     logit,
@@ -15,7 +16,7 @@ from circuitvit.tasks.metrics import (
     probability,
 )
 from circuitvit.tasks.split import Split, select_pairs, split
-from circuitvit.tasks.task import Batch, PreparedTask, Task, ready
+from circuitvit.tasks.task import Batch, PreparedTask, Task, prepare
 
 __all__ = [
     "Ablation",
@@ -35,13 +36,14 @@ __all__ = [
     "ablation_names",
     "accuracy",
     "cross_entropy",
+    "divergence",
     "kl_divergence",
     "log_probability",
     "logit",
     "logit_diff",
     "metric_names",
+    "prepare",
     "probability",
-    "ready",
     "select_pairs",
     "split",
 ]

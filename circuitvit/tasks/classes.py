@@ -7,9 +7,13 @@ ImageNet's classes have several names each ("tabby, tabby cat"), some names are 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.models import Model
+
+ClassSpec = int | str | Sequence[int | str]
+"""A class by index or name, or a set of classes."""
 
 
 def class_index(model: Model, wanted: int | str) -> int:
@@ -54,6 +58,24 @@ def class_index(model: Model, wanted: int | str) -> int:
     )
 
 
+def class_indices(model: Model, wanted: ClassSpec) -> tuple[int, ...]:
+    """The places of a class, or of a set of classes, among the logits; each once, in the order given.
+
+    Raises:
+        NameNotFoundError, OptionError: as `class_index`, and for an empty set.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> class_indices(cv.load("catdog-tiny"), ["dog", "cat", 1])
+        (1, 0)
+    """
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence):
+        return (class_index(model, wanted),)
+    if not wanted:
+        raise OptionError("an empty set of classes has no logit")
+    return tuple(dict.fromkeys(class_index(model, each) for each in wanted))
+
+
 def class_label(model: Model, index: int) -> str:
     """A short name of a class for people: its first synonym, or "class 7" where it has no name.
 
@@ -69,6 +91,12 @@ def class_label(model: Model, index: int) -> str:
         return f"class {index}"
     shared = sum(_first_synonym(model, other) == first for other in range(model.n_logits)) > 1
     return f"{first} (class {index})" if shared else first
+
+
+def classes_label(model: Model, indices: Sequence[int]) -> str:
+    """A short name of a set of classes: its first, and how many more there are."""
+    more = f" and {len(indices) - 1} more" if len(indices) > 1 else ""
+    return class_label(model, indices[0]) + more
 
 
 def _checked(model: Model, wanted: int) -> int:

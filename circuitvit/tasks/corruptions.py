@@ -26,8 +26,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from PIL import Image
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError
@@ -151,7 +153,8 @@ def shuffle_patches(
         # One random cycle through all places: unlike a plain permutation it leaves no patch where it was.
         cycle = places[torch.randperm(len(places), generator=generator)].to(images.device)
         patches[cycle] = patches[cycle.roll(1)]
-    return _unpatch(shuffled, height // patch_size).reshape(images.shape)
+    rows = height // patch_size
+    return rearrange(shuffled, "b (d a) c p q -> b c (d p) (a q)", d=rows).reshape(images.shape)
 
 
 def gaussian_noise(
@@ -265,29 +268,13 @@ def _refuse_no_mask(mask: Tensor) -> None:
 
 
 def _blur_matrix(size: int, sigma: float) -> Float[Tensor, "out in"]:
-    """Gaussian blur along one side as a matrix, so that any sigma works, however small the picture.
-
-    Padding by reflection would need the kernel to be smaller than the picture.
-    """
+    """Gaussian blur along one side as a matrix; any sigma works, however small the picture."""
     radius = min(math.ceil(4 * sigma), 8 * size)  # so far out, every pixel has been seen many times over
-    offsets = torch.arange(-radius, radius + 1)
-    weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-    places = torch.arange(size)[:, None] + offsets
-    period = max(2 * (size - 1), 1)
-    folded = places.remainder(period)
-    folded = torch.minimum(folded, period - folded) if size > 1 else torch.zeros_like(places)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, folded, (weights / weights.sum()).expand(size, -1))
+    matrix = gaussian_filter1d(np.eye(size), sigma, axis=0, mode="mirror", radius=radius)
+    return torch.from_numpy(matrix)
 
 
 def _patches(images: Tensor, size: int) -> Float[Tensor, "image patch channel row column"]:
     """Cut images into square patches, row by row; a single image becomes a batch of one."""
     batch = images.reshape(-1, *images.shape[-3:])
-    cut = batch.unfold(2, size, size).unfold(3, size, size)  # (image, channel, down, across, row, column)
-    return cut.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-
-
-def _unpatch(patches: Tensor, down: int) -> Float[Tensor, "image channel height width"]:
-    """The inverse of `_patches`, for `down` rows of patches."""
-    grid = patches.reshape(len(patches), down, -1, *patches.shape[2:])
-    return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return rearrange(batch, "b c (d p) (a q) -> b (d a) c p q", p=size, q=size)

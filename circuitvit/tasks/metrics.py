@@ -8,8 +8,8 @@ as all cats, for which the logit is the log of the summed exponentials; so a dif
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,8 @@ from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models import Model
-from circuitvit.tasks.classes import class_index, class_label
-
-ClassSpec = int | str | Sequence[int | str]
-"""A class by index or name, or a set of classes."""
+from circuitvit.tasks.classes import ClassSpec as ClassSpec
+from circuitvit.tasks.classes import class_indices, class_label, classes_label
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Metric:
         uses_target: whether the formula looks at the target.
         uses_foil: whether it looks at the foil.
         differentiable: whether gradient methods can use it.
+        of_classes: whether the outputs must be logits of classes; functions of the user's own take any.
     """
 
     name: str
@@ -70,6 +69,7 @@ class Metric:
     uses_target: bool = False
     uses_foil: bool = False
     differentiable: bool = True
+    of_classes: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,23 @@ class BoundMetric:
         return values
 
 
+def divergence(
+    full_logits: Float[Tensor, "*#candidates batch class"],
+    other_logits: Float[Tensor, "*#candidates batch class"],
+) -> Float[Tensor, "*candidates batch"]:
+    """KL(full || other) of each image in nats, summed over classes: how far a prediction has moved.
+
+    Rounding may leave 1e-8 below 0. It means nothing where the logits are no classes, as in an embedding.
+
+    Example:
+        >>> even, sure = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 50.0]])
+        >>> divergence(even, even).tolist(), divergence(sure, even).tolist()  # ln 2 at most, here
+        ([0.0], [0.6931471824645996])
+    """
+    full = F.log_softmax(full_logits, dim=-1)
+    return (full.exp() * (full - F.log_softmax(other_logits, dim=-1))).sum(dim=-1)
+
+
 # -- the metrics ---------------------------------------------------------------------------------
 
 
@@ -164,20 +181,18 @@ def kl_divergence() -> Metric:
     Its gradient vanishes at the clean run, so gradient methods that start there score everything 0.
     """
 
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        clean = F.log_softmax(inputs.clean_logits, dim=-1)
-        return (clean.exp() * (clean - F.log_softmax(logits, dim=-1))).sum(dim=-1)
-
-    return Metric("kl_divergence", formula)
+    return Metric("kl_divergence", lambda logits, inputs: divergence(inputs.clean_logits, logits))
 
 
 def cross_entropy() -> Metric:
     """Cross-entropy of the current prediction under the clean one, in nats: the KL plus a constant."""
 
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        return -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
-
-    return Metric("cross_entropy", formula)
+    return Metric(
+        "cross_entropy",
+        lambda logits, inputs: (
+            -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+        ),
+    )
 
 
 def accuracy(target: ClassSpec | PerPair | None = None) -> Metric:
@@ -229,15 +244,9 @@ def as_metric(
         spec = _BY_NAME[spec]()
     if not isinstance(spec, Metric):
         return _custom(spec)
-    return Metric(
-        spec.name,
-        spec.formula,
-        spec.target if spec.target is not None or not spec.uses_target else target,
-        spec.foil if spec.foil is not None or not spec.uses_foil else foil,
-        spec.uses_target,
-        spec.uses_foil,
-        spec.differentiable,
-    )
+    if spec.target is None and spec.uses_target:
+        spec = replace(spec, target=target)
+    return replace(spec, foil=foil) if spec.foil is None and spec.uses_foil else spec
 
 
 def bind(
@@ -248,7 +257,7 @@ def bind(
     top_clean: Callable[[], Tensor],
     top_corrupt: Callable[[], Tensor],
 ) -> BoundMetric:
-    """Turn class names into indices for the pairs of one task.
+    """Turn class names into indices for the pairs of one task, if the model has classes at all.
 
     Args:
         metric: to bind.
@@ -260,9 +269,17 @@ def bind(
 
     Raises:
         NameNotFoundError: for an unknown class; the message suggests the nearest.
-        OptionError: for an index out of range, or a `PerPair` of another length.
+        OptionError: for an index out of range, a `PerPair` of another length, or a metric of classes for a
+            model whose outputs are none.
         DataError: if target and foil are the same class.
     """
+    if metric.of_classes and not model.has_classes:
+        raise OptionError(
+            f"{model.name} has no classes: its {n_classes} outputs are features, which the metric "
+            f"{metric.name} cannot take for logits. Give a function of the features as the metric, such as "
+            "their projection on a direction, metric=lambda features: features @ direction; or load the "
+            "model with a classifier; or name the outputs when loading, classes=[...], if they are classes"
+        )
     target = _resolved(metric.target, top_clean, model, n_pairs) if metric.uses_target else None
     foil = _resolved(metric.foil, top_corrupt, model, n_pairs) if metric.uses_foil else None
     if target is not None and foil is not None:
@@ -301,7 +318,7 @@ def _custom(function: object) -> Metric:
             )
         return values.reshape(logits.shape[:-1])
 
-    return Metric(getattr(function, "__name__", "custom"), formula)
+    return Metric(getattr(function, "__name__", "custom"), formula, of_classes=False)
 
 
 def _log_probability(logits: Tensor, inputs: Inputs) -> Tensor:
@@ -327,17 +344,8 @@ def _resolved(
     if isinstance(spec, PerPair):
         if len(spec.classes) != n_pairs:
             raise OptionError(f"{len(spec.classes)} classes for {n_pairs} pairs")
-        return [_indices(each, model) for each in spec.classes]
-    return [_indices(spec, model)] * n_pairs
-
-
-def _indices(spec: ClassSpec, model: Model) -> tuple[int, ...]:
-    if isinstance(spec, str) or not isinstance(spec, Sequence):
-        return (class_index(model, spec),)
-    indices = tuple(class_index(model, each) for each in spec)
-    if not indices:
-        raise OptionError("an empty set of classes has no logit")
-    return indices
+        return [class_indices(model, each) for each in spec.classes]
+    return [class_indices(model, spec)] * n_pairs
 
 
 def _mask(indices: list[tuple[int, ...]] | None, n_classes: int) -> Tensor | None:
@@ -353,6 +361,4 @@ def _names(model: Model, indices: list[tuple[int, ...]]) -> str:
     distinct = sorted(set(indices))
     if len(distinct) > 1:
         return f"{len(distinct)} different"
-    first = distinct[0]
-    more = f" and {len(first) - 1} more" if len(first) > 1 else ""
-    return class_label(model, first[0]) + more
+    return classes_label(model, distinct[0])

@@ -20,7 +20,7 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.models import Model
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images
-from circuitvit.tasks.task import PreparedTask, Task, ready
+from circuitvit.tasks.task import PreparedTask, Task, prepare
 
 
 class Split(NamedTuple):
@@ -64,7 +64,7 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
         raise OptionError(f"the share of pairs to hold out lies between 0 and 1, not {held_out!r}")
     if seed < 0:
         raise OptionError(f"a seed must not be negative: {seed!r}")
-    prepared = ready(model, task)
+    prepared = prepare(model, task)
     if len(prepared) < 2:
         raise DataError("one pair cannot be divided: give at least two, with images of their own")
     wanted = min(max(1, round(held_out * len(prepared))), len(prepared) - 1)

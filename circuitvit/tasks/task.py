@@ -280,10 +280,13 @@ class PreparedTask:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pairs in order, `size` at a time; files are decoded as they are needed."""
+        return (self.batch(rows) for rows in self.row_ranges(size))
+
+    def row_ranges(self, size: int) -> list[range]:
+        """The rows of each batch, `size` at a time."""
         number, count = self.shared
         first, last = (len(self) * place // count for place in (number, number + 1))
-        for start in range(first, last, size):
-            yield self.batch(range(start, min(start + size, last)))
+        return [range(start, min(start + size, last)) for start in range(first, last, size)]
 
     def batch(self, rows: range) -> Batch:
         """The pairs of a contiguous range of rows."""
@@ -293,21 +296,22 @@ class PreparedTask:
             members = members[rows.start : rows.stop] if members.ndim == 2 else members
         return Batch(
             torch.arange(rows.start, rows.stop),
-            self._ready(self.base, rows),
-            None if self.reference is None else self._ready(self.reference, rows),
+            self._on_device(self.base, rows),
+            None if self.reference is None else self._on_device(self.reference, rows),
             members,
         )
 
-    def _ready(self, images: Images, rows: range) -> Tensor:
+    def _on_device(self, images: Images, rows: range) -> Tensor:
         return images.take(rows.start, rows.stop).to(self.model.device, self.model.dtype)
 
 
-def ready(model: Model, task: Task | PreparedTask, progress: bool = False) -> PreparedTask:
-    """A task prepared for a model; one that is prepared already is not read again.
+def prepare(model: Model, task: Task | PreparedTask, progress: bool = False) -> PreparedTask:
+    """A task prepared for a model: the one door. A task that is prepared already is not read again.
 
     Raises:
         OptionError: if it was prepared for another model.
     """
+    model.refresh()
     if isinstance(task, Task):
         return task.prepare(model, progress)
     if task.model is not model:

@@ -168,6 +168,8 @@ def assert_unchanged(before: Circuit, after: Circuit, *, at_least: float = 1.0) 
         said += f"; {len(gone)} gone: {_some(gone)}"
     if new:
         said += f"; {len(new)} new: {_some(new)}"
+    if models := before.provenance.mismatch(after.provenance):
+        said += f"; the circuits are of {models}"
     record("assert_unchanged", said, alike >= at_least)
     return alike
 

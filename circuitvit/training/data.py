@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from circuitvit.datasets import catdog, digits
+from circuitvit.errors import DataError, OptionError
 from circuitvit.models.zoo.card import InputSpec
-from circuitvit.training.folders import read_class_folders
+from circuitvit.tasks.images import IMAGE_SUFFIXES, read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +145,19 @@ def folder_data(path: str | Path, seed: int, size: int = 48, held_out: float = 0
             that cannot be read.
         OptionError: for a size that is not a multiple of 8.
     """
-    name = Path(path).resolve().name
-    found = read_class_folders(path, seed=seed, size=size, held_out=held_out)
-    count = len(found.classes)
-    images, targets = found.train_images, one_hot(found.train_labels, count)
+    if size < 8 or size % 8:
+        raise OptionError(f"size is a multiple of 8 (the patch size), not {size}")
+    if not 0 < held_out < 1:
+        raise OptionError(f"held_out is a fraction between 0 and 1, not {held_out}")
+    files, name = _class_folders(Path(path)), Path(path).resolve().name
+    rng = np.random.default_rng(seed)
+    sides: tuple[list[tuple[Path, int]], list[tuple[Path, int]]] = ([], [])  # trained on, and held out
+    for label, paths in enumerate(files.values()):
+        shuffled = [(paths[place], label) for place in rng.permutation(len(paths))]
+        kept_back = min(max(round(len(paths) * held_out), 1), len(paths) - 1)
+        for side, chosen in zip(sides, (shuffled[kept_back:], shuffled[:kept_back]), strict=True):
+            side += chosen
+    (images, targets), held = (_read_all(side, size, len(files)) for side in sides)
 
     def batch(step: int, batch_size: int) -> Labelled:
         rng = np.random.default_rng([seed, step])
@@ -156,15 +168,49 @@ def folder_data(path: str | Path, seed: int, size: int = 48, held_out: float = 0
 
     return TrainingData(
         name=name,
-        classes=found.classes,
+        classes=tuple(files),
         input=InputSpec((3, size, size), (0.5,) * 3, (0.5,) * 3),
-        description=f"{len(images)} pictures of {count} classes from a folder named {name}.",
+        description=f"{len(images)} pictures of {len(files)} classes from a folder named {name}.",
         licence="unspecified",
         batch=batch,
-        held_out=Labelled(normalised(found.held_out_images), one_hot(found.held_out_labels, count)),
-        architecture=_architecture(count, (3, size, size), patch=8, width=64, depth=3),
+        held_out=Labelled(normalised(held[0]), held[1]),
+        architecture=_architecture(len(files), (3, size, size), patch=8, width=64, depth=3),
         recipe={"steps": 1500, "batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.1},
     )
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    """The pictures of each class, in alphabetical order."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder: give catdog, digits, or a folder with one subfolder per class"
+        )
+    files = {
+        sub.name: sorted(file for file in sub.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        for sub in sorted(folder.iterdir())
+        if sub.is_dir() and not sub.name.startswith(".")
+    }
+    if not files:
+        raise DataError(f"{folder} has no subfolders: give each class one, such as {folder / 'cat'}")
+    for name, paths in files.items():
+        if len(paths) < 2:
+            raise DataError(
+                f"{folder / name} has {'a single picture' if paths else 'no pictures'}; a class needs at "
+                "least two, one to train on and one to hold out (files ending in "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+    if len(files) < 2:
+        raise DataError(f"{folder} has a single class, {next(iter(files))}: there is nothing to tell apart")
+    return files
+
+
+def _read_all(files: list[tuple[Path, int]], size: int, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Pictures as bytes `(n, 3, size, size)`, and their class probabilities `(n, class)`."""
+    images = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
+    for index, (file, _) in enumerate(tqdm(files, desc="reading", unit="image", leave=False)):
+        picture = read_image(file).resize((size, size), Image.Resampling.BICUBIC)
+        images[index] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return images, one_hot(torch.tensor([label for _, label in files]), n_classes)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from circuitvit._version import __version__
 from circuitvit.errors import DataError, FileError, OptionError
+from circuitvit.graph.files import write_bytes
 from circuitvit.models.zoo.card import Card, build_module, sha256
 from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
 
@@ -316,10 +317,5 @@ def _prepare(out: Path) -> Path:
 
 
 def _save(stem: Path, weights: bytes, card: Card) -> Path:
-    path = stem.with_name(stem.name + ".safetensors")
-    try:
-        path.write_bytes(weights)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}") from error
     card.save(stem.with_name(stem.name + ".json"))
-    return path
+    return write_bytes(stem.with_name(stem.name + ".safetensors"), weights)

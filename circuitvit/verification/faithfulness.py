@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from circuitvit.errors import DataError
-from circuitvit.verification.bootstrap import Bootstrap, mean_range
+from circuitvit.engine import check_effect
+from circuitvit.verification.bootstrap import Bootstrap
 
 ROUNDING = 1e-5
 """Relative to the size of what is compared: differences below it are float32 arithmetic, not behaviour."""
@@ -90,29 +90,8 @@ def require_effect(
         ...
         circuitvit.errors.DataError: the metric is -0.5 with the behaviour and 0 without, over 2 pairs, ...
     """
-    whole, nothing = np.asarray(whole, dtype=np.float64), np.asarray(nothing, dtype=np.float64)
-    difference = whole - nothing
-    scale = max(float(np.abs(whole).max()), float(np.abs(nothing).max()), 1e-6)
-    if abs(difference.mean()) > ROUNDING * scale:
-        low, high = mean_range(difference, settings or Bootstrap())
-        if not low <= 0 <= high:
-            return
-        found = f"and that difference is not distinguishable from 0 (it may be from {low:.4g} to {high:.4g})"
-    else:
-        found = "which is the same within rounding"
-    raise DataError(
-        f"{label} is {whole.mean():.4g} with the behaviour and {nothing.mean():.4g} without, "
-        f"over {len(whole)} pair{'s' if len(whole) > 1 else ''}, {found}: there is nothing for a circuit to "
-        f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
-        "another target and foil"
-    )
-
-
-def _least(difference: NDArray[np.float64], names: Sequence[str] | None, show: int = 3) -> str:
-    """A sentence that names the pairs which speak least for the behaviour."""
-    if len(difference) == 1:
-        return ""
-    towards = difference * (np.sign(difference.mean()) or 1.0)
-    order = np.argsort(towards, kind="stable")[:show]
-    listed = ", ".join(f"{names[row] if names else f'pair {row}'} ({difference[row]:+.3g})" for row in order)
-    return f" The pairs that differ least or the other way: {listed}."
+    draws = settings or Bootstrap()
+    check_effect(
+        whole, nothing, label=label, names=names,
+        level=draws.level, n_resamples=draws.n_resamples, seed=draws.seed,
+    )  # fmt: skip

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.engine import evaluate, kept_edges
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError
-from circuitvit.graph import Circuit, EdgeMask
+from circuitvit.graph import Circuit
 from circuitvit.tasks import PreparedTask
 from circuitvit.tasks.classes import class_label
 from circuitvit.verification.bootstrap import (
@@ -81,23 +80,21 @@ def run_circuits(
         OptionError: if the circuit belongs to another graph.
         DataError: if the metric is NaN or infinite.
     """
-    masks, source = _distinct([kept_edges(prepared, each) for each in (circuit, ~circuit, *randoms)])
-    found = evaluate(prepared, masks, batch_size=batch_size, progress=progress)
-    values = found.values.double().numpy()[source]
-    ends = torch.stack([found.all_values, found.none_values]).double().numpy()
-    _refuse_bad_numbers(prepared, np.concatenate([ends, values]))
-    logits = found.logits.double()
+    evaluator = Evaluator(prepared, batch_size=batch_size, progress=progress)
+    values = evaluator.many([circuit, ~circuit, *randoms])
+    ends = (evaluator.graph.edge_mask, np.zeros(evaluator.graph.shape, dtype=bool))
+    logits = [evaluator.logits(each).double() for each in (*ends, circuit, ~circuit)]
     return Runs(
         prepared,
-        whole=ends[0],
-        nothing=ends[1],
+        whole=evaluator.whole,
+        nothing=evaluator.nothing,
         circuit=values[0],
         complement=values[1],
         random=values[2:],
-        whole_logits=found.all_logits.double(),
-        nothing_logits=found.none_logits.double(),
-        circuit_logits=logits[source[0]],
-        complement_logits=logits[source[1]],
+        whole_logits=logits[0],
+        nothing_logits=logits[1],
+        circuit_logits=logits[2],
+        complement_logits=logits[3],
     )
 
 
@@ -217,13 +214,6 @@ def _kl(full: Float[Tensor, "pair class"], circuit: Float[Tensor, "pair class"])
     return np.asarray(divergence.clamp_min(0.0).numpy(), dtype=np.float64)
 
 
-def _distinct(masks: Sequence[EdgeMask]) -> tuple[list[EdgeMask], list[int]]:
-    """The masks without repeats, and which of these each one is: no run is made twice."""
-    first: dict[bytes, int] = {}
-    source = [first.setdefault(mask.tobytes(), len(first)) for mask in masks]
-    return [masks[source.index(place)] for place in range(len(first))], source
-
-
 def _refuse_same_logits(runs: Runs) -> None:
     """Some metrics magnify rounding: on equal images a divergence is 0 with every edge and 1e-8 with none."""
     change = (runs.whole_logits - runs.nothing_logits).abs().max()
@@ -231,13 +221,4 @@ def _refuse_same_logits(runs: Runs) -> None:
         raise DataError(
             f"the logits are the same with and without the behaviour on all {len(runs.whole)} pair(s): "
             "are the clean and the corrupt images the same?"
-        )
-
-
-def _refuse_bad_numbers(prepared: PreparedTask, values: NDArray[np.float64]) -> None:
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
-    if len(bad):
-        raise DataError(
-            f"the metric {prepared.metric.label} is NaN or infinite for {prepared.clean.names[bad[0]]} "
-            "in a run with ablated edges: choose one that is finite for all logits"
         )

@@ -27,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
-from circuitvit.graph import Circuit, EdgeMask, Graph
-from circuitvit.graph.names import node_of
+from circuitvit.graph import Circuit, EdgeMask, Graph, node_of
 
 
 def select_edges(graph: Graph, patterns: str | Circuit | Sequence[str | Circuit]) -> Circuit:

@@ -7,7 +7,7 @@ from circuitvit.engine import choose_batch_size, kept_edges
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task, ready
+from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.verification.audit import AuditSettings, audit
 from circuitvit.verification.bootstrap import Bootstrap
 from circuitvit.verification.caveats import caveats
@@ -81,7 +81,7 @@ def verify(
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be at least 1, not {batch_size}")
     randoms = random_circuits(circuit, n_random, seed)
-    prepared = [ready(model, each, progress) for each in (task, held_out) if each is not None]
+    prepared = [prepare(model, each, progress) for each in (task, held_out) if each is not None]
     for each in prepared:
         kept_edges(each, circuit)  # refuses another graph now, before the first set of pairs has been run
     sections = []

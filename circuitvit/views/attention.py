@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from circuitvit.engine import capture
 from circuitvit.errors import OptionError, unknown_name
-from circuitvit.models import Model
-from circuitvit.views.heads import attention_stage, spoken_of
+from circuitvit.export.style import MUTED
+from circuitvit.models import Model, Stage
+from circuitvit.models.stages import Reads
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
 KINDS = ("pattern", "scores", "weighted")
 """What can be shown: the pattern, the scores before the softmax, the value-weighted pattern."""
+
+_TITLES = {"pattern": "pattern", "scores": "score before the softmax", "weighted": "pattern times value"}
+
+MOST_HEADS = 16
+"""Heads that a figure has room for."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,14 +88,51 @@ class AttentionPatterns:
             raise OptionError(f"there is no token {query}: there are {len(self.subjects.kinds)}, from 0")
         return query
 
-    def figure(self, image: int = 0, **options: Any) -> Picture:
-        """All heads of the layer over an image.
+    def figure(
+        self,
+        image: int = 0,
+        *,
+        query: int | tuple[int, int] = 0,
+        kinds: Sequence[str] = KINDS,
+        picture: bool = True,
+    ) -> Picture:
+        """A column for each head, a row for each kind: what one query token sees of the image.
 
-        See `circuitvit.views.figures.attention.draw`.
+        Every map has its own scale, which is written below it: on a common one a head that rests on a corner
+        leaves all others white. Patterns are coloured by their root, scores in proportion.
+
+        Args:
+            image: which.
+            query: a token by its place, or a patch `(row, column)`, which is marked.
+            kinds: which of `KINDS`.
+            picture: whether the image lies behind.
+
+        Raises:
+            NameNotFoundError, OptionError: if there is no such image, query or kind.
         """
-        from circuitvit.views.figures.attention import draw
+        from circuitvit.views import canvas
 
-        return draw(self, image, **options)
+        row, token, n_prefix = self.subjects.index(image), self.token(query), self.subjects.n_prefix
+        heads = self.heads[:MOST_HEADS]
+        behind = self.subjects.pictures[row] if picture else None
+        colours = canvas.rising_colours(clear=picture)
+        title = f"Layer {self.layer}, query {self.subjects.token_name(token)}, {self.subjects.names[row]}"
+        with canvas.styled():
+            figure = canvas.blank(1.55 * max(len(heads), 3) + 0.5, 1.75 * len(kinds) + 0.4, title)
+            axes = figure.subplots(len(kinds), len(heads), squeeze=False)
+            for line, kind in zip(axes, kinds, strict=True):
+                maps = self.maps(token, kind)[row]
+                elsewhere = self.of_kind(kind)[row, :, token, :n_prefix]
+                for axis, values, off in zip(line, maps, elsewhere, strict=False):
+                    norm = canvas.scale(values) if kind == "scores" else canvas.root_scale(values)
+                    canvas.overlay(axis, values, behind, 0.6, cmap=colours, norm=norm)
+                    if token >= n_prefix:
+                        canvas.mark(axis, *divmod(token - n_prefix, self.subjects.grid[1]))
+                    axis.set_xlabel(_range(values, off, kind), color=MUTED, fontsize=6.5)
+                line[0].set_ylabel(_TITLES[kind])
+            for axis, name in zip(axes[0], heads, strict=True):
+                axis.set_title(name)
+        return figure
 
     def __repr__(self) -> str:
         n_images, n_heads, n_tokens, _ = self.pattern.shape
@@ -125,7 +171,7 @@ def attention_patterns(
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
             for kind, values in zip(
-                KINDS, (stage.pattern(reads), stage.scores(reads), spoken_of(stage, reads)), strict=True
+                KINDS, (stage.pattern(reads), stage.scores(reads), _weighted(stage, reads)), strict=True
             ):
                 parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
@@ -134,3 +180,43 @@ def attention_patterns(
         stage.nodes.senders,
         *(np.concatenate(parts[kind]) for kind in KINDS),
     )
+
+
+def attention_places(model: Model) -> list[int]:
+    """The places among the model's stages of those whose senders are attention heads."""
+    return [place for place, stage in enumerate(model.stages) if stage.nodes.kind == "attention"]
+
+
+def attention_stage(model: Model, layer: int) -> int:
+    """The place of a layer's attention stage; negative layers count from the last.
+
+    Raises:
+        OptionError: if there is no such layer.
+    """
+    places = attention_places(model)
+    layers = [model.stages[place].nodes.layer for place in places]
+    wanted = layers[layer] if -len(layers) <= layer < 0 else layer
+    if wanted not in layers:
+        raise OptionError(f"no attention in layer {layer}: {model.name} has it in layers {layers}")
+    return places[layers.index(wanted)]
+
+
+def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
+    """The length of what each key's value adds to the stream at each query: `|| pattern . v W_O ||`.
+
+    A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
+    2020, "Attention is Not Only a Weight", arXiv:2004.10102).
+    """
+    alone = stage.expand(reads[2]).norm(dim=-1)  # (head, image, key)
+    weighted: Tensor = stage.pattern(reads) * alone.transpose(0, 1)[:, :, None, :]
+    return weighted
+
+
+def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:
+    """The scale of a map in words, and what of a pattern falls on tokens that are no patches."""
+    if kind == "scores":
+        return f"{values.min():.1f} to {values.max():.1f} nats"
+    if kind == "weighted":
+        return f"at most {values.max():.2g}"
+    off = f", {elsewhere.sum():.0%} off the image" if elsewhere.size else ""
+    return f"at most {values.max():.0%}{off}"

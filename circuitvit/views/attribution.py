@@ -1,9 +1,9 @@
 """Direct logit attribution: what every part of the residual stream says itself, straight to the logits.
 
 The readout sees a sum: the input, every head, every MLP and a few biases. With the final norm's scale held at
-its value in the run the readout is linear (see `circuitvit.views.readout`), so that a difference of logits is
-the sum of each part's own share. A share is about the direct path alone: what a head does by way of later
-heads and MLPs is in *their* shares, and is what edge scores are for.
+its value in the run the readout is linear (`affine` of its stage), so a difference of logits is the sum of
+all shares. A share is about the direct path alone: what a head does by way of later heads and MLPs is in
+*their* shares, and is what edge scores are for.
 
 nostalgebraist 2020, "interpreting GPT: the logit lens"; Elhage et al. 2021, "A Mathematical Framework for
 Transformer Circuits"; for Vision Transformers by patch Joseph and Nanda 2024, "Laying the Foundations for
@@ -12,8 +12,11 @@ Vision and Multimodal Mechanistic Interpretability", and Gandelsman et al. 2024,
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,13 +26,20 @@ from torch import Tensor
 
 from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.export.style import COLOURS, INK, MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import Task
 from circuitvit.tasks.classes import class_index, class_label
-from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.tasks.images import Images
+from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from matplotlib.axes import Axes
+
+    from circuitvit.views.canvas import Picture
+
+LISTED = 14
+"""Parts that have a bar of their own in the figure."""
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """How far the shares may be from the logits, relative to the largest share, before they are refused."""
@@ -81,24 +91,32 @@ class DirectAttribution:
         """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it."""
         return self.subjects.on_grid(self.by_source)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of all senders, and then of all constants."""
+        return (*self.senders, *self.constants)
+
+    @property
+    def by_part(self) -> NDArray[np.float64]:
+        """`(image, part)`: the whole share of each of `parts`."""
+        return np.concatenate([self.by_sender, self.constant_values], axis=1)
+
     def of(self, name: str, image: int | None = None) -> float:
         """The share of a sender or constant by name; the mean over images unless one is named.
 
         Raises:
             OptionError: if there is no such part.
         """
-        names = (*self.senders, *self.constants)
-        if name not in names:
-            raise OptionError(f"no part is called {name!r}: there are {', '.join(names)}")
-        shares = np.concatenate([self.by_sender, self.constant_values], axis=1)[:, names.index(name)]
+        if name not in self.parts:
+            raise OptionError(f"no part is called {name!r}: there are {', '.join(self.parts)}")
+        shares = self.by_part[:, self.parts.index(name)]
         return float(shares.mean() if image is None else shares[self.subjects.index(image)])
 
     def strongest(self, k: int = 10) -> list[tuple[str, float]]:
         """The `k` senders and constants of largest mean share by magnitude, strongest first."""
-        names = (*self.senders, *self.constants)
-        shares = np.concatenate([self.by_sender, self.constant_values], axis=1).mean(axis=0)
+        shares = self.by_part.mean(axis=0)
         order = np.argsort(-np.abs(shares), kind="stable")[:k]
-        return [(names[index], float(shares[index])) for index in order]
+        return [(self.parts[index], float(shares[index])) for index in order]
 
     def __sub__(self, other: DirectAttribution) -> DirectAttribution:
         """What differs between two runs, such as clean minus corrupt: shares of the difference in the metric.
@@ -117,14 +135,48 @@ class DirectAttribution:
             **{part: getattr(self, part) - getattr(other, part) for part in parts},
         )
 
-    def figure(self, image: int | None = None, **options: Any) -> Picture:
-        """Shares by layer and head, the patches they come from, and the constants.
+    def figure(self, image: int | None = None, *, picture: bool = True, heads: int = 3) -> Picture:
+        """Three panels: the strongest parts as bars, layers by heads as a map, and patches over the image.
 
-        See `circuitvit.views.figures.attribution.draw`.
+        Args:
+            image: which; by default the mean over all, where patches are shown for the first.
+            picture: whether the image lies behind the patches.
+            heads: how many single heads get their own map of patches, the strongest ones.
+
+        Raises:
+            OptionError: if there is no such image.
         """
-        from circuitvit.views.figures.attribution import draw
+        from circuitvit.views import canvas
 
-        return draw(self, image, **options)
+        if heads < 0:
+            raise OptionError(f"the number of heads cannot be {heads}")
+        shown = self.subjects.index(image or 0)
+        rows = slice(None) if image is None else [shown]
+        name, mean = self.subjects.names[shown], image is None and len(self.subjects) > 1
+        of = f"mean of {len(self.subjects)} images" if mean else name
+        behind = self.subjects.pictures[shown] if picture else None
+        shares, maps = self.by_part[rows].mean(axis=0), self.by_patch[shown]
+        with canvas.styled():
+            title = f"Direct logit attribution: {self.label}, {of}"
+            figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
+            lines = figure.subfigures(
+                2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False
+            )
+            bars, grid, patches = lines[0, 0].subplots(1, 3, width_ratios=[1.15, 1, 1.05])
+            _draw_bars(bars, self.parts, shares, float(self.logit_difference[rows].mean()))
+            _draw_model(grid, self, shares)
+            where = f" of {canvas.label(name, 18)}" if mean else ""
+            _draw_patches(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
+            if heads:
+                chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
+                below = lines[1, 0].subplots(1, max(len(chosen), 1), squeeze=False)[0]
+                for axes, place in zip(below, chosen, strict=False):
+                    _draw_patches(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
+        return figure
+
+    def _heads(self) -> list[int]:
+        """The places of the attention heads among the senders."""
+        return [place for place, name in enumerate(self.senders) if re.fullmatch(r"a\d+\.h\d+", name)]
 
     def __repr__(self) -> str:
         strongest = ", ".join(f"{name} {share:+.3g}" for name, share in self.strongest(3))
@@ -204,27 +256,25 @@ def attribution_of_task(
 
 
 def _attribute(
-    model: Model, images: Any, of: Float[Tensor, "image class"], label: str, batch_size: int | None
+    model: Model, images: Images, of: Float[Tensor, "image class"], label: str, batch_size: int | None
 ) -> DirectAttribution:
-    parts: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]] = []
-    start = 0
-    for batch in batches_of(model, images, batch_size):
-        parts.append(_shares(model, batch, of[start : start + len(batch)].to(batch)))
-        start += len(batch)
-    by_token, by_source = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    names = tuple(parts[0][2])
-    constants = torch.stack([torch.cat([part[2][name] for part in parts]) for name in names], dim=1)
+    starts = count(0, BATCH if batch_size is None else batch_size)
+    parts = [
+        _shares(model, batch, of[start : start + len(batch)].to(batch))
+        for batch, start in zip(batches_of(model, images, batch_size), starts, strict=False)
+    ]
+    by_token, by_source, constants, logits = zip(*parts, strict=True)
     stages = [stage for stage in model.stages if not stage.is_readout]
     view = DirectAttribution(
         subjects_of(model, images),
         label,
         senders=tuple(name for stage in stages for name in stage.nodes.senders),
         layers=tuple(stage.nodes.layer for stage in stages for _ in stage.nodes.senders),
-        by_token=by_token.numpy(),
-        by_source=by_source.numpy(),
-        constants=names,
-        constant_values=constants.numpy(),
-        logit_difference=torch.cat([part[3] for part in parts]).numpy(),
+        by_token=torch.cat(by_token).numpy(),
+        by_source=torch.cat(by_source).numpy(),
+        constants=tuple(constants[0]),
+        constant_values=torch.cat([torch.stack([*each.values()], dim=1) for each in constants]).numpy(),
+        logit_difference=torch.cat(logits).numpy(),
     )
     _check_sum(model, view)
     return view
@@ -275,3 +325,62 @@ def _check_sum(model: Model, view: DirectAttribution) -> None:
             f"the shares of {model.name} miss the logits by {off:.2g}: its readout does something that is "
             "not linear and that this view does not know of"
         )
+
+
+# -- the figure ----------------------------------------------------------------------------------
+
+
+def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], whole: float) -> None:
+    from circuitvit.views import canvas
+
+    order = np.argsort(-np.abs(shares), kind="stable")
+    bars = [(names[place], float(shares[place])) for place in order[:LISTED]]
+    if len(rest := order[LISTED:]):
+        bars.append((f"{len(rest)} others", float(shares[rest].sum())))
+    bars.append(("sum = logits", whole))
+    values = [value for _, value in bars]
+    colours = [COLOURS["supports" if value > 0 else "opposes"] for value in values[:-1]]
+    drawn = axes.barh(range(len(bars)), values, color=[*colours, INK], height=0.72)
+    axes.bar_label(drawn, [f"{value:+.2f}" for value in values], padding=2, fontsize=6.5)
+    axes.axvline(0, color=MUTED, linewidth=0.6)
+    axes.axhline(len(bars) - 1.5, color=MUTED, linewidth=0.5)
+    axes.set_yticks(range(len(bars)), [canvas.label(name) for name, _ in bars], color=INK)
+    axes.invert_yaxis()
+    low, high = min(0.0, *values), max(0.0, *values)
+    room = 0.2 * (high - low)
+    axes.set_xlim(low - (room if low < 0 else 0.0), high + (room if high > 0 else 0.0))
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("logits")
+    axes.set_title("strongest parts")
+
+
+def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]) -> None:
+    from circuitvit.views import canvas
+
+    layers = sorted(set(view.layers))
+    heads = {layer: [place for place in view._heads() if view.layers[place] == layer] for layer in layers}
+    width = max(map(len, heads.values()), default=0)
+    table = np.full((len(layers), width + 1), np.nan)
+    for row, layer in enumerate(layers):
+        table[row, : len(heads[layer])] = shares[heads[layer]]
+        if f"m{layer}" in view.senders:
+            table[row, width] = shares[view.senders.index(f"m{layer}")]
+    names = [f"h{head}" if width <= 6 else str(head) if head % 3 == 0 else "" for head in range(width)]
+    colours, norm = canvas.signed_colours(), canvas.even_norm(table)
+    drawn = canvas.model_map(axes, table, layers, names, cmap=colours, norm=norm)
+    axes.set_title("by layer and head")
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label="logits")
+
+
+def _draw_patches(
+    axes: Axes, values: NDArray[np.float64], picture: NDArray[np.uint8] | None, title: str
+) -> None:
+    """Patches as opaque as they matter, or all of them where no image lies behind."""
+    from circuitvit.views import canvas
+
+    norm = canvas.even_norm(values, 0.985)
+    weight = 0.15 + 0.75 * np.sqrt(np.clip(np.abs(values) / norm.vmax, 0, 1))
+    opacity = 1.0 if picture is None else weight
+    drawn = canvas.overlay(axes, values, picture, cmap=canvas.signed_colours(), norm=norm, alpha=opacity)
+    axes.set_title(title)
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, extend="both")

@@ -19,16 +19,16 @@ from circuitvit.graph import Provenance
 from circuitvit.graph.files import check_version, read_json, write_json
 from circuitvit.models import Model
 from circuitvit.pruning import Curve
-from circuitvit.pruning.families import FamilySettings, check_method, family_curve
-from circuitvit.pruning.meter import FaithfulnessMeter
-from circuitvit.tasks import PreparedTask, Task, ready, split
+from circuitvit.pruning.curves import FamilySettings, check_method, family_curve
+from circuitvit.pruning.refine import noising_evaluator
+from circuitvit.tasks import PreparedTask, Task, prepare, split
 from circuitvit.verification.markup import row
 from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.report import write_text
-from circuitvit.views.effects import faithfulness_curve
+from circuitvit.views.effects import draw_curves, faithfulness_curve
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
 COMPARISON_SCHEMA = "circuitvit.comparison/1"
 
@@ -80,8 +80,6 @@ class Comparison:
 
     def figure(self, title: str | None = None) -> Picture:
         """All curves over a logarithmic axis of edges; needs matplotlib."""
-        from circuitvit.views.figures.effects import draw_curves
-
         where = "held-out pairs" if self.held_out else "the pairs of discovery"
         curves = [
             faithfulness_curve([(point.size, point.faithfulness) for point in each.curve.points], each.method)
@@ -183,21 +181,22 @@ def compare(
     discovery, judged = _sides(model, task, held_out, seed, settings.progress)
     origin = _origin(discovery, judged, settings, seed)
     if known is not None and known.provenance != origin:
+        models = known.provenance.mismatch(origin)
         raise OptionError(
             "the earlier comparison is of another model, another task (images, metric, ablation or token "
-            "groups) or other settings: start a new one, or "
-            "repeat the earlier one's settings"
+            f"groups) or other settings{models and f' (of {models})'}: start a new one, or repeat "
+            "the earlier one's settings"
         )
-    meter = FaithfulnessMeter(judged, settings.memory)
+    evaluator = noising_evaluator(judged, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
-    asked = dict.fromkeys(methods)
+    wanted = dict.fromkeys(methods)
     comparison = Comparison((), discovery.label, judged.label, held_out is not None, origin)
-    for method in asked:
+    for method in wanted:
         begin = time.perf_counter()
         if method not in done:
-            curve = family_curve(method, discovery, meter, settings)
+            curve = family_curve(method, discovery, evaluator, settings)
             done[method] = MethodCurve(method, curve, time.perf_counter() - begin)
-        names = dict.fromkeys((*asked, *done))
+        names = dict.fromkeys((*wanted, *done))
         comparison = replace(comparison, curves=tuple(done[name] for name in names if name in done))
         after_each(comparison)
     return comparison
@@ -211,10 +210,10 @@ def _sides(
     progress: bool,
 ) -> tuple[PreparedTask, PreparedTask]:
     """The pairs to make circuits on and those to judge them on."""
-    prepared = ready(model, task, progress)
+    prepared = prepare(model, task, progress)
     if isinstance(held_out, (int, float)):
         return split(model, prepared, held_out, seed=seed)
-    return prepared, prepared if held_out is None else ready(model, held_out, progress)
+    return prepared, prepared if held_out is None else prepare(model, held_out, progress)
 
 
 def _origin(discovery: PreparedTask, judged: PreparedTask, settings: FamilySettings, seed: int) -> Provenance:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import DataError, unknown_name
+from circuitvit.errors import DataError, OptionError, unknown_name
+from circuitvit.export.style import INK, MUTED
 from circuitvit.graph import EdgeScores
 
 if TYPE_CHECKING:
     from circuitvit.pruning.find import Candidate
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
 By = Literal["signed", "magnitude"]
+
+WRITTEN = 160
+"""Cells of a heat map carry their number up to this many of them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,14 +43,31 @@ class EffectHeatmap:
     others: dict[str, float]
     by: By
 
-    def figure(self, **options: Any) -> Picture:
-        """Layers from bottom to top, heads and the MLP from left to right.
+    def figure(self, *, title: str | None = None) -> Picture:
+        """Layers from bottom to top, heads and the MLP from left to right; other senders are named below."""
+        from circuitvit.views import canvas
 
-        See `circuitvit.views.figures.effects.draw_heatmap`.
-        """
-        from circuitvit.views.figures.effects import draw_heatmap
-
-        return draw_heatmap(self, **options)
+        (n_layers, n_heads), signed = self.heads.shape, self.by == "signed"
+        table = np.concatenate([self.heads, self.mlps[:, None]], axis=1)
+        words = ("signed", "supports (+), opposes (-)") if signed else ("sum of magnitudes",) * 2
+        colours = canvas.signed_colours() if signed else canvas.rising_colours()
+        norm = canvas.even_norm(table) if signed else canvas.scale(np.append(0.0, np.nan_to_num(table)))
+        width = max(3.4, (0.62 if n_heads <= 6 else 0.48) * (n_heads + 1) + 1.7)
+        with canvas.styled():
+            text = title or f"Effect of each node ({self.label}, {words[0]})"
+            figure = canvas.blank(width, 0.3 * n_layers + 1.25, text)
+            axes = figure.subplots()
+            heads = [f"h{head}" for head in range(n_heads)]
+            drawn = canvas.model_map(axes, table, self.layers, heads, cmap=colours, norm=norm)
+            largest = float(np.nanmax(np.abs(table))) or 1.0
+            for (row, column), value in np.ndenumerate(table):
+                if table.size <= WRITTEN and abs(value) >= 0.02 * largest:  # NaN is not
+                    colour = "white" if abs(value) > 0.62 * largest else INK
+                    axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=6, color=colour)
+            others = ", ".join(f"{name} {value:+.3g}" for name, value in self.others.items())
+            axes.set_xlabel(canvas.label(others, 80), color=MUTED)
+            figure.colorbar(drawn, ax=axes, shrink=0.8, label=f"units of the metric\n{words[1]}")
+        return figure
 
     def __repr__(self) -> str:
         return (
@@ -111,14 +132,9 @@ class FaithfulnessCurve:
     low: NDArray[np.float64] | None = None
     high: NDArray[np.float64] | None = None
 
-    def figure(self, **options: Any) -> Picture:
-        """The curve, with the number of edges on a logarithmic axis.
-
-        See `circuitvit.views.figures.effects.draw_curves`.
-        """
-        from circuitvit.views.figures.effects import draw_curves
-
-        return draw_curves([self], **options)
+    def figure(self, *, title: str = "Faithfulness by size") -> Picture:
+        """The curve, with the number of edges on a logarithmic axis."""
+        return draw_curves([self], title=title)
 
     def __repr__(self) -> str:
         return f"FaithfulnessCurve({self.label or 'unnamed'}: {len(self.edges)} points)"
@@ -156,3 +172,37 @@ def faithfulness_curve(points: Points, label: str = "") -> FaithfulnessCurve:
         raise DataError("points of a curve are finite numbers, and edges are not negative")
     bounds = (table[:, 2], table[:, 3]) if table.shape[1] == 4 else (None, None)
     return FaithfulnessCurve(label, table[:, 0].astype(np.int64), table[:, 1], *bounds)
+
+
+def draw_curves(curves: Sequence[FaithfulnessCurve], *, title: str = "Faithfulness by size") -> Picture:
+    """One or several curves over a logarithmic axis of edges, with their intervals as bands.
+
+    Raises:
+        OptionError: if there is no curve.
+    """
+    from circuitvit.views import canvas
+
+    if not curves:
+        raise OptionError("no curves to draw")
+    palette = (*canvas.PALETTE[:6], INK, MUTED)
+    with canvas.styled():
+        figure = canvas.blank(4.6, 3.0, title)
+        axes = figure.subplots()
+        for place, curve in enumerate(curves):
+            name = canvas.label(curve.label or f"{place + 1}")
+            colour, edges = palette[place % len(palette)], np.maximum(curve.edges, 1)
+            if curve.low is not None and curve.high is not None:
+                axes.fill_between(edges, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+            dashes = "-" if place < len(palette) else "--"  # past the last colour they begin anew
+            axes.plot(edges, curve.faithfulness, dashes, color=colour, marker="osD^vPX*"[place % 8],
+                      markersize=3.2, linewidth=1.3, label=name)  # fmt: skip
+        for level, name in ((1.0, "whole model"), (0.0, "nothing kept")):
+            axes.axhline(level, color=MUTED, linewidth=0.6, linestyle=(0, (4, 3)))
+            axes.text(1.01, level, name, transform=axes.get_yaxis_transform(), ha="left", va="center",
+                      fontsize=6.5, color=MUTED)  # fmt: skip
+        canvas.log_axis(axes, "edges kept")
+        axes.set_ylabel("faithfulness")
+        axes.margins(x=0.04, y=0.1)
+        if len(curves) > 1 or curves[0].label:
+            axes.legend(frameon=False, loc="best")
+    return figure

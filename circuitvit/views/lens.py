@@ -12,6 +12,7 @@ tokens and of early layers is a projection, not a prediction that the model make
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,15 +25,26 @@ from torch import Tensor
 
 from circuitvit.engine import capture
 from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
+from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index, class_label
-from circuitvit.views import tables
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.views.symbols import as_page, as_text
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from matplotlib.axes import Axes
+
+    from circuitvit.views.canvas import Picture
 
 Detail = Literal["layer", "stage"]
+
+MOST_PANELS = 6
+
+OTHER = "#B4BAC2"
+"""The colour of classes that have none of their own."""
+
+ROOM_FOR_TEXT = 160
+"""Cells are written in only where a panel has at most this many, else their text would be too small."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,13 +83,7 @@ class LogitLens:
             NameNotFoundError: for an unknown name.
             OptionError: for a number out of range.
         """
-        if isinstance(wanted, str):
-            if wanted not in self.positions:
-                raise unknown_name("position", wanted, self.positions)
-            return self.positions.index(wanted)
-        if not -len(self.positions) <= wanted < len(self.positions):
-            raise OptionError(f"there is no position {wanted}: the lens has {len(self.positions)}, from 0")
-        return wanted % len(self.positions)
+        return position_index(self.positions, wanted)
 
     def of_class(self, index: int) -> NDArray[np.float32]:
         """The logits of one class by its index, `(position, image, token)`.
@@ -111,7 +117,7 @@ class LogitLens:
         self, image: int = 0, position: int | str = -1, symbols: Mapping[int, str] | None = None
     ) -> str:
         """The table as lines of text, columns aligned, emoji counted as two columns wide."""
-        return tables.as_text(self.table(image, position, symbols))
+        return as_text(self.table(image, position, symbols))
 
     def to_html(
         self,
@@ -126,32 +132,125 @@ class LogitLens:
             image: which.
             positions: which; all by default.
             symbols: as in `table`.
-            picture: whether the image lies behind the table, as a PNG inside the page.
+            picture: whether the image lies behind the table, inside the page.
         """
         row = self.subjects.index(image)
-        chosen = [self.position(each) for each in (positions or range(len(self.positions)))]
-        grids = [(self.positions[each], self.table(row, each, symbols)) for each in chosen]
-        shares = [self.subjects.on_grid(self.confidence[each, row]) for each in chosen]
+        tables = [
+            (
+                self.positions[each],
+                self.table(row, each, symbols),
+                self.subjects.on_grid(self.confidence[each, row]),
+            )
+            for each in map(self.position, positions or range(len(self.positions)))
+        ]
         behind = self.subjects.pictures[row] if picture else None
-        return tables.as_page(f"Logit lens of {self.subjects.names[row]}", grids, shares, behind)
+        return as_page(f"Logit lens of {self.subjects.names[row]}", tables, behind)
 
-    def figure(self, image: int = 0, **options: Any) -> Picture:
-        """The top class of each patch over the image, position by position.
+    def figure(
+        self,
+        image: int = 0,
+        *,
+        positions: Sequence[int | str] | None = None,
+        symbols: Mapping[int, str] | None = None,
+        picture: bool = True,
+    ) -> Picture:
+        """A panel for each position: patches coloured by their top class, stronger where it is more probable.
 
-        See `circuitvit.views.figures.lens.draw`.
+        The eight classes of most patches have colours of their own, later positions counting more.
+
+        Args:
+            image: which.
+            positions: which; by default six from the embedding to the end.
+            symbols: a short text for each class; classes of one symbol are one to the figure, so that a
+                hundred breeds can all be "dog". It is written into the patches where the font has it:
+                matplotlib cannot draw colour emoji, which `to_html` shows.
+            picture: whether the image lies behind.
+
+        Raises:
+            NameNotFoundError, OptionError: if there is no such image or position.
         """
-        from circuitvit.views.figures.lens import draw
+        from circuitvit.views import canvas
 
-        return draw(self, image, **options)
+        row = self.subjects.index(image)
+        chosen = [self.position(each) for each in (self._spread() if positions is None else positions)]
+        grids = [np.array(self.table(row, place, symbols), dtype=object) for place in chosen]
+        wanted = _most_frequent(grids)[: len(canvas.PALETTE)]
+        colours = dict(zip(wanted, canvas.PALETTE, strict=False))
+        across = min(len(chosen), 3 if len(chosen) <= 6 else 4)
+        with canvas.styled():
+            size = 2.5 * max(across, 2), 2.75 * -(-len(chosen) // across) + 0.75
+            figure = canvas.blank(*size, f"Logit lens, {self.subjects.names[row]}")
+            axes = canvas.panels(figure, len(chosen), across)
+            for axis, place, grid in zip(axes, chosen, grids, strict=True):
+                shares = self.subjects.on_grid(self.confidence[place, row])
+                behind = self.subjects.pictures[row] if picture else None
+                _draw_panel(axis, grid, shares, colours, behind, set((symbols or {}).values()))
+                top, sure = self.labels[int(self.pooled_top[place, row])], self.pooled_confidence[place, row]
+                axis.set_title(self.positions[place], loc="left", fontweight="bold")
+                axis.set_xlabel(f"readout: {canvas.label(top, 26)} {sure:.0%}", color=MUTED)
+            handles = [
+                canvas.Patch(color=colours[name], label=self._legend_name(name, symbols)) for name in wanted
+            ]
+            if not all(np.isin(grid, wanted).all() for grid in grids):
+                handles.append(canvas.Patch(color=OTHER, label="another class"))
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)),
+                          frameon=False, handlelength=1.0, columnspacing=1.4)  # fmt: skip
+        return figure
 
-    def curve_figure(self, image: int = 0, **options: Any) -> Picture:
-        """The readout's probabilities or logits along the layers.
+    def curve_figure(self, image: int = 0, *, classes: Sequence[int] | None = None) -> Picture:
+        """The logit at the readout, and the share of patches whose top class it is, of some classes by layer.
 
-        See `circuitvit.views.figures.lens.draw_curves`.
+        Args:
+            image: which.
+            classes: by default the four that the last position ranks highest; the lens must have kept them.
+
+        Raises:
+            NameNotFoundError, OptionError: if there is no such image, or a class was not kept.
         """
-        from circuitvit.views.figures.lens import draw_curves
+        from circuitvit.views import canvas
 
-        return draw_curves(self, image, **options)
+        row = self.subjects.index(image)
+        last = np.argsort(-self.pooled[-1, row], kind="stable")
+        steps = range(len(self.positions))
+        look: dict[str, Any] = {"marker": "o", "markersize": 2.5, "linewidth": 1.2}
+        with canvas.styled():
+            figure = canvas.blank(6.6, 2.9, f"Logit lens along the layers, {self.subjects.names[row]}")
+            left, right = figure.subplots(1, 2)
+            for index, colour in zip(
+                classes or [self.classes[place] for place in last[:4]], canvas.PALETTE, strict=False
+            ):
+                self.of_class(index)  # says so if it was not kept
+                share = self.subjects.on_grid(self.top[:, row] == index).mean(axis=(1, 2))
+                left.plot(steps, self.pooled[:, row, self.classes.index(index)], color=colour, **look)
+                right.plot(steps, share, color=colour, label=canvas.label(self.labels[index], 28), **look)
+            names = ["E" if name == "embedding" else name.removeprefix("layer ") for name in self.positions]
+            for axes, title in (
+                (left, "logit at the readout"),
+                (right, "share of patches with this top class"),
+            ):
+                axes.set_title(title)
+                axes.set_xticks(steps, names, rotation=0)
+                axes.grid(axis="y", color="#E5E7EB", linewidth=0.5)
+                axes.set_xlabel("after layer (E: embedding)")
+            right.set_ylim(bottom=0)
+            figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return figure
+
+    def _spread(self) -> list[int]:
+        """Positions from the embedding to the end, as many as a figure has room for."""
+        last = len(self.positions) - 1
+        return [round(place) for place in np.linspace(0, last, min(last + 1, MOST_PANELS))]
+
+    def _legend_name(self, name: str, symbols: Mapping[int, str] | None) -> str:
+        """What the legend calls a symbol: itself, or some of its classes where the font lacks it."""
+        from circuitvit.views import canvas
+
+        inside: list[str] = []
+        if not canvas.drawable(name):
+            counts = Counter(self.top[-1].ravel().tolist())  # those of most patches at the end come first
+            ranked = sorted(self.labels, key=lambda index: (-counts[index], index))
+            inside = [self.labels[index] for index in ranked if (symbols or {}).get(index) == name]
+        return canvas.label(", ".join(inside[:2]) + (", ..." if len(inside) > 2 else "") or name, 30)
 
     def __repr__(self) -> str:
         n_images, n_tokens = self.top.shape[1:]
@@ -210,7 +309,7 @@ def logit_lens(
         confidence,
         pooled_top,
         pooled_confidence,
-        _labels(model, seen),
+        {index: class_label(model, index) for index in seen},
     )
 
 
@@ -230,6 +329,22 @@ def positions_of(model: Model, detail: Detail) -> dict[int, str]:
         elif before.layer != here.layer:
             named[place] = f"layer {before.layer}"
     return named
+
+
+def position_index(names: Sequence[str], wanted: int | str) -> int:
+    """The place of a position among others by name or number; negative numbers count from the last.
+
+    Raises:
+        NameNotFoundError: for an unknown name.
+        OptionError: for a number out of range.
+    """
+    if isinstance(wanted, str):
+        if wanted not in names:
+            raise unknown_name("position", wanted, names)
+        return names.index(wanted)
+    if not -len(names) <= wanted < len(names):
+        raise OptionError(f"there is no position {wanted}: the lens has {len(names)}, from 0")
+    return wanted % len(names)
 
 
 def token_logits(model: Model, stream: Tensor) -> Float[Tensor, "image token class"]:
@@ -256,17 +371,9 @@ def _looked(model: Model, images: Tensor, places: list[int], columns: list[int])
         stream = run.stream(place)
         logits, pooled = token_logits(model, stream), _read(model, stream)
         best, best_pooled = logits.softmax(dim=-1).max(dim=-1), pooled.softmax(dim=-1).max(dim=-1)
-        found.append(
-            (
-                logits[..., columns].cpu(),
-                pooled[..., columns].cpu(),
-                best.indices.cpu(),
-                best.values.cpu(),
-                best_pooled.indices.cpu(),
-                best_pooled.values.cpu(),
-            )
-        )
-    return iter([torch.stack(each).numpy() for each in zip(*found, strict=True)])
+        found.append((logits[..., columns], pooled[..., columns], best.indices, best.values,
+                      best_pooled.indices, best_pooled.values))  # fmt: skip
+    return iter([torch.stack(each).cpu().numpy() for each in zip(*found, strict=True)])
 
 
 def _read(model: Model, stream: Tensor) -> Float[Tensor, "image class"]:
@@ -274,5 +381,45 @@ def _read(model: Model, stream: Tensor) -> Float[Tensor, "image class"]:
     return readout.write(readout.read(stream)).float()
 
 
-def _labels(model: Model, classes: Sequence[int]) -> dict[int, str]:
-    return {index: class_label(model, index) for index in classes}
+# -- the figure ----------------------------------------------------------------------------------
+
+
+def _draw_panel(
+    axes: Axes,
+    grid: NDArray[np.object_],
+    shares: NDArray[np.float32],
+    colours: Mapping[str, str],
+    picture: NDArray[np.uint8] | None,
+    written: set[str],
+) -> None:
+    """The names `(row, column)` of one position as colours, and as text where it fits."""
+    from circuitvit.views import canvas
+
+    # Probabilities of 1000 classes are small far into the model: the root keeps them visible.
+    strength = 0.2 + 0.5 * np.sqrt(np.clip(shares, 0, 1))
+    cells = [
+        [
+            canvas.to_rgba(colours.get(name, OTHER), each if name in colours else 0.5 * each)
+            for name, each in zip(*line, strict=True)
+        ]
+        for line in zip(grid, strength, strict=True)
+    ]
+    canvas.overlay(axes, np.array(cells), picture)
+    rows, columns = grid.shape
+    if not written and rows * columns <= ROOM_FOR_TEXT:
+        written = set(colours)
+    fonts = {name for name in written.intersection(colours) if canvas.drawable(name)}
+    for (row, column), name in np.ndenumerate(grid):
+        if name in fonts:
+            text = canvas.label(name, 99)[: 3 if columns > 8 else 5]
+            drawn = axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", clip_on=True)
+            drawn.set(fontsize=min(7.0, 80.0 / columns), color=INK, path_effects=canvas.HALO)
+
+
+def _most_frequent(grids: Sequence[NDArray[np.object_]]) -> list[str]:
+    """The names of most patches, later positions counting more: early ones are all noise."""
+    votes: Counter[str] = Counter()
+    for place, grid in enumerate(grids):
+        for name in grid.ravel():
+            votes[name] += (place + 1) ** 2
+    return sorted(votes, key=lambda name: (-votes[name], name))

@@ -11,7 +11,7 @@ is the same in every image:
 1 for a head that does not see what is in the image, 0 or less for one whose mean pattern says nothing. The
 `n - 1` makes up for the mean being fitted to the same images.
 
-**Which position?** Each template (see `circuitvit.views.templates`) is a set `S` of query-key pairs. With `p`
+**Which position?** Each template (see `templates`, below) is a set `S` of query-key pairs. With `p`
 the attention that falls on it and `p0` the share of all pairs that it is, the head tells it apart from chance
 by `D(S) = p ln(p / p0) + (1 - p) ln((1 - p) / (1 - p0))` nats. A template that is too large has a larger
 `p0`, one that is too small a smaller `p`: the head's name is the template of the largest `D` with
@@ -29,22 +29,24 @@ Foundations for Vision and Multimodal Mechanistic Interpretability"; the statist
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import rel_entr
 
 from circuitvit.engine import capture
-from circuitvit.errors import DataError
+from circuitvit.errors import DataError, OptionError
+from circuitvit.export.style import MUTED
 from circuitvit.models import Model
-from circuitvit.views.heads import attention_places
+from circuitvit.views.attention import attention_places
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
-from circuitvit.views.templates import templates
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
 UNIFORM = 0.05
 """Nats by which a pattern may differ from looking everywhere and still be called uniform."""
@@ -102,14 +104,41 @@ class PositionHeads:
                 return head
         raise KeyError(name)
 
-    def figure(self, **options: Any) -> Picture:
-        """Where the heads that go by position look.
+    def figure(self, *, at_least: float = 0.8, queries: int = 3, most: int = 8) -> Picture:
+        """The heads that go by position, a column each: their mean patterns at some marked queries.
 
-        See `circuitvit.views.figures.attention.draw_positions`.
+        Args:
+            at_least: share of the pattern's variation that position must explain.
+            queries: how many query patches, spread along the diagonal.
+            most: how many heads, the largest shares first.
+
+        Raises:
+            OptionError: if no head goes by position that much.
         """
-        from circuitvit.views.figures.attention import draw_positions
+        from circuitvit.views import canvas
 
-        return draw_positions(self, **options)
+        found = self.only(at_least)[:most]
+        if not found:
+            best = max(head.share for head in self.heads)
+            raise OptionError(f"no head goes by position to {at_least:.0%}: the most is {best:.0%}")
+        (rows, columns), n_prefix = self.subjects.grid, self.subjects.n_prefix
+        with canvas.styled():
+            title = f"Heads that go by position (mean over {len(self.subjects)} images)"
+            figure = canvas.blank(1.45 * max(len(found), 3) + 0.4, 1.3 * queries + 0.9, title)
+            axes = figure.subplots(queries, len(found), squeeze=False)
+            for line, part in zip(axes, np.linspace(0.25, 0.75, queries), strict=True):
+                row, column = round(part * (rows - 1)), round(part * (columns - 1))
+                line[0].set_ylabel(f"query ({row}, {column})", color=MUTED)
+                for axis, head in zip(line, found, strict=True):
+                    mean = self.means[self.heads.index(head), n_prefix + row * columns + column]
+                    cells = self.subjects.on_grid(mean)
+                    norm = canvas.scale(np.append(cells, 0.0))
+                    canvas.overlay(axis, cells, None, cmap=canvas.rising_colours(), norm=norm)
+                    canvas.mark(axis, row, column)
+            for axis, head in zip(axes[0], found, strict=True):
+                there = f"{head.mass:.0%} of attention there\n{head.share:.0%} position"
+                axis.set_title(f"{head.head}: {head.name}\n{there}", fontsize=7)
+        return figure
 
     def __repr__(self) -> str:
         found = self.only()
@@ -182,15 +211,15 @@ def describe(
     everywhere = 1.0 / pattern.shape[1]
     within = float(np.clip(square - pattern**2, 0, None).sum()) * n_images / (n_images - 1)
     whole = float((square - 2 * everywhere * pattern + everywhere**2).sum())
-    divergence = float(_xlog(pattern, pattern / everywhere).sum(axis=1).mean())
+    divergence = float(rel_entr(pattern.clip(min=0), everywhere).sum(axis=1).mean())
     # How far single images are from uniform, to second order: KL is half the relative squared difference.
     if whole / (2 * everywhere * len(pattern)) < UNIFORM:
         return {"share": 1.0, "name": "uniform", "mass": 1.0, "chance": 1.0, "fit": 1.0, "closest": "uniform"}
     best, told, mass, chance = "other", 0.0, 0.0, 0.0
     for name, cells in templates(subjects.grid, subjects.kinds).items():
         inside = cells[patches]
-        p, p0 = float(pattern[inside].sum() / len(pattern)), float(inside.mean())
-        gained = _bernoulli(p, p0) if p > p0 else 0.0
+        p, p0 = min(1.0, float(pattern[inside].sum() / len(pattern))), float(inside.mean())
+        gained = float(rel_entr(p, p0) + rel_entr(1 - p, 1 - p0)) if p > p0 else 0.0
         if gained > told + 1e-12:
             best, told, mass, chance = name, gained, p, p0
     fit = min(1.0, told / divergence) if divergence > 0 else 0.0
@@ -204,12 +233,80 @@ def describe(
     }
 
 
-def _bernoulli(p: float, p0: float) -> float:
-    """KL divergence of one coin from another, in nats."""
-    both = _xlog(np.array([p, 1 - p]), np.array([p / p0, (1 - p) / (1 - p0)]))
-    return float(both.sum())
+# -- the shapes that attention by position can have ----------------------------------------------
+
+Template = NDArray[np.bool_]
+"""For each query the keys that it would look at, `(query, key)` over all tokens; only patches look."""
+
+_STEPS = {(0, 0): "self", (0, -1): "previous", (0, 1): "next", (-1, 0): "above", (1, 0): "below"}
+"""Steps that have a name: the patch itself, and its neighbours; previous and next are in reading order."""
+
+FARTHEST = 3
+"""How far, in patches, a fixed step is looked for."""
 
 
-def _xlog(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`x ln y`, and 0 where `x` is 0."""
-    return np.where(x > 1e-15, x * np.log(np.where(x > 1e-15, y, 1.0)), 0.0)
+def templates(grid: tuple[int, int], kinds: Sequence[str]) -> dict[str, Template]:
+    """All shapes by name.
+
+    | name | keys of a query patch |
+    | --- | --- |
+    | `self`, `previous`, `next`, `above`, `below` | itself; the patch left, right, above, below of it |
+    | `step (r, c)` | the patch `r` rows down and `c` columns right |
+    | `neighbours` | the patches at most 1 row and column away, itself included |
+    | `row`, `column` | those in its row, its column |
+    | `corners`, `corner top left` ... | the four corners of the image, or one of them, for every query |
+    | `edges`, `edge top` ... | the outermost patches, or those of one side, for every query |
+    | `modulus m` | those whose row and column differ from its own by multiples of `m` |
+    | `rows modulus m`, `columns modulus m` | every `m`-th row (column), counted from its own |
+    | `cls`, `reg` ... | the tokens before the patches, by kind |
+
+    Args:
+        grid: rows and columns of patches.
+        kinds: the kind of each token, patches last.
+    """
+    n_prefix = len(kinds) - grid[0] * grid[1]
+    found: dict[str, Template] = {}
+    for name, cells in _of_patches(grid):
+        if cells.any() and not cells.all():
+            found[name] = np.pad(cells, ((n_prefix, 0), (n_prefix, 0)))
+    for kind in dict.fromkeys(kinds[:n_prefix]):
+        mask = np.zeros((len(kinds), len(kinds)), dtype=bool)
+        mask[n_prefix:, :n_prefix] = np.array([each == kind for each in kinds[:n_prefix]])
+        found[kind] = mask
+    return found
+
+
+def _of_patches(grid: tuple[int, int]) -> Iterator[tuple[str, Template]]:
+    row, column = (each.ravel() for each in np.indices(grid))
+    down, right = row[None, :] - row[:, None], column[None, :] - column[:, None]  # (query, key)
+    for rows in range(-FARTHEST, FARTHEST + 1):
+        for columns in range(-FARTHEST, FARTHEST + 1):
+            named = _STEPS.get((rows, columns), f"step ({rows}, {columns})")
+            yield named, (down == rows) & (right == columns)
+    yield "neighbours", (abs(down) <= 1) & (abs(right) <= 1)
+    yield "row", down == 0
+    yield "column", right == 0
+    yield from _places(grid, row, column)
+    for modulus in range(2, 1 + max(grid) // 2):
+        rows_, columns_ = down % modulus == 0, right % modulus == 0
+        yield f"modulus {modulus}", rows_ & columns_
+        yield f"rows modulus {modulus}", rows_
+        yield f"columns modulus {modulus}", columns_
+
+
+def _places(
+    grid: tuple[int, int], row: NDArray[np.int64], column: NDArray[np.int64]
+) -> Iterator[tuple[str, Template]]:
+    """Templates of keys that are the same for every query."""
+    sides = {
+        "top": row == 0, "bottom": row == grid[0] - 1, "left": column == 0, "right": column == grid[1] - 1,
+    }  # fmt: skip
+    queries = np.ones((len(row), 1), dtype=bool)
+    vertical, horizontal = sides["top"] | sides["bottom"], sides["left"] | sides["right"]
+    yield "corners", queries & (vertical & horizontal)
+    yield "edges", queries & (vertical | horizontal)
+    for name, cells in sides.items():
+        yield f"edge {name}", queries & cells
+    for up in ("top", "bottom"):
+        for side in ("left", "right"):
+            yield f"corner {up} {side}", queries & (sides[up] & sides[side])

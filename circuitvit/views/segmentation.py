@@ -8,9 +8,8 @@ both maps are scored against masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,18 +19,21 @@ from torch import Tensor
 
 from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError, unknown_name
+from circuitvit.export.style import INK, MUTED
+from circuitvit.groundtruth.separation import average_precision
 from circuitvit.models import Model
-from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
 from circuitvit.views.attribution import direct_logit_attribution
-from circuitvit.views.lens import positions_of, token_logits
+from circuitvit.views.lens import position_index, positions_of, token_logits
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
-    from circuitvit.views.figures.canvas import Picture
+    from circuitvit.views.canvas import Picture
 
-Classes = int | str | Sequence[int | str]
 By = Literal["lens", "attribution"]
 Threshold = float | Literal["mean"]
+
+MOST_PANELS = 12
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,62 @@ class PatchEvidence:
             for row in range(len(maps))
         )
 
-    def figure(self, **options: Any) -> Picture:
-        """The maps over the images.
+    def figure(
+        self,
+        *,
+        masks: ArrayLike | None = None,
+        ignore: ArrayLike | None = None,
+        threshold: Threshold = "mean",
+        smooth: bool = True,
+        picture: bool = True,
+    ) -> Picture:
+        """Each image with its map; with masks also their outlines, and IoU and average precision below.
 
-        See `circuitvit.views.figures.segmentation.draw`.
+        White is the threshold: blue patches lie above it, orange ones below.
+
+        Args:
+            masks: True on the object, `(image, height, width)`, of the pictures' size.
+            ignore: pixels that do not count.
+            threshold: the fixed one of the IoU, as in `score`.
+            smooth: whether maps are interpolated between patches.
+            picture: whether the images lie behind.
+
+        Raises:
+            OptionError: if masks do not have the pictures' size.
+            DataError: if they cannot be scored.
         """
-        from circuitvit.views.figures.segmentation import draw
+        from circuitvit.views import canvas
 
-        return draw(self, **options)
+        count, size = min(len(self.subjects), MOST_PANELS), self.subjects.pictures.shape[1:3]
+        wanted = None if masks is None else np.asarray(masks, dtype=bool)
+        if wanted is not None and wanted.shape[1:] != size:
+            raise OptionError(f"masks of {wanted.shape[1:]} cannot be drawn over pictures of {size}")
+        scores = None if wanted is None else self.score(wanted, threshold, ignore)
+        maps = (self.upsampled() if smooth else self.values)[:count]
+        if isinstance(threshold, str):
+            maps, above = maps - maps.mean(axis=(1, 2), keepdims=True), "above the image's mean"
+        else:
+            maps, above = maps - threshold, f"above {threshold:g}"
+        unit = f"{'log-odds (nats)' if 'lens' in self.label else 'logits'} {above}"
+        look = {"cmap": canvas.signed_colours(), "norm": canvas.even_norm(maps, 0.99)}
+        across = min(count, 5)
+        with canvas.styled():
+            width, height = 1.85 * max(across, 2) + 0.5, 2.15 * -(-count // across) + 0.4
+            figure = canvas.blank(width, height, f"Evidence for {canvas.label(self.label, 90)}")
+            axes = canvas.panels(figure, count, across)
+            for row, axis in enumerate(axes):
+                behind = self.subjects.pictures[row] if picture else None
+                drawn = canvas.overlay(
+                    axis, maps[row], behind, 0.9, size, alpha=0.6 if picture else 1.0, **look
+                )
+                if wanted is not None and scores is not None:
+                    axis.contour(wanted[row], levels=[0.5], colors=[INK], linewidths=0.9)
+                    iou = f"IoU {scores[row].iou_fixed:.2f} (best {scores[row].iou_best:.2f})"
+                    precision = f"AP {scores[row].average_precision:.2f}"
+                    axis.set_xlabel(f"{iou}, {precision}", color=MUTED, fontsize=6.5)
+                axis.set_title(canvas.label(self.subjects.names[row], 26))
+            figure.colorbar(drawn, ax=axes, shrink=0.6, extend="both", label=unit)
+        return figure
 
     def __repr__(self) -> str:
         rows, columns = self.subjects.grid
@@ -122,8 +172,8 @@ class PatchEvidence:
 def patch_evidence(
     model: Model,
     images: ImageSpec,
-    target: Classes,
-    foil: Classes | None = None,
+    target: ClassSpec,
+    foil: ClassSpec | None = None,
     *,
     by: By = "lens",
     position: int | str = -1,
@@ -157,15 +207,22 @@ def patch_evidence(
     """
     if by not in ("lens", "attribution"):
         raise unknown_name("kind of evidence", by, ("lens", "attribution"))
-    wanted, others = _indices(model, target), None if foil is None else _indices(model, foil)
+    wanted, others = class_indices(model, target), None if foil is None else class_indices(model, foil)
     if others is not None and set(wanted) & set(others):
         raise OptionError(f"target and foil share {class_label(model, min(set(wanted) & set(others)))}")
-    against = "" if others is None else f" against {_name(model, others)}"
-    label = f"{_name(model, wanted)}{against}"
+    against = "" if others is None else f" against {classes_label(model, others)}"
+    label = f"{classes_label(model, wanted)}{against}"
     if by == "attribution":
-        return _by_attribution(model, images, wanted, others, label, batch_size)
-    rest = others or [index for index in range(model.n_logits) if index not in set(wanted)]
-    place, name = _position(model, position)
+        if len(wanted) > 1 or len(others or ()) > 1:
+            raise OptionError(
+                "an attribution is of one target and at most one foil: use by='lens' for several"
+            )
+        sides = wanted[0], None if others is None else others[0]
+        view = direct_logit_attribution(model, images, *sides, batch_size=batch_size)
+        return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
+    rest = others or tuple(index for index in range(model.n_logits) if index not in set(wanted))
+    places = list(positions_of(model, "layer").items())
+    place, name = places[position_index([name for _, name in places], position)]
     found = images_of(model, images)
     odds = [_odds(model, batch, place, wanted, rest) for batch in batches_of(model, found, batch_size)]
     subjects = subjects_of(model, found)
@@ -193,33 +250,13 @@ def best_iou(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> tuple[floa
         >>> best_iou(np.array([3.0, 2.0, 1.0]), np.array([True, True, False]))
         (1.0, 2.0)
     """
-    ordered, inside, outside = _along_thresholds(values, mask)
-    scores = inside / (mask.sum() + outside)
-    place = int(np.argmax(scores))
-    return float(scores[place]), float(ordered[place])
-
-
-def average_precision(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> float:
-    """The mean of the precision over the pixels of the mask, from the highest value down; ties as one step.
-
-    Example:
-        >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
-        0.8333333333333333
-    """
-    _, inside, outside = _along_thresholds(values, mask)
-    gained = np.diff(inside, prepend=0)
-    return float((gained * inside / (inside + outside)).sum() / mask.sum())
-
-
-def _along_thresholds(
-    values: NDArray[np.float64], mask: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct values from the highest, with how many pixels at or above each lie in and out of the mask."""
     order = np.argsort(-values, kind="stable")
     ordered, hits = values[order], mask[order]
-    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # equal values are one step
     inside = np.cumsum(hits)[last]
-    return ordered[last], inside, last + 1 - inside
+    scores = inside / (mask.sum() + last + 1 - inside)
+    place = int(np.argmax(scores))
+    return float(scores[place]), float(ordered[last][place])
 
 
 # -- inside --------------------------------------------------------------------------------------
@@ -240,51 +277,9 @@ def _score(
 
 @torch.no_grad()
 def _odds(
-    model: Model, images: Tensor, place: int, wanted: list[int], rest: list[int]
+    model: Model, images: Tensor, place: int, wanted: tuple[int, ...], rest: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """Log-odds of some classes against others in each token's lens logits, `(image, token)`."""
     logits = token_logits(model, capture(model, images).stream(place)).double()
-    odds = logits[..., wanted].logsumexp(dim=-1) - logits[..., rest].logsumexp(dim=-1)
+    odds = logits[..., list(wanted)].logsumexp(dim=-1) - logits[..., list(rest)].logsumexp(dim=-1)
     return np.asarray(odds.cpu().numpy())
-
-
-def _position(model: Model, wanted: int | str) -> tuple[int, str]:
-    """The stage before which the stream is looked at, and the name of that position, as in a lens."""
-    places = list(positions_of(model, "layer").items())
-    names = [name for _, name in places]
-    if isinstance(wanted, str):
-        if wanted not in names:
-            raise unknown_name("position", wanted, names)
-        return places[names.index(wanted)]
-    if not -len(places) <= wanted < len(places):
-        raise OptionError(f"there is no position {wanted}: the lens has {len(places)}, from 0")
-    return places[wanted]
-
-
-def _by_attribution(
-    model: Model,
-    images: ImageSpec,
-    wanted: list[int],
-    others: list[int] | None,
-    label: str,
-    batch_size: int | None,
-) -> PatchEvidence:
-    if len(wanted) > 1 or len(others or ()) > 1:
-        raise OptionError("an attribution is of one target and at most one foil: use by='lens' for several")
-    foil = None if others is None else others[0]
-    view = direct_logit_attribution(model, images, wanted[0], foil, batch_size=batch_size)
-    return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
-
-
-def _indices(model: Model, classes: Classes) -> list[int]:
-    if isinstance(classes, (int, str)):
-        return [class_index(model, classes)]
-    found = list(dict.fromkeys(class_index(model, each) for each in classes))
-    if not found:
-        raise OptionError("an empty set of classes has no evidence")
-    return found
-
-
-def _name(model: Model, classes: list[int]) -> str:
-    more = f" and {len(classes) - 1} more" if len(classes) > 1 else ""
-    return class_label(model, classes[0]) + more

@@ -1,20 +1,29 @@
-"""A symbol for each class: from the user's own table, or found in the names of classes.
+"""Symbols for classes, and tables of them as text and as a page: figures cannot show colour emoji.
 
-No table of emoji comes with the library. Unicode itself says what its pictures show, and Python knows those
-names: a class with "cat" among the words of its names gets the character called CAT FACE.
+Symbols are the user's own, or found in the names of classes. There is no table of emoji: Unicode itself says
+what its pictures show. A class with "cat" in its name gets the character called CAT FACE.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from circuitvit.export.style import clean
+from circuitvit.export.svg import image_uri
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index
 
 _PICTURES = range(0x1F300, 0x1FB00)
 """Where Unicode keeps pictures; letters and arrows elsewhere have names with everyday words in them too."""
+
+Table = Sequence[Sequence[str]]
 
 
 def class_symbols(model: Model, table: Mapping[str | int, str] | None = None) -> dict[int, str]:
@@ -41,6 +50,51 @@ def class_symbols(model: Model, table: Mapping[str | int, str] | None = None) ->
     return {index: symbol for index, symbol in found.items() if symbol}
 
 
+def as_text(table: Table) -> str:
+    """Rows of cells as aligned lines of text; emoji count as two columns wide.
+
+    Example:
+        >>> print(as_text([["cat", "dog"], ["a", "b"]]))
+        cat dog
+        a   b
+    """
+    rows = [[clean(cell) for cell in row] for row in table]
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    padded = (
+        (cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(" ".join(row).rstrip() for row in padded)
+
+
+def as_page(
+    title: str, tables: Sequence[tuple[str, Table, NDArray[np.float32]]], picture: NDArray[np.uint8] | None
+) -> str:
+    """A page without scripts that needs no other file: the cells of each table are as strong as their shares.
+
+    Args:
+        title: of the page.
+        tables: a caption, rows of symbols, and shares `(row, column)` from 0 to 1, each.
+        picture: to lie behind every table, `(height, width, 3)`.
+    """
+    source = files("circuitvit.views").joinpath("lens.html").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True).from_string(
+        source
+    )
+    cells = [
+        (
+            clean(caption),
+            [list(zip(map(clean, row), share, strict=True)) for row, share in zip(rows, shares, strict=True)],
+        )
+        for caption, rows, shares in tables
+    ]
+    behind = None if picture is None else image_uri(np.ascontiguousarray(picture))
+    return page.render(title=clean(title), tables=cells, picture=behind)
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
 def _picture_of(names: str) -> str:
     """The picture named by a word of a class's names, later words first: a tiger cat is a cat."""
     for synonym in names.split(","):
@@ -53,3 +107,8 @@ def _picture_of(names: str) -> str:
                 if len(character) == 1 and ord(character) in _PICTURES:
                     return character
     return ""
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)

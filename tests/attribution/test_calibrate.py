@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import circuitvit as cv
-from circuitvit.attribution import agreement
-from circuitvit.attribution.sample import draw_strata
+from circuitvit.attribution import calibration
+from circuitvit.attribution.calibration import draw_strata
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph.eap_ig import transformer_graph
 from tests.strategies import Case, Recipe
@@ -38,13 +38,13 @@ def calibrated(scores: cv.EdgeScores, n: int, **options: float) -> cv.Fidelity:
 def test_with_equal_weights_the_figures_are_the_plain_ones(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     scores, effects, ones = rng.standard_normal(n), rng.standard_normal(n), np.ones(n)
-    assert agreement.pearson(scores, effects, ones) == pytest.approx(stats.pearsonr(scores, effects)[0])
-    assert agreement.spearman(scores, effects, ones) == pytest.approx(
+    assert calibration.pearson(scores, effects, ones) == pytest.approx(stats.pearsonr(scores, effects)[0])
+    assert calibration.spearman(scores, effects, ones) == pytest.approx(
         stats.spearmanr(abs(scores), abs(effects))[0]
     )
     tops = [set(np.argsort(-abs(values))[:4]) for values in (scores, effects)]
-    assert agreement.top_precision(scores, effects, ones, 4) == pytest.approx(len(tops[0] & tops[1]) / 4)
-    assert agreement.sign_agreement(scores, effects, ones) == np.mean(scores * effects > 0)
+    assert calibration.top_precision(scores, effects, ones, 4) == pytest.approx(len(tops[0] & tops[1]) / 4)
+    assert calibration.sign_agreement(scores, effects, ones) == np.mean(scores * effects > 0)
 
 
 @given(st.integers(0, 2**16))
@@ -53,12 +53,12 @@ def test_a_weight_of_three_counts_like_three_equal_edges(seed: int) -> None:
     scores, effects = rng.standard_normal(20), rng.standard_normal(20)
     weights = rng.integers(1, 4, 20)
     thrice = np.repeat(scores, weights), np.repeat(effects, weights), np.ones(weights.sum())
-    for figure in (agreement.pearson, agreement.spearman, agreement.sign_agreement):
+    for figure in (calibration.pearson, calibration.spearman, calibration.sign_agreement):
         assert figure(scores, effects, weights.astype(float)) == pytest.approx(figure(*thrice))
 
 
 def test_correlation_with_what_is_all_alike_is_unknown() -> None:
-    assert agreement.pearson(np.arange(3.0), np.ones(3), np.ones(3)) is None
+    assert calibration.pearson(np.arange(3.0), np.ones(3), np.ones(3)) is None
 
 
 def test_measuring_every_edge_gives_the_plain_figures_and_intervals_of_no_width() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import circuitvit as cv
 from circuitvit.errors import DataError, OptionError
+from tests.attribution.variants import RULES, scored
 from tests.reference import literal_scores
 from tests.strategies import Case, Recipe, assert_same_scores, cases
 
@@ -68,11 +69,11 @@ def pixels(first: float, second: float) -> Tensor:
     return image
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "eap-ig-gauss", "eap-ig-left", "exact"])
+@pytest.mark.parametrize("method", ["eap", *RULES, "exact"])
 def test_a_chain_made_by_hand_has_the_effects_that_one_would_say(method: str) -> None:
     model = cv.wrap(copying_model())
     task = cv.Task(pixels(1.0, 5.0), pixels(3.0, 4.0), cv.logit_diff(0, 1))
-    scores = cv.attribute(model, task, method, progress=False)
+    scores = scored(model, task, method)
     # Clean: logits (5 + 2 * 3 * 1, 1); corrupt: (4 + 2 * 3 * 3, 3). Pixel 0 rises by 2, pixel 1 falls by 1.
     assert scores.to_dict() == pytest.approx(
         {
@@ -105,18 +106,18 @@ def test_a_score_is_a_mean_over_pairs_whatever_their_order() -> None:
     case = Case(Recipe(depth=2, heads=2), n_pairs=3)
     each = [
         cv.attribute(
-            case.model, cv.Task(case.clean[i], case.corrupt[i], cv.logit_diff(0, 1)), progress=False
+            case.model, cv.Task(case.clean[i], case.corrupt[i], cv.logit_diff(0, 1)), "eap", progress=False
         ).values
         for i in range(3)
     ]
-    both = cv.attribute(case.model, case.task(), progress=False).values
+    both = cv.attribute(case.model, case.task(), "eap", progress=False).values
     assert both == pytest.approx(sum(each) / 3, abs=1e-12)
 
 
 def test_groups_split_the_score_of_an_edge() -> None:
     case = Case(Recipe(depth=2, registers=1))
-    whole = cv.attribute(case.model, case.task(), progress=False).values[..., 0]
-    split = cv.attribute(case.model, case.task(groups="kind"), progress=False)
+    whole = cv.attribute(case.model, case.task(), "eap", progress=False).values[..., 0]
+    split = cv.attribute(case.model, case.task(groups="kind"), "eap", progress=False)
     assert split.graph.groups == ("cls", "reg", "patch")
     assert split.values.sum(axis=-1) == pytest.approx(whole, abs=1e-12)
 
@@ -124,14 +125,14 @@ def test_groups_split_the_score_of_an_edge() -> None:
 # -- refusals ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "eap-ig-gauss", "eap-ig-left"])
+@pytest.mark.parametrize("method", ["eap", *RULES])
 def test_a_metric_without_gradient_is_refused_before_anything_runs(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(Recipe(depth=1))
     monkeypatch.setattr(case.model.stages[1], "read", lambda _: pytest.fail("ran the model"))
     with pytest.raises(OptionError, match=r"'accuracy' has none.*logit_diff.*exact"):
-        cv.attribute(case.model, case.task(metric=cv.accuracy(0)), method, progress=False)
+        scored(case.model, case.task(metric=cv.accuracy(0)), method)
 
 
 CONSTANT = {

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import circuitvit as cv
-from circuitvit.attribution.eap_ig import Rule, path_nodes
-from circuitvit.errors import OptionError
+from circuitvit.attribution.paths import Rule, path_nodes
+from circuitvit.errors import NameNotFoundError, OptionError
+from tests.attribution.variants import RULES, scored
 from tests.reference import literal_scores
 from tests.strategies import METRICS, Case, Recipe, assert_same_scores, cases
-
-RULES: dict[str, Rule] = {"eap-ig": "midpoint", "eap-ig-gauss": "gauss-legendre", "eap-ig-left": "left"}
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -24,7 +23,7 @@ def test_scores_are_those_of_the_definition(method: str, case: Case, steps: int)
     expected = literal_scores.eap_ig(
         case.literal, case.base, case.reference, case.formula, steps, RULES[method], case.token_groups
     )
-    found = cv.attribute(case.model, case.task(), method, steps=steps, progress=False)
+    found = scored(case.model, case.task(), method, steps=steps)
     assert_same_scores(found.to_dict(), expected)
 
 
@@ -33,7 +32,7 @@ def test_scores_are_those_of_the_definition(method: str, case: Case, steps: int)
 
 def gap(case: Case, method: str, steps: int) -> float:
     """How far the scores of the edges that leave the input are from metric(paired) - metric(base)."""
-    scores = cv.attribute(case.model, case.task(), method, steps=steps, progress=False)
+    scores = scored(case.model, case.task(), method, steps=steps)
     total = float(scores.values[case.model.graph.sender_index["input"]].sum())
     with torch.no_grad():
         ends = [case.formula(case.module(images)).mean() for images in (case.paired, case.base)]
@@ -60,7 +59,7 @@ def test_each_rule_converges_at_its_own_speed() -> None:
 def test_with_the_reference_at_zero_the_path_starts_there() -> None:
     """Zero ablation: the path runs from a zero embedding, and completeness refers to that."""
     case = Case(Recipe(depth=1, norm="layer-coarse"), ablation="zero")
-    scores = cv.attribute(case.model, case.task(), "eap-ig-gauss", steps=32, progress=False)
+    scores = scored(case.model, case.task(), "eap-ig-gauss", steps=32)
     nothing = case.literal.run(case.base, embedded=torch.zeros_like(case.literal.embed(case.base)))
     expected = (case.formula(nothing.logits) - case.formula(case.literal.run(case.base).logits)).mean()
     assert scores.values[0].sum() == pytest.approx(float(expected), abs=1e-6)
@@ -73,7 +72,7 @@ def test_one_step_of_the_left_rule_is_the_gradient_at_the_corrupt_input_alone() 
     )
     difference = case.reference["input"] - case.literal.run(case.base).outputs["input"]
     expected = float((difference * slopes["m0"]).sum()) / case.n_pairs
-    scores = cv.attribute(case.model, case.task(), "eap-ig-left", steps=1, progress=False)
+    scores = scored(case.model, case.task(), "eap-ig-left", steps=1)
     assert scores["input->m0"] == pytest.approx(expected, rel=1e-9)
 
 
@@ -105,3 +104,9 @@ def test_a_path_needs_a_step(steps: int) -> None:
     case = Case(Recipe(depth=1))
     with pytest.raises(OptionError, match="steps"):
         cv.attribute(case.model, case.task(), "eap-ig", steps=steps)
+
+
+def test_rules_have_names() -> None:
+    case = Case(Recipe(depth=1))
+    with pytest.raises(NameNotFoundError, match="unknown rule 'gauss': did you mean 'gauss-legendre'"):
+        cv.attribute(case.model, case.task(), "eap-ig", rule="gauss")

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import circuitvit as cv
 from circuitvit.engine import capture, gradients
 from circuitvit.models import BackwardRules
+from tests.attribution import variants
+from tests.attribution.variants import RULES
 from tests.reference import literal_methods, literal_scores
 from tests.strategies import Case, Recipe, assert_close, assert_same_scores, cases
 
@@ -20,7 +22,7 @@ SMALL: dict[str, Any] = {"smooth": True, "max_depth": 2, "max_heads": 2}
 
 
 def scored(case: Case, method: str, **options: Any) -> dict[str, float]:
-    return cv.attribute(case.model, case.task(), method, progress=False, **options).to_dict()
+    return variants.scored(case.model, case.task(), method, **options).to_dict()
 
 
 # -- definitions -------------------------------------------------------------------------------------
@@ -153,9 +155,7 @@ def linear_case() -> Case:
     return case
 
 
-@pytest.mark.parametrize(
-    "method", ["eap", "eap-ig", "eap-ig-gauss", "eap-ig-left", "relp", "atp-qk", "local", "hybrid"]
-)
+@pytest.mark.parametrize("method", ["eap", *RULES, "relp", "atp-qk", "local", "hybrid"])
 def test_on_a_linear_model_every_estimator_is_exact(method: str) -> None:
     case = linear_case()
     assert_same_scores(scored(case, method), scored(case, "exact"))
@@ -190,6 +190,6 @@ def test_a_receiver_without_a_path_to_the_output_scores_0(method: str) -> None:
 @given(case=cases(smooth=True, max_depth=2, max_heads=2))
 def test_scores_do_not_depend_on_the_batch_size(method: str, case: Case) -> None:
     case = Case(case.recipe, 3, case.groups, case.metric, case.ablation, case.direction, case.seed)
-    together = cv.attribute(case.model, case.task(), method, steps=2, batch_size=3, progress=False).values
-    apart = cv.attribute(case.model, case.task(), method, steps=2, batch_size=2, progress=False).values
+    together = variants.scored(case.model, case.task(), method, steps=2, batch_size=3).values
+    apart = variants.scored(case.model, case.task(), method, steps=2, batch_size=2).values
     assert abs(apart - together).max() <= 1e-11 * max(1.0, abs(together).max())

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import circuitvit as cv
-from circuitvit.attribution import Settings
 from circuitvit.attribution.exact import edge_effects
+from circuitvit.attribution.scoring import Running
 from tests.reference import literal_scores
 from tests.strategies import Case, Recipe, assert_same_scores, cases
 
@@ -40,8 +40,8 @@ def test_an_effect_is_that_of_a_run_without_the_edge(case: Case, data: st.DataOb
 def test_effects_of_some_edges_only(case: Case, seed: int) -> None:
     prepared = case.task().prepare(case.model)
     wanted = prepared.graph.edge_mask & (np.random.default_rng(seed).random(prepared.graph.shape) < 0.3)
-    found = edge_effects(prepared, wanted, Settings(batch_size=2))
-    whole = edge_effects(prepared, prepared.graph.edge_mask, Settings(batch_size=2))
+    found = edge_effects(prepared, wanted, Running(batch_size=2))
+    whole = edge_effects(prepared, prepared.graph.edge_mask, Running(batch_size=2))
     assert found == pytest.approx(np.where(wanted, whole, 0.0), abs=1e-12)
 
 

@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import circuitvit as cv
-from circuitvit.attribution.budget import Budget, exact_cost, exact_costs, local_cost
-from circuitvit.attribution.hybrid import affordable, uncancelled
+from circuitvit.attribution.budget import (
+    Budget,
+    affordable,
+    exact_cost,
+    exact_costs,
+    local_cost,
+    uncancelled,
+)
 from circuitvit.attribution.local import differentiated_runs
 from circuitvit.errors import OptionError
 from tests.reference import literal_scores

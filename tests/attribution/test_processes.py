@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import circuitvit as cv
 from circuitvit.attribution import METHODS
-from circuitvit.attribution.method import Settings
+from circuitvit.attribution.scoring import Running
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import OptionError
 
@@ -73,10 +73,10 @@ def test_the_scores_of_the_shares_add_up(method: str) -> None:
     clean, corrupt = catdog_pairs(4, seed=0)
     corrupt = torch.cat([clean[:2], corrupt[2:]])
     prepared = cv.Task(clean, corrupt, metric=cv.logit_diff("cat", "dog")).prepare(cv.load("catdog-tiny"))
-    score, settings = METHODS[method].score, Settings(batch_size=2)
-    expected = score(prepared, settings)
-    found = score(prepared.share(0, 2), settings) + score(prepared.share(1, 2), settings)  # type: ignore[operator]
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()  # type: ignore[arg-type, operator]
+    score, how = METHODS[method].score, Running(batch_size=2)
+    expected = score(prepared, how)
+    found = score(prepared.share(0, 2), how) + score(prepared.share(1, 2), how)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_without_a_group_of_processes_there_is_nothing_to_share() -> None:

@@ -13,8 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.attribution import Settings
 from circuitvit.attribution.exact import edge_effects
+from circuitvit.attribution.scoring import Running
 from circuitvit.tasks import PreparedTask
 from tests.reference import literal_scores
 from tests.reference.literal_vit import Groups, LiteralViT
@@ -77,7 +77,7 @@ def test_exact_on_random_edges(model: cv.Model, task: cv.Task, groups: str | Non
     reference = literal_scores.patch_reference(literal, corrupt)
     expected = literal_scores.exact(literal, clean, reference, difference, groups_of(prepared), edges)
     wanted = cv.Circuit.from_edges(prepared.graph, edges).kept
-    found = edge_effects(prepared, wanted, Settings(batch_size=1))
+    found = edge_effects(prepared, wanted, Running(batch_size=1))
     for name in edges:
         assert found[prepared.graph.edge_index(name)] == pytest.approx(expected[name], abs=1e-3)
     assert max(map(abs, expected.values())) > 0.05
@@ -108,7 +108,7 @@ def test_completeness_at_the_input_of_a_real_model(model: cv.Model, task: cv.Tas
     """The path crosses steep places, so many nodes are needed: 16 midpoints are 6 off, and 64 are 4 off."""
     ends = torch.cat([cv.run(model, task, make(model.graph)) for make in (cv.Circuit.full, cv.Circuit.empty)])
     wanted = float(difference(ends)[1] - difference(ends)[0])
-    scores = cv.attribute(model, task, "eap-ig-gauss", steps=64, progress=False)
+    scores = cv.attribute(model, task, "eap-ig", rule="gauss-legendre", steps=64, progress=False)
     assert scores.values[0].sum() == pytest.approx(wanted, rel=0.03)
 
 

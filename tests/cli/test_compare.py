@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from circuitvit.cli.compare import FILES
-from circuitvit.pruning.families import family_curve
+from circuitvit.pruning.curves import family_curve
 from circuitvit.views import Comparison
 from tests.cli.cases import Run
 

@@ -15,12 +15,11 @@ from safetensors.torch import save_file
 import circuitvit as cv
 from circuitvit.attribution import exact
 from circuitvit.datasets.catdog import catdog_pairs
-from circuitvit.engine import Replay, state
+from circuitvit.engine import Evaluator, Replay, state
 from circuitvit.engine.state import task_digest
 from circuitvit.errors import CircuitViTError, FileError, OptionError
 from circuitvit.pruning import Plan
 from circuitvit.pruning.learned import MaskTrainer
-from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import PreparedTask
 
 PLAN = Plan(steps=40, trim_runs=60, batch_size=4)
@@ -76,8 +75,8 @@ class Calls:
 
 RUNS = [
     pytest.param(find, MaskTrainer, "step", 25, id="find, while the mask is learned"),
-    pytest.param(find, FaithfulnessMeter, "_measured", 55, id="find, while the circuit is trimmed"),
-    pytest.param(find_in_few_runs, FaithfulnessMeter, "_measured", 40, id="find, short of runs"),
+    pytest.param(find, Evaluator, "_run", 55, id="find, while the circuit is trimmed"),
+    pytest.param(find_in_few_runs, Evaluator, "_run", 40, id="find, short of runs"),
     pytest.param(acdc, Replay, "__call__", 90, id="acdc"),
     pytest.param(exact_scores, exact, "_effects", 70, id="exact"),
 ]
@@ -182,7 +181,7 @@ def test_a_missing_folder_is_refused_before_the_work(prepared: PreparedTask, tmp
 
 
 def test_a_method_that_is_over_at_once_takes_no_state(prepared: PreparedTask, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="can be resumed"):
+    with pytest.raises(OptionError, match="eap takes no 'state': it belongs to 'exact'"):
         cv.attribute(prepared.model, prepared, "eap", state=tmp_path / "state.safetensors", progress=False)
 
 

@@ -18,7 +18,8 @@ import typer
 import circuitvit as cv
 from circuitvit.cli import app
 from circuitvit.export import FORMATS
-from circuitvit.graph.files import CIRCUIT_SCHEMA, SCORES_SCHEMA
+from circuitvit.graph.circuit import CIRCUIT_SCHEMA
+from circuitvit.graph.scores import SCORES_SCHEMA
 from circuitvit.groundtruth import PARTS, PROGRAMS
 from circuitvit.models.zoo import zoo_names
 from circuitvit.models.zoo.card import SCHEMA as CARD_SCHEMA

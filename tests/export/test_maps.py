@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import circuitvit as cv
-from circuitvit.errors import OptionError
-from circuitvit.export.heat import heat, thumbnails
-from circuitvit.export.maps import Maps, maps_of
-from circuitvit.export.packing import packed_maps
+from circuitvit.errors import DataError
+from circuitvit.export.maps import Maps, heat, maps_of, thumbnails
+from circuitvit.export.page import packed_maps
+from circuitvit.models import Model
 from tests.export.test_draw import toy_task
 
 MODEL = cv.load("catdog-tiny")
@@ -73,7 +75,7 @@ def test_where_patterns_get_too_large_the_strongest_heads_keep_theirs(
     whole = packed_maps(maps, order)["sides"]["clean"]["full"]
     assert list(whole) == ["a2.h1", "a0.h0", "a1.h1"]
     both = sum(len(side["full"]["a2.h1"]) for side in packed_maps(maps, order)["sides"].values())
-    monkeypatch.setattr("circuitvit.export.packing.FULL_BYTES", both + 10)
+    monkeypatch.setattr("circuitvit.export.page.FULL_BYTES", both + 10)
     assert list(packed_maps(maps, order)["sides"]["corrupt"]["full"]) == ["a2.h1"]
 
 
@@ -83,13 +85,26 @@ def test_heat_is_dull_where_attention_is_even_and_bright_where_it_is_not(maps: M
     peak = heat(blank, np.array([[1.0, 0.0], [0.0, 0.0]]), least_end=0.75)
     assert even.max() < peak.max()
     assert set(thumbnails(maps)) == set(maps.nodes)
-    assert all(uri.startswith("data:image/png;base64,") for uri in thumbnails(maps, "corrupt").values())
+    assert {small.shape for small in thumbnails(maps, "corrupt").values()} == {(92, 92, 3)}
 
 
 def test_images_that_are_no_rectangle_of_patches_are_refused() -> None:
-    from circuitvit.export.maps import _grid
+    def grid(patches: int, height: int, width: int) -> tuple[int, ...]:
+        """The grid of a model whose family cannot tell."""
+        unknown = SimpleNamespace(grid=lambda module, height, width: None)
+        model = SimpleNamespace(
+            name="toy",
+            preprocessing=SimpleNamespace(size=(3, height, width)),
+            family=unknown,
+            module=None,
+            device="cpu",
+            dtype=torch.float32,
+            prefix=("cls",),
+            embed=lambda images: torch.zeros(1, patches + 1, 4),
+        )
+        return Model.grid_at(model, height, width)  # type: ignore[arg-type]
 
-    assert _grid(196, 224, 224) == (14, 14)
-    assert _grid(12, 30, 40) == (3, 4)
-    with pytest.raises(OptionError, match="no rectangle"):
-        _grid(7, 30, 30)
+    assert grid(196, 224, 224) == (14, 14)
+    assert grid(12, 30, 40) == (3, 4)
+    with pytest.raises(DataError, match="form no grid"):
+        grid(7, 30, 30)

@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitvit.export.style import COLOURS, EdgeLook, dash_of, edge_look, widest, width_of
-from circuitvit.export.text import clean, fit, number, text_width, wrap
+from circuitvit.export.style import (
+    COLOURS,
+    EdgeLook,
+    clean,
+    dash_of,
+    edge_look,
+    fit,
+    number,
+    text_width,
+    widest,
+    width_of,
+    wrap,
+)
 from tests.export.geometry import true_width
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import circuitvit as cv
 from circuitvit.groundtruth import PARTS, PROGRAMS
-from circuitvit.groundtruth.scenes import N_PATCHES, images_of
+from circuitvit.groundtruth.programs import N_PATCHES, images_of
 from circuitvit.groundtruth.separation import largest_effects
 from circuitvit.testing import active_edges
 

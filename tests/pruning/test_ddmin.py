@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import circuitvit as cv
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, OptionError
-from circuitvit.pruning.ddmin import minimise
-from circuitvit.pruning.meter import FaithfulnessMeter
+from circuitvit.pruning.refine import minimise
 from tests.pruning.test_find import images, small_module
 
 Test = Callable[[Sequence[int]], bool]
@@ -116,10 +116,14 @@ class TestCircuits:
             assert not 0.9 <= self.faithfulness(model, task, less) <= 1.1
 
     def test_stopped_short_it_gives_what_it_has(self, model: cv.Model, task: cv.Task) -> None:
-        meter = FaithfulnessMeter(task.prepare(model))
-        found = cv.ddmin(model, task, cv.Circuit.full(model.graph), max_runs=8, meter=meter, progress=False)
+        evaluator = Evaluator(task.prepare(model))
+        evaluator.check_effect()
+        before = evaluator.runs
+        found = cv.ddmin(
+            model, task, cv.Circuit.full(model.graph), max_runs=8, evaluator=evaluator, progress=False
+        )
         assert not found.minimal
-        assert found.runs == meter.runs == 8
+        assert found.runs == evaluator.runs - before == 8
         assert 0.9 <= found.faithfulness <= 1.1
 
     def test_a_circuit_outside_the_band_is_refused(self, model: cv.Model, task: cv.Task) -> None:

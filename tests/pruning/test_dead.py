@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import circuitvit as cv
-from circuitvit.pruning.dead import without_dead
+from circuitvit.pruning.refine import without_dead
 from tests.pruning.test_find import images, small_module
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import circuitvit as cv
+from circuitvit.attribution.budget import seconds
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.liveness import live_edges
 from circuitvit.models.timm_import import import_timm
-from circuitvit.pruning.find import seconds
 from circuitvit.pruning.learned import MaskTrainer
-from circuitvit.pruning.meter import FaithfulnessMeter
 
 PLAN = cv.Plan(steps=150, trim_runs=500, batch_size=2)
 
@@ -89,11 +89,11 @@ class TestFind:
 
     def test_no_single_edge_can_go(self, model: cv.Model, task: cv.Task, finding: cv.Finding) -> None:
         assert finding.minimal
-        meter = FaithfulnessMeter(task.prepare(model))
+        evaluator = Evaluator(task.prepare(model))
         for place in np.argwhere(finding.circuit.kept):
             smaller = finding.circuit.kept.copy()
             smaller[tuple(place)] = False
-            assert not 0.95 <= meter(live_edges(model.graph, smaller)) <= 1.05
+            assert not 0.95 <= evaluator.faithfulness(live_edges(model.graph, smaller)) <= 1.05
 
     def test_the_same_plan_gives_the_same_circuit(
         self, model: cv.Model, task: cv.Task, finding: cv.Finding

@@ -8,8 +8,7 @@ import torch
 
 from circuitvit.graph import Graph, node_of, parse_edge
 from circuitvit.graph.eap_ig import transformer_graph
-from circuitvit.pruning.gates import SAMPLERS
-from circuitvit.pruning.units import gated_units
+from circuitvit.pruning.learned import SAMPLERS, gated_units
 
 N = 40_000
 

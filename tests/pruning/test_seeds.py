@@ -6,8 +6,7 @@ import pytest
 
 import circuitvit as cv
 from circuitvit.errors import OptionError
-from circuitvit.pruning.find import Finding
-from circuitvit.pruning.seeds import Agreement
+from circuitvit.pruning.find import Agreement, Finding
 from tests.pruning.test_find import PLAN, images, small_module
 
 

@@ -13,8 +13,7 @@ import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, NameNotFoundError, OptionError
 from circuitvit.views import Subjects, attention_patterns, position_heads
-from circuitvit.views.position import describe
-from circuitvit.views.templates import templates
+from circuitvit.views.position import describe, templates
 from tests.strategies import Recipe, recipes
 
 GRID = (6, 8)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import circuitvit as cv
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, FileError, NameNotFoundError, OptionError
-from circuitvit.pruning.curves import Curve
-from circuitvit.pruning.families import FAMILIES, method_names
+from circuitvit.export.difference import difference_of
+from circuitvit.pruning.curves import FAMILIES, Curve, method_names
 from circuitvit.pruning.learned import LearnedMask, Trace
-from circuitvit.pruning.meter import FaithfulnessMeter
 from circuitvit.tasks import split
 from circuitvit.views.comparison import Comparison, compare
 from tests.pruning.test_find import images, small_module
@@ -61,13 +62,13 @@ def test_a_mask_is_trained_for_every_size(comparison: Comparison, model: cv.Mode
     discovery, held_out = split(model, task, 0.34)
     edges = [round(share * model.graph.n_edges) for share in (0.2, 0.5)]
     masks = [cv.learn_mask(model, discovery, size, SETTINGS.mask, progress=False) for size in edges]
-    meter = FaithfulnessMeter(held_out)
+    evaluator = Evaluator(held_out)
     points = {point.fraction: point for point in comparison["learned"].points}
     for share, size, mask in zip((0.2, 0.5), edges, masks, strict=True):
         assert points[share].size <= size
         if len(mask.circuit) <= size:
             assert points[share].size == len(mask.circuit)
-            assert points[share].faithfulness == pytest.approx(meter(mask.circuit.kept), abs=1e-4)
+            assert points[share].faithfulness == pytest.approx(evaluator.faithfulness(mask.circuit), abs=1e-4)
     assert points[0.05].size == 0
     assert points[1.0].faithfulness == pytest.approx(1, abs=1e-4)
 
@@ -175,6 +176,44 @@ class TestFiles:
             Comparison.load(tmp_path / "broken.json")
 
 
+class TestOtherModels:
+    """A circuit found on one model runs on another of the same shape: comparisons of the two say so."""
+
+    def circuit(self, model: cv.Model, task: cv.Task) -> cv.Circuit:
+        return cv.attribute(model, task, progress=False).top(5)
+
+    @pytest.fixture
+    def other(self) -> cv.Model:
+        module = small_module()
+        with torch.no_grad():
+            module.blocks[0].mlp.fc1.weight.mul_(1.5)
+        return cv.wrap(module)
+
+    def test_a_difference_and_an_assertion_name_them(
+        self, model: cv.Model, task: cv.Task, other: cv.Model
+    ) -> None:
+        first, second = self.circuit(model, task), self.circuit(other, task)
+        words = f"different weights of '{model.name}'"
+        assert words in difference_of(first, second).counts
+        larger = cv.Circuit.full(model.graph).with_provenance(second.provenance)
+        with pytest.raises(AssertionError, match=words):
+            cv.testing.assert_unchanged(first, larger)
+        named = cv.wrap(small_module(), name="another")
+        assert difference_of(first, self.circuit(named, task)).counts == difference_of(first, first).counts
+
+    def test_circuits_of_one_model_say_nothing(self, model: cv.Model, task: cv.Task) -> None:
+        first = self.circuit(model, task)
+        assert "different" not in difference_of(first, first).counts
+        assert "different" not in difference_of(first, cv.Circuit.full(model.graph)).counts
+
+    def test_curves_of_another_model_are_refused_by_name(
+        self, model: cv.Model, task: cv.Task, other: cv.Model
+    ) -> None:
+        known = compare(model, task, ["eap"], settings=SETTINGS)
+        with pytest.raises(OptionError, match=f"different weights of '{model.name}'"):
+            compare(other, task, ["eap"], settings=SETTINGS, known=known)
+
+
 def test_mistakes_are_found_before_anything_runs(model: cv.Model, task: cv.Task) -> None:
     with pytest.raises(NameNotFoundError, match="learned"):
         compare(model, task, ["eap", "lerned"], settings=SETTINGS)
@@ -190,7 +229,7 @@ def test_mistakes_are_found_before_anything_runs(model: cv.Model, task: cv.Task)
 
 
 def _only(allowed: str) -> object:
-    from circuitvit.pruning.families import family_curve
+    from circuitvit.pruning.curves import family_curve
 
     def checked(method: str, *arguments: object) -> Curve:
         assert method == allowed, f"{method} was known"

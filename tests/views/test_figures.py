@@ -17,7 +17,7 @@ from circuitvit import views
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import EdgeScores
 from circuitvit.graph.eap_ig import transformer_graph
-from circuitvit.views.figures.canvas import Picture, drawable, even_norm, grey, label
+from circuitvit.views.canvas import Picture, drawable, even_norm, grey, label
 from tests.strategies import Recipe
 
 HOSTILE = ("<script>alert(1)</script>", "a\"b'c&d $x^2$ \\frac", "x\n\u202ey" + 200 * "z")
@@ -113,8 +113,8 @@ def test_a_figure_that_cannot_be_saved_says_why(figures: dict[str, Picture], tmp
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("circuitvit.views.figures.")]:
-        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "circuitvit.views.canvas", raising=False)
+    monkeypatch.delattr(views, "canvas", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(FileError, match=r"pip install circuitvit\[plots\]"):
         views.faithfulness_curve([(1, 0.5)]).figure()

@@ -12,8 +12,8 @@ from hypothesis import given
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import NameNotFoundError, OptionError
+from circuitvit.export.style import clean
 from circuitvit.views import class_symbols, logit_lens
-from circuitvit.views.tables import plain
 from tests.strategies import Recipe, recipes
 
 
@@ -109,7 +109,7 @@ def test_the_page_is_inert_whatever_classes_are_called() -> None:
     assert "\u202e" not in page
     assert "http" not in page
     assert page == lens.to_html(symbols={0: "<img src=x onerror=alert(1)>"})
-    assert plain(hostile[2]) == "x y"
+    assert clean(hostile[2]) == "x y"
     assert "data:image" not in lens.to_html(picture=False)
 
 

@@ -1,10 +1,14 @@
-"""The figure that views are drawn on: saved with `save`, shown by a notebook, the same bytes every time."""
+"""The canvas that views draw their figures on, and the pieces that several figures share.
+
+This is the only file of the room that imports matplotlib; views import it when the first figure is wanted. A
+figure is saved with `save`, shown by a notebook, and the same bytes every time.
+"""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,20 +17,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
-from circuitvit.export.style import COLOURS, FAINT, INK, MUTED
+from circuitvit.export.style import COLOURS, FAINT, INK, MUTED, clean
 from circuitvit.graph.files import write_bytes
-from circuitvit.views.tables import plain
 
 try:
     import matplotlib
-    from matplotlib.axes import Axes as Axes
-    from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, PowerNorm, TwoSlopeNorm
+    from matplotlib.colors import to_rgba as to_rgba
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.image import AxesImage
+    from matplotlib.patches import Patch as Patch
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError as error:
     raise FileError(
         "figures need matplotlib, which is not installed: pip install circuitvit[plots]"
     ) from error
+
+# Okabe and Ito's colours, which stay apart in every common kind of colour blindness.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#7A5195")
+
+HALO = [withStroke(linewidth=1.2, foreground="white", alpha=0.55)]
+"""Around text that is written over a picture."""
 
 FORMATS = ("png", "svg", "pdf")
 DPI = 160
@@ -99,12 +114,20 @@ def styled() -> Iterator[None]:
         yield
 
 
-def picture_of(width: float, height: float, title: str = "") -> Picture:
+def blank(width: float, height: float, title: str = "") -> Picture:
     """An empty figure of a size in inches, to be filled inside `styled()`."""
     figure = Picture(figsize=(width, height), layout="constrained")
     if title:
         figure.suptitle(label(title, 110), fontsize=9, fontweight="bold")
     return figure
+
+
+def panels(figure: Picture, count: int, across: int) -> list[Axes]:
+    """That many equal panels, row by row; places of the last row that stay empty are not drawn."""
+    axes: list[Axes] = figure.subplots(-(-count // across), across, squeeze=False).ravel().tolist()
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return axes[:count]
 
 
 def label(text: str, longest: int = 40) -> str:
@@ -114,15 +137,15 @@ def label(text: str, longest: int = 40) -> str:
         >>> label("a\\nb", 10), label("crossword puzzle", 10)
         ('a b', 'crossword…')
     """
-    clean = plain(text)
-    return clean if len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
+    short = clean(text)
+    return short if len(short) <= longest else short[: longest - 1].rstrip() + "…"
 
 
 def drawable(text: str) -> bool:
     """Whether the figure's font has every sign of a text."""
     with styled():
         font = get_font(findfont(FontProperties()))
-    return all(font.get_char_index(ord(sign)) for sign in plain(text))
+    return all(font.get_char_index(ord(sign)) for sign in clean(text))
 
 
 def bare(axes: Axes) -> None:
@@ -137,6 +160,86 @@ def grey(picture: NDArray[np.uint8], strength: float = 0.75) -> NDArray[np.float
     """A picture without its colours and paler, so that what is laid over it has them; `(h, w, 3)`, 0 to 1."""
     light = picture.astype(np.float64).mean(axis=2, keepdims=True) / 255
     return np.repeat(1 - strength * (1 - light), 3, axis=2)
+
+
+def overlay(
+    axes: Axes,
+    values: NDArray[Any],
+    picture: NDArray[np.uint8] | None,
+    strength: float = 0.75,
+    size: tuple[int, int] | None = None,
+    **look: Any,
+) -> AxesImage:
+    """A map over a picture made grey, without ticks.
+
+    Args:
+        axes: to draw on.
+        values: `(row, column)`, or colours `(row, column, 4)`.
+        picture: what lies behind, `(height, width, 3)`, or None.
+        strength: of the picture, see `grey`.
+        size: height and width of the axes in their own units; by default the rows and columns of the map.
+        **look: for matplotlib's `imshow`, such as `cmap`, `norm` and `alpha`.
+    """
+    height, width = size or values.shape[:2]
+    extent = (0.0, float(width), float(height), 0.0)
+    if picture is not None:
+        axes.imshow(grey(picture, strength), extent=extent)
+    drawn = axes.imshow(values, extent=extent, **look)
+    bare(axes)
+    return drawn
+
+
+def mark(axes: Axes, row: int, column: int) -> None:
+    """A frame around one patch of a map."""
+    axes.add_patch(Rectangle((column, row), 1, 1, fill=False, color=COLOURS["opposes"], linewidth=1.2))
+
+
+def log_axis(axes: Axes, name: str) -> None:
+    """A logarithmic x axis of counts: 1, 2, 5, 10, ... written out."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(name)
+
+
+def model_map(
+    axes: Axes, table: NDArray[np.float64], layers: Sequence[int], heads: Sequence[str], **look: Any
+) -> AxesImage:
+    """A map of the model: layers from bottom to top, heads and, last, the MLP from left to right.
+
+    Args:
+        axes: to draw on.
+        table: `(layer, head + 1)`; NaN where there is no such node.
+        layers: number of each row's layer.
+        heads: what to write below the heads.
+        **look: for matplotlib's `imshow`.
+    """
+    drawn = axes.imshow(table, origin="lower", aspect="auto", **look)
+    axes.axvline(len(heads) - 0.5, color=INK, linewidth=0.8)
+    axes.set_xticks(range(len(heads) + 1), [*heads, "MLP"])
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set_ylabel("layer")
+    axes.tick_params(length=0)
+    return drawn
+
+
+def scale(values: NDArray[Any]) -> Normalize:
+    """From the least to the greatest value."""
+    least = float(values.min())
+    return Normalize(least, max(float(values.max()), least + 1e-9))
+
+
+def root_scale(values: NDArray[Any]) -> Normalize:
+    """From 0 to the greatest value by the square root, so that small shares show."""
+    return PowerNorm(0.5, 0.0, max(float(values.max()), 1e-9))
+
+
+def rising_colours(clear: bool = False) -> Colormap:
+    """White to dark blue; with a clear weak end for what lies over a picture, which stays visible there."""
+    weak, middle, strong = (0.0, 0.65, 0.92) if clear else (1.0, 1.0, 1.0)
+    stops = [(1.0, 1.0, 1.0, weak), (0.55, 0.75, 0.88, middle), (0.0, 0.2, 0.42, strong)]
+    return LinearSegmentedColormap.from_list("rising", stops).with_extremes(bad="#F0F1F3")
 
 
 def signed_colours() -> Colormap:

@@ -1,6 +1,6 @@
-"""The picture as DOT source, for Graphviz and the many tools that read its language.
+"""A circuit as a graph for other programs: DOT for Graphviz, GraphML for Gephi, Cytoscape, yEd and networkx.
 
-Ranks, colours, widths and dashes are those of the SVG; Graphviz decides about places. Every text is given
+In DOT colours, widths and dashes are those of the SVG; Graphviz decides about places. Every text is given
 to the `graphviz` package as data: names never become node identifiers unless they are plain, since a colon
 in an identifier means a port there, and labels are escaped for the kind of label they are in.
 """
@@ -13,12 +13,15 @@ from itertools import pairwise
 from typing import Any
 
 import graphviz
+import networkx as nx
 
 from circuitvit.export import style
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
-from circuitvit.export.text import clean
+from circuitvit.export.style import clean
+from circuitvit.graph import Circuit
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+_KEYWORDS = {"node", "edge", "graph", "digraph", "subgraph", "strict"}
 _STYLES = ("solid", "dashed", "dotted", "bold")
 _PORT_CELL = '<TD PORT="{port}" CELLPADDING="1"><FONT COLOR="{colour}">{name}</FONT></TD>'
 
@@ -83,15 +86,7 @@ def _graph_attributes(picture: Picture) -> dict[str, str]:
 
 def _identifier(name: str, index: int) -> str:
     """A name that DOT takes as it is, or a numbered one; either way the label says the real name."""
-    plain = _PLAIN.match(name) and name.lower() not in {
-        "node",
-        "edge",
-        "graph",
-        "digraph",
-        "subgraph",
-        "strict",
-    }
-    return name if plain else f"node {index}"
+    return name if _PLAIN.match(name) and name.lower() not in _KEYWORDS else f"node {index}"
 
 
 def _port(port: str) -> str:
@@ -134,3 +129,32 @@ def _edge_attributes(edge: DrawnEdge) -> dict[str, str]:
         "style": _STYLES[edge.group % len(_STYLES)],
         "tooltip": graphviz.escape(edge.said),
     }
+
+
+# -- GraphML -------------------------------------------------------------------------------------
+
+
+def graphml_of(circuit: Circuit, title: str | None = None) -> str:
+    """The circuit as the text of a GraphML file.
+
+    Nodes carry `kind` and `layer`; edges are identified by their name and carry `receiver`, `group` and,
+    where the circuit has scores, `score`; the graph carries where the circuit came from. Read it back with
+    `Circuit.from_networkx(graph, networkx.read_graphml(path))`.
+
+    Example:
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> circuit = Circuit.from_edges(transformer_graph(1, 2), ["input->m0", "m0->logits"])
+        >>> 'id="m0-&gt;logits"' in graphml_of(circuit)
+        True
+    """
+    network, made = circuit.to_networkx(), circuit.provenance
+    about = {"title": title, "model": made.model, "method": made.method, "task": made.task}
+    about |= {"library": made.library}
+    network.graph.update({key: value for key, value in about.items() if value})
+    nodes = [data for _, data in network.nodes(data=True)]
+    edges = [data for _, _, data in network.edges(data=True)]
+    for data in (network.graph, *nodes, *edges):
+        for key, value in data.items():
+            if isinstance(value, str):
+                data[key] = clean(value)  # XML has no way to write control characters
+    return "\n".join(nx.generate_graphml(network, named_key_ids=True)) + "\n"

@@ -1,0 +1,297 @@
+"""`calibrate`: measure the exact effects of some edges, and say how far all scores can be trusted.
+
+Intervals are split-conformal within strata: of the `m` edges drawn from a stratum, the error of rank
+`ceil((m + 1) level)` bounds that of a further edge of it with probability at least `level`, however errors
+are distributed. The interval of an edge that was measured is its effect. Agreement is that of a weighted
+sample: a drawn edge of weight `w` stands for `w` edges of the graph (Horvitz and Thompson 1952).
+
+Vovk, Gammerman and Shafer 2005, "Algorithmic Learning in a Random World", for Mondrian conformal predictors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from circuitvit.attribution.exact import edge_effects
+from circuitvit.attribution.scoring import Running
+from circuitvit.engine import choose_batch_size
+from circuitvit.errors import OptionError
+from circuitvit.graph import EdgeScores, Fidelity
+from circuitvit.models import Model
+from circuitvit.tasks import PreparedTask, Task, prepare
+
+MOST_TOP = 100
+TOP_SHARE = 0.2
+"""The top edges that precision speaks of: a fifth of the edges, and at most 100."""
+
+LEAST = 30
+"""Edges without which no interval of 95 % can be had."""
+
+CERTAIN_SHARE = 0.25
+"""Of the edges to measure, those that are simply the strongest: they decide correlations."""
+
+PER_STRATUM = 20
+"""Edges drawn from each stratum at least: with 19 the largest error of a sample bounds 95 % of all."""
+
+WEAK_SHARE = 0.7
+"""Of the edges of a band, those in the stratum of small scores."""
+
+MOST_BANDS = 4
+
+Values = Float[np.ndarray, " edge"]
+
+
+def calibrate(
+    model: Model,
+    task: Task | PreparedTask,
+    scores: EdgeScores,
+    n: int = 200,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    batch_size: int | None = None,
+    memory: int | None = None,
+    progress: bool = True,
+) -> EdgeScores:
+    """The scores with their measured fidelity: agreement with exact effects, and an interval for each edge.
+
+    Args:
+        model: that was scored.
+        task: that it was scored on; other pairs tell how far the scores carry over.
+        scores: from `attribute`, or any others of this graph.
+        n: how many edges to measure; edges whose scores are exact effects already are not measured again.
+        level: share of the edges whose effects should lie in their intervals.
+        seed: of the draw.
+        batch_size: pairs at once; chosen from the memory budget by default.
+        memory: that budget, in bytes.
+        progress: whether to show a bar.
+
+    Returns:
+        The same scores with `fidelity` set.
+
+    Raises:
+        OptionError: for scores of another graph or direction, too few edges, a level out of
+            reach, or a negative seed.
+        DataError: as `attribute`.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> scores = cv.calibrate(model, task, cv.attribute(model, task, "local"))  # doctest: +SKIP
+        >>> scores.fidelity.pearson, scores.interval("input->m0")  # doctest: +SKIP
+    """
+    if n < LEAST:
+        raise OptionError(f"at least {LEAST} edges must be measured to say how right scores are, not {n}")
+    if not 0.5 <= level <= 0.95:
+        raise OptionError(f"the level of the intervals lies between 0.5 and 0.95, not {level:g}")
+    if seed < 0:
+        raise OptionError(f"a seed must not be negative: {seed!r}")
+    prepared = prepare(model, task, progress)
+    if scores.graph != prepared.graph or scores.direction != prepared.direction:
+        raise OptionError(
+            f"the scores are of {scores.graph}, {scores.direction}; the task of {prepared.graph}, "
+            f"{prepared.direction}"
+        )
+    graph, places = prepared.graph, np.argwhere(prepared.graph.edge_mask)
+    known = np.zeros(len(places), bool) if scores.measured is None else scores.measured[graph.edge_mask]
+    strata = draw_strata(scores, np.flatnonzero(~known), n, seed)
+    wanted = np.zeros(graph.shape, dtype=bool)
+    for stratum in strata:
+        wanted[tuple(places[stratum.drawn].T)] = True
+    how = Running(batch_size or choose_batch_size(prepared, memory), progress)
+    effects = edge_effects(prepared, wanted, how) / len(prepared)
+    return replace(scores, fidelity=_fidelity(scores, effects, known, strata, level, seed))
+
+
+def _fidelity(
+    scores: EdgeScores,
+    effects: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    strata: Sequence[Stratum],
+    level: float,
+    seed: int,
+) -> Fidelity:
+    """The figures, from the effects of the drawn edges; known edges count as measured and right."""
+    graph = scores.graph
+    values = scores.values[graph.edge_mask]
+    truth = np.where(known, values, effects[graph.edge_mask])
+    already = np.flatnonzero(known)
+    sample = np.concatenate([already, *(stratum.drawn for stratum in strata)]).astype(int)
+    weights = np.concatenate([np.ones(len(already)), *(stratum.weights for stratum in strata)])
+    given = (values[sample], truth[sample], weights)
+    k = min(MOST_TOP, max(1, int(TOP_SHARE * len(values))))
+    low, high = _intervals(values, truth, known, strata, level)
+    return Fidelity(
+        n_measured=len(sample),
+        n_edges=len(values),
+        pearson=pearson(*given),
+        spearman=spearman(*given),
+        top_k=k,
+        top_precision=top_precision(*given, k),
+        sign_agreement=sign_agreement(*given),
+        level=level,
+        low=_spread(scores, low),
+        high=_spread(scores, high),
+        layer_errors=_layer_errors(scores, sample, weights, np.abs(truth - values)),
+        seed=seed,
+    )
+
+
+def _intervals(
+    values: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    strata: Sequence[Stratum],
+    level: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper ends for every edge of the graph, in order."""
+    low, high = truth.copy(), truth.copy()
+    for stratum in strata:
+        others = np.setdiff1d(stratum.edges, stratum.drawn)
+        if len(others):
+            errors = np.sort(np.abs(truth - values)[stratum.drawn])
+            rank = min(math.ceil((len(errors) + 1) * level), len(errors))
+            low[others], high[others] = values[others] - errors[rank - 1], values[others] + errors[rank - 1]
+    return low, high
+
+
+def _layer_errors(
+    scores: EdgeScores,
+    sample: NDArray[np.intp],
+    weights: NDArray[np.float64],
+    errors: NDArray[np.float64],
+) -> dict[int, float]:
+    """Mean error by the receiver's layer, of the layers that any measured edge enters."""
+    graph = scores.graph
+    layers = np.array([graph.stages[stage].layer for stage in graph.receiver_stages])
+    of_edges = np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask][sample]
+    return {
+        int(layer): float(np.average(errors[sample][of_edges == layer], weights=weights[of_edges == layer]))
+        for layer in np.unique(of_edges)
+    }
+
+
+def _spread(scores: EdgeScores, by_edge: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers of all edges in order, as `(sender, receiver, group)`."""
+    spread = np.zeros(scores.graph.shape)
+    spread[scores.graph.edge_mask] = by_edge
+    return spread
+
+
+# -- which edges to measure ----------------------------------------------------------------------
+# The strongest for certain, and equally many of every stratum of the others. Strata are bands of layers, cut
+# in two by the size of the score. Within one every edge has the same chance, so that the edges drawn speak
+# for those that were not.
+
+
+@dataclass(frozen=True, eq=False)
+class Stratum:
+    """Edges that are alike, and those of them that are measured.
+
+    Attributes:
+        edges: places among all edges of the graph.
+        drawn: those that are measured.
+    """
+
+    edges: Int[np.ndarray, " edge"]
+    drawn: Int[np.ndarray, " drawn"]
+
+    @property
+    def weights(self) -> Float[np.ndarray, " drawn"]:
+        """For how many edges each drawn one stands."""
+        return np.full(len(self.drawn), len(self.edges) / max(1, len(self.drawn)))
+
+
+def draw_strata(scores: EdgeScores, open_: Int[np.ndarray, " edge"], n: int, seed: int) -> list[Stratum]:
+    """The strata of the edges whose effects are not known yet, with `n` of them drawn in all.
+
+    Args:
+        scores: to be judged.
+        open_: places of these edges among all edges of the graph.
+        n: how many to draw.
+        seed: of the draw.
+    """
+    if n >= len(open_):
+        return [Stratum(open_, open_)]
+    graph = scores.graph
+    sizes = np.abs(scores.values[graph.edge_mask])[open_]
+    layers = np.array([graph.stages[stage].layer for stage in graph.receiver_stages])
+    layers = np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask][open_]
+    strongest = np.argsort(-sizes, kind="stable")[: int(n * CERTAIN_SHARE)]
+    others = np.setdiff1d(np.arange(len(open_)), strongest)
+    cells = _cells(others[np.argsort(layers[others], kind="stable")], sizes, n - len(strongest))
+    generator = np.random.default_rng(seed)
+    strata = [Stratum(open_[strongest], open_[strongest])]
+    left = n - len(strongest)
+    for number, cell in enumerate(cells):
+        take = min(len(cell), left // (len(cells) - number))
+        drawn = np.sort(generator.choice(cell, size=take, replace=False))
+        strata.append(Stratum(open_[np.sort(cell)], open_[drawn]))
+        left -= take
+    return strata
+
+
+def _cells(by_layer: NDArray[np.intp], sizes: NDArray[np.float64], n: int) -> list[NDArray[np.intp]]:
+    """Edges in order of their layers, cut into bands and each band by size; smaller cells first."""
+    n_cells = max(1, n // PER_STRATUM)
+    if n_cells == 1:
+        return [by_layer]
+    cells = []
+    for band in np.array_split(by_layer, min(MOST_BANDS, n_cells // 2)):
+        ranked = band[np.argsort(sizes[band], kind="stable")]
+        cut = int(len(ranked) * WEAK_SHARE)
+        cells += [ranked[:cut], ranked[cut:]]
+    return sorted((cell for cell in cells if len(cell)), key=len)
+
+
+# -- agreement with effects ----------------------------------------------------------------------
+
+
+def pearson(scores: Values, effects: Values, weights: Values) -> float | None:
+    """Weighted Pearson correlation; None where one side is constant.
+
+    Example:
+        >>> round(pearson(np.array([0.0, 1, 2]), np.array([1.0, 3, 5]), np.ones(3)), 6)
+        1.0
+    """
+    moments = np.cov(np.stack([scores, effects]), aweights=weights, ddof=0)
+    scale = float(np.sqrt(moments[0, 0] * moments[1, 1]))
+    return None if scale == 0.0 or not np.isfinite(scale) else float(moments[0, 1]) / scale
+
+
+def spearman(scores: Values, effects: Values, weights: Values) -> float | None:
+    """Weighted Spearman correlation of magnitudes; None where one side is constant."""
+    return pearson(_ranks(np.abs(scores), weights), _ranks(np.abs(effects), weights), weights)
+
+
+def top_precision(scores: Values, effects: Values, weights: Values, k: int) -> float:
+    """Share of the `k` edges of largest score that are among the `k` of largest effect, in magnitude."""
+    chosen, true = _top_shares(scores, weights, k), _top_shares(effects, weights, k)
+    return float((weights * np.minimum(chosen, true)).sum() / min(k, weights.sum()))
+
+
+def sign_agreement(scores: Values, effects: Values, weights: Values) -> float:
+    """Weighted share of edges whose score and effect have one sign."""
+    return float(np.average(np.sign(scores) == np.sign(effects), weights=weights))
+
+
+def _ranks(values: Values, weights: Values) -> NDArray[np.float64]:
+    """The middle of each value's place in a line in which an edge takes up its weight; ties share theirs."""
+    distinct, place = np.unique(values, return_inverse=True)
+    widths = np.bincount(place, weights=weights, minlength=len(distinct))
+    ranks: NDArray[np.float64] = (np.cumsum(widths) - widths / 2)[place]
+    return ranks
+
+
+def _top_shares(values: Values, weights: Values, k: int) -> NDArray[np.float64]:
+    """How much of each edge lies within the `k` largest magnitudes, 0 to 1."""
+    order = np.argsort(-np.abs(values), kind="stable")
+    before = np.cumsum(weights[order]) - weights[order]
+    shares = np.empty(len(values))
+    shares[order] = np.clip((k - before) / weights[order], 0.0, 1.0)
+    return shares

@@ -1,0 +1,609 @@
+"""The one evaluator of masked runs: what circuits make of a task's metric, each circuit run once.
+
+Searches and tests ask for the same few runs again and again: the whole model, the circuit, the circuit
+without an edge. An `Evaluator` runs a circuit the first time that anybody asks for it and remembers what was
+measured. Captured batches are held in memory as far as a budget goes; past it they are captured anew for
+each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from circuitvit.engine.capture import Capture, capture, check_logits
+from circuitvit.engine.masked import masked_run
+from circuitvit.engine.progress import progress_bar
+from circuitvit.engine.references import References, reference_source
+from circuitvit.engine.sources import Sources
+from circuitvit.errors import DataError, OptionError
+from circuitvit.graph import Circuit, EdgeMask, Graph
+from circuitvit.models import Model
+from circuitvit.tasks import Batch, PreparedTask, Task, prepare
+
+CPU_BUDGET = 2**30
+"""Bytes that a batch may take on the CPU, and as many all batches that are held, unless told otherwise."""
+
+CUDA_SHARE = 0.5
+"""Share of a GPU's free memory that is the budget there."""
+
+HELD_BYTES = 8 * 2**30
+"""Bytes that the batches of a search may take that cannot do without any of them, unless told otherwise."""
+
+STREAM_COPIES = 24
+"""Stream-sized tensors that one layer's forward and backward keep alive, from the widths of a ViT block."""
+
+ROUNDING = 1e-5
+"""Relative to the size of what is compared: differences below it are float32 arithmetic, not behaviour."""
+
+ENOUGH_PAIRS = 5
+"""Pairs from which on a bootstrap interval says something."""
+
+
+# -- the memory budget ---------------------------------------------------------------------------
+
+
+def memory_budget(model: Model, memory: int | None = None) -> int:
+    """Bytes that may be used: as given, or by default 1 GiB on the CPU and half of what is free on a GPU.
+
+    Raises:
+        OptionError: if what is given is not positive.
+    """
+    if memory is not None and memory <= 0:
+        raise OptionError(f"the memory budget must be a positive number of bytes, not {memory!r}")
+    if memory is not None:
+        return memory
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0] * CUDA_SHARE)
+    return CPU_BUDGET
+
+
+def choose_batch_size(prepared: PreparedTask, memory: int | None = None) -> int:
+    """The number of pairs to run at once: as many as a budget in bytes allows, never more than there are.
+
+    Raises:
+        OptionError: if the budget is not positive.
+    """
+    budget = memory_budget(prepared.model, memory)
+    return max(1, min(len(prepared), budget // bytes_per_pair(prepared)))
+
+
+def bytes_per_pair(prepared: PreparedTask) -> int:
+    """An estimate of the memory that scoring one pair takes: every sender's output, and a training step."""
+    graph, model = prepared.graph, prepared.model
+    widest = max(len(stage.receivers) for stage in graph.stages)
+    streams = 2 * len(graph.senders) + 2 * widest + STREAM_COPIES * len(model.stages) // 2
+    with torch.no_grad():
+        stream = model.embed(prepared.base.take(0, 1).to(model.device, model.dtype))
+    return streams * stream.numel() * stream.element_size()
+
+
+# -- batches -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class BatchRun:
+    """A batch of a task with its base run captured and its reference outputs computed.
+
+    Attributes:
+        prepared: the task.
+        batch: the pairs.
+        sources: for masked runs.
+        clean_logits: of the clean run, which some metrics compare with, `(batch, class)`.
+    """
+
+    prepared: PreparedTask
+    batch: Batch
+    sources: Sources
+    clean_logits: Float[Tensor, "batch class"]
+
+    @property
+    def base(self) -> Capture:
+        return self.sources.base
+
+    def metric(self, logits: Float[Tensor, "*candidates batch class"]) -> Float[Tensor, "*candidates batch"]:
+        """The task's metric of each image."""
+        return self.prepared.metric(logits, self.clean_logits, self.batch.rows)
+
+
+def batch_runs(prepared: PreparedTask, batch_size: int) -> Iterator[BatchRun]:
+    """All pairs of a task, batch after batch, ready for masked runs; none is kept.
+
+    Raises:
+        ModelError: if a run gives NaN or infinite logits.
+        OptionError: if the batch size is not positive.
+    """
+    if batch_size < 1:
+        raise OptionError(f"the batch size (batch_size) must be at least 1, not {batch_size}")
+    references = reference_source(prepared, batch_size)
+    for batch in prepared.batches(batch_size):
+        yield batch_run(prepared, batch, references)
+
+
+def batch_run(prepared: PreparedTask, batch: Batch, references: References) -> BatchRun:
+    """One batch, ready for masked runs."""
+    base = capture(prepared.model, batch.base)
+    check_logits(base.logits, batch)
+    reference, compacts = references.outputs(batch, base)
+    sources = Sources(prepared.model, prepared.graph, base, reference, batch.members, compacts)
+    return BatchRun(prepared, batch, sources, clean_logits(prepared, batch, base.logits))
+
+
+def clean_logits(prepared: PreparedTask, batch: Batch, base_logits: Tensor) -> Float[Tensor, "batch class"]:
+    """The logits of the clean run, whichever side of the pair is the base."""
+    if not prepared.denoising:
+        return base_logits.detach()
+    assert batch.reference is not None, "denoising tasks have both sides"
+    logits = prepared.model(batch.reference)
+    check_logits(logits, batch)
+    return logits
+
+
+# -- the evaluator -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a masked run gave for each pair.
+
+    Attributes:
+        values: the metric, `(pair,)`.
+        tops: the index of the top class, `(pair,)`.
+        divergence: KL(clean run || masked run) of the predicted classes in nats, `(pair,)`; None where the
+            model has no classes.
+        change: the largest absolute change of a logit against the clean run, `(pair,)`.
+    """
+
+    values: Float[NDArray[np.float64], " pair"]
+    tops: Int64[NDArray[np.int64], " pair"]
+    divergence: Float[NDArray[np.float64], " pair"] | None
+    change: Float[NDArray[np.float64], " pair"]
+
+
+class Evaluator:
+    """Masked runs of one prepared task; every circuit is run once, whoever asks.
+
+    A circuit is given as a `Circuit` or as a boolean mask `(sender, receiver, group)` of the edges that are
+    kept: in the clean run, all else ablated; for a denoising task, restored in the corrupt run. Where the
+    model's weights are edited in place, what was measured is forgotten.
+
+    Args:
+        prepared: the task.
+        batch_size: pairs at once; chosen from the memory budget by default.
+        memory: budget in bytes: of one batch, and of all batches that are held for the next run.
+        progress: whether runs show a bar.
+
+    Raises:
+        OptionError: if the batch size or the budget is not positive.
+
+    Attributes:
+        runs: how many circuits were run; those recalled from an earlier run's table count as well.
+        after_run: called whenever something new is known, so that it can be saved.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.datasets.catdog import catdog_pairs
+        >>> model = cv.load("catdog-tiny")
+        >>> task = cv.Task(*catdog_pairs(2), metric=cv.logit_diff("cat", "dog"))
+        >>> evaluator = Evaluator(task.prepare(model))
+        >>> evaluator.whole.shape, round(evaluator.faithfulness(cv.Circuit.full(model.graph)), 6)
+        ((2,), 1.0)
+        >>> evaluator.runs  # the whole model, and nothing of it
+        2
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedTask,
+        *,
+        batch_size: int | None = None,
+        memory: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise OptionError(f"the batch size (batch_size) must be at least 1, not {batch_size}")
+        self.prepared, self.progress, self.runs = prepared, progress, 0
+        self.batch_size = batch_size or choose_batch_size(prepared, memory)
+        self.after_run: Callable[[], None] = lambda: None
+        self._rows = prepared.row_ranges(self.batch_size)
+        self._memory, self._given = memory_budget(prepared.model, memory), memory is not None
+        self._known: dict[bytes, Measured] = {}
+        self._recalled: dict[bytes, Measured] = {}
+        self._held: dict[int, BatchRun] = {}
+        self._source: References | None = None
+        self._checked: set[float] = set()  # levels
+        self._largest = 0.0  # of the clean run's logits
+        self._weights = weights_version(prepared.model)
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.prepared)
+
+    @property
+    def graph(self) -> Graph:
+        return self.prepared.graph
+
+    # what was measured
+
+    def measure(self, masks: Sequence[EdgeMask | Circuit]) -> list[Measured]:
+        """What several circuits give; those that are new are run together, batch after batch.
+
+        Raises:
+            DataError: if the metric is NaN or infinite, naming the pair.
+            OptionError: if a circuit belongs to another graph.
+        """
+        self._forget_if_edited()
+        kept = [self._kept(mask) for mask in masks]
+        keys = [np.packbits(mask).tobytes() for mask in kept]
+        new = {key: mask for key, mask in zip(keys, kept, strict=True) if key not in self._known}
+        if new:
+            self.runs += len(new)
+            missing = {key: mask for key, mask in new.items() if key not in self._recalled}
+            found = dict(zip(missing, self._run(list(missing.values())), strict=True)) if missing else {}
+            self._known |= {key: found.get(key) or self._recalled[key] for key in new}
+            self.after_run()
+        return [self._known[key] for key in keys]
+
+    def values(self, mask: EdgeMask | Circuit) -> Float[NDArray[np.float64], " pair"]:
+        """The metric of each pair with only a circuit kept."""
+        return self.measure([mask])[0].values
+
+    def many(self, masks: Sequence[EdgeMask | Circuit]) -> Float[NDArray[np.float64], "mask pair"]:
+        """The metric of each pair with each of several circuits."""
+        found = [each.values for each in self.measure(masks)]
+        return np.stack(found) if found else np.zeros((0, len(self)))
+
+    def tops(self, mask: EdgeMask | Circuit) -> Int64[NDArray[np.int64], " pair"]:
+        """The top class of each pair with only a circuit kept."""
+        return self.measure([mask])[0].tops
+
+    @property
+    def whole(self) -> Float[NDArray[np.float64], " pair"]:
+        """The metric with every edge kept."""
+        return self.values(self.graph.edge_mask)
+
+    @property
+    def nothing(self) -> Float[NDArray[np.float64], " pair"]:
+        """The metric with every edge ablated."""
+        return self.values(self._nothing)
+
+    @property
+    def effect(self) -> Float[NDArray[np.float64], " pair"]:
+        """What there is to explain: whole minus nothing."""
+        return self.whole - self.nothing
+
+    def faithfulness(self, mask: EdgeMask | Circuit) -> float:
+        """The share of the behaviour that a circuit keeps, a ratio of means over pairs.
+
+        Raises:
+            DataError: if there is no behaviour to explain, see `check_effect`.
+        """
+        self.check_effect(level=0)  # a search is about these pairs, whatever others may say
+        effect = self.effect.mean()
+        return float((self.values(mask) - self.nothing).mean() / effect)
+
+    def check_effect(self, level: float = 0.95) -> None:
+        """Refuse a task in which ablating every edge need not change anything.
+
+        Args:
+            level: of the interval that must not hold 0; with 0, only differences within rounding are refused.
+
+        Raises:
+            DataError: if the logits are the same, or as `check_effect` of this module.
+        """
+        self._forget_if_edited()
+        if level in self._checked:
+            return
+        metric, names = self.prepared.metric.label, self.prepared.clean.names
+        check_effect(self.whole, self.nothing, label=metric, names=names, level=level)
+        (none,) = self.measure([self._nothing])
+        if self._largest and none.change.max() <= ROUNDING * self._largest:
+            # some metrics magnify rounding: on equal images a divergence is 0 with every edge, 1e-8 with none
+            raise DataError(
+                f"the logits are the same with and without the behaviour on all {len(self)} pair(s): "
+                "are the clean and the corrupt images the same?"
+            )
+        self._checked.add(level)
+
+    def check(self, circuit: Circuit) -> None:
+        """Refuse a circuit of another graph.
+
+        Raises:
+            OptionError: if it belongs to another.
+        """
+        if circuit.graph != self.graph:
+            raise OptionError(f"the circuit belongs to {circuit.graph}, the task to {self.graph}")
+
+    # what is run
+
+    @torch.no_grad()
+    def logits(self, mask: EdgeMask | Circuit) -> Float[Tensor, "pair class"]:
+        """The logits with only a circuit kept, on the CPU; run every time, as they are not remembered."""
+        base = self._base_mask(self._kept(mask))
+        with progress_bar(len(self), "masked runs", self.progress) as bar:
+            found = []
+            for run in self.batches():
+                found.append(masked_run(run.sources, base).cpu())
+                bar.update(len(run.batch.rows))
+        return torch.cat(found)
+
+    @property
+    def n_batches(self) -> int:
+        return len(self._rows)
+
+    def batches(self) -> Iterator[BatchRun]:
+        """All batches in order: those that are held, and the others captured anew."""
+        return (self.batch(number) for number in range(self.n_batches))
+
+    def batch(self, number: int) -> BatchRun:
+        """One batch; it is held from now on if it fits the budget.
+
+        Raises:
+            ModelError: if a run gives NaN or infinite logits.
+        """
+        self._forget_if_edited()
+        if number in self._held:
+            return self._held[number]
+        batch = self.prepared.batch(self._rows[number])
+        run = batch_run(self.prepared, batch, self._references())
+        if sum(map(self._bytes, [*self._held, number])) <= self._memory:
+            self._held[number] = run
+        return run
+
+    def all_batches(self) -> list[BatchRun]:
+        """All batches at once, for searches whose own state is as large as what is held.
+
+        Raises:
+            DataError: if they would take more than the budget given, or 8 GiB; the message says how many
+                pairs fit.
+        """
+        limit = self._memory if self._given else HELD_BYTES
+        total, each = sum(map(self._bytes, range(self.n_batches))), bytes_per_pair(self.prepared)
+        if total > limit:
+            raise DataError(
+                f"{len(self)} pairs would take {total / 2**30:.2g} GiB of memory during the search, and the "
+                f"budget is {limit / 2**30:.2g} GiB: give at most {max(1, limit // each)} pairs to search on "
+                "and verify on the others, or raise memory="
+            )
+        return list(self.batches())
+
+    # state files
+
+    def table(self) -> dict[str, Tensor]:
+        """Everything measured so far, for `recall`: `masks` `(run, byte)`, packed, and what they gave."""
+        known = {**self._recalled, **self._known}
+        width = len(np.packbits(self.graph.edge_mask))
+        masks = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), width).copy()
+        columns = {"values": np.float64, "tops": np.int64, "divergence": np.float64, "change": np.float64}
+        found: dict[str, Tensor] = {"masks": torch.from_numpy(masks)}
+        for name, kind in columns.items():
+            rows = [getattr(each, name) for each in known.values()]
+            if not any(row is None for row in rows):
+                found[name] = torch.from_numpy(np.array(rows, dtype=kind).reshape(len(rows), len(self)))
+        return found
+
+    def recall(self, table: Mapping[str, Tensor]) -> None:
+        """Take what an earlier run measured instead of measuring; it counts as runs all the same, so that a
+        search repeated on it takes the same way."""
+        names = ("values", "tops", "divergence", "change")
+        columns = [table[name].numpy() if name in table else [None] * len(table["masks"]) for name in names]
+        rows = zip(table["masks"].numpy(), *columns, strict=True)
+        self._recalled = {mask.tobytes(): Measured(*given) for mask, *given in rows}
+
+    # inside
+
+    def _forget_if_edited(self) -> None:
+        now = weights_version(self.prepared.model)
+        if now != self._weights:
+            self._weights, self._source, self._largest = now, None, 0.0
+            for known in (self._known, self._recalled, self._held, self._checked):
+                known.clear()
+
+    def _references(self) -> References:
+        """Data-set statistics that references need are computed once."""
+        if self._source is None:
+            self._source = reference_source(self.prepared, self.batch_size)
+        return self._source
+
+    @cached_property
+    def _pair_bytes(self) -> int:
+        return bytes_per_pair(self.prepared)
+
+    def _bytes(self, number: int) -> int:
+        """What holding a batch takes."""
+        return len(self._rows[number]) * self._pair_bytes
+
+    @cached_property
+    def _nothing(self) -> EdgeMask:
+        return np.zeros(self.graph.shape, dtype=bool)
+
+    def _kept(self, mask: EdgeMask | Circuit) -> EdgeMask:
+        if isinstance(mask, Circuit):
+            self.check(mask)
+            mask = mask.kept
+        if mask.shape != self.graph.shape:
+            raise OptionError(f"a mask of shape {mask.shape} for a graph of shape {self.graph.shape}")
+        return mask & self.graph.edge_mask
+
+    def _base_mask(self, kept: EdgeMask) -> EdgeMask:
+        """The edges that keep the outputs of the run that is intervened on."""
+        return self.graph.edge_mask & ~kept if self.prepared.denoising else kept
+
+    @torch.no_grad()
+    def _run(self, masks: list[EdgeMask]) -> list[Measured]:
+        found: list[list[tuple[Tensor, ...]]] = [[] for _ in masks]
+        bases = [self._base_mask(mask) for mask in masks]
+        with progress_bar(len(masks) * len(self), "masked runs", self.progress) as bar:
+            for run in self.batches():
+                self._largest = max(self._largest, float(run.clean_logits.abs().max()))
+                for place, base in enumerate(bases):
+                    found[place].append(self._judged(run, masked_run(run.sources, base)))
+                    bar.update(len(run.batch.rows))
+        return [self._joined(parts) for parts in found]
+
+    def _judged(self, run: BatchRun, logits: Float[Tensor, "batch class"]) -> tuple[Tensor, ...]:
+        """The four numbers of `Measured` for each pair of a batch."""
+        columns = [run.metric(logits).double(), logits.argmax(dim=-1)]
+        columns.append((logits - run.clean_logits).abs().amax(dim=-1).double())
+        if getattr(self.prepared.model, "has_classes", True):
+            columns.append(kl(run.clean_logits.double(), logits.double()).clamp_min(0.0))
+        return tuple(column.cpu() for column in columns)
+
+    def _joined(self, parts: list[tuple[Tensor, ...]]) -> Measured:
+        columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+        for column in columns:
+            column.setflags(write=False)  # everybody who asks is given the same
+        values, tops, change, *rest = columns
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise DataError(
+                f"the metric {self.prepared.metric.label} is NaN or infinite for "
+                f"{self.prepared.clean.names[bad[0]]} in a run with ablated edges: "
+                "choose one that is finite for all logits"
+            )
+        return Measured(values, tops, rest[0] if rest else None, change)
+
+
+def kl(
+    clean: Float[Tensor, "batch class"], current: Float[Tensor, "*candidates batch class"]
+) -> Float[Tensor, "*candidates batch"]:
+    """KL(clean || current) of each image in nats: a sum over classes, of log-softmaxes; differentiable."""
+    log_clean = F.log_softmax(clean, dim=-1)
+    return (log_clean.exp() * (log_clean - F.log_softmax(current, dim=-1))).sum(dim=-1)
+
+
+def weights_version(model: Model) -> int:
+    """A number that changes with every in-place edit of a model's weights."""
+    version = getattr(model, "weights_version", None)
+    if version is not None:
+        return int(version)
+    tensors = [*model.module.parameters(), *model.module.buffers()]
+    return sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+# -- functions -----------------------------------------------------------------------------------
+
+
+def kept_edges(prepared: PreparedTask, circuit: Circuit) -> EdgeMask:
+    """The edges that keep the base run's outputs when a circuit is tested.
+
+    Noising keeps the circuit and ablates the rest of the clean run. Denoising restores the circuit in the
+    corrupt run: its edges get the reference (clean) outputs, so what is kept is its complement.
+
+    Raises:
+        OptionError: if the circuit belongs to another graph.
+    """
+    if circuit.graph != prepared.graph:
+        raise OptionError(f"the circuit belongs to {circuit.graph}, the task to {prepared.graph}")
+    return prepared.graph.edge_mask & ~circuit.kept if prepared.denoising else circuit.kept
+
+
+def run(
+    model: Model,
+    task: Task | PreparedTask,
+    circuit: Circuit | None = None,
+    *,
+    ablate: Circuit | None = None,
+    batch_size: int | None = None,
+) -> Float[Tensor, "pair class"]:
+    """The logits with everything outside `circuit` ablated, or with the edges of `ablate` ablated.
+
+    In the denoising direction: with the circuit restored in the corrupt run (or everything but `ablate`).
+
+    Raises:
+        OptionError: if not exactly one of `circuit` and `ablate` is given.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> logits = cv.run(
+        ...     model, task, cv.Circuit.from_edges(model.graph, ["input->logits"])
+        ... )  # doctest: +SKIP
+    """
+    if (circuit is None) == (ablate is None):
+        raise OptionError("give either the circuit to keep, or ablate= with the edges to remove")
+    wanted = circuit if circuit is not None else ~ablate if ablate is not None else None
+    assert wanted is not None
+    return Evaluator(prepare(model, task), batch_size=batch_size).logits(wanted)
+
+
+def check_effect(
+    whole: ArrayLike,
+    nothing: ArrayLike,
+    *,
+    label: str = "the metric",
+    names: Sequence[str] | None = None,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Refuse pairs on which faithfulness means nothing, because the metric need not differ at all.
+
+    Three things are refused: a mean difference within rounding; with 5 pairs or more, a mean difference whose
+    bootstrap interval holds 0; with 2 to 4 pairs, too few for an interval, pairs that disagree in sign. One
+    pair is a fact about that pair, so there only rounding is asked about.
+
+    Args:
+        whole: the metric with every edge kept, `(pair,)`.
+        nothing: with every edge ablated, `(pair,)`.
+        label: of the metric.
+        names: of the pairs.
+        level: of the interval; 0 asks about rounding alone.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: giving the means, and the pairs that differ least.
+
+    Example:
+        >>> check_effect([4.0, 5.0], [0.0, 0.0])
+        >>> check_effect([4.0, -5.0], [0.0, 0.0])
+        Traceback (most recent call last):
+        ...
+        circuitvit.errors.DataError: the metric is -0.5 with the behaviour and 0 without, over 2 pairs, ...
+    """
+    whole, nothing = np.asarray(whole, dtype=np.float64), np.asarray(nothing, dtype=np.float64)
+    difference = whole - nothing
+    scale = max(float(np.abs(whole).max()), float(np.abs(nothing).max()), 1e-6)
+    if abs(difference.mean()) > ROUNDING * scale:
+        low, high = _mean_range(difference, level, n_resamples, seed)
+        if level == 0 or not low <= 0 <= high:
+            return
+        found = f"and that difference is not distinguishable from 0 (it may be from {low:.4g} to {high:.4g})"
+    else:
+        found = "which is the same within rounding"
+    raise DataError(
+        f"{label} is {whole.mean():.4g} with the behaviour and {nothing.mean():.4g} without, "
+        f"over {len(whole)} pair{'s' if len(whole) > 1 else ''}, {found}: there is nothing for a circuit to "
+        f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
+        "another target and foil"
+    )
+
+
+def _mean_range(
+    difference: NDArray[np.float64], level: float, n_resamples: int, seed: int
+) -> tuple[float, float]:
+    """Where the mean may lie: its bootstrap percentiles, or with too few pairs the range of the data."""
+    count = len(difference)
+    if count < ENOUGH_PAIRS:
+        return float(difference.min()), float(difference.max())
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_resamples)
+    low, high = np.quantile(draws @ difference / count, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _least(difference: NDArray[np.float64], names: Sequence[str] | None, show: int = 3) -> str:
+    """A sentence that names the pairs which speak least for the behaviour."""
+    if len(difference) == 1:
+        return ""
+    towards = difference * (np.sign(difference.mean()) or 1.0)
+    order = np.argsort(towards, kind="stable")[:show]
+    listed = ", ".join(f"{names[row] if names else f'pair {row}'} ({difference[row]:+.3g})" for row in order)
+    return f" The pairs that differ least or the other way: {listed}."
