@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
+from circuitvit.engine import Evaluator
 from circuitvit.errors import CircuitViTError, UnsupportedModelError
 from circuitvit.models.timm_import import import_timm
-from tests.reference import literal_scores
+from tests.reference import literal_methods, literal_scores
 from tests.reference.literal_methods import RelevanceViT
 from tests.reference.literal_module import ModuleViT
 from tests.reference.literal_vit import LiteralViT
@@ -613,6 +614,102 @@ def test_a_method_replaced_on_the_object_is_right_or_refused(name: str) -> None:
     own = getattr(part, method)
     setattr(part, method, lambda *inputs, **options: 0.9 * own(*inputs, **options))
     assert_right_or_refused(module, (where, name, "VisionTransformer"), literal=ModuleViT(module))
+
+
+# -- other methods, and what lies between wrapping and asking --------------------------------------
+
+
+class PoolsGeM(VisionTransformer):  # type: ignore[misc, valid-type]
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        return x.clamp_min(1e-3).pow(3).mean(dim=1).pow(1 / 3)
+
+
+METHODS: dict[str, Callable[..., dict[str, float]]] = {
+    "eap-ig": lambda model, reference: literal_scores.eap_ig(model, CLEAN, reference, formula, 5, "midpoint"),
+    "ceap": lambda model, reference: literal_methods.ceap(model, CLEAN, reference, formula, 5),
+    "ifr": lambda model, reference: literal_methods.ifr(model, CLEAN),
+    "atp-qk": lambda model, reference: literal_methods.atp_qk(model, CLEAN, reference, formula),
+}
+UNUSUAL: dict[str, Callable[[], Any]] = {
+    "gem": partial(micro, PoolsGeM),
+    "class-and-mean": partial(micro, ClassAndMean),
+    "an-mlp-that-mixes": partial(micro, mlp_layer=ToClass),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("build", UNUSUAL.values(), ids=UNUSUAL)
+def test_every_method_is_right_for_unusual_modules_too(build: Callable[[], Any], method: str) -> None:
+    module = build()
+    literal = ModuleViT(module)
+    told = METHODS[method](literal, literal_scores.patch_reference(literal, CORRUPT))
+    assert_same_scores(scored(cv.wrap(module), method), {name: float(score) for name, score in told.items()})
+
+
+class OwnPoolRelevanceViT(RelevanceViT):
+    def readout(self, stream: Tensor) -> Tensor:
+        pooled = self.vit.pool(self.norm(self.vit.norm, stream))
+        return self.linear(self.vit.head, self.norm(self.vit.fc_norm, pooled))
+
+
+@pytest.mark.parametrize("family", [PoolsGeM, ClassAndMean])
+def test_backward_rules_reach_the_norm_before_a_pooling_of_ones_own(family: type) -> None:
+    module = micro(family)
+    reference = literal_scores.patch_reference(ModuleViT(module), CORRUPT)
+    told = literal_scores.eap(OwnPoolRelevanceViT(module), CLEAN, reference, formula)
+    assert_same_scores(scored(cv.wrap(module), "relp"), {name: float(score) for name, score in told.items()})
+
+
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "put-on-after-eval": lambda: nn.Linear(24, 5),
+    "of-two-layers": lambda: nn.Sequential(nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 5)).eval(),
+    "behind-a-batch-norm": lambda: nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 5)).eval(),
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_head_of_ones_own_is_right(head: Callable[[], nn.Module]) -> None:
+    module = micro()
+    module.head = head().double()
+    assert_right_or_refused(module, refusable=False)
+
+
+@pytest.mark.parametrize("ablation", ["patch", "mean", "zero"])
+@pytest.mark.parametrize("metric", [cv.logit_diff(0, 1), cv.kl_divergence()], ids=lambda metric: metric.name)
+def test_a_task_prepared_before_an_edit_is_right_after_it(metric: Any, ablation: str) -> None:
+    module = micro()
+    model, task = cv.wrap(module), cv.Task(CLEAN, CORRUPT, metric, ablation=ablation)
+    prepared, circuit = task.prepare(model), drawn_circuit(model.graph, 0.4)
+    cv.run(model, prepared, circuit)
+    cv.attribute(model, prepared, "exact", progress=False)
+    scale_some(module)
+    fresh = cv.wrap(module)
+    assert_close(cv.run(model, prepared, circuit), cv.run(fresh, task, circuit))
+    found, told = (
+        cv.attribute(each, given, "exact", progress=False).to_dict()
+        for each, given in ((model, prepared), (fresh, task))
+    )
+    assert_same_scores(found, told)
+
+
+def scale_some(module: Any) -> None:
+    with torch.no_grad():
+        module.blocks[0].norm1.weight.mul_(1.7)
+        module.blocks[1].mlp.fc2.weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("edit", [scale_some, edited_data], ids=["counted", "by-way-of-data"])
+def test_an_evaluator_forgets_what_it_measured_before_an_edit(edit: Callable[[Any], None]) -> None:
+    module = micro()
+    model = cv.wrap(module)
+    kept, evaluator = drawn_circuit(model.graph, 0.4).kept, Evaluator(task_of().prepare(model))
+    before = evaluator.values(kept)
+    edit(module)
+    fresh = Evaluator(task_of().prepare(cv.wrap(module)))
+    assert not np.allclose(before, fresh.values(kept))
+    assert np.allclose(evaluator.values(kept), fresh.values(kept))
+    assert np.allclose(evaluator.whole, fresh.whole)
+    assert evaluator.faithfulness(kept) == pytest.approx(fresh.faithfulness(kept))
 
 
 # -- around the model ------------------------------------------------------------------------------
