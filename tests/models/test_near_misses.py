@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 import circuitvit as cv
 from circuitvit.engine import Evaluator
 from circuitvit.errors import CircuitViTError, UnsupportedModelError
+from circuitvit.models import registry
+from circuitvit.models.families.timm_vit import TimmViT
 from circuitvit.models.timm_import import import_timm
 from tests.reference import literal_methods, literal_scores
 from tests.reference.literal_methods import RelevanceViT
@@ -773,3 +777,168 @@ def test_strided_images_are_taken() -> None:
     for clean in (CLEAN.contiguous(memory_format=torch.channels_last), torch.cat([CLEAN, CLEAN], 1)[:, :3]):
         task = cv.Task(clean, CORRUPT, cv.logit_diff(0, 1))
         assert_same_scores(cv.attribute(model, task, "exact", progress=False).to_dict(), told)
+
+
+# -- hooks and attributes that hinder --------------------------------------------------------------
+
+
+def picky(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    if len(output) != 8:
+        raise ValueError("only for batches of eight")
+
+
+def test_a_hook_that_raises_ends_in_an_error_of_ours_or_nowhere() -> None:
+    module = micro()
+    module.blocks[0].mlp.register_forward_hook(picky)
+    model = wrapped_or_told(module)
+    if isinstance(model, str):
+        assert "blocks.0.mlp" in model
+    else:
+        cv.run(model, task_of(), cv.Circuit.full(model.graph))
+
+
+class Remembers(layers.Attention):  # type: ignore[misc, name-defined]
+    """Keeps what it wrote last, as code for pictures of attention does."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        self.written = super().forward(x, attn_mask, is_causal)
+        return self.written
+
+
+Remembers.__name__ = "Attention"
+
+
+def test_a_module_that_remembers_what_it_did_is_right_or_refused() -> None:
+    module = VisionTransformer(**MICRO)
+    module.blocks[1].attn = Remembers(24, 2, qkv_bias=True)
+    module = finished(module)
+    module(CLEAN)  # with gradients: what is kept cannot be copied
+    assert_right_or_refused(module, ("blocks.1.attn",))
+
+
+# -- families that say what is not so --------------------------------------------------------------
+
+
+class Taught(VisionTransformer):  # type: ignore[misc, valid-type]
+    """A class that some other family is registered for."""
+
+
+def swapped(attention: Any) -> Any:
+    return dataclasses.replace(attention, query=attention.key, key=attention.value, packed=None)
+
+
+def of_another_scale(attention: Any) -> Any:
+    return dataclasses.replace(attention, scale=attention.scale * 1.001)
+
+
+def without_out_bias(attention: Any) -> Any:
+    return dataclasses.replace(attention, out=dataclasses.replace(attention.out, full_bias=None))
+
+
+def without_value_bias(attention: Any) -> Any:
+    value = dataclasses.replace(attention.value, full_bias=None)
+    return dataclasses.replace(attention, value=value, packed=None)
+
+
+def of_other_projections(attention: Any) -> Any:
+    """What reads one shared stream is right, what reads streams apart is not."""
+    return dataclasses.replace(attention, query=attention.value)
+
+
+ATTENTIONS = [swapped, of_another_scale, without_out_bias, without_value_bias, of_other_projections]
+
+
+@pytest.mark.parametrize("lie", ATTENTIONS)
+def test_a_family_that_is_wrong_about_attention_is_refused(
+    lie: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lying(TimmViT):
+        def block(self, block: Any, layer: int, where: str) -> Any:
+            stages = super().block(block, layer, where)
+            stages[0].attention = lie(stages[0].attention)
+            return stages
+
+    with taught(Lying(), monkeypatch), pytest.raises(UnsupportedModelError, match=r"blocks\.0"):
+        cv.wrap(micro(Taught))
+
+
+def of_another_eps(stage: Any) -> None:
+    stage.norm = dataclasses.replace(stage.norm, eps=1e-3)
+
+
+def without_norm_bias(stage: Any) -> None:
+    stage.norm = dataclasses.replace(stage.norm, bias=None)
+
+
+def without_layer_scale(stage: Any) -> None:
+    stage.gamma = None
+
+
+def with_the_norm_of_the_other(stage: Any) -> None:
+    stage.norm = dataclasses.replace(stage.norm, weight=stage.norm.weight * 1.001)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    "lie", [of_another_eps, without_norm_bias, without_layer_scale, with_the_norm_of_the_other]
+)
+def test_a_family_that_is_wrong_about_norms_or_scales_is_refused(
+    lie: Callable[[Any], None], place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lying(TimmViT):
+        def block(self, block: Any, layer: int, where: str) -> Any:
+            stages = super().block(block, layer, where)
+            lie(stages[place])
+            return stages
+
+    with taught(Lying(), monkeypatch), pytest.raises(UnsupportedModelError, match=r"blocks\.0"):
+        cv.wrap(micro(Taught, init_values=0.5))
+
+
+def less_embedding(family: type[TimmViT]) -> None:
+    own = family.embed
+    family.embed = lambda self, module, images: 0.99 * own(self, module, images)  # type: ignore[method-assign]
+
+
+def backwards(family: type[TimmViT]) -> None:
+    own = family.blocks
+    family.blocks = lambda self, module: own(self, module)[::-1]  # type: ignore[method-assign]
+
+
+def one_block_less(family: type[TimmViT]) -> None:
+    own = family.blocks
+    family.blocks = lambda self, module: own(self, module)[:-1]  # type: ignore[method-assign]
+
+
+def no_final_norm(family: type[TimmViT]) -> None:
+    family.readout = lambda self, module, stream: module.forward_head(stream)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("zero_head", [False, True])
+@pytest.mark.parametrize("lie", [less_embedding, backwards, one_block_less, no_final_norm])
+def test_a_family_that_is_wrong_about_the_whole_is_refused(
+    lie: Callable[[type[TimmViT]], None], zero_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lying(TimmViT):
+        pass
+
+    lie(Lying)
+    module = micro(Taught)
+    if zero_head:
+        nn.init.zeros_(module.head.weight)
+        nn.init.zeros_(module.head.bias)
+    with taught(Lying(), monkeypatch), pytest.raises(UnsupportedModelError):
+        cv.wrap(module)
+
+
+@contextmanager
+def taught(family: TimmViT, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A family registered for `Taught`, and forgotten afterwards."""
+    monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))
+    registry.register(Taught, family)
+    yield
+
+
+def test_an_honest_family_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with taught(TimmViT(), monkeypatch):
+        assert_right_or_refused(micro(Taught), refusable=False)
