@@ -462,8 +462,6 @@ class Evaluator:
         return Measured(values, tops, rest[0] if rest else None, change)
 
 
-
-
 # -- functions -----------------------------------------------------------------------------------
 
 
