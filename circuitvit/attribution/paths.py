@@ -50,8 +50,8 @@ def eap_ig(
 
     Args:
         steps: points on the path.
-        rule: where they lie: "midpoint"; "gauss-legendre", the fewest steps for a smooth path; "left", the
-            left Riemann sum of older code, only to reproduce published numbers.
+        rule: where the points lie: "midpoint"; "gauss-legendre", the fewest steps for a smooth path; "left",
+            the left Riemann sum of older code, only to reproduce published numbers.
 
     Raises:
         OptionError: if `steps` is not positive, or for a metric without a gradient.
