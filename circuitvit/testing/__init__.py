@@ -14,12 +14,9 @@ For those who write scoring methods: `active_edges` finds by brute force which e
 and `separation` says how well scores find them.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from circuitvit.testing.log import Entry, entries
+from circuitvit._lazy import lazy
 
 if TYPE_CHECKING:
     from circuitvit.groundtruth import Separation, active_edges, separation
@@ -29,6 +26,18 @@ if TYPE_CHECKING:
         assert_minimal,
         assert_necessary,
         assert_unchanged,
+    )
+    from circuitvit.testing.log import Entry, entries
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "circuitvit.groundtruth": "Separation active_edges separation",
+            "circuitvit.testing.assertions": (
+                "assert_faithful assert_hypothesis assert_minimal assert_necessary assert_unchanged"
+            ),
+            "circuitvit.testing.log": "Entry entries",
+        },
     )
 
 __all__ = [
@@ -43,13 +52,3 @@ __all__ = [
     "entries",
     "separation",
 ]
-
-_GROUND_TRUTH = ("Separation", "active_edges", "separation")
-
-
-def __getattr__(name: str) -> Any:
-    """Load torch and timm when a circuit is asserted, not when pytest finds the plugin (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "circuitvit.groundtruth" if name in _GROUND_TRUTH else "circuitvit.testing.assertions"
-    return getattr(import_module(room), name)

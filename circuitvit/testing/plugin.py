@@ -8,7 +8,8 @@ which model and images the fixtures give in pytest's own configuration,
     circuit_model = "vit_tiny_patch16_224"
     circuit_checkpoint = "weights/vit_tiny.safetensors"
 
-or override the fixtures `circuit_model` and `circuit_task` in a conftest.py.
+or override the fixtures `circuit_model` and `circuit_task` in a conftest.py. Every pytest of the environment
+loads this file, so it imports nothing heavy: the library comes with the first fixture or assertion in use.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import circuitvit as cv
 from circuitvit.testing.log import begin_test, entries, forget
 
-if TYPE_CHECKING:  # torch and timm are loaded when a fixture is asked for, not in every run of pytest
-    from circuitvit.models import Model
-    from circuitvit.tasks import Task
+if TYPE_CHECKING:
     from circuitvit.verification import HypothesisFile
 
 _OPTIONS = {
@@ -53,21 +53,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def circuit_hypotheses(pytestconfig: pytest.Config) -> HypothesisFile:
     """The file of hypotheses named by the setting `circuit_hypotheses`."""
-    from circuitvit.verification import read_hypotheses
-
     named = pytestconfig.getini("circuit_hypotheses")
     if not named:
         pytest.fail(
             "name a YAML file in the setting circuit_hypotheses, or override this fixture", pytrace=False
         )
-    return read_hypotheses(pytestconfig.rootpath / named)
+    return cv.read_hypotheses(pytestconfig.rootpath / named)
 
 
 @pytest.fixture(scope="session")
-def circuit_model(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Model:
+def circuit_model(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> cv.Model:
     """The model under test."""
-    from circuitvit.models import load
-
     name, checkpoint = pytestconfig.getini("circuit_model"), pytestconfig.getini("circuit_checkpoint")
     path: Path | None = pytestconfig.rootpath / checkpoint if checkpoint else None
     if not name and pytestconfig.getini("circuit_hypotheses"):
@@ -75,13 +71,13 @@ def circuit_model(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -
         name, path = file.model, path or file.checkpoint
     if not name:
         pytest.fail("name a model in the setting circuit_model, or override this fixture", pytrace=False)
-    return load(name, checkpoint=path)
+    return cv.load(name, checkpoint=path)
 
 
 @pytest.fixture(scope="session")
-def circuit_task(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Task:
+def circuit_task(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> cv.Task:
     """The behaviour under test."""
-    task: Task | None = None
+    task: cv.Task | None = None
     if pytestconfig.getini("circuit_hypotheses"):
         task = request.getfixturevalue("circuit_hypotheses").task
     if task is None:
