@@ -10,7 +10,6 @@ from circuitvit.engine.evaluator import (
     choose_batch_size,
     clean_logits,
     kept_edges,
-    kl,
     run,
 )
 from circuitvit.engine.gradients import Gradients, gradients, output_gradients, stream_gradients
@@ -47,7 +46,6 @@ __all__ = [
     "gradients",
     "joined",
     "kept_edges",
-    "kl",
     "launched",
     "masked_run",
     "new_workspace",

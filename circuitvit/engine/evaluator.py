@@ -14,7 +14,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -26,7 +25,7 @@ from circuitvit.engine.runs import Capture, capture, check_logits
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask, Graph
 from circuitvit.models import Model
-from circuitvit.tasks import Batch, PreparedTask, Task, prepare
+from circuitvit.tasks import Batch, PreparedTask, Task, divergence, prepare
 
 CPU_BUDGET = 2**30
 """Bytes that a batch may take on the CPU, and as many all batches that are held, unless told otherwise."""
@@ -445,7 +444,7 @@ class Evaluator:
         columns = [run.metric(logits).double(), logits.argmax(dim=-1)]
         columns.append((logits - run.clean_logits).abs().amax(dim=-1).double())
         if self.prepared.model.has_classes:
-            columns.append(kl(run.clean_logits.double(), logits.double()).clamp_min(0.0))
+            columns.append(divergence(run.clean_logits.double(), logits.double()).clamp_min(0.0))
         return tuple(column.cpu() for column in columns)
 
     def _joined(self, parts: list[tuple[Tensor, ...]]) -> Measured:
@@ -461,14 +460,6 @@ class Evaluator:
                 "choose one that is finite for all logits"
             )
         return Measured(values, tops, rest[0] if rest else None, change)
-
-
-def kl(
-    clean: Float[Tensor, "batch class"], current: Float[Tensor, "*candidates batch class"]
-) -> Float[Tensor, "*candidates batch"]:
-    """KL(clean || current) of each image in nats: a sum over classes, of log-softmaxes; differentiable."""
-    log_clean = F.log_softmax(clean, dim=-1)
-    return (log_clean.exp() * (log_clean - F.log_softmax(current, dim=-1))).sum(dim=-1)
 
 
 # -- functions -----------------------------------------------------------------------------------

@@ -365,10 +365,19 @@ def _check_images(clean: Images, corrupt: Images | None, model: Model, progress:
                 f"clean images are {clean.shape} (channel, height, width), corrupt ones {corrupt.shape}: "
                 "they must be alike"
             )
+    check_size(clean, model)
+
+
+def check_size(images: Images, model: Model) -> None:
+    """Refuse images of another size than the model takes.
+
+    Raises:
+        DataError: naming both sizes.
+    """
     expected = model.preprocessing.size
-    if clean.shape[0] != expected[0] or (clean.shape != expected and not model.resizable):
+    if images.shape[0] != expected[0] or (images.shape != expected and not model.resizable):
         raise DataError(
-            f"images of shape {clean.shape} (channel, height, width) for a model that takes {expected}"
+            f"images of shape {images.shape} (channel, height, width) for a model that takes {expected}"
         )
 
 
