@@ -32,8 +32,9 @@ from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.models import Model
-from circuitvit.pruning.refine import without_dead
-from circuitvit.tasks import PreparedTask, Task, divergence, prepare
+from circuitvit.pruning.refine import require_noising, without_dead
+from circuitvit.tasks import PreparedTask, Task, prepare
+from circuitvit.tasks.metrics import divergence
 
 SamplerName = Literal["hard-concrete", "ugs"]
 """How gates are sampled in training."""
@@ -199,8 +200,7 @@ class MaskTrainer:
         graph = prepared.graph
         if not 1 <= edges <= graph.n_edges:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
-        if prepared.denoising:
-            raise OptionError("masks are learned in the clean run: give the task direction='noising'")
+        require_noising(prepared)
         metric = prepared.metric.metric
         if not prepared.model.has_classes and not metric.differentiable:
             raise OptionError(

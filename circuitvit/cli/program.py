@@ -10,30 +10,55 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
-from circuitvit.cli.attribute import attribute
-from circuitvit.cli.compare import compare
-from circuitvit.cli.demo import demo
-from circuitvit.cli.discover import discover
-from circuitvit.cli.draw import draw
-from circuitvit.cli.folder import Interrupted
-from circuitvit.cli.models import models
-from circuitvit.cli.train import train
-from circuitvit.cli.verify import verify
-from circuitvit.cli.view import view
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2
 INTERRUPTED = 130
 
+COMMANDS = {
+    "demo": ("demo", "See it work: the circuit by which a small model tells cats from dogs."),
+    "discover": ("discover", "Find the circuit behind a behaviour, prove it by ablation, draw it."),
+    "attribute": ("attribute", "Score every edge of a model, without choosing a circuit."),
+    "verify": ("verify", "Test a saved circuit by ablation: is it enough, is it needed?"),
+    "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
+    "draw": ("view", "Draw a saved circuit: SVG, HTML, PDF, PNG, DOT, GraphML and others."),
+    "view": ("view", "Look at a model: what each part says of a class, where heads look, and more."),
+    "models": ("models", "List the models that can be used."),
+    "train": ("models", "Train a small Vision Transformer of your own."),
+}
+"""Every command, the module of this room that it is in, and what it does; in the order of the help page."""
+
 
 class Program(TyperGroup):
-    """The group of commands, which ends every refusal in one message and never in a traceback."""
+    """The group of commands. It loads the one that is chosen, and ends every refusal in one message."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (_, summary) in COMMANDS.items():
+            self.commands[name] = TyperCommand(name, short_help=summary)
+
+    def load(self, name: str) -> Any:
+        """The command of a name, with its options; `commands` holds their summaries only."""
+        found = getattr(import_module(f"circuitvit.cli.{COMMANDS[name][0]}"), name)
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+            alone.command(name)(found)
+            found = alone
+        command = typer.main.get_command(found)
+        command.name = name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that arguments begin with, loaded."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else self.load(name), rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -42,8 +67,9 @@ class Program(TyperGroup):
         except CircuitViTError as error:
             raise _ended("error", str(error), REFUSED) from error
         except KeyboardInterrupt as stop:
-            saved = str(stop) if isinstance(stop, Interrupted) else "nothing has been saved"
-            raise _ended("interrupted", saved, INTERRUPTED) from stop
+            raise _ended(
+                "interrupted", str(stop) or "files that had been written stay", INTERRUPTED
+            ) from stop
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -55,7 +81,6 @@ app = typer.Typer(
     name="circuitvit",
     cls=Program,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -88,26 +113,6 @@ def circuitvit(
     circuitvit discover --help
     ```
     """
-
-
-_COMMANDS = (
-    (demo, "See it work: the circuit by which a small model tells cats from dogs."),
-    (discover, "Find the circuit behind a behaviour, prove it by ablation, draw it."),
-    (attribute, "Score every edge of a model, without choosing a circuit."),
-    (verify, "Test a saved circuit by ablation: is it enough, is it needed?"),
-    (compare, "Faithfulness by size for several methods, on one plot."),
-    (draw, "Draw a saved circuit: SVG, HTML, PDF, PNG, DOT, GraphML and others."),
-    (models, "List the models that can be used."),
-    (train, "Train a small Vision Transformer of your own."),
-)
-for _command, _summary in _COMMANDS:
-    app.command(short_help=_summary)(_command)
-app.add_typer(view)
-
-
-def main() -> None:
-    """Entry point of the program `circuitvit`."""
-    app(prog_name="circuitvit")
 
 
 def _ended(what: str, message: str, code: int) -> typer.Exit:
