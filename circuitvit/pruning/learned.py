@@ -33,8 +33,7 @@ from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.models import Model
 from circuitvit.pruning.refine import require_noising, without_dead
-from circuitvit.tasks import PreparedTask, Task, prepare
-from circuitvit.tasks.metrics import divergence
+from circuitvit.tasks import PreparedTask, Task, divergence, prepare
 
 SamplerName = Literal["hard-concrete", "ugs"]
 """How gates are sampled in training."""

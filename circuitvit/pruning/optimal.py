@@ -21,8 +21,7 @@ from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
 from circuitvit.pruning.refine import require_noising
-from circuitvit.tasks import Constants, Mean, Task, prepare
-from circuitvit.tasks.metrics import divergence
+from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
 
 
 def learn_constants(

@@ -26,7 +26,7 @@ from circuitvit.tasks.images import FileImages, Images, as_images
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import match_folders, read_pairs
 
-ImageSpec = Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
+ImageSpec = Images | Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
 """Images as a preprocessed tensor, a file, a folder, or a list of files."""
 
 DIRECTIONS = ("noising", "denoising")
