@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from circuitvit.errors import CircuitViTError
     from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph, NodeScores
     from circuitvit.groundtruth import Compiled, compiled
-    from circuitvit.models import Model, load, wrap
+    from circuitvit.models import Model, load, register, wrap
     from circuitvit.pruning import (
         Curve,
         FamilySettings,
@@ -100,7 +100,7 @@ else:
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
-            "circuitvit.models": "Model load wrap",
+            "circuitvit.models": "Model load register wrap",
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
                 "learn_constants learn_mask refine score_curve"
@@ -181,6 +181,7 @@ __all__ = [
     "probability",
     "read_hypotheses",
     "refine",
+    "register",
     "robustness",
     "run",
     "score_curve",

@@ -83,7 +83,11 @@ class Lock:
                 break
             os.close(opened)  # the one before us has just taken the file away: make a new one
         self._opened = opened
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         os.ftruncate(opened, 0)
         os.write(opened, json.dumps(holder).encode())
         return self

@@ -137,9 +137,10 @@ def assert_same_runs(
         assert_close(cv.run(model, task, circuit), told.logits)
 
 
-def kinds_of(model: cv.Model, literal: LiteralViT) -> Groups:
+def kinds_of(model: cv.Model, literal: LiteralViT) -> Groups | None:
+    """Class token, registers and patches apart; None where all tokens are of one kind."""
     found = cv.TokenGroups.by_kind(model, literal.run(CLEAN).outputs["input"].shape[1])
-    return Groups(found.names, found.members)
+    return Groups(found.names, found.members) if len(found.names) > 1 else None
 
 
 def some_edges(literal: LiteralViT) -> list[str]:

@@ -258,21 +258,18 @@ def report_rows(report: Report) -> list[Row]:
     if report.held_out is not None:
         task = report.task
         rows.append(Row("", f"{task.faithfulness} on {_pairs(task)}", "the same, where it was found"))
-    rows += [
-        Row("necessity", str(section.necessity), "share of the behaviour that is lost without the circuit"),
-        Row(
-            "same top class",
-            f"{section.agreement.value:.0%} of images",
-            "how often the circuit alone sees what the model sees",
-        ),
-    ]
+    lost = "share of the behaviour that is lost without the circuit"
+    rows.append(Row("necessity", str(section.necessity), lost))
+    if section.agreement is not None:
+        often = "how often the circuit alone sees what the model sees"
+        rows.append(Row("same top class", f"{section.agreement.value:.0%} of images", often))
     if section.random is not None:
         random = section.random
         rows.append(
             Row(
                 "random circuits",
                 f"{random.mean.value:.3f} on average, at most {random.high:.3f}",
-                f"faithfulness of {random.n} with as many edges into every stage",
+                f"faithfulness of {random.n} connected ones with as many edges into every stage",
             )
         )
     return rows

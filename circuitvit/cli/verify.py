@@ -154,13 +154,18 @@ def verify_hypotheses(
         with clock.phase("model"):
             loaded = load_model(named)
         with clock.phase("claims"):
-            court = cv.verification.Court(
-                loaded, task, alpha=file.alpha, seed=run.seed or file.seed, batch_size=run.batch_size
-            )  # fmt: skip
-            verdicts = tuple(court.judge(each) for each in file.hypotheses)
+            verdicts = cv.verification.check_hypotheses(
+                loaded,
+                task,
+                file.hypotheses,
+                alpha=file.alpha,
+                seed=run.seed or file.seed,
+                batch_size=run.batch_size,
+                memory=run.budget,
+            )
         if folder is not None:
             for name in CLAIMS:
-                folder.write(name, lambda place: cv.verification.claims_report.save_verdicts(verdicts, place))
+                folder.write(name, lambda place: cv.verification.save_verdicts(verdicts, place))
     wrong = _show(loaded.name, verdicts, file.expected, clock)
     if folder is not None:
         show(f"\nwrote {folder.path}: {', '.join(folder.saved)}")

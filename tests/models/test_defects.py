@@ -962,13 +962,14 @@ def in_open_clip(module: nn.Module) -> nn.Module:
 
 WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "torch.compile": (torch.compile, "_orig_mod"),
-    "DataParallel": (nn.DataParallel, "attribute module"),
+    "DataParallel": (nn.DataParallel, ".module"),
     "DistributedDataParallel": (
         lambda module: as_class("DistributedDataParallel", "torch.nn.parallel.distributed")("module", module),
-        "attribute module",
+        ".module",
     ),
-    "PEFT": (in_peft, "merge_and_unload()"),  # .base_model.model has the adapters still in it
-    "open_clip": (in_open_clip, "attribute trunk"),
+    "PEFT": (in_peft, ".base_model.model"),
+    "open_clip": (in_open_clip, ".trunk"),
+    "a-wrapper-of-ones-own": (lambda module: Holder("backbone", module), ".backbone"),
 }
 
 

@@ -10,20 +10,19 @@ import pytest
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.verification import (
     BeatsRandom,
-    Court,
     Expectation,
     Falls,
     Flips,
     Hypothesis,
-    PairMeter,
     Rises,
     Unchanged,
+    check_hypotheses,
     read_hypotheses,
 )
-from circuitvit.verification.judging import judge_all
 from tests.verification.cases import images, tiny_model, tiny_task
 
 EDGES = "* -> logits"
@@ -35,8 +34,8 @@ def judge(expect: Expectation, n: int = 20, edges: Any = EDGES, **options: Any) 
 
 def fall(n: int = 20) -> np.ndarray:  # type: ignore[type-arg]
     """What ablating all edges into the logits costs: everything."""
-    meter = PairMeter(tiny_task(n).prepare(tiny_model()))
-    return meter.whole - meter.nothing
+    evaluator = Evaluator(tiny_task(n).prepare(tiny_model()))
+    return evaluator.whole - evaluator.nothing
 
 
 def test_a_fall_is_supported_refuted_or_open() -> None:
@@ -86,19 +85,18 @@ def test_clusters_are_what_counts() -> None:
 def test_flips() -> None:
     model, pairs = cv.load("catdog-tiny"), catdog_pairs(12)
     task = cv.Task(*pairs, metric=cv.logit_diff("cat", "dog"))
-    court = Court(model, task)
     claims = [
         Hypothesis("", EDGES, Flips("dog", "cat")),
         Hypothesis("", EDGES, Flips(["bear", "rabbit"], "cat")),
         Hypothesis("", EDGES, Flips("dog", "bear")),
         Hypothesis("", "a0.h0 -> logits", Flips("dog", share=1.0), scope="these pairs"),
     ]
-    verdicts = judge_all(court, claims)
+    verdicts = check_hypotheses(model, task, claims)
     assert [each.verdict for each in verdicts[:3]] == ["supported", "refuted", "not enough evidence"]
     assert "12 of 12 pairs flip (they become dog)" in verdicts[0].reason
     assert "the whole model sees cat" in verdicts[2].reason
     assert verdicts[3].verdict == "refuted"
-    clustered = court.judge(claims[0], clusters=[str(row % 6) for row in range(12)])
+    clustered = claims[0].test(model, task, clusters=[str(row % 6) for row in range(12)])
     assert clustered.verdict == "supported"
 
 
@@ -207,7 +205,7 @@ def test_the_cat_dog_claims_of_the_documentation_hold(shared_data: Path) -> None
     task = file.task.with_options(
         clean=folder / "prisma_crop_dog.jpeg", corrupt=folder / "prisma_crop_cat.png"
     )
-    verdicts = judge_all(Court(model, task), file.hypotheses)
+    verdicts = check_hypotheses(model, task, file.hypotheses)
     assert [each.verdict for each in verdicts] == list(file.expected)
     assert len(verdicts) >= 6
     assert [each.verdict for each in verdicts].count("refuted") == 2

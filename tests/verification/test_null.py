@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import circuitvit as cv
 from circuitvit.errors import OptionError
+from circuitvit.graph import Provenance
 from circuitvit.graph.eap_ig import transformer_graph
-from circuitvit.verification import complement_circuits, connected_circuits, layer_profile
-from circuitvit.verification.connected import random_path
+from circuitvit.verification.null import complement_circuits, connected_circuits, random_path, stage_profile
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -25,17 +25,17 @@ def test_size_profile_and_connectedness_are_those_of_the_circuit(seed: int, grou
     circuit = cv.Circuit(graph, kept).pruned()
     for each in connected_circuits(circuit, 3, seed, steps=50):
         assert each.pruned() == each
-        assert np.array_equal(layer_profile(each), layer_profile(circuit))
+        assert np.array_equal(stage_profile(each), stage_profile(circuit))
 
 
 def test_the_walk_is_uniform_where_all_circuits_can_be_listed() -> None:
     graph = transformer_graph(1, 2)
     circuit = cv.Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->logits", "input->logits"])
-    profile = layer_profile(circuit)
+    profile = stage_profile(circuit)
     possible = []
     for edges in combinations(graph.edges, 3):
         each = cv.Circuit.from_edges(graph, edges)
-        if each.pruned() == each and np.array_equal(layer_profile(each), profile):
+        if each.pruned() == each and np.array_equal(stage_profile(each), profile):
             possible.append(each)
     counts = Counter(connected_circuits(circuit, 600, seed=3, steps=60))
     assert set(counts) == set(possible)
@@ -51,6 +51,30 @@ def test_the_same_seed_gives_the_same_circuits() -> None:
     assert connected_circuits(cv.Circuit.empty(circuit.graph), 2) == (cv.Circuit.empty(circuit.graph),) * 2
     with pytest.raises(OptionError, match="0 or more"):
         connected_circuits(circuit, -1)
+
+
+def test_token_groups_are_matched_and_a_full_stage_stays_full() -> None:
+    graph = transformer_graph(2, 2).with_groups(("cls", "patch"))
+    circuit = cv.Circuit.from_edges(graph, ["input->logits@cls", "input->m1@cls", "m1->logits@cls"])
+    assert all(edge.endswith("@cls") for each in connected_circuits(circuit, 5) for edge in each)
+    assert set(connected_circuits(cv.Circuit.full(graph), 3)) == {cv.Circuit.full(graph)}
+
+
+def test_like_nodes_of_a_stage_change_places_and_others_do_not() -> None:
+    """Both heads of a layer are as likely to be drawn, from a circuit that has one of them."""
+    graph = transformer_graph(1, 2)
+    circuit = cv.Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->logits"])
+    drawn = connected_circuits(circuit, 600, steps=1)
+    heads = Counter(node.partition("->")[0] for each in drawn for node in each if node.endswith("logits"))
+    assert 240 < heads["a0.h0"] < 360
+    assert heads["a0.h0"] + heads["a0.h1"] == 600
+
+
+def test_they_say_where_they_came_from() -> None:
+    found = Provenance(model="vit", weights="abc", task="cats", method="eap")
+    circuit = cv.Circuit.from_edges(transformer_graph(1, 1), ["input->logits"], found)
+    (drawn,) = connected_circuits(circuit, 1, seed=5)
+    assert drawn.provenance == Provenance("vit", "abc", method="random-connected", seed=5)
 
 
 @given(st.integers(0, 10_000))

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import ModelError
-from circuitvit.graph import Graph
 from circuitvit.models import Factored, Model, Stage
 from circuitvit.tasks import Batch
 
@@ -107,16 +106,14 @@ def outputs(
 def differences(
     stages: Sequence[Stage], compacts: Sequence[Tensor], others: Sequence[Tensor]
 ) -> list[Factored]:
-    """What the senders of every stage but the readout write in one run minus what they write in another."""
+    """What the senders of every stage but the readout write in one run minus what they write in another.
+
+    Of the first run only the tokens that the other has are looked at.
+    """
     return [
-        stage.factored(compact - other)
-        for stage, compact, other in zip(stages[:-1], compacts[:-1], others[:-1], strict=True)
+        stage.factored(compact[..., : other.shape[-2], :] - other)
+        for stage, compact, other in zip(stages[:-1], compacts, others, strict=False)
     ]
-
-
-def by_stage(graph: Graph, written: Float[Tensor, "sender batch token d_model"]) -> list[Factored]:
-    """Something of the shape of all senders' outputs, for every stage but the readout."""
-    return [Factored(written[senders]) for senders in graph.sender_slices[:-1]]
 
 
 def check_logits(logits: Tensor, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""Confidence intervals over pairs: how far a figure would move had other pairs of the same kind been drawn.
+"""Intervals and p-values over pairs: how far a figure would move had other pairs of the same kind been drawn.
 
 The pair is what is resampled: every quantity of one pair (its metric whole, ablated, with the circuit alone)
 is drawn together, so ratios and differences keep the pairing that makes them precise.
@@ -17,23 +17,29 @@ Pairs that are not independent (crops of one photograph, many images of one clas
 clusters are drawn, and it is their number that counts (Davison and Hinkley 1997, "Bootstrap Methods and their
 Application", section 3.8).
 
-A p-value is the interval read backwards: the smallest `p` for which the one-sided `1 - p` interval leaves out
-the value in question, so the two can never disagree.
+A p-value of a mean is the interval read backwards: the smallest `p` for which the one-sided `1 - p` interval
+leaves out the value in question, so the two can never disagree. A p-value among random draws is a rank. Exact
+binomial tests, the t distribution and the power that follows from it are scipy's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
+from scipy.spatial.distance import pdist, squareform
 
 from circuitvit.errors import DataError, OptionError
 
 MIN_PAIRS = 5
 """Fewest pairs that give an interval."""
+
+ROUNDING = 1e-6
+"""Relative to the larger of two figures: closer ones are equal, and differ by float32 arithmetic."""
 
 FEWEST_RESAMPLES = 100  # below this the tails of a 95 % interval rest on two or three draws
 
@@ -242,6 +248,184 @@ def cluster_sums(clusters: ArrayLike | None, *columns: NDArray[np.float64]) -> l
     return [np.bincount(member, weights=column).astype(np.float64) for column in columns]
 
 
+# -- against random draws ------------------------------------------------------------------------
+
+
+def as_extreme(own: float, others: ArrayLike) -> int:
+    """How many of the others are at least as large as the own figure; ties count against it.
+
+    Example:
+        >>> as_extreme(2.0, [1.0, 2.0, 2.0 + 1e-15, 3.0])
+        3
+    """
+    drawn = np.asarray(others, dtype=np.float64)
+    slack = ROUNDING * max(abs(own), float(np.abs(drawn).max(initial=0.0)))
+    return int((drawn >= own - slack).sum())
+
+
+def rank_p(own: float, others: ArrayLike) -> float:
+    """The Monte Carlo p-value `(b + 1) / (n + 1)`, exact when own and others are exchangeable.
+
+    `b / n` would be too small and can be 0 (Phipson and Smyth 2010, "Permutation p-values should never be
+    zero"). As ties count against the own figure, the test is conservative when there are many.
+
+    Example:
+        >>> rank_p(5.0, range(5))
+        0.16666666666666666
+    """
+    drawn = np.asarray(others, dtype=np.float64)
+    return (as_extreme(own, drawn) + 1) / (len(drawn) + 1)
+
+
+# -- means of pairs ------------------------------------------------------------------------------
+
+
+def equivalence_p(
+    difference: Float[NDArray[np.float64], " pair"],
+    margin: Float[NDArray[np.float64], " pair"],
+    settings: Bootstrap,
+    clusters: ArrayLike | None = None,
+) -> float | None:
+    """Two one-sided tests: the p-value of "the mean difference is at least as large as the mean margin".
+
+    Null hypothesis: `|mean(difference)| >= mean(margin)`. The margin may vary from pair to pair, such as a
+    share of each pair's own effect: both sides are means of pairs, so no ratio is ever formed.
+
+    Schuirmann 1987, "A comparison of the two one-sided tests procedure", J. Pharmacokin. Biopharm. 15; each
+    side is `mean_above`.
+
+    Returns:
+        The larger of the two one-sided p-values; None with fewer than 5 pairs or clusters.
+
+    Example:
+        >>> small, margin = np.array([0.1, -0.1, 0.2, 0.0, -0.2, 0.1]), np.ones(6)
+        >>> equivalence_p(small, margin, Bootstrap()) < 0.05
+        True
+    """
+    sides = [mean_above(margin + sign * difference, 0.0, settings, clusters) for sign in (1.0, -1.0)]
+    known = [side for side in sides if side is not None]
+    return max(known) if len(known) == 2 else None
+
+
+def beyond_p(
+    difference: Float[NDArray[np.float64], " pair"],
+    margin: Float[NDArray[np.float64], " pair"],
+    settings: Bootstrap,
+    clusters: ArrayLike | None = None,
+) -> float | None:
+    """The p-value of "the mean difference is within the margin", against "beyond it, up or down".
+
+    The smaller of two one-sided p-values, so compare it with half the level; None with too few pairs.
+    """
+    sides = [mean_above(sign * difference - margin, 0.0, settings, clusters) for sign in (1.0, -1.0)]
+    return min((side for side in sides if side is not None), default=None)
+
+
+def power_of_equivalence(
+    difference: Float[NDArray[np.float64], " pair"],
+    margin: Float[NDArray[np.float64], " pair"],
+    alpha: float,
+    clusters: ArrayLike | None = None,
+) -> float | None:
+    """The power of `equivalence_p` were the true difference 0, at this spread and number of pairs."""
+    sides = [
+        power_of_mean(margin + sign * difference, float(margin.mean()), alpha, clusters)
+        for sign in (1.0, -1.0)
+    ]
+    known = [power for power in sides if power is not None]
+    return max(0.0, sum(known) - 1) if len(known) == 2 else None
+
+
+def power_of_mean(
+    values: ArrayLike, shift: float, alpha: float, clusters: ArrayLike | None = None
+) -> float | None:
+    """The power of a one-sided test of a mean at this spread and number of pairs, by the noncentral t.
+
+    Args:
+        values: `(pair,)`, whose spread counts.
+        shift: by how much the true mean is supposed to exceed the null value.
+        alpha: level of the test.
+        clusters: which cluster each pair belongs to.
+
+    Example:
+        >>> round(power_of_mean([0.0, 2.0] * 10, shift=1.0, alpha=0.05), 2)
+        0.99
+    """
+    column = np.asarray(values, dtype=np.float64)
+    sums, counts = cluster_sums(clusters, column, np.ones_like(column))
+    n = len(sums)
+    if n < MIN_PAIRS:
+        return None
+    rest = sums - column.mean() * counts
+    spread = float(np.sqrt((rest**2).sum() * n / (n - 1)) / len(column))  # standard error of the mean
+    if spread <= ROUNDING * max(abs(shift), 1e-300):
+        return 1.0 if shift > 0 else 0.0
+    return float(stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift / spread))
+
+
+# -- independence ------------------------------------------------------------------------------------
+
+ALTERNATIVE = 0.5
+"""The correlation that the power of a test of independence is reported for."""
+
+POWER_SIMULATIONS = 100
+POWER_PAIRS = 150
+"""More pairs than this are simulated as so many: their power is 1 to two digits."""
+
+
+def hsic(x: ArrayLike, y: ArrayLike) -> float:
+    """The Hilbert-Schmidt independence criterion of two samples, 0 when there is no dependence at all.
+
+    `sum(HKH * L) / n^2` with Gaussian kernels whose width is the median distance, `H` centring.
+
+    Gretton et al. 2005, "Measuring statistical dependence with Hilbert-Schmidt norms", ALT.
+
+    Args:
+        x: `(pair,)`.
+        y: `(pair,)`.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 40)
+        >>> hsic(x, x**2) > 5 * hsic(x, np.random.default_rng(0).permutation(x**2))
+        True
+    """
+    first, second = _kernel(_pairs(x)), _kernel(_pairs(y))
+    return float((_centred(first) * second).mean())
+
+
+def hsic_permutation_p(x: ArrayLike, y: ArrayLike, n_permutations: int = 999, seed: int = 0) -> float:
+    """The p-value of "x and y are independent", from permuting which y goes with which x.
+
+    Null hypothesis: x and y are independent. Exact for independent pairs, whatever their distributions.
+
+    Gretton et al. 2008, "A kernel statistical test of independence", NIPS.
+
+    Raises:
+        DataError: if x and y differ in length.
+    """
+    x, y = _pairs(x), _pairs(y)
+    if len(x) != len(y):
+        raise DataError(f"{len(x)} and {len(y)} values: independence is asked of pairs")
+    first, second = _centred(_kernel(x)), _kernel(y)
+    rng = np.random.default_rng(seed)
+    orders = np.array([rng.permutation(len(y)) for _ in range(n_permutations)])
+    drawn = [float((first * second[np.ix_(order, order)]).mean()) for order in orders]
+    return rank_p(float((first * second).mean()), drawn)
+
+
+@lru_cache(maxsize=64)
+def detection_power(n: int, alpha: float, seed: int = 0, simulations: int = POWER_SIMULATIONS) -> float:
+    """How often the test finds a correlation of 0.5 between normal variables in `n` pairs, simulated."""
+    n = min(n, POWER_PAIRS)
+    rng = np.random.default_rng([seed, n])
+    found = 0
+    for trial in range(simulations):
+        x = rng.normal(size=n)
+        y = ALTERNATIVE * x + np.sqrt(1 - ALTERNATIVE**2) * rng.normal(size=n)
+        found += hsic_permutation_p(x, y, 99, trial) <= alpha
+    return found / simulations
+
+
 # -- inside --------------------------------------------------------------------------------------
 
 
@@ -329,3 +513,14 @@ def _pairs(values: ArrayLike) -> NDArray[np.float64]:
             f"pair {int(np.flatnonzero(~np.isfinite(array))[0])} has a value that is NaN or infinite"
         )
     return array
+
+
+def _kernel(x: NDArray[np.float64]) -> Float[NDArray[np.float64], "pair pair"]:
+    distances = pdist(x[:, None])
+    positive = distances[distances > 0]
+    width = float(np.median(positive)) if len(positive) else 1.0
+    return np.asarray(np.exp(-0.5 * squareform(distances) ** 2 / width**2))
+
+
+def _centred(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(kernel - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True) + kernel.mean())
