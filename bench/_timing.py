@@ -106,6 +106,19 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def current_mib() -> float:
+    """The memory that this process has now, or that a GPU has given it; peaks count from here on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_mib()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak falls to what is used now
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) / 1024
+
+
 def machine() -> str:
     """What the figures were taken on, for the page."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} cores"

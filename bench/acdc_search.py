@@ -67,18 +67,19 @@ def _split(prepared: PreparedTask) -> float:
 @torch.no_grad()
 def split_run(sources: Sources, kept: EdgeMask) -> torch.Tensor:
     """The masked run as its formula says it, without a shortcut."""
-    changes = sources.deltas.neg()
+    changes = sources.deltas().neg_()
+    reference = sources.reference_outputs()
     for index, stage in enumerate(sources.model.stages[1:], 1):
         senders, receivers = sources.graph.sender_slices[index], sources.graph.receiver_slices[index]
         weights = torch.from_numpy(kept[: senders.start, receivers, 0]).to(changes)
-        base = sum(sources.reference[: senders.start]) + sum(
+        base = sum(reference[: senders.start]) + sum(
             before.constant for before in sources.model.stages[:index] if before.constant is not None
         )
         streams = base + torch.einsum("sr,sbtd->rbtd", weights, changes[: senders.start])
         compact = stage.write(stage.read_each(streams, range(len(stage.nodes.receivers))))
         if stage.is_readout:
             return compact
-        changes[senders] = stage.expand(compact) - sources.reference[senders]
+        changes[senders] = stage.expand(compact) - reference[senders]
     raise AssertionError("a model ends with its readout")
 
 

@@ -52,18 +52,20 @@ from tqdm.auto import tqdm
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.engine import Evaluator
 from circuitvit.graph import EdgeMask
 from circuitvit.pruning import Plan
 from circuitvit.verification import (
+    SUPPORTED,
     Bootstrap,
-    PairMeter,
     complement_circuits,
     connected_circuits,
     hsic_permutation_p,
     mean_above,
 )
-from circuitvit.verification.minimality import inflated_circuits, minimality_p_values
-from circuitvit.verification.outcome import equivalence_p, rank_p, share_verdict
+from circuitvit.verification.ideals import inflated_circuits, minimality_p_values
+from circuitvit.verification.statistics import equivalence_p, rank_p
+from circuitvit.verification.verdict import share_verdict
 
 ALPHA = 0.05
 PAIRS = 64
@@ -114,7 +116,7 @@ def population(n_pairs: int, n_circuits: int, seed: int) -> tuple[Population, cv
     circuit = found.circuit
     weak = min(found.candidates, key=lambda each: abs(each.faithfulness - WEAK)).kept
     pool = cv.Task(*catdog_pairs(n_pairs, seed=2 * seed + 1), metric=metric)
-    meter = PairMeter(pool.prepare(model), progress=True)
+    evaluator = Evaluator(pool.prepare(model), progress=True)
     graph, full = model.graph, model.graph.edge_mask
 
     def without(kept: EdgeMask, place: np.ndarray) -> EdgeMask:
@@ -123,31 +125,37 @@ def population(n_pairs: int, n_circuits: int, seed: int) -> tuple[Population, cv
         return smaller
 
     places = np.argwhere(circuit.kept)
-    knocked = meter(circuit.kept) - meter.many([without(circuit.kept, place) for place in places])
+    knocked = evaluator.values(circuit.kept) - evaluator.many(
+        [without(circuit.kept, place) for place in places]
+    )
     inflated = inflated_circuits(circuit, n_circuits + 40, seed)
-    both = meter.many([mask for pair in inflated for mask in pair])
+    both = evaluator.many([mask for pair in inflated for mask in pair])
     rng = np.random.default_rng(seed)
     halves = [circuit.kept & (rng.random(graph.shape) < 0.5) for _ in range(5)]
 
     def apart(kept: EdgeMask) -> np.ndarray:
         return np.stack(
-            [meter(kept & ~half) - meter(full & ~half) for half in [np.zeros_like(full), *halves]]
+            [
+                evaluator.values(kept & ~half) - evaluator.values(full & ~half)
+                for half in [np.zeros_like(full), *halves]
+            ]
         )
 
     randoms = [each.kept for each in connected_circuits(circuit, n_circuits, seed)]
     others = [each.kept for each in complement_circuits(circuit, n_circuits, seed)]
-    kept, without_others = meter.many(randoms), meter.many([full & ~each for each in others])
+    kept, without_others = evaluator.many(randoms), evaluator.many([full & ~each for each in others])
     changed = [
-        meter.tops(mask) != meter.tops(full) for mask in [*randoms, *(full & ~each for each in others)]
+        evaluator.tops(mask) != evaluator.tops(full)
+        for mask in [*randoms, *(full & ~each for each in others)]
     ]
     strongest = places[int(np.abs(knocked.mean(axis=1)).argmax())]
     return Population(
-        whole=meter.whole,
-        nothing=meter.nothing,
-        circuit=meter(circuit.kept),
-        weak=meter(weak),
-        complement=meter((~circuit).kept),
-        ablated=meter(without(full, strongest)),
+        whole=evaluator.whole,
+        nothing=evaluator.nothing,
+        circuit=evaluator.values(circuit.kept),
+        weak=evaluator.values(weak),
+        complement=evaluator.values((~circuit).kept),
+        ablated=evaluator.values(without(full, strongest)),
         randoms=kept,
         without_randoms=without_others,
         edges=knocked,
@@ -225,9 +233,10 @@ def nulls(pool: Population) -> dict[str, Draw]:
 
     def necessity(rng: np.random.Generator) -> bool:
         drawn = lost[rng.integers(len(lost), size=N_OTHERS)]
-        return share_verdict(
-            int((drawn >= typical).sum()), N_OTHERS, float((lost >= typical).mean()), ALPHA
-        ) == ("passed")
+        return (
+            share_verdict(int((drawn >= typical).sum()), N_OTHERS, float((lost >= typical).mean()), ALPHA)
+            == SUPPORTED
+        )
 
     def independence(rng: np.random.Generator) -> bool:
         rest = (pool.complement - pool.nothing)[rows(rng)]
@@ -286,7 +295,7 @@ def powers(pool: Population) -> dict[str, Draw]:
         others = pool.without_randoms[np.ix_(rng.permutation(len(pool.without_randoms))[:N_OTHERS], at)]
         own = shares((pool.whole - pool.complement)[at], effect[at])
         b = int((shares((pool.whole[at] - others), effect[at]) >= own).sum())
-        return share_verdict(b, N_OTHERS, 0.1, ALPHA) == "passed"
+        return share_verdict(b, N_OTHERS, 0.1, ALPHA) == SUPPORTED
 
     carried = np.abs(shares(pool.edges, effect)) >= 0.02
 

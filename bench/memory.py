@@ -1,7 +1,10 @@
-"""Peak memory of EAP over many pairs against a few: pairs are streamed, so it must not grow.
+"""Peak memory: of EAP over many pairs against a few, and of masked runs against all senders' outputs.
 
-Each count runs in a process of its own, since a process's peak never falls. Peaks of equal runs differ by a
-few percent, as memory is handed back in another order than it was taken: the short run is made three times.
+EAP streams its pairs, so its memory must not grow with them. A masked run keeps references narrow and expands
+the senders in use for a few images at a time, so that it needs little more than what the captured runs hold.
+
+Each run has a process of its own, since a process's peak never falls. Peaks of equal runs differ by a few
+percent, as memory is handed back in another order than it was taken: EAP's short run is made three times.
 """
 
 from __future__ import annotations
@@ -16,21 +19,51 @@ import numpy as np
 from PIL import Image
 
 import circuitvit as cv
-from bench._models import DEVICE, SIZES
-from bench._timing import Row, keep, peak_mib
+from bench._models import DEVICE, SIZES, random_vit
+from bench._timing import Row, current_mib, keep, peak_mib, seconds
+from circuitvit.engine import batch_runs, masked_run
 from circuitvit.models.timm_import import import_timm
 
 FEW, MANY = 8, 256
 BATCH = 4
 
+MASKED_PAIRS = 8
+SHARES = {"half of the edges": 0.5, "1 edge in 300": 1 / 300}
+
 
 def rows() -> list[Row]:
     """ViT-B/16."""
+    return [_eap(), *(_masked(words, share) for words, share in SHARES.items())]
+
+
+def _eap() -> Row:
     few = sorted(_child(FEW) for _ in range(3))[1]
     many = _child(MANY)
     title = f"peak memory of EAP, ViT-B/16, {MANY} pairs of images streamed in batches of {BATCH}"
     text = f"the same with {FEW} pairs ({few[0]:,.0f} MiB)"
-    return [Row(title, text, many[0] / few[0], 1.05, 1.0, many[1], few[1], many[0])]
+    return Row(title, text, many[0] / few[0], 1.05, 1.0, many[1], few[1], many[0])
+
+
+def _masked(words: str, share: float) -> Row:
+    """The bar is half of what was needed while every sender was expanded for every image."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak, spent, plain, outputs = pool.apply(measure_masked, (share,))
+    title = f"peak memory of a masked run over the model's own, {words}, ViT-B/16, {MASKED_PAIRS} pairs"
+    text = f"all senders' outputs ({outputs:,.0f} MiB); times against 1 plain forward"
+    return Row(title, text, peak / outputs, 2.2, 1.4, spent, plain, peak)
+
+
+def measure_masked(share: float) -> tuple[float, float, float, float]:
+    """MiB over the model's own; seconds of the run and of a plain forward; MiB of all senders' outputs."""
+    _, prepared = random_vit("ViT-B/16", MASKED_PAIRS)
+    graph, images = prepared.graph, prepared.clean.take(0, MASKED_PAIRS).to(DEVICE)
+    kept = graph.edge_mask & (np.random.default_rng(0).random(graph.shape) < share)
+    plain = seconds(lambda: prepared.model(images))
+    before = current_mib()
+    (run,) = batch_runs(prepared, MASKED_PAIRS)
+    spent = seconds(lambda: masked_run(run.sources, kept))
+    outputs = len(graph.senders) * run.base.stream(1).nbytes / 2**20
+    return peak_mib() - before, spent, plain, outputs
 
 
 def _child(pairs: int) -> tuple[float, float]:

@@ -7,16 +7,20 @@ Every module of the package is parsed, never imported, so that an import inside 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import networkx
 import pytest
+import torch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "circuitvit"
 
 # Rooms from the bottom of the house to the top: each imports only from the rooms before it.
 ROOMS = (
     "errors",
+    "_lazy",
+    "_lock",
     "_version",
     "graph",
     "models",
@@ -39,13 +43,36 @@ PUBLIC = "circuitvit"  # the package itself, circuitvit/__init__.py, which may i
 # Where a room may import less, or other things, than "everything before it".
 ALLOWED: dict[str, frozenset[str]] = {
     "graph": frozenset({"errors", "_version"}),  # it knows nothing of models or torch modules
-    "cli": frozenset({PUBLIC, *ROOMS[: ROOMS.index("cli")]}),  # the command line is a user of the public face
+    # Users of the public face, which loads a room when it is first needed.
+    "testing": frozenset({PUBLIC, *ROOMS[: ROOMS.index("testing")]}),
+    "cli": frozenset({PUBLIC, *ROOMS[: ROOMS.index("cli")]}),
     "__main__": frozenset({"cli"}),
 }
 # Single files that may reach one room further, each with its reason.
 EXCEPTIONS = {
     ("graph/circuit.py", "export"): "Circuit.draw is a convenience that calls the exporters",
 }
+
+# Where modules of other libraries are taken apart, built or trained: only there their insides have names.
+AT_HOME_IN_MODULES = ("models/families/", "groundtruth/assembler.py", "training/")
+
+# Parts of Vision Transformers as timm, transformers, torchvision and open_clip call them.
+FOREIGN_NAMES = """
+    attn attn_drop attn_mask attn_pool c_attn c_proj class_embedding class_token cls_token conv_proj
+    default_cfg dist_token drop_path drop_path1 drop_path2 dynamic_img_size embed_dim embeddings encoder
+    encoder_layer fc1 fc2 fc_norm forward_features forward_head fused_attn global_pool grid_size head_dim
+    head_dist head_drop head_hidden_dim hidden_dim hidden_size in_chans in_proj_bias in_proj_weight
+    intermediate_size k_norm k_proj layer_norm1 layer_norm2 layer_scale layernorm_after layernorm_before ln_1
+    ln_2 ln_post ln_pre ls1 ls2 mlp_head no_embed_class norm1 norm2 norm_pre num_attention_heads num_heads
+    num_prefix_tokens num_reg_tokens out_proj patch_drop patch_embed patch_embedding patch_size pos_drop
+    pos_embed position_embedding positional_embedding pre_layrnorm pretrained_cfg proj proj_drop q_norm
+    q_proj qkv qkv_bias reg_token register_tokens rel_pos_bias relative_position_bias resblocks rope
+    self_attention token_embedding v_proj vision_model visual
+"""
+FOREIGN = frozenset(FOREIGN_NAMES.split())
+MODULE_API = frozenset(dir(torch.nn.Module()))
+LAYER_API = frozenset({"weight", "bias", "eps"})  # of torch's own layers, which parts are made of
+TEXT_API = frozenset(dir(str))
 
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"})
 UNSAFE_BUILTINS = frozenset({"eval", "exec"})
@@ -142,6 +169,90 @@ def unsafe_uses(path: str, source: str) -> list[str]:
     return found
 
 
+def foreign_attributes(path: str, source: str) -> list[str]:
+    """Everything in one module of the package that reaches into a module of somebody else's.
+
+    By the names of other libraries' parts, wherever they stand; and by whatever is taken from something
+    called `module` that torch's own modules do not have.
+    """
+    if path.startswith(AT_HOME_IN_MODULES):
+        return []
+    own = MODULE_API | (LAYER_API if path.startswith("models/") else frozenset())
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=value, attr=name):
+                of_module = isinstance(value, (ast.Name, ast.Attribute)) and (
+                    ast.unparse(value).split(".")[-1] == "module"
+                )
+                text = isinstance(value, ast.Name) and name in TEXT_API  # the dotted name of a module
+                foreign = name in FOREIGN or (of_module and name not in own and not text)
+            case ast.Call(
+                func=ast.Name(id="getattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
+            ):
+                foreign = name in FOREIGN
+            case _:
+                continue
+        if foreign:
+            found.append(f"{path}:{node.lineno}: {ast.unparse(node)} belongs to another library's module")
+    return found
+
+
+# Modules that look ahead on purpose: inside a room, everything else is a tree of imports.
+LOOK_AHEADS = {
+    (
+        "circuitvit.graph.circuit",
+        "circuitvit.export",
+    ): "Circuit.draw is a convenience that calls the exporters",
+}
+LAZY_FACES = frozenset({"circuitvit", "circuitvit.testing", "circuitvit.datasets"})
+
+
+def module_name(path: str) -> str:
+    """The dotted name of a file of the package, such as `circuitvit.graph` of `graph/__init__.py`."""
+    return f"{PUBLIC}.{path.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+
+
+def room_path(dotted: str) -> str:
+    """`circuitvit.export` of `circuitvit.export.svg`."""
+    return ".".join(dotted.split(".")[:2])
+
+
+def running(source: str) -> ast.Module:
+    """A module without what only type checkers read."""
+
+    class Dropper(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+            return (
+                node.orelse if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
+            )
+
+    tree = Dropper().visit(ast.parse(source))
+    assert isinstance(tree, ast.Module)
+    return tree
+
+
+def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Which module imports which, wherever the import stands; a package is its `__init__`."""
+    names = {module_name(path): path for path in sources}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        if name in LAZY_FACES:  # what they name is only imported when it is used
+            graph[name] = set()
+            continue
+        dotted = imported_modules(running(sources[path]), name, path.endswith("__init__.py"))
+        wanted = {found if found in names else found.rpartition(".")[0] for _, found in dotted}
+        ahead = {target for source, target in LOOK_AHEADS if source == name}
+        graph[name] = {each for each in wanted & set(names) - {name} if room_path(each) not in ahead}
+    return graph
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules each of which imports all others, by whatever way."""
+    found = networkx.strongly_connected_components(networkx.DiGraph(graph))
+    return sorted(sorted(group) for group in found if len(group) > 1)
+
+
 def modules() -> list[str]:
     return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -159,6 +270,12 @@ def test_rooms_import_only_from_earlier_rooms(path: str) -> None:
 @pytest.mark.parametrize("path", modules())
 def test_nothing_runs_code_from_files_or_strings(path: str) -> None:
     found = unsafe_uses(path, source_of(path))  # apart, so that a failure does not print the source
+    assert found == []
+
+
+@pytest.mark.parametrize("path", modules())
+def test_only_families_reach_into_modules_of_other_libraries(path: str) -> None:
+    found = foreign_attributes(path, source_of(path))  # apart, so that a failure does not print the source
     assert found == []
 
 
@@ -194,7 +311,7 @@ def test_imports_down_the_house_are_accepted(path: str, source: str) -> None:
         ("models/stages.py", "from circuitvit import Task"),
         ("models/stages.py", "from circuitvit import engine"),
         ("models/stages.py", "from .. import engine"),
-        ("models/__init__.py", "from ..engine.capture import tap"),
+        ("models/__init__.py", "from ..engine.runs import tap"),
         ("models/zoo/card.py", "from ...engine import capture"),
         ("models/stages.py", "def late():\n    from circuitvit.tasks import Task"),
         ("models/stages.py", "import importlib\nimportlib.import_module('circuitvit.tasks')"),
@@ -252,3 +369,71 @@ def test_harmless_code_is_accepted(source: str) -> None:
 )
 def test_unsafe_code_is_found(source: str) -> None:
     assert len(unsafe_uses("engine/run.py", source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("models/families/timm_vit.py", "module.patch_embed"),
+        ("groundtruth/assembler.py", "block.attn.qkv.weight"),
+        ("training/loop.py", "module.blocks"),
+        ("models/model.py", "self.module.state_dict(), module.named_parameters(), module.training"),
+        ("models/parts.py", "module.weight, self.module.bias"),
+        ("views/attention.py", "stage.pattern(reads), model.grid, model.layers"),
+        ("cli/library.py", "module.split('.')"),
+    ],
+)
+def test_modules_may_be_used_as_torchs(path: str, source: str) -> None:
+    assert foreign_attributes(path, source) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("engine/patching.py", "stage.attention.qkv"),
+        ("tasks/groups.py", "model.module.patch_embed"),
+        ("models/registry.py", "module.blocks"),
+        ("models/stages.py", "self.attention.num_heads"),
+        ("views/readout.py", "getattr(model.module, 'head_dist', None)"),
+        ("views/readout.py", "hasattr(module, 'attn_pool')"),
+        ("views/readout.py", "model.module.head"),
+        ("export/maps.py", "model.module.weight"),
+    ],
+)
+def test_reaching_into_modules_is_found(path: str, source: str) -> None:
+    assert foreign_attributes(path, source) != []
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"graph/a.py": "from circuitvit.graph import b", "graph/b.py": ""}, []),
+        (
+            {"graph/a.py": "from circuitvit.graph.b import x", "graph/b.py": "def f():\n    from . import a"},
+            [["circuitvit.graph.a", "circuitvit.graph.b"]],
+        ),
+        (
+            {
+                "graph/__init__.py": "from circuitvit.graph.a import x",
+                "graph/a.py": "from circuitvit.graph import y",
+            },
+            [["circuitvit.graph", "circuitvit.graph.a"]],
+        ),
+        (
+            {
+                "graph/a.py": "from . import b",
+                "graph/b.py": "if TYPE_CHECKING:\n    from circuitvit.graph import a",
+            },
+            [],
+        ),
+        (
+            {
+                "graph/circuit.py": "from circuitvit.export import svg",
+                "export/svg.py": "import circuitvit.graph.circuit",
+            },
+            [],
+        ),
+    ],
+)
+def test_circles_are_found(sources: dict[str, str], expected: list[list[str]]) -> None:
+    assert circles(import_graph(sources)) == expected

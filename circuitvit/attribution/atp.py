@@ -40,7 +40,6 @@ from circuitvit.engine import (
     Gradients,
     add_products,
     batch_runs,
-    by_stage,
     gradients,
     output_gradients,
     progress_bar,
@@ -74,7 +73,7 @@ def _scores(prepared: PreparedTask, how: Running, name: str, dropped: Sequence[i
     totals = np.zeros((len(models), *prepared.graph.shape))
     with progress_bar(len(prepared), name, how.progress) as bar:
         for run in batch_runs(prepared, how.batch_size):
-            if not run.sources.deltas.any():
+            if not run.sources.differs:
                 continue
             metric = objective(prepared, run.batch, run.base.logits)
             found = [gradients(model, run.base.compacts[0], metric) for model in models]
@@ -93,7 +92,7 @@ def _scores(prepared: PreparedTask, how: Running, name: str, dropped: Sequence[i
 def _first_order(run: BatchRun, found: Sequence[Gradients]) -> NDArray[np.float64]:
     """EAP scores of every edge whose receiver is not attention, by gradient."""
     graph = run.prepared.graph
-    deltas, totals = by_stage(graph, run.sources.deltas), []
+    deltas, totals = run.sources.factored_deltas, []
     for each in found:
         total = new_total(run.prepared)
         add_products(total, graph, deltas, each.by_stage(), run.batch.members)

@@ -65,8 +65,6 @@ def random(prepared: PreparedTask, how: Running, *, seed: int = 0) -> NDArray[np
     Cost: nothing is run. Blind to: everything; that is its use.
 
     Args:
-        prepared: the task.
-        how: to run.
         seed: of the draw.
 
     Raises:

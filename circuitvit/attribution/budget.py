@@ -142,8 +142,6 @@ def hybrid(prepared: PreparedTask, how: Running, *, budget: Budget | str | float
     likewise.
 
     Args:
-        prepared: the task.
-        how: to run.
         budget: what may be spent: forward-equivalents for each pair, such as 60, or a duration for the whole
             task, such as "60s". Results under a duration depend on the machine.
 
@@ -175,8 +173,6 @@ def auto(prepared: PreparedTask, how: Running, *, budget: Budget | str | float =
     Cost: what the budget says. Blind to: what the chosen method is blind to; `calibrate` measures how much.
 
     Args:
-        prepared: the task.
-        how: to run.
         budget: what may be spent: forward-equivalents for each pair, such as 60, or a duration for the whole
             task, such as "60s". Results under a duration depend on the machine.
 
@@ -246,7 +242,7 @@ def affordable(graph: Graph, doubt: NDArray[np.float64], budget: float) -> EdgeM
 @torch.no_grad()
 def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     """The sizes of the tokens' first-order effects of each edge, summed over tokens and pairs of a batch."""
-    graph, deltas, members = run.prepared.graph, run.sources.deltas, run.sources.members
+    graph, deltas, members = run.prepared.graph, run.sources.deltas(), run.sources.members
     total = np.zeros(graph.shape)
     for index, compact in enumerate(found.by_stage(), 1):
         gradient = compact.expand()

@@ -22,7 +22,7 @@ from circuitvit.attribution.exact import edge_effects
 from circuitvit.attribution.scoring import Running
 from circuitvit.engine import choose_batch_size
 from circuitvit.errors import OptionError
-from circuitvit.graph import EdgeScores, Fidelity
+from circuitvit.graph import EdgeScores, Fidelity, Graph
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 
@@ -167,13 +167,17 @@ def _layer_errors(
     errors: NDArray[np.float64],
 ) -> dict[int, float]:
     """Mean error by the receiver's layer, of the layers that any measured edge enters."""
-    graph = scores.graph
-    layers = np.array([graph.stages[stage].layer for stage in graph.receiver_stages])
-    of_edges = np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask][sample]
+    of_edges = _layers(scores.graph)[sample]
     return {
         int(layer): float(np.average(errors[sample][of_edges == layer], weights=weights[of_edges == layer]))
         for layer in np.unique(of_edges)
     }
+
+
+def _layers(graph: Graph) -> NDArray[np.intp]:
+    """The receiver's layer of every edge, in order."""
+    layers = np.array([graph.stages[stage].layer for stage in graph.receiver_stages])
+    return np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask]
 
 
 def _spread(scores: EdgeScores, by_edge: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -220,8 +224,7 @@ def draw_strata(scores: EdgeScores, open_: Int[np.ndarray, " edge"], n: int, see
         return [Stratum(open_, open_)]
     graph = scores.graph
     sizes = np.abs(scores.values[graph.edge_mask])[open_]
-    layers = np.array([graph.stages[stage].layer for stage in graph.receiver_stages])
-    layers = np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask][open_]
+    layers = _layers(graph)[open_]
     strongest = np.argsort(-sizes, kind="stable")[: int(n * CERTAIN_SHARE)]
     others = np.setdiff1d(np.arange(len(open_)), strongest)
     cells = _cells(others[np.argsort(layers[others], kind="stable")], sizes, n - len(strongest))

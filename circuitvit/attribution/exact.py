@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.scoring import Running, check_effects
-from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, progress_bar, run_from
+from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, deltas_of, progress_bar, run_from
 from circuitvit.graph import EdgeMask
 from circuitvit.models import repeated
 from circuitvit.tasks import PreparedTask
@@ -33,8 +33,6 @@ def exact(prepared: PreparedTask, how: Running, *, state: str | Path | None = No
     Blind to: nothing about single edges; how edges act together (AND and OR).
 
     Args:
-        prepared: the task.
-        how: to run.
         state: a file in which the run keeps what it has done: given again after an interruption, with the
             same model and task, it goes on where it was and gives the same scores. Deleted at the end.
 
@@ -82,7 +80,7 @@ def _visits(
     """Every receiver of every batch in turn: its place, its wanted edges `(edge, 2)`, and how to get their
     effects, summed over the batch."""
     for run in batch_runs(prepared, batch_size):
-        if not run.sources.deltas.any():  # as with equal images: no edge can have an effect
+        if not run.sources.differs:  # as with equal images: no edge can have an effect
             continue
         clean = run.metric(run.base.logits)
         for index, stage in enumerate(prepared.model.stages):
@@ -146,7 +144,7 @@ def _group_deltas(
     run: BatchRun, chunk: NDArray[np.intp], tokens: int
 ) -> Float[Tensor, "candidate batch token d_model"]:
     """Reference minus base output of each edge's sender, at those of the first tokens in the edge's group."""
-    deltas = run.sources.deltas[chunk[:, 0], :, :tokens]
+    deltas = deltas_of(run.sources, chunk[:, 0], tokens)
     if run.sources.members is None:
         return deltas
     members = run.sources.members[..., :tokens]

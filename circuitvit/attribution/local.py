@@ -30,6 +30,7 @@ from circuitvit.engine import (
     BatchRun,
     Gradients,
     batch_runs,
+    deltas_of,
     gradients,
     output_gradients,
     progress_bar,
@@ -56,7 +57,7 @@ def local(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
 def differentiated_runs(prepared: PreparedTask, batch_size: int) -> Iterator[tuple[BatchRun, Gradients]]:
     """The batches of a task in which there is something to ablate, with the gradient at every read."""
     for run in batch_runs(prepared, batch_size):
-        if run.sources.deltas.any():
+        if run.sources.differs:
             metric = objective(prepared, run.batch, run.base.logits)
             yield run, gradients(prepared.model, run.base.compacts[0], metric)
 
@@ -108,7 +109,7 @@ def candidate_streams(
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
-        deltas = run.sources.deltas[chunk[:, 0], :, :tokens]
+        deltas = deltas_of(run.sources, chunk[:, 0], tokens)
         if members is not None:
             groups = torch.from_numpy(chunk[:, 1]).to(members.device)
             inside = members[..., :tokens] == groups.reshape(-1, 1, 1)  # (candidate, batch or 1, token)

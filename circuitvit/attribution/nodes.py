@@ -109,5 +109,5 @@ def _first_order(run: BatchRun) -> NDArray[np.float64]:
 
 def _change(run: BatchRun, sender: int, group: int) -> Float[Tensor, "batch token d_model"]:
     """Reference minus base output of a sender, at the tokens of a group."""
-    delta, members = run.sources.deltas[sender], run.sources.members
+    delta, members = run.sources.deltas([sender])[0], run.sources.members
     return delta if members is None else delta * (members == group).to(delta.dtype)[..., None]

@@ -49,11 +49,9 @@ def eap_ig(
     Hanna, Pezzelle and Belinkov 2024, "Have faith in faithfulness", arXiv:2403.17806.
 
     Args:
-        prepared: the task.
-        how: to run.
         steps: points on the path.
-        rule: where they lie: "midpoint"; "gauss-legendre", the fewest steps for a smooth path; "left", the
-            left Riemann sum of older code, only to reproduce published numbers.
+        rule: where the points lie: "midpoint"; "gauss-legendre", the fewest steps for a smooth path; "left",
+            the left Riemann sum of older code, only to reproduce published numbers.
 
     Raises:
         OptionError: if `steps` is not positive, or for a metric without a gradient.
@@ -88,8 +86,6 @@ def ceap(prepared: PreparedTask, how: Running, *, steps: int = 5) -> NDArray[np.
     Sundararajan and Yan 2018, "How important is a neuron?", arXiv:1805.12233 (conductance).
 
     Args:
-        prepared: the task.
-        how: to run.
         steps: parts of the path.
 
     Raises:

@@ -1,9 +1,32 @@
 """The command line, `circuitvit COMMAND`: it parses, calls the library and prints.
 
-One file for each command; `options` holds what they share. Nothing heavy is imported before a command runs,
-so help appears at once: imports of the library's rooms stand inside functions.
+`library` reads what the library says of its arguments, `options` makes options of it, `inputs` and `output`
+are what commands share, and every other file is a command or two. Commands use the library through its lazy
+face, `import circuitvit as cv`: help loads none of it.
 """
 
-from circuitvit.cli.app import app, main
+from __future__ import annotations
 
-__all__ = ["app", "main"]
+import os
+import signal
+
+
+def main() -> None:
+    """Entry point of the program `circuitvit`: Ctrl-C ends it with one line from here on.
+
+    Until a command has something to save (`circuitvit.cli.output.interruptible`) the process ends at once: an
+    exception would surface in the middle of another library's import.
+    """
+    signal.signal(signal.SIGINT, stop_at_once)
+    from circuitvit.cli.program import app  # after the line above: importing takes time too
+
+    try:
+        app(prog_name="circuitvit")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done or told: the end is no work to interrupt
+
+
+def stop_at_once(*_: object) -> None:
+    """End the process, saying that nothing is lost."""
+    os.write(2, b"interrupted: nothing has been saved\n")
+    os._exit(130)

@@ -8,21 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from circuitvit.cli.fidelity import about_scores, check_calibration, checked
-from circuitvit.cli.folder import Folder
-from circuitvit.cli.grouped import grouped
-from circuitvit.cli.inputs import check_choice, load_model, make_task, prepare
-from circuitvit.cli.options import (
+from rich.table import Table
+from rich.text import Text
+
+import circuitvit as cv
+from circuitvit.attribution.methods import find_method
+from circuitvit.cli.discover import SCORING, about_choice, calibrated, check_scoring, resumes
+from circuitvit.cli.inputs import (
     BehaviourOptions,
-    BudgetOption,
     ImageOptions,
     ModelOptions,
-    OutOption,
     RunOptions,
-    option,
+    load_model,
+    make_task,
+    prepare,
 )
-from circuitvit.cli.screen import Clock, show, show_notes, stdout
-from circuitvit.errors import OptionError
+from circuitvit.cli.options import Given, command
+from circuitvit.cli.output import Clock, Folder, show, show_notes, stdout
 
 if TYPE_CHECKING:
     from circuitvit.graph import EdgeScores
@@ -35,40 +37,19 @@ BAR = 24
 COLOURS = {"supports": "blue", "opposes": "dark_orange"}
 
 
-@grouped
+@command("Search", method="--method NAME", out="--out -o DIR", show_edges="--show N")
 def attribute(
+    *,
     model: ModelOptions,
     images: ImageOptions,
     behaviour: BehaviourOptions,
+    method: str = "local",
+    keywords: Annotated[Given, SCORING],
+    calibrate: int | None = None,
+    resume: bool = False,
+    out: Path = Path("out"),
+    show_edges: int = 20,
     run: RunOptions,
-    method: Annotated[
-        str,
-        option(
-            "Search",
-            "--method",
-            "From the fastest to the truth: eap, relp, gim, eap-ig, ceap, atp-qk, atp-star, local, hybrid, "
-            "exact. auto takes the best that --budget buys; ifr and random are to compare with.",
-            "NAME",
-        ),
-    ] = "local",
-    steps: Annotated[int, option("Search", "--steps", "eap-ig methods: points on the path.", "N", min=1)] = 5,
-    budget: BudgetOption = None,
-    calibrate: Annotated[
-        int | None,
-        option(
-            "Search",
-            "--calibrate",
-            "Edges whose exact effects are measured to say how right the scores are; 0 for none. "
-            "[default: 200 for auto, else 0]",
-            "N",
-            min=0,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, option("Search", "--resume", "exact: go on where an interrupted run into --out ended.")
-    ] = False,
-    show_edges: Annotated[int, option("Output", "--show", "How many edges to print.", "N", min=0)] = 20,
-    out: OutOption = Path("out"),
 ) -> None:
     """Score every edge of a model: how much would the metric change if this edge alone were ablated? The
     scores are written to scores.json, and the strongest edges are printed. Choose a circuit from them later,
@@ -84,49 +65,48 @@ def attribute(
 
     Many pairs can be shared among processes or GPUs: start the same command with
     `torchrun --nproc-per-node N -m circuitvit attribute`.
-    """
-    from circuitvit.attribution import METHODS, Budget
-    from circuitvit.attribution import attribute as score
-    from circuitvit.engine import joined, launched
 
-    check_choice("method", method, METHODS)
-    check_calibration(calibrate)
-    if budget is not None and "budget" not in METHODS[method].keywords:
-        raise OptionError(f"--method {method} does not use --budget: it belongs to hybrid and auto")
-    if budget is not None:
-        Budget.parse(budget)
-    if resume and "state" not in METHODS[method].keywords:
-        raise OptionError(f"--method {method} is over too soon to be resumed: --resume belongs to exact")
+    Args:
+        method: from the fastest to the truth: eap, relp, gim, eap-ig, ceap, atp-qk, atp-star, local,
+            hybrid, exact. auto takes the best that `--budget` buys; ifr and random are to compare with.
+        calibrate: edges whose exact effects are measured to say how right the scores are; 0 for none.
+            [default: 200 for auto, else 0]
+        resume: exact: go on where an interrupted run into `--out` ended.
+        show_edges: how many edges to print; 0 for none.
+        out: folder for the results; made if missing, older ones replaced.
+    """
+    find_method(method)
+    SCORING.check(method, keywords)
+    check_scoring(method, calibrate, resume, keywords)
     measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
     task = make_task(images, behaviour, run.seed)
     clock = Clock()
-    many = launched() > 1
-    with ExitStack() as open_, Folder(out, FILES) as folder:
-        number = open_.enter_context(joined(model.device)) if many else 0
+    many = cv.engine.launched() > 1
+    with ExitStack() as open_, Folder(out, FILES, guarded=os.environ.get("RANK", "0") == "0") as folder:
+        number = open_.enter_context(cv.engine.joined(model.device)) if many else 0
         with clock.phase("model"):
             loaded = load_model(_placed(model) if many else model)
         with clock.phase("images"):
             prepared = prepare(loaded, task, run, verifiable=False)
         with clock.phase("scores"):
-            state = folder.state(resume) if "state" in METHODS[method].keywords and not many else None
-            given = {"steps": steps, "budget": budget, "seed": run.seed, "state": state}
-            own = METHODS[method].keywords
-            scores = score(
-                loaded, prepared, method, batch_size=run.batch_size, memory=run.budget, processes=many,
-                progress=run.progress and number == 0,
-                **{name: value for name, value in given.items() if name in own and value is not None},
-            )  # fmt: skip
+            more = {**run.settings(), "progress": run.progress and number == 0, **keywords}
+            if resumes(method) and not many:
+                more["state"] = folder.state(resume)
+            if "seed" in SCORING.takers[method]:
+                more["seed"] = run.seed
+            scores = cv.attribution.attribute(loaded, prepared, method, processes=many, **more)
         if number:
             return  # the first process writes and prints for all
         folder.write("scores.json", scores.save)
         with clock.phase("check"):
-            scores = checked(loaded, prepared, scores, measured, run)
+            scores = calibrated(loaded, prepared, scores, measured, run)
         folder.write("scores.json", scores.save)
     if show_edges:
         asked = f"{prepared.metric.label}: {scores.method}"
         title = f"Strongest of {len(scores):,} edges of {loaded.name} for {asked}"
         _show_edges(title, scores, show_edges)
-    show_notes("How right they are", about_scores(scores))
+    right = [] if scores.fidelity is None else [f"{scores.method}: {scores.fidelity.sentence}"]
+    show_notes("How right they are", [*about_choice(scores), *right])
     show(f"\ntime {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
 
 
@@ -137,9 +117,6 @@ def _placed(model: ModelOptions) -> ModelOptions:
 
 def _show_edges(title: str, scores: EdgeScores, k: int) -> None:
     """The `k` strongest edges with bars, and what their signs mean."""
-    from rich.table import Table
-    from rich.text import Text
-
     console = stdout()
     strongest = scores.strongest(k)
     largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from circuitvit.cli.discovery import FILES, check_search, discover_circuit
-from circuitvit.cli.folder import Folder
-from circuitvit.cli.inputs import load_model, prepare
-from circuitvit.cli.options import ModelOptions, OutOption, RunOptions, SearchOptions, option
-from circuitvit.cli.screen import Clock, Row, report_rows, show, show_notes, show_rows
+import circuitvit as cv
+from circuitvit.cli.discover import FILES, Search, checked_search, discover_circuit
+from circuitvit.cli.inputs import ModelOptions, RunOptions, load_model, one_thread, prepare
+from circuitvit.cli.options import command
+from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_notes, show_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +41,8 @@ BAND = (0.9, 1.1)
 RANDOM_BELOW = 0.3
 
 
-def demo(
-    out: OutOption = Path("out/demo"),
-    seed: Annotated[int, option("Run", "--seed", "Of the pictures and the search.", "N", min=0)] = 0,
-    quiet: Annotated[bool, option("Run", "--quiet -q", "No progress bars.")] = False,
-) -> None:
+@command("Run", quiet="--quiet -q", out="--out -o DIR")
+def demo(out: Path = Path("out/demo"), seed: int = 0, quiet: bool = False) -> None:
     """See it work: find the few connections by which a small bundled Vision Transformer tells cats from dogs,
     prove by ablation that they are enough, and draw them. It takes less than a minute and downloads nothing.
     It ends with exit code 1 if the circuit does not hold up on pictures that the search has not seen.
@@ -56,12 +52,17 @@ def demo(
     ```sh
     circuitvit demo --out out/demo
     ```
+
+    Args:
+        out: folder for the results; made if missing, older ones replaced.
+        seed: of the pictures and the search.
+        quiet: no progress bars.
     """
     run = RunOptions(seed=seed, quiet=quiet)
-    search = SearchOptions(plan=PLAN, faithfulness=ASKED, resume=True)
-    check_search(search, "noising")
+    asked = Search("find", {"plan": PLAN, "faithfulness": ASKED}, resume=True)
+    search = checked_search(asked, "noising", seed)
     clock = Clock()
-    with Folder(out, (*FILES, *PICTURES)) as folder, _one_thread():
+    with Folder(out, (*FILES, *PICTURES)) as folder, one_thread():
         with clock.phase("model"):
             model = load_model(ModelOptions(MODEL))
         with clock.phase("images"):
@@ -81,48 +82,28 @@ def demo(
         raise typer.Exit(1)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one core: a model this small only loses time by dividing its work up."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _pairs(n: int, seed: int) -> Task:
     """Drawn cats, and the same pictures with nothing but the features of a dog put in."""
-    from circuitvit.datasets.catdog import catdog_pairs
-    from circuitvit.tasks import Task, logit_diff
-
-    pairs = catdog_pairs(n, seed, TARGET, FOIL)
-    return Task(pairs.clean, pairs.corrupt, metric=logit_diff(TARGET, FOIL))
+    pairs = cv.datasets.catdog.catdog_pairs(n, seed, TARGET, FOIL)
+    return cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit_diff(TARGET, FOIL))
 
 
 def _save_pictures(folder: Folder, seed: int) -> None:
     """The first pair, enlarged, as the model sees it."""
-    from circuitvit.datasets.catdog import catdog_pairs
-    from circuitvit.graph.files import write_bytes
-
-    for name, picture in zip(PICTURES, catdog_pairs(1, seed, TARGET, FOIL, preprocessed=False), strict=True):
-        content = _png(picture[0])
-        folder.write(name, partial(write_bytes, content=content))
+    pictures = cv.datasets.catdog.catdog_pairs(1, seed, TARGET, FOIL, preprocessed=False)
+    for name, picture in zip(PICTURES, pictures, strict=True):
+        folder.write(name, partial(_save_png, picture[0]))
 
 
-def _png(picture: Tensor) -> bytes:
-    """A picture `(channel, height, width)` in [0, 1] as the bytes of an enlarged PNG file."""
-    from PIL import Image
+def _save_png(picture: Tensor, path: Path) -> None:
+    """Write a picture `(channel, height, width)` in [0, 1] as an enlarged PNG file."""
+    from PIL import Image  # not before there is a picture: help needs none
 
-    pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels)
+    image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
     size = (ENLARGED * image.width, ENLARGED * image.height)
     file = io.BytesIO()
     image.resize(size, Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
+    cv.graph.files.write_bytes(path, file.getvalue())
 
 
 def _failures(report: Report) -> Iterator[str]:

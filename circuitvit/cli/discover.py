@@ -1,34 +1,123 @@
-"""`circuitvit discover`: from images and a model to a verified circuit diagram."""
+"""`circuitvit discover`: from images and a model to a verified circuit diagram; written at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from circuitvit.cli.discovery import FILES, check_search, discover_circuit
-from circuitvit.cli.folder import Folder
-from circuitvit.cli.grouped import grouped
-from circuitvit.cli.inputs import load_model, make_held_out, make_task, prepare_both
-from circuitvit.cli.options import (
+import circuitvit as cv
+from circuitvit.attribution.methods import find_method
+from circuitvit.cli.inputs import (
     BehaviourOptions,
     ImageOptions,
     ModelOptions,
-    OutOption,
     RunOptions,
-    SearchOptions,
     VerificationOptions,
+    batch_size,
+    load_model,
+    make_held_out,
+    make_task,
+    parse_plan,
+    prepare_both,
 )
-from circuitvit.cli.screen import Clock, Row, report_rows, show, show_notes, show_rows
+from circuitvit.cli.library import Argument, arguments, scoring_methods
+from circuitvit.cli.options import Given, Keywords, command, group
+from circuitvit.cli.output import Clock, Folder, Row, remark, report_rows, show, show_notes, show_rows
+from circuitvit.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from circuitvit.graph import Circuit, EdgeScores
+    from circuitvit.models import Model
+    from circuitvit.tasks import PreparedTask, Task
+    from circuitvit.verification import Report
+
+FILES = ("circuit.json", "scores.json", "report.json", "report.md", "circuit.svg", "circuit.dot")
+
+TAU = 0.02
+CALIBRATED = 60
+DRAWN_EDGES = 300
+"""How many edges a diagram shows at most, the strongest; more than this cannot be followed by eye."""
 
 
-@grouped
+def _some(place: str, *names: str, **defaults: object) -> dict[str, Argument]:
+    """Some arguments of a function; `defaults` are those of the command line where the library has none."""
+    known = arguments(place)
+    return {name: known[name]._replace(default=defaults.get(name, known[name].default)) for name in names}
+
+
+SEARCHES: Mapping[str, Mapping[str, Argument]] = {
+    "find": _some("pruning.find", "faithfulness", "within", "start", "plan"),
+    "acdc": _some("pruning.acdc", "tau", "divergence", tau=TAU),
+}
+"""What `--method` can be besides a scoring method, and the keywords that are its own."""
+
+FLAGS = {
+    "faithfulness": "--faithfulness SHARE",
+    "within": "--within TIME",
+    "plan": "--plan N,N,N",
+    "budget": "--budget COST",
+}
+SCORING = Keywords("Search", scoring_methods(), FLAGS)
+KEYWORDS = Keywords("Search", {**SEARCHES, **scoring_methods()}, FLAGS)
+
+
+@group("Search", "graph.EdgeScores.top", edges="--edges K", threshold="--threshold SCORE",
+       connected="--connected/--top")  # fmt: skip
+@dataclass(frozen=True)
+class Selection:
+    """How scores choose a circuit; None means not given.
+
+    Attributes:
+        edges: scoring methods: how many edges to take.
+        threshold: or: all edges that score at least this, in units of the metric.
+        by: "magnitude", or "signed": the edges that support the behaviour most, never those against it.
+            [default: magnitude]
+        connected: with `--edges`: grow whole paths from input to logits, or take the best edges wherever they
+            are and drop those on no path. [default: connected]
+        calibrate: scoring methods: edges whose exact effects are measured to say how right the scores are; 0
+            for none. [default: 60]
+    """
+
+    edges: int | None = None
+    threshold: float | None = None
+    by: str | None = None
+    connected: bool | None = None
+    calibrate: int | None = None
+
+
+class Search(NamedTuple):
+    """A search as it was asked for: the method, its own keywords, and how scores choose a circuit."""
+
+    method: str
+    keywords: Mapping[str, Any]
+    selection: Selection = Selection()
+    resume: bool = False
+
+
+class Outcome(NamedTuple):
+    """What a discovery gives: the circuit, its verification, and in sentences how it was found."""
+
+    circuit: Circuit
+    report: Report
+    summary: str
+
+
+@command("Search", method="--method NAME", out="--out -o DIR")
 def discover(
+    *,
     model: ModelOptions,
     images: ImageOptions,
     behaviour: BehaviourOptions,
-    search: SearchOptions,
+    method: str = "find",
+    keywords: Annotated[Given, KEYWORDS],
+    selection: Selection,
+    resume: bool = False,
     verification: VerificationOptions,
+    out: Path = Path("out"),
     run: RunOptions,
-    out: OutOption = Path("out"),
 ) -> None:
     """Find the circuit behind a behaviour: the few edges of a model's graph that are enough for it. Give
     images that show the behaviour (clean) and images that do not (corrupt). The circuit is found on these
@@ -44,8 +133,14 @@ def discover(
     circuitvit discover --model vit_base_patch16_224 --pretrained \\
         --pairs pairs.csv --held-out-pairs more.csv --method eap-ig --edges 200
     ```
+
+    Args:
+        method: `find` searches for a small faithful circuit; `acdc` removes edge after edge; all methods of
+            `circuitvit attribute` score all edges, of which the best are taken.
+        resume: find, acdc, exact: go on where an interrupted run into `--out` ended.
+        out: folder for the results; made if missing, older ones replaced.
     """
-    check_search(search, behaviour.direction)
+    search = checked_search(Search(method, keywords, selection, resume), behaviour.direction, run.seed)
     task = make_task(images, behaviour, run.seed)
     held_out = make_held_out(verification, behaviour, run.seed)
     clock = Clock()
@@ -60,3 +155,185 @@ def discover(
     show_notes("How it was found", outcome.summary.splitlines())
     show_notes("Caveats", outcome.report.warnings)
     show(f"\nwrote {folder.path}: {', '.join(folder.saved)}")
+
+
+def discover_circuit(
+    model: Model,
+    prepared: PreparedTask,
+    held_out: PreparedTask | Task | None,
+    search: Search,
+    run: RunOptions,
+    n_random: int,
+    folder: Folder,
+    clock: Clock,
+) -> Outcome:
+    """Find a circuit, verify it, and write all of `FILES`.
+
+    Args:
+        model: to look into.
+        prepared: the task, prepared and checked.
+        held_out: the task of other pairs to verify on, or None.
+        search: how to search, from `checked_search`.
+        run: how to run.
+        n_random: how many random circuits to compare with.
+        folder: to write to, entered.
+        clock: to time the phases by.
+
+    Raises:
+        CircuitViTError: as the library's functions; what was found by then has been written.
+    """
+    edges = search.selection.edges
+    if edges is not None and edges > prepared.graph.n_edges:
+        raise OptionError(f"--edges {edges}: the model has {prepared.graph.n_edges:,} edges")
+    with clock.phase("search"):
+        circuit, scores, summary = _found(model, prepared, search, run, folder)
+        folder.write("circuit.json", circuit.save)
+    if scores is None:
+        with clock.phase("scores"):
+            circuit, scores = _scored(model, prepared, circuit, run)
+            folder.write("circuit.json", circuit.save)
+    with clock.phase("files"):
+        folder.write("scores.json", scores.save)
+        for name in ("circuit.svg", "circuit.dot"):
+            folder.write(name, partial(circuit.draw, max_edges=min(DRAWN_EDGES, max(1, len(circuit)))))
+    with clock.phase("verification"):
+        report = cv.verification.verify(
+            model, prepared, circuit, held_out=held_out, n_random=n_random, seed=run.seed, **run.settings()
+        )
+    with clock.phase("files"):
+        for name in ("report.json", "report.md"):
+            folder.write(name, report.save)
+    return Outcome(circuit, report, summary)
+
+
+# -- options that must make sense together -------------------------------------------------------
+
+
+def checked_search(search: Search, direction: str, seed: int) -> Search:
+    """A search whose options make sense together, with values as the library takes them.
+
+    Raises:
+        NameNotFoundError: for an unknown method, with the nearest.
+        OptionError: for options that the method does not take, and values out of range.
+    """
+    method, given, chosen = search.method, dict(search.keywords), search.selection
+    if method not in SEARCHES:
+        find_method(method, SEARCHES)
+    KEYWORDS.check(method, given)
+    check_scoring(method, chosen.calibrate, search.resume, given)
+    if method in SEARCHES:
+        for name, value in asdict(chosen).items():
+            if value is not None:
+                raise OptionError(
+                    f"--method {method} does not use --{name}: it belongs to scoring methods such as "
+                    "--method eap"
+                )
+        if direction == "denoising":
+            raise OptionError(
+                f"--method {method} searches by ablation in the clean run: leave out --direction "
+                "denoising, or choose a scoring method such as eap"
+            )
+    elif (chosen.edges is None) == (chosen.threshold is None):
+        raise OptionError(
+            f"--method {method} scores all edges: say how many to take with --edges K, "
+            "or from which score on with --threshold SCORE"
+        )
+    if chosen.threshold is not None and chosen.connected is not None:
+        raise OptionError("--threshold takes every edge past it: --connected and --top go with --edges")
+    for name, value in (("threshold", chosen.threshold), ("tau", given.get("tau"))):
+        if value is not None and not 0 < value < float("inf"):
+            raise OptionError(f"--{name} must be a positive number, not {value:g}")
+    if "within" in given:
+        cv.attribution.budget.seconds(given["within"])
+    if not 0 < given.get("faithfulness", 0.5) < 1:
+        raise OptionError(f"--faithfulness must lie between 0 and 1, not {given['faithfulness']:g}")
+    if "plan" in given:
+        if "within" in given:
+            raise OptionError("--plan repeats a search, however long it takes: leave out --within")
+        if "start" in given:
+            raise OptionError(
+                "--plan says how a search starts, with 0 steps from the whole: leave out --start"
+            )
+        given["plan"] = cv.Plan(*parse_plan(given["plan"]), seed=seed)
+    return search._replace(keywords=given)
+
+
+def check_scoring(method: str, calibrate: int | None, resume: bool, given: Mapping[str, Any]) -> None:
+    """Refuse what no scoring method can do, before anything runs.
+
+    Raises:
+        OptionError: for too few edges to measure, a budget that is none, a method that is not resumed.
+    """
+    least = cv.attribution.calibration.LEAST
+    if calibrate is not None and 0 < calibrate < least:
+        raise OptionError(f"--calibrate takes at least {least} edges, or 0 for none, not {calibrate}")
+    if "budget" in given:
+        cv.attribution.Budget.parse(given["budget"])
+    if resume and not resumes(method):
+        raise OptionError(
+            f"--method {method} is over too soon to be resumed: --resume belongs to find, acdc and exact"
+        )
+
+
+def resumes(method: str) -> bool:
+    """Whether an interrupted run of a search or scoring method can be gone on with."""
+    return method in SEARCHES or "state" in scoring_methods()[method]
+
+
+# -- the searches --------------------------------------------------------------------------------
+
+
+def _found(
+    model: Model, task: PreparedTask, search: Search, run: RunOptions, folder: Folder
+) -> tuple[Circuit, EdgeScores | None, str]:
+    """A circuit, the scores that it was selected by (None after a search), and how it was found."""
+    more: dict[str, Any] = {**run.settings(), **search.keywords}
+    if resumes(search.method):
+        more["state"] = folder.state(search.resume)
+    if search.method == "find":
+        size = {} if run.batch_size else {"batch_size": arguments("pruning.find")["batch_size"].default}
+        finding = cv.pruning.find(model, task, seed=run.seed, **{**more, **size})
+        return finding.circuit, None, finding.summary
+    if search.method == "acdc":
+        return cv.pruning.acdc(model, task, **{"tau": TAU, **more}), None, ""
+    if "seed" in scoring_methods()[search.method]:
+        more["seed"] = run.seed
+    scores = cv.attribution.attribute(model, task, search.method, **more)
+    wanted = search.selection
+    scores = calibrated(
+        model, task, scores, CALIBRATED if wanted.calibrate is None else wanted.calibrate, run
+    )
+    by: Any = wanted.by or "magnitude"
+    if wanted.threshold is not None:
+        circuit = scores.threshold(wanted.threshold, by)
+    else:
+        circuit = (scores.top if wanted.connected is False else scores.connected)(wanted.edges or 0, by)
+    return circuit, scores, "\n".join(about_choice(scores))
+
+
+def calibrated(model: Model, task: PreparedTask, scores: EdgeScores, n: int, run: RunOptions) -> EdgeScores:
+    """The scores with their fidelity, from the exact effects of `n` edges; as they are where `n` is 0."""
+    return cv.calibrate(model, task, scores, n, seed=run.seed, **run.settings()) if n else scores
+
+
+def about_choice(scores: EdgeScores) -> list[str]:
+    """Which method was taken and why, where that was left open."""
+    chosen = scores.provenance.parameters.get("chosen")
+    return [] if chosen is None else [f"Scored by {chosen}."]
+
+
+def _scored(
+    model: Model, prepared: PreparedTask, circuit: Circuit, run: RunOptions
+) -> tuple[Circuit, EdgeScores]:
+    """The circuit of a search with the exact effects of its own edges, and scores of all edges beside it."""
+    name = "exact (circuit edges only)"
+    how = cv.attribution.scoring.Running(batch_size(prepared, run), run.progress)
+    values = cv.attribution.exact.edge_effects(prepared, circuit.kept, how) / len(prepared)
+    origin = cv.attribution.provenance_of(prepared, name)
+    exact = cv.EdgeScores(prepared.graph, values, name, prepared.direction, origin)
+    try:
+        scores = cv.attribution.attribute(model, prepared, "eap", **run.settings())
+    except (OptionError, DataError) as error:  # a metric without a gradient, or a flat one
+        remark(f"scores.json holds the effects of the circuit's own edges only: {error}")
+        scores = exact
+    return circuit.with_scores(exact), scores

@@ -1,20 +1,22 @@
-"""From options to what the library works on: a model, a task, and the checks that come before long work."""
+"""What commands work on, from options: a model, a task, and the checks that come before long work.
+
+Values stay as they were written until here, so that every complaint reads alike and comes from one place. The
+library is used through its face (`cv.tasks`, `cv.engine`), which loads a room when it is first needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitvit.cli.options import (
-    BehaviourOptions,
-    HeldOutOptions,
-    ImageOptions,
-    ModelOptions,
-    RunOptions,
-)
-from circuitvit.cli.values import parse_architecture
+import circuitvit as cv
+from circuitvit.cli.options import group
 from circuitvit.errors import FileError, OptionError, unknown_name
 
 if TYPE_CHECKING:
@@ -22,6 +24,136 @@ if TYPE_CHECKING:
     from circuitvit.tasks import Ablation, Metric, PreparedTask, Task
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@group("Model", "models.load", model="--model -m NAME", checkpoint="--checkpoint FILE",
+       arch="--arch KEY=VALUE", classes="--classes FILE", device="--device DEVICE",
+       dtype="--dtype DTYPE")  # fmt: skip
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and where it runs.
+
+    Attributes:
+        model: a bundled model (catdog-tiny), a Vision Transformer of timm (vit_tiny_patch16_224), or a file
+            written by `circuitvit train`. `circuitvit models` lists them.
+        arch: what the weights need timm to build, such as num_classes=37 or img_size=384. Can be repeated.
+        classes: a file with the names of the classes, one on each line, in the model's order.
+        device: where the model runs, such as cpu, cuda or cuda:1.
+        dtype: of the weights: float32, float64, bfloat16 or float16.
+    """
+
+    model: str
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    arch: list[str] | None = None
+    classes: Path | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+
+
+@group("Images", pairs="--pairs CSV")
+@dataclass(frozen=True)
+class ImageOptions:
+    """Which image pairs.
+
+    Attributes:
+        clean: images that show the behaviour: a file, or a folder.
+        corrupt: their counterfactuals, which do not: a file, or a folder with the same file names.
+        pairs: instead of both: a table whose first line is clean,corrupt or clean,corrupt,target,foil.
+    """
+
+    clean: Path | None = None
+    corrupt: Path | None = None
+    pairs: Path | None = None
+
+
+@group("Behaviour", "tasks.Task", metric="--metric NAME", target="--target CLASS", foil="--foil CLASS",
+       ablation="--ablation NAME", groups="--groups kind")  # fmt: skip
+@dataclass(frozen=True)
+class BehaviourOptions:
+    """What is measured, and what ablation means.
+
+    Attributes:
+        metric: how the behaviour is measured: logit_diff, logit, log_probability, probability, kl_divergence,
+            cross_entropy or accuracy.
+        target: class that the behaviour speaks for: a name, a WordNet id or an index. Repeated, it is a set
+            of classes. By default what the model sees in each clean image.
+        foil: class that it is compared with. By default what the model sees in each corrupt image.
+        ablation: what replaces an ablated edge: patch (the corrupt image's), mean, mean-tokens, zero, noise
+            or resample.
+        direction: `noising` ablates edges of the clean run, `denoising` restores edges of the corrupt run.
+        groups: tell edges apart by the tokens they act on, such as class token and patches.
+    """
+
+    metric: str = "logit_diff"
+    target: list[str] | None = None
+    foil: list[str] | None = None
+    ablation: str = "patch"
+    direction: str = "noising"
+    groups: str | None = None
+
+
+@group("Verification", held_out="--held-out SHARE", held_out_pairs="--held-out-pairs CSV")
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """Other pairs, on which circuits are judged.
+
+    Attributes:
+        held_out_clean: other images with the behaviour, on which the circuit is judged.
+        held_out_corrupt: their counterfactuals.
+        held_out_pairs: instead of both: a table.
+        held_out: instead: hold out this share of the pairs, drawn by `--seed` so that no image is on both
+            sides.
+    """
+
+    held_out_clean: Path | None = None
+    held_out_corrupt: Path | None = None
+    held_out_pairs: Path | None = None
+    held_out: float | None = None
+
+
+@group("Verification")
+@dataclass(frozen=True)
+class VerificationOptions(HeldOutOptions):
+    """On what, and against how many random circuits, a circuit is tested.
+
+    Attributes:
+        random: how many random circuits of the same shape to compare with; 0 for none.
+    """
+
+    random: int = 20
+
+
+@group("Run", memory="--memory SIZE", quiet="--quiet -q")
+@dataclass(frozen=True)
+class RunOptions:
+    """How the work is done; none of it but the seed changes a result.
+
+    Attributes:
+        seed: of everything random: the same seed, the same result.
+        batch_size: pairs at once; by default what `--memory` allows, and 16 for find.
+        memory: what a batch may take, such as 2GB.
+        quiet: no progress bars.
+    """
+
+    seed: int = 0
+    batch_size: int | None = None
+    memory: str | None = None
+    quiet: bool = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show progress bars."""
+        return not self.quiet
+
+    @property
+    def budget(self) -> int | None:
+        """The memory budget in bytes, or None for the library's own."""
+        return None if self.memory is None else parse_size(self.memory, "--memory")
+
+    def settings(self) -> dict[str, Any]:
+        """The keywords that most functions of the library share, but for the seed."""
+        return {"batch_size": self.batch_size, "memory": self.budget, "progress": self.progress}
 
 
 def check_choice(kind: str, name: str, known: Sequence[str] | Mapping[str, object]) -> None:
@@ -47,16 +179,12 @@ def load_model(options: ModelOptions) -> Model:
     if options.dtype is not None:
         check_choice("dtype", options.dtype, DTYPES)
     classes = None if options.classes is None else _lines(options.classes)
-    import torch
-
-    from circuitvit.models import load
-
-    return load(
+    return cv.load(
         options.model,
         checkpoint=options.checkpoint,
         pretrained=options.pretrained,
         device=options.device,
-        dtype=None if options.dtype is None else getattr(torch, options.dtype),
+        dtype=None if options.dtype is None else getattr(_torch(), options.dtype),
         classes=classes,
         **architecture,
     )
@@ -70,6 +198,23 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise FileError(f"cannot read the class names {path}: it is not text in UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _torch() -> Any:
+    """torch, which only comes with the first piece of work."""
+    return import_module("torch")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one core: a model as small as the bundled ones only loses time by dividing its work up."""
+    torch = _torch()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # -- the task ------------------------------------------------------------------------------------
@@ -106,8 +251,6 @@ def _task(images: ImageOptions, behaviour: BehaviourOptions, seed: int, prefix: 
         raise OptionError(f"give either {prefix}pairs or {prefix}clean and {prefix}corrupt, not both")
     if images.pairs is None and images.clean is None:
         raise OptionError(f"no images: give {prefix}clean and {prefix}corrupt, or {prefix}pairs with a table")
-    from circuitvit.tasks import Task
-
     metric = _metric(behaviour)
     parts: dict[str, Any] = {
         "ablation": _ablation(behaviour.ablation, seed),
@@ -116,23 +259,21 @@ def _task(images: ImageOptions, behaviour: BehaviourOptions, seed: int, prefix: 
     }
     if images.pairs is not None:
         _refuse_named_twice(images.pairs, behaviour)
-        return Task.from_csv(images.pairs, metric, **parts)
+        return cv.Task.from_csv(images.pairs, metric, **parts)
     assert images.clean is not None
     if images.corrupt is None and (behaviour.ablation == "patch" or behaviour.direction == "denoising"):
         raise OptionError(
             f"no counterfactuals: give {prefix}corrupt, or another --ablation such as mean (noising only)"
         )
-    return Task(images.clean, images.corrupt, metric, **parts)
+    return cv.Task(images.clean, images.corrupt, metric, **parts)
 
 
 def _metric(behaviour: BehaviourOptions) -> Metric:
-    from circuitvit.tasks.metrics import as_metric
-
     target, foil = behaviour.target or None, behaviour.foil or None
     shared = {name.casefold() for name in target or ()} & {name.casefold() for name in foil or ()}
     if shared:
         raise OptionError(f"--target and --foil are both {min(shared)!r}: they must be different classes")
-    metric = as_metric(behaviour.metric, target, foil)
+    metric = cv.tasks.metrics.as_metric(behaviour.metric, target, foil)
     for option, given, used in (("target", target, metric.uses_target), ("foil", foil, metric.uses_foil)):
         if given and not used:
             raise OptionError(f"the metric {metric.name} has no {option}: leave out --{option}")
@@ -140,17 +281,12 @@ def _metric(behaviour: BehaviourOptions) -> Metric:
 
 
 def _ablation(name: str, seed: int) -> Ablation:
-    from circuitvit.tasks import Noise, Resample
-    from circuitvit.tasks.ablations import as_ablation
-
-    ablation = as_ablation(name)
-    return replace(ablation, seed=seed) if isinstance(ablation, (Noise, Resample)) else ablation
+    ablation = cv.tasks.ablations.as_ablation(name)
+    return replace(ablation, seed=seed) if isinstance(ablation, (cv.Noise, cv.Resample)) else ablation
 
 
 def _refuse_named_twice(table: Path, behaviour: BehaviourOptions) -> None:
-    from circuitvit.tasks.pairs import read_pairs
-
-    first = read_pairs(table)[0]
+    first = cv.tasks.pairs.read_pairs(table)[0]
     for option, given, column in (
         ("target", behaviour.target, first.target),
         ("foil", behaviour.foil, first.foil),
@@ -175,13 +311,10 @@ def prepare(model: Model, task: Task | PreparedTask, run: RunOptions, *, verifia
     Raises:
         CircuitViTError: as `Task.prepare`; or if the metric is the same with and without the behaviour.
     """
-    from circuitvit.engine import Evaluator, check_effect
-    from circuitvit.tasks import prepare as prepare_for
-
-    prepared = prepare_for(model, task)
-    ends = Evaluator(prepared, batch_size=batch_size(prepared, run))
+    prepared = cv.tasks.prepare(model, task)
+    ends = cv.engine.Evaluator(prepared, batch_size=batch_size(prepared, run))
     names, level = prepared.clean.names, 0.95 if verifiable else 0.0
-    check_effect(ends.whole, ends.nothing, label=prepared.metric.label, names=names, level=level)
+    cv.engine.check_effect(ends.whole, ends.nothing, label=prepared.metric.label, names=names, level=level)
     return prepared
 
 
@@ -193,17 +326,115 @@ def prepare_both(
     Raises:
         CircuitViTError: as `prepare`, and if the pairs cannot be divided.
     """
-    from circuitvit.tasks import split
-
     if held_out is None:
         return prepare(model, task, run, verifiable=True), None
-    sides = split(model, task, held_out, seed=run.seed) if isinstance(held_out, float) else (task, held_out)
+    sides = (
+        cv.split(model, task, held_out, seed=run.seed) if isinstance(held_out, float) else (task, held_out)
+    )
     first, second = (prepare(model, side, run, verifiable=True) for side in sides)
     return first, second
 
 
 def batch_size(prepared: PreparedTask, run: RunOptions) -> int:
     """How many pairs to run at once."""
-    from circuitvit.engine import choose_batch_size
+    return run.batch_size or cv.engine.choose_batch_size(prepared, run.budget)
 
-    return run.batch_size or choose_batch_size(prepared, run.budget)
+
+# -- values with a unit or a name -----------------------------------------------------------------
+
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+_BYTES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_WORDS = {"True": True, "False": False, "None": None}
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes from "2GB" (10^9), "512MiB" (2^20) or "1000B".
+
+    Raises:
+        OptionError: if it is no positive size with a unit.
+
+    Example:
+        >>> parse_size("2GB", "--memory"), parse_size("1.5 KiB", "--memory")
+        (2000000000, 1536)
+    """
+    match = _AMOUNT.fullmatch(text)
+    unit = _BYTES.get(match[2].lower()) if match else None
+    size = round(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise OptionError(f"{option} takes a size such as 500MB, 2GB or 1GiB, not {text!r}")
+    return size
+
+
+def parse_architecture(settings: Sequence[str]) -> dict[str, Any]:
+    """What timm is to build, from settings such as "num_classes=37" or "global_pool=avg".
+
+    Values are read as JSON or as Python's True, False and None, and are taken as text where they are neither.
+
+    Raises:
+        OptionError: if a setting is not KEY=VALUE, names something twice, or something with its own option.
+
+    Example:
+        >>> parse_architecture(["num_classes=37", "global_pool=avg", "qkv_bias=False"])
+        {'num_classes': 37, 'global_pool': 'avg', 'qkv_bias': False}
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, sign, text = (part.strip() for part in setting.partition("="))
+        if not (sign and key.isidentifier() and text):
+            raise OptionError(f"--arch takes KEY=VALUE, such as num_classes=37, not {setting!r}")
+        if key in ("name", "model", "checkpoint", "pretrained", "device", "dtype", "classes"):
+            raise OptionError(f"--arch {setting}: use the option --{'model' if key == 'name' else key}")
+        if key in found:
+            raise OptionError(f"--arch gives {key} twice: {found[key]!r} and {text!r}")
+        found[key] = _value(text)
+    return found
+
+
+def parse_plan(text: str) -> tuple[int, int, int]:
+    """Steps, trimming runs and batch size of a search, from "240,400,16".
+
+    Raises:
+        OptionError: if it is not three whole numbers above 0; steps may be 0.
+
+    Example:
+        >>> parse_plan("240,400,16")
+        (240, 400, 16)
+    """
+    match = re.fullmatch(r"\s*(0|[1-9]\d*)\s*,\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*", text)
+    if match is None:
+        raise OptionError(f"--plan takes steps,trim_runs,batch_size, such as 240,400,16, not {text!r}")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def parse_shares(text: str, option: str) -> tuple[float, ...]:
+    """Shares of all edges from "0.01,0.05,1" or "1%,5%,100%".
+
+    Raises:
+        OptionError: if one of them is no number above 0 and up to 1.
+
+    Example:
+        >>> parse_shares("0.01,5%,1", "--sizes")
+        (0.01, 0.05, 1.0)
+    """
+    shares = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", part)
+        share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+        if not 0 < share <= 1:
+            raise OptionError(
+                f"{option} takes shares of all edges such as 0.01,0.05,1 or 1%,5%, not {text!r}"
+            )
+        shares.append(share)
+    return tuple(shares)
+
+
+def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,358 +1,281 @@
-"""The options that commands share, in groups; a command takes a group as one argument (see `grouped`).
+"""How the parameters of a command become options, with texts, panels, flags and metavars.
 
-Values stay as they were written: `inputs` and the commands make of them what the library takes, so that
-every complaint reads alike and comes from one place.
+`command` makes of a function what typer takes: each parameter is an option; one that is a dataclass (see
+`group`) stands for its fields, and one of `Keywords` for whatever some functions of the library take. Texts
+come from the docstring of the command or the dataclass; what these do not speak of, from the places in the
+library that they name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from circuitvit.cli.library import Argument, arguments, described
+from circuitvit.errors import OptionError, unknown_name
 
-def option(panel: str, names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """An option of a panel of the help page; `names` is such as "--model -m"."""
-    return typer.Option(*names.split(), help=help, metavar=metavar, rich_help_panel=panel, **more)
+MANY = 6
+"""More functions than this are called scoring methods: no others are so many."""
+
+ELSEWHERE = ("state", "seed", "batch_size", "memory", "progress", "processes")
+"""Keywords that commands give by themselves, from `--resume`, `--out` and the panel Run."""
 
 
-OutOption = Annotated[
-    Path,
-    option("Output", "--out -o", "Folder for the results; made if missing, older ones replaced.", "DIR"),
-]
-
-BudgetOption = Annotated[
-    str | None,
-    option(
-        "Search",
-        "--budget",
-        "hybrid and auto: what scores may cost, as 60s for all pairs or 60 forward-equivalents for each.",
-        "COST",
-    ),
-]
+class Given(dict[str, Any]):
+    """The keywords that were given on the command line, by name; those that were not are not in it."""
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and where it runs."""
+class Keywords:
+    """A parameter that holds keywords of several functions: each becomes an option that says whose it is.
 
-    model: Annotated[
-        str,
-        option(
-            "Model",
-            "--model -m",
-            "A bundled model (catdog-tiny), a Vision Transformer of timm (vit_tiny_patch16_224), or a file "
-            "written by `circuitvit train`. `circuitvit models` lists them.",
-            "NAME",
-        ),
+    Attributes:
+        panel: of the help page.
+        takers: what each function is called on the command line, and its keywords; "" if there is but one.
+        flags: as for `command`.
+    """
+
+    panel: str
+    takers: Mapping[str, Mapping[str, Argument]]
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    def who(self, name: str) -> list[str]:
+        """The functions that take a keyword."""
+        return [each for each, taken in self.takers.items() if name in taken]
+
+    def argument(self, name: str) -> Argument:
+        """A keyword, its text led by who takes it and ended by their default."""
+        who = self.who(name)
+        own = self.takers[who[0]][name]
+        if who == [""]:
+            return own._replace(default=None)
+        defaults = {each: self.takers[each][name].default for each in who}
+        known = {each: value for each, value in defaults.items() if value is not None}
+        alike = len(set(defaults.values())) == 1
+        told = [f"{value}{'' if alike else f' for {each}'}" for each, value in known.items()]
+        default = f" [default: {', '.join(dict.fromkeys(told))}]" if told else ""
+        whose = "scoring methods" if len(who) > MANY else ", ".join(who)
+        others = "|".join(self.takers[who[0]])
+        text = re.sub(rf"`({others})`", lambda match: f"`{_flag(match[1])}`", own.text.rstrip("."))
+        return own._replace(text=f"{whose}: {text}.{default}", default=None)
+
+    def names(self) -> list[str]:
+        """All keywords that become options, in order of appearance."""
+        every = dict.fromkeys(name for taken in self.takers.values() for name in taken)
+        return [name for name in every if name not in ELSEWHERE]
+
+    def check(self, method: str, given: Iterable[str]) -> None:
+        """Refuse keywords that a function does not take.
+
+        Raises:
+            OptionError: naming those that do.
+        """
+        for name in given:
+            if method not in (who := self.who(name)):
+                users = f"{', '.join(who[:-1])} and {who[-1]}" if len(who) > 1 else who[0]
+                flag = self.flags.get(name, _flag(name)).split()[0]
+                raise OptionError(f"--method {method} does not use {flag}: it belongs to --method {users}")
+
+
+class _Source(NamedTuple):
+    """Where the options of a command, or of a dataclass, get panel, texts, flags and metavars from."""
+
+    panel: str
+    texts: Mapping[str, str]
+    places: tuple[str, ...]
+    flags: Mapping[str, str]
+
+
+class _Option(NamedTuple):
+    """An option to be: a parameter or field, what the library says of it, and where the rest is from."""
+
+    name: str
+    hint: Any
+    default: Any
+    library: Argument | None
+    source: _Source
+
+    @property
+    def written(self) -> list[str]:
+        """Its flags, and what its value is called if that is not told by the type."""
+        flag = _flag(self.name)
+        if _plain(self.hint) is bool and self.default is not False:
+            flag += f"/--no-{flag.removeprefix('--')}"
+        return self.source.flags.get(self.name, flag).split()
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that is none of the choices, or a number below 1, or 0 where that means something.
+
+        Raises:
+            NameNotFoundError: naming the nearest choice.
+            OptionError: naming the option.
+        """
+        if self.library and self.library.choices and value not in (None, *self.library.choices):
+            raise unknown_name(self.library.kind, value, self.library.choices)
+        least = 0 if self.name in FROM_0 else 1
+        if _plain(self.hint) is int and value is not None and value < least and self.default != -1:
+            raise OptionError(f"{self.written[0]} is at least {least}, not {value}")
+
+
+Class = TypeVar("Class", bound=type[Any])
+_GROUPS: dict[type[Any], _Source] = {}
+
+LONGEST = 12
+"""Characters of choices that may stand for an option's value: more leave too little room for the text."""
+
+FROM_0 = ("seed", "image", "calibrate", "random", "show_edges")
+"""Whole numbers that may be 0; all others count something that there must be."""
+
+OUTPUT = ("out", "title", "show_edges", "no_picture", "max_edges")
+"""Parameters that say what is written and where, whose panel is always "Output"."""
+
+
+def group(panel: str, *places: str, **flags: str) -> Callable[[Class], Class]:
+    """Make a dataclass a group of options, which a command takes as one argument; it inherits from groups.
+
+    Args:
+        panel: of the help page.
+        places: in the library that say what its own docstring does not (see `library.arguments`).
+        flags: as for `command`.
+    """
+
+    def mark(kind: Class) -> Class:
+        source = _Source(panel, described(kind.__doc__ or "")[1], places, flags)
+        for base in kind.__mro__[1:]:
+            if base in _GROUPS:
+                _, texts, more, old = _GROUPS[base]
+                source = _Source(panel, {**texts, **source.texts}, (*places, *more), {**old, **flags})
+        _GROUPS[kind] = source
+        return kind
+
+    return mark
+
+
+def command(
+    panel: str, *places: str, texts: Mapping[str, str] | None = None, **flags: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make of a function what typer makes a command of.
+
+    Args:
+        panel: of the help page, for the function's own parameters.
+        places: in the library that say what its docstring does not.
+        texts: of parameters that several commands share.
+        flags: such as `model="--model -m NAME"`: the flags of a parameter, and what its value is called.
+
+    Example:
+        >>> @group("Size")
+        ... @dataclass
+        ... class Size:
+        ...     width: int
+        ...     height: int = 1
+        >>> def show(size: Size, title: str) -> None: ...
+        >>> list(inspect.signature(command("Show")(show)).parameters)
+        ['width', 'height', 'title']
+    """
+
+    def make(function: Callable[..., None]) -> Callable[..., None]:
+        summary, told = described(function.__doc__ or "")
+        own = _Source(panel, {**(texts or {}), **told}, places, flags)
+        hints = get_type_hints(function, include_extras=True)
+        parts = {
+            name: _options(name, hints[name], parameter.default, own)
+            for name, parameter in inspect.signature(function).parameters.items()
+        }
+        every = [option for part in parts.values() for option in part]
+
+        @functools.wraps(function)
+        def flat(**values: Any) -> None:
+            for option in every:
+                option.check(values[option.name])
+            whole: dict[str, Any] = {}
+            for name, part in parts.items():
+                given = {option.name: values[option.name] for option in part}
+                if _keywords(hints[name]):
+                    whole[name] = Given({each: value for each, value in given.items() if value is not None})
+                else:
+                    whole[name] = hints[name](**given) if hints[name] in _GROUPS else given[name]
+            function(**whole)
+
+        flat.__doc__ = summary
+        parameters = [_parameter(option) for option in every]
+        vars(flat)["__signature__"] = inspect.Signature(parameters)
+        flat.__annotations__ = {each.name: each.annotation for each in parameters}
+        return flat
+
+    return make
+
+
+def _options(name: str, hint: Any, default: Any, own: _Source) -> list[_Option]:
+    """The options of one parameter of a command."""
+    if keywords := _keywords(hint):
+        source = _Source(keywords.panel, {}, (), keywords.flags)
+        each = [keywords.argument(name) for name in keywords.names()]
+        return [_Option(one.name, one.type, None, one, source) for one in each]
+    if hint not in _GROUPS:
+        return [_Option(name, hint, default, _library(own, name), own)]
+    source = _GROUPS[hint]
+    inner = get_type_hints(hint, include_extras=True)
+    return [
+        _Option(
+            each.name,
+            inner[each.name],
+            inspect.Parameter.empty if each.default is MISSING else each.default,
+            _library(source, each.name),
+            source,
+        )
+        for each in fields(hint)
     ]
-    checkpoint: Annotated[
-        Path | None,
-        option("Model", "--checkpoint", "Weights in timm's layout: .safetensors, .pt or .pth.", "FILE"),
-    ] = None
-    pretrained: Annotated[bool, option("Model", "--pretrained", "Download timm's own weights instead.")] = (
-        False
-    )
-    arch: Annotated[
-        list[str] | None,
-        option(
-            "Model",
-            "--arch",
-            "What the weights need timm to build, such as num_classes=37 or img_size=384. Can be repeated.",
-            "KEY=VALUE",
-        ),
-    ] = None
-    classes: Annotated[
-        Path | None,
-        option("Model", "--classes", "Names of the classes, one on each line, in the model's order.", "FILE"),
-    ] = None
-    device: Annotated[str, option("Model", "--device", "Such as cpu, cuda or cuda:1.", "DEVICE")] = "cpu"
-    dtype: Annotated[
-        str | None,
-        option("Model", "--dtype", "float32, float64, bfloat16 or float16.", "DTYPE"),
-    ] = None
 
 
-@dataclass(frozen=True)
-class ImageOptions:
-    """Which image pairs."""
-
-    clean: Annotated[
-        Path | None,
-        option("Images", "--clean", "Images that show the behaviour: a file, or a folder.", "PATH"),
-    ] = None
-    corrupt: Annotated[
-        Path | None,
-        option(
-            "Images",
-            "--corrupt",
-            "Their counterfactuals, which do not: a file, or a folder with the same file names.",
-            "PATH",
-        ),
-    ] = None
-    pairs: Annotated[
-        Path | None,
-        option(
-            "Images",
-            "--pairs",
-            "Instead of both: a table whose first line is clean,corrupt or clean,corrupt,target,foil.",
-            "CSV",
-        ),
-    ] = None
+def _library(source: _Source, name: str) -> Argument | None:
+    """What the library says of a parameter, at the first of the places that know it."""
+    return next((known[name] for place in source.places if name in (known := arguments(place))), None)
 
 
-@dataclass(frozen=True)
-class BehaviourOptions:
-    """What is measured, and what ablation means."""
-
-    metric: Annotated[
-        str,
-        option(
-            "Behaviour",
-            "--metric",
-            "logit_diff, logit, log_probability, probability, kl_divergence, cross_entropy or accuracy.",
-            "NAME",
-        ),
-    ] = "logit_diff"
-    target: Annotated[
-        list[str] | None,
-        option(
-            "Behaviour",
-            "--target",
-            "Class that the behaviour speaks for: a name, a WordNet id or an index. Repeated, it is a set of "
-            "classes. By default what the model sees in each clean image.",
-            "CLASS",
-        ),
-    ] = None
-    foil: Annotated[
-        list[str] | None,
-        option(
-            "Behaviour",
-            "--foil",
-            "Class that it is compared with. By default what the model sees in each corrupt image.",
-            "CLASS",
-        ),
-    ] = None
-    ablation: Annotated[
-        str,
-        option(
-            "Behaviour",
-            "--ablation",
-            "What replaces an ablated edge: patch (the corrupt image's), mean, mean-tokens, zero, noise or "
-            "resample.",
-            "NAME",
-        ),
-    ] = "patch"
-    direction: Annotated[
-        str,
-        option(
-            "Behaviour",
-            "--direction",
-            "noising ablates edges of the clean run, denoising restores edges of the corrupt run.",
-            "NAME",
-        ),
-    ] = "noising"
-    groups: Annotated[
-        str | None,
-        option(
-            "Behaviour",
-            "--groups",
-            "kind: tell edges apart by the tokens they act on, such as class token and patches.",
-            "NAME",
-        ),
-    ] = None
+def _parameter(option: _Option) -> inspect.Parameter:
+    """One parameter for typer: its type, and an option with text, panel, flags and metavar."""
+    name, hint, default, library, source = option
+    text = source.texts.get(name) or (library.text if library else "")
+    if not re.match(r"[\w-]+[:,] ", text):  # the name of a method or of a choice stays as it is written
+        text = text[:1].upper() + text[1:]
+    more = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    if more:
+        more[0].help = more[0].help or text  # an argument, which is known by its place
+    else:
+        choices = library.choices if library else ()
+        joined = "|".join(choices)
+        usual = joined if 0 < len(joined) <= LONGEST else "NAME" if choices else _METAVARS.get(_plain(hint))
+        made = typer.Option(
+            *[each for each in option.written if each.startswith("-")],
+            help=text,
+            metavar=next((each for each in option.written if not each.startswith("-")), usual),
+            rich_help_panel="Output" if name in OUTPUT else source.panel,
+            autocompletion=(lambda: list(choices)) if choices else None,
+        )
+        optional = default is None and type(None) not in get_args(hint)
+        hint = Annotated[hint | None if optional else hint, made]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-@dataclass(frozen=True)
-class SearchOptions:
-    """How the circuit is found; what is None was not asked for."""
-
-    method: Annotated[
-        str,
-        option(
-            "Search",
-            "--method",
-            "find searches for a small faithful circuit; acdc removes edge after edge; all methods of "
-            "`circuitvit attribute` score all edges, of which the best are taken.",
-            "NAME",
-        ),
-    ] = "find"
-    faithfulness: Annotated[
-        float | None,
-        option(
-            "Search",
-            "--faithfulness",
-            "find: share of the behaviour that the circuit must keep. [default: 0.9]",
-            "SHARE",
-        ),
-    ] = None
-    within: Annotated[
-        str | None,
-        option("Search", "--within", "find: time to search, such as 90s or 5m. [default: 120s]", "TIME"),
-    ] = None
-    start: Annotated[
-        str | None,
-        option(
-            "Search",
-            "--start",
-            "find: mask trims what a learned mask passes through; whole trims the whole model. [default: "
-            "whole up to 500 edges, else mask]",
-            "NAME",
-        ),
-    ] = None
-    resume: Annotated[
-        bool,
-        option("Search", "--resume", "find, acdc, exact: go on where an interrupted run into --out ended."),
-    ] = False
-    plan: Annotated[
-        str | None,
-        option(
-            "Search",
-            "--plan",
-            "find: repeat an earlier search by its steps, trim_runs and batch_size (in circuit.json).",
-            "N,N,N",
-        ),
-    ] = None
-    edges: Annotated[
-        int | None, option("Search", "--edges", "Scoring methods: how many edges to take.", "K", min=1)
-    ] = None
-    threshold: Annotated[
-        float | None,
-        option(
-            "Search",
-            "--threshold",
-            "Or: all edges that score at least this, in units of the metric.",
-            "SCORE",
-        ),
-    ] = None
-    by: Annotated[
-        str | None,
-        option(
-            "Search",
-            "--by",
-            "Scoring methods: magnitude, or signed for edges in support only. [default: magnitude]",
-            "RANKING",
-        ),
-    ] = None
-    connected: Annotated[
-        bool | None,
-        option(
-            "Search",
-            "--connected/--top",
-            "With --edges: grow whole paths from input to logits, or take the best edges wherever they are "
-            "and drop those on no path. [default: connected]",
-        ),
-    ] = None
-    steps: Annotated[
-        int | None,
-        option("Search", "--steps", "eap-ig methods: points on the path. [default: 5]", "N", min=1),
-    ] = None
-    budget: BudgetOption = None
-    calibrate: Annotated[
-        int | None,
-        option(
-            "Search",
-            "--calibrate",
-            "Scoring methods: edges whose exact effects are measured to say how right the scores are; "
-            "0 for none. [default: 60]",
-            "N",
-            min=0,
-        ),
-    ] = None
-    tau: Annotated[
-        float | None,
-        option(
-            "Search",
-            "--tau",
-            "acdc: an edge stays when removing it adds at least this to the divergence. [default: 0.02]",
-            "TAU",
-        ),
-    ] = None
-    divergence: Annotated[
-        str | None,
-        option(
-            "Search",
-            "--divergence",
-            "acdc: kl for the whole prediction, in nats, or metric for the behaviour. [default: kl]",
-            "NAME",
-        ),
-    ] = None
+_METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 
-@dataclass(frozen=True)
-class HeldOutOptions:
-    """Other pairs, on which circuits are judged."""
-
-    held_out_clean: Annotated[
-        Path | None,
-        option(
-            "Verification",
-            "--held-out-clean",
-            "Other images with the behaviour, on which the circuit is judged.",
-            "PATH",
-        ),
-    ] = None
-    held_out_corrupt: Annotated[
-        Path | None, option("Verification", "--held-out-corrupt", "Their counterfactuals.", "PATH")
-    ] = None
-    held_out_pairs: Annotated[
-        Path | None, option("Verification", "--held-out-pairs", "Instead of both: a table.", "CSV")
-    ] = None
-    held_out: Annotated[
-        float | None,
-        option(
-            "Verification",
-            "--held-out",
-            "Instead: hold out this share of the pairs, drawn by --seed so that no image is on both sides.",
-            "SHARE",
-        ),
-    ] = None
+def _keywords(hint: Any) -> Keywords | None:
+    return next((each for each in get_args(hint)[1:] if isinstance(each, Keywords)), None)
 
 
-@dataclass(frozen=True)
-class VerificationOptions(HeldOutOptions):
-    """On what, and against how many random circuits, a circuit is tested."""
-
-    random: Annotated[
-        int,
-        option("Verification", "--random", "Random circuits of the same shape to compare with.", "N", min=0),
-    ] = 20
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How the work is done; none of it but the seed changes a result."""
-
-    seed: Annotated[
-        int,
-        option("Run", "--seed", "Of everything random: the same seed, the same result.", "N", min=0),
-    ] = 0
-    batch_size: Annotated[
-        int | None,
-        option(
-            "Run",
-            "--batch-size",
-            "Pairs at once; by default what --memory allows, and 16 for find.",
-            "N",
-            min=1,
-        ),
-    ] = None
-    memory: Annotated[
-        str | None,
-        option("Run", "--memory", "What a batch may take, such as 2GB.", "SIZE"),
-    ] = None
-    quiet: Annotated[bool, option("Run", "--quiet -q", "No progress bars.")] = False
-
-    @property
-    def progress(self) -> bool:
-        """Whether to show progress bars."""
-        return not self.quiet
-
-    @property
-    def budget(self) -> int | None:
-        """The memory budget in bytes, or None for the library's own."""
-        from circuitvit.cli.values import parse_size
-
-        return None if self.memory is None else parse_size(self.memory, "--memory")
+def _plain(hint: Any) -> Any:
+    """The type of an option without `| None`."""
+    inner = [each for each in get_args(hint) if each is not type(None)]
+    return inner[0] if type(None) in get_args(hint) and len(inner) == 1 else hint

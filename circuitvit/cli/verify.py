@@ -3,64 +3,60 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuitvit.cli.folder import Folder
-from circuitvit.cli.grouped import grouped
-from circuitvit.cli.inputs import load_model, make_held_out, make_task, prepare_both
-from circuitvit.cli.options import (
+import circuitvit as cv
+from circuitvit.cli.inputs import (
     BehaviourOptions,
     ImageOptions,
     ModelOptions,
     RunOptions,
     VerificationOptions,
-    option,
+    load_model,
+    make_held_out,
+    make_task,
+    prepare_both,
 )
-from circuitvit.cli.screen import Clock, Row, remark, report_rows, show, show_notes, show_rows
+from circuitvit.cli.options import command, group
+from circuitvit.cli.output import Clock, Folder, Row, remark, report_rows, show, show_notes, show_rows
 from circuitvit.errors import OptionError
 
 if TYPE_CHECKING:
     from circuitvit.graph import Circuit
     from circuitvit.models import Model
-    from circuitvit.tasks import PreparedTask
+    from circuitvit.tasks import PreparedTask, Task
+    from circuitvit.verification import HypothesisFile, Verdict
 
 FILES = ("report.json", "report.md")
+CLAIMS = ("hypotheses.json", "hypotheses.md")
 HYPOTHESES = (".yaml", ".yml")
 
 
+@group("Model")
 @dataclass(frozen=True)
 class NamedModel(ModelOptions):
-    """A model that a file of hypotheses may name instead of an option."""
+    """A model that a file of hypotheses may name instead of an option.
 
-    model: Annotated[
-        str,
-        option(
-            "Model", "--model -m", "As for `circuitvit discover`; a file of hypotheses may name it.", "NAME"
-        ),
-    ] = ""
+    Attributes:
+        model: as for `circuitvit discover`; a file of hypotheses may name it.
+    """
+
+    model: str = ""
 
 
-@grouped
+@command("Output", out="--out -o DIR")
 def verify(
-    circuit: Annotated[
-        Path,
-        typer.Argument(
-            help="A circuit, from `circuitvit discover` or from EAP-IG and MIB; or hypotheses, as YAML.",
-            metavar="CIRCUIT.json|HYPOTHESES.yaml",
-        ),
-    ],
+    circuit: Annotated[Path, typer.Argument(metavar="CIRCUIT.json|HYPOTHESES.yaml")],
     model: NamedModel,
     images: ImageOptions,
     behaviour: BehaviourOptions,
     verification: VerificationOptions,
     run: RunOptions,
-    out: Annotated[
-        Path | None, option("Output", "--out -o", "Folder for report.json and report.md.", "DIR")
-    ] = None,
+    out: Path | None = None,
 ) -> None:
     """Test a saved circuit by ablation: is it enough for the behaviour, is it needed, and is it better than
     random circuits of its shape? Model and behaviour are given as for `circuitvit discover`; the images may
@@ -81,18 +77,17 @@ def verify(
     ```
 
     The exit code is 1 if a claim gets another verdict than the file expects.
+
+    Args:
+        circuit: a circuit, from `circuitvit discover` or from EAP-IG and MIB; or hypotheses, as YAML.
+        out: folder for report.json and report.md; nothing is written without.
     """
     if circuit.suffix.lower() in HYPOTHESES:
-        from circuitvit.cli.hypotheses import verify_hypotheses
-
         verify_hypotheses(circuit, model, images, behaviour, run, out)
         return
     if not model.model:
         raise OptionError("name the model with --model, as for `circuitvit discover`")
-    from circuitvit.graph import Circuit
-    from circuitvit.verification import verify as test
-
-    saved = Circuit.load(circuit)  # first of all: a file that cannot be read needs no model
+    saved = cv.Circuit.load(circuit)  # first of all: a file that cannot be read needs no model
     task = make_task(images, behaviour, run.seed)
     held_out = make_held_out(verification, behaviour, run.seed)
     clock = Clock()
@@ -104,9 +99,9 @@ def verify(
             prepared, others = prepare_both(loaded, task, held_out, run)
         _check_origin(circuit, saved, loaded, prepared)
         with clock.phase("verification"):
-            report = test(
+            report = cv.verification.verify(
                 loaded, prepared, saved, held_out=others, n_random=verification.random, seed=run.seed,
-                batch_size=run.batch_size, memory=run.budget, progress=run.progress,
+                **run.settings(),
             )  # fmt: skip
         if folder is not None:
             for name in FILES:
@@ -128,3 +123,90 @@ def _check_origin(path: Path, circuit: Circuit, model: Model, prepared: Prepared
     made = circuit.provenance
     if made.weights and made.weights != model.weights_hash:
         remark(f"the circuit was found on other weights ({made.model or 'a model'}, {made.weights[:12]})")
+
+
+# -- hypotheses ------------------------------------------------------------------------------------
+
+
+def verify_hypotheses(
+    path: Path,
+    model: ModelOptions,
+    images: ImageOptions,
+    behaviour: BehaviourOptions,
+    run: RunOptions,
+    out: Path | None,
+) -> None:
+    """Test every claim of a file; what is given as an option goes before what the file says.
+
+    Raises:
+        CircuitViTError: if the file, the model or the images cannot be used.
+    """
+    file = cv.read_hypotheses(path)
+    named = replace(
+        model, model=model.model or file.model or "", checkpoint=model.checkpoint or file.checkpoint
+    )
+    if not named.model:
+        raise OptionError(f"{path} names no model: add model: {{name: ...}} to it, or give --model")
+    task = _task(file, images, behaviour, run)
+    clock = Clock()
+    place: Folder | nullcontext[None] = nullcontext() if out is None else Folder(out, CLAIMS)
+    with place as folder:
+        with clock.phase("model"):
+            loaded = load_model(named)
+        with clock.phase("claims"):
+            verdicts = cv.verification.check_hypotheses(
+                loaded,
+                task,
+                file.hypotheses,
+                alpha=file.alpha,
+                seed=run.seed or file.seed,
+                batch_size=run.batch_size,
+                memory=run.budget,
+            )
+        if folder is not None:
+            for name in CLAIMS:
+                folder.write(name, lambda place: cv.verification.save_verdicts(verdicts, place))
+    wrong = _show(loaded.name, verdicts, file.expected, clock)
+    if folder is not None:
+        show(f"\nwrote {folder.path}: {', '.join(folder.saved)}")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _task(file: HypothesisFile, images: ImageOptions, behaviour: BehaviourOptions, run: RunOptions) -> Task:
+    if images != ImageOptions():
+        said = dict(file.behaviour)
+        given = replace(
+            behaviour,
+            metric=said.get("metric", behaviour.metric),
+            target=behaviour.target or _several(said.get("target")),
+            foil=behaviour.foil or _several(said.get("foil")),
+            ablation=said.get("ablation", behaviour.ablation),
+        )
+        return make_task(images, given, run.seed)
+    if file.task is None:
+        raise OptionError(
+            f"{file.path} names no images: add task: {{clean: ..., corrupt: ...}}, or give --clean"
+        )
+    return file.task
+
+
+def _several(spec: object) -> list[str] | None:
+    if spec is None:
+        return None
+    return [str(each) for each in spec] if isinstance(spec, (list, tuple)) else [str(spec)]
+
+
+def _show(
+    model: str, verdicts: tuple[Verdict, ...], expected: tuple[str | None, ...], clock: Clock
+) -> list[str]:
+    """Print every verdict; give the claims whose verdict is not the one the file expects."""
+    rows = [Row(verdict.verdict, f"{verdict.claim}. {verdict.reason}") for verdict in verdicts]
+    show_rows(f"{len(verdicts)} claims about {model}", [*rows, Row("time", str(clock))])
+    wrong = [
+        f"{verdict.claim}: the file expects {wanted!r}, found {verdict.verdict!r}"
+        for verdict, wanted in zip(verdicts, expected, strict=True)
+        if wanted is not None and wanted != verdict.verdict
+    ]
+    show_notes("Not as expected", wrong)
+    return wrong

@@ -1,19 +1,18 @@
-"""`circuitvit view`: other looks at a model and its images, as pictures and as numbers."""
+"""`circuitvit view` and `circuitvit draw`: looks at a model and its images, and circuits, as pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuitvit.cli.folder import Folder
-from circuitvit.cli.grouped import grouped
-from circuitvit.cli.inputs import check_choice, load_model
-from circuitvit.cli.options import ModelOptions, option
-from circuitvit.cli.screen import Row, show, show_rows
+import circuitvit as cv
+from circuitvit.cli.inputs import ModelOptions, load_model
+from circuitvit.cli.options import command
+from circuitvit.cli.output import Folder, Row, show, show_rows
 from circuitvit.errors import FileError, OptionError
 
 if TYPE_CHECKING:
@@ -22,54 +21,27 @@ if TYPE_CHECKING:
 LISTED = 12
 FIGURES = (".png", ".svg", ".pdf")
 
-view = typer.Typer(
-    name="view",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="Other looks at a model: what each part says of a class, where heads look, what each patch is.",
-)
-
-ImagesArgument = Annotated[
-    list[Path], typer.Argument(help="Image files, or one folder of them.", metavar="IMAGE...")
-]
-OutOption = Annotated[
-    Path,
-    option("Output", "--out -o", "The ending chooses the format: .png, .svg or .pdf.", "FILE"),
-]
-TargetOption = Annotated[
-    list[str],
-    option("View", "--target", "Class that is spoken for: a name, a WordNet id or an index.", "CLASS"),
-]
-FoilOption = Annotated[list[str] | None, option("View", "--foil", "Class that it is compared with.", "CLASS")]
-ImageOption = Annotated[int, option("View", "--image", "Which of the images to draw, from 0.", "N", min=0)]
-NoPictureOption = Annotated[
-    bool, option("Output", "--no-picture", "Draw on white, not over the image: for sharing without it.")
-]
+Images = Annotated[list[Path], typer.Argument(help="Image files, or one folder of them.", metavar="IMAGE...")]
+SHARED = {"out": "--out -o FILE", "target": "--target CLASS", "foil": "--foil CLASS"}
+TEXTS = {
+    "out": "the ending chooses the format: .png, .svg or .pdf.",
+    "target": "class that is spoken for: a name, a WordNet id or an index.",
+    "foil": "class that it is compared with.",
+    "image": "which of the images to draw, from 0.",
+    "no_picture": "draw on white, not over the image: for sharing without it.",
+}
+look = partial(command, "View", texts=TEXTS, **SHARED)
 
 
-@grouped
+@look(position="--position NAME", symbols="--symbols names|FILE")
 def lens(
     model: ModelOptions,
-    images: ImagesArgument,
-    position: Annotated[
-        list[str] | None,
-        option(
-            "View", "--position", "Such as embedding or 'layer 5'; six by default. Can be repeated.", "NAME"
-        ),
-    ] = None,
-    symbols: Annotated[
-        str | None,
-        option(
-            "View",
-            "--symbols",
-            "names: emoji by the names of the classes; or a JSON file, a symbol for each class. Classes of "
-            "one symbol have one colour.",
-            "names|FILE",
-        ),
-    ] = None,
-    image: ImageOption = 0,
-    no_picture: NoPictureOption = False,
-    out: OutOption = Path("lens.png"),
+    images: Images,
+    position: list[str] | None = None,
+    symbols: str | None = None,
+    image: int = 0,
+    no_picture: bool = False,
+    out: Path = Path("lens.png"),
 ) -> None:
     """What class would each patch be, if the model stopped here? The logit lens: the model's own final norm
     and classifier at every layer and patch. With the ending .html or .txt it is a table of names or emoji.
@@ -77,15 +49,21 @@ def lens(
     ```sh
     circuitvit view lens --model catdog-tiny cat.png --symbols names --out lens.html
     ```
-    """
-    from circuitvit.views import class_symbols, logit_lens
 
+    Args:
+        position: such as embedding or 'layer 5'; six by default. Can be repeated.
+        symbols: names: emoji by the names of the classes; or a JSON file, a symbol for each class. Classes of
+            one symbol have one colour.
+        out: the ending chooses the format: .png, .svg, .pdf, .html or .txt.
+    """
     _check_ending(out, (*FIGURES, ".html", ".txt"))
     loaded = load_model(model)
     table = (
-        None if symbols is None else class_symbols(loaded, None if symbols == "names" else _table(symbols))
+        None
+        if symbols is None
+        else cv.views.class_symbols(loaded, None if symbols == "names" else _table(symbols))
     )
-    found = logit_lens(loaded, _images(images))
+    found = cv.views.logit_lens(loaded, _images(images))
     places: list[int | str] | None = list(position) if position else None
     if out.suffix == ".html":
         _write_text(out, found.to_html(image, places, table, picture=not no_picture))
@@ -106,17 +84,15 @@ def lens(
     show(f"\nwrote {out}")
 
 
-@grouped
+@look()
 def attribution(
     model: ModelOptions,
-    images: ImagesArgument,
-    target: TargetOption,
-    foil: FoilOption = None,
-    image: Annotated[
-        int | None, option("View", "--image", "Which image, from 0; by default the mean.", "N", min=0)
-    ] = None,
-    no_picture: NoPictureOption = False,
-    out: OutOption = Path("attribution.png"),
+    images: Images,
+    target: list[str],
+    foil: list[str] | None = None,
+    image: int | None = None,
+    no_picture: bool = False,
+    out: Path = Path("attribution.png"),
 ) -> None:
     """What does each head and MLP say itself, straight to the logits? Direct logit attribution: shares that
     sum to the difference of the two logits, by part and by patch. With the ending .json, the numbers.
@@ -124,12 +100,14 @@ def attribution(
     ```sh
     circuitvit view attribution --model catdog-tiny cat.png --target cat --foil dog
     ```
-    """
-    from circuitvit.views import direct_logit_attribution
 
+    Args:
+        image: which image, from 0; by default the mean.
+        out: the ending chooses the format: .png, .svg, .pdf or .json.
+    """
     _check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
-    found = direct_logit_attribution(
+    found = cv.views.direct_logit_attribution(
         loaded, _images(images), _one("--target", target) or "", _one("--foil", foil)
     )
     if out.suffix == ".json":
@@ -142,48 +120,47 @@ def attribution(
     show(f"\nsum {found.total.mean():+.4f}, logits {found.logit_difference.mean():+.4f}\nwrote {out}")
 
 
-@grouped
+@look("views.attention_patterns", query="--query TOKEN")
 def attention(
     model: ModelOptions,
-    images: ImagesArgument,
-    layer: Annotated[int, option("View", "--layer", "Of the model; -1 is the last.", "N")] = -1,
-    query: Annotated[
-        str, option("View", "--query", "A token's place, or a patch as ROW,COLUMN.", "TOKEN")
-    ] = "0",
-    image: ImageOption = 0,
-    no_picture: NoPictureOption = False,
-    out: OutOption = Path("attention.png"),
+    images: Images,
+    layer: int = -1,
+    query: str = "0",
+    image: int = 0,
+    no_picture: bool = False,
+    out: Path = Path("attention.png"),
 ) -> None:
     """Where do the heads of a layer look? Pattern, scores before the softmax, and pattern times value.
 
+    ```sh
     circuitvit view attention --model catdog-tiny cat.png --layer 1 --query 2,3
-    """
-    from circuitvit.views import attention_patterns
+    ```
 
+    Args:
+        query: a token's place, or a patch as ROW,COLUMN.
+    """
     _check_ending(out, FIGURES)
     token = _token(query)
-    found = attention_patterns(load_model(model), _images(images), layer)
+    found = cv.views.attention_patterns(load_model(model), _images(images), layer)
     _write(out, found.figure(image, query=token, picture=not no_picture))
     show(f"wrote {out}: {len(found.heads)} heads of layer {found.layer}")
 
 
-@grouped
+@look(at_least="--at-least SHARE")
 def positions(
-    model: ModelOptions,
-    images: ImagesArgument,
-    at_least: Annotated[
-        float, option("View", "--at-least", "Share of a pattern that position must explain.", "SHARE")
-    ] = 0.8,
-    out: OutOption = Path("positions.png"),
+    model: ModelOptions, images: Images, at_least: float = 0.8, out: Path = Path("positions.png")
 ) -> None:
     """Which heads look at places, whatever is there? Give a dozen images or more that have little in common.
 
+    ```sh
     circuitvit view positions --model vit_tiny_patch16_224 --checkpoint vit_tiny.safetensors photos/
-    """
-    from circuitvit.views import position_heads
+    ```
 
+    Args:
+        at_least: share of a pattern that position must explain.
+    """
     _check_ending(out, FIGURES)
-    found = position_heads(load_model(model), _images(images))
+    found = cv.views.position_heads(load_model(model), _images(images))
     rows = [
         Row(head.head, head.name, f"position {head.share:.0%}, attention there {head.mass:.0%}")
         for head in found.only(at_least)
@@ -193,31 +170,29 @@ def positions(
     show(f"\nwrote {out}")
 
 
-@grouped
+@look("views.patch_evidence", position="--position NAME")
 def evidence(
     model: ModelOptions,
-    images: ImagesArgument,
-    target: TargetOption,
-    foil: FoilOption = None,
-    by: Annotated[
-        str, option("View", "--by", "lens: each patch's own logits; attribution: the heads' shares.", "NAME")
-    ] = "lens",
-    position: Annotated[
-        str | None,
-        option("View", "--position", "Of the lens, such as 'layer 5'; the last by default.", "NAME"),
-    ] = None,
-    no_picture: NoPictureOption = False,
-    out: OutOption = Path("evidence.png"),
+    images: Images,
+    target: list[str],
+    foil: list[str] | None = None,
+    by: str = "lens",
+    position: str | None = None,
+    no_picture: bool = False,
+    out: Path = Path("evidence.png"),
 ) -> None:
     """Where is the class? The evidence of each patch, which outlines objects that nobody pointed out.
 
+    ```sh
     circuitvit view evidence --model catdog-tiny cat.png --target cat --by attribution
-    """
-    from circuitvit.views import patch_evidence
+    ```
 
-    check_choice("kind of evidence", by, ("lens", "attribution"))
+    Args:
+        by: lens: each patch's own logits; attribution: the heads' shares.
+        position: of the lens, such as 'layer 5'; the last by default.
+    """
     _check_ending(out, FIGURES)
-    found = patch_evidence(
+    found = cv.views.patch_evidence(
         load_model(model),
         _images(images),
         target,
@@ -229,37 +204,74 @@ def evidence(
     show(f"wrote {out}: {found.label}, {len(found.subjects)} images")
 
 
+@look("views.effect_heatmap")
 def heatmap(
-    scores: Annotated[Path, typer.Argument(help="From `circuitvit attribute`.", metavar="SCORES.json")],
-    by: Annotated[
-        str, option("View", "--by", "signed: effects add up and cancel; magnitude: sizes add up.", "NAME")
-    ] = "signed",
-    out: OutOption = Path("heatmap.png"),
+    scores: Annotated[Path, typer.Argument(metavar="SCORES.json")],
+    by: str = "signed",
+    out: Path = Path("heatmap.png"),
 ) -> None:
     """Which heads and MLPs matter? The effect of each node, from the scores of the edges that leave it.
 
+    ```sh
     circuitvit view heatmap out/scores.json --out heatmap.svg
-    """
-    from circuitvit.graph import EdgeScores
-    from circuitvit.views import effect_heatmap
+    ```
 
-    check_choice("kind of heat map", by, ("signed", "magnitude"))
+    Args:
+        scores: a file that `circuitvit attribute` wrote.
+        by: signed: effects add up and cancel; magnitude: sizes add up.
+    """
     _check_ending(out, FIGURES)
-    found = effect_heatmap(EdgeScores.load(scores), "signed" if by == "signed" else "magnitude")
+    found = cv.views.effect_heatmap(cv.EdgeScores.load(scores), "signed" if by == "signed" else "magnitude")
     _write(out, found.figure())
     show(f"wrote {out}: {len(found.layers)} layers, {found.heads.shape[1]} heads")
 
 
-_COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
-    (lens, "What class each patch would be, layer by layer."),
-    (attribution, "What each part says straight to the logits."),
-    (attention, "Where the heads of a layer look."),
-    (positions, "Heads that look at places, not at content."),
-    (evidence, "Which patches speak for a class."),
-    (heatmap, "Effects of heads and MLPs, from scores."),
+view = typer.Typer(
+    name="view",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Other looks at a model: what each part says of a class, where heads look, what each patch is.",
 )
-for _command, _summary in _COMMANDS:
-    view.command(short_help=_summary)(_command)
+VIEWS = {
+    "lens": (lens, "What class each patch would be, layer by layer."),
+    "attribution": (attribution, "What each part says straight to the logits."),
+    "attention": (attention, "Where the heads of a layer look."),
+    "positions": (positions, "Heads that look at places, not at content."),
+    "evidence": (evidence, "Which patches speak for a class."),
+    "heatmap": (heatmap, "Effects of heads and MLPs, from scores."),
+}
+for _name, (_command, _summary) in VIEWS.items():
+    view.command(_name, short_help=_summary)(_command)
+
+
+@command("Output")
+def draw(
+    circuit: Annotated[Path, typer.Argument(metavar="CIRCUIT.json")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.svg")],
+    title: str | None = None,
+    max_edges: int | None = None,
+) -> None:
+    """Draw a saved circuit, without the model: rows by layer with input at the bottom and logits on top,
+    edges as wide as their effect and coloured by its sign.
+
+    For example:
+
+    ```sh
+    circuitvit draw out/cat_dog/circuit.json out/cat_dog/strongest.svg --max-edges 60
+    ```
+
+    Args:
+        circuit: from `circuitvit discover`, or from EAP-IG and MIB.
+        out: the ending chooses the format: .svg, .html (an interactive page), .pdf, .png, .dot, .tex,
+            .graphml (for Gephi and networkx) or .json.
+        title: above the diagram.
+        max_edges: draw only the strongest edges, this many.
+    """
+    saved = cv.Circuit.load(circuit)
+    with Folder(out.parent, (out.name,), guarded=False) as folder:
+        folder.write(out.name, lambda path: saved.draw(path, title=title, max_edges=max_edges))
+    show(f"wrote {out}: {len(saved):,} edges")
 
 
 # -- inside --------------------------------------------------------------------------------------
@@ -285,9 +297,7 @@ def _token(text: str) -> int | tuple[int, int]:
 
 
 def _table(path: str) -> dict[str | int, str]:
-    from circuitvit.graph.files import read_json
-
-    return {str(name): str(symbol) for name, symbol in read_json(Path(path)).items()}
+    return {str(name): str(symbol) for name, symbol in cv.graph.files.read_json(Path(path)).items()}
 
 
 def _check_ending(out: Path, known: tuple[str, ...]) -> None:
@@ -298,12 +308,10 @@ def _check_ending(out: Path, known: tuple[str, ...]) -> None:
 
 
 def _write(out: Path, figure: Picture) -> None:
-    with Folder(out.parent, (out.name,)) as folder:
+    with Folder(out.parent, (out.name,), guarded=False) as folder:
         folder.write(out.name, figure.save)
 
 
 def _write_text(out: Path, text: str) -> None:
-    from circuitvit.graph.files import write_bytes
-
-    with Folder(out.parent, (out.name,)) as folder:
-        folder.write(out.name, lambda path: write_bytes(path, text.encode()))
+    with Folder(out.parent, (out.name,), guarded=False) as folder:
+        folder.write(out.name, lambda path: cv.graph.files.write_bytes(path, text.encode()))

@@ -1,1 +1,11 @@
 """Images whose every detail is known: drawn cats and dogs with exact counterfactuals, and real digits."""
+
+from typing import TYPE_CHECKING
+
+from circuitvit._lazy import lazy
+
+if TYPE_CHECKING:
+    from circuitvit.datasets import catdog as catdog
+    from circuitvit.datasets import digits as digits
+else:
+    __getattr__, __dir__ = lazy(__name__, {}, submodules="catdog digits")

@@ -1,6 +1,5 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.capture import Capture, by_stage, capture, check_logits, differences, outputs, run_from
 from circuitvit.engine.contraction import add_products
 from circuitvit.engine.evaluator import (
     BatchRun,
@@ -11,21 +10,16 @@ from circuitvit.engine.evaluator import (
     choose_batch_size,
     clean_logits,
     kept_edges,
-    kl,
     run,
 )
-from circuitvit.engine.gradients import Gradients, gradients
-from circuitvit.engine.masked import masked_run
+from circuitvit.engine.gradients import Gradients, gradients, output_gradients, stream_gradients
+from circuitvit.engine.masked import masked_run, new_workspace, soft_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
-from circuitvit.engine.processes import joined, launched, own_share, summed
-from circuitvit.engine.progress import progress_bar
-from circuitvit.engine.references import References, reference_source
+from circuitvit.engine.processes import joined, launched, own_share, progress_bar, summed
+from circuitvit.engine.references import Reference, References, Sources, deltas_of, reference_source
 from circuitvit.engine.replay import Replay
-from circuitvit.engine.slopes import output_gradients, stream_gradients
-from circuitvit.engine.soft import soft_run
-from circuitvit.engine.sources import Sources
+from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs, run_from
 from circuitvit.engine.state import Saved, StateFile
-from circuitvit.engine.sums import new_workspace
 
 __all__ = [
     "BatchRun",
@@ -33,6 +27,7 @@ __all__ = [
     "Evaluator",
     "Gradients",
     "Measured",
+    "Reference",
     "References",
     "Replay",
     "Saved",
@@ -41,17 +36,16 @@ __all__ = [
     "StateFile",
     "add_products",
     "batch_runs",
-    "by_stage",
     "capture",
     "check_effect",
     "check_logits",
     "choose_batch_size",
     "clean_logits",
+    "deltas_of",
     "differences",
     "gradients",
     "joined",
     "kept_edges",
-    "kl",
     "launched",
     "masked_run",
     "new_workspace",

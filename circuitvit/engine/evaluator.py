@@ -14,20 +14,18 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from circuitvit.engine.capture import Capture, capture, check_logits
 from circuitvit.engine.masked import masked_run
-from circuitvit.engine.progress import progress_bar
-from circuitvit.engine.references import References, reference_source
-from circuitvit.engine.sources import Sources
+from circuitvit.engine.processes import progress_bar
+from circuitvit.engine.references import References, Sources, reference_source
+from circuitvit.engine.runs import Capture, capture, check_logits
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask, Graph
 from circuitvit.models import Model
-from circuitvit.tasks import Batch, PreparedTask, Task, prepare
+from circuitvit.tasks import Batch, PreparedTask, Task, divergence, prepare
 
 CPU_BUDGET = 2**30
 """Bytes that a batch may take on the CPU, and as many all batches that are held, unless told otherwise."""
@@ -132,8 +130,7 @@ def batch_run(prepared: PreparedTask, batch: Batch, references: References) -> B
     """One batch, ready for masked runs."""
     base = capture(prepared.model, batch.base)
     check_logits(base.logits, batch)
-    reference, compacts = references.outputs(batch, base)
-    sources = Sources(prepared.model, prepared.graph, base, reference, batch.members, compacts)
+    sources = Sources(prepared.model, prepared.graph, base, references.make(batch, base), batch.members)
     return BatchRun(prepared, batch, sources, clean_logits(prepared, batch, base.logits))
 
 
@@ -221,7 +218,7 @@ class Evaluator:
         self._source: References | None = None
         self._checked: set[float] = set()  # levels
         self._largest = 0.0  # of the clean run's logits
-        self._weights = weights_version(prepared.model)
+        self._weights = prepared.model.weights_version
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -354,7 +351,7 @@ class Evaluator:
             return self._held[number]
         batch = self.prepared.batch(self._rows[number])
         run = batch_run(self.prepared, batch, self._references())
-        if sum(map(self._bytes, [*self._held, number])) <= self._memory:
+        if run.sources.nbytes + sum(each.sources.nbytes for each in self._held.values()) <= self._memory:
             self._held[number] = run
         return run
 
@@ -366,7 +363,8 @@ class Evaluator:
                 pairs fit.
         """
         limit = self._memory if self._given else HELD_BYTES
-        total, each = sum(map(self._bytes, range(self.n_batches))), bytes_per_pair(self.prepared)
+        each = bytes_per_pair(self.prepared)
+        total = len(self) * each
         if total > limit:
             raise DataError(
                 f"{len(self)} pairs would take {total / 2**30:.2g} GiB of memory during the search, and the "
@@ -401,7 +399,7 @@ class Evaluator:
     # inside
 
     def _forget_if_edited(self) -> None:
-        now = weights_version(self.prepared.model)
+        now = self.prepared.model.weights_version
         if now != self._weights:
             self._weights, self._source, self._largest = now, None, 0.0
             for known in (self._known, self._recalled, self._held, self._checked):
@@ -412,14 +410,6 @@ class Evaluator:
         if self._source is None:
             self._source = reference_source(self.prepared, self.batch_size)
         return self._source
-
-    @cached_property
-    def _pair_bytes(self) -> int:
-        return bytes_per_pair(self.prepared)
-
-    def _bytes(self, number: int) -> int:
-        """What holding a batch takes."""
-        return len(self._rows[number]) * self._pair_bytes
 
     @cached_property
     def _nothing(self) -> EdgeMask:
@@ -453,8 +443,8 @@ class Evaluator:
         """The four numbers of `Measured` for each pair of a batch."""
         columns = [run.metric(logits).double(), logits.argmax(dim=-1)]
         columns.append((logits - run.clean_logits).abs().amax(dim=-1).double())
-        if getattr(self.prepared.model, "has_classes", True):
-            columns.append(kl(run.clean_logits.double(), logits.double()).clamp_min(0.0))
+        if self.prepared.model.has_classes:
+            columns.append(divergence(run.clean_logits.double(), logits.double()).clamp_min(0.0))
         return tuple(column.cpu() for column in columns)
 
     def _joined(self, parts: list[tuple[Tensor, ...]]) -> Measured:
@@ -470,23 +460,6 @@ class Evaluator:
                 "choose one that is finite for all logits"
             )
         return Measured(values, tops, rest[0] if rest else None, change)
-
-
-def kl(
-    clean: Float[Tensor, "batch class"], current: Float[Tensor, "*candidates batch class"]
-) -> Float[Tensor, "*candidates batch"]:
-    """KL(clean || current) of each image in nats: a sum over classes, of log-softmaxes; differentiable."""
-    log_clean = F.log_softmax(clean, dim=-1)
-    return (log_clean.exp() * (log_clean - F.log_softmax(current, dim=-1))).sum(dim=-1)
-
-
-def weights_version(model: Model) -> int:
-    """A number that changes with every in-place edit of a model's weights."""
-    version = getattr(model, "weights_version", None)
-    if version is not None:
-        return int(version)
-    tensors = [*model.module.parameters(), *model.module.buffers()]
-    return sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
 # -- functions -----------------------------------------------------------------------------------

@@ -7,24 +7,37 @@ Stage after stage, receiver `v` sees
 where `base` is the stream of reference outputs `r_u` and constants, and `x_u` is what sender `u` writes in
 this very run. All receivers of a stage are one matrix product over the senders that some kept edge leaves;
 receivers with equal kept edges share a stream; senders that no kept path joins to the logits do not run, and
-those that only queries and MLPs carry on to a readout of the leading tokens run at these tokens alone.
+those that only queries and MLPs carry on to a readout of the leading tokens run at these tokens alone. Only
+the senders that run are ever expanded, for a few images at a time.
+
+`soft_run` is the same with masks anywhere between 0 and 1, differentiable: what mask learning needs.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
 
-from circuitvit.engine.sources import Piece, Sources, pieces
-from circuitvit.engine.sums import Workspace, distinct, mix, new_workspace, summed
+from circuitvit.engine.references import Sources
 from circuitvit.graph import EdgeMask
-from circuitvit.graph.liveness import needed_senders
-from circuitvit.models import Reads
+from circuitvit.graph.liveness import EVERYWHERE, LEADING, NEVER, needed_senders
+from circuitvit.models import Reads, Stage, places
+
+ROOM_BYTES, CUDA_ROOM_BYTES = 2**28, 2**31
+"""What the expanded senders of the images that run at once may take."""
+
+SPARSE = 3
+"""A stage gathers the senders that it uses once they are fewer than one in so many."""
 
 
 @torch.no_grad()
@@ -37,10 +50,25 @@ def masked_run(
         sources: of the batch.
         kept: `(sender, receiver, group)`.
         start: number of the first stage with ablated edges; all before it are taken from the base run.
-        workspace: from `new_workspace`; overwritten.
+        workspace: from `new_workspace`, for the whole batch at once; overwritten.
     """
-    room = new_workspace(sources) if workspace is None else workspace
     need = needed_senders(sources.graph, kept, sources.model.leading is not None)
+    if workspace is not None:
+        return _run(sources, kept, need, start, workspace)
+    senders = np.flatnonzero(need != NEVER)
+    parts = sources.parts(_images_at_once(sources, len(senders)))
+    room = _allocated(sources, senders, max(part.shape[0] for part in parts), _widest(sources, kept))
+    logits = []
+    for part in parts:
+        mine = room.of(part.shape[0])
+        mine.fill(part, start)
+        logits.append(_run(part, kept, need, start, mine))
+    return torch.cat(logits) if len(logits) > 1 else logits[0]
+
+
+def _run(
+    sources: Sources, kept: EdgeMask, need: NDArray[np.int8], start: int, room: Workspace
+) -> Float[Tensor, "batch class"]:
     stages = range(start, len(sources.model.stages))
     plan = [piece for index in stages for piece in pieces(sources, index, need)]
     begun: Begun | None = None
@@ -51,6 +79,163 @@ def masked_run(
             return compact
         room.store(sources, piece, compact)
     raise AssertionError("a model ends with its readout")
+
+
+# -- the workspace -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """Room for masked runs of some images, so that many runs share one allocation.
+
+    Attributes:
+        changes: row 0 for what a stage would read with every edge ablated, then the current minus the
+            reference output of each of `senders`; finite, as what is not heard is multiplied by 0. A run
+            overwrites what it computes and leaves the rest, so a workspace of all senders serves again for
+            runs that start no earlier.
+        streams: room for what the receivers of one stage see, and one of the next.
+        senders: places in the graph of the senders that have a row, in increasing order.
+    """
+
+    changes: Float[Tensor, "row batch token d_model"]
+    streams: Float[Tensor, " number"]
+    senders: NDArray[np.intp]
+
+    def of(self, images: int) -> Workspace:
+        """The same room for fewer images."""
+        if images == self.changes.shape[1]:
+            return self
+        shape = (len(self.changes), images, *self.changes.shape[2:])
+        changes = self.changes.view(-1)[: math.prod(shape)].view(shape)
+        return Workspace(changes, self.streams, self.senders)
+
+    def fill(self, sources: Sources, start: int) -> None:
+        """Take in what the senders before a stage wrote in the base run."""
+        end = sources.graph.sender_slices[start].start
+        before = self.senders[: np.searchsorted(self.senders, end)].tolist()
+        if before:
+            self.changes[1 : 1 + len(before)] = sources.deltas(before).neg_()
+
+    def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
+        """Take in what the senders of a piece wrote."""
+        tokens = compact.shape[-2]
+        rows = places((1 + np.searchsorted(self.senders, piece.senders)).tolist())
+        if isinstance(rows, slice):
+            piece.changes(sources, compact, out=self.changes[rows, :, :tokens])
+        else:
+            self.changes[rows, :, :tokens] = piece.changes(sources, compact)
+        if tokens < self.changes.shape[2]:  # nobody hears them there, but 0 times old memory may be NaN
+            self.changes[rows, :, tokens:] = 0
+
+
+def new_workspace(sources: Sources) -> Workspace:
+    """A workspace of all senders and images, filled with the changes of the base run."""
+    room = _allocated(sources, np.arange(len(sources.graph.senders)), sources.shape[0])
+    room.fill(sources, len(sources.graph.stages) - 1)
+    return room
+
+
+def _allocated(
+    sources: Sources, senders: NDArray[np.intp], images: int, widest: int | None = None
+) -> Workspace:
+    _, tokens, width = sources.shape
+    if widest is None:
+        widest = 1 + max(len(stage.receivers) for stage in sources.graph.stages)
+    like = sources.base.stream(1)
+    changes = like.new_empty(1 + len(senders), images, tokens, width)
+    return Workspace(changes, like.new_empty(widest * images * tokens * width), senders)
+
+
+def _widest(sources: Sources, kept: EdgeMask) -> int:
+    """The most streams that a stage and the next have to see."""
+    hearing = np.any(kept, axis=(0, 2))
+    return 1 + max(int(hearing[receivers].sum()) for receivers in sources.graph.receiver_slices)
+
+
+def _images_at_once(sources: Sources, senders: int) -> int:
+    stream = sources.base.stream(1)
+    each = (1 + senders) * stream[0].numel() * stream.element_size()
+    return max(1, (CUDA_ROOM_BYTES if stream.is_cuda else ROOM_BYTES) // each)
+
+
+# -- pieces of stages ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a stage that is run: some of its senders, and the receivers that feed them.
+
+    Attributes:
+        index: number of the stage.
+        stage: the part.
+        senders: places of its senders in the graph.
+        receivers: places of its receivers in the graph.
+        tokens: how many of the first tokens its receivers read.
+        apart: the same for receivers that keep tokens apart, as queries do.
+    """
+
+    index: int
+    stage: Stage
+    senders: NDArray[np.intp]
+    receivers: list[int]
+    tokens: int
+    apart: int
+
+    @cached_property
+    def by_tokens(self) -> dict[int, list[int]]:
+        """Numbers of its receivers by how many tokens they read."""
+        found: dict[int, list[int]] = {}
+        for number, mixes in enumerate(self.stage.nodes.mixes or ()):
+            found.setdefault(self.tokens if mixes else self.apart, []).append(number)
+        return found
+
+    def changes(
+        self, sources: Sources, compact: Tensor, count: int = 1, out: Tensor | None = None
+    ) -> Float[Tensor, "sender image token d_model"]:
+        """What the senders wrote minus their reference outputs.
+
+        Args:
+            sources: of the run.
+            compact: from the stage's `write`, for `count` candidates of the batch one after the other.
+            count: of candidates.
+            out: room for the result.
+        """
+        rows = places(self.senders.tolist())
+        return sources.reference.subtracted(sources.graph, self.index, self.stage, rows, compact, count, out)
+
+
+def pieces(sources: Sources, index: int, need: NDArray[np.int8]) -> Iterator[Piece]:
+    """The parts of a stage that have to run: what is needed everywhere, and what at leading tokens alone.
+
+    Args:
+        sources: of the run.
+        index: number of the stage.
+        need: of every sender, from `needed_senders`.
+    """
+    graph, stage = sources.graph, sources.model.essential[index]
+    base, slots = sources.reference_streams[index], sources.graph.sender_slices[index]
+    assert base is not None, "the source is not run again"
+    if stage.is_readout:
+        slot = graph.receiver_slices[index]
+        every = base.shape[1]
+        yield Piece(index, stage, np.arange(0), list(range(slot.start, slot.stop)), every, every)
+        return
+    leading = sources.model.leading
+    for level in (EVERYWHERE, LEADING):
+        wanted = np.flatnonzero(need[slots] == level)
+        if not len(wanted):
+            continue
+        part, tokens = stage.restrict(wanted.tolist()), base.shape[1]
+        apart = tokens
+        if level == LEADING and leading is not None:
+            apart = min(leading, tokens)
+            mixes = any(stage.nodes.mixes or ())
+            part, tokens = (part.leading(leading), tokens) if mixes else (part, apart)
+        receivers = [graph.receiver_index[name] for name in part.nodes.receivers]
+        yield Piece(index, part, wanted + slots.start, receivers, tokens, apart)
+
+
+# -- what receivers read -------------------------------------------------------------------------
 
 
 def piece_reads(sources: Sources, piece: Piece, kept: EdgeMask, room: Workspace) -> Reads:
@@ -131,11 +316,140 @@ def _ended(
     sources: Sources, piece: Piece, kept: EdgeMask, room: Workspace, begun: Begun
 ) -> Float[Tensor, "1 batch token d_model"]:
     """The stream that was begun, with the senders since then."""
-    since = slice(begun.upstream, sources.graph.sender_slices[piece.index].start)
-    heard = kept[since, piece.receivers]
-    used = np.flatnonzero(heard.any(axis=(1, 2)))
+    end = sources.graph.sender_slices[piece.index].start
+    first, last = np.searchsorted(room.senders, [begun.upstream, end]).tolist()
+    heard = kept[room.senders[first:last]][:, piece.receivers]
+    used = np.flatnonzero(np.any(heard, axis=(1, 2)))
     if not len(used):
         return begun.stream[None]
-    rows = room.changes[1 + begun.upstream + used, :, : piece.tokens]
+    rows = room.changes[1 + first + used, :, : piece.tokens]
     members = None if sources.members is None else sources.members[..., : piece.tokens]
     return mix(torch.from_numpy(heard[used]).to(rows), rows, members).add_(begun.stream)
+
+
+def summed(
+    sources: Sources, stage: int, tokens: int, patterns: EdgeMask, room: Workspace
+) -> Float[Tensor, "pattern batch token d_model"]:
+    """The streams of receivers that hear these senders and the reference outputs of all others.
+
+    Args:
+        sources: of the run.
+        stage: number of the one that reads them.
+        tokens: how many of the first tokens it reads.
+        patterns: `(upstream sender, pattern, group)`.
+        room: with the senders' changes.
+    """
+    base = sources.reference_streams[stage]
+    assert base is not None, "the source reads no stream"
+    patterns = patterns[room.senders[: np.searchsorted(room.senders, len(patterns))]]
+    used = np.flatnonzero(patterns.any(axis=(1, 2)))
+    room.changes[0, :, :tokens] = base[:, :tokens]
+    rows = room.changes[: 1 + len(patterns), :, :tokens]
+    if SPARSE * len(used) < len(patterns):  # else reading what is not used costs less than moving what is
+        rows, patterns = rows[np.concatenate([[0], 1 + used])], patterns[used]
+    weights = np.concatenate([np.ones((1, *patterns.shape[1:]), dtype=bool), patterns])
+    members = None if sources.members is None else sources.members[..., :tokens]
+    count = patterns.shape[1]
+    shape = (base.shape[0], count, tokens, base.shape[2])
+    fits = math.prod(shape) <= room.streams.numel()
+    out = room.streams[: math.prod(shape)].view(shape) if fits else None
+    return mix(torch.from_numpy(weights).to(base.device, base.dtype), rows, members, out)
+
+
+def distinct(kept: EdgeMask) -> tuple[EdgeMask, list[int]]:
+    """The different columns of `(sender, receiver, group)`, and for each receiver the place of its own.
+
+    Columns without a kept edge are left out: their place is -1.
+    """
+    numbers: dict[bytes, int] = {}
+    firsts: list[int] = []
+    source: list[int] = []
+    for receiver, hears in enumerate(np.any(kept, axis=(0, 2)).tolist()):
+        if not hears:
+            source.append(-1)
+            continue
+        key = kept[:, receiver].tobytes()
+        if key not in numbers:
+            numbers[key] = len(numbers)
+            firsts.append(receiver)
+        source.append(numbers[key])
+    return kept[:, firsts], source
+
+
+def mix(
+    weights: Tensor, changes: Tensor, members: Tensor | None, out: Tensor | None = None
+) -> Float[Tensor, "pattern batch token d_model"]:
+    """Sum of the changes that each pattern lets through.
+
+    Args:
+        weights: `(sender, pattern, group)`.
+        changes: of the senders.
+        members: token group of each token; None for one group.
+        out: room for the result of an ungrouped sum, `(batch, pattern, token, d_model)`, which is then
+            written there image by image: many small products keep all cores busy where one of few rows
+            does not.
+    """
+    if members is None and out is not None:
+        by_image = changes.flatten(2).transpose(0, 1)  # (batch, sender, token * d_model)
+        torch.bmm(weights[..., 0].t().expand(len(out), -1, -1), by_image, out=out.flatten(2))
+        return out.transpose(0, 1)
+    flat = changes.flatten(1)
+    if members is None:
+        return (weights[..., 0].t() @ flat).view(-1, *changes.shape[1:])
+    mixed: Tensor | None = None
+    for group in range(weights.shape[2]):
+        inside = (members == group).to(changes.dtype)[..., None]
+        part = (weights[..., group].t() @ flat).view(-1, *changes.shape[1:]) * inside
+        mixed = part if mixed is None else mixed.add_(part)
+    assert mixed is not None
+    return mixed
+
+
+# -- real-valued masks ---------------------------------------------------------------------------
+
+
+def soft_run(
+    sources: Sources, mask: Float[Tensor, "sender receiver group"], checkpoint: bool = False
+) -> Float[Tensor, "batch class"]:
+    """The logits under a real-valued mask; the model's weights get no gradient.
+
+    Receiver `v` sees `base + sum of M[u, v] (x_u - r_u)`. With a mask of zeros and ones the logits are those
+    of `masked_run`.
+
+    Args:
+        sources: of the batch.
+        mask: 1 keeps an edge, 0 ablates it; entries that are no edges are not looked at.
+        checkpoint: keep only the senders' outputs for the backward pass and compute each stage again there.
+    """
+    graph = sources.graph
+    changes = _difference(sources, 0, sources.base.compacts[0])  # of all senders so far
+    for index, stage in enumerate(sources.model.essential[1:], 1):
+        arguments = (sources, index, mask[: len(changes), graph.receiver_slices[index]], changes)
+        written = recompute(_soft, *arguments, use_reentrant=False) if checkpoint else _soft(*arguments)
+        if stage.is_readout:
+            return written
+        changes = torch.cat([changes[:, :, : written.shape[2]], written])
+    raise AssertionError("a model ends with its readout")
+
+
+def _soft(sources: Sources, index: int, mask: Tensor, changes: Tensor) -> Tensor:
+    """What the senders of a stage write, less their reference outputs; of the readout, the logits.
+
+    Args:
+        sources: of the batch.
+        index: number of the stage.
+        mask: `(upstream sender, receiver of the stage, group)`.
+        changes: current minus reference output of the upstream senders.
+    """
+    stage, base = sources.model.essential[index], sources.reference_streams[index]
+    assert base is not None, "the source reads no stream"
+    members = None if sources.members is None else sources.members[..., : base.shape[1]]
+    streams = base + mix(mask, changes, members)
+    compact = stage.write(stage.read_each(streams, range(len(stage.nodes.receivers))))
+    return compact if stage.is_readout else _difference(sources, index, compact)
+
+
+def _difference(sources: Sources, index: int, compact: Tensor) -> Tensor:
+    """What a stage's senders wrote, less their reference outputs; differentiable."""
+    stage, senders = sources.model.essential[index], sources.graph.sender_slices[index]
+    return sources.reference.subtracted(sources.graph, index, stage, senders, compact)

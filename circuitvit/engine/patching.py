@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitvit.engine.capture import Capture, run_from
+from circuitvit.engine.runs import Capture, run_from
 from circuitvit.models import Model
 
 Site = Literal["heads", "mlps", "stream", "patterns"]

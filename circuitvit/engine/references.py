@@ -1,22 +1,278 @@
-"""Reference outputs: what the senders of a batch write on ablated edges, for every kind of ablation."""
+"""Reference outputs, what senders write on ablated edges, and all else that masked runs start from.
+
+References stay as narrow as they come: in the stages' compact forms where a run wrote them, heads `d_head`
+wide; of one image or one token where they are the same for all; nothing at all for zeros. They are expanded
+to `(sender, batch, token, d_model)` for the senders in use only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.engine.capture import Capture, by_stage, capture, check_logits, differences, outputs
+from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs
 from circuitvit.errors import DataError, ModelError
-from circuitvit.models import Factored, Model
+from circuitvit.graph import Graph
+from circuitvit.models import Factored, Model, Reads, Stage
 from circuitvit.tasks import Batch, Constants, Mean, Noise, Patch, PreparedTask, Resample, Zero
 from circuitvit.tasks.images import Images, as_images
 
-Reference = tuple[Tensor, ...] | Float[Tensor, "sender batch token d_model"]
-"""Reference outputs: the compact forms of a run's stages, or every sender's output."""
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What every sender writes on ablated edges; zeros where neither form is given.
+
+    Batch and token dimensions of length 1 stand for all images and all tokens.
+
+    Attributes:
+        compacts: of the stages that have senders, in compact form.
+        wide: of all senders, `(sender, batch or 1, token or 1, d_model)`, where no compact form gives it.
+        streams: what each stage read in the run that wrote it; None where it has to be summed.
+    """
+
+    compacts: tuple[Tensor, ...] | None = None
+    wide: Tensor | None = None
+    streams: tuple[Tensor | None, ...] | None = None
+
+    def subtracted(
+        self,
+        graph: Graph,
+        index: int,
+        part: Stage,
+        senders: slice | list[int],
+        compact: Tensor,
+        count: int = 1,
+        out: Tensor | None = None,
+    ) -> Float[Tensor, "sender image token d_model"]:
+        """What senders wrote minus their reference outputs, taken where it is narrow if it can be.
+
+        Args:
+            graph: of the senders.
+            index: number of their stage.
+            part: the stage, cut to them.
+            senders: their places in the graph.
+            compact: what they wrote, for `count` candidates of the batch one after the other.
+            count: of candidates.
+            out: room for the result.
+        """
+        tokens = compact.shape[-2]
+        if self.compacts is not None:
+            (own,) = part.pick((self.compacts[index],))
+            between = compact.view(count, -1, *compact.shape[1:]) - own[..., :tokens, :]
+            return part.expand(between.flatten(0, 1), out)
+        made = part.expand(compact, out)
+        if self.wide is None:
+            return made
+        reference = self.wide[senders, None, :, :tokens]
+        by_candidate = made.view(len(made), count, -1, *made.shape[2:])
+        if out is None:  # what was made may be `compact` itself
+            return (by_candidate - reference).view(made.shape)
+        by_candidate.sub_(reference)
+        return made
+
+    def deltas(self, model: Model, compacts: Sequence[Tensor]) -> list[Factored]:
+        """Reference minus another run's output of every stage's senders, kept narrow."""
+        if self.compacts is not None:
+            return differences(model.stages, self.compacts, compacts)
+        stages = enumerate(zip(model.stages[:-1], compacts, strict=False))
+        if self.wide is None:
+            return [stage.factored(-compact) for _, (stage, compact) in stages]
+        wide = [self.wide[senders] for senders in model.graph.sender_slices]
+        return [
+            Factored(wide[index][:, :, : compact.shape[-2]] - stage.expand(compact))
+            for index, (stage, compact) in stages
+        ]
+
+    def added(self, graph: Graph, index: int, stage: Stage, stream: Tensor) -> Tensor:
+        """A stream after a stage whose senders write their reference outputs."""
+        if self.compacts is not None:
+            return stream + stage.total(self.compacts[index])
+        if self.wide is not None:
+            stream = stream + self.wide[graph.sender_slices[index]].sum(dim=0)
+        return stream if stage.constant is None else stream + stage.constant
+
+    def at(self, images: slice) -> Reference:
+        """That of some images of the batch."""
+        return Reference(
+            None if self.compacts is None else tuple(_at(part, images) for part in self.compacts),
+            None if self.wide is None else self.wide[:, images] if self.wide.shape[1] > 1 else self.wide,
+            None,
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that is kept."""
+        streams = [stream for stream in self.streams or () if stream is not None]
+        return (*(self.compacts or ()), *streams, *(() if self.wide is None else (self.wide,)))
+
+
+def _at(tensor: Tensor, images: slice) -> Tensor:
+    return tensor[images] if len(tensor) > 1 else tensor
+
+
+# -- what masked runs start from -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What masked runs of one batch start from; made once, used for any number of masks.
+
+    Attributes:
+        model: to run.
+        graph: the model's graph with the task's token groups.
+        base: the captured run that is intervened on.
+        reference: what the senders write on ablated edges.
+        members: token group of each token, `(token,)` or `(batch, token)`; None for one group.
+        whole: of the batch that this is a part of, and its images there; None for the batch itself.
+    """
+
+    model: Model
+    graph: Graph
+    base: Capture
+    reference: Reference
+    members: Tensor | None = None
+    whole: tuple[Sources, slice] | None = None
+    _known: dict[int, Reads] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(batch, token, d_model)` of the stream."""
+        batch, tokens, width = self.base.stream(1).shape
+        return batch, tokens, width
+
+    @cached_property
+    def reference_streams(self) -> tuple[Tensor | None, ...]:
+        """What each stage would read if every edge were ablated, `(batch, token, d_model)`."""
+        if self.whole is not None:
+            sources, images = self.whole
+            return tuple(None if each is None else each[images] for each in sources.reference_streams)
+        streams, tokens = [], self.shape[1]
+        for stage, stream in zip(self.model.essential, self._full_streams(), strict=True):
+            streams.append(None if stream is None else stream.expand(self.shape)[:, :tokens])
+            tokens = tokens if stage.cut is None else min(tokens, stage.cut)
+        return tuple(streams)
+
+    def _full_streams(self) -> Iterator[Tensor | None]:
+        if self.reference.streams is not None:
+            yield from self.reference.streams
+            return
+        stream = self.base.stream(1).new_zeros(1, 1, self.shape[2])
+        for index, stage in enumerate(self.model.stages):
+            yield None if stage.is_source else stream
+            if not stage.is_readout:
+                stream = self.reference.added(self.graph, index, stage, stream)
+
+    def reference_reads(self, stage: int) -> Reads:
+        """What the receivers of a stage read if every edge is ablated; computed when first asked for."""
+        if self.whole is not None:
+            sources, images = self.whole
+            return tuple(read[images] for read in sources.reference_reads(stage))
+        if stage not in self._known:
+            stream = self.reference_streams[stage]
+            assert stream is not None, "the source reads no stream"
+            same = stream.stride(0) == 0  # for all images
+            reads = self.model.essential[stage].read(stream[:1] if same else stream)
+            batch = len(stream)
+            self._known[stage] = tuple(read.expand(batch, *read.shape[1:]) for read in reads)
+        return self._known[stage]
+
+    def deltas(
+        self, senders: Sequence[int] | None = None, tokens: int | None = None
+    ) -> Float[Tensor, "sender batch token d_model"]:
+        """Reference minus base output of some senders: what ablating all of their edges adds.
+
+        Args:
+            senders: their places in the graph, in increasing order; all by default.
+            tokens: only so many of the first tokens.
+        """
+        wanted = range(len(self.graph.senders)) if senders is None else senders
+        batch, all_tokens, width = self.shape
+        found = self.base.stream(1).new_empty(len(wanted), batch, tokens or all_tokens, width)
+        for index, part, compact, rows, places in self._written(wanted):
+            written = min(found.shape[2], compact.shape[-2])
+            room = found[places[0] : places[-1] + 1]
+            compact = compact[..., :written, :]
+            self.reference.subtracted(self.graph, index, part, rows, compact, out=room[:, :, :written])
+            room[:, :, written:] = 0
+        return found.neg_()
+
+    def reference_outputs(self) -> Float[Tensor, "sender batch token d_model"]:
+        """Every sender's reference output, expanded."""
+        return self.deltas() + outputs(self.model.stages, self.base.compacts)
+
+    def _written(self, senders: Sequence[int]) -> Iterator[tuple[int, Stage, Tensor, list[int], list[int]]]:
+        """What senders wrote in the base run: stage, its part, their compact output, their places in the
+        graph and in `senders`."""
+        for index, slots in enumerate(self.graph.sender_slices[:-1]):
+            places = [place for place, sender in enumerate(senders) if slots.start <= sender < slots.stop]
+            if places:
+                rows = [senders[place] for place in places]
+                part = self.model.stages[index].restrict([row - slots.start for row in rows])
+                (compact,) = part.pick((self.base.compacts[index],))
+                yield index, part, compact, rows, places
+
+    @property
+    def factored_deltas(self) -> list[Factored]:
+        """The same of every stage's senders, kept narrow."""
+        return self.reference.deltas(self.model, self.base.compacts)
+
+    @cached_property
+    def differs(self) -> bool:
+        """Whether any sender's reference output differs from what it wrote: else no edge has an effect."""
+        return any(bool(each.narrow.any()) for each in self.factored_deltas)
+
+    def parts(self, size: int) -> list[Sources]:
+        """Itself, a few images at a time; nothing is copied."""
+        batch = self.shape[0]
+        if size >= batch:
+            return [self]
+        count = -(-batch // size)
+        edges = [batch * place // count for place in range(count + 1)]
+        return [self._part(slice(*both)) for both in zip(edges, edges[1:], strict=False)]
+
+    def _part(self, images: slice) -> Sources:
+        members = self.members
+        return replace(
+            self,
+            base=Capture(
+                tuple(None if each is None else each[images] for each in self.base.streams),
+                tuple(each[images] for each in self.base.compacts),
+            ),
+            reference=self.reference.at(images),
+            members=members if members is None or members.ndim == 1 else members[images],
+            whole=(self, images),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, with all that is computed when first asked for."""
+        held = [*(each for each in self.base.streams if each is not None), *self.base.compacts]
+        held += self.reference.tensors
+        if self.reference.streams is None:
+            held += [each for each in self.reference_streams if each is not None and each.stride(0)]
+        reads = 0
+        for stage, compact in zip(self.model.stages[1:-1], self.base.compacts[1:-1], strict=True):
+            reads += compact.nbytes * len(stage.nodes.receivers) // len(stage.nodes.senders)
+        return sum(each.nbytes for each in held) + reads
+
+
+def deltas_of(
+    sources: Sources, senders: NDArray[np.intp], tokens: int
+) -> Float[Tensor, "edge batch token d_model"]:
+    """Reference minus base output of each edge's sender, where several edges may have the same."""
+    distinct, numbers = np.unique(senders, return_inverse=True)
+    deltas = sources.deltas(distinct.tolist(), tokens)
+    return deltas if len(distinct) == len(senders) else deltas[numbers]
+
+
+# -- the ablations -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -31,23 +287,9 @@ class References:
     model: Model
     make: Callable[[Batch, Capture], Reference]
 
-    def outputs(
-        self, batch: Batch, base: Capture
-    ) -> tuple[Float[Tensor, "sender batch token d_model"], tuple[Tensor, ...] | None]:
-        """What every sender writes on ablated edges; and in compact form, where that is what a run writes."""
-        made = self.make(batch, base)
-        return (made, None) if isinstance(made, Tensor) else (outputs(self.model.stages, made), made)
-
     def deltas(self, batch: Batch, base: Capture) -> list[Factored]:
-        """Reference minus base output of every stage's senders: what ablating all of their edges adds.
-
-        Between two runs the difference is taken in the narrow compact forms.
-        """
-        made = self.make(batch, base)
-        stages = self.model.stages
-        if isinstance(made, Tensor):
-            return by_stage(self.model.graph, outputs(stages, base.compacts).neg_().add_(made))
-        return differences(stages, made, base.compacts)
+        """Reference minus base output of every stage's senders: what ablating all of their edges adds."""
+        return self.make(batch, base).deltas(self.model, base.compacts)
 
 
 def reference_source(prepared: PreparedTask, batch_size: int) -> References:
@@ -61,42 +303,43 @@ def _maker(prepared: PreparedTask, batch_size: int) -> Callable[[Batch, Capture]
         case Patch():
             return lambda batch, base: _patched(model, batch, base)
         case Zero():
-            return lambda batch, base: torch.zeros_like(outputs(model.stages, base.compacts))
+            return lambda batch, base: Reference()
         case Mean():
-            mean = _mean_outputs(prepared, ablation, batch_size)
-            return lambda batch, base: mean.expand(-1, len(batch.rows), -1, -1)
+            mean = Reference(_mean_compacts(prepared, ablation, batch_size))
+            return lambda batch, base: mean
         case Noise():
-            return lambda batch, base: _noisy(model, ablation, batch)
+            return lambda batch, base: Reference(wide=_noisy(model, ablation, batch))
         case Constants():
-            return lambda batch, base: _constant(ablation, batch, base)
+            return lambda batch, base: Reference(wide=_constant(ablation, base))
         case Resample():
             return lambda batch, base: _resampled(prepared, ablation, batch, base)
 
 
-def _patched(model: Model, batch: Batch, base: Capture) -> tuple[Tensor, ...]:
+def _patched(model: Model, batch: Batch, base: Capture) -> Reference:
     assert batch.reference is not None, "a task with patch ablation has corrupt images"
     run = capture(model, batch.reference, essential=base.essential)
     check_logits(run.logits, batch)
-    return run.compacts
+    return Reference(run.compacts, streams=run.streams)
 
 
-def _mean_outputs(
-    prepared: PreparedTask, ablation: Mean, batch_size: int
-) -> Float[Tensor, "sender 1 token d_model"]:
-    """The mean output of every sender over the ablation's images: a sum over images, then one division."""
+def _mean_compacts(prepared: PreparedTask, ablation: Mean, batch_size: int) -> tuple[Tensor, ...]:
+    """The mean compact output of every stage over the ablation's images: a sum, then one division.
+
+    Senders' outputs are linear in the compact form, so theirs are the means as well.
+    """
     model = prepared.model
-    total: Tensor | None = None
+    total: list[Tensor] = []
     sources = _mean_images(prepared, ablation)
     for images in sources:
         for start in range(0, len(images), batch_size):
             batch = images.take(start, min(start + batch_size, len(images))).to(model.device, model.dtype)
-            part = outputs(model.stages, capture(model, batch).compacts).sum(dim=1, keepdim=True)
-            total = part if total is None else total.add_(part)
-    assert total is not None, "image sources are never empty"
-    if not total.isfinite().all():
+            sums = [each.sum(dim=0, keepdim=True) for each in capture(model, batch).compacts[:-1]]
+            total = [one.add_(other) for one, other in zip(total, sums, strict=True)] if total else sums
+    if not all(each.isfinite().all() for each in total):
         raise ModelError("the mean of the senders' outputs is NaN or infinite: check the images to average")
-    mean = total / sum(len(images) for images in sources)
-    return mean if ablation.per_token else mean.mean(dim=2, keepdim=True).expand_as(mean)
+    count = sum(len(images) for images in sources)
+    means = tuple(each / count for each in total)
+    return means if ablation.per_token else tuple(each.mean(dim=-2, keepdim=True) for each in means)
 
 
 def _mean_images(prepared: PreparedTask, ablation: Mean) -> list[Images]:
@@ -108,7 +351,7 @@ def _mean_images(prepared: PreparedTask, ablation: Mean) -> list[Images]:
     return [images]
 
 
-def _constant(ablation: Constants, batch: Batch, base: Capture) -> Tensor:
+def _constant(ablation: Constants, base: Capture) -> Float[Tensor, "sender 1 token d_model"]:
     stream = base.stream(1)
     values = ablation.values.to(stream)[:, None]
     if values.shape[2] not in (1, stream.shape[1]) or values.shape[3] != stream.shape[2]:
@@ -116,7 +359,7 @@ def _constant(ablation: Constants, batch: Batch, base: Capture) -> Tensor:
             f"the constants are for {values.shape[2]} tokens of width {values.shape[3]}, "
             f"the model has {stream.shape[1]} of width {stream.shape[2]}"
         )
-    return values.expand(-1, len(batch.rows), stream.shape[1], -1)
+    return values
 
 
 def _noisy(model: Model, ablation: Noise, batch: Batch) -> Tensor:
@@ -127,10 +370,10 @@ def _noisy(model: Model, ablation: Noise, batch: Batch) -> Tensor:
         generator = torch.Generator().manual_seed((ablation.seed * 1_000_003 + row) % 2**63)
         shape = (own.shape[0], *own.shape[2:])
         noise[:, place] = torch.randn(shape, generator=generator).to(own)
-    return own + ablation.scale * spread * noise
+    return noise.mul_(ablation.scale * spread).add_(own)
 
 
-def _resampled(prepared: PreparedTask, ablation: Resample, batch: Batch, base: Capture) -> tuple[Tensor, ...]:
+def _resampled(prepared: PreparedTask, ablation: Resample, batch: Batch, base: Capture) -> Reference:
     """Outputs on other base images: image `i` gets image `order[(place of i) + 1]` of one random cycle."""
     generator = torch.Generator().manual_seed(ablation.seed)
     order = torch.randperm(len(prepared), generator=generator)
@@ -138,4 +381,5 @@ def _resampled(prepared: PreparedTask, ablation: Resample, batch: Batch, base: C
     successor[order] = order.roll(-1)
     images = [prepared.base.take(int(row), int(row) + 1) for row in successor[batch.rows]]
     model = prepared.model
-    return capture(model, torch.cat(images).to(model.device, model.dtype), essential=base.essential).compacts
+    run = capture(model, torch.cat(images).to(model.device, model.dtype), essential=base.essential)
+    return Reference(run.compacts, streams=run.streams)

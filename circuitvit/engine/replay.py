@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.engine.masked import piece_reads
-from circuitvit.engine.sources import Piece, Sources, pieces
-from circuitvit.engine.sums import Workspace, mix, summed
+from circuitvit.engine.masked import Piece, Workspace, mix, piece_reads, pieces, summed
+from circuitvit.engine.references import Sources
 from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import NEVER, needed_senders
 from circuitvit.models import Reads, repeated
@@ -68,7 +67,7 @@ class Replay:
         Args:
             heard: `(upstream sender, candidate, group)`: whether the receiver hears the sender.
         """
-        count, batch = heard.shape[1], self.sources.reference.shape[1]
+        count, batch = heard.shape[1], self.sources.shape[0]
         changes = self.room.changes.new_empty(
             len(self.answering), count * batch, *self.room.changes.shape[2:]
         )
@@ -93,7 +92,7 @@ class Replay:
     def commit(self, candidate: int) -> None:
         """Make one of the last candidates the present run of the workspace."""
         assert self.changes is not None, "nothing has been run"
-        batch = self.sources.reference.shape[1]
+        batch = self.sources.shape[0]
         rows = [1 + sender for sender in self.answering]
         self.room.changes[rows] = self.changes[:, candidate * batch : (candidate + 1) * batch]
 

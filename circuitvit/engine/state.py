@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from circuitvit._lock import Lock
 from circuitvit._version import __version__
 from circuitvit.errors import CircuitViTError, DataError, FileError, OptionError
 from circuitvit.graph.files import write_bytes
@@ -50,7 +51,8 @@ class Saved:
 class StateFile:
     """The state of one run, as a context manager around its work.
 
-    Leaving by an exception, such as Ctrl-C, writes what was kept last; leaving well deletes the file. Without
+    Leaving by an exception, such as Ctrl-C, writes what was kept last; leaving well deletes the file. While
+    work goes on the file is locked: a second run that is given the same one is told who is at work. Without
     a path nothing is ever written.
 
     Args:
@@ -61,7 +63,7 @@ class StateFile:
             on takes those of the run that it goes on from.
 
     Raises:
-        FileError: if the file is no state file.
+        FileError: if the file is no state file; on entering, if another process is at work with it.
         OptionError: if it belongs to another run; the message says in what they differ.
 
     Attributes:
@@ -80,6 +82,7 @@ class StateFile:
         self.settings = dict(settings or {})
         self.saved: Saved | None = None
         self._kept: Callable[[], Saved] | None = None
+        self._lock: Lock | None = None
         self._written = time.monotonic()
         if self.path is None:
             return
@@ -110,17 +113,23 @@ class StateFile:
                 self._written = time.monotonic()
 
     def __enter__(self) -> StateFile:
+        if self.path is not None:
+            self._lock = Lock(self.path.with_name(f"{self.path.name}.lock"), f"the state {self.path}")
+            self._lock.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.path is None:
+        if self.path is None or self._lock is None:
             return
-        if error is None:
-            self.path.unlink(missing_ok=True)
-        elif self._kept is not None and not isinstance(error, CircuitViTError):
-            self._write()
+        try:
+            if error is None:
+                self.path.unlink(missing_ok=True)
+            elif self._kept is not None and not isinstance(error, CircuitViTError):
+                self._write()
+        finally:
+            self._lock.__exit__()
 
     def _write(self) -> None:
         assert self.path is not None, "checked by the callers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from circuitvit.export import style
 from circuitvit.export.drawing import FIGURES, SOURCES, figure_bytes, format_of
 from circuitvit.export.figure import Figure, Panel, figure_of
 from circuitvit.export.layout import Layout, lay_out
-from circuitvit.export.picture import DrawnEdge, Picture, picture_of
+from circuitvit.export.picture import Picture, picture_of
 from circuitvit.export.style import EdgeLook, clean, number
 from circuitvit.graph import Circuit
 from circuitvit.graph.files import write_bytes
@@ -96,18 +97,19 @@ def difference_of(
         '1 edge shared, 1 only in A, 1 only in B; Jaccard index 0.333'
     """
     one, other = clean(names[0]), clean(names[1])
-    both = _union(first, second)
-    heading = f"{one} and {other}" if title is None else title
-    picture = picture_of(both, heading, max_edges)
-    parts = [_part(edge, first, second) for edge in picture.edges]
-    edges = tuple(
-        _restyled(edge, part, picture, _note(edge, part, first, second, (one, other)))
-        for edge, part in zip(picture.edges, parts, strict=True)
-    )
     words = ("shared", f"only in {one}", f"only in {other}")
-    key = tuple(
-        (words[part], EdgeLook(_COLOURS[part], 2.4, 1.0, _DASHES[part])) for part in sorted(set(parts))
-    )
+    both = _union(first, second)
+    picture = picture_of(both, f"{one} and {other}" if title is None else title, max_edges)
+    edges, drawn = [], set()
+    for edge in picture.edges:
+        part = 0 if edge.name in first and edge.name in second else 1 if edge.name in first else 2
+        drawn.add(part)
+        share = abs(edge.score or 0.0) / picture.strongest if picture.strongest else 1.0
+        width = style.width_of(share, picture.max_width) if picture.strongest else PLAIN_WIDTH
+        look = EdgeLook(_COLOURS[part], width, round(0.6 + 0.35 * share, 3), _DASHES[part])
+        effects = _effects(edge.name, {one: first, other: second})
+        edges.append(replace(edge, look=look, note=words[part] + effects))
+    key = tuple((words[part], EdgeLook(_COLOURS[part], 2.4, 1.0, _DASHES[part])) for part in sorted(drawn))
     sizes = len(first & second), len(first - second), len(second - first)
     counts = f"{sizes[0]:,} edge{'' if sizes[0] == 1 else 's'} shared, {sizes[1]:,} {words[1]}, "
     counts += f"{sizes[2]:,} {words[2]}; Jaccard index {number(first.jaccard(second))}"
@@ -115,7 +117,7 @@ def difference_of(
         counts += f"; of {clean(models)}"
     if len(edges) < len(both):
         counts += f"; drawn: the {len(edges):,} strongest"
-    return replace(picture, edges=edges, key=key, counts=counts, origin="")
+    return replace(picture, edges=tuple(edges), key=key, counts=counts, origin="")
 
 
 def _union(first: Circuit, second: Circuit) -> Circuit:
@@ -127,28 +129,11 @@ def _union(first: Circuit, second: Circuit) -> Circuit:
     return Circuit(both.graph, both.kept, np.where(np.abs(mine) >= np.abs(theirs), mine, theirs))
 
 
-def _part(edge: DrawnEdge, first: Circuit, second: Circuit) -> int:
-    """0 for a shared edge, 1 for one of the first circuit alone, 2 for one of the second alone."""
-    if edge.name in first:
-        return 0 if edge.name in second else 1
-    return 2
-
-
-def _restyled(edge: DrawnEdge, part: int, picture: Picture, note: str) -> DrawnEdge:
-    share = 1.0 if not picture.strongest else abs(edge.score or 0.0) / picture.strongest
-    width = PLAIN_WIDTH if not picture.strongest else style.width_of(share, picture.max_width)
-    look = EdgeLook(_COLOURS[part], width, round(0.6 + 0.35 * share, 3), _DASHES[part])
-    return replace(edge, look=look, note=note)
-
-
-def _note(edge: DrawnEdge, part: int, first: Circuit, second: Circuit, names: tuple[str, str]) -> str:
-    said = []
-    for circuit, name in zip((first, second), names, strict=True):
-        score = circuit.score_of(edge.name) if edge.name in circuit else None
-        if score is not None:
-            said.append(f"{name} {number(score, signed=True)}")
-    where = ("shared", f"only in {names[0]}", f"only in {names[1]}")[part]
-    return f"{where} ({', '.join(said)})" if said else where
+def _effects(edge: str, circuits: Mapping[str, Circuit]) -> str:
+    """The effects of an edge in the circuits that have it, in words; "" where none is known."""
+    scores = {name: circuit.score_of(edge) for name, circuit in circuits.items() if edge in circuit}
+    said = [f"{name} {number(score, signed=True)}" for name, score in scores.items() if score is not None]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _side_by_side(circuits: tuple[Circuit, Circuit], names: tuple[str, str], picture: Picture) -> Figure:

@@ -108,14 +108,10 @@ def _node_attributes(node: DrawnNode) -> dict[str, Any]:
 
 def _head_label(node: DrawnNode) -> str:
     """A table with the name above the inputs; tables are not turned with the graph, so inputs stay below."""
-    cells = "".join(
-        _PORT_CELL.format(
-            port=_port(port),
-            colour=style.INK if port in node.used else style.FAINT,
-            name=_html(clean(port)) or "-",
-        )
-        for port in node.ports
-    )
+    cells = ""
+    for port in node.ports:
+        colour = style.INK if port in node.used else style.FAINT
+        cells += _PORT_CELL.format(port=_port(port), colour=colour, name=_html(clean(port)) or "-")
     name = f'<TR><TD COLSPAN="{len(node.ports)}"><B>{_html(clean(node.name)) or "-"}</B></TD></TR>'
     table = f'<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{style.PAPER}">'
     return f"<{table}{name}<TR>{cells}</TR></TABLE>>"

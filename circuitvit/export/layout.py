@@ -8,7 +8,7 @@ and these stay within the gap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import sqrt
@@ -287,9 +287,14 @@ class _Curves:
         points: list[Point] = [(x0, self.boxes[edge.sender].top), bend]
         if trunk is not None:
             track = self.columns.track[id(trunk)]
-            up = self._last_row_to_cross(trunk, start, track - x0)
-            off = self._first_row_to_cross(trunk, stop, up, column, track - x1)
-            points += [(track, self.rows.bottoms[up] + STUB), (track, self.rows.tops[off] - STUB)]
+            tops, bottoms = self.rows.tops, self.rows.bottoms
+            rows = range(start + 1, max(trunk.first_stop, start + 2))
+            height = tops[start]
+            up = self._turn_at(rows, trunk.column, trunk.lane, track - x0, lambda row: height - bottoms[row])
+            rows = range(stop - 1, min(up, stop - 1) - 1, -1)
+            floor = bottoms[stop]
+            off = self._turn_at(rows, column, trunk.lane, track - x1, lambda row: tops[row] - floor)
+            points += [(track, bottoms[up] + STUB), (track, tops[off] - STUB)]
         points += [land, (x1, self.boxes[edge.target].bottom)]
         curve = [points[0]]
         for (low, high), turn in zip(pairwise(points), self._turns(points), strict=True):
@@ -309,29 +314,18 @@ class _Curves:
             turns[1], turns[3] = 0.8 - 0.5 * far[1], 0.3 + 0.5 * far[3]
         return turns
 
-    def _last_row_to_cross(self, trunk: Trunk, start: int, sideways: float) -> int:
-        """The row below which the way into the lane ends: the next one, or higher where that is free."""
-        row, rows = start + 1, self.rows
-        inner = trunk.lane if trunk.lane <= trunk.column else trunk.lane - 1  # the column beside the lane
-        while (
-            row < trunk.first_stop - 1
-            and rows.tops[start] - rows.bottoms[row] < 0.4 * abs(sideways)
-            and self.grid.is_clear(row, row, trunk.column, inner)
-        ):
-            row += 1
-        return row
+    def _turn_at(
+        self, rows: range, column: int, lane: int, sideways: float, height: Callable[[int], float]
+    ) -> int:
+        """The row at which the way between a column and a lane ends: the first, or a later free one.
 
-    def _first_row_to_cross(self, trunk: Trunk, stop: int, lowest: int, column: int, sideways: float) -> int:
-        """The row above which the way out of the lane begins: the one before the target, or lower."""
-        row, rows = stop - 1, self.rows
-        inner = trunk.lane if trunk.lane <= column else trunk.lane - 1
-        while (
-            row > lowest
-            and rows.tops[row] - rows.bottoms[stop] < 0.4 * abs(sideways)
-            and self.grid.is_clear(row, row, column, inner)
-        ):
-            row -= 1
-        return row
+        It needs a `height` in proportion to how far it goes `sideways`, or the curve gets flat.
+        """
+        inner = lane if lane <= column else lane - 1  # the column beside the lane, on the way to it
+        for row in rows[:-1]:
+            if height(row) >= 0.4 * abs(sideways) or not self.grid.is_clear(row, row, column, inner):
+                return row
+        return rows[-1]
 
     def _places_to_leave(self) -> dict[object, float]:
         """x at which each line leaves its sender: side by side on its box, in order of where they go."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from circuitvit.engine.capture import capture
+from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task
@@ -129,15 +129,7 @@ def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | No
         images["corrupt"] = prepared.corrupt.take(pair, pair + 1)
     sides = {name: _side(prepared, image, nodes) for name, image in images.items()}
     rows, columns = model.grid_at(*images["clean"].shape[-2:])
-    wanted = {
-        name: Side(
-            side.image,
-            side.heads,
-            {node: values for node, values in side.writes.items() if nodes is None or node in nodes},
-        )
-        for name, side in sides.items()
-    }
-    return Maps((rows, columns), model.prefix, _groups(prepared, pair), wanted)
+    return Maps((rows, columns), model.prefix, _groups(prepared, pair), sides)
 
 
 def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) -> Side:
@@ -146,14 +138,16 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
     heads: dict[str, HeadMap] = {}
     writes: dict[str, Array] = {}
     for place, stage in enumerate(model.stages):
+        wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
+        if not wanted:
+            continue
         if stage.nodes.kind == "attention":
-            wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
-            if wanted:
-                every = _attention(stage, base.stream(place))
-                heads.update({name: every[name] for name in wanted})
-        elif not stage.is_readout:
-            written = stage.expand(base.compacts[place])[:, 0]
-            writes.update(zip(stage.nodes.senders, _array(written.norm(dim=-1)), strict=True))
+            every = _attention(stage, base.stream(place))
+            heads.update({name: every[name] for name in wanted})
+        else:
+            lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))
+            all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
+            writes.update({name: all_writes[name] for name in wanted})
     return Side(_colours(image[0], prepared), heads, writes)
 
 

@@ -28,23 +28,15 @@ from markupsafe import Markup
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.export import style
 from circuitvit.export.figure import PORT_NAMES
-from circuitvit.export.layout import Layout, lay_out
-from circuitvit.export.maps import CUT, LEAST_CUT, LEAST_TIMES_MEAN, RAMP, Array, HeadMap, Maps, Side
+from circuitvit.export.layout import Layout, Line, lay_out
+from circuitvit.export.maps import CUT, LEAST_CUT, LEAST_TIMES_MEAN, RAMP, Array, Maps, Side
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
 from circuitvit.export.style import clean
 from circuitvit.export.svg import image_uri, path_of
 from circuitvit.graph import Circuit, Graph, node_of, port_of
 
-SCRIPTS = (
-    "wiring.js",
-    "maps.js",
-    "diagram.js",
-    "state.js",
-    "details.js",
-    "figure.js",
-    "search.js",
-    "main.js",
-)
+_NAMES = ("wiring", "maps", "diagram", "state", "details", "figure", "search", "main")
+SCRIPTS = tuple(f"{name}.js" for name in _NAMES)  # in the order in which they need each other
 
 FINE_STEP = 16.0 / 255  # nats between levels in the default row: 16 nats below the largest is nothing
 ROUGH_STEP = 0.5
@@ -66,12 +58,9 @@ def page_of(data: Mapping[str, Any]) -> str:
     Args:
         data: from `page_data`.
     """
-    script = "\n".join(_resource(name) for name in SCRIPTS)
-    style = _resource("page.css")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        _resource("page.html")
-    )
-    return template.render(
+    script, style = "\n".join(map(_resource, SCRIPTS)), _resource("page.css")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_resource("page.html")).render(
         title=data["title"] or "Circuit",
         counts=data["counts"],
         origin=data["origin"],
@@ -157,7 +146,7 @@ def page_data(
         "nodes": [_node(node, layout) for node in picture.nodes],
         **_wiring(circuit, places),
         "edges": [
-            _edge(edge, circuit.graph, path_of(line.points), _interval(edge.name, intervals))
+            _edge(edge, circuit.graph, line, intervals or {})
             for edge, line in zip(picture.edges, layout.lines, strict=True)
         ],
         "curve": _checked(curve),
@@ -197,29 +186,24 @@ def _wiring(circuit: Circuit, places: Mapping[str, int]) -> dict[str, Any]:
     return {"senders": senders, "receivers": receivers}
 
 
-def _edge(edge: DrawnEdge, graph: Graph, path: str, interval: tuple[float, float] | None) -> list[Any]:
+def _edge(edge: DrawnEdge, graph: Graph, line: Line, intervals: Intervals) -> list[Any]:
     receiver = f"{edge.target}<{edge.port}>" if edge.port else edge.target
-    signs = ("unscored", "supports", "opposes")
+    low, high = map(float, intervals.get(edge.name, (0.0, 0.0)))
+    if not low <= high:
+        raise OptionError(
+            f"the interval of {edge.name} is from {low:g} to {high:g}: give the lower end first"
+        )
     return [
         graph.sender_index[edge.sender],
         graph.receiver_index[receiver],
         edge.group,
         None if edge.score is None else float(f"{edge.score:.6g}"),
-        signs.index(edge.sign),
+        ("unscored", "supports", "opposes").index(edge.sign),
         round(edge.look.width, 2),
         round(edge.look.opacity, 2),
-        path,
-        *([] if interval is None else interval),
+        path_of(line.points),
+        *((low, high) if edge.name in intervals else ()),
     ]
-
-
-def _interval(name: str, intervals: Intervals | None) -> tuple[float, float] | None:
-    if not intervals or name not in intervals:
-        return None
-    low, high = map(float, intervals[name])
-    if not low <= high:
-        raise OptionError(f"the interval of {name} runs from {low:g} to {high:g}: give the lower end first")
-    return low, high
 
 
 def _checked(curve: Curve | None) -> list[list[float]]:
@@ -264,7 +248,10 @@ def packed_maps(maps: Maps, by_strength: Sequence[str]) -> dict[str, Any]:
     for head in by_strength:
         if head not in heads:
             continue
-        packs = {name: _pack(_rough(side.heads[head])) for name, side in maps.sides.items()}
+        packs = {
+            name: _pack(_levels(side.heads[head].pattern, ROUGH_STEP, ROUGH_LEVELS))
+            for name, side in maps.sides.items()
+        }
         room -= sum(map(len, packs.values()))
         if room < 0:
             break
@@ -291,7 +278,11 @@ def _side(side: Side, maps: Maps, full: dict[str, str]) -> dict[str, Any]:
         tops = head.scores.max(axis=1)
         low, high = float(tops.min()), float(tops.max())
         row = head.row(maps.has_class_token)
-        rows += [_fine(row), _linear(head.weights, 0.0, float(head.weights.max())), _linear(tops, low, high)]
+        rows += [
+            _levels(row, FINE_STEP, 256),
+            _linear(head.weights, 0.0, float(head.weights.max())),
+            _linear(tops, low, high),
+        ]
         # Without a class token the row is an average, whose logarithm stands for the scores.
         top = tops[0] if maps.has_class_token else np.log(row.max())
         nodes[name] = {
@@ -306,17 +297,10 @@ def _side(side: Side, maps: Maps, full: dict[str, str]) -> dict[str, Any]:
     return {"image": image_uri(side.image), "nodes": nodes, "rows": _pack(b"".join(rows)), "full": full}
 
 
-def _fine(row: Array) -> bytes:
-    return _levels(np.log(np.maximum(row, 1e-30)), FINE_STEP, 256)
-
-
-def _rough(head: HeadMap) -> bytes:
-    return _levels(np.log(np.maximum(head.pattern, 1e-30)), ROUGH_STEP, ROUGH_LEVELS)
-
-
-def _levels(logs: Array, step: float, count: int) -> bytes:
-    below = logs.max(axis=-1, keepdims=True) - logs
-    return _bytes(np.minimum(np.rint(below / step), count - 1))
+def _levels(shares: Array, step: float, count: int) -> bytes:
+    """Shares as how far their logarithms are below the row's largest, in steps."""
+    logs = np.log(np.maximum(shares, 1e-30))
+    return _bytes(np.minimum(np.rint((logs.max(axis=-1, keepdims=True) - logs) / step), count - 1))
 
 
 def _linear(values: Array, low: float, high: float) -> bytes:

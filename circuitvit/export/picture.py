@@ -5,18 +5,15 @@ The SVG and DOT writers both start from a `Picture`, so they agree on what is sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from circuitvit.errors import OptionError
 from circuitvit.export.style import EdgeLook, Sign, clean, edge_look, number, widest
-from circuitvit.graph import Circuit, Direction, EdgeMask, edge_name, node_of, port_of
-
-Places = NDArray[np.intp]  # (edge, 3): sender, receiver and group of each
+from circuitvit.graph import Circuit, Direction, Graph, edge_name, node_of, port_of
 
 THUMB = 46.0  # side of a node's small image in pixels
 
@@ -94,8 +91,7 @@ class Picture:
         title: one line.
         nodes: all nodes of the graph in running order, also those outside the circuit.
         edges: the edges to draw, weakest first, so that strong ones end up on top.
-        rows: names of the graph's stages, bottom row first.
-        layers: the layer of each row; None for rows of sources and readouts.
+        layers: of each row (stage of the graph), bottom row first; None for rows of sources and readouts.
         groups: names of the token groups.
         strongest: the largest magnitude among the edges, or None when no edge has a score.
         max_width: width in pixels of an edge of that magnitude.
@@ -108,7 +104,6 @@ class Picture:
     title: str
     nodes: tuple[DrawnNode, ...]
     edges: tuple[DrawnEdge, ...]
-    rows: tuple[str, ...]
     layers: tuple[int | None, ...]
     groups: tuple[str, ...]
     strongest: float | None
@@ -165,62 +160,53 @@ def picture_of(
         '2 of 13 edges, 3 of 5 nodes'
     """
     direction = _direction(circuit, direction)
-    places = _strongest(circuit, max_edges)
-    kept = np.zeros(circuit.graph.shape, dtype=bool)
-    kept[tuple(places.T)] = True
-    max_width = widest(len(places))
-    edges = tuple(_edges(circuit, places, direction, max_width))
-    stages = circuit.graph.stages
+    graph, made = circuit.graph, circuit.provenance
+    edges = _edges(circuit, max_edges, direction)
+    counts = f"{len(circuit):,} of {graph.n_edges:,} edges, "
+    counts += f"{len(circuit.nodes):,} of {len(graph.nodes):,} nodes"
+    if len(edges) < len(circuit):
+        counts += f"; drawn: the {len(edges):,} strongest"
+    known = {"model": made.model, "method": made.method, "task": made.task}
+    origin = [f"{key}: {value}" for key, value in known.items() if value]
+    named = f"Circuit of {made.model}" if made.model else "Circuit"
     return Picture(
-        title=clean(_title(circuit) if title is None else title),
-        nodes=_nodes(circuit, kept, thumbs),
+        title=clean(named if title is None else title),
+        nodes=_nodes(graph, edges, thumbs),
         edges=edges,
-        rows=tuple(clean(stage.name) for stage in stages),
-        layers=tuple(stage.layer if stage.senders and stage.receivers else None for stage in stages),
-        groups=tuple(clean(group) for group in circuit.graph.groups),
+        layers=tuple(stage.layer if stage.senders and stage.receivers else None for stage in graph.stages),
+        groups=tuple(clean(group) for group in graph.groups),
         strongest=max((abs(edge.score) for edge in edges if edge.score is not None), default=None) or None,
-        max_width=max_width,
+        max_width=widest(len(edges)),
         direction=direction,
-        counts=_counts(circuit, len(places)),
-        origin=clean(_origin(circuit)),
+        counts=counts,
+        origin=clean(" · ".join([*origin, f"circuitvit {made.library}"])) if origin else "",
     )
 
 
-def _direction(circuit: Circuit, direction: Direction | None) -> Direction:
-    said = direction if direction is not None else circuit.provenance.parameters.get("direction", "noising")
-    if said not in ("noising", "denoising"):
-        if direction is not None:
-            raise OptionError(f"direction is 'noising' or 'denoising', not {direction!r}")
-        said = "noising"  # provenance is free text from a file: never a reason to refuse a drawing
+def _direction(circuit: Circuit, wanted: Direction | None) -> Direction:
+    if wanted not in ("noising", "denoising", None):
+        raise OptionError(f"direction is 'noising' or 'denoising', not {wanted!r}")
+    # Provenance is free text from a file: never a reason to refuse a drawing.
+    said = circuit.provenance.parameters.get("direction") if wanted is None else wanted
     return "denoising" if said == "denoising" else "noising"
 
 
-def _strongest(circuit: Circuit, max_edges: int | None) -> Places:
-    """The places `(n, 3)` of the edges to draw, weakest first; ties in graph order."""
+def _edges(circuit: Circuit, max_edges: int | None, direction: Direction) -> tuple[DrawnEdge, ...]:
+    """The edges to draw, weakest first; of equal ones those that come last in the graph are first."""
     if max_edges is not None and max_edges < 0:
         raise OptionError(f"max_edges must be 0 or more, not {max_edges}")
-    places = np.argwhere(circuit.kept)
-    magnitude = np.abs(_scores(circuit))[circuit.kept]
-    strongest_first = np.argsort(-magnitude, kind="stable")[:max_edges]
-    chosen: Places = places[strongest_first[::-1]]
-    return chosen
-
-
-def _scores(circuit: Circuit) -> NDArray[np.float64]:
-    values = np.zeros(circuit.graph.shape) if circuit.values is None else circuit.values
-    return np.nan_to_num(values, posinf=0.0, neginf=0.0)
-
-
-def _edges(circuit: Circuit, places: Places, direction: Direction, max_width: float) -> Iterator[DrawnEdge]:
     graph = circuit.graph
-    scores = _scores(circuit)
+    scores = np.zeros(graph.shape) if circuit.values is None else circuit.values
+    order = np.argsort(-np.abs(scores[circuit.kept]), kind="stable")[:max_edges]
+    places = np.argwhere(circuit.kept)[order[::-1]]
     largest = float(np.abs(scores[tuple(places.T)]).max(initial=0.0))
+    edges = []
     for sender, receiver, group in places.tolist():
         value = float(scores[sender, receiver, group])
         support = value if direction == "denoising" else -value
         sign: Sign = "supports" if support > 0 else "opposes" if support < 0 else "unscored"
         sent, received = graph.senders[sender], graph.receivers[receiver]
-        yield DrawnEdge(
+        edge = DrawnEdge(
             name=clean(edge_name(sent, received, graph.groups[group] if len(graph.groups) > 1 else "")),
             sender=sent,
             target=node_of(received),
@@ -228,29 +214,27 @@ def _edges(circuit: Circuit, places: Places, direction: Direction, max_width: fl
             group=group,
             score=None if circuit.values is None else value,
             sign=sign,
-            look=edge_look(sign, abs(value) / largest if largest else 0.0, max_width, group),
+            look=edge_look(sign, abs(value) / largest if largest else 0.0, widest(len(places)), group),
         )
+        edges.append(edge)
+    return tuple(edges)
 
 
-def _nodes(circuit: Circuit, kept: EdgeMask, thumbs: Collection[str]) -> tuple[DrawnNode, ...]:
-    graph = circuit.graph
-    used: dict[str, set[str]] = {}
-    for index in np.flatnonzero(kept.any(axis=(0, 2))).tolist():
-        used.setdefault(node_of(graph.receivers[index]), set()).add(port_of(graph.receivers[index]))
-    sends = {graph.senders[index] for index in np.flatnonzero(kept.any(axis=(1, 2))).tolist()}
+def _nodes(graph: Graph, edges: Sequence[DrawnEdge], thumbs: Collection[str]) -> tuple[DrawnNode, ...]:
+    used: dict[str, set[str]] = {edge.sender: set() for edge in edges}
+    for edge in edges:
+        used.setdefault(edge.target, set()).add(edge.port)
     ports: dict[str, list[str]] = {}
     for receiver in graph.receivers:
         ports.setdefault(node_of(receiver), []).append(port_of(receiver))
     rows = {id(stage): row for row, stage in enumerate(graph.stages)}
     nodes = []
     for name in graph.nodes:
-        stage = graph.stage_of_node[name]
+        stage, own = graph.stage_of_node[name], tuple(ports.get(name, ()))
         is_end = not (stage.senders and stage.receivers)
-        own = tuple(ports.get(name, ()))
         kind: NodeKind = "head" if len(own) > 1 else "end" if is_end else "mlp"
-        present = name in used or name in sends
+        present, inputs = name in used, frozenset(used.get(name, ()))
         thumb = THUMB if present and name in thumbs else 0.0
-        inputs = frozenset(used.get(name, ()))
         nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.layer, own, inputs, present, thumb))
     return tuple(nodes)
 

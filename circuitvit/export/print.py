@@ -28,8 +28,13 @@ _SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # the one that matplotlib brings: a figure is the same on every machine
     "lines.scale_dashes": False,
     "pdf.fonttype": 42,  # text as text
+    # What a user's own style may not change:
+    "text.usetex": False,
+    "path.sketch": None,
+    "path.effects": [],
     "savefig.bbox": None,
     "savefig.facecolor": "auto",
+    "savefig.transparent": False,
 }
 
 

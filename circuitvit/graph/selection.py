@@ -6,7 +6,7 @@ Searches that run the model (ACDC and others) are in `circuitvit.pruning`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,7 @@ class _PathFinder:
         self.ranks: NDArray[np.float64] = np.where(graph.edge_mask, ranks, -np.inf)
         self.width_in, _ = _ways_in(graph, self.ranks, np.inf, np.minimum)
         self.width_out, _ = _ways_out(graph, self.ranks, np.inf, np.minimum)
-        self.into: dict[tuple[int, int], list[Step]] = {}
-        self.out: dict[tuple[int, int], list[Step]] = {}
+        self.known: dict[tuple[str, int, int], list[Step]] = {}
 
     def joins(self, edge: Step) -> bool:
         """Whether any path from a source to a readout runs through `edge`."""
@@ -84,33 +83,28 @@ class _PathFinder:
     def through(self, edge: Step) -> list[Step]:
         """The edges of the strongest source-to-readout path through `edge`."""
         sender, receiver, group = edge
-        return [*self._way_in(sender, group), edge, *self._way_out(receiver, group)]
-
-    def _way_in(self, sender: int, group: int) -> list[Step]:
-        if (sender, group) not in self.into:
+        if ("in", sender, group) not in self.known:
             _, steps = _ways_in(self.graph, self._lengths(self.width_in[sender, group]), 0.0, np.add)
-            way, at = [], (sender, group)
-            while at in steps:
-                way.append(steps[at])
-                at = (way[-1][0], way[-1][2])
-            self.into[sender, group] = way
-        return self.into[sender, group]
-
-    def _way_out(self, receiver: int, group: int) -> list[Step]:
-        if (receiver, group) not in self.out:
+            self.known["in", sender, group] = _followed(steps, (sender, group), end=0)
+        if ("out", receiver, group) not in self.known:
             _, steps = _ways_out(self.graph, self._lengths(self.width_out[receiver, group]), 0.0, np.add)
-            way, at = [], (receiver, group)
-            while at in steps:
-                way.append(steps[at])
-                at = (way[-1][1], way[-1][2])
-            self.out[receiver, group] = way
-        return self.out[receiver, group]
+            self.known["out", receiver, group] = _followed(steps, (receiver, group), end=1)
+        return [*self.known["in", sender, group], edge, *self.known["out", receiver, group]]
 
     def _lengths(self, at_least: float) -> NDArray[np.float64]:
         """-1 for every edge that is wide enough, so that the best sum is the shortest way."""
         wide = (self.ranks >= at_least) & self.graph.edge_mask
         lengths: NDArray[np.float64] = np.where(wide, -1.0, -np.inf)
         return lengths
+
+
+def _followed(steps: Mapping[tuple[int, int], Step], at: tuple[int, int], end: int) -> list[Step]:
+    """The steps of a way: from one to the next by its sender (`end` 0) or its receiver (1), and its group."""
+    way: list[Step] = []
+    while at in steps:
+        way.append(steps[at])
+        at = (way[-1][end], way[-1][2])
+    return way
 
 
 def _ways_in(graph: Graph, edges: NDArray[np.float64], start: float, join: Join) -> Ways:

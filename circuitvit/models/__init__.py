@@ -2,8 +2,19 @@
 
 from circuitvit.models.factored import Factored
 from circuitvit.models.model import Model
-from circuitvit.models.registry import load, wrap
+from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Reads, Stage, places, repeated
 
-__all__ = ["BackwardRules", "Factored", "Model", "Reads", "Stage", "load", "places", "repeated", "wrap"]
+__all__ = [
+    "BackwardRules",
+    "Factored",
+    "Model",
+    "Reads",
+    "Stage",
+    "load",
+    "places",
+    "register",
+    "repeated",
+    "wrap",
+]

@@ -33,7 +33,6 @@ from circuitvit.engine import (
     Saved,
     StateFile,
     choose_batch_size,
-    kl,
     masked_run,
     new_workspace,
     progress_bar,
@@ -42,8 +41,9 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model
-from circuitvit.pruning.refine import without_dead
+from circuitvit.pruning.refine import require_noising, without_dead
 from circuitvit.tasks import PreparedTask, Task, prepare
+from circuitvit.tasks.metrics import divergence as kl
 
 Divergence = Literal["kl", "metric"]
 """How far a run is from the clean one: KL(clean || current), or the metric's absolute difference."""
@@ -97,8 +97,7 @@ def acdc(
         raise OptionError(f"tau must be positive, not {tau!r}: with 0 no edge would ever go")
     if divergence not in ("kl", "metric"):
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
-    if task.direction == "denoising":
-        raise OptionError("ACDC ablates edges of the clean run: give the task direction='noising'")
+    require_noising(task)
     if divergence == "kl" and not model.has_classes:
         raise OptionError(
             f"the outputs of {model.name} are no classes, so there is no KL of predictions: give "
@@ -218,7 +217,7 @@ class _Judge:
         self.runs = [(run, run.metric(run.base.logits), new_workspace(run.sources)) for run in runs]
         self.scale = 1.0 if divergence == "kl" else max(float(clean.abs().max()) for _, clean, _ in self.runs)
         images = max(len(clean) for _, clean, _ in self.runs)
-        self.at_once = max(1, (GPU_IMAGES if runs[0].sources.reference.is_cuda else CPU_IMAGES) // images)
+        self.at_once = max(1, (GPU_IMAGES if self.runs[0][1].is_cuda else CPU_IMAGES) // images)
 
     def take_up(self, kept: EdgeMask) -> None:
         """Bring the workspaces to the run of a mask."""

@@ -13,8 +13,10 @@ CPR and CMD: Mueller et al. 2025, "MIB: a mechanistic interpretability benchmark
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -126,14 +128,18 @@ def score_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    _same_graph(scores.graph, prepare(model, task).graph)
-    select = (lambda k: scores.connected(k, by)) if connected else (lambda k: scores.top(k, by))
+    evaluator = _evaluator(model, task, evaluator, [scores.graph])
+    select = scores.connected if connected else scores.top
     n_edges = scores.graph.n_edges
+
+    def live(k: int) -> int:
+        return len(select(k, by))
+
+    sizes = [(each, round(each * n_edges)) for each in _checked(fractions)]
     wanted = [
-        (fraction, _largest(select, round(fraction * n_edges), n_edges)) for fraction in _checked(fractions)
+        (each, select(bisect_right(range(n_edges + 1), size, key=live) - 1, by)) for each, size in sizes
     ]
-    label = f"{scores.method}, {by}{', connected' if connected else ''}"
-    return _run(model, task, label, wanted, evaluator, progress)
+    return _run(f"{scores.method}, {by}{', connected' * connected}", wanted, evaluator, progress)
 
 
 def circuit_curve(
@@ -160,52 +166,37 @@ def circuit_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    graph = model.graph if isinstance(task, Task) and task.groups is None else prepare(model, task).graph
     circuits = tuple(circuits)
-    for circuit in circuits:
-        _same_graph(circuit.graph, graph)
-    family = sorted(
-        [Circuit.empty(graph), Circuit.full(graph), *(each.pruned() for each in circuits)], key=len
-    )
-    wanted = []
-    for fraction in _checked(fractions):
-        fitting = [circuit for circuit in family if len(circuit) <= round(fraction * graph.n_edges)]
-        wanted.append((fraction, fitting[-1]))
-    return _run(model, task, label, wanted, evaluator, progress)
+    evaluator = _evaluator(model, task, evaluator, [circuit.graph for circuit in circuits])
+    graph = evaluator.graph
+    ends = Circuit.empty(graph), Circuit.full(graph)
+    family = sorted([*ends, *(each.pruned() for each in circuits)], key=len)
+    sizes = [len(each) for each in family]
+    asked = [(each, round(each * graph.n_edges)) for each in _checked(fractions)]
+    wanted = [(each, family[bisect_right(sizes, size) - 1]) for each, size in asked]
+    return _run(label, wanted, evaluator, progress)
 
 
-def _run(
-    model: Model,
-    task: Task | PreparedTask,
-    label: str,
-    wanted: list[tuple[float, Circuit]],
-    evaluator: Evaluator | None,
-    progress: bool,
-) -> Curve:
-    evaluator = evaluator or noising_evaluator(prepare(model, task))
+def _evaluator(
+    model: Model, task: Task | PreparedTask, given: Evaluator | None, graphs: Iterable[Graph]
+) -> Evaluator:
+    """The evaluator that is given, or one of the task, whose graph all these graphs must be."""
+    prepared = prepare(model, task if given is None else given.prepared)
+    for graph in graphs:
+        if graph != prepared.graph:
+            raise OptionError(
+                f"circuits and scores must belong to the task's graph: {graph}, not {prepared.graph}"
+            )
+    return given or noising_evaluator(prepared)
+
+
+def _run(label: str, wanted: list[tuple[float, Circuit]], evaluator: Evaluator, progress: bool) -> Curve:
     points = []
     with progress_bar(len(wanted), f"curve of {label}", progress) as bar:
         for fraction, circuit in wanted:
             points.append(Point(fraction, len(circuit), evaluator.faithfulness(circuit)))
             bar.update()
     return Curve(label, tuple(points), evaluator.graph.n_edges)
-
-
-def _largest(select: Callable[[int], Circuit], size: int, n_edges: int) -> Circuit:
-    """The longest selection that leaves at most `size` live edges, by bisection."""
-    low, high = 0, n_edges
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(select(middle)) <= size:
-            low = middle
-        else:
-            high = middle - 1
-    return select(low)
-
-
-def _same_graph(found: Graph, wanted: Graph) -> None:
-    if found != wanted:
-        raise OptionError(f"circuits and scores must belong to the task's graph: {found}, not {wanted}")
 
 
 def _checked(fractions: Sequence[float]) -> list[float]:
@@ -260,22 +251,20 @@ class FamilySettings:
 Family = Callable[[PreparedTask, FamilySettings], list[Circuit]]
 
 
-def _learned(sampler: SamplerName = "hard-concrete", over: Over = "edges") -> Family:
+def _masks(
+    prepared: PreparedTask,
+    settings: FamilySettings,
+    sampler: SamplerName = "hard-concrete",
+    over: Over = "edges",
+) -> list[Circuit]:
     """A mask for each size."""
-
-    def family(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
-        n_edges = prepared.graph.n_edges
-        low, high = TRAINED
-        shares = settings.trained or [share for share in settings.fractions if low <= share <= high]
-        size = min(settings.mask.batch_size, len(prepared))
-        mask = replace(settings.mask, batch_size=size, sampler=sampler, over=over)
-        found = []
-        for edges in sorted({max(1, round(share * n_edges)) for share in shares}):
-            learned = learn_mask(prepared.model, prepared, edges, mask, progress=settings.progress)
-            found.append(learned.at_most(edges))
-        return found
-
-    return family
+    low, high = TRAINED
+    shares = settings.trained or [share for share in settings.fractions if low <= share <= high]
+    size = min(settings.mask.batch_size, len(prepared))
+    mask = replace(settings.mask, batch_size=size, sampler=sampler, over=over)
+    sizes = sorted({max(1, round(share * prepared.graph.n_edges)) for share in shares})
+    learn = partial(learn_mask, prepared.model, prepared, settings=mask, progress=settings.progress)
+    return [learn(edges).at_most(edges) for edges in sizes]
 
 
 def _found(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
@@ -291,9 +280,9 @@ def _found(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "learned": _learned(),
-        "learned-ugs": _learned(sampler="ugs"),
-        "learned-nodes": _learned(over="nodes"),
+        "learned": _masks,
+        "learned-ugs": partial(_masks, sampler="ugs"),
+        "learned-nodes": partial(_masks, over="nodes"),
         "find": _found,
     }
 )
@@ -331,21 +320,17 @@ def family_curve(
         OptionError: if the method cannot be used on this task.
     """
     check_method(method)
-    judged, model = evaluator.prepared, discovery.model
+    model, judged = discovery.model, evaluator.prepared
+    shared: dict[str, Any] = {
+        "fractions": settings.fractions, "evaluator": evaluator, "progress": settings.progress,
+    }  # fmt: skip
     if method in FAMILIES:
-        circuits = FAMILIES[method](discovery, settings)
-        return circuit_curve(
-            model, judged, circuits, method, fractions=settings.fractions, evaluator=evaluator,
-            progress=settings.progress,
-        )  # fmt: skip
-    given: dict[str, Any] = {"steps": settings.steps, "rule": settings.rule}
+        return circuit_curve(model, judged, FAMILIES[method](discovery, settings), method, **shared)
+    own: dict[str, Any] = {"steps": settings.steps, "rule": settings.rule}
     scores = attribute(
         model, discovery, method, batch_size=settings.batch_size, memory=settings.memory,
         progress=settings.progress,
-        **{name: value for name, value in given.items() if name in METHODS[method].keywords},
+        **{name: value for name, value in own.items() if name in METHODS[method].keywords},
     )  # fmt: skip
-    curve = score_curve(
-        model, judged, scores, by=settings.by, connected=settings.connected, fractions=settings.fractions,
-        evaluator=evaluator, progress=settings.progress,
-    )  # fmt: skip
+    curve = score_curve(model, judged, scores, by=settings.by, connected=settings.connected, **shared)
     return replace(curve, label=method)

@@ -345,53 +345,65 @@ def _summary(
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """What several searches found.
+    """Several circuits of one graph, found with other seeds or on other pairs: what they have in common.
 
     Attributes:
-        findings: one for each seed, in the order of the seeds.
+        circuits: at least one.
+        findings: of the searches that gave them, where `find_several` made them.
+        at_least: the share of circuits from which on an edge belongs to the consensus.
     """
 
-    findings: tuple[Finding, ...]
+    circuits: tuple[Circuit, ...]
+    findings: tuple[Finding, ...] = ()
+    at_least: float = 0.5
 
     @property
     def shared(self) -> Circuit:
-        """The edges that every search keeps; they need not make a circuit on their own."""
+        """The edges that every circuit has; they need not make a circuit on their own."""
         return reduce(lambda a, b: a & b, self.circuits)
 
     @property
     def union(self) -> Circuit:
-        """The edges that any search keeps."""
+        """The edges that any circuit has."""
         return reduce(lambda a, b: a | b, self.circuits)
 
     @property
-    def circuits(self) -> tuple[Circuit, ...]:
-        """The circuits found, in the order of the seeds."""
-        return tuple(finding.circuit for finding in self.findings)
+    def consensus(self) -> Circuit:
+        """The edges of circuits enough, without dead ones; it carries their frequencies as its scores."""
+        often = np.mean([each.kept for each in self.circuits], axis=0)
+        return Circuit(self.circuits[0].graph, often >= self.at_least, often).pruned()
 
     @property
     def overlap(self) -> float:
         """The mean Jaccard overlap between two of the circuits, 0 to 1."""
         pairs = [a.jaccard(b) for a, b in combinations(self.circuits, 2)]
-        return sum(pairs) / len(pairs)
+        return sum(pairs) / len(pairs) if pairs else 1.0
 
     @property
     def frequency(self) -> dict[str, float]:
         """How often each edge of the union is kept, 0 to 1, most often first and then in graph order."""
-        kept = {edge: sum(edge in circuit for circuit in self.circuits) for edge in self.union}
-        return {edge: kept[edge] / len(self.findings) for edge in sorted(kept, key=lambda edge: -kept[edge])}
+        kept = self.of(self.union)
+        return dict(sorted(kept.items(), key=lambda edge: -edge[1]))
+
+    def of(self, circuit: Circuit) -> dict[str, float]:
+        """How often each edge of a circuit is kept, 0 to 1, in graph order."""
+        return {edge: sum(edge in each for each in self.circuits) / len(self.circuits) for edge in circuit}
 
     @property
     def summary(self) -> str:
-        """How far the searches agree, in plain sentences."""
-        sizes = sorted(len(circuit) for circuit in self.circuits)
-        alike = all(circuit == self.circuits[0] for circuit in self.circuits)
-        if alike:
-            return f"All {len(self.findings)} searches found the same circuit of {sizes[0]} edges."
+        """How far the circuits agree, in plain sentences."""
+        n, sizes = len(self.circuits), sorted(len(circuit) for circuit in self.circuits)
+        if all(circuit == self.circuits[0] for circuit in self.circuits):
+            return f"All {n} searches found the same circuit of {sizes[0]} edges."
         return (
-            f"{len(self.findings)} searches found circuits of {sizes[0]} to {sizes[-1]} edges that overlap "
-            f"by {self.overlap:.0%} on average; {len(self.shared)} edges are in all of them and "
-            f"{len(self.union)} in any. The circuit is not unique: trust the shared edges most."
+            f"{n} searches found circuits of {sizes[0]} to {sizes[-1]} edges that overlap by "
+            f"{self.overlap:.0%} on average; {len(self.shared)} edges are in all of them, "
+            f"{len(self.consensus)} in the consensus (at least {self.at_least:.0%}) and {len(self.union)} in "
+            "any. The circuit is not unique: trust the shared edges most."
         )
+
+    def __str__(self) -> str:
+        return self.summary
 
 
 def find_several(model: Model, task: Task, seeds: Sequence[int] = (0, 1, 2), **options: Any) -> Agreement:
@@ -419,4 +431,4 @@ def find_several(model: Model, task: Task, seeds: Sequence[int] = (0, 1, 2), **o
         plan = None if plan is None else replace(plan, seed=seed)
         findings.append(find(model, task, seed=seed, plan=plan, **options))
         plan = findings[0].plan
-    return Agreement(tuple(findings))
+    return Agreement(tuple(each.circuit for each in findings), tuple(findings))

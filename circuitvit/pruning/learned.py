@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.scoring import provenance_of
-from circuitvit.engine import BatchRun, Evaluator, Saved, kl, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.models import Model
-from circuitvit.pruning.refine import without_dead
-from circuitvit.tasks import PreparedTask, Task, prepare
+from circuitvit.pruning.refine import require_noising, without_dead
+from circuitvit.tasks import PreparedTask, Task, divergence, prepare
 
 SamplerName = Literal["hard-concrete", "ugs"]
 """How gates are sampled in training."""
@@ -199,8 +199,7 @@ class MaskTrainer:
         graph = prepared.graph
         if not 1 <= edges <= graph.n_edges:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
-        if prepared.denoising:
-            raise OptionError("masks are learned in the clean run: give the task direction='noising'")
+        require_noising(prepared)
         metric = prepared.metric.metric
         if not prepared.model.has_classes and not metric.differentiable:
             raise OptionError(
@@ -309,7 +308,7 @@ class MaskTrainer:
         behaviour = (run.metric(logits) - run.metric(run.base.logits)) / self._scale
         distance = BEHAVIOUR_WEIGHT * behaviour.square()
         if self.prepared.model.has_classes:
-            distance = distance + kl(run.clean_logits, logits)
+            distance = distance + divergence(run.clean_logits, logits)
         return distance.mean()
 
 

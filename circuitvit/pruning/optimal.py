@@ -16,11 +16,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from circuitvit.engine import BatchRun, Evaluator, kl, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, Reference, progress_bar, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Constants, Mean, Task
+from circuitvit.pruning.refine import require_noising
+from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
 
 
 def learn_constants(
@@ -50,7 +51,8 @@ def learn_constants(
         An ablation, for `Task(..., ablation=constants)`.
 
     Raises:
-        OptionError: if `steps` or `learning_rate` is not positive, or the task is denoising.
+        OptionError: if `steps` or `learning_rate` is not positive, the task is denoising, or the circuit
+            belongs to another graph.
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
@@ -59,14 +61,11 @@ def learn_constants(
     """
     if steps < 1 or not learning_rate > 0:
         raise OptionError(f"steps and learning_rate must be positive, not {steps} and {learning_rate}")
-    if task.direction == "denoising":
-        raise OptionError("constants are learned in the clean run: give the task direction='noising'")
-    if circuit.graph != (model.graph if task.groups is None else circuit.graph):
-        raise OptionError(f"the circuit belongs to {circuit.graph}, the model has {model.graph}")
-    prepared = task.with_options(ablation=Mean(per_token=per_token)).prepare(model)
+    require_noising(task)
+    prepared = prepare(model, task.with_options(ablation=Mean(per_token=per_token)), progress)
     pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
-    first = pairs.batch(0).sources.reference
-    start = first[:, :1] if per_token else first[:, :1, :1]
+    pairs.check(circuit)
+    start = pairs.batch(0).sources.reference_outputs()[:, :1, : None if per_token else 1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([moves], lr=learning_rate)
@@ -74,7 +73,7 @@ def learn_constants(
     with progress_bar(steps, "optimal constants", progress) as bar:
         for step in range(steps):
             run = pairs.batch(step % pairs.n_batches)
-            reference = (start + scale * moves).expand_as(run.sources.reference)
+            reference = Reference(wide=start + scale * moves)
             logits = soft_run(replace(run.sources, reference=reference), mask)
             loss = _loss(run, logits)
             optimiser.zero_grad()
@@ -88,5 +87,5 @@ def learn_constants(
 def _loss(run: BatchRun, logits: Tensor) -> Tensor:
     """How far the ablated model is from the whole one, averaged over the images of a batch."""
     if run.prepared.model.has_classes:
-        return kl(run.clean_logits, logits).mean()
+        return divergence(run.clean_logits, logits).mean()
     return (run.metric(logits) - run.metric(run.base.logits)).square().mean()

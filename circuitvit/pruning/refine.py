@@ -234,6 +234,18 @@ def _search(
     return _Search(evaluator, order, band, evaluator.runs, max_runs)
 
 
+def require_noising(task: Task | PreparedTask) -> None:
+    """Refuse a task in the denoising direction.
+
+    Raises:
+        OptionError: saying what to give.
+    """
+    if task.direction == "denoising":
+        raise OptionError(
+            "searches and curves ablate edges of the clean run: give the task direction='noising'"
+        )
+
+
 def noising_evaluator(prepared: PreparedTask, memory: int | None = None) -> Evaluator:
     """The evaluator of a task that a search by ablation can be made on.
 
@@ -241,10 +253,7 @@ def noising_evaluator(prepared: PreparedTask, memory: int | None = None) -> Eval
         OptionError: if the task is in the denoising direction.
         DataError: if the metric does not differ between clean and ablated runs.
     """
-    if prepared.denoising:
-        raise OptionError(
-            "searches and curves ablate edges of the clean run: give the task direction='noising'"
-        )
+    require_noising(prepared)
     evaluator = Evaluator(prepared, memory=memory)
     evaluator.check_effect(level=0)
     return evaluator

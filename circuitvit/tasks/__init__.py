@@ -15,7 +15,7 @@ from circuitvit.tasks.metrics import (
     metric_names,
     probability,
 )
-from circuitvit.tasks.split import Split, select_pairs, split
+from circuitvit.tasks.split import Split, as_task, select_pairs, split
 from circuitvit.tasks.task import Batch, PreparedTask, Task, prepare
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Zero",
     "ablation_names",
     "accuracy",
+    "as_task",
     "cross_entropy",
     "divergence",
     "kl_divergence",

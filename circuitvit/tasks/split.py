@@ -6,7 +6,7 @@ Pairs that share an image, clean or corrupt, hang together, also by way of other
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from circuitvit.errors import DataError, OptionError
 from circuitvit.models import Model
 from circuitvit.tasks.groups import TokenGroups
-from circuitvit.tasks.images import Images
+from circuitvit.tasks.images import Images, TensorImages
+from circuitvit.tasks.metrics import PerPair
 from circuitvit.tasks.task import PreparedTask, Task, prepare
 
 
@@ -83,23 +84,63 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
     return Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
 
 
-def select_pairs(prepared: PreparedTask, rows: Sequence[int]) -> PreparedTask:
+def select_pairs(
+    prepared: PreparedTask,
+    rows: Sequence[int] | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> PreparedTask:
     """The task on some of its pairs, which keep their names and classes; files stay files.
+
+    Target and foil stay those of the original pairs, also where the model chose them, so that the same
+    behaviour is measured.
 
     Args:
         prepared: the task.
-        rows: which pairs, in which order; at least one.
+        rows: which pairs (they may repeat), in which order; all by default.
+        change: done to all images at once, held in memory: from `(image, channel, height, width)` to as many
+            of the same shape. By batches, what is drawn at random would depend on the batch size.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.datasets.catdog import catdog_pairs
+        >>> prepared = cv.Task(*catdog_pairs(3)).prepare(cv.load("catdog-tiny"))
+        >>> len(select_pairs(prepared, [0, 0, 2, 1]))
+        4
     """
+    chosen = tuple(range(len(prepared)) if rows is None else rows)
     metric, groups = prepared.metric, prepared.groups
-    target, foil = (None if mask is None else mask[list(rows)] for mask in (metric.target, metric.foil))
+    target, foil = (None if mask is None else mask[list(chosen)] for mask in (metric.target, metric.foil))
     if groups is not None and groups.members.ndim == 2:
-        groups = TokenGroups(groups.names, groups.members[list(rows)])
+        groups = TokenGroups(groups.names, groups.members[list(chosen)])
     return replace(
         prepared,
-        clean=SomeImages(prepared.clean, tuple(rows)),
-        corrupt=None if prepared.corrupt is None else SomeImages(prepared.corrupt, tuple(rows)),
+        clean=_chosen(prepared.clean, chosen, change),
+        corrupt=None if prepared.corrupt is None else _chosen(prepared.corrupt, chosen, change),
         metric=replace(metric, target=target, foil=foil),
         groups=groups,
+    )
+
+
+def as_task(prepared: PreparedTask) -> Task:
+    """The task again, whose options can be changed; each pair's target and foil are pinned to what they are.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.datasets.catdog import catdog_pairs
+        >>> prepared = cv.Task(*catdog_pairs(3)).prepare(cv.load("catdog-tiny"))
+        >>> as_task(prepared).with_options(ablation="mean").prepare(prepared.model).ablation.name
+        'mean'
+    """
+    bound = prepared.metric
+    target, foil = (None if mask is None else _per_pair(mask) for mask in (bound.target, bound.foil))
+    return Task(
+        clean=prepared.clean,
+        corrupt=prepared.corrupt,
+        metric=replace(bound.metric, target=target, foil=foil),
+        ablation=prepared.ablation,
+        direction=prepared.direction,
+        groups=prepared.groups,
+        preprocessing=prepared.spec,
     )
 
 
@@ -133,6 +174,15 @@ class SomeImages(Images):
 
     def check(self, quiet: bool = False) -> None:
         self.whole.check(quiet)
+
+
+def _chosen(images: Images, rows: tuple[int, ...], change: Callable[[Tensor], Tensor] | None) -> Images:
+    some = SomeImages(images, rows)
+    return some if change is None else TensorImages(change(some.take(0, len(some))))
+
+
+def _per_pair(mask: Tensor) -> PerPair:
+    return PerPair(tuple(tuple(row.nonzero().flatten().tolist()) for row in mask))
 
 
 def _clusters(prepared: PreparedTask) -> list[list[int]]:

@@ -26,7 +26,7 @@ from circuitvit.tasks.images import FileImages, Images, as_images
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import match_folders, read_pairs
 
-ImageSpec = Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
+ImageSpec = Images | Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
 """Images as a preprocessed tensor, a file, a folder, or a list of files."""
 
 DIRECTIONS = ("noising", "denoising")
@@ -365,10 +365,19 @@ def _check_images(clean: Images, corrupt: Images | None, model: Model, progress:
                 f"clean images are {clean.shape} (channel, height, width), corrupt ones {corrupt.shape}: "
                 "they must be alike"
             )
+    check_size(clean, model)
+
+
+def check_size(images: Images, model: Model) -> None:
+    """Refuse images of another size than the model takes.
+
+    Raises:
+        DataError: naming both sizes.
+    """
     expected = model.preprocessing.size
-    if clean.shape[0] != expected[0] or (clean.shape != expected and not model.resizable):
+    if images.shape[0] != expected[0] or (images.shape != expected and not model.resizable):
         raise DataError(
-            f"images of shape {clean.shape} (channel, height, width) for a model that takes {expected}"
+            f"images of shape {images.shape} (channel, height, width) for a model that takes {expected}"
         )
 
 

@@ -14,15 +14,31 @@ For those who write scoring methods: `active_edges` finds by brute force which e
 and `separation` says how well scores find them.
 """
 
-from circuitvit.groundtruth import Separation, active_edges, separation
-from circuitvit.testing.assertions import (
-    assert_faithful,
-    assert_hypothesis,
-    assert_minimal,
-    assert_necessary,
-    assert_unchanged,
-)
-from circuitvit.testing.log import Entry, entries
+from typing import TYPE_CHECKING
+
+from circuitvit._lazy import lazy
+
+if TYPE_CHECKING:
+    from circuitvit.groundtruth import Separation, active_edges, separation
+    from circuitvit.testing.assertions import (
+        assert_faithful,
+        assert_hypothesis,
+        assert_minimal,
+        assert_necessary,
+        assert_unchanged,
+    )
+    from circuitvit.testing.log import Entry, entries
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "circuitvit.groundtruth": "Separation active_edges separation",
+            "circuitvit.testing.assertions": (
+                "assert_faithful assert_hypothesis assert_minimal assert_necessary assert_unchanged"
+            ),
+            "circuitvit.testing.log": "Entry entries",
+        },
+    )
 
 __all__ = [
     "Entry",

@@ -7,20 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.testing.log import record
 from circuitvit.verification import (
     SUPPORTED,
     Bootstrap,
     Estimate,
     Hypothesis,
-    PairMeter,
     Verdict,
     ratio_interval,
-    require_effect,
 )
 
 LISTED = 5
@@ -28,7 +27,7 @@ LISTED = 5
 
 def assert_faithful(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     circuit: Circuit,
     *,
     at_least: float = 0.8,
@@ -57,17 +56,17 @@ def assert_faithful(
     __tracebackhide__ = True
     at_most = max(2 - at_least, 1.0) if at_most is None else at_most
     _check_range(at_least, at_most)
-    meter = _meter(model, task, circuit, batch_size)
-    found = ratio_interval(meter(circuit.kept) - meter.nothing, meter.effect, Bootstrap())
+    evaluator = _evaluator(model, task, circuit, batch_size)
+    found = ratio_interval(evaluator.values(circuit.kept) - evaluator.nothing, evaluator.effect, Bootstrap())
     wish = f"{at_least:g} to {at_most:g}"
-    said = f"faithfulness of {len(circuit):,} edges on {_pairs(meter)} is {found}; asked for: {wish}"
+    said = f"faithfulness of {len(circuit):,} edges on {_pairs(evaluator)} is {found}; asked for: {wish}"
     record("assert_faithful", _sure(said, found, sure), _inside(found, at_least, at_most, sure))
     return found
 
 
 def assert_necessary(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     circuit: Circuit,
     *,
     at_least: float = 0.5,
@@ -84,11 +83,11 @@ def assert_necessary(
     """
     __tracebackhide__ = True
     _check_range(at_least, math.inf)
-    meter = _meter(model, task, circuit, batch_size)
-    found = ratio_interval(meter.whole - meter((~circuit).kept), meter.effect, Bootstrap())
+    evaluator = _evaluator(model, task, circuit, batch_size)
+    found = ratio_interval(evaluator.whole - evaluator.values((~circuit).kept), evaluator.effect, Bootstrap())
     said = (
-        f"without the circuit's {len(circuit):,} edges {found} of the behaviour is lost on {_pairs(meter)}; "
-        f"asked for: at least {at_least:g}"
+        f"without the circuit's {len(circuit):,} edges {found} of the behaviour is lost on "
+        f"{_pairs(evaluator)}; asked for: at least {at_least:g}"
     )
     record("assert_necessary", _sure(said, found, sure), _inside(found, at_least, math.inf, sure))
     return found
@@ -96,7 +95,7 @@ def assert_necessary(
 
 def assert_minimal(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     circuit: Circuit,
     *,
     least: float = 0.001,
@@ -120,7 +119,7 @@ def assert_minimal(
     """
     __tracebackhide__ = True
     _check_range(least, math.inf)
-    meter = _meter(model, task, circuit, batch_size)
+    evaluator = _evaluator(model, task, circuit, batch_size)
     dead = list(circuit - circuit.pruned())
     if dead:
         record("assert_minimal", f"{len(dead)} edges lie on no path: {_some(dead)}", held=False)
@@ -129,11 +128,12 @@ def assert_minimal(
         without = circuit.kept.copy()
         without[tuple(place)] = False
         masks.append(without)
-    effect = float(meter.effect.sum())
-    changes = (meter(circuit.kept) - meter.many(masks)).sum(axis=1) / effect
+    effect = float(evaluator.effect.sum())
+    changes = (evaluator.values(circuit.kept) - evaluator.many(masks)).sum(axis=1) / effect
     found = dict(zip(circuit, changes.tolist(), strict=True))
     idle = [f"{name} ({change:+.2g})" for name, change in found.items() if abs(change) < least]
-    said = f"{len(idle)} of {len(found)} edges change faithfulness by less than {least:g} on {_pairs(meter)}"
+    few = f"{len(idle)} of {len(found)} edges"
+    said = f"{few} change faithfulness by less than {least:g} on {_pairs(evaluator)}"
     record("assert_minimal", f"{said}: {_some(idle)}" if idle else said, held=not idle)
     return found
 
@@ -176,7 +176,7 @@ def assert_unchanged(before: Circuit, after: Circuit, *, at_least: float = 1.0) 
 
 def assert_hypothesis(
     model: Model,
-    task: Task,
+    task: Task | PreparedTask,
     hypothesis: Hypothesis,
     *,
     verdict: str = SUPPORTED,
@@ -218,12 +218,13 @@ def assert_hypothesis(
 # -- inside --------------------------------------------------------------------------------------
 
 
-def _meter(model: Model, task: Task | PreparedTask, circuit: Circuit, batch_size: int | None) -> PairMeter:
-    prepared = task if isinstance(task, PreparedTask) else task.prepare(model)
-    meter = PairMeter(prepared, batch_size=batch_size)
-    meter.check(circuit)
-    require_effect(meter.whole, meter.nothing, label=prepared.metric.label, names=prepared.clean.names)
-    return meter
+def _evaluator(
+    model: Model, task: Task | PreparedTask, circuit: Circuit, batch_size: int | None
+) -> Evaluator:
+    evaluator = Evaluator(prepare(model, task), batch_size=batch_size)
+    evaluator.check(circuit)
+    evaluator.check_effect()
+    return evaluator
 
 
 def _check_range(low: float, high: float) -> None:
@@ -245,8 +246,8 @@ def _sure(said: str, found: Estimate, sure: bool) -> str:
     )
 
 
-def _pairs(meter: PairMeter) -> str:
-    return "1 pair" if len(meter) == 1 else f"{len(meter)} pairs"
+def _pairs(evaluator: Evaluator) -> str:
+    return "1 pair" if len(evaluator) == 1 else f"{len(evaluator)} pairs"
 
 
 def _some(names: Sequence[str]) -> str:

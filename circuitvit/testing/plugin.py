@@ -8,21 +8,23 @@ which model and images the fixtures give in pytest's own configuration,
     circuit_model = "vit_tiny_patch16_224"
     circuit_checkpoint = "weights/vit_tiny.safetensors"
 
-or override the fixtures `circuit_model` and `circuit_task` in a conftest.py.
+or override the fixtures `circuit_model` and `circuit_task` in a conftest.py. Every pytest of the environment
+loads this file, so it imports nothing heavy: the library comes with the first fixture or assertion in use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from circuitvit.models import Model, load
-from circuitvit.tasks import Task
+import circuitvit as cv
 from circuitvit.testing.log import begin_test, entries, forget
-from circuitvit.verification import HypothesisFile, read_hypotheses
+
+if TYPE_CHECKING:
+    from circuitvit.verification import HypothesisFile
 
 _OPTIONS = {
     "circuit_model": "name of the model that the fixture circuit_model loads",
@@ -56,11 +58,11 @@ def circuit_hypotheses(pytestconfig: pytest.Config) -> HypothesisFile:
         pytest.fail(
             "name a YAML file in the setting circuit_hypotheses, or override this fixture", pytrace=False
         )
-    return read_hypotheses(pytestconfig.rootpath / named)
+    return cv.read_hypotheses(pytestconfig.rootpath / named)
 
 
 @pytest.fixture(scope="session")
-def circuit_model(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Model:
+def circuit_model(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> cv.Model:
     """The model under test."""
     name, checkpoint = pytestconfig.getini("circuit_model"), pytestconfig.getini("circuit_checkpoint")
     path: Path | None = pytestconfig.rootpath / checkpoint if checkpoint else None
@@ -69,13 +71,13 @@ def circuit_model(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -
         name, path = file.model, path or file.checkpoint
     if not name:
         pytest.fail("name a model in the setting circuit_model, or override this fixture", pytrace=False)
-    return load(name, checkpoint=path)
+    return cv.load(name, checkpoint=path)
 
 
 @pytest.fixture(scope="session")
-def circuit_task(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Task:
+def circuit_task(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> cv.Task:
     """The behaviour under test."""
-    task: Task | None = None
+    task: cv.Task | None = None
     if pytestconfig.getini("circuit_hypotheses"):
         task = request.getfixturevalue("circuit_hypotheses").task
     if task is None:

@@ -10,8 +10,9 @@ import torch
 from circuitvit.graph import Circuit
 from circuitvit.graph.fidelity import fidelity_sentence
 from circuitvit.tasks import Patch, PreparedTask, Resample, Zero
-from circuitvit.verification.bootstrap import MIN_PAIRS
+from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.report import CircuitSize, Section
+from circuitvit.verification.statistics import MIN_PAIRS
 
 FEW_PAIRS = 10
 """Below this, intervals cover visibly less than they say."""
@@ -89,12 +90,9 @@ def _about_circuit(circuit: Circuit, size: CircuitSize, prepared: PreparedTask) 
                 f"Under {prepared.ablation.name} ablation such edges are not without effect, as a component "
                 "that hears nothing of the input does not write its reference: pruning changes the figures."
             )
-    found = circuit.provenance
-    if found.weights and found.weights != prepared.model.weights_hash:
-        yield (
-            f"The circuit was found on other weights ({found.model or 'unnamed'}, {found.weights[:12]}) than "
-            f"those it was verified on ({prepared.model.name}, {prepared.model.weights_hash[:12]})."
-        )
+    differs = origin_differs(circuit, prepared.model)
+    if differs:
+        yield differs
 
 
 def _about_ablation(prepared: Sequence[PreparedTask]) -> Iterator[str]:
@@ -158,12 +156,12 @@ def _about_random(figures: Section, size: CircuitSize) -> Iterator[str]:
             f"The circuit is no closer to the model than random circuits are (p = {random.p_value:.2f}): "
             "its faithfulness may be chance."
         )
-    if size.edges and random.live_edges < size.edges / 2:
+    if random.same == random.n:
         yield (
-            f"The random circuits are a weak baseline: of their {size.edges:,} edges only "
-            f"{random.live_edges:,.1f} on average lie on a path from input to logits."
+            "No other connected circuit was found with as many edges into every stage, so nothing can show "
+            "that the circuit is better than chance."
         )
-    if random.shared > 0.5:
+    elif random.shared > 0.5:
         yield (
             f"The random circuits share {random.shared:.0%} of the circuit's edges on average, as it fills "
             "its stages: they are not independent of it."

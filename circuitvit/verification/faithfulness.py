@@ -14,16 +14,13 @@ the one pair whose metric hardly differs decide the answer, so it is never used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from circuitvit.engine import check_effect
-from circuitvit.verification.bootstrap import Bootstrap
-
-ROUNDING = 1e-5
-"""Relative to the size of what is compared: differences below it are float32 arithmetic, not behaviour."""
+from circuitvit.graph import Circuit, Provenance
+from circuitvit.models import Model
+from circuitvit.verification.statistics import Bootstrap
 
 
 def faithfulness(
@@ -47,51 +44,30 @@ def faithfulness(
         `(...)`, one number for each circuit.
 
     Raises:
-        DataError: if the denominator is not distinguishable from 0, see `require_effect`.
+        DataError: if the denominator is not distinguishable from 0, see `check_effect`.
 
     Example:
         >>> float(faithfulness([3.0, 6.0], whole=[4.0, 8.0], nothing=[0.0, 0.0]))
         0.75
     """
     whole, nothing = np.asarray(whole, dtype=np.float64), np.asarray(nothing, dtype=np.float64)
-    require_effect(whole, nothing, label=label, settings=settings)
+    draws = settings or Bootstrap()
+    check_effect(
+        whole, nothing, label=label, level=draws.level, n_resamples=draws.n_resamples, seed=draws.seed
+    )
     kept = np.asarray(values, dtype=np.float64) - nothing
     return np.asarray(kept.sum(axis=-1) / (whole - nothing).sum())
 
 
-def require_effect(
-    whole: ArrayLike,
-    nothing: ArrayLike,
-    *,
-    label: str = "the metric",
-    names: Sequence[str] | None = None,
-    settings: Bootstrap | None = None,
-) -> None:
-    """Refuse pairs on which faithfulness means nothing, because the metric need not differ at all.
-
-    Three things are refused: a mean difference within rounding; with 5 pairs or more, a mean difference whose
-    bootstrap interval holds 0; with 2 to 4 pairs, too few for an interval, pairs that disagree in sign. One
-    pair is a fact about that pair, so there only rounding is asked about.
-
-    Args:
-        whole: the metric with every edge kept, `(pair,)`.
-        nothing: with every edge ablated, `(pair,)`.
-        label: of the metric.
-        names: of the pairs.
-        settings: of the interval.
-
-    Raises:
-        DataError: giving the means, and the pairs that differ least.
-
-    Example:
-        >>> require_effect([4.0, 5.0], [0.0, 0.0])
-        >>> require_effect([4.0, -5.0], [0.0, 0.0])
-        Traceback (most recent call last):
-        ...
-        circuitvit.errors.DataError: the metric is -0.5 with the behaviour and 0 without, over 2 pairs, ...
-    """
-    draws = settings or Bootstrap()
-    check_effect(
-        whole, nothing, label=label, names=names,
-        level=draws.level, n_resamples=draws.n_resamples, seed=draws.seed,
-    )  # fmt: skip
+def origin_differs(circuit: Circuit, model: Model) -> str:
+    """A sentence for reports where the circuit was found on another model; empty where it was not, or where
+    it does not say where it came from."""
+    found = circuit.provenance
+    if not found.mismatch(Provenance(model.name, model.weights_hash)):
+        return ""
+    if not found.weights:
+        return f"The circuit was found on another model ({found.model}) than this one ({model.name})."
+    return (
+        f"The circuit was found on other weights ({found.model or 'unnamed'}, {found.weights[:12]}) than "
+        f"those it was verified on ({model.name}, {model.weights_hash[:12]})."
+    )

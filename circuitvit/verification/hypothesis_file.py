@@ -25,11 +25,7 @@ from circuitvit.graph import Circuit
 from circuitvit.graph.files import check_shape
 from circuitvit.tasks import Task, ablation_names, metric_names
 from circuitvit.tasks.metrics import ClassSpec, as_metric
-from circuitvit.verification.hypothesis import (
-    REFUTED,
-    SCOPES,
-    SUPPORTED,
-    UNDECIDED,
+from circuitvit.verification.hypotheses import (
     BeatsRandom,
     Expectation,
     Falls,
@@ -38,6 +34,7 @@ from circuitvit.verification.hypothesis import (
     Rises,
     Unchanged,
 )
+from circuitvit.verification.verdict import REFUTED, SCOPES, SUPPORTED, UNDECIDED
 
 HYPOTHESES_SCHEMA = "circuitvit.hypotheses/1"
 

@@ -19,7 +19,7 @@ def to_json(value: Any) -> Any:
     """A value as lists, dictionaries, text and numbers, ready for `json.dumps`.
 
     Example:
-        >>> from circuitvit.verification.bootstrap import Estimate
+        >>> from circuitvit.verification.statistics import Estimate
         >>> to_json((Estimate(0.5), 2))
         [{'value': 0.5, 'low': None, 'high': None}, 2]
     """
@@ -36,7 +36,7 @@ def from_json(kind: Any, value: Any) -> Any:
     """The inverse of `to_json` for a value that fits `json_schema(kind)`; unknown fields are passed over.
 
     Example:
-        >>> from circuitvit.verification.bootstrap import Estimate
+        >>> from circuitvit.verification.statistics import Estimate
         >>> from_json(Estimate, {"value": 0.5, "low": None, "high": None, "later": 1})
         Estimate(value=0.5, low=None, high=None)
     """

@@ -1,27 +1,30 @@
 """The report of a verification: plain numbers with their intervals, and every caveat said out loud.
 
-The dataclasses below are the report; JSON (`circuitvit.report/1`) and Markdown are two ways of writing it.
-Further findings are fields with a default, which leaves older files readable.
+The dataclasses below are the report, and JSON (`circuitvit.report/2`) is all of it. Markdown is one page for
+a reader, written from the template `templates/report.md.j2`; CSV is the table of all pairs.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance, notebook
-from circuitvit.graph.files import check_version, read_json, write_bytes, write_json
-from circuitvit.verification.bootstrap import Estimate
-from circuitvit.verification.hypothesis import Verdict
-from circuitvit.verification.outcome import Outcome, conclusion
+from circuitvit.graph.files import check_version, read_json, write_json
+from circuitvit.pruning.find import Agreement
 from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.robustness import Robustness
-from circuitvit.verification.stability import Stability
+from circuitvit.verification.statistics import Estimate
+from circuitvit.verification.templates import markdown, write_text
+from circuitvit.verification.verdict import Verdict, conclusion
 
-REPORT_SCHEMA = "circuitvit.report/1"
+REPORT_SCHEMA = "circuitvit.report/2"
+VERDICTS_SCHEMA = "circuitvit.verdicts/2"
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Which quantiles of the random circuits' faithfulness a report holds."""
@@ -61,7 +64,7 @@ class PairResult:
         nothing: with every edge ablated.
         circuit: with only the circuit kept.
         complement: with only the circuit ablated.
-        top_whole: the top class of the full model.
+        top_whole: the top class of the full model; None for a model without classes, like the following.
         top_circuit: that of the circuit alone.
         top_complement: that of the model without the circuit.
         kl: KL(full model || circuit) in nats.
@@ -73,10 +76,10 @@ class PairResult:
     nothing: float
     circuit: float
     complement: float
-    top_whole: str
-    top_circuit: str
-    top_complement: str
-    kl: float
+    top_whole: str | None
+    top_circuit: str | None
+    top_complement: str | None
+    kl: float | None
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,20 @@ class PairFailure:
         corrupt: name of the corrupt image, or None.
         off: the circuit's metric minus the model's, as a share of the mean behaviour over all pairs; negative
             when the circuit shows less of it.
-        top_whole: the top class of the full model.
+        top_whole: the top class of the full model; None for a model without classes.
         top_circuit: that of the circuit alone.
     """
 
     clean: str
     corrupt: str | None
     off: float
-    top_whole: str
-    top_circuit: str
+    top_whole: str | None
+    top_circuit: str | None
 
 
 @dataclass(frozen=True)
 class RandomBaseline:
-    """The circuit against random circuits with as many edges into every stage.
+    """The circuit against random connected circuits of its size and profile (`connected_circuits`).
 
     Attributes:
         n: how many random circuits.
@@ -113,7 +116,7 @@ class RandomBaseline:
         advantage: the circuit's faithfulness minus that mean, with a paired interval.
         as_good: how many come as close to 1 as the circuit, or closer.
         p_value: `(as_good + 1) / (n + 1)`: how likely a random circuit would be as good by chance.
-        live_edges: how many of a random circuit's edges are left after dead-edge pruning, on average.
+        same: how many are the circuit itself, as all are where no other has its size and profile.
         shared: the share of the circuit's edges that a random one has too, on average.
     """
 
@@ -126,7 +129,7 @@ class RandomBaseline:
     advantage: Estimate
     as_good: int
     p_value: float
-    live_edges: float
+    same: int
     shared: float
 
 
@@ -145,8 +148,9 @@ class Section:
         faithfulness: `(circuit - nothing) / (whole - nothing)`, a ratio of means.
         complement_faithfulness: `(complement - nothing) / (whole - nothing)`.
         necessity: `1 - complement_faithfulness`: the share of the behaviour that is lost without the circuit.
-        agreement: share of pairs whose top class is the full model's, 0 to 1.
-        kl: mean KL(full model || circuit) in nats.
+        agreement: share of pairs whose top class is the full model's, 0 to 1; None for a model without
+            classes, where only the task's metric means something.
+        kl: mean KL(full model || circuit) in nats; None likewise.
         weak_pairs: pairs whose own metric differs by less than a tenth of the mean difference.
         opposite_pairs: those among all pairs whose metric differs the other way.
         random: the random circuits, or None if there were none.
@@ -165,13 +169,18 @@ class Section:
     faithfulness: Estimate
     complement_faithfulness: Estimate
     necessity: Estimate
-    agreement: Estimate
-    kl: Estimate
+    agreement: Estimate | None
+    kl: Estimate | None
     weak_pairs: int
     opposite_pairs: int
     random: RandomBaseline | None
     pairs: tuple[PairResult, ...]
     failures: tuple[PairFailure, ...] = ()
+
+    @property
+    def behaviour(self) -> float:
+        """The mean metric with every edge kept minus that with none: what there is to explain."""
+        return self.whole.value - self.nothing.value
 
 
 @dataclass(frozen=True, repr=False)
@@ -203,7 +212,7 @@ class Report:
     circuit_provenance: Provenance
     provenance: Provenance
     schema: str = field(default=REPORT_SCHEMA)
-    tests: tuple[Outcome, ...] = ()
+    tests: tuple[Verdict, ...] = ()
     robustness: Robustness | None = None
     hypotheses: tuple[Verdict, ...] = ()
     edge_stability: Mapping[str, float] = field(default_factory=dict)
@@ -222,7 +231,7 @@ class Report:
         self,
         *,
         hypotheses: Sequence[Verdict] | None = None,
-        stability: Stability | None = None,
+        stability: Agreement | None = None,
         robustness: Robustness | None = None,
         circuit: Circuit | None = None,
     ) -> Report:
@@ -239,9 +248,17 @@ class Report:
         """
         if stability is not None and circuit is None:
             raise OptionError("the stability of which edges? Give circuit= with the circuit of the report")
-        found = {} if stability is None or circuit is None else stability.of(circuit)
+        found: dict[str, float] = {}
+        notes: list[str] = []
+        if stability is not None and circuit is not None:
+            found, differs = (
+                stability.of(circuit),
+                circuit.provenance.mismatch(stability.circuits[0].provenance),
+            )
+            notes = [f"Stability compares circuits of {differs}."] if differs else []
         return replace(
             self,
+            warnings=tuple(dict.fromkeys([*self.warnings, *notes])),
             hypotheses=self.hypotheses if hypotheses is None else tuple(hypotheses),
             edge_stability=found or self.edge_stability,
             robustness=robustness or self.robustness,
@@ -263,13 +280,24 @@ class Report:
         return {"schema": content.pop("schema"), **content}
 
     def to_markdown(self) -> str:
-        """The report as Markdown: sentences, caveats, a table of all figures, and the pairs one by one."""
-        from circuitvit.verification.markdown import report_to_markdown  # it imports these dataclasses
+        """The report as a page of Markdown: what it says in sentences, all figures, caveats and findings. The
+        pairs one by one are in the JSON and in the CSV."""
+        return markdown("report.md.j2", report=self)
 
-        return report_to_markdown(self)
+    def to_csv(self) -> str:
+        """The pairs of all sections as a table, one line each: "images" says which section."""
+        names = ["images", *(each.name for each in fields(PairResult)), "off"]
+        lines = io.StringIO()
+        table = csv.DictWriter(lines, names, lineterminator="\n")
+        table.writeheader()
+        for section in filter(None, (self.held_out, self.task)):
+            for pair in section.pairs:
+                off = (pair.circuit - pair.whole) / section.behaviour
+                table.writerow({"images": section.images, **asdict(pair), "off": off})
+        return lines.getvalue()
 
     def save(self, path: str | Path) -> Path:
-        """Write the report; the ending chooses JSON (`.json`) or Markdown (`.md`).
+        """Write the report; the ending chooses JSON (`.json`), Markdown (`.md`), or the pairs (`.csv`).
 
         Raises:
             OptionError: for another ending.
@@ -280,7 +308,9 @@ class Report:
             return write_json(path, self.to_dict())
         if path.suffix == ".md":
             return write_text(path, self.to_markdown())
-        raise OptionError(f"a report is saved as .json or .md, not as {path.name!r}")
+        if path.suffix == ".csv":
+            return write_text(path, self.to_csv())
+        raise OptionError(f"a report is saved as .json, .md or .csv, not as {path.name!r}")
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
@@ -307,18 +337,30 @@ class Report:
 
     def _repr_html_(self) -> str:
         section = self.headline
-        rows = [
+        rows: list[tuple[str, object]] = [
             ("edges", f"{self.size.edges:,} of {self.size.graph_edges:,} ({self.size.density:.1%})"),
             ("faithfulness", section.faithfulness),
             ("necessity", section.necessity),
-            ("same top class", f"{section.agreement.value:.0%} of {section.n_pairs} {section.images} pairs"),
         ]
+        if section.agreement is not None:
+            share = f"{section.agreement.value:.0%} of {section.n_pairs} {section.images} pairs"
+            rows.append(("same top class", share))
         if section.random is not None:
             random = section.random
             rows.append(("random circuits", f"{random.mean.value:.3f} on average, at most {random.high:.3f}"))
         return notebook.card("Verification", [*rows, *(("caveat", text) for text in self.warnings)])
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all, like `write_json`."""
-    return write_bytes(path, text.encode("utf-8"))
+def save_verdicts(verdicts: Sequence[Verdict], path: str | Path) -> Path:
+    """Write verdicts on claims; the ending chooses JSON (`circuitvit.verdicts/2`) or Markdown (`.md`).
+
+    Raises:
+        OptionError: for another ending.
+        FileError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        return write_json(path, {"schema": VERDICTS_SCHEMA, "verdicts": to_json(tuple(verdicts))})
+    if path.suffix == ".md":
+        return write_text(path, markdown("hypotheses.md.j2", verdicts=verdicts))
+    raise OptionError(f"verdicts are saved as .json or .md, not as {path.name!r}")

@@ -1,32 +1,47 @@
-"""Does the conclusion survive another ablation, direction, metric, or other images? One table that shows.
+"""Does the conclusion survive another ablation, direction, metric, or other images? Would they have given it?
+
+`robustness` runs the same circuit under every other condition, `stability` finds it anew on resampled pairs.
 
 Noising asks what the behaviour cannot do without, and finds what is joined by AND; denoising asks what is
 enough to bring it back, and finds what is joined by OR (Heimersheim and Nanda 2024, arXiv:2404.15255). A
 circuit that is faithful under one ablation only has been fitted to that ablation (Miller et al. 2024,
-"Transformer circuit faithfulness metrics are not robust", arXiv:2407.08734).
+"Transformer circuit faithfulness metrics are not robust", arXiv:2407.08734). Resampled discovery is
+Meinshausen and Bühlmann 2010, "Stability selection", JRSS B 72.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
+import numpy as np
 from torch import Tensor
 
-from circuitvit.errors import CircuitViTError
+from circuitvit.engine import Evaluator, progress_bar
+from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Ablation, Patch, PreparedTask, Task, ablation_names, metric_names
+from circuitvit.pruning.find import Agreement
+from circuitvit.tasks import (
+    Ablation,
+    Patch,
+    PreparedTask,
+    Task,
+    ablation_names,
+    as_task,
+    metric_names,
+    prepare,
+    select_pairs,
+)
 from circuitvit.tasks.corruptions import blur, gaussian_noise
 from circuitvit.tasks.metrics import as_metric
-from circuitvit.verification.bootstrap import Bootstrap, Estimate, ratio_interval
-from circuitvit.verification.faithfulness import require_effect
-from circuitvit.verification.meter import PairMeter
-from circuitvit.verification.subtask import subtask
+from circuitvit.verification.statistics import Bootstrap, Estimate, ratio_interval
 
 ENOUGH = 0.8
 NEEDED = 0.5
+
+Discover = Callable[[Model, Task], Circuit]
 
 _PERTURBED: Mapping[str, Callable[[Tensor], Tensor]] = {
     "slight blur (sigma 1)": lambda images: blur(images, sigma=1.0),
@@ -98,6 +113,7 @@ def robustness(
     perturb: bool = True,
     settings: Bootstrap | None = None,
     batch_size: int | None = None,
+    memory: int | None = None,
 ) -> Robustness:
     """Run the same circuit under every other condition, one changed at a time.
 
@@ -111,84 +127,135 @@ def robustness(
             images on a scale from -1 to 1.
         settings: of the intervals.
         batch_size: pairs at once.
+        memory: budget of everything that is kept between runs, in bytes; one condition is held at a time.
 
     Raises:
-        OptionError: if the circuit belongs to another graph.
+        OptionError: if the circuit belongs to another graph, or the task was prepared for another model.
     """
-    prepared = task if isinstance(task, PreparedTask) else task.prepare(model)
-    settings = settings or Bootstrap()
-    PairMeter(prepared, batch_size=1).check(circuit)
-    rows = [
-        _row(model, kind, name, make, circuit, settings, batch_size)
-        for kind, name, make in _conditions(prepared, ablations or {}, others or {}, perturb)
-    ]
-    base = rows[0]
+    evaluator = Evaluator(prepare(model, task), batch_size=batch_size, memory=memory)
+    return run_robustness(
+        evaluator, circuit, ablations=ablations, others=others, perturb=perturb, settings=settings,
+        batch_size=batch_size, memory=memory,
+    )  # fmt: skip
+
+
+def run_robustness(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    *,
+    ablations: Mapping[str, Ablation] | None = None,
+    others: Mapping[str, Task] | None = None,
+    perturb: bool = True,
+    settings: Bootstrap | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
+) -> Robustness:
+    """The table on an evaluator at hand, whose runs are the baseline. See `robustness`."""
+    evaluator.check(circuit)
+    prepared, settings = evaluator.prepared, settings or Bootstrap()
+    model = prepared.model
+
+    def row(kind: str, name: str, make: Make) -> RobustnessRow:
+        try:
+            return _row(
+                kind, name, Evaluator(prepare(model, make()), batch_size=batch_size, memory=memory), circuit,
+                settings,
+            )  # fmt: skip
+        except CircuitViTError as error:
+            note = f"cannot be asked: {error}"
+            return RobustnessRow(kind, name, None, None, "unclear", "unclear", note=note)
+
+    base = _row("baseline", prepared.label, evaluator, circuit, settings)
     opposite = {("yes", "no"), ("no", "yes")}
-    return Robustness(
-        tuple(
-            replace(row, flips=bool({(base.enough, row.enough), (base.needed, row.needed)} & opposite))
-            for row in rows
-        )
-    )
+    rows = [row(*each) for each in _conditions(prepared, ablations or {}, others or {}, perturb)]
+    flips = [bool({(base.enough, each.enough), (base.needed, each.needed)} & opposite) for each in rows]
+    return Robustness((base, *(replace(each, flips=flip) for each, flip in zip(rows, flips, strict=True))))
+
+
+def stability(
+    model: Model,
+    task: Task | PreparedTask,
+    discover: Discover,
+    *,
+    n: int = 20,
+    at_least: float = 0.5,
+    seed: int = 0,
+    progress: bool = True,
+) -> Agreement:
+    """Find the circuit anew on resampled pairs.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: at least two pairs; drawn with replacement, as many as there are.
+        discover: how a circuit is found, such as
+            `lambda model, task: cv.attribute(model, task, progress=False).top(200)`.
+        n: how many resamples.
+        at_least: frequency from which an edge belongs to the consensus, above 0 and at most 1.
+        seed: of the draws.
+        progress: whether to show a bar.
+
+    Raises:
+        DataError: if the task has a single pair.
+        OptionError: if `n` or `at_least` makes no sense.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.datasets.catdog import catdog_pairs
+        >>> model = cv.load("catdog-tiny")
+        >>> task = cv.Task(*catdog_pairs(4), metric=cv.logit_diff("cat", "dog"))
+        >>> find = lambda model, task: cv.attribute(model, task, progress=False).connected(20)
+        >>> len(stability(model, task, find, n=2, progress=False).circuits)
+        2
+    """
+    if n < 1 or not 0 < at_least <= 1:
+        raise OptionError(f"n is at least 1 and at_least above 0 and at most 1, not {n} and {at_least}")
+    prepared = prepare(model, task)
+    if len(prepared) < 2:
+        raise DataError("a single pair cannot be resampled: stability is about several")
+    rng = np.random.default_rng(seed)
+    circuits = []
+    with progress_bar(n, "resampled discovery", progress) as bar:
+        for _ in range(n):
+            rows = rng.integers(len(prepared), size=len(prepared)).tolist()
+            circuits.append(discover(model, as_task(select_pairs(prepared, rows))))
+            bar.update()
+    return Agreement(tuple(circuits), at_least=at_least)
 
 
 # -- inside --------------------------------------------------------------------------------------
 
-Make = Callable[[], Task]
+Make = Callable[[], Task | PreparedTask]
 
 
 def _conditions(
     prepared: PreparedTask, ablations: Mapping[str, Ablation], others: Mapping[str, Task], perturb: bool
 ) -> Iterator[tuple[str, str, Make]]:
-    base = subtask(prepared)
-    yield "baseline", prepared.label, lambda: base
+    """Kind, name and task of every condition; a task is made when its turn comes."""
+    base = as_task(prepared)
     for name in ablation_names():
         if name != prepared.ablation.name:
-            yield "ablation", name, _with(base, ablation=name, direction="noising")
+            yield "ablation", name, partial(base.with_options, ablation=name, direction="noising")
     for name, ablation in ablations.items():
-        yield "ablation", name, _with(base, ablation=ablation, direction="noising")
+        yield "ablation", name, partial(base.with_options, ablation=ablation, direction="noising")
     other = "noising" if prepared.denoising else "denoising"
-    yield "direction", other, _with(base, ablation=Patch(), direction=other)
-    metric = prepared.metric.metric
-    for name in metric_names():
-        if name != metric.name:
-            yield "metric", name, _with(base, metric=as_metric(name, *_sides(base)))
+    yield "direction", other, partial(base.with_options, ablation=Patch(), direction=other)
+    sides = [getattr(base.metric, side, None) for side in ("target", "foil")]
+    for name in metric_names() if prepared.model.has_classes else ():
+        if name != prepared.metric.metric.name:
+            yield "metric", name, partial(base.with_options, metric=as_metric(name, *sides))
     for name, task in others.items():
-        yield "images", name, _with(task)
+        yield "images", name, partial(task.with_options)
     for name, change in _PERTURBED.items() if perturb else ():
-        yield "perturbed images", name, _perturbed(prepared, change)
+        yield "perturbed images", name, partial(select_pairs, prepared, change=change)
 
 
-def _with(task: Task, **changes: Any) -> Make:
-    return lambda: task.with_options(**changes)
-
-
-def _perturbed(prepared: PreparedTask, change: Callable[[Tensor], Tensor]) -> Make:
-    return lambda: subtask(prepared, change=change)
-
-
-def _sides(task: Task) -> tuple[Any, Any]:
-    return getattr(task.metric, "target", None), getattr(task.metric, "foil", None)
-
-
-def _row(
-    model: Model,
-    kind: str,
-    name: str,
-    make: Make,
-    circuit: Circuit,
-    settings: Bootstrap,
-    batch_size: int | None,
-) -> RobustnessRow:
-    try:
-        meter = PairMeter(make().prepare(model), batch_size=batch_size)
-        meter.check(circuit)
-        effect = meter.effect
-        require_effect(meter.whole, meter.nothing, label=meter.prepared.metric.label, settings=settings)
-        faithfulness = ratio_interval(meter(circuit.kept) - meter.nothing, effect, settings)
-        necessity = ratio_interval(meter.whole - meter((~circuit).kept), effect, settings)
-    except CircuitViTError as error:
-        return RobustnessRow(kind, name, None, None, "unclear", "unclear", note=f"cannot be asked: {error}")
+def _row(kind: str, name: str, evaluator: Evaluator, circuit: Circuit, settings: Bootstrap) -> RobustnessRow:
+    evaluator.check(circuit)
+    effect = evaluator.effect
+    evaluator.check_effect()
+    kept, lost = evaluator.many([circuit.kept, (~circuit).kept])
+    faithfulness = ratio_interval(kept - evaluator.nothing, effect, settings)
+    necessity = ratio_interval(evaluator.whole - lost, effect, settings)
     note = "far from anything the model has seen: effects tend to be exaggerated" if name == "zero" else ""
     return RobustnessRow(
         kind=kind,
@@ -198,7 +265,7 @@ def _row(
         enough=_within(faithfulness, ENOUGH, 2 - ENOUGH),
         needed=_within(necessity, NEEDED, float("inf")),
         note=note,
-        n=len(meter),
+        n=len(evaluator),
     )
 
 

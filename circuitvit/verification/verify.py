@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from circuitvit.attribution import provenance_of
-from circuitvit.engine import choose_batch_size, kept_edges
+from circuitvit.engine import Evaluator, Measured, kept_edges
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
-from circuitvit.verification.audit import AuditSettings, audit
-from circuitvit.verification.bootstrap import Bootstrap
+from circuitvit.tasks.classes import class_label
+from circuitvit.verification.audit import as_faithful, run_audit, shared_edges
 from circuitvit.verification.caveats import caveats
-from circuitvit.verification.measure import run_circuits, section
-from circuitvit.verification.random_circuits import random_circuits
-from circuitvit.verification.report import CircuitSize, Report
-from circuitvit.verification.robustness import robustness
+from circuitvit.verification.faithfulness import faithfulness
+from circuitvit.verification.null import connected_circuits
+from circuitvit.verification.report import (
+    QUANTILES,
+    CircuitSize,
+    PairFailure,
+    PairResult,
+    RandomBaseline,
+    Report,
+    Section,
+)
+from circuitvit.verification.robustness import Robustness, run_robustness
+from circuitvit.verification.statistics import Bootstrap, mean_interval, ratio_interval, share_interval
+from circuitvit.verification.verdict import AuditSettings, Verdict
+
+WEAK = 0.1
+"""A pair is weak when its metric differs by less than this share of the mean difference."""
+
+FAR = 0.5
+"""The circuit fails on a pair when its metric is off by more than this share of the mean behaviour."""
 
 
 def verify(
@@ -41,9 +62,10 @@ def verify(
         necessity     1 - f(everything but C)                               is it needed?
         p-value       (b + 1) / (n_random + 1)                              is it better than chance?
 
-    with `b` the number of random circuits whose faithfulness is as close to 1. All three are ratios of means
-    over pairs (see `circuitvit.verification.faithfulness`), with 95 % intervals from resampling pairs (see
-    `circuitvit.verification.bootstrap`). When denoising, "kept" reads "restored in the corrupt run".
+    with `b` the number of random connected circuits, of the circuit's size and profile over stages, whose
+    faithfulness is as close to 1 (see `circuitvit.verification.null`). All three are ratios of means over
+    pairs (see `circuitvit.verification.faithfulness`), with 95 % intervals from resampling pairs (see
+    `circuitvit.verification.statistics`). When denoising, "kept" reads "restored in the corrupt run".
 
     Wang et al. 2023, arXiv:2211.00593 (faithfulness); Mueller et al. 2025, arXiv:2504.13151; Shi et al. 2024,
     arXiv:2410.13032 (random circuits as a null hypothesis).
@@ -56,15 +78,17 @@ def verify(
         n_random: how many random circuits; 0 for none.
         n_bootstrap: how often the pairs are resampled.
         tests: put the circuit to the tests of `audit` too, whose verdict is the report's `conclusion`; True
-            for the usual settings. On held-out pairs where there are any.
+            for the usual settings. On held-out pairs where there are any. The random circuits are then those
+            of the test of sufficiency, so that there is one p-value.
         robust: also run the circuit under other ablations, metrics and images, see `robustness`.
         seed: of the random circuits and the resampling.
         batch_size: pairs at once; chosen from the memory budget by default.
-        memory: that budget, in bytes.
+        memory: that budget, in bytes, for everything that is kept between runs.
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if the circuit belongs to another graph than a task's, or a setting makes no sense.
+        OptionError: if the circuit belongs to another graph than a task's, a task was prepared for another
+            model, or a setting makes no sense.
         DataError: if images cannot be used, or the metric does not differ with and without the behaviour.
 
     Example:
@@ -78,19 +102,32 @@ def verify(
         (1.0, 1.0)
     """
     settings = Bootstrap(n_resamples=n_bootstrap, seed=seed)
+    audited = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be at least 1, not {batch_size}")
-    randoms = random_circuits(circuit, n_random, seed)
+    if audited:
+        n_random, drawn_by = audited.n_random, audited.seed
+    else:
+        drawn_by = seed
+    randoms = connected_circuits(circuit, n_random, drawn_by)
     prepared = [prepare(model, each, progress) for each in (task, held_out) if each is not None]
-    for each in prepared:
-        kept_edges(each, circuit)  # refuses another graph now, before the first set of pairs has been run
-    sections = []
+    for each in prepared:  # refuse another graph now, before the first set of pairs has been run
+        kept_edges(each, circuit)
+    sections: list[Section] = []
+    outcomes: tuple[Verdict, ...] = ()
+    table: Robustness | None = None
     for images, each in zip(("task", "held-out"), prepared, strict=False):
-        runs = run_circuits(each, circuit, randoms, batch_size or choose_batch_size(each, memory), progress)
-        sections.append(section(images, runs, circuit, randoms, settings))
+        evaluator = Evaluator(each, batch_size=batch_size, memory=memory, progress=progress)
+        judged = each is prepared[-1]
+        sections.append(_section(images, evaluator, circuit, randoms, settings))
+        if judged and audited:
+            outcomes = run_audit(evaluator, circuit, audited, randoms=randoms)
+        if judged and robust:
+            table = run_robustness(
+                evaluator, circuit, settings=settings, batch_size=batch_size, memory=memory
+            )
+        del evaluator  # one set of pairs is held at a time
     size = _size(circuit)
-    asked = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
-    judged = prepared[-1]
     return Report(
         size=size,
         task=sections[0],
@@ -98,15 +135,110 @@ def verify(
         warnings=caveats(circuit, size, sections, prepared),
         circuit_provenance=circuit.provenance,
         provenance=_provenance(prepared[0], settings, n_random),
-        tests=(
-            audit(model, judged, circuit, settings=asked, batch_size=batch_size, progress=progress)
-            if asked
-            else ()
-        ),
-        robustness=(
-            robustness(model, judged, circuit, settings=settings, batch_size=batch_size) if robust else None
-        ),
+        tests=outcomes,
+        robustness=table,
     )
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _section(
+    images: str, evaluator: Evaluator, circuit: Circuit, randoms: Sequence[Circuit], settings: Bootstrap
+) -> Section:
+    """The figures of one set of pairs."""
+    evaluator.check(circuit)
+    prepared, effect = evaluator.prepared, evaluator.effect
+    whole, nothing, kept, rest = evaluator.measure(
+        [
+            evaluator.graph.edge_mask,
+            np.zeros(evaluator.graph.shape, dtype=bool),
+            circuit.kept,
+            (~circuit).kept,
+        ]
+    )
+    evaluator.check_effect()
+    weight = effect * np.sign(effect.mean())
+    pairs = _pairs(prepared, [whole, nothing, kept, rest])
+    classes = prepared.model.has_classes
+    return Section(
+        images=images,
+        task=prepared.label,
+        n_pairs=len(evaluator),
+        whole=mean_interval(whole.values, settings),
+        nothing=mean_interval(nothing.values, settings),
+        circuit=mean_interval(kept.values, settings),
+        complement=mean_interval(rest.values, settings),
+        faithfulness=ratio_interval(kept.values - nothing.values, effect, settings),
+        complement_faithfulness=ratio_interval(rest.values - nothing.values, effect, settings),
+        necessity=ratio_interval(whole.values - rest.values, effect, settings),
+        agreement=share_interval(whole.tops == kept.tops, settings) if classes else None,
+        kl=None if kept.divergence is None else mean_interval(kept.divergence, settings),
+        weak_pairs=int((np.abs(weight) < WEAK * weight.mean()).sum()),
+        opposite_pairs=int((weight < 0).sum()),
+        random=_baseline(evaluator, circuit, randoms, settings) if randoms else None,
+        pairs=pairs,
+        failures=_failures(pairs, float(effect.mean())),
+    )
+
+
+def _baseline(
+    evaluator: Evaluator, circuit: Circuit, randoms: Sequence[Circuit], settings: Bootstrap
+) -> RandomBaseline:
+    whole, nothing, effect = evaluator.whole, evaluator.nothing, evaluator.effect
+    own, *drawn = evaluator.many([circuit.kept, *(each.kept for each in randoms)])
+    typical = np.mean(drawn, axis=0)
+    shares = faithfulness(np.stack([own, *drawn]), whole, nothing, settings=settings)
+    as_good, others, live = as_faithful(shares), shares[1:], circuit.pruned()
+    return RandomBaseline(
+        n=len(randoms),
+        faithfulness=tuple(others.tolist()),
+        mean=ratio_interval(typical - nothing, effect, settings),
+        low=float(others.min()),
+        high=float(others.max()),
+        quantiles=tuple(np.quantile(others, QUANTILES).tolist()),
+        advantage=ratio_interval(own - typical, effect, settings),
+        as_good=as_good,
+        p_value=(as_good + 1) / (len(randoms) + 1),
+        same=sum(each == live for each in randoms),
+        shared=shared_edges(circuit, randoms),
+    )
+
+
+def _pairs(prepared: PreparedTask, runs: Sequence[Measured]) -> tuple[PairResult, ...]:
+    corrupt = prepared.corrupt.names if prepared.corrupt is not None else (None,) * len(prepared)
+    _, _, kept, _ = runs
+    tops = [_labels(prepared, each.tops) for each in (runs[0], *runs[2:])]
+    kl: list[float | None] = [None] * len(prepared)
+    if kept.divergence is not None:
+        kl = kept.divergence.tolist()
+    metrics = [each.values.tolist() for each in runs]
+    rows = zip(prepared.clean.names, corrupt, *metrics, *tops, kl, strict=True)
+    return tuple(PairResult(*row) for row in rows)
+
+
+def _failures(pairs: Sequence[PairResult], behaviour: float) -> tuple[PairFailure, ...]:
+    """The pairs that the circuit fails on, the worst first.
+
+    Args:
+        pairs: all of them.
+        behaviour: mean metric with every edge kept minus that with none. A pair's own would not do: where it
+            is near 0, any circuit is infinitely far off.
+    """
+    found = [
+        PairFailure(pair.clean, pair.corrupt, off, pair.top_whole, pair.top_circuit)
+        for pair in pairs
+        if abs(off := (pair.circuit - pair.whole) / behaviour) > FAR or pair.top_circuit != pair.top_whole
+    ]
+    return tuple(sorted(found, key=lambda failure: -abs(failure.off)))
+
+
+def _labels(prepared: PreparedTask, tops: NDArray[np.int64]) -> list[str | None]:
+    """The name of each pair's top class; each class is looked up once, as that is slow among 1000 names."""
+    if not prepared.model.has_classes:
+        return [None] * len(prepared)
+    names = {index: class_label(prepared.model, index) for index in set(tops.tolist())}
+    return [names[index] for index in tops.tolist()]
 
 
 def _size(circuit: Circuit) -> CircuitSize:

@@ -28,7 +28,7 @@ from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.style import COLOURS, INK, MUTED
 from circuitvit.models import Model, Stage
-from circuitvit.tasks import Task
+from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
 from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
@@ -229,16 +229,17 @@ def direct_logit_attribution(
 
 
 def attribution_of_task(
-    model: Model, task: Task, *, batch_size: int | None = None
+    model: Model, task: Task | PreparedTask, *, batch_size: int | None = None
 ) -> tuple[DirectAttribution, DirectAttribution | None]:
     """The shares in a task's metric on its clean and on its corrupt images (None where there are none).
 
     Their difference, `clean - corrupt`, says which parts write the difference in the metric.
 
     Raises:
-        OptionError: if the metric is not a logit or a difference of two, class by class.
+        OptionError: if the metric is not a logit or a difference of two, class by class, or the task was
+            prepared for another model.
     """
-    prepared = task.prepare(model)
+    prepared = prepare(model, task)
     metric = prepared.metric
     if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
         raise OptionError(f"{metric.label} is not a sum of shares: use the metric logit or logit_diff")

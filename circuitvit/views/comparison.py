@@ -22,9 +22,8 @@ from circuitvit.pruning import Curve
 from circuitvit.pruning.curves import FamilySettings, check_method, family_curve
 from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare, split
-from circuitvit.verification.markup import row
 from circuitvit.verification.records import from_json, json_schema, to_json
-from circuitvit.verification.report import write_text
+from circuitvit.verification.templates import row, write_text
 from circuitvit.views.effects import draw_curves, faithfulness_curve
 
 if TYPE_CHECKING:

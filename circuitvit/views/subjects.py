@@ -13,10 +13,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import OptionError
 from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.images import Images, as_images
+from circuitvit.tasks.task import check_size
 
 ImageSpec = Images | Tensor | NDArray[Any] | str | Path | Sequence[str | Path]
 """Preprocessed images as a tensor; or a file, a folder or a list of files, preprocessed as the model says."""
@@ -84,11 +85,7 @@ def images_of(model: Model, images: ImageSpec) -> Images:
     model.refresh()
     found = as_images(images, model.preprocessing)
     found.check(quiet=True)
-    expected = model.preprocessing.size
-    if found.shape != expected and not (model.resizable and found.shape[0] == expected[0]):
-        raise DataError(
-            f"images of shape {found.shape} (channel, height, width) for a model that takes {expected}"
-        )
+    check_size(found, model)
     return found
 
 

@@ -103,6 +103,20 @@ def test_a_model_with_rules_says_what_the_model_says(case: Case) -> None:
     assert ruled.graph == case.model.graph
 
 
+@pytest.mark.parametrize("method", ["relp", "gim"])
+@pytest.mark.parametrize("mlp", ["gelu", "glu", "swiglu"])
+def test_rules_change_the_scores_where_they_apply(mlp: str, method: str) -> None:
+    """Of every kind of receiver: a part that the rules pass over would have the scores of EAP."""
+    case = Case(Recipe(depth=2, heads=2, mlp=mlp))
+    plain, ruled = scored(case, "eap"), scored(case, method)
+    for receiver in ("a0.h0<q>", "a0.h0<k>", "a0.h0<v>", "m0", "a1.h1<q>", "m1", "logits"):
+        pair = [
+            np.array([each[name] for name in each if name.endswith(f"->{receiver}")])
+            for each in (plain, ruled)
+        ]
+        assert np.abs(pair[0] - pair[1]).max() > 1e-3 * np.abs(pair[0]).max(), receiver
+
+
 # -- invariants --------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from circuitvit.cli import app
+from circuitvit.cli.program import app
 from circuitvit.datasets.catdog import catdog_pairs
 from tests.cli.cases import N_PAIRS, Run
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from circuitvit.cli import demo as demo_command
-from circuitvit.cli.discovery import FILES
+from circuitvit.cli.discover import FILES
 from circuitvit.graph import Circuit, EdgeScores
 from circuitvit.verification import Report
 from tests.cli.cases import Run
@@ -21,7 +21,7 @@ def test_attribute_writes_scores_and_prints_the_strongest(
     result = run("attribute", *behaviour, "--show", 4, "--out", tmp_path / "new")
     assert result.exit_code == 0, result.output
     scores = EdgeScores.load(tmp_path / "new" / "scores.json")
-    assert scores.method == "eap"
+    assert scores.method == "local"
     for name, score in scores.strongest(4):
         (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name} ")]
         assert f"{score:+.4g}" in line

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from circuitvit.attribution import attribute
-from circuitvit.cli.discovery import FILES
+from circuitvit.cli.discover import FILES
 from circuitvit.graph import Circuit, EdgeScores
 from circuitvit.models import load
 from circuitvit.tasks import Task, logit_diff
@@ -138,7 +138,7 @@ def test_options_reach_the_search(
     asked = ["--start", "whole", "--faithfulness", "0.8", "--within", "2m"]
     asked += ["--seed", "7", "--batch-size", "3", "--memory", "1GB"]
     result = run("discover", *behaviour, *asked, "--out", tmp_path / "new")
-    expected = {"faithfulness": 0.8, "within": "2m", "seed": 7, "batch_size": 3, "plan": None}
+    expected = {"faithfulness": 0.8, "within": "2m", "seed": 7, "batch_size": 3}
     kept_in = tmp_path / "new" / "state.safetensors"
     assert seen == {**expected, "start": "whole", "memory": 10**9, "state": kept_in, "progress": False}
     assert result.exit_code == 130

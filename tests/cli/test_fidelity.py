@@ -35,7 +35,7 @@ def test_scores_are_checked_when_asked(run: Run, behaviour: list[object], tmp_pa
     fidelity = EdgeScores.load(tmp_path / "scores.json").fidelity
     assert fidelity is not None
     assert fidelity.n_measured == 40
-    assert flat(f"eap: {fidelity.sentence}") in flat(result.stdout)
+    assert flat(f"local: {fidelity.sentence}") in flat(result.stdout)
     run("attribute", *behaviour, "--out", tmp_path)
     assert EdgeScores.load(tmp_path / "scores.json").fidelity is None
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from circuitvit.cli.folder import Folder, Interrupted
-from circuitvit.cli.grouped import grouped
-from circuitvit.cli.values import parse_architecture, parse_plan, parse_size
+from circuitvit.attribution import METHODS
+from circuitvit.cli.inputs import parse_architecture, parse_plan, parse_size
+from circuitvit.cli.library import arguments, scoring_methods
+from circuitvit.cli.options import Keywords, command, group
+from circuitvit.cli.output import LOCK, Folder, Interrupted
 from circuitvit.errors import DataError, FileError, OptionError
+from circuitvit.pruning.find import Start
 
 
 @pytest.mark.parametrize(
@@ -58,30 +63,101 @@ def test_plans_that_make_no_sense(text: str) -> None:
         parse_plan(text)
 
 
-# -- option groups -------------------------------------------------------------------------------
+# -- options -------------------------------------------------------------------------------------
 
 
+@group("Shape", "graph.EdgeScores.top", names="--name NAME")
 @dataclass(frozen=True)
 class Shape:
-    width: Annotated[int, typer.Option(help="How wide.")]
-    names: Annotated[list[str] | None, typer.Option("--name")] = None
+    """A shape.
+
+    Attributes:
+        width: how wide.
+        tall: higher than wide, or
+            not.
+    """
+
+    width: int
+    names: list[str] | None = None
     tall: bool = False
+    by: str = "magnitude"
+
+
+def invoke(function: Any, *arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(function)
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
 
 
 def test_a_group_of_options_arrives_as_one_argument() -> None:
     seen: list[Any] = []
 
-    @grouped
+    @command("Show")
     def show(path: Annotated[Path, typer.Argument()], shape: Shape, loud: bool = True) -> None:
         """Show."""
-        seen.append((path, shape.width, list(shape.names or ()), shape.tall, loud))
+        seen.append((path, shape.width, list(shape.names or ()), shape.tall, shape.by, loud))
 
-    app = typer.Typer()
-    app.command()(show)
-    result = CliRunner().invoke(app, ["here", "--width", "3", "--name", "a", "--name", "b", "--no-loud"])
+    result = invoke(show, "here", "--width", "3", "--name", "a", "--name", "b", "--no-loud", "--by", "signed")
     assert result.exit_code == 0, result.output
-    assert seen == [(Path("here"), 3, ["a", "b"], False, False)]
-    assert CliRunner().invoke(app, ["here"]).exit_code == 2  # a field without a default is required
+    assert seen == [(Path("here"), 3, ["a", "b"], False, "signed", False)]
+    assert invoke(show, "here").exit_code == 2  # a field without a default is required
+    refused = invoke(show, "here", "--width", "3", "--by", "sined").exception
+    assert str(refused) == "unknown ranking 'sined': did you mean 'signed'?"
+    assert str(invoke(show, "here", "--width", "0").exception) == "--width is at least 1, not 0"
+
+
+def test_texts_come_from_the_docstring_or_else_from_the_library() -> None:
+    @command("Show", own="--mine WORD")
+    def show(shape: Shape, own: str = "x") -> None:
+        """Show.
+
+        Args:
+            own: of the command.
+        """
+
+    text = " ".join(invoke(show, "--help").output.split())
+    for told in (
+        "--width N How wide.",
+        "Higher than wide, or not.",
+        "--mine WORD Of the command.",
+    ):
+        assert told in text
+    assert '"magnitude", or "signed": the edges that support the behaviour most' in text
+    assert "Args:" not in text
+
+
+def test_arguments_are_what_the_library_says_of_them() -> None:
+    """The source that is parsed, against the function that is imported."""
+    for place in ("pruning.find", "pruning.acdc", "pruning.FamilySettings", "models.load", "training.Recipe"):
+        room, name = place.split(".")
+        real = inspect.signature(getattr(importlib.import_module(f"circuitvit.{room}"), name)).parameters
+        told = arguments(place)
+        assert list(told) == [each for each in real if real[each].kind != inspect.Parameter.VAR_KEYWORD]
+        for each, argument in told.items():
+            assert argument.text, f"{place} says nothing of {each}"
+            if isinstance(real[each].default, (int, float, str, bool)):
+                assert argument.default == real[each].default
+    assert arguments("pruning.find")["start"].choices == get_args(Start)
+    assert arguments("pruning.find")["within"].type is str
+    assert [arguments("training.Recipe")[each].type for each in ("steps", "clip")] == [int, float]
+    with pytest.raises(LookupError, match="has no fnd"):
+        arguments("pruning.fnd")
+
+
+def test_every_scoring_method_is_known_without_importing_it() -> None:
+    assert list(scoring_methods()) == list(METHODS)
+
+
+def test_keywords_say_who_takes_them() -> None:
+    takers = {"find": arguments("pruning.find"), "acdc": arguments("pruning.acdc")}
+    keywords = Keywords("Search", takers, {"within": "--within TIME"})
+    assert not set(keywords.names()) & {"state", "seed", "progress"}
+    assert keywords.argument("tau").text.startswith("acdc: the rise in divergence")
+    assert keywords.argument("faithfulness").text.endswith("[default: 0.9]")
+    assert "`--within`" in keywords.argument("plan").text
+    keywords.check("find", ["within", "batch_size"])
+    with pytest.raises(OptionError, match="--method acdc does not use --within: it belongs to --method find"):
+        keywords.check("acdc", ["within"])
 
 
 # -- the folder ----------------------------------------------------------------------------------
@@ -93,10 +169,11 @@ def write(path: Path) -> None:
 
 def test_a_folder_is_made_before_the_work_and_kept_after_it(tmp_path: Path) -> None:
     with Folder(tmp_path / "a" / "b", ("x",)) as folder:
-        assert list((tmp_path / "a" / "b").iterdir()) == []
+        assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [LOCK]
         folder.write("x", write)
         folder.write("x", write)
     assert folder.saved == ["x"]
+    assert not (tmp_path / "a" / "b" / LOCK).exists()
     assert (tmp_path / "a" / "b" / "x").read_text() == "content"
 
 

@@ -39,7 +39,7 @@ def assert_refused(result: Any, message: str) -> None:
         ({"--metric": "logit_dif"}, "unknown metric 'logit_dif': did you mean 'logit_diff'"),
         ({"--metric": "logit"}, "the metric logit has no foil: leave out --foil"),
         ({"--ablation": "pach"}, "unknown ablation 'pach': did you mean 'patch'?"),
-        ({"--direction": "noisy"}, "the direction is 'noising' or 'denoising'"),
+        ({"--direction": "noisy"}, "unknown direction 'noisy': did you mean 'noising'?"),
         ({"--groups": "animals"}, "groups is 'kind'"),
         ({"--dtype": "float31"}, "unknown dtype 'float31': did you mean 'float32'"),
         ({"--device": "warp"}, "the device 'warp' cannot be used"),

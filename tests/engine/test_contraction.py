@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuitvit.engine import add_products, contraction, differences, gradients
-from circuitvit.engine.capture import capture, outputs
+from circuitvit.engine.runs import capture, outputs
 from circuitvit.models import Factored
 from circuitvit.models.factored import products
 from tests.strategies import Case, assert_close, cases

@@ -117,7 +117,7 @@ def test_batches_captured_anew_give_identical_numbers(ablation: str) -> None:
 def test_as_many_batches_are_held_as_fit() -> None:
     case = Case(Recipe(depth=2, heads=2), n_pairs=6)
     prepared = case.task().prepare(case.model)
-    each = 2 * evaluator.bytes_per_pair(prepared)
+    each = Evaluator(prepared, batch_size=2).batch(0).sources.nbytes
     found = Evaluator(prepared, batch_size=2, memory=int(2.5 * each))
     first, second = list(found.batches()), list(found.batches())
     assert [one is other for one, other in zip(first, second, strict=True)] == [True, True, False]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import circuitvit as cv
-from circuitvit.engine import BatchRun, batch_runs, masked_run, new_workspace
+from circuitvit.engine import BatchRun, batch_runs, masked, masked_run, new_workspace
 from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeMask, Graph
 from tests.strategies import Case, Recipe, assert_close, cases
@@ -58,6 +58,17 @@ def test_any_mask_gives_the_logits_of_the_literal_model(case: Case, seed: int, d
     expected = case.literal.run(case.base, case.reference, mask, case.token_groups).logits
     assert list(mask) == list(batch.sources.graph.edges)
     assert_close(masked_run(batch.sources, as_array(batch.sources.graph, mask)), expected)
+
+
+@given(cases(), SEEDS, DENSITIES)
+def test_a_few_images_at_a_time_give_what_all_give_together(case: Case, seed: int, density: float) -> None:
+    case = replace(case, n_pairs=3)
+    batch = one_batch(case)
+    kept = as_array(batch.sources.graph, case.random_mask(seed, density))
+    together = masked_run(batch.sources, kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masked, "ROOM_BYTES", 1)
+        assert_close(masked_run(batch.sources, kept), together, 1e-12)
 
 
 @given(cases(max_heads=2), SEEDS)

@@ -22,7 +22,7 @@ def references(case: Case, task: cv.Task | None = None, batch_size: int | None =
     """The reference outputs of all pairs, `(sender, pair, token, d_model)`."""
     prepared = (task or case.task()).prepare(case.model)
     runs = batch_runs(prepared, batch_size or case.n_pairs)
-    return torch.cat([run.sources.reference for run in runs], dim=1)
+    return torch.cat([run.sources.reference_outputs() for run in runs], dim=1)
 
 
 @given(cases())
@@ -69,7 +69,7 @@ def test_noise_has_the_asked_spread_around_the_senders_own_output() -> None:
     """Over many tokens the noise of a sender has `scale` times the standard deviation of its output."""
     case = Case(Recipe(depth=1, grid=(16, 16), width=12), n_pairs=2)
     (run,) = batch_runs(case.task(ablation=cv.Noise(scale=0.5)).prepare(case.model), 2)
-    noise, own = run.sources.deltas, run.sources.reference - run.sources.deltas
+    noise, own = run.sources.deltas(), run.sources.reference_outputs() - run.sources.deltas()
     for sender in range(len(own)):
         for image in range(2):
             spread = own[sender, image].std()
@@ -83,8 +83,8 @@ def test_noise_depends_on_its_seed_on_the_image_and_on_the_sender() -> None:
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
     (run,) = batch_runs(case.task(ablation="noise").prepare(case.model), 3)
-    own = run.sources.reference - run.sources.deltas
-    standard = run.sources.deltas / own.flatten(2).std(dim=2)[..., None, None]
+    own = run.sources.reference_outputs() - run.sources.deltas()
+    standard = run.sources.deltas() / own.flatten(2).std(dim=2)[..., None, None]
     drawn = standard.flatten(0, 1)
     for index in range(len(drawn)):
         for later in range(index + 1, len(drawn)):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitvit.engine import BatchRun, Replay, batch_runs, masked_run, new_workspace
-from circuitvit.engine.sums import Workspace
+from circuitvit.engine.masked import Workspace
 from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import live_receivers
 from tests.strategies import Case, assert_close, cases

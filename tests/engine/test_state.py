@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,3 +213,20 @@ def test_the_digest_of_a_task_follows_everything_that_changes_a_result(prepared:
     digests = [task_digest(task.prepare(model)) for task in others]
     assert len(set(digests)) == len(others)
     assert digests[0] == task_digest(base.prepare(model))
+
+
+def test_a_state_that_another_process_works_with_is_refused(prepared: PreparedTask, tmp_path: Path) -> None:
+    path = tmp_path / "search.state"
+    code = (
+        "import sys, time; from pathlib import Path; from circuitvit._lock import Lock\n"
+        "with Lock(Path(sys.argv[1]), 'it'): print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, f"{path}.lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(FileError, match=rf"the state .*search.state is in use: process {other.pid} on "):
+            acdc(prepared, path)
+        other.kill()
+    acdc(prepared, path)  # a dead process holds nothing
+    assert not list(tmp_path.iterdir())

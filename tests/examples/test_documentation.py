@@ -16,7 +16,7 @@ import pytest
 import typer
 
 import circuitvit as cv
-from circuitvit.cli import app
+from circuitvit.cli.program import Program, app
 from circuitvit.export import FORMATS
 from circuitvit.graph.circuit import CIRCUIT_SCHEMA
 from circuitvit.graph.scores import SCORES_SCHEMA
@@ -139,7 +139,9 @@ def test_public_names_are_in_the_reference(name: str) -> None:
 def test_commands_and_options_are_documented() -> None:
     page = text_of(DOCS / "command_line.md")
     program = typer.main.get_command(app)
-    for name, command in program.commands.items():  # type: ignore[attr-defined]
+    assert isinstance(program, Program)
+    for name in program.commands:
+        command = program.load(name)
         assert f"`{name}`" in page, f"name the command {name} in docs/command_line.md"
         if name == "train":  # docs/models.md tells about it, and its help about the options
             continue

@@ -90,3 +90,9 @@ def check_picture(path: Path, edges: int | None = None) -> None:
     assert "of 479 edges" in title
     if edges is not None:
         assert f"{edges} of 479 edges" in title
+
+
+def test_own_model() -> None:
+    circuit = load("own_model")(steps=60)
+    assert circuit.graph.n_edges == 110
+    assert 0 < len(circuit) <= 30

@@ -142,7 +142,8 @@ def test_a_pdf_has_the_size_and_the_texts_of_the_svg(edges: int) -> None:
 def test_printed_figures_are_the_same_bytes_each_time(kind: str) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     first = printed(picture_of(CIRCUIT), kind)
-    with matplotlib.rc_context({"font.size": 30, "savefig.bbox": "tight", "figure.facecolor": "black"}):
+    style = {"font.size": 30, "text.usetex": True, "path.sketch": (1, 100, 2), "figure.facecolor": "black"}
+    with matplotlib.rc_context({**style, "savefig.bbox": "tight", "savefig.transparent": True}):
         assert printed(picture_of(CIRCUIT), kind) == first  # whatever the user's settings are
 
 

@@ -131,3 +131,25 @@ def test_its_repr_says_how_large_it_is() -> None:
 def test_full_and_empty_are_complements(graph: Graph) -> None:
     assert ~Circuit.full(graph) == Circuit.empty(graph)
     assert len(Circuit.full(graph)) == graph.n_edges
+
+
+def test_scores_are_kept_as_a_copy_and_are_0_where_there_is_no_edge() -> None:
+    values = np.where(GRAPH.edge_mask, 2.0, np.nan)
+    circuit = Circuit(GRAPH, GRAPH.edge_mask, values)
+    values[:] = 5.0
+    assert circuit.values is not None
+    assert (circuit.values == np.where(GRAPH.edge_mask, 2.0, 0.0)).all()
+    assert not circuit.values.flags.writeable
+    with pytest.raises(OptionError, match="do not fit"):
+        Circuit(GRAPH, GRAPH.edge_mask, values[:-1])
+
+
+def test_edges_by_name_become_arrays_and_unknown_ones_are_refused() -> None:
+    names = ["input->m0", "m0->logits"]
+    assert list(GRAPH.names_of(GRAPH.mask_of(names))) == names
+    array = GRAPH.array_of({"input->m0": -1.5, "m0->logits": 2.0})
+    assert [array[GRAPH.edge_index(name)] for name in names] == [-1.5, 2.0]
+    assert np.count_nonzero(array) == 2
+    for convert in (GRAPH.mask_of, lambda names: GRAPH.array_of(dict.fromkeys(names, 1.0))):
+        with pytest.raises(NameNotFoundError, match="m7"):
+            convert(["input->m0", "input->m7"])

@@ -101,7 +101,7 @@ def test_random_ablations_use_the_references_of_their_seed(ablation: str) -> Non
     case = Case(Recipe(depth=2, heads=1), n_pairs=3)
     task = case.task(ablation=ablation)
     (run,) = batch_runs(task.prepare(case.model), 3)
-    reference = by_sender(case.model.graph.senders, run.sources.reference)
+    reference = by_sender(case.model.graph.senders, run.sources.reference_outputs())
     tau = threshold(case, "kl", 0.02)
     kept = literal_acdc.acdc(case.literal, case.clean, reference, tau, literal_acdc.kl)
     expected = literal_acdc.pruned(case.literal, kept, deaf_is_inert=ablation == "resample")

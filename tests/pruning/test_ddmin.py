@@ -117,7 +117,7 @@ class TestCircuits:
 
     def test_stopped_short_it_gives_what_it_has(self, model: cv.Model, task: cv.Task) -> None:
         evaluator = Evaluator(task.prepare(model))
-        evaluator.check_effect()
+        evaluator.check_effect(level=0)
         before = evaluator.runs
         found = cv.ddmin(
             model, task, cv.Circuit.full(model.graph), max_runs=8, evaluator=evaluator, progress=False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import circuitvit as cv
 from circuitvit.attribution.budget import seconds
-from circuitvit.engine import Evaluator
+from circuitvit.engine import Evaluator, evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.liveness import live_edges
 from circuitvit.models.timm_import import import_timm
@@ -89,11 +91,11 @@ class TestFind:
 
     def test_no_single_edge_can_go(self, model: cv.Model, task: cv.Task, finding: cv.Finding) -> None:
         assert finding.minimal
-        evaluator = Evaluator(task.prepare(model))
+        again = Evaluator(task.prepare(model))
         for place in np.argwhere(finding.circuit.kept):
             smaller = finding.circuit.kept.copy()
             smaller[tuple(place)] = False
-            assert not 0.95 <= evaluator.faithfulness(live_edges(model.graph, smaller)) <= 1.05
+            assert not 0.95 <= again.faithfulness(live_edges(model.graph, smaller)) <= 1.05
 
     def test_the_same_plan_gives_the_same_circuit(
         self, model: cv.Model, task: cv.Task, finding: cv.Finding
@@ -113,6 +115,22 @@ class TestFind:
         assert sizes == sorted(sizes, reverse=True)
         assert sizes[-1] < sizes[0]
 
+    @pytest.mark.parametrize("plan", [cv.Plan(120, 30, 2), cv.Plan(0, 30, 2)], ids=["mask", "whole"])
+    def test_no_circuit_is_run_twice(
+        self, model: cv.Model, task: cv.Task, plan: cv.Plan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[bytes] = []
+        original = evaluator.masked_run
+
+        def counted(sources: Any, kept: Any, **options: Any) -> Any:
+            asked.append(kept.tobytes())
+            return original(sources, kept, **options)
+
+        monkeypatch.setattr(evaluator, "masked_run", counted)
+        cv.find(model, task, plan=plan, progress=False)
+        assert len(asked) > 20
+        assert len(asked) == len(set(asked))
+
     @pytest.mark.parametrize("faithfulness", [0, 1, 1.5, float("nan")])
     def test_impossible_faithfulness_is_refused(
         self, model: cv.Model, task: cv.Task, faithfulness: float
@@ -122,7 +140,7 @@ class TestFind:
 
     def test_nothing_to_explain_is_refused(self, model: cv.Model) -> None:
         same = images(2, 1)
-        with pytest.raises(DataError, match="nothing to explain"):
+        with pytest.raises(DataError, match="nothing for a circuit to explain"):
             cv.find(model, cv.Task(same, same, metric=cv.logit_diff(0, 1)))
 
     def test_denoising_is_refused(self, model: cv.Model, task: cv.Task) -> None:

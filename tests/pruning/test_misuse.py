@@ -70,6 +70,11 @@ def test_a_circuit_of_another_graph(model: cv.Model, task: cv.Task, search: Any)
         search(model, task, transformer_graph(3, 5))
 
 
+def test_constants_for_a_circuit_without_the_groups_of_the_task(model: cv.Model, task: cv.Task) -> None:
+    with pytest.raises(OptionError, match="belongs"):
+        cv.learn_constants(model, task.with_options(groups="kind"), full(model), progress=False)
+
+
 @pytest.mark.parametrize("search", [cv.refine, cv.ddmin])
 def test_an_order_of_another_graph(model: cv.Model, task: cv.Task, search: Any) -> None:
     with pytest.raises(OptionError, match=r"the order has shape \(3,\)"):

@@ -6,8 +6,8 @@ import pytest
 
 import circuitvit as cv
 from circuitvit.errors import OptionError
-from circuitvit.pruning.find import Agreement, Finding
-from tests.pruning.test_find import PLAN, images, small_module
+from circuitvit.pruning.find import Agreement
+from tests.pruning.test_find import images, small_module
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,7 @@ def model() -> cv.Model:
 
 
 def agreement(model: cv.Model, *edges: list[str]) -> Agreement:
-    circuits = [cv.Circuit.from_edges(model.graph, names) for names in edges]
-    return Agreement(tuple(Finding(circuit, 1.0, True, (), PLAN, "") for circuit in circuits))
+    return Agreement(tuple(cv.Circuit.from_edges(model.graph, names) for names in edges))
 
 
 def test_shared_edges_union_and_frequency(model: cv.Model) -> None:

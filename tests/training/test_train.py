@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from circuitvit.cli.train import train as train_command
+from circuitvit.cli.models import train as train_command
 from circuitvit.datasets import catdog
 from circuitvit.errors import DataError, FileError, ModelError, OptionError
 from circuitvit.models.zoo import Card, load_module

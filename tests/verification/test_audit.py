@@ -11,13 +11,14 @@ from scipy import stats
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
+from circuitvit.tasks import select_pairs
 from circuitvit.verification import (
     AuditSettings,
     Bootstrap,
     Falls,
     Hypothesis,
-    PairMeter,
     Report,
     audit,
     completeness_test,
@@ -28,11 +29,10 @@ from circuitvit.verification import (
     minimality_test,
     robustness,
     stability,
-    subtask,
     sufficiency_test,
     verify,
 )
-from circuitvit.verification.outcome import equivalence_p, power_of_mean, rank_p
+from circuitvit.verification.statistics import equivalence_p, power_of_mean, rank_p
 from tests.verification.cases import some_circuit, tiny_model, tiny_task
 
 QUICK = AuditSettings(n_random=39, n_others=40, n_paths=30, n_bootstrap=300)
@@ -50,8 +50,13 @@ def true_circuit() -> cv.Circuit:
     scores = cv.attribute(model, task, "eap-ig", steps=5, progress=False)
     for size in range(30, model.graph.n_edges, 10):
         circuit = scores.connected(size)
-        meter = PairMeter(task.prepare(model))
-        if abs(float((meter(circuit.kept) - meter.nothing).sum() / meter.effect.sum()) - 1) < 0.08:
+        evaluator = Evaluator(task.prepare(model))
+        if (
+            abs(
+                float((evaluator.values(circuit.kept) - evaluator.nothing).sum() / evaluator.effect.sum()) - 1
+            )
+            < 0.08
+        ):
             return circuit
     raise AssertionError("no circuit is faithful")
 
@@ -59,11 +64,11 @@ def true_circuit() -> cv.Circuit:
 def crippled(circuit: cv.Circuit) -> cv.Circuit:
     """The most important edge swapped for a random one."""
     model, task = catdog()
-    meter = PairMeter(task.prepare(model))
+    evaluator = Evaluator(task.prepare(model))
     drops = {}
     for name in circuit:
         without = circuit - cv.Circuit.from_edges(circuit.graph, [name])
-        drops[name] = float((meter(circuit.kept) - meter(without.kept)).mean())
+        drops[name] = float((evaluator.values(circuit.kept) - evaluator.values(without.kept)).mean())
     strongest = max(drops, key=lambda name: drops[name])
     rest = list(~circuit)
     swapped = rest[int(np.random.default_rng(0).integers(len(rest)))]
@@ -77,7 +82,7 @@ def report(which: str) -> Report:
     circuit = {
         "true": true_circuit,
         "swapped": lambda: crippled(true_circuit()),
-        "random": lambda: connected_circuits(true_circuit(), 1, seed=2)[0],
+        "random": lambda: connected_circuits(true_circuit(), 1, seed=7)[0],
     }[which]()
     settings = AuditSettings(n_random=39, n_others=40, n_paths=0, n_bootstrap=300)
     return verify(model, task, circuit, n_random=2, n_bootstrap=300, tests=settings, progress=False)
@@ -96,7 +101,7 @@ def test_a_wrong_circuit_fails_with_the_reason_stated(which: str) -> None:
     assert "shown not to lie within 0.8 to 1.2" in found.reasons
     assert "The circuit **fails**" in found.to_markdown()
     if which == "random":
-        assert {test.name: test.verdict for test in found.tests}["sufficiency"] == "failed"
+        assert {test.claim: test.verdict for test in found.tests}["sufficiency"] == "refuted"
 
 
 def test_a_report_with_all_findings_survives_json(tmp_path: Path) -> None:
@@ -116,7 +121,7 @@ def test_a_report_with_all_findings_survives_json(tmp_path: Path) -> None:
         "null hypothesis",
     ):
         assert part in text
-    assert {test.name for test in full.tests} == {
+    assert {test.claim for test in full.tests} == {
         "sufficiency", "partial necessity", "equivalence", "independence of the complement", "minimality",
         "completeness",
     }  # fmt: skip
@@ -128,48 +133,52 @@ def test_a_report_with_all_findings_survives_json(tmp_path: Path) -> None:
 
 
 def test_the_whole_graph_is_equivalent_complete_and_leaves_nothing() -> None:
-    meter = PairMeter(tiny_task(12).prepare(tiny_model()))
-    full = cv.Circuit.full(meter.graph)
-    assert equivalence_test(meter, full, margin=0.01).passed
-    assert completeness_test(meter, full, margin=0.01, n_random=3, greedy_steps=2).passed
-    alone = independence_test(meter, full)
-    assert alone.passed
+    evaluator = Evaluator(tiny_task(12).prepare(tiny_model()))
+    full = cv.Circuit.full(evaluator.graph)
+    assert equivalence_test(evaluator, full, AuditSettings(margin=0.01)).supported
+    assert completeness_test(
+        evaluator, full, AuditSettings(completeness_margin=0.01), n_random=3, greedy_steps=2
+    ).supported
+    alone = independence_test(evaluator, full)
+    assert alone.supported
     assert "does not vary" in alone.reason
 
 
 def test_the_empty_circuit_is_not_equivalent_and_few_pairs_decide_nothing() -> None:
     empty = cv.Circuit.empty(tiny_model().graph)
-    outcome = equivalence_test(PairMeter(tiny_task(12).prepare(tiny_model())), empty)
-    assert (outcome.verdict, outcome.effect.value) == ("failed", 0.0)
-    few = equivalence_test(PairMeter(tiny_task(3).prepare(tiny_model())), cv.Circuit.full(empty.graph))
+    outcome = equivalence_test(Evaluator(tiny_task(12).prepare(tiny_model())), empty)
+    assert (outcome.verdict, outcome.effect.value) == ("refuted", 0.0)
+    few = equivalence_test(Evaluator(tiny_task(3).prepare(tiny_model())), cv.Circuit.full(empty.graph))
     assert (few.verdict, few.p_value, few.power) == ("not enough evidence", None, None)
 
 
 def test_too_few_random_circuits_are_not_enough_evidence() -> None:
-    meter = PairMeter(tiny_task(6).prepare(tiny_model()))
+    evaluator = Evaluator(tiny_task(6).prepare(tiny_model()))
     circuit = some_circuit()
-    outcome = sufficiency_test(meter, circuit, connected_circuits(circuit, 5))
+    outcome = sufficiency_test(evaluator, circuit, connected_circuits(circuit, 5))
     assert outcome.p_value is not None
     assert outcome.p_value >= 1 / 6
-    assert not outcome.passed
+    assert not outcome.supported
 
 
 def test_minimality_lists_the_idle_edges() -> None:
     model, task = catdog(8)
-    meter = PairMeter(task.prepare(model))
+    evaluator = Evaluator(task.prepare(model))
     needed, idle = ["input->m0", "m0->logits"], "input->logits"  # the same image for both: it does nothing
-    outcome = minimality_test(meter, cv.Circuit.from_edges(model.graph, [*needed, idle]), n_random=39)
+    outcome = minimality_test(
+        evaluator, cv.Circuit.from_edges(model.graph, [*needed, idle]), AuditSettings(n_paths=39)
+    )
     assert idle in outcome.details["idle"] or outcome.details["adjusted_p"][idle] > 0
     assert set(outcome.details["adjusted_p"]) == {*needed, idle}
     with pytest.raises(OptionError, match="nothing can be minimal"):
-        minimality_test(meter, cv.Circuit.from_edges(model.graph, ["input->m0"]))
+        minimality_test(evaluator, cv.Circuit.from_edges(model.graph, ["input->m0"]))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     model, task, circuit = tiny_model(), tiny_task(6), some_circuit()
-    for settings in (AuditSettings(alpha=0.7), AuditSettings(margin=0)):
+    for settings in ({"alpha": 0.7}, {"margin": 0}, {"completeness_margin": -1.0}):
         with pytest.raises(OptionError):
-            audit(model, task, circuit, settings=settings, progress=False)
+            audit(model, task, circuit, settings=AuditSettings(**settings), progress=False)
     with pytest.raises(OptionError, match="nothing to test"):
         audit(model, task, cv.Circuit.empty(model.graph), progress=False)
     with pytest.raises(OptionError, match="2 clusters for 6 pairs"):
@@ -247,17 +256,17 @@ def test_stability_counts_edges_and_the_consensus_holds_them() -> None:
     assert set(found.of(once & twice).values()) == {1.0}
     assert found.of(once - twice)[next(iter(once - twice))] == pytest.approx(1 / 3)
     assert shared
-    assert "3 resamples" in str(found)
+    assert "3 searches" in str(found)
 
 
-def test_a_subtask_measures_the_same_behaviour() -> None:
+def test_selected_pairs_measure_the_same_behaviour() -> None:
     model, task = tiny_model(), tiny_task(5).with_options(metric="logit")
     prepared = task.prepare(model)
-    whole = PairMeter(prepared).whole
+    whole = Evaluator(prepared).whole
     rows = [4, 0, 0, 2]
-    again = PairMeter(subtask(prepared, rows).prepare(model)).whole
+    again = Evaluator(select_pairs(prepared, rows)).whole
     assert np.allclose(again, whole[rows])
-    flipped = subtask(prepared, change=lambda images: images.flip(-1)).prepare(model)
+    flipped = select_pairs(prepared, change=lambda images: images.flip(-1))
     assert flipped.metric.target is not None
     assert prepared.metric.target is not None  # the classes that the model saw before mirroring
     assert bool((flipped.metric.target == prepared.metric.target).all())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from circuitvit.engine import check_effect
 from circuitvit.errors import DataError
-from circuitvit.verification import faithfulness, require_effect
+from circuitvit.verification import faithfulness
 
 
 def test_by_hand() -> None:
@@ -46,11 +47,11 @@ def test_a_metric_that_need_not_differ_is_refused(whole: list[float], nothing: l
     "whole", [[1e-3], [-2.0], [15.0, 19.0], [15.0, 1.0, 0.2], [3.0, 4.0, 5.0, 6.0, 7.0, -1.0], [-1.0] * 5]
 )
 def test_a_metric_that_differs_is_accepted(whole: list[float]) -> None:
-    require_effect(whole, [0.0] * len(whole))
+    check_effect(whole, [0.0] * len(whole))
 
 
 def test_the_refusal_names_metric_means_and_pairs() -> None:
     with pytest.raises(DataError) as refused:
-        require_effect([9.0, -8.0], [0.0, 0.5], label="logit(tabby)", names=["a.png", "b.png"])
+        check_effect([9.0, -8.0], [0.0, 0.5], label="logit(tabby)", names=["a.png", "b.png"])
     for part in ("logit(tabby)", "0.5 with", "0.25 without", "2 pairs", "b.png (-8.5)", "Choose pairs"):
         assert part in str(refused.value)

@@ -9,7 +9,7 @@ from circuitvit.errors import NameNotFoundError, OptionError
 from circuitvit.graph import parse_edge
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.verification import select_edges
-from circuitvit.verification.kinds import edges_of_same_kind
+from circuitvit.verification.null import edges_of_same_kind
 
 GRAPH = transformer_graph(3, 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import fields, replace
 from functools import cache
@@ -34,7 +35,7 @@ def test_json_keeps_everything(which: Any, tmp_path: Path) -> None:
     assert Report.load(path) == which()
     content = json.loads(path.read_text())
     assert next(iter(content)) == "schema"
-    assert content["schema"] == "circuitvit.report/1"
+    assert content["schema"] == "circuitvit.report/2"
     jsonschema.validate(content, json_schema(Report))
 
 
@@ -52,11 +53,11 @@ def test_numbers_written_as_integers_and_fields_of_later_versions_are_read(tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(schema="circuitvit.report/2"), "reads 'circuitvit.report/1'"),
+        (lambda content: content.update(schema="circuitvit.report/1"), "reads 'circuitvit.report/2'"),
         (lambda content: content.pop("schema"), "names no schema"),
         (lambda content: content.pop("task"), "'task' is a required property"),
         (lambda content: content["task"].update(n_pairs="six"), "task/n_pairs"),
-        (lambda content: content["task"]["pairs"][0].update(kl=None), "task/pairs/0/kl"),
+        (lambda content: content["task"]["pairs"][0].update(kl="no"), "task/pairs/0/kl"),
         (lambda content: content.update(warnings="none"), "warnings"),
     ],
 )
@@ -71,9 +72,9 @@ def test_malformed_files_are_refused_by_name(change: Any, message: str, tmp_path
 
 
 def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"\.json or \.md"):
+    with pytest.raises(OptionError, match=r"\.json, \.md or \.csv"):
         report().save(tmp_path / "report.pdf")
-    for name in ("report.md", "report.json"):
+    for name in ("report.md", "report.json", "report.csv"):
         with pytest.raises(FileError, match="cannot write"):
             report().save(tmp_path / "missing" / name)
     with pytest.raises(FileError, match="cannot read"):
@@ -88,7 +89,7 @@ def test_markdown_says_it_in_sentences_first(tmp_path: Path) -> None:
     assert f"keeps {headline.faithfulness} of the behaviour" in text
     assert f"{headline.necessity} of the behaviour is lost" in text
     assert "7 pairs (held-out images), with 95% intervals in brackets" in text
-    assert "Of 4 random circuits" in text
+    assert "Of 4 random connected circuits" in text
     assert "held-out pairs | the task's pairs" in text
     assert all(warning in text for warning in report().warnings)
     assert report().provenance.weights[:12] in text
@@ -103,20 +104,34 @@ def test_markdown_of_a_single_pair_promises_no_interval() -> None:
 
 
 def test_class_and_file_names_cannot_break_the_tables() -> None:
-    pair = replace(report().task.pairs[0], clean="a|b\n<img>`x`.png")
-    text = replace(report(), task=replace(report().task, pairs=(pair,)), held_out=None).to_markdown()
+    pair = replace(report().failures[0], clean="a|b\n<img>`x`.png")
+    text = replace(report(), task=replace(report().task, failures=(pair,)), held_out=None).to_markdown()
     rows = [line for line in text.splitlines() if "img" in line]
     assert len(rows) == 1
     assert r"a\|b \<img>\`x\`.png" in rows[0]
     tables = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {3, 6, 11}
+    assert {line.count("|") for line in tables} == {3, 6}
 
 
-def test_long_lists_of_pairs_are_cut_in_markdown_only() -> None:
-    many = replace(report().task, pairs=report().task.pairs * 20, failures=())
-    text = replace(report(), task=many, held_out=None).to_markdown()
-    assert text.count("\n| image ") == 50
-    assert "And 70 more pairs, in the JSON file." in text
+def test_markdown_is_a_page_and_the_pairs_are_in_the_csv(tmp_path: Path) -> None:
+    section = report().headline
+    failures = section.failures * (40 // len(section.failures) + 1)
+    many = replace(section, pairs=section.pairs * 20, failures=failures)
+    long = replace(report(), held_out=many)
+    text = long.to_markdown()
+    assert f"The worst 8 of {len(failures)} follow" in text
+    assert text.count("\n| image ") == 8
+    assert len(text.splitlines()) <= 66  # of a printed page
+    rows = list(csv.DictReader(long.save(tmp_path / "pairs.csv").read_text().splitlines()))
+    assert [row["images"] for row in rows] == ["held-out"] * 140 + ["task"] * 6
+    for row, pair in zip(rows, (*many.pairs, *report().task.pairs), strict=True):
+        assert row["clean"] == pair.clean
+        assert row["top_circuit"] == pair.top_circuit
+        assert [float(row[name]) for name in ("whole", "nothing", "circuit", "complement", "kl")] == [
+            pair.whole, pair.nothing, pair.circuit, pair.complement, pair.kl,
+        ]  # fmt: skip
+    off = (section.pairs[0].circuit - section.pairs[0].whole) / (section.whole.value - section.nothing.value)
+    assert float(rows[0]["off"]) == pytest.approx(off)
 
 
 def test_the_short_form_gives_the_headline() -> None:

@@ -119,6 +119,16 @@ def test_clean_minus_corrupt_shares_the_difference_in_the_metric() -> None:
     np.testing.assert_allclose(clean.total, clean.logit_difference, atol=1e-9)
 
 
+def test_a_task_prepared_for_another_model_is_refused() -> None:
+    recipe = Recipe()
+    model, other = cv.wrap(recipe.build()), cv.wrap(recipe.build())
+    task = cv.Task(recipe.images(1), recipe.images(1, seed=1), cv.logit_diff(0, 1))
+    with pytest.raises(OptionError, match="prepared for"):
+        attribution_of_task(model, task.prepare(other))
+    prepared, _ = attribution_of_task(model, task.prepare(model))
+    np.testing.assert_array_equal(prepared.by_token, attribution_of_task(model, task)[0].by_token)
+
+
 def test_what_is_no_sum_of_shares_is_refused() -> None:
     recipe = Recipe()
     model = cv.wrap(recipe.build())
@@ -135,10 +145,10 @@ def test_what_is_no_sum_of_shares_is_refused() -> None:
 
 def test_an_unknown_readout_is_refused_by_name() -> None:
     recipe = Recipe()
-    model = cv.wrap(recipe.build())
-    model.stages[-1].vit.head = torch.nn.Sequential(torch.nn.Linear(6, 3).double(), torch.nn.Tanh())
+    module = recipe.build()
+    module.head = torch.nn.Sequential(module.head, torch.nn.Tanh())
     with pytest.raises(UnsupportedModelError, match="head is a Sequential"):
-        direct_logit_attribution(model, recipe.images(1), 0, 1)
+        direct_logit_attribution(cv.wrap(module), recipe.images(1), 0, 1)
 
 
 def test_a_class_is_found_by_name_on_the_bundled_model() -> None:

@@ -1,0 +1,128 @@
+"""The program: its commands, and the one place where errors become messages and exit codes.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | done, but the result does not hold up (`demo`), or a bug, with its traceback |
+| 2 | refused: an option, a file, images or a model that cannot be used |
+| 130 | interrupted with Ctrl-C |
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from circuitvit._version import __version__
+from circuitvit.errors import CircuitViTError
+
+REFUSED = 2
+INTERRUPTED = 130
+
+COMMANDS = {
+    "demo": ("demo", "See it work: the circuit by which a small model tells cats from dogs."),
+    "discover": ("discover", "Find the circuit behind a behaviour, prove it by ablation, draw it."),
+    "attribute": ("attribute", "Score every edge of a model, without choosing a circuit."),
+    "verify": ("verify", "Test a saved circuit by ablation: is it enough, is it needed?"),
+    "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
+    "draw": ("view", "Draw a saved circuit: SVG, HTML, PDF, PNG, DOT, GraphML and others."),
+    "view": ("view", "Look at a model: what each part says of a class, where heads look, and more."),
+    "models": ("models", "List the models that can be used."),
+    "train": ("models", "Train a small Vision Transformer of your own."),
+}
+"""Every command, the module of this room that it is in, and what it does; in the order of the help page."""
+
+
+class Program(TyperGroup):
+    """The group of commands. It loads the one that is chosen, and ends every refusal in one message."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (_, summary) in COMMANDS.items():
+            self.commands[name] = TyperCommand(name, short_help=summary)
+
+    def load(self, name: str) -> Any:
+        """The command of a name, with its options; `commands` holds their summaries only."""
+        found = getattr(import_module(f"circuitvit.cli.{COMMANDS[name][0]}"), name)
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+            alone.command(name)(found)
+            found = alone
+        command = typer.main.get_command(found)
+        command.name = name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that arguments begin with, loaded."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else self.load(name), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except CircuitViTError as error:
+            raise _ended("error", str(error), REFUSED) from error
+        except KeyboardInterrupt as stop:
+            raise _ended(
+                "interrupted", str(stop) or "files that had been written stay", INTERRUPTED
+            ) from stop
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            advice = "the memory is full: try --batch-size 1, or a --memory below what is free"
+            raise _ended("error", advice, REFUSED) from error
+
+
+app = typer.Typer(
+    name="circuitvit",
+    cls=Program,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"circuitvit {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def circuitvit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find, verify and draw the circuits inside Vision Transformers.
+
+    Start here, with a bundled model and drawn pictures, in less than a minute:
+
+    ```sh
+    circuitvit demo --out out/demo
+    ```
+
+    Then with a model and images of your own: a picture that shows a behaviour, and one that does not.
+
+    ```sh
+    circuitvit discover --help
+    ```
+    """
+
+
+def _ended(what: str, message: str, code: int) -> typer.Exit:
+    """Print why the program ends, on stderr, and give the exception that ends it."""
+    typer.secho(f"{what}: ", err=True, fg="red", bold=True, nl=False)
+    typer.echo(message, err=True)
+    return typer.Exit(code)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch says it in a RuntimeError, worded differently for the CPU and for a GPU."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "not enough memory" in said

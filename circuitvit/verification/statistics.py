@@ -1,0 +1,526 @@
+"""Intervals and p-values over pairs: how far a figure would move had other pairs of the same kind been drawn.
+
+The pair is what is resampled: every quantity of one pair (its metric whole, ablated, with the circuit alone)
+is drawn together, so ratios and differences keep the pairing that makes them precise.
+
+The interval is Efron's BCa bootstrap (Efron 1987, "Better bootstrap confidence intervals", JASA 82) with the
+tails widened as Hesterberg does ("What teachers should know about the bootstrap", The American Statistician
+69, 2015, arXiv:1411.5279): resampled means spread too little by `sqrt((n - 1) / n)` and know nothing of
+Student's t, so a plain 95 % interval from 10 pairs covers 86 to 90 %. Widened it covers 92 to 94 %, and 88 to
+92 % at 5 pairs (1500 draws from normal, exponential and ratio data).
+
+With fewer than 5 pairs there is no interval. Resampling never leaves the range of the data, and for a
+symmetric distribution that range holds the true mean with probability `1 - 2 / 2**n` only: 50 % for 2 pairs,
+75 % for 3. Calling it 95 % would be false.
+
+Pairs that are not independent (crops of one photograph, many images of one class) come as *clusters*: whole
+clusters are drawn, and it is their number that counts (Davison and Hinkley 1997, "Bootstrap Methods and their
+Application", section 3.8).
+
+A p-value of a mean is the interval read backwards: the smallest `p` for which the one-sided `1 - p` interval
+leaves out the value in question, so the two can never disagree. A p-value among random draws is a rank. Exact
+binomial tests, the t distribution and the power that follows from it are scipy's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, Int64
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+from scipy.spatial.distance import pdist, squareform
+
+from circuitvit.errors import DataError, OptionError
+
+MIN_PAIRS = 5
+"""Fewest pairs that give an interval."""
+
+ROUNDING = 1e-6
+"""Relative to the larger of two figures: closer ones are equal, and differ by float32 arithmetic."""
+
+FEWEST_RESAMPLES = 100  # below this the tails of a 95 % interval rest on two or three draws
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its confidence interval.
+
+    Attributes:
+        value: the figure on the pairs at hand.
+        low: lower end of the interval; None where there are too few pairs for one.
+        high: upper end, likewise.
+
+    Example:
+        >>> print(Estimate(0.951, 0.91, 0.984))
+        0.951 (0.910 to 0.984)
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made; the same settings and pairs give the same interval.
+
+    Attributes:
+        n_resamples: how often the pairs are drawn anew, at least 100.
+        level: the share of such intervals that should hold the true figure, between 0 and 1.
+        seed: of the draws, which are the same for every figure of the same pairs.
+
+    Raises:
+        OptionError: for settings out of range.
+    """
+
+    n_resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_resamples < FEWEST_RESAMPLES:
+            raise OptionError(
+                f"an interval needs at least {FEWEST_RESAMPLES} resamples, not {self.n_resamples!r}"
+            )
+        if not 0 < self.level < 1:
+            raise OptionError(f"the confidence level is a share between 0 and 1, not {self.level!r}")
+        if self.seed < 0:
+            raise OptionError(f"a seed is 0 or more, not {self.seed!r}")
+
+
+def mean_interval(
+    values: ArrayLike, settings: Bootstrap | None = None, clusters: ArrayLike | None = None
+) -> Estimate:
+    """The mean over pairs with its interval.
+
+    Args:
+        values: `(pair,)`, at least one finite number.
+        settings: of the bootstrap.
+        clusters: which cluster each pair belongs to, `(pair,)`; by default each is its own.
+
+    Raises:
+        DataError: if `values` is empty or holds anything but finite numbers.
+
+    Example:
+        >>> mean_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).value
+        3.5
+        >>> mean_interval([4.2])
+        Estimate(value=4.2, low=None, high=None)
+    """
+    values = _pairs(values)
+    sums, counts = cluster_sums(clusters, values, np.ones_like(values))
+    return _ratio(sums, counts, settings or Bootstrap())
+
+
+def mean_above(
+    values: ArrayLike, null: float = 0.0, settings: Bootstrap | None = None, clusters: ArrayLike | None = None
+) -> float | None:
+    """The p-value of "the mean is at most `null`", against "it is above": the BCa interval read backwards.
+
+    Null hypothesis: the mean over all pairs of this kind is at most `null`. Assumed: pairs (or clusters) are
+    drawn independently of one another. Resolution: with
+    1000 resamples no p-value is below 0.0005, and with few pairs none is below about 0.01, as resamples never
+    leave the range of the data.
+
+    Efron 1987, "Better bootstrap confidence intervals", JASA 82; Efron and Tibshirani 1993, "An
+    Introduction to the Bootstrap", chapter 16.
+
+    Args:
+        values: `(pair,)`.
+        null: the value to be exceeded.
+        settings: of the bootstrap.
+        clusters: which cluster each pair belongs to.
+
+    Returns:
+        The one-sided p-value, or None with fewer than 5 pairs (or clusters).
+
+    Example:
+        >>> mean_above([2.0, 3.0, 2.5, 3.5, 2.2, 2.8]) < 0.05
+        True
+        >>> mean_above([2.0, 3.0]) is None
+        True
+    """
+    values = _pairs(values) - null
+    sums, counts = cluster_sums(clusters, values, np.ones_like(values))
+    if len(sums) < MIN_PAIRS:
+        return None
+    if np.allclose(sums, sums[0]) and np.allclose(counts, counts[0]):  # nothing varies, nothing to resample
+        return 1.0 if sums[0] <= 0 else 0.5 / (settings or Bootstrap()).n_resamples
+    return _tail_of_zero(sums, counts, settings or Bootstrap())
+
+
+def ratio_interval(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    settings: Bootstrap | None = None,
+    clusters: ArrayLike | None = None,
+) -> Estimate:
+    """A ratio of means, `mean(numerator) / mean(denominator)`, with its interval; pairs are resampled whole.
+
+    A ratio has an interval only when its denominator has one without 0 (otherwise the resampled ratios run
+    off to infinity on both sides; Fieller 1954), so that is checked first.
+
+    Args:
+        numerator: `(pair,)`.
+        denominator: `(pair,)`.
+        settings: of the bootstrap.
+        clusters: which cluster each pair belongs to, `(pair,)`; by default each is its own.
+
+    Raises:
+        DataError: if the mean denominator is not distinguishable from 0: its own interval holds 0; with
+            fewer than 5 pairs, its pairs do not all have one sign.
+
+    Example:
+        >>> ratio_interval([1.0, 3.0], [2.0, 10.0]).value  # not (0.5 + 0.3) / 2
+        0.3333333333333333
+    """
+    numerator, denominator = _pairs(numerator), _pairs(denominator)
+    if numerator.shape != denominator.shape:
+        raise DataError(f"{len(numerator)} numerators and {len(denominator)} denominators: give one per pair")
+    settings = settings or Bootstrap()
+    low, high = mean_range(denominator, settings, clusters)
+    if low <= 0 <= high:
+        raise DataError(
+            f"the denominator of the ratio is not distinguishable from 0: mean {denominator.mean():.4g}, "
+            f"between {low:.4g} and {high:.4g} over {len(denominator)} pair(s)"
+        )
+    above, below = cluster_sums(clusters, numerator, denominator)
+    return _ratio(above, below, settings)
+
+
+def share_interval(hits: ArrayLike, settings: Bootstrap | None = None) -> Estimate:
+    """The share of pairs that are hits, with the exact interval of Clopper and Pearson.
+
+    The bootstrap would call 8 hits of 8 a certainty, since no resample can hold a miss; the exact interval
+    says 63 to 100 %. It never covers less than its level.
+
+    Args:
+        hits: `(pair,)`, truth values.
+        settings: whose level counts.
+
+    Example:
+        >>> print(share_interval([True] * 8))
+        1.000 (0.631 to 1.000)
+    """
+    marks = _pairs(hits)
+    share = float(marks.mean())
+    if len(marks) < MIN_PAIRS:
+        return Estimate(share)
+    level = (settings or Bootstrap()).level
+    interval = stats.binomtest(round(float(marks.sum())), len(marks)).proportion_ci(level, method="exact")
+    return Estimate(share, float(interval.low), float(interval.high))
+
+
+def mean_range(
+    values: Float[NDArray[np.float64], " pair"], settings: Bootstrap, clusters: ArrayLike | None = None
+) -> tuple[float, float]:
+    """Where the mean may lie: its interval, or with too few pairs for one the range of the data."""
+    interval = mean_interval(values, settings, clusters)
+    if interval.low is None or interval.high is None:
+        return float(values.min()), float(values.max())
+    return interval.low, interval.high
+
+
+def cluster_sums(clusters: ArrayLike | None, *columns: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Each column `(pair,)` summed within clusters, `(cluster,)`; as it is where there are no clusters.
+
+    Raises:
+        DataError: if there is not one cluster for each pair.
+
+    Example:
+        >>> cluster_sums(["a", "b", "a"], np.array([1.0, 2.0, 3.0]))[0].tolist()
+        [4.0, 2.0]
+    """
+    if clusters is None:
+        return list(columns)
+    labels = np.asarray(clusters)
+    if labels.shape != columns[0].shape:
+        raise DataError(f"clusters of shape {labels.shape} for {len(columns[0])} pairs: give one for each")
+    _, member = np.unique(labels, return_inverse=True)
+    return [np.bincount(member, weights=column).astype(np.float64) for column in columns]
+
+
+# -- against random draws ------------------------------------------------------------------------
+
+
+def as_extreme(own: float, others: ArrayLike) -> int:
+    """How many of the others are at least as large as the own figure; ties count against it.
+
+    Example:
+        >>> as_extreme(2.0, [1.0, 2.0, 2.0 + 1e-15, 3.0])
+        3
+    """
+    drawn = np.asarray(others, dtype=np.float64)
+    slack = ROUNDING * max(abs(own), float(np.abs(drawn).max(initial=0.0)))
+    return int((drawn >= own - slack).sum())
+
+
+def rank_p(own: float, others: ArrayLike) -> float:
+    """The Monte Carlo p-value `(b + 1) / (n + 1)`, exact when own and others are exchangeable.
+
+    `b / n` would be too small and can be 0 (Phipson and Smyth 2010, "Permutation p-values should never be
+    zero"). As ties count against the own figure, the test is conservative when there are many.
+
+    Example:
+        >>> rank_p(5.0, range(5))
+        0.16666666666666666
+    """
+    drawn = np.asarray(others, dtype=np.float64)
+    return (as_extreme(own, drawn) + 1) / (len(drawn) + 1)
+
+
+# -- means of pairs ------------------------------------------------------------------------------
+
+
+def equivalence_p(
+    difference: Float[NDArray[np.float64], " pair"],
+    margin: Float[NDArray[np.float64], " pair"],
+    settings: Bootstrap,
+    clusters: ArrayLike | None = None,
+) -> float | None:
+    """Two one-sided tests: the p-value of "the mean difference is at least as large as the mean margin".
+
+    Null hypothesis: `|mean(difference)| >= mean(margin)`. The margin may vary from pair to pair, such as a
+    share of each pair's own effect: both sides are means of pairs, so no ratio is ever formed.
+
+    Schuirmann 1987, "A comparison of the two one-sided tests procedure", J. Pharmacokin. Biopharm. 15; each
+    side is `mean_above`.
+
+    Returns:
+        The larger of the two one-sided p-values; None with fewer than 5 pairs or clusters.
+
+    Example:
+        >>> small, margin = np.array([0.1, -0.1, 0.2, 0.0, -0.2, 0.1]), np.ones(6)
+        >>> equivalence_p(small, margin, Bootstrap()) < 0.05
+        True
+    """
+    sides = [mean_above(margin + sign * difference, 0.0, settings, clusters) for sign in (1.0, -1.0)]
+    known = [side for side in sides if side is not None]
+    return max(known) if len(known) == 2 else None
+
+
+def beyond_p(
+    difference: Float[NDArray[np.float64], " pair"],
+    margin: Float[NDArray[np.float64], " pair"],
+    settings: Bootstrap,
+    clusters: ArrayLike | None = None,
+) -> float | None:
+    """The p-value of "the mean difference is within the margin", against "beyond it, up or down".
+
+    The smaller of two one-sided p-values, so compare it with half the level; None with too few pairs.
+    """
+    sides = [mean_above(sign * difference - margin, 0.0, settings, clusters) for sign in (1.0, -1.0)]
+    return min((side for side in sides if side is not None), default=None)
+
+
+def power_of_equivalence(
+    difference: Float[NDArray[np.float64], " pair"],
+    margin: Float[NDArray[np.float64], " pair"],
+    alpha: float,
+    clusters: ArrayLike | None = None,
+) -> float | None:
+    """The power of `equivalence_p` were the true difference 0, at this spread and number of pairs."""
+    sides = [
+        power_of_mean(margin + sign * difference, float(margin.mean()), alpha, clusters)
+        for sign in (1.0, -1.0)
+    ]
+    known = [power for power in sides if power is not None]
+    return max(0.0, sum(known) - 1) if len(known) == 2 else None
+
+
+def power_of_mean(
+    values: ArrayLike, shift: float, alpha: float, clusters: ArrayLike | None = None
+) -> float | None:
+    """The power of a one-sided test of a mean at this spread and number of pairs, by the noncentral t.
+
+    Args:
+        values: `(pair,)`, whose spread counts.
+        shift: by how much the true mean is supposed to exceed the null value.
+        alpha: level of the test.
+        clusters: which cluster each pair belongs to.
+
+    Example:
+        >>> round(power_of_mean([0.0, 2.0] * 10, shift=1.0, alpha=0.05), 2)
+        0.99
+    """
+    column = np.asarray(values, dtype=np.float64)
+    sums, counts = cluster_sums(clusters, column, np.ones_like(column))
+    n = len(sums)
+    if n < MIN_PAIRS:
+        return None
+    rest = sums - column.mean() * counts
+    spread = float(np.sqrt((rest**2).sum() * n / (n - 1)) / len(column))  # standard error of the mean
+    if spread <= ROUNDING * max(abs(shift), 1e-300):
+        return 1.0 if shift > 0 else 0.0
+    return float(stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift / spread))
+
+
+# -- independence ------------------------------------------------------------------------------------
+
+ALTERNATIVE = 0.5
+"""The correlation that the power of a test of independence is reported for."""
+
+POWER_SIMULATIONS = 100
+POWER_PAIRS = 150
+"""More pairs than this are simulated as so many: their power is 1 to two digits."""
+
+
+def hsic(x: ArrayLike, y: ArrayLike) -> float:
+    """The Hilbert-Schmidt independence criterion of two samples, 0 when there is no dependence at all.
+
+    `sum(HKH * L) / n^2` with Gaussian kernels whose width is the median distance, `H` centring.
+
+    Gretton et al. 2005, "Measuring statistical dependence with Hilbert-Schmidt norms", ALT.
+
+    Args:
+        x: `(pair,)`.
+        y: `(pair,)`.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 40)
+        >>> hsic(x, x**2) > 5 * hsic(x, np.random.default_rng(0).permutation(x**2))
+        True
+    """
+    first, second = _kernel(_pairs(x)), _kernel(_pairs(y))
+    return float((_centred(first) * second).mean())
+
+
+def hsic_permutation_p(x: ArrayLike, y: ArrayLike, n_permutations: int = 999, seed: int = 0) -> float:
+    """The p-value of "x and y are independent", from permuting which y goes with which x.
+
+    Null hypothesis: x and y are independent. Exact for independent pairs, whatever their distributions.
+
+    Gretton et al. 2008, "A kernel statistical test of independence", NIPS.
+
+    Raises:
+        DataError: if x and y differ in length.
+    """
+    x, y = _pairs(x), _pairs(y)
+    if len(x) != len(y):
+        raise DataError(f"{len(x)} and {len(y)} values: independence is asked of pairs")
+    first, second = _centred(_kernel(x)), _kernel(y)
+    rng = np.random.default_rng(seed)
+    orders = np.array([rng.permutation(len(y)) for _ in range(n_permutations)])
+    drawn = [float((first * second[np.ix_(order, order)]).mean()) for order in orders]
+    return rank_p(float((first * second).mean()), drawn)
+
+
+@lru_cache(maxsize=64)
+def detection_power(n: int, alpha: float, seed: int = 0, simulations: int = POWER_SIMULATIONS) -> float:
+    """How often the test finds a correlation of 0.5 between normal variables in `n` pairs, simulated."""
+    n = min(n, POWER_PAIRS)
+    rng = np.random.default_rng([seed, n])
+    found = 0
+    for trial in range(simulations):
+        x = rng.normal(size=n)
+        y = ALTERNATIVE * x + np.sqrt(1 - ALTERNATIVE**2) * rng.normal(size=n)
+        found += hsic_permutation_p(x, y, 99, trial) <= alpha
+    return found / simulations
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _tail_of_zero(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap
+) -> float:
+    """How far out in the BCa distribution of a ratio of means 0 lies: `_tails` solved for the level."""
+    n_pairs, value = len(numerator), float(numerator.sum() / denominator.sum())
+    counts = _counts(n_pairs, settings)
+    resampled = (counts @ numerator) / (counts @ denominator)
+    left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
+    bias, acceleration = _bias(value, resampled), _acceleration(left_out)
+    half = 0.5 / settings.n_resamples
+    below = np.clip((resampled < 0).mean() + (resampled == 0).mean() / 2, half, 1 - half)
+    shifted = float(special.ndtri(below)) - bias
+    room = 1 + acceleration * shifted
+    if room <= 0:  # skewed so far that the interval never reaches 0 on this side
+        return half if shifted < 0 else 1 - half
+    depth = shifted / room
+    # `_tails` puts an end at bias + end / (1 - a * end), where the end is the bias and t, widened.
+    t = (depth - bias) / np.sqrt(n_pairs / (n_pairs - 1))
+    return float(np.clip(stats.t.cdf(t, n_pairs - 1), half, 1 - half))
+
+
+def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap) -> Estimate:
+    value = float(numerator.sum() / denominator.sum())
+    if len(numerator) < MIN_PAIRS:
+        return Estimate(value)
+    counts = _counts(len(numerator), settings)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        resampled = (counts @ numerator) / (counts @ denominator)
+        left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
+    resampled = resampled[np.isfinite(resampled)]  # a denominator of exactly 0 says nothing about the tails
+    low, high = np.quantile(resampled, _tails(value, resampled, left_out, settings.level))
+    return Estimate(value, float(low), float(high))
+
+
+def _counts(n_pairs: int, settings: Bootstrap) -> Int64[NDArray[np.int64], "resample pair"]:
+    """How often each pair is in each resample: drawing `n_pairs` with replacement is a multinomial."""
+    rng = np.random.default_rng(settings.seed)
+    return rng.multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), size=settings.n_resamples)
+
+
+def _tails(
+    value: float, resampled: NDArray[np.float64], left_out: NDArray[np.float64], level: float
+) -> NDArray[np.float64]:
+    """The two quantiles of the resampled figures that are the ends of the interval.
+
+    Args:
+        value: the figure.
+        resampled: the figure of each resample.
+        left_out: the figure without each pair in turn (the jackknife).
+        level: of confidence.
+    """
+    n_pairs = len(left_out)
+    widened = np.sqrt(n_pairs / (n_pairs - 1)) * stats.t.ppf((1 + level) / 2, n_pairs - 1)
+    bias = _bias(value, resampled)
+    ends = bias + np.array([-widened, widened])
+    return np.asarray(special.ndtr(bias + ends / (1 - _acceleration(left_out) * ends)))
+
+
+def _bias(value: float, resampled: NDArray[np.float64]) -> float:
+    """How far the figure lies from the median of its resamples, in standard deviations; ties count half."""
+    ties = np.isclose(resampled, value, rtol=1e-12, atol=0)
+    below = float(((resampled < value) & ~ties).mean() + ties.mean() / 2)
+    # All resamples on one side: the bias cannot be estimated, and correcting by infinity helps nobody.
+    return float(special.ndtri(below)) if 0 < below < 1 else 0.0
+
+
+def _acceleration(left_out: NDArray[np.float64]) -> float:
+    """How fast the figure's spread changes with its value: a sixth of the jackknife's skewness."""
+    if not np.isfinite(left_out).all():
+        return 0.0
+    pull = left_out.mean() - left_out
+    spread = float((pull**2).sum()) ** 1.5
+    return float((pull**3).sum()) / (6 * spread) if spread > 0 else 0.0
+
+
+def _pairs(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array):
+        raise DataError(f"expected one number for each pair, (pair,), found shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise DataError(
+            f"pair {int(np.flatnonzero(~np.isfinite(array))[0])} has a value that is NaN or infinite"
+        )
+    return array
+
+
+def _kernel(x: NDArray[np.float64]) -> Float[NDArray[np.float64], "pair pair"]:
+    distances = pdist(x[:, None])
+    positive = distances[distances > 0]
+    width = float(np.median(positive)) if len(positive) else 1.0
+    return np.asarray(np.exp(-0.5 * squareform(distances) ** 2 / width**2))
+
+
+def _centred(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(kernel - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True) + kernel.mean())

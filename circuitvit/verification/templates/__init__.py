@@ -1,0 +1,75 @@
+"""Reports as Markdown: jinja2 templates beside this file, and how figures and names are written in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from circuitvit.graph import Provenance
+from circuitvit.graph.files import write_bytes
+from circuitvit.verification.statistics import Estimate
+
+
+def markdown(template: str, **values: object) -> str:
+    """A template of this folder filled with values."""
+    return _environment().get_template(template).render(**values)
+
+
+def plain(text: object) -> str:
+    """Text that neither breaks out of its cell nor becomes markup: file and class names may hold anything."""
+    flat = " ".join(str(text).split())
+    for sign in "\\|*`<[":  # not the underscore: inside words, where names have it, it is no markup
+        flat = flat.replace(sign, "\\" + sign)
+    return flat
+
+
+def row(*cells: str, header: bool = False) -> Iterator[str]:
+    """A row of a table, and the line under it where it is the header."""
+    yield "| " + " | ".join(plain(cell) for cell in cells) + " |"
+    if header:
+        yield "|" + " --- |" * len(cells)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file whole or not at all, like `write_json`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML: `finalize` escapes what Markdown would take for markup
+        finalize=lambda value: "" if value is None else plain(value),
+    )
+    environment.filters.update(percent=_percent, number=_number, origin=_origin)
+    return environment
+
+
+def _percent(share: Estimate) -> str:
+    if share.low is None or share.high is None:
+        return f"{share.value:.0%}"
+    return f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
+
+
+def _number(value: float | None, form: str = ".2g") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _origin(provenance: Provenance) -> str:
+    parts = [
+        f"model {provenance.model}" if provenance.model else "",
+        f"weights {provenance.weights[:12]}" if provenance.weights else "",
+        f"method {provenance.method}" if provenance.method else "",
+        *(f"{key} {value}" for key, value in provenance.parameters.items()),
+        f"seed {provenance.seed}" if provenance.seed is not None else "",
+        f"circuitvit {provenance.library}",
+    ]
+    return ", ".join(part for part in parts if part)

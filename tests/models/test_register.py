@@ -1,0 +1,162 @@
+"""`register`: a hand-written Vision Transformer is one short family away, and a wrong family is refused."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import circuitvit as cv
+from circuitvit.engine import capture, outputs
+from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.models import registry
+from circuitvit.models.attention import AttentionStage
+from circuitvit.models.parts import Attention, Linear
+from tests.strategies import assert_close
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model.py"
+hand: dict[str, Any] = runpy.run_path(str(EXAMPLE))
+HandViT, HandFamily = hand["HandViT"], hand["HandFamily"]
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))
+
+
+def small(hidden: int = 12) -> Any:
+    torch.manual_seed(1)
+    module = HandViT(size=16, patch=8, channels=1, width=8, depth=2, heads=2, hidden=hidden, classes=3)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.6)
+    return module.eval().double()
+
+
+@pytest.mark.parametrize("hidden", [0, 12], ids=["attention-only", "with-mlps"])
+def test_a_registered_model_is_taken_apart_exactly(hidden: int) -> None:
+    module = small(hidden)
+    with pytest.raises(UnsupportedModelError, match=r"HandViT cannot be decomposed.*circuitvit\.register"):
+        cv.wrap(module)
+    cv.register(HandViT, HandFamily())
+    model = cv.wrap(module)
+    images = torch.randn(2, 1, 16, 16, dtype=torch.float64)
+    run = capture(model, images)
+    written = outputs(model.stages, run.compacts).sum(dim=0)
+    written = written + sum(stage.constant for stage in model.stages if stage.constant is not None)
+    assert_close(run.logits, module(images))
+    assert_close(model.stages[-1].write((written,)), module(images))
+    assert model.grid == (2, 2)
+    assert model.leading == 1
+    assert [stage.nodes.kind for stage in model.layers] == ["attention", *["mlp"] * bool(hidden)] * 2
+
+
+def test_a_subclass_is_of_its_class_family() -> None:
+    cv.register(HandViT, HandFamily())
+    other = type("Finer", (HandViT,), {})
+    module = small()
+    module.__class__ = other
+    assert cv.wrap(module).name == "Finer"
+
+
+class WrongScale(HandFamily):  # type: ignore[misc, valid-type]
+    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        first, *rest = super().block(block, layer, where)
+        parts = Attention.of_packed(2, Linear.of(block.attn.qkv), Linear.of(block.attn.proj), 1.0)
+        return AttentionStage(layer, first.norm, parts), *rest
+
+
+class WithoutMLP(HandFamily):  # type: ignore[misc, valid-type]
+    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        return super().block(block, layer, where)[:1]
+
+
+class WithoutNorm(HandFamily):  # type: ignore[misc, valid-type]
+    def readout(self, module: Any, stream: Tensor) -> Tensor:
+        return module.head(stream[:, 0])  # type: ignore[no-any-return]
+
+
+class WithoutPositions(HandFamily):  # type: ignore[misc, valid-type]
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return module.embed(images) - module.pos_embed  # type: ignore[no-any-return]
+
+
+class Reversed(HandFamily):  # type: ignore[misc, valid-type]
+    def blocks(self, module: Any) -> Any:
+        return tuple(reversed(module.blocks))
+
+
+@pytest.mark.parametrize(
+    ("family", "where"),
+    [
+        (WrongScale, r"blocks\.0 of HandViT"),
+        (WithoutMLP, r"blocks\.0 of HandViT"),
+        (WithoutNorm, "after the last block"),
+        (WithoutPositions, r"before blocks\.0"),
+        (Reversed, "every block must run once, in order"),
+    ],
+)
+def test_a_wrong_family_is_refused_with_the_first_place_that_differs(family: type, where: str) -> None:
+    cv.register(HandViT, family())
+    with pytest.raises(UnsupportedModelError, match=where):
+        cv.wrap(small())
+
+
+def test_what_is_no_family_is_refused() -> None:
+    with pytest.raises(OptionError, match="a class derived from Family"):
+        cv.register(HandViT, HandFamily)  # the class, and no object of it
+
+
+# -- models by strangers ---------------------------------------------------------------------------
+
+
+def by_a_stranger(folder: Path) -> Any:
+    """An MNIST model of the development data, its weights renamed to those of the hand-written class."""
+    config = json.loads((folder / "config.json").read_text())
+    given = config["kwargs"]
+    has_mlp = given.get("mlp", True)
+    module = HandViT(
+        size=given["img_size"],
+        patch=given["patch_size"],
+        channels=given["in_chans"],
+        width=given["embed_dim"],
+        depth=given["depth"],
+        heads=given["num_heads"],
+        hidden=int(given["embed_dim"] * given["mlp_ratio"]) if has_mlp else 0,
+        classes=given["num_classes"],
+    )
+    renamed = {"patch_embed.proj": "patches", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2"}
+    state = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        state[name] = tensor
+    module.load_state_dict(state)
+    return module.eval(), config
+
+
+@pytest.mark.parametrize("name", ["mnist_attnonly_371", "mnist_vit_455"])
+def test_mnist_models_by_strangers_open_and_are_as_good_as_their_cards_say(
+    name: str, shared_data: Path
+) -> None:
+    module, config = by_a_stranger(shared_data / "models" / name)
+    cv.register(HandViT, HandFamily())
+    model = cv.wrap(module)
+    digits = np.load(shared_data / "mnist_t10k.npz")
+    known = digits["y"] < config["kwargs"]["num_classes"]
+    pixels = torch.from_numpy(digits["x"][known]).float()[:, None] / 255
+    images = (pixels - config["mean"][0]) / config["std"][0]
+    right = float((model(images).argmax(dim=-1).numpy() == digits["y"][known]).mean())
+    assert right == pytest.approx(config["check"], abs=0.005)
+    clean, corrupt = (images[torch.from_numpy(digits["y"][known] == digit)][:4] for digit in (0, 1))
+    task = cv.Task(clean, corrupt, metric=cv.logit_diff(0, 1))
+    scores = cv.attribute(model, task, method="exact", progress=False)
+    assert 0 < len(scores.top(5)) <= 5  # one that leads nowhere is pruned
+    full = cv.run(model, task, cv.Circuit.full(model.graph))
+    assert_close(full, model(clean), 1e-5)
