@@ -306,8 +306,6 @@ def assert_near(round_: Round, dtype: torch.dtype) -> None:
         if off > STEPS * size * torch.finfo(dtype).eps:
             rough = float((stacked(round_.nearby())[name] - expected).abs().max())
             assert off <= ROUGH * rough, f"{name} is off by {off:.3g}, a step of the weights by {rough:.3g}"
-                f"{name} is off by {off:.3g}, a rounding step of the weights {rough:.3g}"
-            )
 
 
 def stacked(answers: Answers) -> dict[str, Tensor]:
