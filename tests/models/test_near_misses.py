@@ -40,7 +40,7 @@ from tests.rightness import (
     task_of,
     wrapped_or_told,
 )
-from tests.strategies import assert_close, assert_same_scores
+from tests.strategies import Recipe, assert_close, assert_same_scores
 
 timm = import_timm()
 Block = timm.models.vision_transformer.Block
@@ -795,6 +795,17 @@ def test_a_hook_that_raises_ends_in_an_error_of_ours_or_nowhere() -> None:
         assert "blocks.0.mlp" in model
     else:
         cv.run(model, task_of(), cv.Circuit.full(model.graph))
+
+
+@pytest.mark.filterwarnings("ignore:the forward hooks of")
+def test_a_hook_that_looks_at_a_slice_is_not_taken_for_one_that_changes() -> None:
+    """What a gate's activation gets is a slice, and a copy of it is rounded otherwise; found by chance."""
+    recipe = Recipe(grid=(3, 3), mlp="glu", pool="avg", class_token=False, norm="layer-coarse", seed=458)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        module = recipe.build(dtype)
+        module.blocks[0].mlp.act.register_forward_pre_hook(lambda *_: None)
+        module.blocks[0].mlp.act.register_forward_hook(lambda *_: None)
+        cv.wrap(module)
 
 
 class Remembers(layers.Attention):  # type: ignore[misc, name-defined]
