@@ -279,6 +279,10 @@ def test_only_families_reach_into_modules_of_other_libraries(path: str) -> None:
     assert found == []
 
 
+def test_no_module_imports_itself_by_a_detour() -> None:
+    assert circles(import_graph({path: source_of(path) for path in modules()})) == []
+
+
 # The rules themselves, on sources small enough to see the answer.
 
 

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit.attribution.local import edge_deltas
 from circuitvit.attribution.scoring import Running, check_effects
-from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, deltas_of, progress_bar, run_from
+from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, progress_bar, run_from
 from circuitvit.graph import EdgeMask
 from circuitvit.models import repeated
 from circuitvit.tasks import PreparedTask
@@ -121,7 +122,7 @@ def _receiver_runs(
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
-        ablated = stream + _group_deltas(run, chunk, stream.shape[1])  # (candidate, batch, token, d_model)
+        ablated = stream + edge_deltas(run, chunk, stream.shape[1])  # (candidate, batch, token, d_model)
         with torch.no_grad():
             reads = part.read_each(ablated.flatten(0, 1)[None], source, repeated(known, len(chunk)))
             compact = part.write(reads)
@@ -138,18 +139,3 @@ def _essential(run: BatchRun, index: int) -> Float[Tensor, "batch token d_model"
     reference = run.sources.reference_streams[index]
     assert reference is not None, "the source has no receivers"
     return run.base.stream(index)[:, : reference.shape[1]]
-
-
-def _group_deltas(
-    run: BatchRun, chunk: NDArray[np.intp], tokens: int
-) -> Float[Tensor, "candidate batch token d_model"]:
-    """Reference minus base output of each edge's sender, at those of the first tokens in the edge's group."""
-    deltas = deltas_of(run.sources, chunk[:, 0], tokens)
-    if run.sources.members is None:
-        return deltas
-    members = run.sources.members[..., :tokens]
-    groups = torch.from_numpy(chunk[:, 1]).to(members.device)
-    inside = members == groups.reshape(-1, *(1,) * members.ndim)  # (candidate, [batch,] token)
-    if members.ndim == 1:
-        inside = inside[:, None]
-    return deltas * inside.to(deltas.dtype)[..., None]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -103,15 +103,29 @@ def candidate_streams(
     Yields:
         Sender and token group of each edge `(candidate, 2)`, and the streams.
     """
-    graph, tokens, members = run.prepared.graph, stream.shape[1], run.sources.members
+    graph = run.prepared.graph
     upstream = graph.sender_slices[index].start
     places = np.argwhere(np.ones((upstream, len(graph.groups)), dtype=bool))
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
-        deltas = deltas_of(run.sources, chunk[:, 0], tokens)
-        if members is not None:
-            groups = torch.from_numpy(chunk[:, 1]).to(members.device)
-            inside = members[..., :tokens] == groups.reshape(-1, 1, 1)  # (candidate, batch or 1, token)
-            deltas = deltas * inside.to(deltas.dtype)[..., None]
-        yield chunk, stream + deltas
+        yield chunk, stream + edge_deltas(run, chunk, stream.shape[1])
+
+
+def edge_deltas(
+    run: BatchRun, edges: Int[np.ndarray, "edge 2"], tokens: int
+) -> Float[Tensor, "edge batch token d_model"]:
+    """What ablating each of some edges adds to its receiver's input: reference minus base output.
+
+    Args:
+        run: the batch.
+        edges: sender and token group of each; other tokens than the group's have 0.
+        tokens: how many of the first tokens are asked for.
+    """
+    deltas = deltas_of(run.sources, edges[:, 0], tokens)
+    members = run.sources.members
+    if members is None:
+        return deltas
+    groups = torch.from_numpy(edges[:, 1]).to(members.device)
+    inside = members[..., :tokens] == groups.reshape(-1, 1, 1)  # (edge, batch or 1, token)
+    return deltas * inside.to(deltas.dtype)[..., None]

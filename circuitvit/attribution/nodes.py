@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.eap import objective
+from circuitvit.attribution.local import edge_deltas
 from circuitvit.attribution.scoring import provenance_of, require_gradient
 from circuitvit.engine import (
     BatchRun,
@@ -90,7 +91,8 @@ def _exact(run: BatchRun) -> NDArray[np.float64]:
     for sender, stage in enumerate(graph.sender_stages):
         stream = run.base.stream(stage + 1)
         for group in range(len(graph.groups)):
-            logits = run_from(run.sources.model, stage + 1, stream + _change(run, sender, group))
+            change = _change(run, sender, group, stream.shape[1])
+            logits = run_from(run.sources.model, stage + 1, stream + change)
             total[sender, group] = float((run.metric(logits) - clean).double().sum())
     return total
 
@@ -102,12 +104,11 @@ def _first_order(run: BatchRun) -> NDArray[np.float64]:
     total = np.zeros((len(graph.senders), len(graph.groups)))
     for sender, stage in enumerate(graph.sender_stages):
         for group in range(len(graph.groups)):
-            change = _change(run, sender, group)[:, : slopes[stage].shape[1]]
+            change = _change(run, sender, group, slopes[stage].shape[1])
             total[sender, group] = float((change * slopes[stage]).double().sum())
     return total
 
 
-def _change(run: BatchRun, sender: int, group: int) -> Float[Tensor, "batch token d_model"]:
-    """Reference minus base output of a sender, at the tokens of a group."""
-    delta, members = run.sources.deltas([sender])[0], run.sources.members
-    return delta if members is None else delta * (members == group).to(delta.dtype)[..., None]
+def _change(run: BatchRun, sender: int, group: int, tokens: int) -> Float[Tensor, "batch token d_model"]:
+    """Reference minus base output of a sender, at the first tokens that are of a group."""
+    return edge_deltas(run, np.array([[sender, group]]), tokens)[0]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import Report
 
-FILES = ("circuit.json", "scores.json", "report.json", "report.md", "circuit.svg", "circuit.dot")
+FILES = ("circuit.json", "scores.json", "report.json", "report.md", "pairs.csv", "circuit.svg", "circuit.dot")
 
 TAU = 0.02
 CALIBRATED = 60
@@ -42,15 +42,14 @@ DRAWN_EDGES = 300
 """How many edges a diagram shows at most, the strongest; more than this cannot be followed by eye."""
 
 
-def _some(place: str, *names: str, **defaults: object) -> dict[str, Argument]:
-    """Some arguments of a function; `defaults` are those of the command line where the library has none."""
-    known = arguments(place)
-    return {name: known[name]._replace(default=defaults.get(name, known[name].default)) for name in names}
-
-
+_FIND, _ACDC = arguments("pruning.find"), arguments("pruning.acdc")
+_PLAN = "repeat an earlier search by its steps, trim_runs and batch_size, which are in circuit.json."
 SEARCHES: Mapping[str, Mapping[str, Argument]] = {
-    "find": _some("pruning.find", "faithfulness", "within", "start", "plan"),
-    "acdc": _some("pruning.acdc", "tau", "divergence", tau=TAU),
+    "find": {
+        **{name: _FIND[name] for name in ("faithfulness", "within", "start")},
+        "plan": _FIND["plan"]._replace(text=_PLAN),
+    },
+    "acdc": {"tau": _ACDC["tau"]._replace(default=TAU), "divergence": _ACDC["divergence"]},
 }
 """What `--method` can be besides a scoring method, and the keywords that are its own."""
 
@@ -201,7 +200,7 @@ def discover_circuit(
             model, prepared, circuit, held_out=held_out, n_random=n_random, seed=run.seed, **run.settings()
         )
     with clock.phase("files"):
-        for name in ("report.json", "report.md"):
+        for name in ("report.json", "report.md", "pairs.csv"):
             folder.write(name, report.save)
     return Outcome(circuit, report, summary)
 
@@ -291,7 +290,7 @@ def _found(
     if resumes(search.method):
         more["state"] = folder.state(search.resume)
     if search.method == "find":
-        size = {} if run.batch_size else {"batch_size": arguments("pruning.find")["batch_size"].default}
+        size = {} if run.batch_size else {"batch_size": _FIND["batch_size"].default}
         finding = cv.pruning.find(model, task, seed=run.seed, **{**more, **size})
         return finding.circuit, None, finding.summary
     if search.method == "acdc":

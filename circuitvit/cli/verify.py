@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import HypothesisFile, Verdict
 
-FILES = ("report.json", "report.md")
+FILES = ("report.json", "report.md", "pairs.csv")
 CLAIMS = ("hypotheses.json", "hypotheses.md")
 HYPOTHESES = (".yaml", ".yml")
 
@@ -80,7 +80,7 @@ def verify(
 
     Args:
         circuit: a circuit, from `circuitvit discover` or from EAP-IG and MIB; or hypotheses, as YAML.
-        out: folder for report.json and report.md; nothing is written without.
+        out: folder for report.json, report.md and pairs.csv; nothing is written without.
     """
     if circuit.suffix.lower() in HYPOTHESES:
         verify_hypotheses(circuit, model, images, behaviour, run, out)
@@ -155,14 +155,9 @@ def verify_hypotheses(
             loaded = load_model(named)
         with clock.phase("claims"):
             verdicts = cv.verification.check_hypotheses(
-                loaded,
-                task,
-                file.hypotheses,
-                alpha=file.alpha,
-                seed=run.seed or file.seed,
-                batch_size=run.batch_size,
-                memory=run.budget,
-            )
+                loaded, task, file.hypotheses, alpha=file.alpha, seed=run.seed or file.seed,
+                batch_size=run.batch_size, memory=run.budget,
+            )  # fmt: skip
         if folder is not None:
             for name in CLAIMS:
                 folder.write(name, lambda place: cv.verification.save_verdicts(verdicts, place))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 import circuitvit as cv
 from circuitvit.engine import capture, outputs
 from circuitvit.errors import OptionError, UnsupportedModelError
-from circuitvit.models import registry
+from circuitvit.models import Stage, registry
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.parts import Attention, Linear
 from tests.strategies import assert_close
@@ -160,3 +162,102 @@ def test_mnist_models_by_strangers_open_and_are_as_good_as_their_cards_say(
     assert 0 < len(scores.top(5)) <= 5  # one that leads nowhere is pruned
     full = cv.run(model, task, cv.Circuit.full(model.graph))
     assert_close(full, model(clean), 1e-5)
+
+
+# -- what turns queries and keys, and what is added to scores ----------------------------------------
+
+
+class TurnedAttention(hand["SelfAttention"]):  # type: ignore[misc, name-defined]
+    """Rotary positions, one angle for each token, and a bias between tokens for each head."""
+
+    def __init__(self, width: int, heads: int, tokens: int) -> None:
+        super().__init__(width, heads)
+        self.angles = nn.Parameter(torch.randn(tokens))
+        self.between = nn.Parameter(torch.randn(heads, tokens, tokens))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        query, key = turned(self, query, ()), turned(self, key, ())
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + self.between
+        return self.proj((scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+
+
+def turned(module: Any, x: Tensor, heads: Any) -> Tensor:
+    angle = module.angles[: x.shape[2], None]
+    even, odd = x[..., ::2], x[..., 1::2]
+    pairs = (even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos())
+    return torch.stack(pairs, dim=-1).flatten(-2)
+
+
+def added(module: Any, heads: Any) -> Tensor:
+    return module.between[list(heads)]  # type: ignore[no-any-return]
+
+
+class TurnedFamily(HandFamily):  # type: ignore[misc, valid-type]
+    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        first, *rest = super().block(block, layer, where)
+        parts = replace(first.attention, turn=partial(turned, block.attn), added=partial(added, block.attn))
+        return AttentionStage(layer, first.norm, parts), *rest
+
+
+@pytest.fixture
+def turned_model() -> cv.Model:
+    module = small()
+    for block in module.blocks:
+        block.attn = TurnedAttention(8, 2, module.pos_embed.shape[1])
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.6)
+    cv.register(HandViT, TurnedFamily())
+    return cv.wrap(module.eval().double())
+
+
+def test_answers_to_other_streams_keep_every_token_in_its_place(turned_model: cv.Model) -> None:
+    """Candidates packed as more tokens would be turned by the wrong angle."""
+    generator = torch.Generator().manual_seed(0)
+    images, others = torch.randn(2, 2, 1, 16, 16, dtype=torch.float64, generator=generator)
+    base, other = capture(turned_model, images, essential=True), capture(turned_model, others)
+    for index, stage in enumerate(turned_model.essential):
+        if stage.nodes.kind == "attention":
+            stream = base.stream(index)
+            streams = stream + torch.stack([0.3 * other.stream(index), -other.stream(index), stream])
+            leaves = [read.detach().requires_grad_() for read in stage.read(stream)]
+            compact = stage.write(tuple(leaves))
+            d_compact = torch.randn(compact.shape, dtype=torch.float64, generator=generator)
+            d_reads = torch.autograd.grad(compact, leaves, d_compact)
+            given = stage.read(stream), d_reads, d_compact, stream, streams
+            assert_close(stage.local_effects(*given), Stage.local_effects(stage, *given))
+
+
+@pytest.mark.parametrize("method", ["exact", "eap", "local", "atp-qk"])
+def test_turned_models_are_scored_as_if_cut_by_hand(turned_model: cv.Model, method: str) -> None:
+    """Every edge that leaves the input, whose exact effects need no library: the run with another stream."""
+    generator = torch.Generator().manual_seed(1)
+    clean, corrupt = torch.randn(2, 3, 1, 16, 16, dtype=torch.float64, generator=generator)
+    near = clean + 1e-4 * (corrupt - clean)  # where every estimate must be the effect
+    task = cv.Task(clean, near, metric=cv.logit_diff(0, 1))
+    found = cv.attribute(turned_model, task, method=method, progress=False)
+    edges = [
+        "input->a0.h1<q>",
+        "input->a0.h0<k>",
+        "a0.h1->a1.h0<v>",
+        "m0->a1.h1<k>",
+        "a1.h0->m1",
+        "m1->logits",
+    ]
+    full = cv.run(turned_model, task, cv.Circuit.full(turned_model.graph))
+    for name in edges:
+        one = cv.Circuit.from_edges(turned_model.graph, [name])
+        ablated = cv.run(turned_model, task, ablate=one)
+        change = (ablated[:, 0] - ablated[:, 1]) - (full[:, 0] - full[:, 1])
+        assert found[name] == pytest.approx(float(change.mean()), rel=2e-3, abs=1e-10)
+
+
+def test_parts_of_a_turned_stage_are_turned_alike(turned_model: cv.Model) -> None:
+    stage = turned_model.stages[1]
+    stream = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    whole = stage.write(stage.read(stream))
+    for part, expected in ((stage.restrict([1]), whole[:, 1:]), (stage.leading(1), whole[:, :, :1])):
+        assert_close(part.write(part.read(stream)), expected)
+        assert_close(part.attend(part.read(stream), part.pattern(part.read(stream))), expected)

@@ -96,7 +96,7 @@ def test_without_held_out_pairs_circuits_are_judged_where_they_were_made(
 ) -> None:
     found = compare(model, task, ["eap"], settings=SETTINGS)
     assert not found.held_out
-    scores = cv.attribute(model, task, progress=False)
+    scores = cv.attribute(model, task, "eap", progress=False)
     same(found["eap"], cv.score_curve(model, task, scores, connected=True, fractions=SIZES, progress=False))
 
 
