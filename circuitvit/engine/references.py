@@ -7,6 +7,7 @@ to `(sender, batch, token, d_model)` for the senders in use only.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -235,7 +236,7 @@ class Sources:
             return [self]
         count = -(-batch // size)
         edges = [batch * place // count for place in range(count + 1)]
-        return [self._part(slice(*both)) for both in zip(edges, edges[1:], strict=False)]
+        return [self._part(slice(*both)) for both in itertools.pairwise(edges)]
 
     def _part(self, images: slice) -> Sources:
         members = self.members
