@@ -253,6 +253,21 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     return sorted(sorted(group) for group in found if len(group) > 1)
 
 
+def second_evaluators(path: str, source: str) -> list[str]:
+    """Masked runs outside the engine, and classes that measure circuits beside its `Evaluator`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.alias(name="masked_run") | ast.Attribute(attr="masked_run"):
+                if not path.startswith("engine/"):
+                    found.append(f"{path}:{node.lineno}: runs circuits by itself: ask engine.Evaluator")
+            case ast.ClassDef(name=name) if name.endswith("Meter"):
+                found.append(f"{path}:{node.lineno}: {name} is a second evaluator")
+            case ast.ClassDef(name=name) if name.endswith("Evaluator") and not path.startswith("engine/"):
+                found.append(f"{path}:{node.lineno}: {name} is a second evaluator")
+    return found
+
+
 def modules() -> list[str]:
     return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -281,6 +296,11 @@ def test_only_families_reach_into_modules_of_other_libraries(path: str) -> None:
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     assert circles(import_graph({path: source_of(path) for path in modules()})) == []
+
+
+@pytest.mark.parametrize("path", modules())
+def test_circuits_are_run_by_one_evaluator(path: str) -> None:
+    assert second_evaluators(path, source_of(path)) == []
 
 
 # The rules themselves, on sources small enough to see the answer.
@@ -441,3 +461,34 @@ def test_reaching_into_modules_is_found(path: str, source: str) -> None:
 )
 def test_circles_are_found(sources: dict[str, str], expected: list[list[str]]) -> None:
     assert circles(import_graph(sources)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("pruning/acdc.py", "from circuitvit.engine import masked_run"),
+        ("pruning/acdc.py", "import circuitvit.engine as e\ne.masked_run(sources, mask)"),
+        ("verification/meter.py", "class PairMeter:\n    pass"),
+        ("engine/meter.py", "class PairMeter:\n    pass"),
+        ("verification/meter.py", "class OwnEvaluator(Evaluator):\n    pass"),
+    ],
+)
+def test_second_evaluators_are_found(path: str, source: str) -> None:
+    assert len(second_evaluators(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        (
+            "engine/evaluator.py",
+            "from circuitvit.engine.masked import masked_run\nclass Evaluator:\n    pass",
+        ),
+        (
+            "pruning/find.py",
+            "from circuitvit.engine import Evaluator\nEvaluator(prepared).faithfulness(mask)",
+        ),
+    ],
+)
+def test_the_one_evaluator_is_accepted(path: str, source: str) -> None:
+    assert second_evaluators(path, source) == []
