@@ -229,6 +229,11 @@ class Sources:
                 (compact,) = part.pick((self.base.compacts[index],))
                 yield index, part, compact, rows, places
 
+    @cached_property
+    def all_deltas(self) -> Float[Tensor, "sender batch token d_model"]:
+        """The same of all senders, for methods that come back to each of them for every stage."""
+        return self.deltas()
+
     @property
     def factored_deltas(self) -> list[Factored]:
         """The same of every stage's senders, kept narrow."""
@@ -278,9 +283,7 @@ def deltas_of(
     sources: Sources, senders: NDArray[np.intp], tokens: int
 ) -> Float[Tensor, "edge batch token d_model"]:
     """Reference minus base output of each edge's sender, where several edges may have the same."""
-    distinct, numbers = np.unique(senders, return_inverse=True)
-    deltas = sources.deltas(distinct.tolist(), tokens)
-    return deltas if len(distinct) == len(senders) else deltas[numbers]
+    return sources.all_deltas[senders, :, :tokens]
 
 
 # -- the ablations -------------------------------------------------------------------------------
