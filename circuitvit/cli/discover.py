@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import Report
 
-FILES = ("circuit.json", "scores.json", "report.json", "report.md", "pairs.csv", "circuit.svg", "circuit.dot")
+FILES = (
+    "circuit.json",
+    "scores.json",
+    "report.json",
+    "report.md",
+    "report.csv",
+    "circuit.svg",
+    "circuit.dot",
+)
 
 TAU = 0.02
 CALIBRATED = 60
@@ -200,7 +208,7 @@ def discover_circuit(
             model, prepared, circuit, held_out=held_out, n_random=n_random, seed=run.seed, **run.settings()
         )
     with clock.phase("files"):
-        for name in ("report.json", "report.md", "pairs.csv"):
+        for name in ("report.json", "report.md", "report.csv"):
             folder.write(name, report.save)
     return Outcome(circuit, report, summary)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import HypothesisFile, Verdict
 
-FILES = ("report.json", "report.md", "pairs.csv")
+FILES = ("report.json", "report.md", "report.csv")
 CLAIMS = ("hypotheses.json", "hypotheses.md")
 HYPOTHESES = (".yaml", ".yml")
 
@@ -80,7 +80,7 @@ def verify(
 
     Args:
         circuit: a circuit, from `circuitvit discover` or from EAP-IG and MIB; or hypotheses, as YAML.
-        out: folder for report.json, report.md and pairs.csv; nothing is written without.
+        out: folder for report.json, report.md and report.csv; nothing is written without.
     """
     if circuit.suffix.lower() in HYPOTHESES:
         verify_hypotheses(circuit, model, images, behaviour, run, out)

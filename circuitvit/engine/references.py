@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -251,7 +252,7 @@ class Sources:
             return [self]
         count = -(-batch // size)
         edges = [batch * place // count for place in range(count + 1)]
-        return [self._part(slice(*both)) for both in zip(edges, edges[1:], strict=False)]
+        return [self._part(slice(*both)) for both in pairwise(edges)]
 
     def _part(self, images: slice) -> Sources:
         members = self.members

@@ -40,7 +40,7 @@ from circuitvit.graph import Circuit, EdgeMask, Graph, Provenance, node_of, port
 Place = tuple[int, int, int]
 """An edge as `(sender, receiver, group)`."""
 
-STEPS_PER_EDGE = 4
+STEPS_PER_EDGE = 10
 """Steps that each random circuit walks from the hub, for each of its edges."""
 
 LEAST_STEPS = 200
@@ -64,7 +64,7 @@ def connected_circuits(
         circuit: to match; its dead edges are left out first.
         n: how many; the first ones do not depend on how many follow.
         seed: of the walks.
-        steps: of each walk; by default 4 for each edge, and at least 200.
+        steps: of each walk; by default 10 for each edge, and at least 200.
 
     Returns:
         `n` circuits, each pruned, exchangeable with `circuit` if it is itself such a random circuit. Where no

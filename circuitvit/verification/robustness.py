@@ -114,6 +114,7 @@ def robustness(
     settings: Bootstrap | None = None,
     batch_size: int | None = None,
     memory: int | None = None,
+    baseline: RobustnessRow | None = None,
 ) -> Robustness:
     """Run the same circuit under every other condition, one changed at a time.
 
@@ -128,48 +129,51 @@ def robustness(
         settings: of the intervals.
         batch_size: pairs at once.
         memory: budget of everything that is kept between runs, in bytes; one condition is held at a time.
+        baseline: the row of the task itself, where it has been run already.
 
     Raises:
         OptionError: if the circuit belongs to another graph, or the task was prepared for another model.
     """
-    evaluator = Evaluator(prepare(model, task), batch_size=batch_size, memory=memory)
-    return run_robustness(
-        evaluator, circuit, ablations=ablations, others=others, perturb=perturb, settings=settings,
-        batch_size=batch_size, memory=memory,
-    )  # fmt: skip
-
-
-def run_robustness(
-    evaluator: Evaluator,
-    circuit: Circuit,
-    *,
-    ablations: Mapping[str, Ablation] | None = None,
-    others: Mapping[str, Task] | None = None,
-    perturb: bool = True,
-    settings: Bootstrap | None = None,
-    batch_size: int | None = None,
-    memory: int | None = None,
-) -> Robustness:
-    """The table on an evaluator at hand, whose runs are the baseline. See `robustness`."""
-    evaluator.check(circuit)
-    prepared, settings = evaluator.prepared, settings or Bootstrap()
-    model = prepared.model
-
-    def row(kind: str, name: str, make: Make) -> RobustnessRow:
+    prepared, settings = prepare(model, task), settings or Bootstrap()
+    evaluator = partial(Evaluator, batch_size=batch_size, memory=memory)
+    base = baseline or condition_row("baseline", prepared.label, evaluator(prepared), circuit, settings)
+    rows = []
+    for kind, name, make in _conditions(prepared, ablations or {}, others or {}, perturb):
         try:
-            return _row(
-                kind, name, Evaluator(prepare(model, make()), batch_size=batch_size, memory=memory), circuit,
-                settings,
-            )  # fmt: skip
+            row = condition_row(kind, name, evaluator(prepare(model, make())), circuit, settings)
         except CircuitViTError as error:
             note = f"cannot be asked: {error}"
-            return RobustnessRow(kind, name, None, None, "unclear", "unclear", note=note)
+            row = RobustnessRow(kind, name, None, None, "unclear", "unclear", note=note)
+        opposite = {(base.enough, row.enough), (base.needed, row.needed)} & {("yes", "no"), ("no", "yes")}
+        rows.append(replace(row, flips=bool(opposite)))
+    return Robustness((base, *rows))
 
-    base = _row("baseline", prepared.label, evaluator, circuit, settings)
-    opposite = {("yes", "no"), ("no", "yes")}
-    rows = [row(*each) for each in _conditions(prepared, ablations or {}, others or {}, perturb)]
-    flips = [bool({(base.enough, each.enough), (base.needed, each.needed)} & opposite) for each in rows]
-    return Robustness((base, *(replace(each, flips=flip) for each, flip in zip(rows, flips, strict=True))))
+
+def condition_row(
+    kind: str, name: str, evaluator: Evaluator, circuit: Circuit, settings: Bootstrap
+) -> RobustnessRow:
+    """The circuit under one condition, whose runs the evaluator makes or has made.
+
+    Raises:
+        CircuitViTError: if the circuit belongs to another graph, or there is no behaviour to explain.
+    """
+    evaluator.check(circuit)
+    effect = evaluator.effect
+    evaluator.check_effect()
+    kept, lost = evaluator.many([circuit.kept, (~circuit).kept])
+    faithfulness = ratio_interval(kept - evaluator.nothing, effect, settings)
+    necessity = ratio_interval(evaluator.whole - lost, effect, settings)
+    note = "far from anything the model has seen: effects tend to be exaggerated" if name == "zero" else ""
+    return RobustnessRow(
+        kind=kind,
+        condition=name,
+        faithfulness=faithfulness,
+        necessity=necessity,
+        enough=_within(faithfulness, ENOUGH, 2 - ENOUGH),
+        needed=_within(necessity, NEEDED, float("inf")),
+        note=note,
+        n=len(evaluator),
+    )
 
 
 def stability(
@@ -247,26 +251,6 @@ def _conditions(
         yield "images", name, partial(task.with_options)
     for name, change in _PERTURBED.items() if perturb else ():
         yield "perturbed images", name, partial(select_pairs, prepared, change=change)
-
-
-def _row(kind: str, name: str, evaluator: Evaluator, circuit: Circuit, settings: Bootstrap) -> RobustnessRow:
-    evaluator.check(circuit)
-    effect = evaluator.effect
-    evaluator.check_effect()
-    kept, lost = evaluator.many([circuit.kept, (~circuit).kept])
-    faithfulness = ratio_interval(kept - evaluator.nothing, effect, settings)
-    necessity = ratio_interval(evaluator.whole - lost, effect, settings)
-    note = "far from anything the model has seen: effects tend to be exaggerated" if name == "zero" else ""
-    return RobustnessRow(
-        kind=kind,
-        condition=name,
-        faithfulness=faithfulness,
-        necessity=necessity,
-        enough=_within(faithfulness, ENOUGH, 2 - ENOUGH),
-        needed=_within(necessity, NEEDED, float("inf")),
-        note=note,
-        n=len(evaluator),
-    )
 
 
 def _within(figure: Estimate, low: float, high: float) -> str:

@@ -27,7 +27,7 @@ from circuitvit.verification.report import (
     Report,
     Section,
 )
-from circuitvit.verification.robustness import Robustness, run_robustness
+from circuitvit.verification.robustness import RobustnessRow, condition_row, robustness
 from circuitvit.verification.statistics import Bootstrap, mean_interval, ratio_interval, share_interval
 from circuitvit.verification.verdict import AuditSettings, Verdict
 
@@ -105,28 +105,28 @@ def verify(
     audited = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be at least 1, not {batch_size}")
-    if audited:
-        n_random, drawn_by = audited.n_random, audited.seed
-    else:
-        drawn_by = seed
-    randoms = connected_circuits(circuit, n_random, drawn_by)
     prepared = [prepare(model, each, progress) for each in (task, held_out) if each is not None]
     for each in prepared:  # refuse another graph now, before the first set of pairs has been run
         kept_edges(each, circuit)
+    if audited:
+        n_random = audited.n_random
+    randoms = connected_circuits(circuit, n_random, audited.seed if audited else seed)
     sections: list[Section] = []
     outcomes: tuple[Verdict, ...] = ()
-    table: Robustness | None = None
+    baseline: RobustnessRow | None = None
     for images, each in zip(("task", "held-out"), prepared, strict=False):
         evaluator = Evaluator(each, batch_size=batch_size, memory=memory, progress=progress)
-        judged = each is prepared[-1]
         sections.append(_section(images, evaluator, circuit, randoms, settings))
-        if judged and audited:
-            outcomes = run_audit(evaluator, circuit, audited, randoms=randoms)
-        if judged and robust:
-            table = run_robustness(
-                evaluator, circuit, settings=settings, batch_size=batch_size, memory=memory
-            )
+        if each is prepared[-1]:
+            outcomes = run_audit(evaluator, circuit, audited, randoms=randoms) if audited else ()
+            baseline = condition_row("baseline", each.label, evaluator, circuit, settings)
         del evaluator  # one set of pairs is held at a time
+    table = None
+    if robust:
+        table = robustness(
+            model, prepared[-1], circuit, settings=settings, batch_size=batch_size, memory=memory,
+            baseline=baseline,
+        )  # fmt: skip
     size = _size(circuit)
     return Report(
         size=size,
