@@ -113,8 +113,12 @@ class Workspace:
         """Take in what the senders before a stage wrote in the base run."""
         end = sources.graph.sender_slices[start].start
         before = self.senders[: np.searchsorted(self.senders, end)].tolist()
-        if before:
-            self.changes[1 : 1 + len(before)] = sources.deltas(before).neg_()
+        rows = self.changes[1:]
+        for index, part, compact, senders, mine in sources.written(before):
+            tokens = compact.shape[-2]
+            room = rows[mine, :, :tokens]
+            sources.reference.subtracted(sources.graph, index, part, senders, compact, out=room)
+            rows[mine, :, tokens:] = 0
 
     def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
         """Take in what the senders of a piece wrote."""

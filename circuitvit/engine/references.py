@@ -7,6 +7,7 @@ to `(sender, batch, token, d_model)` for the senders in use only.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -77,6 +78,17 @@ class Reference:
             return (by_candidate - reference).view(made.shape)
         by_candidate.sub_(reference)
         return made
+
+    def changed(self, index: int, part: Stage, senders: list[int], compact: Tensor, out: Tensor) -> None:
+        """The negative of `subtracted`, for one candidate, written into `out`."""
+        if self.compacts is not None:
+            (own,) = part.pick((self.compacts[index],))
+            part.expand(own[..., : compact.shape[-2], :] - compact, out)
+        elif self.wide is None:
+            part.expand(-compact, out)
+        else:
+            part.expand(compact, out)
+            torch.sub(self.wide[senders, :, : compact.shape[-2]], out, out=out)
 
     def deltas(self, model: Model, compacts: Sequence[Tensor]) -> list[Factored]:
         """Reference minus another run's output of every stage's senders, kept narrow."""
@@ -196,28 +208,32 @@ class Sources:
         wanted = range(len(self.graph.senders)) if senders is None else senders
         batch, all_tokens, width = self.shape
         found = self.base.stream(1).new_empty(len(wanted), batch, tokens or all_tokens, width)
-        for index, part, compact, rows, places in self._written(wanted):
+        for index, part, compact, rows, places in self.written(wanted):
             written = min(found.shape[2], compact.shape[-2])
-            room = found[places[0] : places[-1] + 1]
-            compact = compact[..., :written, :]
-            self.reference.subtracted(self.graph, index, part, rows, compact, out=room[:, :, :written])
+            room = found[places]
+            self.reference.changed(index, part, rows, compact[..., :written, :], room[:, :, :written])
             room[:, :, written:] = 0
-        return found.neg_()
+        return found
 
     def reference_outputs(self) -> Float[Tensor, "sender batch token d_model"]:
         """Every sender's reference output, expanded."""
         return self.deltas() + outputs(self.model.stages, self.base.compacts)
 
-    def _written(self, senders: Sequence[int]) -> Iterator[tuple[int, Stage, Tensor, list[int], list[int]]]:
+    def written(self, senders: Sequence[int]) -> Iterator[tuple[int, Stage, Tensor, list[int], slice]]:
         """What senders wrote in the base run: stage, its part, their compact output, their places in the
         graph and in `senders`."""
         for index, slots in enumerate(self.graph.sender_slices[:-1]):
-            places = [place for place, sender in enumerate(senders) if slots.start <= sender < slots.stop]
-            if places:
-                rows = [senders[place] for place in places]
+            places = slice(bisect_left(senders, slots.start), bisect_left(senders, slots.stop))
+            rows = list(senders[places])
+            if rows:
                 part = self.model.stages[index].restrict([row - slots.start for row in rows])
                 (compact,) = part.pick((self.base.compacts[index],))
                 yield index, part, compact, rows, places
+
+    @cached_property
+    def all_deltas(self) -> Float[Tensor, "sender batch token d_model"]:
+        """The same of all senders, for methods that come back to each of them for every stage."""
+        return self.deltas()
 
     @property
     def factored_deltas(self) -> list[Factored]:
@@ -268,9 +284,7 @@ def deltas_of(
     sources: Sources, senders: NDArray[np.intp], tokens: int
 ) -> Float[Tensor, "edge batch token d_model"]:
     """Reference minus base output of each edge's sender, where several edges may have the same."""
-    distinct, numbers = np.unique(senders, return_inverse=True)
-    deltas = sources.deltas(distinct.tolist(), tokens)
-    return deltas if len(distinct) == len(senders) else deltas[numbers]
+    return sources.all_deltas[senders, :, :tokens]
 
 
 # -- the ablations -------------------------------------------------------------------------------

@@ -85,12 +85,13 @@ def test_more_pairs_than_memory_holds(
     model: cv.Model, task: cv.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ACDC's own state is as large as what it holds; a mask is learned on batches captured anew."""
-    learned = cv.learn_mask(model, task, 10, progress=False)
+    settings = cv.MaskSettings(steps=20, batch_size=1)
+    learned = cv.learn_mask(model, task, 10, settings, progress=False)
     monkeypatch.setattr(evaluator, "HELD_BYTES", 1000)
     monkeypatch.setattr(evaluator, "CPU_BUDGET", 1000)
     with pytest.raises(DataError, match="at most 1 pairs"):
         SEARCHES["acdc"](model, task)
-    again = cv.learn_mask(model, task, 10, progress=False)
+    again = cv.learn_mask(model, task, 10, settings, progress=False)
     assert again.trace == learned.trace
     assert again.circuit == learned.circuit
 
