@@ -54,7 +54,7 @@ EXCEPTIONS = {
 }
 
 # Where modules of other libraries are taken apart, built or trained: only there their insides have names.
-AT_HOME_IN_MODULES = ("models/families/", "groundtruth/assembler.py", "training/")
+AT_HOME_IN_MODULES = ("models/families/", "groundtruth/compiler.py", "training/")
 
 # Parts of Vision Transformers as timm, transformers, torchvision and open_clip call them.
 FOREIGN_NAMES = """
@@ -379,7 +379,7 @@ def test_unsafe_code_is_found(source: str) -> None:
     ("path", "source"),
     [
         ("models/families/timm_vit.py", "module.patch_embed"),
-        ("groundtruth/assembler.py", "block.attn.qkv.weight"),
+        ("groundtruth/compiler.py", "block.attn.qkv.weight"),
         ("training/loop.py", "module.blocks"),
         ("models/model.py", "self.module.state_dict(), module.named_parameters(), module.training"),
         ("models/parts.py", "module.weight, self.module.bias"),

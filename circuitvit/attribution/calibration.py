@@ -117,15 +117,16 @@ def _fidelity(
     seed: int,
 ) -> Fidelity:
     """The figures, from the effects of the drawn edges; known edges count as measured and right."""
-    graph = scores.graph
-    values = scores.values[graph.edge_mask]
-    truth = np.where(known, values, effects[graph.edge_mask])
-    already = np.flatnonzero(known)
+    edges = scores.graph.edge_mask
+    values = scores.values[edges]
+    truth = np.where(known, values, effects[edges])
+    errors, already = np.abs(truth - values), np.flatnonzero(known)
     sample = np.concatenate([already, *(stratum.drawn for stratum in strata)]).astype(int)
     weights = np.concatenate([np.ones(len(already)), *(stratum.weights for stratum in strata)])
-    given = (values[sample], truth[sample], weights)
+    given, layers = (values[sample], truth[sample], weights), _layers(scores.graph)[sample]
     k = min(MOST_TOP, max(1, int(TOP_SHARE * len(values))))
-    low, high = _intervals(values, truth, known, strata, level)
+    low, high = np.zeros(edges.shape), np.zeros(edges.shape)
+    low[edges], high[edges] = _intervals(values, truth, errors, strata, level)
     return Fidelity(
         n_measured=len(sample),
         n_edges=len(values),
@@ -135,56 +136,35 @@ def _fidelity(
         top_precision=top_precision(*given, k),
         sign_agreement=sign_agreement(*given),
         level=level,
-        low=_spread(scores, low),
-        high=_spread(scores, high),
-        layer_errors=_layer_errors(scores, sample, weights, np.abs(truth - values)),
+        low=low,
+        high=high,
+        layer_errors={
+            int(layer): float(np.average(errors[sample][layers == layer], weights=weights[layers == layer]))
+            for layer in np.unique(layers)
+        },
         seed=seed,
     )
 
 
 def _intervals(
-    values: NDArray[np.float64],
-    truth: NDArray[np.float64],
-    known: NDArray[np.bool_],
-    strata: Sequence[Stratum],
-    level: float,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values: Values, truth: Values, errors: Values, strata: Sequence[Stratum], level: float
+) -> tuple[Values, Values]:
     """Lower and upper ends for every edge of the graph, in order."""
     low, high = truth.copy(), truth.copy()
     for stratum in strata:
         others = np.setdiff1d(stratum.edges, stratum.drawn)
         if len(others):
-            errors = np.sort(np.abs(truth - values)[stratum.drawn])
-            rank = min(math.ceil((len(errors) + 1) * level), len(errors))
-            low[others], high[others] = values[others] - errors[rank - 1], values[others] + errors[rank - 1]
+            n = len(stratum.drawn)
+            width = np.sort(errors[stratum.drawn])[min(math.ceil((n + 1) * level), n) - 1]
+            low[others], high[others] = values[others] - width, values[others] + width
     return low, high
-
-
-def _layer_errors(
-    scores: EdgeScores,
-    sample: NDArray[np.intp],
-    weights: NDArray[np.float64],
-    errors: NDArray[np.float64],
-) -> dict[int, float]:
-    """Mean error by the receiver's layer, of the layers that any measured edge enters."""
-    of_edges = _layers(scores.graph)[sample]
-    return {
-        int(layer): float(np.average(errors[sample][of_edges == layer], weights=weights[of_edges == layer]))
-        for layer in np.unique(of_edges)
-    }
 
 
 def _layers(graph: Graph) -> NDArray[np.intp]:
     """The receiver's layer of every edge, in order."""
     layers = np.array([graph.stages[stage].layer for stage in graph.receiver_stages])
-    return np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask]
-
-
-def _spread(scores: EdgeScores, by_edge: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Numbers of all edges in order, as `(sender, receiver, group)`."""
-    spread = np.zeros(scores.graph.shape)
-    spread[scores.graph.edge_mask] = by_edge
-    return spread
+    of_edges: NDArray[np.intp] = np.broadcast_to(layers[None, :, None], graph.shape)[graph.edge_mask]
+    return of_edges
 
 
 # -- which edges to measure ----------------------------------------------------------------------

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import Report
 
-FILES = ("circuit.json", "scores.json", "report.json", "report.md", "report.csv", "circuit.svg", "circuit.dot")
+FILES = (
+    "circuit.json",
+    "scores.json",
+    "report.json",
+    "report.md",
+    "report.csv",
+    "circuit.svg",
+    "circuit.dot",
+)
 
 TAU = 0.02
 CALIBRATED = 60

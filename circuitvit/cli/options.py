@@ -69,7 +69,8 @@ class Keywords:
     def names(self) -> list[str]:
         """All keywords that become options, in order of appearance."""
         every = dict.fromkeys(name for taken in self.takers.values() for name in taken)
-        return [name for name in every if name not in ELSEWHERE]
+        alone = set(self.takers) == {""}  # such as a recipe for training, whose batch size is its own
+        return [name for name in every if alone or name not in ELSEWHERE]
 
     def check(self, method: str, given: Iterable[str]) -> None:
         """Refuse keywords that a function does not take.

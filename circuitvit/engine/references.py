@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -235,7 +236,7 @@ class Sources:
             return [self]
         count = -(-batch // size)
         edges = [batch * place // count for place in range(count + 1)]
-        return [self._part(slice(*both)) for both in zip(edges, edges[1:], strict=False)]
+        return [self._part(slice(*both)) for both in pairwise(edges)]
 
     def _part(self, images: slice) -> Sources:
         members = self.members

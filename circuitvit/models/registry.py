@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from circuitvit.models import checkpoints
 from circuitvit.models.decompose import decomposed, frozen_twin
 from circuitvit.models.families import Family
 from circuitvit.models.model import Model, Origin
+from circuitvit.models.refusals import look_at_hooks, refuse_unsound
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
@@ -144,60 +145,50 @@ def wrap(
     """
     module = _unwrapped(module)
     family = family_of(module)
-    # Whatever mode the caller is in: what is made here outlives it.
-    with torch.inference_mode(False), torch.autocast(_device_type(module), enabled=False):
+    with _in_peace(module):
+        refuse_unsound(module)
+        twin = frozen_twin(module)
+        spec = preprocessing or family.preprocessing(twin)
+        if spec is None:
+            raise OptionError(
+                f"{type(module).__name__} does not say how images become inputs: give preprocessing="
+            )
+        images = _noise(twin, spec)
+        look_at_hooks(module, family, twin, images)
+        stages, logits = decomposed(family, twin, images)
+        if classes is not None and len(classes) != logits.shape[-1]:
+            raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
+        has_classes, synsets = classes is not None or family.classifies(twin), None
+        if classes is None and has_classes and logits.shape[-1] == IMAGENET_CLASSES:
+            classes, synsets = _imagenet(import_timm())
+        return Model(
+            name=name or family.name(twin),
+            stages=stages,
+            module=twin,
+            preprocessing=spec,
+            n_logits=logits.shape[-1],
+            family=family,
+            prefix=family.prefix(twin),
+            classes=None if classes is None else tuple(classes),
+            synsets=synsets,
+            has_classes=has_classes,
+            card=card,
+            origin=Origin(module),
+        )
+
+
+@contextmanager
+def _in_peace(module: nn.Module) -> Iterator[None]:
+    """Whatever mode the caller is in, what is made here outlives it; parts that are missing are told so."""
+    device = next((tensor.device.type for tensor in module.parameters()), "cpu")
+    with torch.inference_mode(False), torch.autocast("cpu" if device == "meta" else device, enabled=False):
         try:
-            return _wrapped(module, family, name, classes, preprocessing, card)
+            yield
         except AttributeError as error:
             raise UnsupportedModelError(
                 f"{type(module).__name__} is not built like the class it derives from ({error}), so its "
                 "parts cannot be found: teach the library where they are with circuitvit.register"
             ) from error
-
-
-def _device_type(module: nn.Module) -> str:
-    device = next((tensor.device.type for tensor in module.parameters()), "cpu")
-    return "cpu" if device == "meta" else device
-
-
-def _wrapped(
-    module: nn.Module,
-    family: Family,
-    name: str | None,
-    classes: Sequence[str] | None,
-    preprocessing: InputSpec | None,
-    card: Card | None,
-) -> Model:
-    _refuse_what_changes_under_way(module)
-    _refuse_bad_weights(module)
-    twin = frozen_twin(module)
-    spec = preprocessing or family.preprocessing(twin)
-    if spec is None:
-        raise OptionError(
-            f"{type(module).__name__} does not say how images become inputs: give preprocessing="
-        )
-    images = _noise(twin, spec)
-    _look_at_hooks(module, family, twin, images)
-    stages, logits = decomposed(family, twin, images)
-    if classes is not None and len(classes) != logits.shape[-1]:
-        raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
-    has_classes, synsets = classes is not None or family.classifies(twin), None
-    if classes is None and has_classes and logits.shape[-1] == IMAGENET_CLASSES:
-        classes, synsets = _imagenet(import_timm())
-    return Model(
-        name=name or family.name(twin),
-        stages=stages,
-        module=twin,
-        preprocessing=spec,
-        n_logits=logits.shape[-1],
-        family=family,
-        prefix=family.prefix(twin),
-        classes=None if classes is None else tuple(classes),
-        synsets=synsets,
-        has_classes=has_classes,
-        card=card,
-        origin=Origin(module),
-    )
 
 
 def family_of(module: nn.Module) -> Family:
@@ -285,150 +276,10 @@ def _timm_module(
     return module
 
 
-def _refuse_what_changes_under_way(module: nn.Module) -> None:
-    """Refuse modules whose forward is not what their class says, or is random."""
-    for name, part in module.named_modules():
-        where = name or "the model"
-        if part.training and (not name or _heeds_training(part)):
-            raise ModelError(
-                f"{where} is in training mode, where dropout makes every run different: "
-                "call model.eval() first"
-            )
-        if "forward" in vars(part):
-            raise UnsupportedModelError(
-                f"the forward of {where} has been replaced on the object itself, so that its class no longer "
-                "says what it does: restore it, or write a class"
-            )
-        if "parametrizations" in dict(part.named_children()):
-            raise UnsupportedModelError(
-                f"{where} computes its weights anew in every forward: make them plain with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
-            )
-        kind = type(part).__module__
-        if "quantized" in kind.split("."):
-            raise UnsupportedModelError(
-                f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
-                "could be taken apart; wrap the model before it was quantized"
-            )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "a scripted module cannot be taken apart: wrap the module that was scripted"
-        )
-    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
-        raise ModelError(
-            "the model was built under torch.inference_mode, so its weights can take no part in gradients: "
-            "build or load it outside"
-        )
-
-
-def _heeds_training(part: nn.Module) -> bool:
-    """Whether training mode changes what a part does; a head put on after `eval()` is in that mode too."""
-    if isinstance(part, nn.modules.dropout._DropoutNd):
-        return part.p > 0
-    if isinstance(part, (nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention)):
-        return True
-    plain = isinstance(part, (nn.Linear, nn.LayerNorm, nn.Identity))
-    return not plain and not type(part).__module__.startswith("torch.nn.modules")
-
-
-def _refuse_bad_weights(module: nn.Module) -> None:
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    if any(tensor.is_meta for _, tensor in tensors):
-        raise ModelError("the model's weights are on the meta device: load them before wrapping")
-    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
-        raise ModelError(f"{len(bad)} of the model's tensors hold NaN or infinite values, such as {bad[0]}")
-
-
 def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     like = next(twin.parameters())
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, *spec.size, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
-
-
-# -- hooks ---------------------------------------------------------------------------------------
-
-
-def _look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Tensor) -> None:
-    """Refuse hooks that change what a module computes; warn that others will not run here.
-
-    Each hook is called once, with what its module would be given.
-    """
-    from torch.nn.modules import module as torch_module
-
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        raise UnsupportedModelError(
-            "there are forward hooks for all modules (register_module_forward_hook), which would also run "
-            "in the middle of this library's own runs: remove them"
-        )
-    hooked = [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
-    if not hooked:
-        return
-    for name, part in _calls(twin, family, images, hooked):
-        if _is_changed_by_hooks(module.get_submodule(name), *part):
-            raise UnsupportedModelError(
-                f"a forward hook on {name or type(module).__name__} changes what it computes, which no "
-                "part of the model shows: remove the hook, or make it a module"
-            )
-    shown = ", ".join(name or "the model" for name in hooked[:3])
-    warnings.warn(
-        f"the forward hooks of {shown} are not carried over: a model of circuitvit runs without hooks, "
-        "whatever they do later",
-        stacklevel=4,
-    )
-
-
-def _calls(
-    twin: nn.Module, family: Family, images: Tensor, names: Sequence[str]
-) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """What the parts of these names are given and give when the module runs."""
-    seen: list[tuple[str, tuple[Any, ...]]] = []
-    handles = []
-    for name in names:
-
-        def note(part: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-            seen.append((name, (part, args, kwargs, output)))
-
-        handles.append(twin.get_submodule(name).register_forward_hook(note, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            family.run(twin, images)
-    except Exception:  # said better when the module is taken apart
-        seen.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    yield from seen
-
-
-@torch.no_grad()
-def _is_changed_by_hooks(hooked: nn.Module, part: nn.Module, args: Any, kwargs: Any, output: Any) -> bool:
-    """Whether the hooks of a module of the user's give another output than the module without them."""
-    args, kwargs = torch.utils._pytree.tree_map(_copied, (args, kwargs))
-    for number, hook in hooked._forward_pre_hooks.items():
-        with_kwargs = number in hooked._forward_pre_hooks_with_kwargs
-        given = hook(hooked, args, kwargs) if with_kwargs else hook(hooked, args)
-        if given is not None:
-            args, kwargs = given if with_kwargs else (given if isinstance(given, tuple) else (given,), kwargs)
-    found = (
-        part(*args, **kwargs) if hooked._forward_pre_hooks else torch.utils._pytree.tree_map(_copied, output)
-    )
-    for number, hook in hooked._forward_hooks.items():
-        with_kwargs = number in hooked._forward_hooks_with_kwargs
-        given = hook(hooked, args, kwargs, found) if with_kwargs else hook(hooked, args, found)
-        found = found if given is None else given
-    ours, own = (torch.utils._pytree.tree_leaves(each) for each in (found, output))
-    return len(ours) != len(own) or not all(
-        torch.equal(mine, its) if isinstance(mine, Tensor) and isinstance(its, Tensor) else mine is its
-        for mine, its in zip(ours, own, strict=True)
-    )
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-# -- ImageNet ------------------------------------------------------------------------------------
 
 
 def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

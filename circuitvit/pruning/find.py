@@ -36,7 +36,7 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
-from circuitvit.pruning.refine import Band, changed, noising_evaluator, refine, without_dead
+from circuitvit.pruning.refine import Band, Refinement, changed, noising_evaluator, refine, without_dead
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 SMALLEST = 0.01
@@ -202,8 +202,8 @@ def _find(
         evaluator=evaluator,
         progress=progress,
     )
-    found = (refined.circuit, refined.faithfulness, refined.minimal)
-    return Finding(*found, candidates, plan, _summary(prepared, plan, chosen, *found, band))
+    summary = _summary(prepared, plan, chosen, refined, band)
+    return Finding(refined.circuit, refined.faithfulness, refined.minimal, candidates, plan, summary)
 
 
 # -- plans ---------------------------------------------------------------------------------------
@@ -260,9 +260,8 @@ def _train(
     done = lost = 0
     if state.saved is not None and "phi" in state.saved.tensors:
         trainer.restore(state.saved)
-        candidates = _recalled(state.saved)
-        for each in candidates[1:]:  # so that trimming finds them measured, as it would without interruption
-            evaluator.faithfulness(each.kept)
+        recalled = state.saved.tensors["candidates"].numpy().astype(bool)
+        candidates = [Candidate(kept, evaluator.faithfulness(kept)) for kept in recalled]
         done, lost = state.saved.numbers["done"], state.saved.numbers["lost"]
     with progress_bar(plan.steps, "learning a mask", progress) as bar:
         bar.update(done)
@@ -286,17 +285,9 @@ def _train(
 def _training(trainer: MaskTrainer, candidates: list[Candidate], plan: Plan, done: int, lost: int) -> Saved:
     """Where the training is, for the state file."""
     state = trainer.state()
-    kept = np.stack([each.kept for each in candidates]).astype(np.uint8)
-    found = torch.tensor([each.faithfulness for each in candidates], dtype=torch.float64)
-    circuits = {"candidates": torch.from_numpy(kept), "candidates.faithfulness": found}
+    kept = torch.from_numpy(np.stack([each.kept for each in candidates]).astype(np.uint8))
     numbers = {**state.numbers, "plan": asdict(plan), "done": done, "lost": lost}
-    return Saved({**state.tensors, **circuits}, numbers)
-
-
-def _recalled(saved: Saved) -> list[Candidate]:
-    masks = saved.tensors["candidates"].numpy().astype(bool)
-    values = saved.tensors["candidates.faithfulness"].tolist()
-    return [Candidate(kept, value) for kept, value in zip(masks, values, strict=True)]
+    return Saved({**state.tensors, "candidates": kept}, numbers)
 
 
 def _note(state: StateFile, evaluator: Evaluator, training: Saved) -> None:
@@ -313,30 +304,24 @@ def _smallest(candidates: tuple[Candidate, ...], band: Band) -> Candidate:
     return min(inside, key=lambda each: each.size)
 
 
-def _summary(
-    prepared: PreparedTask,
-    plan: Plan,
-    start: Candidate,
-    circuit: Circuit,
-    faithfulness: float,
-    minimal: bool,
-    band: Band,
-) -> str:
-    edges = f"{len(circuit):,} of {prepared.graph.n_edges:,} edges ({circuit.density:.1%})"
+def _summary(prepared: PreparedTask, plan: Plan, start: Candidate, refined: Refinement, band: Band) -> str:
+    circuit = refined.circuit
     pairs = f"{len(prepared)} pair{'s' if len(prepared) > 1 else ''}"
-    ending = (
-        "no single edge can be dropped"
-        if minimal
-        else "trimming ran out of its budget, so some edges may still be dropped: give more time"
-    )
     within = f"in the band [{band[0]:.2f}, {band[1]:.2f}]"
     learned = (
         f"A mask was learned in up to {plan.steps} steps on {pairs}. Its smallest circuit {within} had "
         f"{start.size:,} edges; trimming by exact ablation"
     )
     trimmed = f"The whole model was trimmed on {pairs}, edges of small exact effect first, which {within}"
+    edges = f"{len(circuit):,} of {prepared.graph.n_edges:,} edges ({circuit.density:.1%})"
+    ending = (
+        "no single edge can be dropped"
+        if refined.minimal
+        else "trimming ran out of its budget, so some edges may still be dropped: give more time"
+    )
     return (
-        f"{learned if plan.steps else trimmed} left {edges} with faithfulness {faithfulness:.2f}: {ending}."
+        f"{learned if plan.steps else trimmed} left {edges} with faithfulness {refined.faithfulness:.2f}: "
+        f"{ending}."
     )
 
 

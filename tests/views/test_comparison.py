@@ -224,7 +224,7 @@ def test_mistakes_are_found_before_anything_runs(model: cv.Model, task: cv.Task)
     with pytest.raises(OptionError, match="shares of all edges"):
         cv.FamilySettings(trained=())
     same_images = cv.Task(images(2, 1), images(2, 1), metric=cv.logit_diff(0, 1))
-    with pytest.raises(DataError, match="nothing to explain"):
+    with pytest.raises(DataError, match="nothing for a circuit to explain"):
         compare(model, same_images, ["eap"], settings=SETTINGS)
 
 

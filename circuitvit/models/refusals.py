@@ -1,0 +1,163 @@
+"""What makes a module unfit to be taken apart, told before anything is run: by its name, with the way out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils._pytree import tree_leaves, tree_map
+
+from circuitvit.errors import ModelError, UnsupportedModelError
+from circuitvit.models.families import Family
+
+
+def refuse_unsound(module: nn.Module) -> None:
+    """Refuse a module whose forward is not what its class says, or is random, or whose weights are unusable.
+
+    Raises:
+        UnsupportedModelError: naming the part and the way out.
+        ModelError: for parts in training mode, and for weights that are NaN, infinite or not there.
+    """
+    for name, part in module.named_modules():
+        where = name or "the model"
+        if part.training and (not name or _heeds_training(part)):
+            raise ModelError(
+                f"{where} is in training mode, where dropout makes every run different: "
+                "call model.eval() first"
+            )
+        if "forward" in vars(part):
+            raise UnsupportedModelError(
+                f"the forward of {where} has been replaced on the object itself, so that its class no longer "
+                "says what it does: restore it, or write a class"
+            )
+        if "parametrizations" in dict(part.named_children()):
+            raise UnsupportedModelError(
+                f"{where} computes its weights anew in every forward: make them plain with "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        kind = type(part).__module__
+        if "quantized" in kind.split("."):
+            raise UnsupportedModelError(
+                f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
+                "could be taken apart; wrap the model before it was quantized"
+            )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "a scripted module cannot be taken apart: wrap the module that was scripted"
+        )
+    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
+        raise ModelError(
+            "the model was built under torch.inference_mode, so its weights can take no part in gradients: "
+            "build or load it outside"
+        )
+    _refuse_bad_weights(module)
+
+
+def _heeds_training(part: nn.Module) -> bool:
+    """Whether training mode changes what a part does; a head put on after `eval()` is in that mode too."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, (nn.modules.batchnorm._NormBase, nn.RReLU, nn.MultiheadAttention)):
+        return True
+    plain = isinstance(part, (nn.Linear, nn.LayerNorm, nn.Identity))
+    return not plain and not type(part).__module__.startswith("torch.nn.modules")
+
+
+def _refuse_bad_weights(module: nn.Module) -> None:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if any(tensor.is_meta for _, tensor in tensors):
+        raise ModelError("the model's weights are on the meta device: load them before wrapping")
+    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise ModelError(f"{len(bad)} of the model's tensors hold NaN or infinite values, such as {bad[0]}")
+
+
+# -- hooks ---------------------------------------------------------------------------------------
+
+
+def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Tensor) -> None:
+    """Refuse hooks that change what a module computes; warn that others will not run here.
+
+    Each hook is called once, with what its module would be given.
+
+    Args:
+        module: of the user's, with its hooks.
+        family: of the module.
+        twin: its copy without hooks.
+        images: to run the twin on.
+
+    Raises:
+        UnsupportedModelError: naming the module that the hook is on.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise UnsupportedModelError(
+            "there are forward hooks for all modules (register_module_forward_hook), which would also run "
+            "in the middle of this library's own runs: remove them"
+        )
+    hooked = [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+    if not hooked:
+        return
+    for name, part in _calls(twin, family, images, hooked):
+        if _is_changed_by_hooks(module.get_submodule(name), *part):
+            raise UnsupportedModelError(
+                f"a forward hook on {name or type(module).__name__} changes what it computes, which no "
+                "part of the model shows: remove the hook, or make it a module"
+            )
+    shown = ", ".join(name or "the model" for name in hooked[:3])
+    warnings.warn(
+        f"the forward hooks of {shown} are not carried over: a model of circuitvit runs without hooks, "
+        "whatever they do later",
+        stacklevel=3,
+    )
+
+
+def _calls(
+    twin: nn.Module, family: Family, images: Tensor, names: Sequence[str]
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What the parts of these names are given and give when the module runs."""
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+    handles = []
+    for name in names:
+
+        def note(part: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+            seen.append((name, (part, args, kwargs, output)))
+
+        handles.append(twin.get_submodule(name).register_forward_hook(note, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            family.run(twin, images)
+    except Exception:  # said better when the module is taken apart
+        seen.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    yield from seen
+
+
+@torch.no_grad()
+def _is_changed_by_hooks(hooked: nn.Module, part: nn.Module, args: Any, kwargs: Any, output: Any) -> bool:
+    """Whether the hooks of a module of the user's give another output than the module without them."""
+    args, kwargs = tree_map(_copied, (args, kwargs))
+    for number, hook in hooked._forward_pre_hooks.items():
+        with_kwargs = number in hooked._forward_pre_hooks_with_kwargs
+        given = hook(hooked, args, kwargs) if with_kwargs else hook(hooked, args)
+        if given is not None:
+            args, kwargs = given if with_kwargs else (given if isinstance(given, tuple) else (given,), kwargs)
+    found = part(*args, **kwargs) if hooked._forward_pre_hooks else tree_map(_copied, output)
+    for number, hook in hooked._forward_hooks.items():
+        with_kwargs = number in hooked._forward_hooks_with_kwargs
+        given = hook(hooked, args, kwargs, found) if with_kwargs else hook(hooked, args, found)
+        found = found if given is None else given
+    ours, own = (tree_leaves(each) for each in (found, output))
+    return len(ours) != len(own) or not all(
+        torch.equal(mine, its) if isinstance(mine, Tensor) and isinstance(its, Tensor) else mine is its
+        for mine, its in zip(ours, own, strict=True)
+    )
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
