@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,8 @@ def trials(draw: st.DrawFn) -> Trial:
     dtype = draw(st.sampled_from(("float64", "float64", *DTYPES)))
     limits: dict[str, Any] = {} if dtype == "float64" else {"max_depth": 2, "smooth": True}
     case = draw(cases(**limits))
+    if dtype.endswith("16"):  # probabilities near 1 round to 1, and then there is nothing to explain
+        case = replace(case, metric="logit_diff")
     return Trial(
         case,
         dtype=dtype,

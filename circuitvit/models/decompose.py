@@ -2,14 +2,15 @@
 
 Nothing that a family says is believed. The module's own forward is run once, and what enters and leaves
 every block is noted; then each block alone is compared with its stages in float64, relative to what it adds,
-so that neither a tiny LayerScale nor half precision hides a difference, and tensors that are zero are
-redrawn, so that they hide none either. Which tokens the readout reads, and whether an MLP keeps tokens
+so that half precision hides no difference; and once more with all weights redrawn, so that a LayerScale of
+1e-6 or a head of zeros hides none either. Which tokens the readout reads, and whether an MLP keeps tokens
 apart, is found out by perturbing tokens.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def frozen_twin(module: nn.Module) -> nn.Module:
         shared[id(buffer)] = buffer.detach()
     for part in module.modules():  # a hook may hold anything, and must not run for us
         for name, value in vars(part).items():
+            if isinstance(value, Tensor) and not value.is_leaf:  # a part may keep what it saw last
+                shared[id(value)] = value.detach()
             if isinstance(value, dict) and name.endswith(HOOKS):
                 shared[id(value)] = OrderedDict()
     try:
@@ -86,12 +89,18 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
     stages = family.stages(twin)
     run = _observed(family, twin, images)
     _check_chain(twin, stages, images, run)
+    _check_ends(family, twin, images)
     place = 1
+    for stage in stages:
+        if isinstance(stage, MLPStage):
+            stage.set_mixing(False)  # until one of the checks below finds that it does
     for layer, call in enumerate(run.calls):
-        copied = _wide(call.block)
-        parts = family.block(copied, layer, f"blocks.{layer}")
-        own = stages[place : place + len(parts)]
-        _check_block(type(twin).__name__, f"blocks.{layer}", copied, parts, own, call)
+        where = f"blocks.{layer}"
+        for redrawn in (False, True):
+            copied = _wide(call.block, redrawn=redrawn)
+            parts = family.block(copied, layer, where)
+            own = stages[place : place + len(parts)]
+            _check_block(type(twin).__name__, where, copied, parts, own, call)
         place += len(parts)
     _check_readout(family, twin, stages[-1], run)
     return stages, run.logits
@@ -189,19 +198,53 @@ def _check_chain(twin: nn.Module, stages: Sequence[Stage], images: Tensor, run: 
             )
 
 
+class _Through(nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, stream: Tensor, *others: Any, **options: Any) -> Tensor:
+        return stream
+
+
+@torch.no_grad()
+def _check_ends(family: Family, twin: nn.Module, images: Tensor) -> None:
+    """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout and no more."""
+    copied = _wide(twin, without=family.blocks(twin), redrawn=True)
+    wide = images.to(next(copied.parameters()))
+    try:
+        expected = family.run(copied, wide)
+        found = family.readout(copied, family.embed(copied, wide))
+    except Exception as error:  # parts that know one dtype only
+        raise UnsupportedModelError(
+            f"{type(twin).__name__} cannot be checked in float64: {type(error).__name__}: {error}"
+        ) from error
+    if not _alike(found, expected):
+        raise UnsupportedModelError(
+            f"{type(twin).__name__}: before, between or after the blocks of its family the sum of its parts differs "
+            "from its own forward: it does something there that this library does not know of"
+        )
+
+
 # -- one block, in float64 -----------------------------------------------------------------------
 
 
-def _wide(module: nn.Module, without: Sequence[nn.Module] = ()) -> nn.Module:
-    """A copy in float64 whose all-zero tensors are redrawn; parts that are not needed are left out."""
-    made = copy.deepcopy(module, {id(part): nn.Identity() for part in without})
+def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = False) -> nn.Module:
+    """A copy in float64; some parts do nothing in it.
+
+    Args:
+        module: to copy.
+        without: the parts that do nothing.
+        redrawn: whether all weights are drawn anew, so that none is too small to tell anything.
+    """
+    made = copy.deepcopy(module, {id(part): _Through() for part in without})
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     made = made.to("cpu" if device.type == "mps" else device, torch.float64)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.is_floating_point() and not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        for parameter in made.parameters() if redrawn else ():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                spread = noise / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.7 + 0.5 * noise
+                parameter.copy_(spread)
     return made
 
 
@@ -295,7 +338,11 @@ def _check_mlp(where: str, part: MLPStage, own: MLPStage, normed: Float[Tensor, 
             f"{where}.mlp is a {type(part.mlp.module).__name__} whose output for one image depends on "
             "the others in the batch"
         )
-    own.set_mixing(any(_reaches_others(part, normed, written, chosen) for chosen in _some_tokens(tokens)))
+    apart = _is_of_any_length(part, normed, written) and not any(
+        _reaches_others(part, normed, written, chosen) for chosen in _some_tokens(tokens)
+    )
+    if not apart:
+        own.set_mixing(True)
     hidden = part.mlp.hidden()
     if hidden is not None:
         before, last = hidden
@@ -304,12 +351,21 @@ def _check_mlp(where: str, part: MLPStage, own: MLPStage, normed: Float[Tensor, 
 
 
 def _some_tokens(tokens: int) -> Iterator[Bool[Tensor, " token"]]:
-    """Sets of about half of the tokens, such that every two tokens are likely told apart by one of them."""
-    if tokens > 1:
-        places = torch.arange(tokens)
-        yield places < tokens // 2
-        yield places % 2 == 0
-        yield torch.rand(tokens, generator=torch.Generator().manual_seed(3)) < 0.5
+    """Sets of about half of the tokens: of any two tokens one is in some set in which the other is not."""
+    places = torch.arange(tokens)
+    for bit in range((tokens - 1).bit_length()):
+        half = (places >> bit) % 2 == 1
+        yield half
+        yield ~half
+
+
+def _is_of_any_length(part: MLPStage, normed: Tensor, written: Tensor) -> bool:
+    """Whether the first tokens alone are treated as they are among all."""
+    few = max(1, normed.shape[1] // 2)
+    try:
+        return _alike(part.mlp(normed[:, :few]), written[:, :few])
+    except Exception:  # it is made for one number of tokens
+        return False
 
 
 def _reaches_others(part: MLPStage, normed: Tensor, written: Tensor, chosen: Tensor) -> bool:
@@ -327,11 +383,12 @@ def _check_readout(family: Family, twin: nn.Module, readout: Stage, run: _Run) -
     """Find out which tokens the readout reads, and whether its parts are all there is to it."""
     if not isinstance(readout, ReadoutStage):
         return
-    copied = _wide(twin, without=family.blocks(twin))
-    stream = run.calls[-1].output[:1].to(next(copied.parameters()))
-    parts, logits = family.readout_parts(copied), family.readout(copied, stream)
-    if parts is None or not _alike(parts(stream), logits):
-        readout.parts = None
+    for redrawn in (False, True):
+        copied = _wide(twin, without=family.blocks(twin), redrawn=redrawn)
+        stream = run.calls[-1].output[:1].to(next(copied.parameters()))
+        parts, logits = family.readout_parts(copied), family.readout(copied, stream)
+        if parts is None or not _alike(parts(stream), logits):
+            readout.parts = None
 
     def reads_from(token: int) -> bool:
         """Whether anything from this token on is read."""

@@ -248,8 +248,13 @@ class Origin:
         module = None if self._module is None else self._module()
         if module is None:
             return
-        own = {name: tensor.data_ptr() for name, tensor in twin.named_parameters()}
-        now = {name: tensor.data_ptr() for name, tensor in module.named_parameters()}
+        own, now = (
+            {
+                name: tensor.data_ptr()
+                for name, tensor in (*each.named_parameters(), *each.named_buffers())
+            }
+            for each in (twin, module)
+        )
         if own != now:
             name = next(name for name in (*own, *now) if own.get(name) != now.get(name))
             raise ModelError(

@@ -34,10 +34,10 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"the forward of {where} has been replaced on the object itself, so that its class no longer "
                 "says what it does: restore it, or write a class"
             )
-        if "parametrizations" in dict(part.named_children()):
+        if "parametrizations" in dict(part.named_children()) or _is_computed(part, "weight"):
             raise UnsupportedModelError(
                 f"{where} computes its weights anew in every forward: make them plain with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
+                "torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm"
             )
         kind = type(part).__module__
         if "quantized" in kind.split("."):
@@ -55,6 +55,11 @@ def refuse_unsound(module: nn.Module) -> None:
             "build or load it outside"
         )
     _refuse_bad_weights(module)
+
+
+def _is_computed(part: nn.Module, name: str) -> bool:
+    """Whether a tensor of a part is neither a parameter nor a buffer, as with the old kind of weight norm."""
+    return isinstance(vars(part).get(name), Tensor)
 
 
 def _heeds_training(part: nn.Module) -> bool:
@@ -101,8 +106,15 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
     hooked = [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
     if not hooked:
         return
-    for name, part in _calls(twin, family, images, hooked):
-        if _is_changed_by_hooks(module.get_submodule(name), *part):
+    for name, call in _calls(twin, family, images, hooked):
+        try:
+            changed = _is_changed_by_hooks(module.get_submodule(name), *call)
+        except Exception as error:  # a hook is somebody else's code
+            raise UnsupportedModelError(
+                f"a forward hook on {name or type(module).__name__} fails: {type(error).__name__}: {error}. "
+                "Remove it before wrapping"
+            ) from error
+        if changed:
             raise UnsupportedModelError(
                 f"a forward hook on {name or type(module).__name__} changes what it computes, which no "
                 "part of the model shows: remove the hook, or make it a module"
@@ -124,7 +136,7 @@ def _calls(
     for name in names:
 
         def note(part: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-            seen.append((name, (part, args, kwargs, output)))
+            seen.append((name, (args, kwargs, output)))
 
         handles.append(twin.get_submodule(name).register_forward_hook(note, with_kwargs=True))
     try:
@@ -139,20 +151,20 @@ def _calls(
 
 
 @torch.no_grad()
-def _is_changed_by_hooks(hooked: nn.Module, part: nn.Module, args: Any, kwargs: Any, output: Any) -> bool:
-    """Whether the hooks of a module of the user's give another output than the module without them."""
-    args, kwargs = tree_map(_copied, (args, kwargs))
-    for number, hook in hooked._forward_pre_hooks.items():
-        with_kwargs = number in hooked._forward_pre_hooks_with_kwargs
-        given = hook(hooked, args, kwargs) if with_kwargs else hook(hooked, args)
-        if given is not None:
-            args, kwargs = given if with_kwargs else (given if isinstance(given, tuple) else (given,), kwargs)
-    found = part(*args, **kwargs) if hooked._forward_pre_hooks else tree_map(_copied, output)
-    for number, hook in hooked._forward_hooks.items():
+def _is_changed_by_hooks(hooked: nn.Module, args: Any, kwargs: Any, output: Any) -> bool:
+    """Whether the hooks of a module of the user's make other inputs or another output of what it has."""
+    given, found = tree_map(_copied, (args, kwargs)), tree_map(_copied, output)
+    for number, before in hooked._forward_pre_hooks.items():
+        if number in hooked._forward_pre_hooks_with_kwargs:
+            given = before(hooked, *given) or given  # type: ignore[call-arg]
+        else:
+            made = before(hooked, given[0])
+            given = given if made is None else (made if isinstance(made, tuple) else (made,), given[1])
+    for number, after in hooked._forward_hooks.items():
         with_kwargs = number in hooked._forward_hooks_with_kwargs
-        given = hook(hooked, args, kwargs, found) if with_kwargs else hook(hooked, args, found)
-        found = found if given is None else given
-    ours, own = (tree_leaves(each) for each in (found, output))
+        made = after(hooked, *given, found) if with_kwargs else after(hooked, given[0], found)
+        found = found if made is None else made
+    ours, own = tree_leaves((given, found)), tree_leaves(((args, kwargs), output))
     return len(ours) != len(own) or not all(
         torch.equal(mine, its) if isinstance(mine, Tensor) and isinstance(its, Tensor) else mine is its
         for mine, its in zip(ours, own, strict=True)

@@ -83,7 +83,7 @@ class IdentityRule(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        value: Tensor = self.activation(x)
+        value: Tensor = self.activation(x.clone())  # some overwrite what they are given
         safe = torch.where(x == 0, torch.ones_like(x), x)
         return value.detach() + (x - x.detach()) * (value / safe).detach()
 
