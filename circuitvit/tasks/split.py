@@ -190,10 +190,11 @@ def _clusters(prepared: PreparedTask) -> list[list[int]]:
     sides = [images for images in (prepared.clean, prepared.corrupt) if images is not None]
     pairs_and_images: nx.Graph[int | bytes] = nx.Graph()
     for row in range(len(prepared)):
-        pairs_and_images.add_edges_from((row, _pixels(side.take(row, row + 1))) for side in sides)
+        pairs_and_images.add_edges_from((row, fingerprint(side.take(row, row + 1))) for side in sides)
     together = nx.connected_components(pairs_and_images)
     return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
 
 
-def _pixels(image: Float[Tensor, "1 channel height width"]) -> bytes:
+def fingerprint(image: Float[Tensor, "1 channel height width"]) -> bytes:
+    """The same for images that are equal pixel by pixel."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()

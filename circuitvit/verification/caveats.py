@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
-
 from circuitvit.graph import Circuit
 from circuitvit.graph.fidelity import fidelity_sentence
 from circuitvit.tasks import Patch, PreparedTask, Resample, Zero
+from circuitvit.tasks.split import fingerprint
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.report import CircuitSize, Section
 from circuitvit.verification.statistics import MIN_PAIRS
@@ -168,11 +166,6 @@ def _about_random(figures: Section, size: CircuitSize) -> Iterator[str]:
         )
 
 
-def _fingerprints(prepared: PreparedTask) -> list[int]:
-    """A number for each clean image, equal for equal images; one by one, so that memory stays small."""
-    images = prepared.clean
-    return [hash(_pixels(images.take(row, row + 1))) for row in range(len(images))]
-
-
-def _pixels(image: torch.Tensor) -> bytes:
-    return np.ascontiguousarray(image.numpy()).tobytes()
+def _fingerprints(prepared: PreparedTask) -> list[bytes]:
+    """A mark of each clean image; one by one, so that memory stays small."""
+    return [fingerprint(prepared.clean.take(row, row + 1)) for row in range(len(prepared))]

@@ -51,7 +51,7 @@ from circuitvit.tasks.ablations import as_ablation
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.metrics import ClassSpec
 from circuitvit.tasks.task import ImageSpec
-from circuitvit.verification.null import edges_of_same_kind
+from circuitvit.verification.null import connected_circuits, edges_of_same_kind
 from circuitvit.verification.patterns import select_edges
 from circuitvit.verification.statistics import (
     MIN_PAIRS,
@@ -143,7 +143,8 @@ class BeatsRandom:
     """The mean metric changes more, up or down, than when random edges of the same kind are ablated.
 
     Of the same kind: from and to the same kinds of node (input, head, MLP, logits), into the same port, at
-    the same token group, as many of each.
+    the same token group, as many of each. Edges that are a circuit by themselves (no dead edge among them)
+    are compared with random connected circuits of their profile over stages, as in `verify`.
 
     Attributes:
         n: random sets to draw; where there are no more than that, each is taken once.
@@ -495,8 +496,16 @@ def _flips(case: _Case, flips: Flips) -> _Found:
 
 
 def _beats(case: _Case, n: int) -> _Found:
-    drawn = edges_of_same_kind(case.edges, n, case.settings.seed)
-    if not drawn:
+    whole_circuit = len(case.edges) > 0 and case.edges == case.edges.pruned()
+    drawn: Sequence[Circuit]
+    if whole_circuit:
+        drawn, kind = (
+            connected_circuits(case.edges, n, case.settings.seed),
+            "connected circuits of its profile",
+        )
+    else:
+        drawn, kind = edges_of_same_kind(case.edges, n, case.settings.seed), "sets of edges of the same kind"
+    if all(each == case.edges for each in drawn):
         raise DataError("there are no other edges of the same kind to compare with: state another claim")
     change, evaluator = case.change, case.evaluator
     others = np.abs((evaluator.many([(~each).kept for each in drawn]) - evaluator.whole).mean(axis=1))
@@ -504,7 +513,7 @@ def _beats(case: _Case, n: int) -> _Found:
     name = "change of the metric"
     effect = Estimate(float(change.mean())) if len(evaluator) < MIN_PAIRS else case.mean(change)
     reason = (
-        f"The {name} is {effect.value:.4g}; {b} of {len(drawn)} random sets of edges of the same kind "
+        f"The {name} is {effect.value:.4g}; {b} of {len(drawn)} random {kind} "
         f"change it as much (on average by {others.mean():.4g} up or down)."
     )
     if 1 / (len(drawn) + 1) > case.alpha:

@@ -28,7 +28,13 @@ from circuitvit.verification.report import (
     Section,
 )
 from circuitvit.verification.robustness import RobustnessRow, condition_row, robustness
-from circuitvit.verification.statistics import Bootstrap, mean_interval, ratio_interval, share_interval
+from circuitvit.verification.statistics import (
+    ROUNDING,
+    Bootstrap,
+    mean_interval,
+    ratio_interval,
+    share_interval,
+)
 from circuitvit.verification.verdict import AuditSettings, Verdict
 
 WEAK = 0.1
@@ -159,6 +165,7 @@ def _section(
     )
     evaluator.check_effect()
     weight = effect * np.sign(effect.mean())
+    rounding = ROUNDING * np.abs([whole.values, nothing.values]).max()
     pairs = _pairs(prepared, [whole, nothing, kept, rest])
     classes = prepared.model.has_classes
     return Section(
@@ -175,7 +182,7 @@ def _section(
         agreement=share_interval(whole.tops == kept.tops, settings) if classes else None,
         kl=None if kept.divergence is None else mean_interval(kept.divergence, settings),
         weak_pairs=int((np.abs(weight) < WEAK * weight.mean()).sum()),
-        opposite_pairs=int((weight < 0).sum()),
+        opposite_pairs=int((weight < -rounding).sum()),
         random=_baseline(evaluator, circuit, randoms, settings) if randoms else None,
         pairs=pairs,
         failures=_failures(pairs, float(effect.mean())),

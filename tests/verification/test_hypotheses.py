@@ -21,9 +21,10 @@ from circuitvit.verification import (
     Rises,
     Unchanged,
     check_hypotheses,
+    connected_circuits,
     read_hypotheses,
 )
-from tests.verification.cases import images, tiny_model, tiny_task
+from tests.verification.cases import images, some_circuit, tiny_model, tiny_task
 
 EDGES = "* -> logits"
 
@@ -109,6 +110,18 @@ def test_random_edges_of_the_same_kind() -> None:
     assert "no p-value can reach" in strong.reason
     with pytest.raises(DataError, match="no other edges of the same kind"):
         Hypothesis("", "input -> logits", BeatsRandom()).test(model, task)
+
+
+def test_a_claim_about_a_circuit_is_compared_with_connected_circuits() -> None:
+    circuit = some_circuit()
+    found = judge(BeatsRandom(19), edges=circuit)
+    evaluator = Evaluator(tiny_task(20).prepare(tiny_model()))
+    drawn = evaluator.many([(~each).kept for each in connected_circuits(circuit, 19)]) - evaluator.whole
+    own = abs(float((evaluator.values((~circuit).kept) - evaluator.whole).mean()))
+    as_large = int((np.abs(drawn.mean(axis=1)) >= own).sum())
+    assert found.details["as_large"] == as_large
+    assert found.p_value == (as_large + 1) / 20
+    assert "19 random connected circuits of its profile" in found.reason
 
 
 def test_beating_random_edges_is_refuted_when_many_do_as_well() -> None:
