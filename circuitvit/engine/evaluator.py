@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from circuitvit.engine.masked import masked_run
+from circuitvit.engine.masked import Workspace, masked_run
 from circuitvit.engine.processes import progress_bar
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
@@ -106,6 +106,10 @@ class BatchRun:
     @property
     def base(self) -> Capture:
         return self.sources.base
+
+    def logits(self, kept: EdgeMask, room: Workspace | None = None) -> Float[Tensor, "batch class"]:
+        """A masked run, whose senders' outputs stay in the room given, for replays; not remembered."""
+        return masked_run(self.sources, kept, workspace=room)
 
     def metric(self, logits: Float[Tensor, "*candidates batch class"]) -> Float[Tensor, "*candidates batch"]:
         """The task's metric of each image."""

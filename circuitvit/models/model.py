@@ -249,10 +249,7 @@ class Origin:
         if module is None:
             return
         own, now = (
-            {
-                name: tensor.data_ptr()
-                for name, tensor in (*each.named_parameters(), *each.named_buffers())
-            }
+            {name: tensor.data_ptr() for name, tensor in (*each.named_parameters(), *each.named_buffers())}
             for each in (twin, module)
         )
         if own != now:

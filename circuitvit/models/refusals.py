@@ -156,7 +156,7 @@ def _is_changed_by_hooks(hooked: nn.Module, args: Any, kwargs: Any, output: Any)
     given, found = tree_map(_copied, (args, kwargs)), tree_map(_copied, output)
     for number, before in hooked._forward_pre_hooks.items():
         if number in hooked._forward_pre_hooks_with_kwargs:
-            given = before(hooked, *given) or given  # type: ignore[call-arg]
+            given = before(hooked, *given) or given
         else:
             made = before(hooked, given[0])
             given = given if made is None else (made if isinstance(made, tuple) else (made,), given[1])

@@ -161,7 +161,7 @@ def wrap(
         has_classes, synsets = classes is not None or family.classifies(twin), None
         if classes is None and has_classes and logits.shape[-1] == IMAGENET_CLASSES:
             classes, synsets = _imagenet(import_timm())
-        return Model(
+        model = Model(
             name=name or family.name(twin),
             stages=stages,
             module=twin,
@@ -175,6 +175,8 @@ def wrap(
             card=card,
             origin=Origin(module),
         )
+        model.refresh()  # what the weights look like now, so that edits are noticed
+        return model
 
 
 @contextmanager

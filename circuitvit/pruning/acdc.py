@@ -33,7 +33,6 @@ from circuitvit.engine import (
     Saved,
     StateFile,
     choose_batch_size,
-    masked_run,
     new_workspace,
     progress_bar,
 )
@@ -222,11 +221,11 @@ class _Judge:
     def take_up(self, kept: EdgeMask) -> None:
         """Bring the workspaces to the run of a mask."""
         for run, _, room in self.runs:
-            masked_run(run.sources, kept, workspace=room)
+            run.logits(kept, room)
 
     def __call__(self, kept: EdgeMask) -> float:
         """The divergence of a mask, by a plain masked run."""
-        return self._mean([masked_run(run.sources, kept)[None] for run, _, _ in self.runs])[0]
+        return self._mean([run.logits(kept)[None] for run, _, _ in self.runs])[0]
 
     def replays(self, kept: EdgeMask, receiver: int) -> list[Replay]:
         """Replays at a receiver for every batch; the workspaces hold the run of `kept`."""
