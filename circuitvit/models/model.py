@@ -7,7 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -192,7 +192,8 @@ class Model:
         """Notice what has been done to the weights since the last call; every public function begins with
         this.
 
-        Edits by way of `.data` are not counted by torch, so the weights themselves are looked at.
+        Edits by way of `.data` are not counted by torch, so some rows of every tensor are looked at: whatever
+        changes a tensor, a layer or a head is seen, and a single number may be missed.
 
         Raises:
             ModelError: if the module that was wrapped has got other tensors, which this model does not see.
@@ -274,14 +275,21 @@ class Origin:
         return self._hash[1]
 
 
+ROWS = 64
+"""Rows of each tensor that are looked at, evenly spaced: every head of every layer has one among them."""
+
+
 @torch.no_grad()
 def _fingerprint(tensor: Tensor) -> float:
-    """A number that changes with the values and with their order: two products with fixed vectors."""
-    rows = (
-        tensor.detach().reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor.detach().reshape(1, -1)
-    )
+    """A number that changes with the values and with their order: some rows, times two fixed vectors."""
+    rows = tensor.detach().reshape(-1, tensor.shape[-1] if tensor.ndim > 1 else 1)
+    rows = rows[:: max(1, len(rows) // ROWS)] if tensor.ndim > 1 else rows
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-    down, across = (
-        1 + torch.arange(side, device=rows.device).to(rows).mul_(0.618).frac_() for side in rows.shape
-    )
+    down, across = (_ramp(side, rows.dtype, rows.device) for side in rows.shape)
     return float(torch.dot(rows @ across, down))
+
+
+@lru_cache(maxsize=256)
+def _ramp(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers between 1 and 2 that follow no pattern of weights."""
+    return 1 + torch.arange(size, device=device).to(dtype).mul_(0.618).frac_()
