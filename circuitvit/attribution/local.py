@@ -26,14 +26,7 @@ from torch import Tensor
 
 from circuitvit.attribution.eap import objective
 from circuitvit.attribution.scoring import Running, check_effects, require_slope
-from circuitvit.engine import (
-    BatchRun,
-    Gradients,
-    batch_runs,
-    gradients,
-    output_gradients,
-    progress_bar,
-)
+from circuitvit.engine import BatchRun, Gradients, batch_runs, gradients, output_gradients, progress_bar
 from circuitvit.models import Stage
 from circuitvit.tasks import PreparedTask
 

@@ -96,9 +96,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             by_pair=False,
         ),
         "exact": Method(
-            "exact:exact",
-            "ablate each edge alone and run: the truth",
-            "a part of a forward for each edge",
+            "exact:exact", "ablate each edge alone and run: the truth", "a part of a forward for each edge"
         ),
     }
 )

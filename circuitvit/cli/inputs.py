@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -156,16 +156,6 @@ class RunOptions:
         return {"batch_size": self.batch_size, "memory": self.budget, "progress": self.progress}
 
 
-def check_choice(kind: str, name: str, known: Sequence[str] | Mapping[str, object]) -> None:
-    """Refuse a name that is none of the known ones, with the nearest.
-
-    Raises:
-        NameNotFoundError: if it is not known.
-    """
-    if name not in known:
-        raise unknown_name(kind, name, known)
-
-
 # -- the model -----------------------------------------------------------------------------------
 
 
@@ -176,8 +166,8 @@ def load_model(options: ModelOptions) -> Model:
         CircuitViTError: as `circuitvit.load`, and if the device cannot be used.
     """
     architecture = parse_architecture(options.arch or ())
-    if options.dtype is not None:
-        check_choice("dtype", options.dtype, DTYPES)
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise unknown_name("dtype", options.dtype, DTYPES)
     classes = None if options.classes is None else _lines(options.classes)
     return cv.load(
         options.model,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -72,7 +71,7 @@ def _show_cards(cards: list[Card]) -> None:
         table.add_row(
             card.name,
             f"{len(card.classes)}: {shown}",
-            _shape(card.architecture),
+            f"{card.architecture.get('depth', '?')} x {card.architecture.get('num_heads', '?')}",
             " x ".join(str(side) for side in card.input.size),
             f"{card.accuracy['held_out']:.1%}",
             card.data,
@@ -80,10 +79,6 @@ def _show_cards(cards: list[Card]) -> None:
     console = stdout()
     console.print("Bundled", style="bold")
     console.print(table)
-
-
-def _shape(architecture: Mapping[str, Any]) -> str:
-    return f"{architecture.get('depth', '?')} x {architecture.get('num_heads', '?')}"
 
 
 # -- training ------------------------------------------------------------------------------------

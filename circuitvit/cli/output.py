@@ -244,11 +244,7 @@ def report_rows(report: Report) -> list[Row]:
             f"{size.edges:,} of {size.graph_edges:,} ({size.density:.1%}{asked}{dead})",
             "kept; all others are ablated",
         ),
-        Row(
-            "nodes",
-            f"{size.nodes} of {size.graph_nodes}",
-            "input, heads, MLPs and logits in it",
-        ),
+        Row("nodes", f"{size.nodes} of {size.graph_nodes}", "input, heads, MLPs and logits in it"),
         Row(
             "faithfulness",
             f"{section.faithfulness} on {_pairs(section)}",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +15,6 @@ from circuitvit.cli.inputs import ModelOptions, load_model
 from circuitvit.cli.options import command
 from circuitvit.cli.output import Folder, Row, show, show_rows
 from circuitvit.errors import FileError, OptionError
-
-if TYPE_CHECKING:
-    from circuitvit.views.canvas import Picture
 
 LISTED = 12
 FIGURES = (".png", ".svg", ".pdf")
@@ -58,11 +56,10 @@ def lens(
     """
     _check_ending(out, (*FIGURES, ".html", ".txt"))
     loaded = load_model(model)
-    table = (
-        None
-        if symbols is None
-        else cv.views.class_symbols(loaded, None if symbols == "names" else _table(symbols))
-    )
+    table = None
+    if symbols is not None:
+        own: Any = None if symbols == "names" else cv.graph.files.read_json(Path(symbols))
+        table = cv.views.class_symbols(loaded, own)
     found = cv.views.logit_lens(loaded, _images(images))
     places: list[int | str] | None = list(position) if position else None
     if out.suffix == ".html":
@@ -72,7 +69,7 @@ def lens(
         tables = [f"{found.positions[place]}\n{found.to_text(image, place, table)}\n" for place in each]
         _write_text(out, "\n".join(tables))
     else:
-        _write(out, found.figure(image, positions=places, symbols=table, picture=not no_picture))
+        _write(out, found.figure(image, positions=places, symbols=table, picture=not no_picture).save)
     row = found.subjects.index(image)
     readout = [
         Row(name, found.labels[int(top)], f"{sure:.0%}")
@@ -114,7 +111,7 @@ def attribution(
         shares = {name: found.of(name, image) for name in (*found.senders, *found.constants)}
         _write_text(out, json.dumps({"label": found.label, "shares": shares}, indent=1) + "\n")
     else:
-        _write(out, found.figure(image, picture=not no_picture))
+        _write(out, found.figure(image, picture=not no_picture).save)
     ranked = found.strongest(LISTED)
     show_rows(f"Shares in {found.label}, mean", [Row(name, f"{share:+.4f}") for name, share in ranked])
     show(f"\nsum {found.total.mean():+.4f}, logits {found.logit_difference.mean():+.4f}\nwrote {out}")
@@ -142,7 +139,7 @@ def attention(
     _check_ending(out, FIGURES)
     token = _token(query)
     found = cv.views.attention_patterns(load_model(model), _images(images), layer)
-    _write(out, found.figure(image, query=token, picture=not no_picture))
+    _write(out, found.figure(image, query=token, picture=not no_picture).save)
     show(f"wrote {out}: {len(found.heads)} heads of layer {found.layer}")
 
 
@@ -165,7 +162,7 @@ def positions(
         Row(head.head, head.name, f"position {head.share:.0%}, attention there {head.mass:.0%}")
         for head in found.only(at_least)
     ]
-    _write(out, found.figure(at_least=at_least))
+    _write(out, found.figure(at_least=at_least).save)
     show_rows(f"Heads that go by position, of {len(found.heads)}", rows, explain=True)
     show(f"\nwrote {out}")
 
@@ -200,7 +197,7 @@ def evidence(
         by="lens" if by == "lens" else "attribution",
         position=-1 if position is None else position,
     )
-    _write(out, found.figure(picture=not no_picture))
+    _write(out, found.figure(picture=not no_picture).save)
     show(f"wrote {out}: {found.label}, {len(found.subjects)} images")
 
 
@@ -222,7 +219,7 @@ def heatmap(
     """
     _check_ending(out, FIGURES)
     found = cv.views.effect_heatmap(cv.EdgeScores.load(scores), "signed" if by == "signed" else "magnitude")
-    _write(out, found.figure())
+    _write(out, found.figure().save)
     show(f"wrote {out}: {len(found.layers)} layers, {found.heads.shape[1]} heads")
 
 
@@ -269,8 +266,7 @@ def draw(
         max_edges: draw only the strongest edges, this many.
     """
     saved = cv.Circuit.load(circuit)
-    with Folder(out.parent, (out.name,), guarded=False) as folder:
-        folder.write(out.name, lambda path: saved.draw(path, title=title, max_edges=max_edges))
+    _write(out, partial(saved.draw, title=title, max_edges=max_edges))
     show(f"wrote {out}: {len(saved):,} edges")
 
 
@@ -296,10 +292,6 @@ def _token(text: str) -> int | tuple[int, int]:
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 else int(parts[0])
 
 
-def _table(path: str) -> dict[str | int, str]:
-    return {str(name): str(symbol) for name, symbol in cv.graph.files.read_json(Path(path)).items()}
-
-
 def _check_ending(out: Path, known: tuple[str, ...]) -> None:
     if out.suffix not in known:
         raise OptionError(f"--out ends in {', '.join(known)}, not as {out.name!r}")
@@ -307,11 +299,10 @@ def _check_ending(out: Path, known: tuple[str, ...]) -> None:
         raise FileError(f"cannot write {out}: it is a folder")
 
 
-def _write(out: Path, figure: Picture) -> None:
+def _write(out: Path, save: Callable[[Path], object]) -> None:
     with Folder(out.parent, (out.name,), guarded=False) as folder:
-        folder.write(out.name, figure.save)
+        folder.write(out.name, save)
 
 
 def _write_text(out: Path, text: str) -> None:
-    with Folder(out.parent, (out.name,), guarded=False) as folder:
-        folder.write(out.name, lambda path: cv.graph.files.write_bytes(path, text.encode()))
+    _write(out, lambda path: cv.graph.files.write_bytes(path, text.encode()))

@@ -118,10 +118,7 @@ EARS: Mapping[str, Mapping[str, tuple[Shape, ...]]] = {
         "fur": (Ellipse(0.46, -1.18, 0.25, 0.78, 10.0),),
         "accent": (Ellipse(0.47, -1.18, 0.11, 0.54, 10.0),),
     },
-    "bear": {
-        "fur": (Ellipse(0.76, -0.72, 0.40, 0.40),),
-        "accent": (Ellipse(0.78, -0.74, 0.21, 0.21),),
-    },
+    "bear": {"fur": (Ellipse(0.76, -0.72, 0.40, 0.40),), "accent": (Ellipse(0.78, -0.74, 0.21, 0.21),)},
 }
 MUZZLES: Mapping[str, Mapping[str, tuple[Shape, ...]]] = {
     "cat": {
@@ -140,10 +137,7 @@ MUZZLES: Mapping[str, Mapping[str, tuple[Shape, ...]]] = {
         "accent": (Ellipse(0.10, 0.62, 0.10, 0.20),),
         "dark": (Ellipse(0.0, 0.24, 0.13, 0.09), Stroke(0.0, 0.38, 0.34, 0.44, 0.07)),
     },
-    "bear": {
-        "accent": (Ellipse(0.0, 0.42, 0.50, 0.36),),
-        "dark": (Ellipse(0.0, 0.36, 0.20, 0.14),),
-    },
+    "bear": {"accent": (Ellipse(0.0, 0.42, 0.50, 0.36),), "dark": (Ellipse(0.0, 0.36, 0.20, 0.14),)},
 }
 
 

@@ -494,11 +494,10 @@ def run(
         ...     model, task, cv.Circuit.from_edges(model.graph, ["input->logits"])
         ... )  # doctest: +SKIP
     """
-    if (circuit is None) == (ablate is None):
+    kept = circuit if ablate is None else ~ablate
+    if kept is None or None not in (circuit, ablate):
         raise OptionError("give either the circuit to keep, or ablate= with the edges to remove")
-    wanted = circuit if circuit is not None else ~ablate if ablate is not None else None
-    assert wanted is not None
-    return Evaluator(prepare(model, task), batch_size=batch_size).logits(wanted)
+    return Evaluator(prepare(model, task), batch_size=batch_size).logits(kept)
 
 
 def check_effect(
@@ -566,11 +565,11 @@ def _mean_range(
     return float(low), float(high)
 
 
-def _least(difference: NDArray[np.float64], names: Sequence[str] | None, show: int = 3) -> str:
+def _least(difference: NDArray[np.float64], names: Sequence[str] | None) -> str:
     """A sentence that names the pairs which speak least for the behaviour."""
     if len(difference) == 1:
         return ""
     towards = difference * (np.sign(difference.mean()) or 1.0)
-    order = np.argsort(towards, kind="stable")[:show]
+    order = np.argsort(towards, kind="stable")[:3]
     listed = ", ".join(f"{names[row] if names else f'pair {row}'} ({difference[row]:+.3g})" for row in order)
     return f" The pairs that differ least or the other way: {listed}."

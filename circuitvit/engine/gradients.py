@@ -124,14 +124,10 @@ def stream_gradients(found: Gradients) -> tuple[Float[Tensor, "batch token d_mod
     after = []
     for index in range(len(stages) - 1, 0, -1):
         d_read = _pulled(stages[index].read, run.stream(index), found.d_reads[index])
-        d_stream = d_read + _skipped(run.stream(index), d_stream)
+        # around a stage goes the gradient of the tokens that it leaves in the stream
+        d_stream = d_read + F.pad(d_stream, (0, 0, 0, d_read.shape[1] - d_stream.shape[1]))
         after.append(d_stream)
     return tuple(reversed(after))
-
-
-def _skipped(stream: Tensor, d_after: Tensor) -> Tensor:
-    """The gradient that goes around a stage: of the tokens that it leaves in the stream."""
-    return F.pad(d_after, (0, 0, 0, stream.shape[1] - d_after.shape[1]))
 
 
 def output_gradients(found: Gradients) -> tuple[Tensor, ...]:

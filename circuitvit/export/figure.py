@@ -275,7 +275,9 @@ def _items(picture: Picture) -> list[_Item]:
             look = EdgeLook(style.MUTED, 1.8, 1.0, style.dash_of(index))
             items.append(_line_item(fit(f"tokens: {name}", LABEL.size, 200), look, SAMPLE + 8))
     if any(not node.present for node in picture.nodes):
-        items.append(_Item("node outside the circuit", 6.0, _sample_dot))
+        items.append(
+            _Item("node outside the circuit", 6.0, lambda on, x, y: on.dot((x + 3, y), 2, style.FAINT))
+        )
     return items
 
 
@@ -314,10 +316,6 @@ def _port_item(ports: list[str]) -> _Item:
 
 def _sample(canvas: Canvas, x: float, y: float, length: float, look: EdgeLook) -> None:
     canvas.stroke(((x, y), (x, y), (x + length, y), (x + length, y)), look)
-
-
-def _sample_dot(canvas: Canvas, x: float, y: float) -> None:
-    canvas.dot((x + 3, y), 2, style.FAINT)
 
 
 def _words(canvas: Canvas, x: float, y: float, words: str, font: Font = LABEL) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError
 from circuitvit.models import Model, Stage
+from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import PreparedTask, Task
 
 Array = NDArray[np.float64]
@@ -148,7 +150,7 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
             lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))
             all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
             writes.update({name: all_writes[name] for name in wanted})
-    return Side(_colours(image[0], prepared), heads, writes)
+    return Side(as_picture(image[0], prepared.spec), heads, writes)
 
 
 @torch.no_grad()
@@ -171,13 +173,12 @@ def _groups(prepared: PreparedTask, pair: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _colours(image: Tensor, prepared: PreparedTask) -> NDArray[np.uint8]:
-    """The image in 8-bit colours, the normalisation undone; greyscale becomes three equal channels."""
-    spec = prepared.spec
+def as_picture(image: Float[Tensor, "channel height width"], spec: InputSpec) -> NDArray[np.uint8]:
+    """A preprocessed image as people see it, `(height, width, 3)`; other than 3 channels become grey."""
     mean, std = (np.array(values, dtype=np.float64)[:, None, None] for values in (spec.mean, spec.std))
     pixels = np.moveaxis(_array(image) * std + mean, 0, -1)
     if pixels.shape[-1] != 3:
-        pixels = np.repeat(pixels[..., :1], 3, axis=-1)
+        pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
     return np.asarray(np.clip(np.rint(255 * pixels), 0, 255), dtype=np.uint8)
 
 

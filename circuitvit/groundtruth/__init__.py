@@ -16,13 +16,4 @@ from circuitvit.groundtruth.compiler import CLASSES, Compiled, compiled
 from circuitvit.groundtruth.programs import PARTS, PROGRAMS
 from circuitvit.groundtruth.separation import Separation, active_edges, separation
 
-__all__ = [
-    "CLASSES",
-    "PARTS",
-    "PROGRAMS",
-    "Compiled",
-    "Separation",
-    "active_edges",
-    "compiled",
-    "separation",
-]
+__all__ = ["CLASSES", "PARTS", "PROGRAMS", "Compiled", "Separation", "active_edges", "compiled", "separation"]

@@ -266,8 +266,7 @@ def relay(size: Size) -> Program:
         size=size,
         scenes=(
             Scene(
-                {"cue": (0,), "colour": (0, 2, 3)},
-                {"colour": {"colour": (1, 2, 3)}, "cue": {"cue": (1,)}},
+                {"cue": (0,), "colour": (0, 2, 3)}, {"colour": {"colour": (1, 2, 3)}, "cue": {"cue": (1,)}}
             ),
         ),
         layers=(Layer((takes,)), Layer((passes,))),
@@ -298,10 +297,7 @@ def key(size: Size) -> Program:
 def query(size: Size) -> Program:
     """Query composition: one head reads which shape the cue asks for, a second looks for that shape."""
     asks = Head(look_for(size, "cue"), "asks-round", "wants-round", shares(size, 2))
-    matches = (
-        Match("wants-round", "round", size.gap / 2),
-        Match("wants-round", "square", -size.gap / 2),
-    )
+    matches = (Match("wants-round", "round", size.gap / 2), Match("wants-round", "square", -size.gap / 2))
     # The shape wanted has logit gap, the other -gap, everything else 0; one patch without shape is coloured.
     hit, miss = math.exp(size.gap), math.exp(-size.gap)
     total = hit + miss + size.tokens - 2
@@ -383,10 +379,6 @@ BALLAST = 0.9
 """The usual share of the stream's variance that is constant."""
 
 
-def _unchanged(program: Program) -> Program:
-    return program
-
-
 @dataclass(frozen=True)
 class Part:
     """An adversarial part.
@@ -400,7 +392,7 @@ class Part:
     """
 
     summary: str
-    add: Callable[[Program], Program] = _unchanged
+    add: Callable[[Program], Program] = lambda program: program
     gap: float = SOFT
     registers: int = 0
     ballast: float = BALLAST
@@ -416,9 +408,7 @@ def _joined(rule: Literal["all", "any"]) -> Callable[[Program], Program]:
         twins = tuple(replace(carrier, into=name) for name in names)
         heads = tuple(head for head in layer.heads if head != carrier)
         return _with_layer(
-            program,
-            place,
-            Layer((*twins, *heads), (*layer.units, Unit(rule, names, carrier.into))),
+            program, place, Layer((*twins, *heads), (*layer.units, Unit(rule, names, carrier.into)))
         )
 
     return add

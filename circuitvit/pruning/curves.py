@@ -257,7 +257,6 @@ def _masks(
     sampler: SamplerName = "hard-concrete",
     over: Over = "edges",
 ) -> list[Circuit]:
-    """A mask for each size."""
     low, high = TRAINED
     shares = settings.trained or [share for share in settings.fractions if low <= share <= high]
     size = min(settings.mask.batch_size, len(prepared))

@@ -211,8 +211,10 @@ class MaskTrainer:
         self.sampler = SAMPLERS[settings.sampler]
         self._phi = _initial(self.units, settings.over, warm_start).to(prepared.model.device).requires_grad_()
         self._multipliers = torch.zeros(2, device=prepared.model.device, requires_grad=True)
-        self._descend = torch.optim.Adam([self._phi], lr=settings.learning_rate)
-        self._climb = torch.optim.Adam([self._multipliers], lr=settings.multiplier_rate, maximize=True)
+        self._optimisers = {
+            "descend": torch.optim.Adam([self._phi], lr=settings.learning_rate),
+            "climb": torch.optim.Adam([self._multipliers], lr=settings.multiplier_rate, maximize=True),
+        }
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._from, self._to = (1.0 if warm_start is None else float(self._density())), edges / graph.n_edges
         self._pairs = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
@@ -220,7 +222,6 @@ class MaskTrainer:
         known.check_effect(level=0)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
         self._scale = max(abs(float(known.effect.mean())), 1e-9)
-        self._optimisers = {"descend": self._descend, "climb": self._climb}
         self._queue: list[int] = []  # the batches that are left of this round, the next one last
 
     def step(self) -> None:
@@ -234,11 +235,11 @@ class MaskTrainer:
         distance, density = self._distance(run, logits), self._density()
         excess = density - self._wanted()
         loss = distance + self._multipliers[0] * excess + self._multipliers[1] * excess.square()
-        self._descend.zero_grad()
-        self._climb.zero_grad()
+        for optimiser in self._optimisers.values():
+            optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._descend.step()
-        self._climb.step()
+        for optimiser in self._optimisers.values():
+            optimiser.step()
         self.trace.target.append(self._wanted())
         self.trace.distance.append(distance.item())
         self.trace.density.append(density.item())

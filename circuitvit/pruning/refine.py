@@ -355,7 +355,7 @@ class _Search:
         return without_dead(self.prepared, changed(nothing, places, True))
 
 
-def changed(kept: EdgeMask, places: Iterable[Place], to: bool) -> EdgeMask:
+def changed(kept: EdgeMask, places: Iterable[Place | NDArray[np.intp]], to: bool) -> EdgeMask:
     """A copy of a mask with some edges kept or not."""
     copy = kept.copy()
     copy[tuple(np.array(list(places), dtype=int).reshape(-1, copy.ndim).T)] = to

@@ -381,10 +381,10 @@ def check_size(images: Images, model: Model) -> None:
         )
 
 
-def _top_classes(model: Model, images: Images, size: int = 16) -> Tensor:
+def _top_classes(model: Model, images: Images) -> Tensor:
     """The model's top class of each image `(image,)`."""
     tops = []
-    for start in range(0, len(images), size):
-        batch = images.take(start, min(start + size, len(images))).to(model.device, model.dtype)
+    for start in range(0, len(images), 16):
+        batch = images.take(start, min(start + 16, len(images))).to(model.device, model.dtype)
         tops.append(model(batch).argmax(dim=-1).cpu())
     return torch.cat(tops)

@@ -5,22 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.testing.log import record
-from circuitvit.verification import (
-    SUPPORTED,
-    Bootstrap,
-    Estimate,
-    Hypothesis,
-    Verdict,
-    ratio_interval,
-)
+from circuitvit.verification import SUPPORTED, Bootstrap, Estimate, Hypothesis, Verdict, ratio_interval
+from circuitvit.verification.ideals import own_changes
 
 LISTED = 5
 
@@ -123,13 +115,7 @@ def assert_minimal(
     dead = list(circuit - circuit.pruned())
     if dead:
         record("assert_minimal", f"{len(dead)} edges lie on no path: {_some(dead)}", held=False)
-    masks = []
-    for place in np.argwhere(circuit.kept):
-        without = circuit.kept.copy()
-        without[tuple(place)] = False
-        masks.append(without)
-    effect = float(evaluator.effect.sum())
-    changes = (evaluator.values(circuit.kept) - evaluator.many(masks)).sum(axis=1) / effect
+    changes = own_changes(evaluator, circuit).sum(axis=1) / float(evaluator.effect.sum())
     found = dict(zip(circuit, changes.tolist(), strict=True))
     idle = [f"{name} ({change:+.2g})" for name, change in found.items() if abs(change) < least]
     few = f"{len(idle)} of {len(found)} edges"

@@ -5,12 +5,7 @@ and tests it. The pieces are public too: faithfulness from metrics at hand, inte
 connected circuits as the null, robustness, stability, and activation patching.
 """
 
-from circuitvit.verification.audit import (
-    audit,
-    equivalence_test,
-    necessity_test,
-    sufficiency_test,
-)
+from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import (
     BeatsRandom,

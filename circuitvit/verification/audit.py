@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -169,24 +169,16 @@ def sufficiency_test(
     )
     return Verdict(
         claim="sufficiency",
-        verdict=found.verdict,
-        reason=reason + _undecided(found.verdict, n, alpha),
         expectation="the circuit alone keeps the behaviour better than random connected circuits do",
         statistic="faithfulness",
-        effect=found.own,
         p_value=(found.as_good + 1) / (n + 1),
-        n=len(evaluator),
-        alpha=alpha,
         scope="these pairs, against random circuits",
-        edges=len(circuit),
         null="the circuit is a random connected circuit with as many edges into each stage",
         assumes=(
             "The random circuits are exchangeable with the circuit if it is itself a uniform draw among "
             "them; a circuit found on these very pairs has an advantage."
         ),
-        source=SHI,
-        power=found.power,
-        details=_random_details(found, circuit, randoms),
+        **found.verdict(reason, evaluator, circuit, randoms, alpha),
     )
 
 
@@ -220,14 +212,11 @@ def necessity_test(
     settings = settings or AuditSettings()
     n, alpha = len(randoms), settings.alpha
     lost = evaluator.whole - evaluator.many([~circuit.kept, *(~each.kept for each in randoms)])
+    decide = partial(share_verdict, n=n, share=AS_BAD, alpha=alpha)
     found = _ranked(
-        lost,
-        evaluator.effect,
-        _as_missed,
-        lambda b: share_verdict(b, n, AS_BAD, alpha),
-        settings.draws,
-        clusters,
-    )
+        lost, evaluator.effect, lambda shares: as_extreme(float(shares[0]), shares[1:]), decide,
+        settings.draws, clusters,
+    )  # fmt: skip
     reason = (
         f"{found.as_good} of {n} random circuits of as many edges, made of other paths, are missed as much "
         f"(without the circuit {found.own.value:.3f} of the behaviour is lost, without one of them "
@@ -235,24 +224,16 @@ def necessity_test(
     )
     return Verdict(
         claim="partial necessity",
-        verdict=found.verdict,
-        reason=reason + _undecided(found.verdict, n, alpha),
         expectation="the model misses the circuit more than it misses as much of the rest",
         statistic="share of the behaviour lost without it",
-        effect=found.own,
         p_value=float(stats.binom.cdf(found.as_good, n, AS_BAD)),
-        n=len(evaluator),
-        alpha=alpha,
         scope="these pairs, against the rest of the model",
-        edges=len(circuit),
         null=f"at least {AS_BAD:.0%} of random circuits in the rest of the model are missed as much",
         assumes=(
             "Nothing about the circuit; the statement is about random circuits of other paths. A circuit "
             "found on these very pairs has an advantage."
         ),
-        source=SHI,
-        power=found.power,
-        details=_random_details(found, circuit, randoms),
+        **found.verdict(reason, evaluator, circuit, randoms, alpha),
     )
 
 
@@ -332,8 +313,22 @@ class _Ranked(NamedTuple):
     own: Estimate
     typical: float
     as_good: int
-    verdict: str
+    outcome: str
     power: float | None
+
+    def verdict(
+        self, reason: str, evaluator: Evaluator, circuit: Circuit, randoms: Sequence[Circuit], alpha: float
+    ) -> dict[str, Any]:
+        """What verdicts against random circuits have in common."""
+        n, shared = len(randoms), shared_edges(circuit, randoms)
+        if self.outcome == UNDECIDED:
+            reason += f" With {n} random circuits that decides nothing at the level {alpha:g}; draw more."
+        typical = self.typical if randoms else None
+        details = {"random": n, "as_good": self.as_good, "random_mean": typical, "shared": shared}
+        return {
+            "verdict": self.outcome, "reason": reason, "effect": self.own, "n": len(evaluator),
+            "alpha": alpha, "edges": len(circuit), "source": SHI, "power": self.power, "details": details,
+        }  # fmt: skip
 
 
 def _ranked(
@@ -361,28 +356,9 @@ def _ranked(
         own=ratio_interval(gains[0], effect, draws, clusters),
         typical=float(shares[1:].mean()) if len(shares) > 1 else float("nan"),
         as_good=b,
-        verdict=decide(b),
+        outcome=decide(b),
         power=power,
     )
-
-
-def _as_missed(shares: Shares) -> int:
-    return as_extreme(float(shares[0]), shares[1:])
-
-
-def _undecided(verdict: str, n: int, alpha: float) -> str:
-    if verdict != UNDECIDED:
-        return ""
-    return f" With {n} random circuits that decides nothing at the level {alpha:g}; draw more."
-
-
-def _random_details(found: _Ranked, circuit: Circuit, randoms: Sequence[Circuit]) -> dict[str, float | None]:
-    return {
-        "random": len(randoms),
-        "as_good": found.as_good,
-        "random_mean": found.typical if randoms else None,
-        "shared": shared_edges(circuit, randoms),
-    }
 
 
 def shared_edges(circuit: Circuit, randoms: Sequence[Circuit]) -> float:

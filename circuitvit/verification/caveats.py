@@ -22,10 +22,7 @@ INSUFFICIENT = 0.5
 
 
 def caveats(
-    circuit: Circuit,
-    size: CircuitSize,
-    sections: Sequence[Section],
-    prepared: Sequence[PreparedTask],
+    circuit: Circuit, size: CircuitSize, sections: Sequence[Section], prepared: Sequence[PreparedTask]
 ) -> tuple[str, ...]:
     """All caveats of a report.
 

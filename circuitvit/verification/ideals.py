@@ -24,6 +24,7 @@ from scipy import stats
 from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask
+from circuitvit.pruning.refine import changed
 from circuitvit.verification.null import random_path
 from circuitvit.verification.statistics import (
     ALTERNATIVE,
@@ -39,14 +40,7 @@ from circuitvit.verification.statistics import (
     rank_p,
     ratio_interval,
 )
-from circuitvit.verification.verdict import (
-    REFUTED,
-    SUPPORTED,
-    UNDECIDED,
-    AuditSettings,
-    Verdict,
-    of_rows,
-)
+from circuitvit.verification.verdict import REFUTED, SUPPORTED, UNDECIDED, AuditSettings, Verdict, of_rows
 
 MOST_TRIES = 1000
 POWER_RESAMPLES = 50
@@ -92,7 +86,7 @@ def minimality_test(
     if not len(live):
         raise OptionError("the circuit has no edge on a path from input to logits: nothing can be minimal")
     effect = evaluator.effect
-    own = _own_changes(evaluator, live)
+    own = own_changes(evaluator, live)
     drawn = _random_changes(evaluator, live, settings.n_paths, settings.seed)
     p_values = minimality_p_values(_sizes(own, effect), _sizes(drawn, effect))
     adjusted = stats.false_discovery_control(p_values)
@@ -124,6 +118,12 @@ def minimality_test(
             "adjusted_p": {name: float(p) for name, p in zip(names, adjusted, strict=True)},
         },
     )
+
+
+def own_changes(evaluator: Evaluator, circuit: Circuit) -> Float[NDArray[np.float64], "edge pair"]:
+    """By how much knocking out each edge of a circuit lowers the metric."""
+    masks = [changed(circuit.kept, [place], False) for place in np.argwhere(circuit.kept)]
+    return evaluator.values(circuit.kept) - evaluator.many(masks)
 
 
 def minimality_p_values(
@@ -160,9 +160,8 @@ def inflated_circuits(circuit: Circuit, n: int, seed: int = 0) -> list[tuple[Edg
         if not added.any():
             continue
         grown = circuit.kept | added
-        without = grown.copy()
         places = np.argwhere(added)
-        without[tuple(places[rng.integers(len(places))])] = False
+        without = changed(grown, [places[rng.integers(len(places))]], False)
         found.setdefault((grown.tobytes(), without.tobytes()), (grown, without))
     if not found:
         raise OptionError("the circuit has nearly every edge: no random path adds one to compare with")
@@ -342,15 +341,6 @@ def independence_test(
 # -- inside --------------------------------------------------------------------------------------
 
 
-def _own_changes(evaluator: Evaluator, live: Circuit) -> Float[NDArray[np.float64], "edge pair"]:
-    masks = []
-    for place in np.argwhere(live.kept):
-        without = live.kept.copy()
-        without[tuple(place)] = False
-        masks.append(without)
-    return evaluator.values(live.kept) - evaluator.many(masks)
-
-
 def _random_changes(
     evaluator: Evaluator, live: Circuit, n: int, seed: int
 ) -> Float[NDArray[np.float64], "draw pair"]:
@@ -446,11 +436,8 @@ def _greedy(evaluator: Evaluator, circuit: Circuit, steps: int, rng: np.random.G
     places = np.argwhere(circuit.kept)
     for _ in range(min(steps, len(places))):
         left = [place for place in places if not edges[tuple(place)]]
-        tried = []
-        for index in rng.permutation(len(left))[:GREEDY_CANDIDATES]:
-            grown = edges.copy()
-            grown[tuple(left[index])] = True
-            tried.append(grown)
+        indices = rng.permutation(len(left))[:GREEDY_CANDIDATES]
+        tried = [changed(edges, [left[index]], True) for index in indices]
         apart = np.abs(_differences(evaluator, circuit, tried)[:, chosen_on].mean(axis=1))
         edges = tried[int(apart.argmax())]
     return KnockOut("greedy set", edges, tested_on)

@@ -361,27 +361,22 @@ def flip_search(
 
 
 def _runs(model: Model, site: Site) -> dict[str, Run]:
-    """For each row what to run."""
     found: dict[str, Run] = {}
+    patch = patch_pattern if site == "patterns" else patch_sender
     for place, stage in enumerate(model.stages):
         if stage.is_source:
             continue
         if site == "stream":
-            found[f"before {stage.nodes.name}"] = _stream_run(place)
+            found[f"before {stage.nodes.name}"] = _patching(patch_stream, place)
         wanted = {"heads": "attention", "patterns": "attention", "mlps": "mlp"}.get(site)
         if stage.nodes.kind == wanted:
             for sender, name in enumerate(stage.nodes.senders):
-                found[name] = _sender_run(place, sender, site == "patterns")
+                found[name] = _patching(patch, place, sender)
     return found
 
 
-def _stream_run(place: int) -> Run:
-    return lambda run, other, tokens: patch_stream(run.sources.model, run.base, other, place, tokens)
-
-
-def _sender_run(place: int, sender: int, pattern: bool) -> Run:
-    patch = patch_pattern if pattern else patch_sender
-    return lambda run, other, tokens: patch(run.sources.model, run.base, other, place, sender, tokens)
+def _patching(patch: Callable[..., Tensor], *where: int) -> Run:
+    return lambda run, other, tokens: patch(run.sources.model, run.base, other, *where, tokens)
 
 
 def _token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[str, Tensor]:

@@ -410,16 +410,16 @@ def hsic_permutation_p(x: ArrayLike, y: ArrayLike, n_permutations: int = 999, se
 
 
 @lru_cache(maxsize=64)
-def detection_power(n: int, alpha: float, seed: int = 0, simulations: int = POWER_SIMULATIONS) -> float:
+def detection_power(n: int, alpha: float, seed: int = 0) -> float:
     """How often the test finds a correlation of 0.5 between normal variables in `n` pairs, simulated."""
     n = min(n, POWER_PAIRS)
     rng = np.random.default_rng([seed, n])
     found = 0
-    for trial in range(simulations):
+    for trial in range(POWER_SIMULATIONS):
         x = rng.normal(size=n)
         y = ALTERNATIVE * x + np.sqrt(1 - ALTERNATIVE**2) * rng.normal(size=n)
         found += hsic_permutation_p(x, y, 99, trial) <= alpha
-    return found / simulations
+    return found / POWER_SIMULATIONS
 
 
 # -- inside --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import Evaluator, Measured
-from circuitvit.graph import Circuit, Provenance
+from circuitvit.graph import Circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
@@ -137,7 +137,9 @@ def verify(
         held_out=sections[1] if len(sections) > 1 else None,
         warnings=caveats(circuit, size, sections, prepared),
         circuit_provenance=circuit.provenance,
-        provenance=_provenance(prepared[0], settings, n_random),
+        provenance=provenance_of(prepared[0], "verify", seed).with_parameters(
+            n_random=n_random, n_bootstrap=n_bootstrap, level=settings.level
+        ),
         tests=outcomes,
         robustness=table,
     )
@@ -152,14 +154,8 @@ def _section(
     """The figures of one set of pairs."""
     evaluator.check(circuit)
     prepared, effect = evaluator.prepared, evaluator.effect
-    whole, nothing, kept, rest = evaluator.measure(
-        [
-            evaluator.graph.edge_mask,
-            np.zeros(evaluator.graph.shape, dtype=bool),
-            circuit.kept,
-            (~circuit).kept,
-        ]
-    )
+    ends = evaluator.graph.edge_mask, np.zeros(evaluator.graph.shape, dtype=bool)
+    whole, nothing, kept, rest = evaluator.measure([*ends, circuit.kept, (~circuit).kept])
     evaluator.check_effect()
     weight = effect * np.sign(effect.mean())
     rounding = ROUNDING * np.abs([whole.values, nothing.values]).max()
@@ -213,9 +209,7 @@ def _pairs(prepared: PreparedTask, runs: Sequence[Measured]) -> tuple[PairResult
     corrupt = prepared.corrupt.names if prepared.corrupt is not None else (None,) * len(prepared)
     _, _, kept, _ = runs
     tops = [_labels(prepared, each.tops) for each in (runs[0], *runs[2:])]
-    kl: list[float | None] = [None] * len(prepared)
-    if kept.divergence is not None:
-        kl = kept.divergence.tolist()
+    kl = (None,) * len(prepared) if kept.divergence is None else kept.divergence.tolist()
     metrics = [each.values.tolist() for each in runs]
     rows = zip(prepared.clean.names, corrupt, *metrics, *tops, kl, strict=True)
     return tuple(PairResult(*row) for row in rows)
@@ -256,10 +250,4 @@ def _size(circuit: Circuit) -> CircuitSize:
         graph_nodes=len(graph.nodes),
         density=live.density,
         asked=asked if isinstance(asked, int) else None,
-    )
-
-
-def _provenance(prepared: PreparedTask, settings: Bootstrap, n_random: int) -> Provenance:
-    return provenance_of(prepared, "verify", settings.seed).with_parameters(
-        n_random=n_random, n_bootstrap=settings.n_resamples, level=settings.level
     )

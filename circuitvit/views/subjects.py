@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.errors import OptionError
+from circuitvit.export.maps import as_picture
 from circuitvit.models import Model
-from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.images import Images, as_images
 from circuitvit.tasks.task import check_size
 
@@ -115,12 +114,3 @@ def subjects_of(model: Model, images: Images) -> Subjects:
     rows, columns = model.grid_at(*images.shape[1:])
     pictures = [as_picture(images.take(row, row + 1)[0], model.preprocessing) for row in range(len(images))]
     return Subjects(images.names, np.stack(pictures), (rows, columns), kinds)
-
-
-def as_picture(image: Float[Tensor, "channel height width"], spec: InputSpec) -> NDArray[np.uint8]:
-    """A preprocessed image as people see it, `(height, width, 3)`; other than 3 channels become grey."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
-    pixels = (image.float().cpu() * std + mean).clamp(0, 1)
-    if len(pixels) != 3:
-        pixels = pixels.mean(dim=0, keepdim=True).expand(3, -1, -1)
-    return (pixels * 255).round().byte().permute(1, 2, 0).numpy()
