@@ -447,16 +447,8 @@ def _of_two(
     p_values: tuple[float | None, float | None],
     words: tuple[str, str, str],
 ) -> _Found:
-    """A claim on a mean, from the p-values of its opposite and of itself.
-
-    Args:
-        case: the claim.
-        name: of the mean.
-        effect: its value.
-        holds: whether the claim is true of these pairs.
-        p_values: of the claim's opposite, and of the claim.
-        words: how large the mean is where the claim is supported, refuted and undecided.
-    """
+    """A claim on a mean, that `holds` on these pairs or not, from the p-values of its opposite and of itself;
+    `words` say how large the mean is where the claim is supported, refuted and undecided."""
     n, (for_it, against) = len(case.evaluator), p_values
     if case.facts:
         return _fact(holds, f"The {name} is {effect.value:.4g}", name, effect, n)
