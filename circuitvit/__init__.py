@@ -8,11 +8,11 @@ carries a behaviour, and the circuit is proved by ablation, drawn and saved.
     >>> model = cv.load("catdog-tiny")
 
 Importing the package loads nothing but this file: torch and the other rooms come with the first name that is
-used. A new name goes into `__all__`, below for type checkers, and into the table of homes.
+used. A new name goes below for type checkers, and into the table of homes.
 """
 
 from circuitvit._lazy import lazy
-from circuitvit._version import __version__
+from circuitvit._version import __version__ as __version__
 
 TYPE_CHECKING = False  # typing's own would cost half of the import
 
@@ -31,68 +31,74 @@ if TYPE_CHECKING:
     from circuitvit import training as training
     from circuitvit import verification as verification
     from circuitvit import views as views
-    from circuitvit.attribution import METHODS, attribute, attribute_nodes, calibrate
-    from circuitvit.engine import run
-    from circuitvit.errors import CircuitViTError
-    from circuitvit.graph import Circuit, EdgeScores, Fidelity, Graph, NodeScores
-    from circuitvit.groundtruth import Compiled, compiled
-    from circuitvit.models import Model, load, register, wrap
-    from circuitvit.pruning import (
-        Curve,
-        FamilySettings,
-        Finding,
-        MaskSettings,
-        Plan,
-        acdc,
-        circuit_curve,
-        ddmin,
-        find,
-        find_several,
-        learn_constants,
-        learn_mask,
-        refine,
-        score_curve,
-    )
-    from circuitvit.tasks import (
-        Constants,
-        Mean,
-        Noise,
-        Patch,
-        PerPair,
-        Resample,
-        Task,
-        TokenGroups,
-        Zero,
-        accuracy,
-        cross_entropy,
-        kl_divergence,
-        log_probability,
-        logit,
-        logit_diff,
-        probability,
-        split,
-    )
-    from circuitvit.verification import (
-        AuditSettings,
-        BeatsRandom,
-        Falls,
-        Flips,
-        Hypothesis,
-        Report,
-        Rises,
-        Unchanged,
-        Verdict,
-        audit,
-        flip_search,
-        patching_map,
-        read_hypotheses,
-        robustness,
-        stability,
-        verify,
-    )
-    from circuitvit.views.comparison import Comparison, compare
+    from circuitvit.attribution import METHODS as METHODS
+    from circuitvit.attribution import attribute as attribute
+    from circuitvit.attribution import attribute_nodes as attribute_nodes
+    from circuitvit.attribution import calibrate as calibrate
+    from circuitvit.engine import run as run
+    from circuitvit.errors import CircuitViTError as CircuitViTError
+    from circuitvit.graph import Circuit as Circuit
+    from circuitvit.graph import EdgeScores as EdgeScores
+    from circuitvit.graph import Fidelity as Fidelity
+    from circuitvit.graph import Graph as Graph
+    from circuitvit.graph import NodeScores as NodeScores
+    from circuitvit.groundtruth import Compiled as Compiled
+    from circuitvit.groundtruth import compiled as compiled
+    from circuitvit.models import Model as Model
+    from circuitvit.models import load as load
+    from circuitvit.models import register as register
+    from circuitvit.models import wrap as wrap
+    from circuitvit.pruning import Curve as Curve
+    from circuitvit.pruning import FamilySettings as FamilySettings
+    from circuitvit.pruning import Finding as Finding
+    from circuitvit.pruning import MaskSettings as MaskSettings
+    from circuitvit.pruning import Plan as Plan
+    from circuitvit.pruning import acdc as acdc
+    from circuitvit.pruning import circuit_curve as circuit_curve
+    from circuitvit.pruning import ddmin as ddmin
+    from circuitvit.pruning import find as find
+    from circuitvit.pruning import find_several as find_several
+    from circuitvit.pruning import learn_constants as learn_constants
+    from circuitvit.pruning import learn_mask as learn_mask
+    from circuitvit.pruning import refine as refine
+    from circuitvit.pruning import score_curve as score_curve
+    from circuitvit.tasks import Constants as Constants
+    from circuitvit.tasks import Mean as Mean
+    from circuitvit.tasks import Noise as Noise
+    from circuitvit.tasks import Patch as Patch
+    from circuitvit.tasks import PerPair as PerPair
+    from circuitvit.tasks import Resample as Resample
+    from circuitvit.tasks import Task as Task
+    from circuitvit.tasks import TokenGroups as TokenGroups
+    from circuitvit.tasks import Zero as Zero
+    from circuitvit.tasks import accuracy as accuracy
+    from circuitvit.tasks import cross_entropy as cross_entropy
+    from circuitvit.tasks import kl_divergence as kl_divergence
+    from circuitvit.tasks import log_probability as log_probability
+    from circuitvit.tasks import logit as logit
+    from circuitvit.tasks import logit_diff as logit_diff
+    from circuitvit.tasks import probability as probability
+    from circuitvit.tasks import split as split
+    from circuitvit.verification import AuditSettings as AuditSettings
+    from circuitvit.verification import BeatsRandom as BeatsRandom
+    from circuitvit.verification import Falls as Falls
+    from circuitvit.verification import Flips as Flips
+    from circuitvit.verification import Hypothesis as Hypothesis
+    from circuitvit.verification import Report as Report
+    from circuitvit.verification import Rises as Rises
+    from circuitvit.verification import Unchanged as Unchanged
+    from circuitvit.verification import Verdict as Verdict
+    from circuitvit.verification import audit as audit
+    from circuitvit.verification import flip_search as flip_search
+    from circuitvit.verification import patching_map as patching_map
+    from circuitvit.verification import read_hypotheses as read_hypotheses
+    from circuitvit.verification import robustness as robustness
+    from circuitvit.verification import stability as stability
+    from circuitvit.verification import verify as verify
+    from circuitvit.views.comparison import Comparison as Comparison
+    from circuitvit.views.comparison import compare as compare
 else:
-    __getattr__, __dir__ = lazy(
+    __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
             "circuitvit.attribution": "METHODS attribute attribute_nodes calibrate",
@@ -120,73 +126,4 @@ else:
             "training verification views"
         ),
     )
-
-__all__ = [
-    "METHODS",
-    "AuditSettings",
-    "BeatsRandom",
-    "Circuit",
-    "CircuitViTError",
-    "Comparison",
-    "Compiled",
-    "Constants",
-    "Curve",
-    "EdgeScores",
-    "Falls",
-    "FamilySettings",
-    "Fidelity",
-    "Finding",
-    "Flips",
-    "Graph",
-    "Hypothesis",
-    "MaskSettings",
-    "Mean",
-    "Model",
-    "NodeScores",
-    "Noise",
-    "Patch",
-    "PerPair",
-    "Plan",
-    "Report",
-    "Resample",
-    "Rises",
-    "Task",
-    "TokenGroups",
-    "Unchanged",
-    "Verdict",
-    "Zero",
-    "__version__",
-    "accuracy",
-    "acdc",
-    "attribute",
-    "attribute_nodes",
-    "audit",
-    "calibrate",
-    "circuit_curve",
-    "compare",
-    "compiled",
-    "cross_entropy",
-    "ddmin",
-    "find",
-    "find_several",
-    "flip_search",
-    "kl_divergence",
-    "learn_constants",
-    "learn_mask",
-    "load",
-    "log_probability",
-    "logit",
-    "logit_diff",
-    "patching_map",
-    "probability",
-    "read_hypotheses",
-    "refine",
-    "register",
-    "robustness",
-    "run",
-    "score_curve",
-    "split",
-    "stability",
-    "verify",
-    "wrap",
-]
+    __all__.append("__version__")

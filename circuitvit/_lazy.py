@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 def lazy(
     package: str, homes: Mapping[str, str], submodules: str = ""
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a package (PEP 562).
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """The functions `__getattr__` and `__dir__` of a package (PEP 562), and its `__all__`.
 
     Nothing is kept: a name is looked up at its home each time, so that a test may replace it there.
 
@@ -23,7 +23,7 @@ def lazy(
 
     Example:
         >>> import circuitvit._lazy
-        >>> get, names = circuitvit._lazy.lazy("circuitvit", {"circuitvit.errors": "DataError FileError"})
+        >>> get, names, _ = circuitvit._lazy.lazy("circuitvit", {"circuitvit.errors": "DataError FileError"})
         >>> names(), get("DataError").__name__
         (['DataError', 'FileError'], 'DataError')
     """
@@ -40,4 +40,4 @@ def lazy(
     def __dir__() -> list[str]:
         return sorted([*home, *own])
 
-    return __getattr__, __dir__
+    return __getattr__, __dir__, list(home)

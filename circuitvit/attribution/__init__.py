@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from circuitvit.attribution.nodes import attribute_nodes
     from circuitvit.attribution.scoring import attribute, provenance_of
 else:
-    __getattr__, __dir__ = lazy(
+    __getattr__, __dir__, _ = lazy(
         __name__,
         {
             "circuitvit.attribution.budget": "Budget",

@@ -30,7 +30,6 @@ from circuitvit.engine import (
     BatchRun,
     Gradients,
     batch_runs,
-    deltas_of,
     gradients,
     output_gradients,
     progress_bar,
@@ -122,7 +121,7 @@ def edge_deltas(
         edges: sender and token group of each; other tokens than the group's have 0.
         tokens: how many of the first tokens are asked for.
     """
-    deltas = deltas_of(run.sources, edges[:, 0], tokens)
+    deltas = run.sources.all_deltas[edges[:, 0], :, :tokens]
     members = run.sources.members
     if members is None:
         return deltas

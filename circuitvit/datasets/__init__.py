@@ -8,4 +8,4 @@ if TYPE_CHECKING:
     from circuitvit.datasets import catdog as catdog
     from circuitvit.datasets import digits as digits
 else:
-    __getattr__, __dir__ = lazy(__name__, {}, submodules="catdog digits")
+    __getattr__, __dir__, _ = lazy(__name__, {}, submodules="catdog digits")

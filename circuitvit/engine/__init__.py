@@ -9,14 +9,13 @@ from circuitvit.engine.evaluator import (
     check_effect,
     choose_batch_size,
     clean_logits,
-    kept_edges,
     run,
 )
 from circuitvit.engine.gradients import Gradients, gradients, output_gradients, stream_gradients
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.processes import joined, launched, own_share, progress_bar, summed
-from circuitvit.engine.references import Reference, References, Sources, deltas_of, reference_source
+from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs, run_from
 from circuitvit.engine.state import Saved, StateFile
@@ -41,11 +40,9 @@ __all__ = [
     "check_logits",
     "choose_batch_size",
     "clean_logits",
-    "deltas_of",
     "differences",
     "gradients",
     "joined",
-    "kept_edges",
     "launched",
     "masked_run",
     "new_workspace",

@@ -428,7 +428,11 @@ class Evaluator:
         return mask & self.graph.edge_mask
 
     def _base_mask(self, kept: EdgeMask) -> EdgeMask:
-        """The edges that keep the outputs of the run that is intervened on."""
+        """The edges that keep the outputs of the run that is intervened on.
+
+        Noising keeps the circuit and ablates the rest of the clean run. Denoising restores the circuit in the
+        corrupt run: its edges get the reference (clean) outputs, so what is kept is its complement.
+        """
         return self.graph.edge_mask & ~kept if self.prepared.denoising else kept
 
     @torch.no_grad()
@@ -467,20 +471,6 @@ class Evaluator:
 
 
 # -- functions -----------------------------------------------------------------------------------
-
-
-def kept_edges(prepared: PreparedTask, circuit: Circuit) -> EdgeMask:
-    """The edges that keep the base run's outputs when a circuit is tested.
-
-    Noising keeps the circuit and ablates the rest of the clean run. Denoising restores the circuit in the
-    corrupt run: its edges get the reference (clean) outputs, so what is kept is its complement.
-
-    Raises:
-        OptionError: if the circuit belongs to another graph.
-    """
-    if circuit.graph != prepared.graph:
-        raise OptionError(f"the circuit belongs to {circuit.graph}, the task to {prepared.graph}")
-    return prepared.graph.edge_mask & ~circuit.kept if prepared.denoising else circuit.kept
 
 
 def run(

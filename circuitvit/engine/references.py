@@ -13,10 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs
@@ -278,13 +276,6 @@ class Sources:
         for stage, compact in zip(self.model.stages[1:-1], self.base.compacts[1:-1], strict=True):
             reads += compact.nbytes * len(stage.nodes.receivers) // len(stage.nodes.senders)
         return sum(each.nbytes for each in held) + reads
-
-
-def deltas_of(
-    sources: Sources, senders: NDArray[np.intp], tokens: int
-) -> Float[Tensor, "edge batch token d_model"]:
-    """Reference minus base output of each edge's sender, where several edges may have the same."""
-    return sources.all_deltas[senders, :, :tokens]
 
 
 # -- the ablations -------------------------------------------------------------------------------

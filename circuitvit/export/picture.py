@@ -237,23 +237,3 @@ def _nodes(graph: Graph, edges: Sequence[DrawnEdge], thumbs: Collection[str]) ->
         thumb = THUMB if present and name in thumbs else 0.0
         nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.layer, own, inputs, present, thumb))
     return tuple(nodes)
-
-
-def _title(circuit: Circuit) -> str:
-    model = circuit.provenance.model
-    return f"Circuit of {model}" if model else "Circuit"
-
-
-def _counts(circuit: Circuit, shown: int) -> str:
-    graph = circuit.graph
-    edges = (
-        f"{len(circuit):,} of {graph.n_edges:,} edges, {len(circuit.nodes):,} of {len(graph.nodes):,} nodes"
-    )
-    return edges if shown == len(circuit) else f"{edges}; drawn: the {shown:,} strongest"
-
-
-def _origin(circuit: Circuit) -> str:
-    made = circuit.provenance
-    known = {"model": made.model, "method": made.method, "task": made.task}
-    parts = [f"{key}: {value}" for key, value in known.items() if value]
-    return " · ".join([*parts, f"circuitvit {made.library}"]) if parts else ""

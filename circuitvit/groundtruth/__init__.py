@@ -5,7 +5,7 @@ modules, and take part in everything: `circuitvit.compiled("relay").model` is a 
 
     programs    scenes, the language, the five programs, adversarial parts
     compiler    `compiled`: from a program to weights, and the edges that it is wired by
-    separation  edges that matter, by brute force, and how well scores find them
+    edges       edges that matter, by brute force, and how well scores find them
 
 Lindner et al. 2023, "Tracr", arXiv:2301.05062; Gupta et al. 2024, "InterpBench: semi-synthetic transformers
 for evaluating mechanistic interpretability techniques", arXiv:2407.14494; Mueller et al. 2025, "MIB: a
@@ -13,8 +13,8 @@ mechanistic interpretability benchmark", arXiv:2504.13151.
 """
 
 from circuitvit.groundtruth.compiler import CLASSES, Compiled, compiled
+from circuitvit.groundtruth.edges import Separation, active_edges, separation
 from circuitvit.groundtruth.programs import PARTS, PROGRAMS
-from circuitvit.groundtruth.separation import Separation, active_edges, separation
 
 __all__ = [
     "CLASSES",

@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING
 from circuitvit._lazy import lazy
 
 if TYPE_CHECKING:
-    from circuitvit.groundtruth import Separation, active_edges, separation
-    from circuitvit.testing.assertions import (
-        assert_faithful,
-        assert_hypothesis,
-        assert_minimal,
-        assert_necessary,
-        assert_unchanged,
-    )
-    from circuitvit.testing.log import Entry, entries
+    from circuitvit.groundtruth import Separation as Separation
+    from circuitvit.groundtruth import active_edges as active_edges
+    from circuitvit.groundtruth import separation as separation
+    from circuitvit.testing.assertions import assert_faithful as assert_faithful
+    from circuitvit.testing.assertions import assert_hypothesis as assert_hypothesis
+    from circuitvit.testing.assertions import assert_minimal as assert_minimal
+    from circuitvit.testing.assertions import assert_necessary as assert_necessary
+    from circuitvit.testing.assertions import assert_unchanged as assert_unchanged
+    from circuitvit.testing.log import Entry as Entry
+    from circuitvit.testing.log import entries as entries
 else:
-    __getattr__, __dir__ = lazy(
+    __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
             "circuitvit.groundtruth": "Separation active_edges separation",
@@ -39,16 +40,3 @@ else:
             "circuitvit.testing.log": "Entry entries",
         },
     )
-
-__all__ = [
-    "Entry",
-    "Separation",
-    "active_edges",
-    "assert_faithful",
-    "assert_hypothesis",
-    "assert_minimal",
-    "assert_necessary",
-    "assert_unchanged",
-    "entries",
-    "separation",
-]

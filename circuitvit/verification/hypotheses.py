@@ -48,7 +48,7 @@ from circuitvit.tasks import (
     prepare,
 )
 from circuitvit.tasks.ablations import as_ablation
-from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.tasks.classes import class_indices, class_label
 from circuitvit.tasks.metrics import ClassSpec
 from circuitvit.tasks.task import ImageSpec
 from circuitvit.verification.null import connected_circuits, edges_of_same_kind
@@ -74,6 +74,7 @@ from circuitvit.verification.verdict import (
     Verdict,
     check_clusters,
     check_level,
+    of_rows,
     rank_verdict,
 )
 
@@ -423,41 +424,49 @@ def _rule(expect: Expectation, case: _Case) -> _Found:
 
 def _moves(case: _Case, move: NDArray[np.float64], by: float, name: str) -> _Found:
     effect = case.mean(move)
-    if case.facts:
-        verdict = SUPPORTED if effect.value >= by else REFUTED
-        return _fact(verdict, f"The {name} is {effect.value:.4g}", name, effect, len(move))
     above = mean_above(move, by, case.settings, case.clusters)
     below = mean_above(-move, -by, case.settings, case.clusters)
-    if above is None or below is None:
-        return _too_few(case, name, effect, len(move))
-    verdict = case.of_two(above, below)
-    said = {
-        SUPPORTED: f"shown to be at least {by:g}",
-        REFUTED: f"shown to be less than {by:g}",
-        UNDECIDED: f"which may be more or less than {by:g}",
-    }
-    reason = f"The {name} is {effect} on average, {said[verdict]}."
-    return _Found(verdict, reason, name, effect, min(above, below))
+    words = f"at least {by:g}", f"less than {by:g}", f"more or less than {by:g}"
+    return _of_two(case, name, effect, effect.value >= by, (above, below), words)
 
 
 def _stays(case: _Case, within: float) -> _Found:
-    change, name = case.change, "change of the metric"
-    effect, room = case.mean(change), np.full_like(change, within)
+    effect, room = case.mean(case.change), np.full_like(case.change, within)
+    inside = equivalence_p(case.change, room, case.settings, case.clusters)
+    beyond = beyond_p(case.change, room, case.settings, case.clusters)
+    smaller, larger = f"smaller than {within:g} (two one-sided tests)", f"larger than {within:g}"
+    words = smaller, larger, f"smaller or larger than {within:g}"
+    return _of_two(case, "change of the metric", effect, abs(effect.value) < within, (inside, beyond), words)
+
+
+def _of_two(
+    case: _Case,
+    name: str,
+    effect: Estimate,
+    holds: bool,
+    p_values: tuple[float | None, float | None],
+    words: tuple[str, str, str],
+) -> _Found:
+    """A claim on a mean, from the p-values of its opposite and of itself.
+
+    Args:
+        case: the claim.
+        name: of the mean.
+        effect: its value.
+        holds: whether the claim is true of these pairs.
+        p_values: of the claim's opposite, and of the claim.
+        words: how large the mean is where the claim is supported, refuted and undecided.
+    """
+    n, (for_it, against) = len(case.evaluator), p_values
     if case.facts:
-        verdict = SUPPORTED if abs(effect.value) < within else REFUTED
-        return _fact(verdict, f"The {name} is {effect.value:.4g}", name, effect, len(change))
-    inside = equivalence_p(change, room, case.settings, case.clusters)
-    beyond = beyond_p(change, room, case.settings, case.clusters)
-    if inside is None or beyond is None:
-        return _too_few(case, name, effect, len(change))
-    verdict = case.of_two(inside, beyond)
-    said = {
-        SUPPORTED: f"shown to be smaller than {within:g} (two one-sided tests)",
-        REFUTED: f"shown to be larger than {within:g}",
-        UNDECIDED: f"which may be smaller or larger than {within:g}",
-    }
-    reason = f"The {name} is {effect} on average, {said[verdict]}."
-    return _Found(verdict, reason, name, effect, min(inside, beyond))
+        return _fact(holds, f"The {name} is {effect.value:.4g}", name, effect, n)
+    if for_it is None or against is None:
+        return _too_few(case, name, effect, n)
+    verdict = case.of_two(for_it, against)
+    said = dict(zip((SUPPORTED, REFUTED, UNDECIDED), words, strict=True))[verdict]
+    shown = "which may be" if verdict == UNDECIDED else "shown to be"
+    reason = f"The {name} is {effect} on average, {shown} {said}."
+    return _Found(verdict, reason, name, effect, min(for_it, against))
 
 
 def _flips(case: _Case, flips: Flips) -> _Found:
@@ -467,10 +476,10 @@ def _flips(case: _Case, flips: Flips) -> _Found:
             f"{model.name} has no classes, so nothing flips: claim that the metric falls or rises"
         )
     before, after = case.evaluator.tops(case.evaluator.graph.edge_mask), case.evaluator.tops(case.kept)
-    name, goal = "share of pairs that flip", _class_indices(model, flips.to)
+    name, goal = "share of pairs that flip", class_indices(model, flips.to)
     starts = ~np.isin(before, goal)
     if flips.start is not None:
-        starts = np.isin(before, _class_indices(model, flips.start))
+        starts = np.isin(before, class_indices(model, flips.start))
     if not starts.any():
         reason = f"No pair starts as the claim says: the whole model sees {_seen(model, before)}."
         return _Found(UNDECIDED, reason, name, Estimate(0.0), scope=THESE_PAIRS)
@@ -479,13 +488,10 @@ def _flips(case: _Case, flips: Flips) -> _Found:
     found = f"{int(hits.sum())} of {n} pairs flip (they become {_seen(model, after[starts])})"
     details = {"flipped": int(hits.sum()), "started": n}
     if case.facts:
-        verdict = SUPPORTED if share >= flips.share else REFUTED
-        return _fact(verdict, found, name, Estimate(share), n, details)
+        return _fact(share >= flips.share, found, name, Estimate(share), n, details)
     if n < MIN_PAIRS:
         return _too_few(case, name, Estimate(share), n)
-    labels = (
-        None if case.clusters is None else [case.clusters[row] for row in np.flatnonzero(starts).tolist()]
-    )
+    labels = of_rows(case.clusters, np.flatnonzero(starts))
     often, seldom, effect = _share_tests(case, hits, flips.share, labels)
     if often is None or seldom is None:
         return _too_few(case, name, effect, len(set(labels or ())))
@@ -497,14 +503,9 @@ def _flips(case: _Case, flips: Flips) -> _Found:
 
 def _beats(case: _Case, n: int) -> _Found:
     whole_circuit = len(case.edges) > 0 and case.edges == case.edges.pruned()
-    drawn: Sequence[Circuit]
-    if whole_circuit:
-        drawn, kind = (
-            connected_circuits(case.edges, n, case.settings.seed),
-            "connected circuits of its profile",
-        )
-    else:
-        drawn, kind = edges_of_same_kind(case.edges, n, case.settings.seed), "sets of edges of the same kind"
+    kind = "connected circuits of its profile" if whole_circuit else "sets of edges of the same kind"
+    draw = connected_circuits if whole_circuit else edges_of_same_kind
+    drawn = draw(case.edges, n, case.settings.seed)
     if all(each == case.edges for each in drawn):
         raise DataError("there are no other edges of the same kind to compare with: state another claim")
     change, evaluator = case.change, case.evaluator
@@ -548,8 +549,9 @@ def _share_tests(
 
 
 def _fact(
-    verdict: str, found: str, name: str, effect: Estimate, n: int, details: Mapping[str, Any] | None = None
+    holds: bool, found: str, name: str, effect: Estimate, n: int, details: Mapping[str, Any] | None = None
 ) -> _Found:
+    verdict = SUPPORTED if holds else REFUTED
     pairs = "this pair" if n == 1 else f"these {n} pairs"
     reason = f"{found}: an exact statement about {pairs}; nothing is inferred about others."
     return _Found(verdict, reason, name, effect, scope=THESE_PAIRS, details=details or {})
@@ -562,11 +564,6 @@ def _too_few(case: _Case, name: str, effect: Estimate, n: int) -> _Found:
         f'{MIN_PAIRS}. Give more, or claim it of "these pairs" only.'
     )
     return _Found(UNDECIDED, reason, name, effect)
-
-
-def _class_indices(model: Model, spec: ClassSpec) -> list[int]:
-    wanted = [spec] if isinstance(spec, (int, str)) else list(spec)
-    return [class_index(model, each) for each in wanted]
 
 
 def _seen(model: Model, tops: NDArray[np.int64]) -> str:

@@ -30,13 +30,13 @@ from circuitvit.verification.statistics import (
     ROUNDING,
     Bootstrap,
     Estimate,
-    as_extreme,
     beyond_p,
     detection_power,
     equivalence_p,
     hsic,
     hsic_permutation_p,
     power_of_equivalence,
+    rank_p,
     ratio_interval,
 )
 from circuitvit.verification.verdict import (
@@ -45,6 +45,7 @@ from circuitvit.verification.verdict import (
     UNDECIDED,
     AuditSettings,
     Verdict,
+    of_rows,
 )
 
 MOST_TRIES = 1000
@@ -134,7 +135,7 @@ def minimality_p_values(
         >>> minimality_p_values(np.array([5.0, 0.5]), np.arange(4.0)).tolist()
         [0.2, 0.8]
     """
-    return np.array([(as_extreme(float(size), drawn) + 1) / (len(drawn) + 1) for size in own])
+    return np.array([rank_p(float(size), drawn) for size in own])
 
 
 def inflated_circuits(circuit: Circuit, n: int, seed: int = 0) -> list[tuple[EdgeMask, EdgeMask]]:
@@ -219,18 +220,17 @@ def completeness_test(
     alpha, margin, draws = settings.alpha, settings.completeness_margin, settings.draws
     sets = knock_outs(evaluator, circuit, n_random, greedy_steps, settings.seed)
     difference = _differences(evaluator, circuit, [each.edges for each in sets])
-    difference *= np.sign(evaluator.effect.mean())
+    sign = np.sign(evaluator.effect.mean())
+    difference, effect = sign * difference, sign * evaluator.effect
     tests = [
-        _test(row, evaluator.effect, each, margin, alpha, draws, clusters)
+        _test(row, effect, each, margin, alpha, draws, clusters)
         for row, each in zip(difference, sets, strict=True)
     ]
-    shares = [abs(test.share) for test in tests]
-    worst = int(np.argmax(shares))
+    worst = int(np.argmax([abs(test.share) for test in tests]))
     known = [test.p_value for test in tests if test.p_value is not None]
     p_value = max(known) if len(known) == len(tests) else None
     verdict = _completeness_verdict(p_value, tests, alpha)
-    rows, oriented = sets[worst].rows, evaluator.effect * np.sign(evaluator.effect.mean())
-    labels = None if clusters is None else [clusters[row] for row in rows]
+    rows = sets[worst].rows
     powers = [test.power for test in tests if test.power is not None]
     return Verdict(
         claim="completeness",
@@ -239,7 +239,7 @@ def completeness_test(
         expectation=f"the circuit fails as the model fails, to within {margin:.0%} of the behaviour",
         null="for some set of its edges, ablating them in both leaves a difference beyond the margin",
         statistic="largest difference as a share of the behaviour",
-        effect=ratio_interval(difference[worst][rows], oriented[rows], draws, labels),
+        effect=ratio_interval(difference[worst][rows], effect[rows], draws, of_rows(clusters, rows)),
         p_value=p_value,
         n=len(rows),
         alpha=alpha,
@@ -316,10 +316,12 @@ def independence_test(
     power = detection_power(n, alpha, seed) if n > 2 else None
     correlation = float(np.corrcoef(full, rest)[0, 1]) if n > 2 and varies else 0.0
     share = float(rest.sum() / full.sum())
+    verdict, why, more = _independence_verdict(p_value, power, varies, alpha)
+    carries = f"the complement carries {round(share, 3) + 0.0:.1%} of the behaviour on average"
     return Verdict(
         claim="independence of the complement",
-        verdict=_independence_verdict(p_value, power, varies, alpha),
-        reason=_independence_reason(p_value, power, varies, alpha, share),
+        verdict=verdict,
+        reason=f"{why}; {carries}.{more}",
         expectation="the rest of the model knows nothing of the behaviour",
         null="what the complement restores is independent of how strong the behaviour is",
         statistic="correlation",
@@ -419,9 +421,7 @@ def _test(
     settings: Bootstrap,
     clusters: Sequence[str] | None,
 ) -> _Tested:
-    labels = None if clusters is None else [clusters[row] for row in each.rows]
-    change = difference[each.rows]
-    room = margin * effect[each.rows] * np.sign(effect.mean())
+    labels, change, room = of_rows(clusters, each.rows), difference[each.rows], margin * effect[each.rows]
     return _Tested(
         share=float(change.mean() / (room.mean() / margin)),
         p_value=equivalence_p(change, room, settings, labels),
@@ -464,37 +464,30 @@ def _completeness_verdict(p_value: float | None, tests: Sequence[_Tested], alpha
 
 
 def _completeness_reason(verdict: str, worst: KnockOut, share: float, margin: float, n_sets: int) -> str:
-    found = (
+    ending = {
+        SUPPORTED: f"; all differences are shown to be below {margin:g}.",
+        REFUTED: f". A difference beyond {margin:g} is shown: something outside the circuit stands in.",
+        UNDECIDED: f". That all differences are below {margin:g} is not shown.",
+    }
+    return (
         f"Of {n_sets} sets of its edges, circuit and model differ most without {worst.name} "
-        f"({int(worst.edges.sum())} edges): by {share:+.3f} of the behaviour"
+        f"({int(worst.edges.sum())} edges): by {share:+.3f} of the behaviour{ending[verdict]}"
     )
-    if verdict == SUPPORTED:
-        return f"{found}; all differences are shown to be below {margin:g}."
-    if verdict == REFUTED:
-        return f"{found}. A difference beyond {margin:g} is shown: something outside the circuit stands in."
-    return f"{found}. That all differences are below {margin:g} is not shown."
 
 
-def _independence_verdict(p_value: float | None, power: float | None, varies: bool, alpha: float) -> str:
+def _independence_verdict(
+    p_value: float | None, power: float | None, varies: bool, alpha: float
+) -> tuple[str, str, str]:
+    """The verdict, why, and what else there is to say."""
+    if p_value is None and varies:
+        return UNDECIDED, "There are too few pairs to tell", ""
     if p_value is None:
-        return UNDECIDED if varies else SUPPORTED
+        return SUPPORTED, "What the complement says does not vary", ""
     if p_value <= alpha:
-        return REFUTED
-    return SUPPORTED if power is not None and power >= ENOUGH_POWER else UNDECIDED
-
-
-def _independence_reason(
-    p_value: float | None, power: float | None, varies: bool, alpha: float, share: float
-) -> str:
-    carries = f"the complement carries {round(share, 3) + 0.0:.1%} of the behaviour on average"
-    if p_value is None:
-        why = "There are too few pairs to tell" if varies else "What the complement says does not vary"
-        return f"{why}; {carries}."
-    if p_value <= alpha:
-        return f"What the complement says depends on the behaviour; {carries}."
-    found = f"No dependence was found; {carries}."
-    if power is None or power < ENOUGH_POWER:
-        found += (
-            f" A correlation of {ALTERNATIVE} would have been found in {power or 0:.0%} of such samples only."
-        )
-    return found
+        return REFUTED, "What the complement says depends on the behaviour", ""
+    if power is not None and power >= ENOUGH_POWER:
+        return SUPPORTED, "No dependence was found", ""
+    seldom = (
+        f" A correlation of {ALTERNATIVE} would have been found in {power or 0:.0%} of such samples only."
+    )
+    return UNDECIDED, "No dependence was found", seldom

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 from scipy.spatial.distance import pdist, squareform
@@ -302,9 +302,8 @@ def equivalence_p(
         >>> equivalence_p(small, margin, Bootstrap()) < 0.05
         True
     """
-    sides = [mean_above(margin + sign * difference, 0.0, settings, clusters) for sign in (1.0, -1.0)]
-    known = [side for side in sides if side is not None]
-    return max(known) if len(known) == 2 else None
+    sides = [mean_above(margin + side, 0.0, settings, clusters) for side in (difference, -difference)]
+    return max((side for side in sides if side is not None), default=None)
 
 
 def beyond_p(
@@ -317,7 +316,7 @@ def beyond_p(
 
     The smaller of two one-sided p-values, so compare it with half the level; None with too few pairs.
     """
-    sides = [mean_above(sign * difference - margin, 0.0, settings, clusters) for sign in (1.0, -1.0)]
+    sides = [mean_above(side - margin, 0.0, settings, clusters) for side in (difference, -difference)]
     return min((side for side in sides if side is not None), default=None)
 
 
@@ -328,12 +327,9 @@ def power_of_equivalence(
     clusters: ArrayLike | None = None,
 ) -> float | None:
     """The power of `equivalence_p` were the true difference 0, at this spread and number of pairs."""
-    sides = [
-        power_of_mean(margin + sign * difference, float(margin.mean()), alpha, clusters)
-        for sign in (1.0, -1.0)
-    ]
-    known = [power for power in sides if power is not None]
-    return max(0.0, sum(known) - 1) if len(known) == 2 else None
+    shift, sides = float(margin.mean()), (difference, -difference)
+    powers = [power_of_mean(margin + side, shift, alpha, clusters) for side in sides]
+    return None if None in powers else max(0.0, sum(filter(None, powers)) - 1)
 
 
 def power_of_mean(
@@ -433,10 +429,7 @@ def _tail_of_zero(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap
 ) -> float:
     """How far out in the BCa distribution of a ratio of means 0 lies: `_tails` solved for the level."""
-    n_pairs, value = len(numerator), float(numerator.sum() / denominator.sum())
-    counts = _counts(n_pairs, settings)
-    resampled = (counts @ numerator) / (counts @ denominator)
-    left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
+    n_pairs, (value, resampled, left_out) = len(numerator), _redrawn(numerator, denominator, settings)
     bias, acceleration = _bias(value, resampled), _acceleration(left_out)
     half = 0.5 / settings.n_resamples
     below = np.clip((resampled < 0).mean() + (resampled == 0).mean() / 2, half, 1 - half)
@@ -451,22 +444,26 @@ def _tail_of_zero(
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap) -> Estimate:
-    value = float(numerator.sum() / denominator.sum())
     if len(numerator) < MIN_PAIRS:
-        return Estimate(value)
-    counts = _counts(len(numerator), settings)
+        return Estimate(float(numerator.sum() / denominator.sum()))
     with np.errstate(divide="ignore", invalid="ignore"):
-        resampled = (counts @ numerator) / (counts @ denominator)
-        left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
+        value, resampled, left_out = _redrawn(numerator, denominator, settings)
     resampled = resampled[np.isfinite(resampled)]  # a denominator of exactly 0 says nothing about the tails
     low, high = np.quantile(resampled, _tails(value, resampled, left_out, settings.level))
     return Estimate(value, float(low), float(high))
 
 
-def _counts(n_pairs: int, settings: Bootstrap) -> Int64[NDArray[np.int64], "resample pair"]:
-    """How often each pair is in each resample: drawing `n_pairs` with replacement is a multinomial."""
-    rng = np.random.default_rng(settings.seed)
-    return rng.multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), size=settings.n_resamples)
+def _redrawn(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """A ratio of means, that of each resample, and that without each pair in turn (the jackknife).
+
+    How often each pair is in a resample: drawing `n` pairs with replacement is a multinomial.
+    """
+    n, rng = len(numerator), np.random.default_rng(settings.seed)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=settings.n_resamples)
+    left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
+    return float(numerator.sum() / denominator.sum()), (counts @ numerator) / (counts @ denominator), left_out
 
 
 def _tails(

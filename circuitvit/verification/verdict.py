@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from circuitvit.errors import OptionError
@@ -164,6 +166,11 @@ def check_clusters(clusters: Sequence[str] | None, n: int) -> None:
     """
     if clusters is not None and len(clusters) != n:
         raise OptionError(f"{len(clusters)} clusters for {n} pairs: give one for each")
+
+
+def of_rows(clusters: Sequence[str] | None, rows: NDArray[np.intp]) -> list[str] | None:
+    """The clusters of some pairs."""
+    return None if clusters is None else [clusters[row] for row in rows]
 
 
 def rank_verdict(b: int, n: int, alpha: float) -> str:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.attribution import provenance_of
-from circuitvit.engine import Evaluator, Measured, kept_edges
-from circuitvit.errors import OptionError
+from circuitvit.engine import Evaluator, Measured
 from circuitvit.graph import Circuit, Provenance
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -109,11 +108,9 @@ def verify(
     """
     settings = Bootstrap(n_resamples=n_bootstrap, seed=seed)
     audited = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
-    if batch_size is not None and batch_size < 1:
-        raise OptionError(f"batch_size must be at least 1, not {batch_size}")
     prepared = [prepare(model, each, progress) for each in (task, held_out) if each is not None]
     for each in prepared:  # refuse another graph now, before the first set of pairs has been run
-        kept_edges(each, circuit)
+        Evaluator(each, batch_size=batch_size, memory=memory).check(circuit)
     if audited:
         n_random = audited.n_random
     randoms = connected_circuits(circuit, n_random, audited.seed if audited else seed)

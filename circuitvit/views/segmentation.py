@@ -20,7 +20,7 @@ from torch import Tensor
 from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
-from circuitvit.groundtruth.separation import average_precision
+from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
 from circuitvit.views.attribution import direct_logit_attribution

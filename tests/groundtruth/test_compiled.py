@@ -11,8 +11,8 @@ from torch import Tensor
 
 import circuitvit as cv
 from circuitvit.groundtruth import PARTS, PROGRAMS
+from circuitvit.groundtruth.edges import largest_effects
 from circuitvit.groundtruth.programs import N_PATCHES, images_of
-from circuitvit.groundtruth.separation import largest_effects
 from circuitvit.testing import active_edges
 
 PLAIN = [(name, ()) for name in PROGRAMS]

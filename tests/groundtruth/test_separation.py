@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import circuitvit as cv
 from circuitvit.graph import StageNodes
-from circuitvit.groundtruth.separation import largest_effects
+from circuitvit.groundtruth.edges import largest_effects
 from circuitvit.testing import active_edges, separation
 from tests.strategies import Case, cases
 

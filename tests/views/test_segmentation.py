@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, jaccard_score
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, NameNotFoundError, OptionError
-from circuitvit.groundtruth.separation import average_precision
+from circuitvit.groundtruth.edges import average_precision
 from circuitvit.views import PatchEvidence, Subjects, logit_lens, patch_evidence
 from circuitvit.views.segmentation import best_iou, iou
 
