@@ -11,7 +11,13 @@ from circuitvit.engine.evaluator import (
     clean_logits,
     run,
 )
-from circuitvit.engine.gradients import Gradients, gradients, output_gradients, stream_gradients
+from circuitvit.engine.gradients import (
+    Gradients,
+    gradients,
+    output_gradients,
+    refuse_inference_mode,
+    stream_gradients,
+)
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
 from circuitvit.engine.processes import joined, launched, own_share, progress_bar, summed
@@ -54,6 +60,7 @@ __all__ = [
     "patch_stream",
     "progress_bar",
     "reference_source",
+    "refuse_inference_mode",
     "run",
     "run_from",
     "soft_run",

@@ -25,7 +25,7 @@ from circuitvit.engine.runs import Capture, capture, check_logits
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask, Graph
 from circuitvit.models import Model
-from circuitvit.tasks import Batch, PreparedTask, Task, divergence, prepare
+from circuitvit.tasks import Batch, Mean, PreparedTask, Resample, Task, divergence, prepare
 
 CPU_BUDGET = 2**30
 """Bytes that a batch may take on the CPU, and as many all batches that are held, unless told otherwise."""
@@ -304,7 +304,10 @@ class Evaluator:
         if level in self._checked:
             return
         metric, names = self.prepared.metric.label, self.prepared.clean.names
-        check_effect(self.whole, self.nothing, label=metric, names=names, level=level)
+        try:
+            check_effect(self.whole, self.nothing, label=metric, names=names, level=level)
+        except DataError as error:
+            raise DataError(f"{error}{_same_on_average(self.prepared)}") from error
         (none,) = self.measure([self._nothing])
         if self._largest and none.change.max() <= ROUNDING * self._largest:
             # some metrics magnify rounding: on equal images a divergence is 0 with every edge, 1e-8 with none
@@ -551,6 +554,19 @@ def check_effect(
         f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
         "another target and foil"
     )
+
+
+def _same_on_average(prepared: PreparedTask) -> str:
+    """Why some ablations leave the mean of a metric as it is, which other pairs would not help."""
+    if isinstance(prepared.ablation, Resample):
+        return (
+            ". With resample ablation every image gets what the parts wrote on another image of the task, "
+            "so that with everything ablated images are only exchanged, and their mean stays: use "
+            "ablation='patch' or 'mean', or classes that differ from pair to pair"
+        )
+    if isinstance(prepared.ablation, Mean) and len(prepared) == 1 and prepared.corrupt is None:
+        return ". The mean over one image is that image: give more images to average, Mean(images=...)"
+    return ""
 
 
 def _mean_range(

@@ -49,6 +49,16 @@ class Gradients:
         ]
 
 
+def refuse_inference_mode() -> None:
+    """Refuse work with gradients under `torch.inference_mode`; `torch.no_grad` does no harm.
+
+    Raises:
+        OptionError: always under it.
+    """
+    if torch.is_inference_mode_enabled():
+        raise OptionError("torch.inference_mode gives no gradients: leave it, or use method='exact'")
+
+
 def gradients(
     model: Model,
     embedded: Tensor,
@@ -63,8 +73,7 @@ def gradients(
         objective: logits `(batch, class)` to one number for each image.
         stream: where the layers start instead, such as a point between two inputs.
     """
-    if torch.is_inference_mode_enabled():
-        raise OptionError("torch.inference_mode gives no gradients: leave it, or use method='exact'")
+    refuse_inference_mode()
     source, *layers, readout = model.essential
     streams: list[Tensor | None] = [None]
     compacts = [embedded]

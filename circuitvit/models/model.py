@@ -253,12 +253,30 @@ class Origin:
             {name: tensor.data_ptr() for name, tensor in (*each.named_parameters(), *each.named_buffers())}
             for each in (twin, module)
         )
-        if own != now:
+        if own == now:
+            self._check_structure(twin, module)
+        else:
             name = next(name for name in (*own, *now) if own.get(name) != now.get(name))
             raise ModelError(
                 f"{name} of the module that was wrapped is another tensor now (a part was replaced, or the "
                 "module was moved, cast, or loaded with assign=True): wrap the module again"
             )
+
+    def _check_structure(self, twin: nn.Module, module: nn.Module) -> None:
+        """Refuse a module with other parts, or other settings of a part, than when it was wrapped.
+
+        Raises:
+            ModelError: naming the part.
+        """
+        ours, theirs = dict(twin.named_modules()), dict(module.named_modules())
+        for name in (*ours, *theirs):
+            before, after = (_said(parts.get(name)) for parts in (ours, theirs))
+            changed = [key for key, value in before.items() if after.get(key) != value]
+            if changed or not before:
+                raise ModelError(
+                    f"{name or type(module).__name__} of the module that was wrapped has been changed since "
+                    f"({', '.join(changed) or 'it is new'}): wrap the module again"
+                )
 
     def looks_different(self, tensors: Iterator[Tensor]) -> bool:
         """Whether the values have changed since the last look."""
@@ -273,6 +291,14 @@ class Origin:
         if self._hash is None or self._hash[0] != version:
             self._hash = version, make()
         return self._hash[1]
+
+
+def _said(part: nn.Module | None) -> dict[str, object]:
+    """The class of a part, and its settings that are words, truth values or fractions."""
+    if part is None:
+        return {}
+    said = {name: value for name, value in vars(part).items() if isinstance(value, (str, bool, float))}
+    return {**said, "training": None, "class": type(part).__name__}
 
 
 ROWS = 64

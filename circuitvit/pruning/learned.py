@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.scoring import provenance_of
-from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, soft_run
+from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, refuse_inference_mode, soft_run
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.models import Model
@@ -196,6 +196,7 @@ class MaskTrainer:
         warm_start: EdgeScores | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:
+        refuse_inference_mode()
         graph = prepared.graph
         if not 1 <= edges <= graph.n_edges:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
@@ -224,6 +225,7 @@ class MaskTrainer:
         self._scale = max(abs(float(known.effect.mean())), 1e-9)
         self._queue: list[int] = []  # the batches that are left of this round, the next one last
 
+    @torch.enable_grad()
     def step(self) -> None:
         """One step of Adam on one minibatch."""
         if not self._queue:

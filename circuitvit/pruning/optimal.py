@@ -16,7 +16,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from circuitvit.engine import BatchRun, Evaluator, Reference, progress_bar, soft_run
+from circuitvit.engine import (
+    BatchRun,
+    Evaluator,
+    Reference,
+    progress_bar,
+    refuse_inference_mode,
+    soft_run,
+)
 from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit
 from circuitvit.models import Model
@@ -24,6 +31,7 @@ from circuitvit.pruning.refine import require_noising
 from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
 
 
+@torch.enable_grad()
 def learn_constants(
     model: Model,
     task: Task,
@@ -62,6 +70,7 @@ def learn_constants(
     if steps < 1 or not learning_rate > 0:
         raise OptionError(f"steps and learning_rate must be positive, not {steps} and {learning_rate}")
     require_noising(task)
+    refuse_inference_mode()
     prepared = prepare(model, task.with_options(ablation=Mean(per_token=per_token)), progress)
     pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
     pairs.check(circuit)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import circuitvit as cv
 from circuitvit.engine import Evaluator
-from circuitvit.errors import CircuitViTError, UnsupportedModelError
+from circuitvit.errors import CircuitViTError, DataError, ModelError, OptionError, UnsupportedModelError
 from circuitvit.models import registry
 from circuitvit.models.families.timm_vit import TimmViT
 from circuitvit.models.timm_import import import_timm
@@ -954,3 +954,55 @@ def taught(family: TimmViT, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_honest_family_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with taught(TimmViT(), monkeypatch):
         assert_right_or_refused(micro(Taught), refusable=False)
+
+
+# -- parts that are exchanged between two calls ------------------------------------------------------
+
+
+def other_activation(module: Any) -> None:
+    module.blocks[0].mlp.act = nn.ReLU()
+
+
+def other_pooling(module: Any) -> None:
+    module.global_pool = "avg"
+
+
+def other_eps(module: Any) -> None:
+    module.norm.eps = 0.5
+
+
+def one_part_more(module: Any) -> None:
+    module.blocks[1].mlp.extra = nn.Identity()
+
+
+@pytest.mark.parametrize("change", [other_activation, other_pooling, other_eps, one_part_more])
+def test_a_part_that_is_exchanged_after_wrapping_is_told(change: Callable[[Any], None]) -> None:
+    module = micro()
+    model = cv.wrap(module)
+    module.note = "what a user writes on a module harms nobody"
+    scored(model, "eap")
+    change(module)
+    with pytest.raises(ModelError, match=r"has been changed since.*wrap the module again"):
+        scored(model, "eap")
+    scored(cv.wrap(module), "eap")
+
+
+# -- what is switched on or off around searches -------------------------------------------------------
+
+
+def test_masks_are_learned_whatever_the_caller_does_with_gradients() -> None:
+    model = cv.wrap(micro())
+    settings = cv.MaskSettings(steps=2)
+    expected = cv.learn_mask(model, task_of(), edges=20, settings=settings, progress=False)
+    with torch.no_grad():
+        found = cv.learn_mask(model, task_of(), edges=20, settings=settings, progress=False)
+    assert np.array_equal(found.circuit.kept, expected.circuit.kept)
+    with torch.inference_mode(), pytest.raises(OptionError, match="inference_mode gives no gradients"):
+        cv.learn_mask(model, task_of(), edges=20, settings=settings, progress=False)
+
+
+def test_resampling_a_task_with_fixed_classes_says_why_it_cannot_be_verified() -> None:
+    model = cv.wrap(micro())
+    task = task_of().with_options(ablation="resample")
+    with pytest.raises(DataError, match="images are only exchanged, and their mean stays"):
+        cv.verify(model, task, drawn_circuit(model.graph, 0.4), progress=False)
