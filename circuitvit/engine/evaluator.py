@@ -55,7 +55,7 @@ def memory_budget(model: Model, memory: int | None = None) -> int:
     Raises:
         OptionError: if what is given is not positive.
     """
-    if memory is not None and memory <= 0:
+    if memory is not None and (type(memory) is not int or memory <= 0):
         raise OptionError(f"the memory budget must be a positive number of bytes, not {memory!r}")
     if memory is not None:
         return memory

@@ -309,8 +309,14 @@ def prepare(model: Model, task: Task | PreparedTask, progress: bool = False) -> 
     """A task prepared for a model: the one door. A task that is prepared already is not read again.
 
     Raises:
-        OptionError: if it was prepared for another model.
+        OptionError: if it was prepared for another model, or what is given is no model or no task.
+        ModelError: if the module that was wrapped has got other parts since, see `Model.refresh`.
     """
+    if not isinstance(model, Model):
+        way = "wrap it with cv.wrap first" if isinstance(model, torch.nn.Module) else "give what cv.load gave"
+        raise OptionError(f"{type(model).__name__} is no model of circuitvit: {way}, and the task after it")
+    if not isinstance(task, (Task, PreparedTask)):
+        raise OptionError(f"{type(task).__name__} is no task: give a cv.Task after the model")
     model.refresh()
     if isinstance(task, Task):
         return task.prepare(model, progress)

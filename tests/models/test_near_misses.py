@@ -1006,3 +1006,23 @@ def test_resampling_a_task_with_fixed_classes_says_why_it_cannot_be_verified() -
     task = task_of().with_options(ablation="resample")
     with pytest.raises(DataError, match="images are only exchanged, and their mean stays"):
         cv.verify(model, task, drawn_circuit(model.graph, 0.4), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda model: (model.module, task_of()), "wrap it with cv.wrap first"),
+        (lambda model: (task_of(), model), "give what cv.load gave"),
+        (lambda model: (model, model), "is no task"),
+    ],
+    ids=["a-plain-module", "the-wrong-way-round", "no-task"],
+)
+def test_what_is_no_model_or_no_task_is_refused(given: Callable[[cv.Model], Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        cv.attribute(*given(cv.wrap(micro())), progress=False)
+
+
+@pytest.mark.parametrize("memory", ["2GB", 0, -1, 1.5])
+def test_a_memory_budget_is_a_number_of_bytes(memory: Any) -> None:
+    with pytest.raises(OptionError, match="positive number of bytes"):
+        cv.attribute(cv.wrap(micro()), task_of(), memory=memory, progress=False)
