@@ -109,20 +109,24 @@ def verify(
     settings = Bootstrap(n_resamples=n_bootstrap, seed=seed)
     audited = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
     prepared = [prepare(model, each, progress) for each in (task, held_out) if each is not None]
-    for each in prepared:  # refuse another graph now, before the first set of pairs has been run
-        Evaluator(each, batch_size=batch_size, memory=memory).check(circuit)
+    evaluators = [
+        Evaluator(each, batch_size=batch_size, memory=memory, progress=progress) for each in prepared
+    ]
+    for one in evaluators:  # refuse another graph now, before the first set of pairs has been run
+        one.check(circuit)
+    del one
     if audited:
         n_random = audited.n_random
     randoms = connected_circuits(circuit, n_random, audited.seed if audited else seed)
     sections: list[Section] = []
     outcomes: tuple[Verdict, ...] = ()
     baseline: RobustnessRow | None = None
-    for images, each in zip(("task", "held-out"), prepared, strict=False):
-        evaluator = Evaluator(each, batch_size=batch_size, memory=memory, progress=progress)
+    for images in ("task", "held-out")[: len(prepared)]:
+        evaluator = evaluators.pop(0)
         sections.append(_section(images, evaluator, circuit, randoms, settings))
-        if each is prepared[-1]:
+        if not evaluators:
             outcomes = run_audit(evaluator, circuit, audited, randoms=randoms) if audited else ()
-            baseline = condition_row("baseline", each.label, evaluator, circuit, settings)
+            baseline = condition_row("baseline", evaluator.prepared.label, evaluator, circuit, settings)
         del evaluator  # one set of pairs is held at a time
     table = None
     if robust:
