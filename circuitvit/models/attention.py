@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored, products
-from circuitvit.models.parts import Attention, Derived, Norm
+from circuitvit.models.parts import Attention, Derived, Linear, Norm
 from circuitvit.models.rules import BackwardRules, ruled_attention
 from circuitvit.models.stages import Reads, Stage, places
 
@@ -122,37 +121,33 @@ class AttentionStage(Stage):
     # -- reading -------------------------------------------------------------------------------------
 
     def read(self, stream: Tensor) -> Reads:
-        return self._project_all(self.norm(stream))
-
-    def _project_all(self, normed: Float[Tensor, "batch token d_model"]) -> Reads:
-        """Queries, keys and values of one shared normed stream, by the model's own projections."""
-        parts, count = self.attention, len(self.heads)
+        normed, parts = self.norm(stream), self.attention
         if parts.packed is not None:
-            weight, bias = parts.packed.weight, parts.packed.bias
-            if not self.has_all:
-                weight, bias = self._rows(weight), None if bias is None else self._rows(bias)
-            qkv = F.linear(normed, weight, bias)
-            split: Tensor = rearrange(qkv, "b t (port head k) -> port b head t k", port=3, head=count)
-            query, key, value = split.unbind(0)
+            query, key, value = self._projected(normed, parts.packed, 3)
         else:
             ports = parts.query, parts.key, parts.value
-            query, key, value = (self._one_port(normed, port) for port in ports)
+            query, key, value = (self._projected(normed, port, 1)[0] for port in ports)
         return query[:, :, : self.queries], key, value
 
-    def _rows(self, stacked: Tensor) -> Tensor:
-        """The rows of these heads, of a weight or bias of all heads' queries, keys and values."""
-        by_head = stacked.view(3, self.attention.heads, -1, *stacked.shape[1:])
-        return by_head[:, self._chosen].flatten(0, 2)
-
-    def _one_port(self, normed: Tensor, port: Any) -> Float[Tensor, "batch head token d_head"]:
-        weight, bias = port.weight, port.bias
+    def _projected(
+        self, normed: Float[Tensor, "batch token d_model"], linear: Linear, ports: int
+    ) -> tuple[Float[Tensor, "batch head token d_head"], ...]:
+        """What one of the model's own projections gives for each of the ports that it holds."""
+        weight, bias = linear.weight, linear.bias
         if not self.has_all:
-            weight = weight.view(self.attention.heads, -1, weight.shape[-1])[self._chosen].flatten(0, 1)
-            bias = None if bias is None else bias.view(self.attention.heads, -1)[self._chosen].flatten()
+            weight, bias = self._rows(weight, ports), None if bias is None else self._rows(bias, ports)
         split: Tensor = rearrange(
-            F.linear(normed, weight, bias), "b t (head k) -> b head t k", head=len(self.heads)
+            F.linear(normed, weight, bias),
+            "b t (port head k) -> port b head t k",
+            port=ports,
+            head=len(self.heads),
         )
-        return split
+        return split.unbind(0)
+
+    def _rows(self, stacked: Tensor, ports: int) -> Tensor:
+        """The rows of these heads, of a weight or bias of all heads, port after port."""
+        by_head = stacked.view(ports, self.attention.heads, -1, *stacked.shape[1:])
+        return by_head[:, self._chosen].flatten(0, 2)
 
     def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
         seeing = [place for place, stream in enumerate(source) if stream >= 0]

@@ -261,3 +261,23 @@ def test_parts_of_a_turned_stage_are_turned_alike(turned_model: cv.Model) -> Non
     for part, expected in ((stage.restrict([1]), whole[:, 1:]), (stage.leading(1), whole[:, :, :1])):
         assert_close(part.write(part.read(stream)), expected)
         assert_close(part.attend(part.read(stream), part.pattern(part.read(stream))), expected)
+
+
+class ApartFamily(HandFamily):  # type: ignore[misc, valid-type]
+    """Says queries, keys and values as three projections, as models of other libraries keep them."""
+
+    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        first, *rest = super().block(block, layer, where)
+        return AttentionStage(layer, first.norm, replace(first.attention, packed=None)), *rest
+
+
+def test_projections_that_are_kept_apart_are_read_as_those_kept_together() -> None:
+    module, stream = small(), torch.randn(2, 5, 8, dtype=torch.float64)
+    stages = []
+    for family in (HandFamily(), ApartFamily()):
+        cv.register(HandViT, family)
+        stages.append(cv.wrap(module).stages[1])
+    together, apart = stages
+    for part, other in ((together, apart), (together.restrict([1]), apart.restrict([1]))):
+        for read, expected in zip(other.read(stream), part.read(stream), strict=True):
+            assert_close(read, expected)
