@@ -99,7 +99,7 @@ class HandFamily(Family):
     def blocks(self, module: Any) -> Sequence[nn.Module]:
         return tuple(module.blocks)
 
-    def block(self, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
         packed, out = Linear.of(block.attn.qkv), Linear.of(block.attn.proj)
         scale = (out.weight.shape[1] / block.attn.heads) ** -0.5
         attention = Attention.of_packed(block.attn.heads, packed, out, scale)

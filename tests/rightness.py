@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import circuitvit as cv
 from circuitvit.errors import CircuitViTError, UnsupportedModelError
+from circuitvit.models import Stage
 from circuitvit.models.timm_import import import_timm
 from tests.reference import literal_scores
+from tests.reference.hooked import HookedModule
 from tests.reference.literal_module import ModuleViT
 from tests.reference.literal_vit import Groups, LiteralViT
 from tests.strategies import assert_close, assert_same_scores, scramble
@@ -150,3 +152,47 @@ def some_edges(literal: LiteralViT) -> list[str]:
     return [
         name for place, name in enumerate(names) if name.endswith(("->logits", f"->{last}")) or place % 7 == 0
     ]
+
+
+def prove(model: cv.Model, hooked: HookedModule, clean: Tensor, corrupt: Tensor) -> None:
+    """Hold a wrapped micro-model in float64 against its original module, ablated by plain hooks.
+
+    Every edge's `exact` effect is that of the hooks, `eap` is their finite difference, and every stage's
+    `pull_back` and `local_effects` are the literal ones.
+    """
+    task = cv.Task(clean, corrupt, METRIC)
+    exact, eap = (cv.attribute(model, task, method).values for method in ("exact", "eap"))
+    size, step = np.abs(exact).max(), 1e-4
+    assert size > 1e-3, "a model in which nothing matters proves nothing"
+    with torch.no_grad():
+        base = formula(hooked.run(clean)).mean()
+        for edge in model.graph.edges:
+            place = model.graph.edge_index(edge)
+            found = {
+                share: float(formula(hooked.ablated(clean, corrupt, edge, share)).mean() - base)
+                for share in (1.0, step, -step)
+            }
+            assert abs(exact[place] - found[1.0]) <= 1e-6 * size, edge
+            slope = (found[step] - found[-step]) / (2 * step)
+            assert abs(eap[place] - slope) <= 1e-5 * max(size, abs(slope)), edge
+    _prove_stages(model, clean, corrupt)
+
+
+def _prove_stages(model: cv.Model, clean: Tensor, corrupt: Tensor) -> None:
+    """Every stage's fast gradient and fast answers are those of the contract's literal versions."""
+    stream, other = model.embed(clean), model.embed(corrupt)
+    for stage in model.layers:
+        reads = tuple(read.detach().requires_grad_() for read in stage.read(stream))
+        compact = stage.write(reads)
+        d_compact = torch.randn(
+            compact.shape, generator=torch.Generator().manual_seed(3), dtype=compact.dtype
+        )
+        d_reads = torch.autograd.grad(compact, reads, d_compact)
+        with torch.no_grad():
+            reads = tuple(read.detach() for read in reads)
+            found = stage.pull_back(stream, reads, d_reads).expand()
+            assert_close(found, Stage.pull_back(stage, stream, reads, d_reads).expand())
+            streams = torch.stack([other, (stream + other) / 2])
+            arguments = reads, d_reads, d_compact, stream, streams
+            assert_close(stage.local_effects(*arguments), Stage.local_effects(stage, *arguments))
+            stream, other = (stage.add(each, stage.write(stage.read(each))) for each in (stream, other))

@@ -91,14 +91,14 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
     family.refuse(twin)
     stages = family.stages(twin)
     run = _observed(family, twin, images)
-    _check_chain(twin, stages, images, run)
+    _check_chain(family, twin, stages, images, run)
     _check_ends(family, twin, images)
     name, place = type(twin).__name__, 1
     for layer, call in enumerate(run.calls):
         where = f"blocks.{layer}"
         as_it_is, redrawn = _wide(call.block), _wide(call.block, redrawn=True)
-        _check_block(name, where, as_it_is, family.block(as_it_is, layer, where), call)
-        parts = family.block(redrawn, layer, where)
+        _check_block(name, where, as_it_is, family.block(twin, as_it_is, layer, where), call)
+        parts = family.block(twin, redrawn, layer, where)
         try:
             _check_block(name, where, redrawn, parts, call, tokens=FEW)
         except UnsupportedModelError:  # it is made for one number of tokens, or not what it seems
@@ -179,13 +179,15 @@ def _noted(blocks: Sequence[nn.Module], note: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _check_chain(twin: nn.Module, stages: Sequence[Stage], images: Tensor, run: _Run) -> None:
+def _check_chain(family: Family, twin: nn.Module, stages: Sequence[Stage], images: Tensor, run: _Run) -> None:
     """The embedding is what enters the first block, nothing happens between blocks, and the readout is the
     rest.
     """
     with torch.no_grad():
         embedded = stages[0].total(stages[0].write(stages[0].read(images)))
-        logits = stages[-1].write(stages[-1].read(run.calls[-1].output))
+        pool = stages[len(stages) - 1 - len(family.pool(twin)) : -1]
+        pooled = _through(pool, run.calls[-1].output)
+        logits = stages[-1].write(stages[-1].read(pooled))
     pairs = [("before blocks.0", embedded, run.calls[0].stream)]
     pairs += [
         (f"between blocks.{layer} and blocks.{layer + 1}", before.output, after.stream)
@@ -201,6 +203,13 @@ def _check_chain(twin: nn.Module, stages: Sequence[Stage], images: Tensor, run: 
                 f"{type(twin).__name__}: {where} the sum of its parts differs from its own forward by "
                 f"{off:.1e} (relative): it does something there that this library does not know of"
             )
+
+
+def _through(parts: Sequence[Stage], stream: Tensor) -> Tensor:
+    """The stream after these stages."""
+    for part in parts:
+        stream = part.add(stream, part.write(part.read(stream)))
+    return stream
 
 
 class _Through(nn.Module):
@@ -227,7 +236,8 @@ def _check_ends(family: Family, twin: nn.Module, images: Tensor) -> None:
         streams = [family.embed(copied, wide)]
         for block in blocks:
             streams.append(block(streams[-1]))
-        found = [family.readout(copied, streams[-1]), *streams[:-1]]
+        pooled = _through(family.pool(copied), streams[-1])
+        found = [family.readout(copied, pooled), *streams[:-1]]
     except Exception as error:  # parts that know one dtype only
         raise UnsupportedModelError(
             f"{type(twin).__name__} cannot be checked in float64: {type(error).__name__}: {error}"
@@ -300,7 +310,7 @@ def _check_block(
     output, stream = _first(output), start
     for part in parts:
         _check_reading(where, block, part, stream)
-        stream = part.add(stream, part.write(part.read(stream)))
+        stream = _through((part,), stream)
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())
     if not off <= CLOSE * size + ROUNDING * float(start.abs().max()):
@@ -395,6 +405,9 @@ def _check_readout(family: Family, twin: nn.Module, readout: Stage, run: _Run) -
     for redrawn in (False, True):
         copied = _wide(twin, without=family.blocks(twin), redrawn=redrawn)
         stream = run.calls[-1].output[:1].to(next(copied.parameters()))
+        for part in family.pool(copied):
+            _check_reading("the pool", copied, part, stream)
+            stream = _through((part,), stream)
         parts, logits = family.readout_parts(copied), family.readout(copied, stream)
         if parts is None or not _alike(parts(stream), logits):
             readout.parts = None

@@ -29,6 +29,11 @@ FAMILIES: dict[str, str | Family] = {
 needed.
 """
 
+SOURCES: dict[str, str] = {}
+"""Who loads names with this word before a colon, such as "hf:google/vit-base-patch16-224": "module:function",
+of the rest of the name and of keywords of `load`, to a `Loaded`.
+"""
+
 INSIDE = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -71,6 +76,11 @@ def load(
         ('cat', 'dog')
     """
     _refuse_bad_device(device)
+    source, colon, rest = name.partition(":")
+    if colon and source in SOURCES:
+        loaded = _found(SOURCES[source])(rest, checkpoint=checkpoint, dtype=dtype, **architecture)
+        module = loaded.module.to(device=device, dtype=dtype).eval()
+        return wrap(module, name=name, classes=classes or loaded.classes, preprocessing=loaded.preprocessing)
     path = Path(name)
     card: Card | None = None
     if name in zoo_names():
@@ -202,8 +212,7 @@ def family_of(module: nn.Module) -> Family:
     for kind in type(module).__mro__:
         found = FAMILIES.get(_full_name(kind))
         if isinstance(found, str):
-            file, _, name = found.partition(":")
-            family: Family = getattr(importlib.import_module(file), name)
+            family: Family = _found(found)
             return family
         if found is not None:
             return found
@@ -220,6 +229,12 @@ def family_of(module: nn.Module) -> Family:
         f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
         "Teach the library yours with circuitvit.register"
     )
+
+
+def _found(place: str) -> Any:
+    """What "module:name" says, imported when it is needed."""
+    file, _, name = place.partition(":")
+    return getattr(importlib.import_module(file), name)
 
 
 def _full_name(kind: type) -> str:

@@ -865,8 +865,8 @@ def test_a_family_that_is_wrong_about_attention_is_refused(
     lie: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lying(TimmViT):
-        def block(self, block: Any, layer: int, where: str) -> Any:
-            stages = super().block(block, layer, where)
+        def block(self, module: Any, block: Any, layer: int, where: str) -> Any:
+            stages = super().block(module, block, layer, where)
             stages[0].attention = lie(stages[0].attention)
             return stages
 
@@ -898,8 +898,8 @@ def test_a_family_that_is_wrong_about_norms_or_scales_is_refused(
     lie: Callable[[Any], None], place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lying(TimmViT):
-        def block(self, block: Any, layer: int, where: str) -> Any:
-            stages = super().block(block, layer, where)
+        def block(self, module: Any, block: Any, layer: int, where: str) -> Any:
+            stages = super().block(module, block, layer, where)
             lie(stages[place])
             return stages
 

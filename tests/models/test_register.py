@@ -68,15 +68,15 @@ def test_a_subclass_is_of_its_class_family() -> None:
 
 
 class WrongScale(HandFamily):  # type: ignore[misc, valid-type]
-    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
-        first, *rest = super().block(block, layer, where)
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        first, *rest = super().block(module, block, layer, where)
         parts = Attention.of_packed(2, Linear.of(block.attn.qkv), Linear.of(block.attn.proj), 1.0)
         return AttentionStage(layer, first.norm, parts), *rest
 
 
 class WithoutMLP(HandFamily):  # type: ignore[misc, valid-type]
-    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
-        return super().block(block, layer, where)[:1]
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        return super().block(module, block, layer, where)[:1]
 
 
 class WithoutNorm(HandFamily):  # type: ignore[misc, valid-type]
@@ -196,8 +196,8 @@ def added(module: Any, heads: Any) -> Tensor:
 
 
 class TurnedFamily(HandFamily):  # type: ignore[misc, valid-type]
-    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
-        first, *rest = super().block(block, layer, where)
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        first, *rest = super().block(module, block, layer, where)
         parts = replace(first.attention, turn=partial(turned, block.attn), added=partial(added, block.attn))
         return AttentionStage(layer, first.norm, parts), *rest
 
@@ -266,8 +266,8 @@ def test_parts_of_a_turned_stage_are_turned_alike(turned_model: cv.Model) -> Non
 class ApartFamily(HandFamily):  # type: ignore[misc, valid-type]
     """Says queries, keys and values as three projections, as models of other libraries keep them."""
 
-    def block(self, block: Any, layer: int, where: str) -> tuple[Any, ...]:
-        first, *rest = super().block(block, layer, where)
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Any, ...]:
+        first, *rest = super().block(module, block, layer, where)
         return AttentionStage(layer, first.norm, replace(first.attention, packed=None)), *rest
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,21 @@ from circuitvit.models.zoo import InputSpec
 
 Grid = tuple[int, ...]
 """Rows and columns of patches; with time first where there is time."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a loader of another library's models gives.
+
+    Attributes:
+        module: with its weights, on the CPU or where the library put it.
+        preprocessing: how image files become inputs; None to ask the family.
+        classes: names of the logits, or None where unknown.
+    """
+
+    module: nn.Module
+    preprocessing: InputSpec | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class Family(ABC):
@@ -42,10 +58,11 @@ class Family(ABC):
         """The blocks in running order; each takes the residual stream and gives it on."""
 
     @abstractmethod
-    def block(self, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
         """The stages of one block, in running order.
 
         Args:
+            module: that the block belongs to, for what its forward hands to every block (rotations).
             block: one of `blocks`, or a copy of it in another dtype.
             layer: its number, for the names of nodes.
             where: its place, such as "blocks.3", for messages.
@@ -60,6 +77,13 @@ class Family(ABC):
         self, module: Any, stream: Float[Tensor, "batch token d_model"]
     ) -> Float[Tensor, "batch classes"]:
         """The logits from what the last block gives, by the module's own parts."""
+
+    def pool(self, module: Any) -> tuple[Stage, ...]:
+        """Stages between the last block and the readout, such as attention pooling and its MLP.
+
+        The readout is then given the stream that the last of them leaves.
+        """
+        return ()
 
     def readout_parts(self, module: Any) -> Readout | None:
         """What the readout is made of, for direct attribution and backward rules; None where it is not
@@ -104,12 +128,12 @@ class Family(ABC):
         return type(module).__name__
 
     def stages(self, module: Any) -> tuple[Stage, ...]:
-        """All stages of a module: the embedding, those of every block, the readout."""
+        """All stages of a module: the embedding, those of every block and of the pool, the readout."""
         blocks = self.blocks(module)
         layers = [
             stage
             for layer, block in enumerate(blocks)
-            for stage in self.block(block, layer, f"blocks.{layer}")
+            for stage in self.block(module, block, layer, f"blocks.{layer}")
         ]
         readout = ReadoutStage(len(blocks), partial(self.readout, module), self.readout_parts(module))
-        return (EmbeddingStage(partial(self.embed, module)), *layers, readout)
+        return (EmbeddingStage(partial(self.embed, module)), *layers, *self.pool(module), readout)

@@ -46,7 +46,7 @@ class TimmViT(Family):
     def blocks(self, module: Any) -> Sequence[nn.Module]:
         return tuple(module.blocks)
 
-    def block(self, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
         kind = type(block).__name__
         if kind != "Block":
             reason = REASONS.get(kind, "its parts are unknown")

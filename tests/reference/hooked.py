@@ -1,0 +1,147 @@
+"""Single edges ablated by torch's own hooks on the original module, which knows neither stages nor parts.
+
+A test says where the module keeps each node (`Sender`, `Receiver`); everything else is the module's own
+forward. The edge `u -> v` is ablated when `v` alone reads the residual stream with `u`'s output of the
+corrupt run in place of that of the clean run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sender:
+    """A node that writes to the stream.
+
+    Attributes:
+        module: what is hooked: a block for what enters it, an output projection for a head, an MLP.
+        of: what the node writes, from the module, its first input and its output.
+    """
+
+    module: nn.Module
+    of: Callable[[Any, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """An input of a node.
+
+    Attributes:
+        norm: whose input is the residual stream that the node reads.
+        projection: reads what the norm gives; the norm itself for a node that reads all of it alone.
+        columns: of the projection's output that belong to the node; None for all.
+    """
+
+    norm: nn.Module
+    projection: nn.Module
+    columns: slice | None = None
+
+
+def written_by_head(head: int, width: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
+    """What a head writes through an output projection that is an `nn.Linear`."""
+    columns = slice(head * width, (head + 1) * width)
+
+    def of(projection: Any, joined: Tensor, _: Tensor) -> Tensor:
+        written = joined[..., columns] @ projection.weight[:, columns].T
+        return written if gamma is None else written * gamma
+
+    return of
+
+
+def given(_: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
+    """What the module is given."""
+    return inputs
+
+
+def gives(_: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
+    """What the module gives."""
+    return output
+
+
+@dataclass(frozen=True)
+class HookedModule:
+    """A module, and where its nodes are.
+
+    Attributes:
+        run: from images to logits, by the module's own forward.
+        senders: by name.
+        receivers: by name.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    senders: Mapping[str, Sender]
+    receivers: Mapping[str, Receiver]
+
+    @torch.no_grad()
+    def written(self, images: Tensor, sender: str) -> Tensor:
+        """What a node writes to the stream in a plain run."""
+        place, seen = self.senders[sender], list[Tensor]()
+
+        def note(module: nn.Module, inputs: Any, options: Any, output: Any) -> None:
+            first = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
+            seen.append(place.of(module, first, output[0] if isinstance(output, tuple) else output))
+
+        with _hooked(place.module.register_forward_hook(note, with_kwargs=True)):
+            self.run(images)
+        (found,) = seen
+        return found
+
+    @torch.no_grad()
+    def ablated(self, clean: Tensor, corrupt: Tensor, edge: str, share: float = 1.0) -> Tensor:
+        """The logits of the clean images when one edge carries what it carries in the corrupt run.
+
+        Args:
+            clean: images.
+            corrupt: their counterparts.
+            edge: its name.
+            share: how much of the way to the corrupt run's output it goes.
+        """
+        sender, receiver = edge.split("->")
+        moved = share * (self.written(corrupt, sender) - self.written(clean, sender))
+        place, streams = self.receivers[receiver], list[Tensor]()
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            streams.append(inputs[0])
+
+        def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            with _without_hooks(place.norm), _without_hooks(place.projection):
+                other = place.norm(streams[-1] + moved)
+                other = other if place.projection is place.norm else place.projection(other)
+            mixed, columns = output.clone(), place.columns or slice(None)
+            mixed[..., columns] = other[..., columns]
+            return mixed
+
+        handles = (
+            place.norm.register_forward_pre_hook(note),
+            place.projection.register_forward_hook(replace),
+        )
+        with _hooked(*handles):
+            return self.run(clean)
+
+
+@contextmanager
+def _hooked(*handles: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Its forward as the class says, while its hooks are at work."""
+    before, after = module._forward_pre_hooks.copy(), module._forward_hooks.copy()
+    module._forward_pre_hooks.clear()
+    module._forward_hooks.clear()
+    try:
+        yield
+    finally:
+        module._forward_pre_hooks.update(before)
+        module._forward_hooks.update(after)
