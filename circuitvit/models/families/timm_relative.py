@@ -106,13 +106,16 @@ BEIT, RELPOS = TimmBeit(), TimmRelPos()
 def _added(biases: Sequence[Biases], derived: Derived, keep: bool) -> Added:
     """The sum of biases; kept, if it may be, until one of the weights that they are made of is edited."""
     sources = [tensor for _, module in biases for tensor in (*module.parameters(), *module.buffers())]
+    make = partial(_sum, [give for give, _ in biases])
+    return partial(_of_heads, partial(derived.get, "added", sources, make) if keep else make)
 
-    def make() -> Float[Tensor, "head query key"]:
-        total = reduce(add, (give() for give, _ in biases))
-        return total.view(total.shape[-3:])
 
-    def added(heads: Sequence[int]) -> Float[Tensor, "head query key"]:
-        whole = derived.get("added", sources, make) if keep else make()
-        return whole[places(heads)]
+def _sum(biases: Sequence[Callable[[], Tensor]]) -> Float[Tensor, "head query key"]:
+    total = reduce(add, (give() for give in biases))
+    return total.view(total.shape[-3:])
 
-    return added
+
+def _of_heads(
+    biases: Callable[[], Tensor], heads: Sequence[int]
+) -> Float[Tensor, "head query key"]:
+    return biases()[places(heads)]
