@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored, products
-from circuitvit.models.parts import Attention, Derived, Linear, Norm
+from circuitvit.models.parts import Attention, Linear, Norm
 from circuitvit.models.rules import BackwardRules, ruled_attention
 from circuitvit.models.stages import Reads, Stage, places
 
@@ -32,6 +32,10 @@ class AttentionStage(Stage):
     turned, so that norm and projection are all that lies between a receiver's stream and its read. With
     `queries` set only the first that many tokens have a query and are written.
 
+    Where a norm goes across all heads before the output projection, every sender depends on the receivers of
+    all: cut to some senders, the stage still reads and writes with all heads, and leaves the others' outputs
+    out when it is expanded or summed.
+
     Args:
         layer: number of the block, for the names.
         norm: before the projections.
@@ -43,32 +47,37 @@ class AttentionStage(Stage):
         self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
         self.rules: BackwardRules | None = None
         self.queries: int | None = None
-        self._derived = Derived()
+        self._derived = attention.derived
         self._take(range(attention.heads))
 
-    def _take(self, heads: Sequence[int]) -> None:
-        """Become the stage of these heads."""
-        self.heads = tuple(heads)
-        self.has_all = self.heads == tuple(range(self.attention.heads))
-        self._chosen = places(self.heads)
+    def _take(self, senders: Sequence[int]) -> None:
+        """Become the stage that writes for these heads."""
+        every, joined = tuple(range(self.attention.heads)), self.attention.across is not None
+        self.senders = tuple(senders)
+        self.heads = every if joined else self.senders
+        self.has_all, self.sends_all = self.heads == every, self.senders == every
+        self._chosen, self._sent = places(self.heads), places(self.senders)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names = tuple(f"a{self.layer}.h{head}" for head in self.heads)
-        ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
-        mixes = tuple(port != "q" for port in "qkv" for _ in names)
-        self.nodes = StageNodes(f"attn{self.layer}", "attention", self.layer, names, ports, mixes=mixes)
+        names, reading = ([f"a{self.layer}.h{head}" for head in each] for each in (self.senders, self.heads))
+        ports = tuple(f"{name}<{port}>" for port in "qkv" for name in reading)
+        mixes = tuple(port != "q" for port in "qkv" for _ in reading)
+        feeds = (tuple(range(len(names))),) * len(ports) if joined else None
+        self.nodes = StageNodes(
+            f"attn{self.layer}", "attention", self.layer, tuple(names), ports, feeds=feeds, mixes=mixes
+        )
 
-    def _part(self, heads: tuple[int, ...], queries: int | None) -> AttentionStage:
-        """The stage with some heads, writing at the first so many tokens; the latest are kept at hand.
+    def _part(self, senders: tuple[int, ...], queries: int | None) -> AttentionStage:
+        """The stage with some senders, writing at the first so many tokens; the latest are kept at hand.
 
         A copy of this very object, so that what a subclass does differently holds for its parts.
         """
-        key = heads, queries
+        key = senders, queries
         if key not in self._parts:
             if len(self._parts) == PARTS:
                 self._parts.pop(next(iter(self._parts)))
             part = copy.copy(self)
             part.queries = queries
-            part._take(heads)
+            part._take(senders)
             self._parts[key] = part
         return self._parts[key]
 
@@ -80,7 +89,7 @@ class AttentionStage(Stage):
 
     @property
     def _out_weight(self) -> Float[Tensor, "head d_head d_model"]:
-        return self._derived.get("out", self._gamma_and_out, self._split_out)[self._chosen]
+        return self._derived.get("out", self._gamma_and_out, self._split_out)[self._sent]
 
     def _split_out(self) -> Tensor:
         weight = self.attention.out.weight
@@ -199,32 +208,52 @@ class AttentionStage(Stage):
             query, key = parts.turn(query, self.heads), parts.turn(key, self.heads)
         return query, key
 
-    def _added(self, queries: int) -> Float[Tensor, "head query key"] | None:
-        """What is added to the scores of the first so many queries."""
+    def _added(self, query: Tensor) -> Float[Tensor, "head query key"] | None:
+        """What is added to the scores of these queries, of the first tokens, in their dtype."""
         added = self.attention.added
-        return None if added is None else added(self.heads)[:, :queries]
+        return None if added is None else added(self.heads)[:, : query.shape[2]].to(query.dtype)
 
     def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
         query, key = self.turned(reads)
         products_: Tensor = query @ key.transpose(-2, -1) * self.attention.scale
-        added = self._added(query.shape[2])
+        added = self._added(query)
         return products_ if added is None else products_ + added
 
     def attend(
         self, reads: Reads, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head token d_head"]:
-        return pattern @ reads[2]
+        return self._normed(pattern @ reads[2])
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
+        return self._normed(self._attended(reads))
+
+    def _attended(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
+        """The values, mixed by the pattern."""
         (query, key), value, scale = self.turned(reads), reads[2], self.attention.scale
-        added = self._added(query.shape[2])
+        added = self._added(query)
         if self.rules is not None:
             return ruled_attention(query, key, value, scale, added, self.rules)
         return F.scaled_dot_product_attention(query, key, value, added, scale=scale)
 
+    def _normed(
+        self, attended: Float[Tensor, "batch head token d_head"]
+    ) -> Float[Tensor, "batch head token d_head"]:
+        """What the heads write, by the norm across all of them."""
+        across = self.attention.across
+        if across is None:
+            return attended
+        joined = across(rearrange(attended, "b head t k -> b t (head k)"))
+        return rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))  # type: ignore[no-any-return]
+
+    def _own(
+        self, compact: Float[Tensor, "batch head token d_head"]
+    ) -> Float[Tensor, "batch sender token d_head"]:
+        """Of what the heads write, that of the senders."""
+        return compact if self.heads == self.senders else compact[:, self._sent]
+
     def total(self, compact: Tensor) -> Tensor:
-        joined: Tensor = rearrange(compact, "b head t k -> b t (head k)")
-        if not self.has_all:
+        joined: Tensor = rearrange(self._own(compact), "b head t k -> b t (head k)")
+        if not self.sends_all:
             return F.linear(joined, self._out_weight.flatten(0, 1).t())
         added = self.attention.out(joined)
         return added if self.gamma is None else added * self.gamma
@@ -237,7 +266,7 @@ class AttentionStage(Stage):
         return stream[:, : self.queries] + self.total(compact)
 
     def factored(self, compact: Tensor) -> Factored:
-        return Factored(compact.transpose(0, 1), self._out_weight)
+        return Factored(self._own(compact).transpose(0, 1), self._out_weight)
 
     # -- gradients and answers -----------------------------------------------------------------------
 
@@ -269,6 +298,8 @@ class AttentionStage(Stage):
     def answers(
         self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
+        if self.attention.across is not None:
+            return self._joint_answers(reads, others, d_compact)
         value = reads[2]
         base = (self.write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
         count = len(others[0])
@@ -284,12 +315,28 @@ class AttentionStage(Stage):
         by_value = torch.einsum("cbhtk,bhtk->hcb", others[2] - value, d_reads[2])
         return torch.cat([*found, by_value])
 
+    def _joint_answers(
+        self, reads: Reads, others: Reads, d_compact: Tensor
+    ) -> Float[Tensor, "receiver candidate batch"]:
+        """The same where what one head reads changes what all of them write."""
+        base, count, found = self._attended(reads), len(others[0]), []
+        written = self._normed(base)
+        same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
+        for port, other in enumerate(others):
+            attended = self._attended((*same[:port], other.flatten(0, 1), *same[port + 1 :]))
+            for head in range(len(self.heads)):
+                moved = base.repeat(count, 1, 1, 1)
+                moved[:, head] = attended[:, head]
+                change = self._normed(moved).view(count, *base.shape) - written
+                found.append((change * d_compact).flatten(2).sum(dim=-1))
+        return torch.stack(found)
+
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
-        heads = tuple(self.heads[sender] for sender in senders)
-        return self if heads == self.heads else self._part(heads, self.queries)
+        wanted = tuple(self.senders[sender] for sender in senders)
+        return self if wanted == self.senders else self._part(wanted, self.queries)
 
     def leading(self, tokens: int) -> AttentionStage:
-        return self if self.queries == tokens else self._part(self.heads, tokens)
+        return self if self.queries == tokens else self._part(self.senders, tokens)
 
     def with_rules(self, rules: BackwardRules) -> AttentionStage:
         twin = copy.copy(self)

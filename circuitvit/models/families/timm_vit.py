@@ -26,14 +26,27 @@ from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
 
+POST_NORM = (
+    "it norms after attention and MLP (post-norm): what its heads write passes one norm together, so that no "
+    "head has an output of its own from which an edge could lead"
+)
+
 REASONS = {
-    "ResPostBlock": "it norms after attention and MLP (post-norm)",
+    "ResPostBlock": POST_NORM,
+    "EvaBlockPostNorm": f"with use_post_norm=True {POST_NORM}",
+    "ResPostRelPosBlock": POST_NORM,
     "ParallelScalingBlock": "its attention and MLP run in parallel",
     "DiffParallelScalingBlock": "its attention and MLP run in parallel, with differential attention",
     "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
     "DiffAttention": "differential attention subtracts two patterns",
-    "AttentionRope": "rotary position embeddings are not supported yet",
 }
+
+
+NORMS = {"query_norm": "q_norm", "key_norm": "k_norm", "across": "norm"}
+"""Norms of an attention: what parts call them, and what timm does."""
+
+APART = ("q_proj", "k_proj", "v_proj")
+"""Projections that are kept apart."""
 
 
 class TimmViT(Family):
@@ -47,20 +60,11 @@ class TimmViT(Family):
         return tuple(module.blocks)
 
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
-        kind = type(block).__name__
-        if kind != "Block":
-            reason = REASONS.get(kind, "its parts are unknown")
-            raise UnsupportedModelError(
-                f"{where} is a {kind} (block_fn={kind}): {reason}; only timm's plain Block is supported"
-            )
-        for cause in _attention_problems(block.attn):
-            raise UnsupportedModelError(f"{where}.attn {cause}")
-        norm = norm_of(block.norm1, f"{where}.norm1")
-        attention = AttentionStage(
-            layer, norm, _attention(block.attn, where), _gamma(block.ls1, f"{where}.ls1")
-        )
-        norm = norm_of(block.norm2, f"{where}.norm2")
-        return attention, MLPStage(layer, norm, _mlp(block.mlp), _gamma(block.ls2, f"{where}.ls2"))
+        refuse_block(block, where, "Block", ("Attention", "AttentionRope"))
+        norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in ("norm1", "norm2"))
+        gamma1, gamma2 = (gamma_of(getattr(block, name), f"{where}.{name}") for name in ("ls1", "ls2"))
+        attention = AttentionStage(layer, norm1, attention_of(block.attn, where), gamma1)
+        return attention, MLPStage(layer, norm2, mlp_of(block.mlp), gamma2)
 
     def readout(self, module: Any, stream: Tensor) -> Tensor:
         return module.forward_head(module.norm(stream))  # type: ignore[no-any-return]
@@ -74,11 +78,17 @@ class TimmViT(Family):
                     Norm(nn.Identity(), centred=False, scaled=False),
                 )
                 return Readout(norm, _first_two, none, heads, ("head", "head_dist"))
-            return Readout(norm, partial(_pooled, module), norm_of(module.fc_norm, "fc_norm"), (module.head,))
+            pool = partial(self.pooled, module)
+            return Readout(norm, pool, norm_of(module.fc_norm, "fc_norm"), (module.head,))
         except (
             UnsupportedModelError
         ):  # it runs as it is; only direct attribution and backward rules need its parts
             return None
+
+    def pooled(self, module: Any, normed: Tensor) -> Float[Tensor, "batch 1 width"]:
+        """What the classifier is given, before a norm of its own."""
+        pooled: Tensor = module.pool(normed)
+        return torch.unsqueeze(pooled, 1)
 
     def refuse(self, module: Any) -> None:
         if not len(module.blocks):
@@ -137,7 +147,7 @@ FAMILY = TimmViT()
 # -- parts ---------------------------------------------------------------------------------------
 
 
-def _gamma(scale: nn.Module, where: str) -> Tensor | None:
+def gamma_of(scale: nn.Module, where: str) -> Tensor | None:
     """The factor `(d_model,)` of a LayerScale, or None of an Identity."""
     if isinstance(scale, nn.Identity):
         return None
@@ -149,18 +159,24 @@ def _gamma(scale: nn.Module, where: str) -> Tensor | None:
     return gamma
 
 
-def _attention(module: Any, where: str) -> Attention:
-    norms = [
-        None if isinstance(norm, nn.Identity) else norm_of(norm, f"{where}.attn.{name}")
-        for name, norm in (("q_norm", module.q_norm), ("k_norm", module.k_norm))
-    ]
-    packed, out = Linear.of(module.qkv), Linear.of(module.proj)
-    return Attention.of_packed(
-        module.num_heads, packed, out, module.scale, query_norm=norms[0], key_norm=norms[1]
-    )
+def attention_of(module: Any, where: str, **others: Any) -> Attention:
+    """The attention of any of timm's plain blocks; `others` is what turns queries and keys and the like."""
+    norms = {
+        ours: norm_of(getattr(module, own), f"{where}.attn.{own}")
+        for ours, own in NORMS.items()
+        if not isinstance(getattr(module, own, None), (nn.Identity, type(None)))
+    }
+    heads, out, scale = module.num_heads, Linear.of(module.proj), module.scale
+    if module.qkv is None:
+        ports = (Linear.of(getattr(module, f"{port}_proj")) for port in "qkv")
+        return Attention(heads, *ports, out, scale, **norms, **others)
+    packed, apart = Linear.of(module.qkv), getattr(module, "q_bias", None)
+    if apart is not None:  # biases of queries and values are weights, that of keys is a constant
+        packed = Linear(packed.full_weight, (apart, module.k_bias, module.v_bias))
+    return Attention.of_packed(heads, packed, out, scale, **norms, **others)
 
 
-def _mlp(module: Any) -> MLP:
+def mlp_of(module: Any) -> MLP:
     """An MLP of timm's with the names of its parts; of any other class the module alone."""
     kinds = import_timm().layers
     gates = {kinds.Mlp: (), kinds.GluMlp: ("fc1",), kinds.SwiGLU: ("fc1_g", "fc1_x")}
@@ -168,25 +184,43 @@ def _mlp(module: Any) -> MLP:
     return MLP(module) if found is None else MLP(module, True, "act", found, "norm", "fc2")
 
 
-def _attention_problems(attention: Any) -> Iterator[str]:
+def refuse_block(block: Any, where: str, kind: str, attentions: tuple[str, ...]) -> None:
+    """Refuse a block that is of another class than the family's, or holds an attention that is not known.
+
+    Raises:
+        UnsupportedModelError: naming the part and the switch.
+    """
+    found = type(block).__name__
+    if found != kind:
+        reason = REASONS.get(found, "its parts are unknown")
+        raise UnsupportedModelError(
+            f"{where} is a {found} (block_fn={found}): {reason}; only timm's plain {kind} is supported"
+        )
+    for cause in _attention_problems(block.attn, attentions):
+        raise UnsupportedModelError(f"{where}.attn {cause}")
+
+
+def _attention_problems(attention: Any, kinds: tuple[str, ...]) -> Iterator[str]:
     kind = type(attention).__name__
-    if kind != "Attention":
+    if kind not in kinds:
         reason = REASONS.get(kind, "its parts are unknown")
-        yield f"is a {kind} (attn_layer): {reason}; only timm's plain Attention is supported"
+        yield f"is a {kind} (attn_layer): {reason}; only timm's plain {' and '.join(kinds)} is supported"
         return
-    for name, part in (("qkv", attention.qkv), ("proj", attention.proj)):
+    projections = ("proj", "qkv") if getattr(attention, "qkv", None) is not None else ("proj", *APART)
+    for name in projections:
+        part = getattr(attention, name)
         if not isinstance(part, nn.Linear):
             yield f"has a {type(part).__name__} as {name}: only a plain nn.Linear can be told apart by head"
             return
-    if not isinstance(attention.norm, nn.Identity):
-        norm = type(attention.norm).__name__
-        yield (
-            f"has a {norm} across heads before the output projection (scale_attn_norm=True), "
-            "which is not supported"
-        )
     if getattr(attention, "gate", None) is not None:
         yield "is gated (gated=True), which is not supported"
-    if attention.proj.weight.shape[1] != attention.num_heads * attention.head_dim:
+    if getattr(attention, "num_kv_groups", 1) > 1:
+        yield (
+            f"has {attention.num_kv_heads} key and value heads for {attention.num_heads} heads "
+            "(num_kv_heads), and shared keys and values are not supported"
+        )
+    width = attention.proj.weight.shape[1]
+    if width != attention.num_heads * getattr(attention, "head_dim", width // attention.num_heads):
         yield "has an output projection whose width does not match its heads"
 
 
@@ -197,8 +231,3 @@ def _is_distilled(module: Any) -> bool:
 def _first_two(normed: Tensor) -> Float[Tensor, "batch 2 d_model"]:
     """The class token for the one classifier, the distillation token for the other."""
     return normed[:, :2]
-
-
-def _pooled(module: Any, normed: Tensor) -> Float[Tensor, "batch 1 width"]:
-    pooled: Tensor = module.pool(normed)
-    return torch.unsqueeze(pooled, 1)
