@@ -23,6 +23,7 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 IMAGENET_CLASSES = 1000
 
 FAMILIES: dict[str, str | Family] = {
+    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import capture
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
@@ -39,8 +39,8 @@ class AttentionPatterns:
         subjects: the images.
         layer: of the model.
         heads: names of the heads.
-        pattern: after the softmax; each row sums to 1.
-        scores: before it, in nats.
+        pattern: after the softmax; each row sums to 1, but of differential heads to what their difference is.
+        scores: before it, in nats; NaN for differential heads, which have two softmaxes.
         weighted: length of what each key's value adds to the stream at each query, in units of the stream.
     """
 
@@ -115,6 +115,7 @@ class AttentionPatterns:
         row, token, n_prefix = self.subjects.index(image), self.token(query), self.subjects.n_prefix
         heads = self.heads[:MOST_HEADS]
         behind = self.subjects.pictures[row] if picture else None
+        kinds = [kind for kind in kinds if not np.isnan(self.of_kind(kind)).any()]
         colours = canvas.rising_colours(clear=picture)
         title = f"Layer {self.layer}, query {self.subjects.token_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
@@ -170,8 +171,9 @@ def attention_patterns(
     with torch.no_grad():
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
+            pattern = stage.pattern(reads)
             for kind, values in zip(
-                KINDS, (stage.pattern(reads), stage.scores(reads), _weighted(stage, reads)), strict=True
+                KINDS, (pattern, _scores(stage, reads, pattern), _weighted(stage, reads)), strict=True
             ):
                 parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
@@ -201,15 +203,26 @@ def attention_stage(model: Model, layer: int) -> int:
     return places[layers.index(wanted)]
 
 
+def _scores(stage: Stage, reads: Reads, pattern: Tensor) -> Float[Tensor, "batch head query key"]:
+    """What the softmax is taken of, or NaN where there are two of them."""
+    try:
+        return stage.scores(reads)
+    except UnsupportedModelError:
+        return torch.full_like(pattern, torch.nan)
+
+
 def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
     """The length of what each key's value adds to the stream at each query: `|| pattern . v W_O ||`.
 
     A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
     2020, "Attention is Not Only a Weight", arXiv:2004.10102).
     """
-    alone = stage.expand(reads[2]).norm(dim=-1)  # (head, image, key)
-    weighted: Tensor = stage.pattern(reads) * alone.transpose(0, 1)[:, :, None, :]
-    return weighted
+    pattern, value, gain = stage.pattern(reads).abs(), reads[2], stage.gain(reads)
+    if gain is None:
+        return pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
+    at_each = gain.unbind(2)  # what a value is worth depends on the query
+    alone = torch.stack([stage.expand(value * own[:, :, None]).norm(dim=-1) for own in at_each], dim=-2)
+    return pattern * alone.transpose(0, 1)
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

@@ -313,8 +313,9 @@ def _by_source(
 ) -> Float[Tensor, "image head source"]:
     """Shares of heads by source token: pattern times what the token's value would write on its own."""
     reads = stage.read(run.stream(place))
-    alone = stage.expand(reads[2])  # what a head writes that attends to one token only
-    said = torch.einsum("hisd,itd->ihts", alone, weights)
+    alone, gain = stage.factored(reads[2]), stage.gain(reads)  # as if a head attended to one token only
+    asked = torch.einsum("hkd,itd->ihtk", alone.weight, weights)
+    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain)
     return (said * stage.pattern(reads)).sum(dim=2)
 
 

@@ -9,7 +9,7 @@ Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv:2010.11929.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Attention, Linear, Norm, Readout, norm_of
+from circuitvit.models.parts import MLP, Attention, Difference, Linear, Norm, Readout, norm_of
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
@@ -31,7 +31,6 @@ REASONS = {
     "ParallelScalingBlock": "its attention and MLP run in parallel",
     "DiffParallelScalingBlock": "its attention and MLP run in parallel, with differential attention",
     "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
-    "DiffAttention": "differential attention subtracts two patterns",
     "AttentionRope": "rotary position embeddings are not supported yet",
 }
 
@@ -74,11 +73,16 @@ class TimmViT(Family):
                     Norm(nn.Identity(), centred=False, scaled=False),
                 )
                 return Readout(norm, _first_two, none, heads, ("head", "head_dist"))
-            return Readout(norm, partial(_pooled, module), norm_of(module.fc_norm, "fc_norm"), (module.head,))
+            after = norm_of(module.fc_norm, "fc_norm")
+            return Readout(norm, partial(_pooled, self.pooled, module), after, (module.head,))
         except (
             UnsupportedModelError
         ):  # it runs as it is; only direct attribution and backward rules need its parts
             return None
+
+    def pooled(self, module: Any, normed: Tensor) -> Tensor:
+        """The vectors that are classified, `(batch, width)`."""
+        return module.pool(normed)  # type: ignore[no-any-return]
 
     def refuse(self, module: Any) -> None:
         if not len(module.blocks):
@@ -103,11 +107,10 @@ class TimmViT(Family):
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
         embed = module.patch_embed
         own, size = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
-        if own is not None and size is not None and (height, width) == tuple(size):
-            return tuple(int(side) for side in own)
-        if not hasattr(embed, "dynamic_feat_size") or not self.resizable(module):
-            return None
-        return tuple(int(side) for side in embed.dynamic_feat_size((height, width)))
+        sized = own is not None and size is not None and (height, width) == tuple(size)
+        if hasattr(embed, "dynamic_feat_size") and (sized or self.resizable(module)):
+            return tuple(int(side) for side in embed.dynamic_feat_size((height, width)))
+        return tuple(int(side) for side in own) if sized else None
 
     def resizable(self, module: Any) -> bool:
         return bool(getattr(module, "dynamic_img_size", False))
@@ -155,8 +158,19 @@ def _attention(module: Any, where: str) -> Attention:
         for name, norm in (("q_norm", module.q_norm), ("k_norm", module.k_norm))
     ]
     packed, out = Linear.of(module.qkv), Linear.of(module.proj)
+    gate, difference = getattr(module, "gate", None), None
+    if type(module).__name__ == "DiffAttention":
+        norm = norm_of(module.sub_norm, f"{where}.attn.sub_norm")
+        difference = Difference(module._compute_lambda, norm, 1 - module.lambda_init)
     return Attention.of_packed(
-        module.num_heads, packed, out, module.scale, query_norm=norms[0], key_norm=norms[1]
+        module.num_heads,
+        packed,
+        out,
+        module.scale,
+        query_norm=norms[0],
+        key_norm=norms[1],
+        gate=None if gate is None else Linear.of(gate),
+        difference=difference,
     )
 
 
@@ -170,12 +184,16 @@ def _mlp(module: Any) -> MLP:
 
 def _attention_problems(attention: Any) -> Iterator[str]:
     kind = type(attention).__name__
-    if kind != "Attention":
+    if kind not in ("Attention", "DiffAttention"):
         reason = REASONS.get(kind, "its parts are unknown")
-        yield f"is a {kind} (attn_layer): {reason}; only timm's plain Attention is supported"
+        yield f"is a {kind} (attn_layer): {reason}; only timm's Attention and DiffAttention are supported"
         return
-    for name, part in (("qkv", attention.qkv), ("proj", attention.proj)):
-        if not isinstance(part, nn.Linear):
+    for name, part in (
+        ("qkv", attention.qkv),
+        ("proj", attention.proj),
+        ("gate", getattr(attention, "gate", None)),
+    ):
+        if part is not None and not isinstance(part, nn.Linear):
             yield f"has a {type(part).__name__} as {name}: only a plain nn.Linear can be told apart by head"
             return
     if not isinstance(attention.norm, nn.Identity):
@@ -184,9 +202,8 @@ def _attention_problems(attention: Any) -> Iterator[str]:
             f"has a {norm} across heads before the output projection (scale_attn_norm=True), "
             "which is not supported"
         )
-    if getattr(attention, "gate", None) is not None:
-        yield "is gated (gated=True), which is not supported"
-    if attention.proj.weight.shape[1] != attention.num_heads * attention.head_dim:
+    width = attention.head_dim * (2 if kind == "DiffAttention" else 1)
+    if attention.proj.weight.shape[1] != attention.num_heads * width:
         yield "has an output projection whose width does not match its heads"
 
 
@@ -199,6 +216,7 @@ def _first_two(normed: Tensor) -> Float[Tensor, "batch 2 d_model"]:
     return normed[:, :2]
 
 
-def _pooled(module: Any, normed: Tensor) -> Float[Tensor, "batch 1 width"]:
-    pooled: Tensor = module.pool(normed)
-    return torch.unsqueeze(pooled, 1)
+def _pooled(
+    pooled: Callable[[Any, Tensor], Tensor], module: Any, normed: Tensor
+) -> Float[Tensor, "batch 1 width"]:
+    return torch.unsqueeze(pooled(module, normed), 1)
