@@ -144,7 +144,7 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
         wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
         if not wanted:
             continue
-        every = _attention(stage, base.stream(place))
+        every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place))
         heads.update({name: every[name] for name in wanted if name in every})
         if not every:
             lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))
@@ -155,9 +155,7 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
 
 @torch.no_grad()
 def _attention(stage: Stage, stream: Tensor) -> dict[str, HeadMap]:
-    """The heads of a stage by name; none where it is no attention, or one without scores."""
-    if stage.nodes.kind != "attention":
-        return {}
+    """The heads of a stage by name; none where they have no scores."""
     reads = stage.read(stream)
     try:
         scores = _array(stage.scores(reads)[0])

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored, products
-from circuitvit.models.parts import Attention, Derived, Linear, Norm
+from circuitvit.models.parts import Attention, Linear, Norm
 from circuitvit.models.rules import BackwardRules, damped, ruled_attention
 from circuitvit.models.stages import Reads, Stage, places
 
@@ -38,6 +38,10 @@ class AttentionStage(Stage):
     raw gates, where heads are gated. With `queries` set only the first that many tokens have a query and a
     gate and are written.
 
+    Where a norm goes across all heads before the output projection, every sender depends on the receivers of
+    all: cut to some senders, the stage still reads and writes with all heads, and leaves the others' outputs
+    out when it is expanded or summed.
+
     Args:
         layer: number of the block, for the names.
         norm: before the projections.
@@ -49,33 +53,41 @@ class AttentionStage(Stage):
         self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
         self.rules: BackwardRules | None = None
         self.queries: int | None = None
-        self._derived = Derived()
+        self._derived = attention.derived
         self._take(range(attention.heads))
 
-    def _take(self, heads: Sequence[int]) -> None:
-        """Become the stage of these heads."""
-        self.heads = tuple(heads)
-        self.has_all = self.heads == tuple(range(self.attention.heads))
-        self._chosen = places(self.heads)
+    def _take(self, senders: Sequence[int]) -> None:
+        """Become the stage that writes for these heads."""
+        every, joined = tuple(range(self.attention.heads)), self.attention.across is not None
+        self.senders = tuple(senders)
+        self.heads = every if joined else self.senders
+        self.has_all, self.sends_all = self.heads == every, self.senders == every
+        self._chosen, self._sent = places(self.heads), places(self.senders)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names = tuple(f"a{self.layer}.h{head}" for head in self.heads)
+        names, reading = ([f"a{self.layer}.h{head}" for head in each] for each in (self.senders, self.heads))
         ports = self.attention.ports
-        receivers = tuple(f"{name}<{port}>" for port in ports for name in names)
-        mixes = tuple(port in MIXES for port in ports for _ in names)
-        self.nodes = StageNodes(f"attn{self.layer}", "attention", self.layer, names, receivers, mixes=mixes)
+        receivers = tuple(f"{name}<{port}>" for port in ports for name in reading)
+        mixes = tuple(port in MIXES for port in ports for _ in reading)
+        # A gate is behind the norm across heads: it feeds its own head alone.
+        own = [tuple(place for place, each in enumerate(names) if each == name) for name in reading]
+        whole = tuple(range(len(names)))
+        feeds = tuple(fed if port == "g" else whole for port in ports for fed in own) if joined else None
+        self.nodes = StageNodes(
+            f"attn{self.layer}", "attention", self.layer, tuple(names), receivers, feeds=feeds, mixes=mixes
+        )
 
-    def _part(self, heads: tuple[int, ...], queries: int | None) -> AttentionStage:
-        """The stage with some heads, writing at the first so many tokens; the latest are kept at hand.
+    def _part(self, senders: tuple[int, ...], queries: int | None) -> AttentionStage:
+        """The stage with some senders, writing at the first so many tokens; the latest are kept at hand.
 
         A copy of this very object, so that what a subclass does differently holds for its parts.
         """
-        key = heads, queries
+        key = senders, queries
         if key not in self._parts:
             if len(self._parts) == PARTS:
                 self._parts.pop(next(iter(self._parts)))
             part = copy.copy(self)
             part.queries = queries
-            part._take(heads)
+            part._take(senders)
             self._parts[key] = part
         return self._parts[key]
 
@@ -87,7 +99,7 @@ class AttentionStage(Stage):
 
     @property
     def _out_weight(self) -> Float[Tensor, "head d_head d_model"]:
-        return self._derived.get("out", self._gamma_and_out, self._split_out)[self._chosen]
+        return self._derived.get("out", self._gamma_and_out, self._split_out)[self._sent]
 
     def _split_out(self) -> Tensor:
         weight = self.attention.out.weight
@@ -215,10 +227,10 @@ class AttentionStage(Stage):
             return norm(read)
         return torch.cat([norm(half) for half in read.chunk(2, dim=-1)], dim=-1)
 
-    def _added(self, queries: int) -> Float[Tensor, "head query key"] | None:
-        """What is added to the scores of the first so many queries."""
+    def _added(self, query: Tensor) -> Float[Tensor, "head query key"] | None:
+        """What is added to the scores of these queries, of the first tokens, in their dtype."""
         added = self.attention.added
-        return None if added is None else added(self.heads)[:, :queries]
+        return None if added is None else added(self.heads)[:, : query.shape[2]].to(query.dtype)
 
     def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
         if self.attention.difference is not None:
@@ -230,7 +242,7 @@ class AttentionStage(Stage):
 
     def _scores(self, query: Tensor, key: Tensor) -> Float[Tensor, "batch head query key"]:
         products_: Tensor = query @ key.transpose(-2, -1) * self.attention.scale
-        added = self._added(query.shape[2])
+        added = self._added(query)
         return products_ if added is None else products_ + added
 
     def pattern(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
@@ -258,15 +270,20 @@ class AttentionStage(Stage):
         return less.of(*(self._mixed(*pair, value) for pair in pairs))
 
     def _mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "batch head token d_head"]:
-        added, scale = self._added(query.shape[2]), self.attention.scale
+        added, scale = self._added(query), self.attention.scale
         if self.rules is not None:
             return ruled_attention(query, key, value, scale, added, self.rules)
         return F.scaled_dot_product_attention(query, key, value, added, scale=scale)
 
     def _finished(self, mixture: Tensor) -> Float[Tensor, "batch head token d_head"]:
-        """What differential heads make of the mixed values."""
-        less = self.attention.difference
-        return mixture if less is None else less.norm(mixture) * less.factor
+        """The mixed values, normed: each head by itself where they are differential, all of them together."""
+        less, across = self.attention.difference, self.attention.across
+        if less is not None:
+            mixture = less.norm(mixture) * less.factor
+        if across is None:
+            return mixture
+        joined = across(rearrange(mixture, "b head t k -> b t (head k)"))
+        return rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))  # type: ignore[no-any-return]
 
     def _gated(self, written: Tensor, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         if self.attention.gate is None:
@@ -275,18 +292,28 @@ class AttentionStage(Stage):
         return damped(written, share) * damped(reads[3].sigmoid(), share)
 
     def gain(self, reads: Reads) -> Float[Tensor, "batch head token d_head"] | None:
-        gain, less = None, self.attention.difference
-        if less is not None:
-            _, inverse = less.norm.standardise(self._mixture(reads))
-            gain = less.norm.affine(inverse) * less.factor
-        if self.attention.gate is not None:
-            gate = reads[3].sigmoid()
-            gain = gate if gain is None else gain * gate
-        return gain
+        less, across = self.attention.difference, self.attention.across
+        if across is not None:
+            raise UnsupportedModelError(
+                f"the heads of {self.nodes.name} are normed together, so that what one of them writes is no "
+                "sum over the tokens that it attends to"
+            )
+        gain = None if self.attention.gate is None else reads[3].sigmoid()
+        if less is None:
+            return gain
+        _, inverse = less.norm.standardise(self._mixture(reads))
+        scale = less.norm.affine(inverse) * less.factor
+        return scale if gain is None else scale * gain
+
+    def _own(
+        self, compact: Float[Tensor, "batch head token d_head"]
+    ) -> Float[Tensor, "batch sender token d_head"]:
+        """Of what the heads write, that of the senders."""
+        return compact if self.heads == self.senders else compact[:, self._sent]
 
     def total(self, compact: Tensor) -> Tensor:
-        joined: Tensor = rearrange(compact, "b head t k -> b t (head k)")
-        if not self.has_all:
+        joined: Tensor = rearrange(self._own(compact), "b head t k -> b t (head k)")
+        if not self.sends_all:
             return F.linear(joined, self._out_weight.flatten(0, 1).t())
         added = self.attention.out(joined)
         return added if self.gamma is None else added * self.gamma
@@ -299,7 +326,7 @@ class AttentionStage(Stage):
         return stream[:, : self.queries] + self.total(compact)
 
     def factored(self, compact: Tensor) -> Factored:
-        return Factored(compact.transpose(0, 1), self._out_weight)
+        return Factored(self._own(compact).transpose(0, 1), self._out_weight)
 
     # -- gradients and answers -----------------------------------------------------------------------
 
@@ -333,6 +360,8 @@ class AttentionStage(Stage):
     def answers(
         self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
+        if self.attention.across is not None:
+            return self._joint_answers(reads, others, d_reads, d_compact)
         base = (self.write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
         count = len(others[0])
         # Candidates are more images, never more tokens: a token's place decides how it is turned.
@@ -351,7 +380,7 @@ class AttentionStage(Stage):
     def _moved(
         self, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
     ) -> Float[Tensor, "head candidate batch"] | None:
-        """The answers at a port that a head is linear in, which need no attention; None at others."""
+        """The answers at a port that a head is linear in, or in its sigmoid, without attention; else None."""
         if port == "v" and self.attention.difference is None:
             return torch.einsum("cbhtk,bhtk->hcb", others - reads[2], d_read)
         if port == "g":
@@ -359,12 +388,31 @@ class AttentionStage(Stage):
             return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
         return None
 
+    def _joint_answers(
+        self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
+    ) -> Float[Tensor, "receiver candidate batch"]:
+        """The same where what one head reads changes what all of them write."""
+        base, count, found = self._mixture(reads), len(others[0]), []
+        same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
+        written = self._gated(self._finished(base), reads)
+        for place, (port, other) in enumerate(zip(self.attention.ports, others, strict=True)):
+            if port == "g":
+                found += self._moved(port, reads, other, d_reads[place], d_compact)
+                continue
+            mixture = self._mixture((*same[:place], other.flatten(0, 1), *same[place + 1 :]))
+            for head in range(len(self.heads)):
+                moved = base.repeat(count, 1, 1, 1)
+                moved[:, head] = mixture[:, head]
+                change = self._gated(self._finished(moved), same).view(count, *base.shape) - written
+                found.append((change * d_compact).flatten(2).sum(dim=-1))
+        return torch.stack(found)
+
     def restrict(self, senders: Sequence[int]) -> AttentionStage:
-        heads = tuple(self.heads[sender] for sender in senders)
-        return self if heads == self.heads else self._part(heads, self.queries)
+        wanted = tuple(self.senders[sender] for sender in senders)
+        return self if wanted == self.senders else self._part(wanted, self.queries)
 
     def leading(self, tokens: int) -> AttentionStage:
-        return self if self.queries == tokens else self._part(self.heads, tokens)
+        return self if self.queries == tokens else self._part(self.senders, tokens)
 
     def with_rules(self, rules: BackwardRules) -> AttentionStage:
         twin = copy.copy(self)

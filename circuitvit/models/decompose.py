@@ -273,9 +273,10 @@ def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = 
     return made
 
 
-def _widened(value: Any, like: Tensor, tokens: int | None) -> Any:
+def _widened(value: Any, like: Tensor, tokens: int | None, stream: Tensor) -> Any:
+    """In float64; of the stream itself the first image alone, and as many tokens as are asked for."""
     if isinstance(value, Tensor) and value.is_floating_point():
-        return value[:1, :tokens].to(like) if value.ndim == 3 else value.to(like)
+        return value[:1, :tokens].to(like) if value is stream else value.to(like)
     return value
 
 
@@ -299,8 +300,10 @@ def _check_block(
         tokens: how many of the first tokens to run on; all by default.
     """
     like = next(block.parameters())
-    inputs, options = tree_map(lambda value: _widened(value, like, tokens), (call.inputs, call.options))
-    start = _widened(call.stream, like, tokens)
+    inputs, options = tree_map(
+        lambda value: _widened(value, like, tokens, call.stream), (call.inputs, call.options)
+    )
+    start = _widened(call.stream, like, tokens, call.stream)
     try:
         output = block(*inputs, **options)
     except Exception as error:  # quantized layers and other parts that know one dtype only

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -75,12 +75,12 @@ class Linear:
 
     Attributes:
         full_weight: `(out, in)`, the module's own tensor.
-        full_bias: `(out,)` or None.
+        full_bias: `(out,)`; or its parts in order, where the module keeps them apart; or None.
         rows: the first and the last but one of the rows that are meant; None for all.
     """
 
     full_weight: Float[Tensor, "out in"]
-    full_bias: Float[Tensor, " out"] | None = None
+    full_bias: Float[Tensor, " out"] | tuple[Tensor, ...] | None = None
     rows: tuple[int, int] | None = None
 
     @classmethod
@@ -99,9 +99,14 @@ class Linear:
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
-        if self.full_bias is None or self.rows is None:
-            return self.full_bias
-        return self.full_bias[slice(*self.rows)]
+        bias = torch.cat(self.full_bias) if isinstance(self.full_bias, tuple) else self.full_bias
+        return bias if bias is None or self.rows is None else bias[slice(*self.rows)]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The module's own, for what is derived from them."""
+        biases = self.full_bias if isinstance(self.full_bias, tuple) else (self.full_bias,)
+        return self.full_weight, *biases
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -328,6 +333,9 @@ class Attention:
         added: what is added to the scores (relative positions), or None.
         gate: from the normed stream to what, through a sigmoid, multiplies all heads' outputs, or None.
         difference: what makes it differential, or None.
+        across: the norm of all heads' outputs joined, before `out`, or None; with it every head writes by the
+            scale of all.
+        derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
     """
 
     heads: int
@@ -343,6 +351,8 @@ class Attention:
     added: Added | None = None
     gate: Linear | None = None
     difference: Difference | None = None
+    across: Norm | None = None
+    derived: Derived = field(default_factory=Derived)
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:
@@ -359,14 +369,15 @@ class Attention:
     @property
     def weights(self) -> tuple[Tensor | None, ...]:
         """The tensors that its projections are made of."""
-        return tuple(tensor for port in self.ports.values() for tensor in (port.full_weight, port.full_bias))
+        return tuple(tensor for port in self.ports.values() for tensor in port.tensors)
 
     def with_rules(self, rules: BackwardRules) -> Attention:
         """The same with norms that are differentiated by the rules."""
-        query, key = (norm and norm.with_rules(rules) for norm in (self.query_norm, self.key_norm))
+        norms = self.query_norm, self.key_norm, self.across
+        query, key, across = (norm and norm.with_rules(rules) for norm in norms)
         less = self.difference
         less = less and replace(less, norm=less.norm.with_rules(rules))
-        return replace(self, query_norm=query, key_norm=key, difference=less)
+        return replace(self, query_norm=query, key_norm=key, across=across, difference=less)
 
 
 @dataclass(frozen=True, eq=False)

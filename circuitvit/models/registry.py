@@ -25,6 +25,11 @@ IMAGENET_CLASSES = 1000
 FAMILIES: dict[str, str | Family] = {
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
+    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
+    "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
+        "circuitvit.models.families.timm_relative:RELPOS"
+    ),
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,8 @@ class AttentionPatterns:
         heads: names of the heads.
         pattern: after the softmax; each row sums to 1, but of differential heads to what their difference is.
         scores: before it, in nats; NaN for differential heads, which have two softmaxes.
-        weighted: length of what each key's value adds to the stream at each query, in units of the stream.
+        weighted: length of what each key's value adds to the stream at each query, in units of the stream;
+            NaN where heads are normed together, so that it is no sum over keys.
     """
 
     subjects: Subjects
@@ -172,8 +174,10 @@ def attention_patterns(
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
             pattern = stage.pattern(reads)
-            for kind, values in zip(
-                KINDS, (pattern, _scores(stage, reads, pattern), _weighted(stage, reads)), strict=True
+            for kind, values in (
+                ("pattern", pattern),
+                ("scores", _known(stage.scores, reads, pattern)),
+                ("weighted", _known(partial(_weighted, stage), reads, pattern)),
             ):
                 parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
@@ -203,12 +207,12 @@ def attention_stage(model: Model, layer: int) -> int:
     return places[layers.index(wanted)]
 
 
-def _scores(stage: Stage, reads: Reads, pattern: Tensor) -> Float[Tensor, "batch head query key"]:
-    """What the softmax is taken of, or NaN where there are two of them."""
+def _known(of: Callable[[Reads], Tensor], reads: Reads, like: Tensor) -> Tensor:
+    """What there is of a kind; NaN where the heads have none."""
     try:
-        return stage.scores(reads)
+        return of(reads)
     except UnsupportedModelError:
-        return torch.full_like(pattern, torch.nan)
+        return torch.full_like(like, torch.nan)
 
 
 def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
@@ -219,7 +223,8 @@ def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key
     """
     pattern, value, gain = stage.pattern(reads).abs(), reads[2], stage.gain(reads)
     if gain is None:
-        return pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
+        weighted: Tensor = pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
+        return weighted
     at_each = gain.unbind(2)  # what a value is worth depends on the query
     alone = torch.stack([stage.expand(value * own[:, :, None]).norm(dim=-1) for own in at_each], dim=-2)
     return pattern * alone.transpose(0, 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import circuitvit as cv
 from circuitvit.errors import UnsupportedModelError
+from circuitvit.export.maps import maps_of
 from circuitvit.models import Stage
 from circuitvit.models.timm_import import import_timm
 from tests.models.test_hooked import HEADS, WIDTH, hooked
@@ -222,3 +225,45 @@ def test_whole_and_empty_circuits_are_the_clean_and_the_corrupt_run(build: Any) 
     model, task = cv.wrap(module), cv.Task(CLEAN, CORRUPT, METRIC)
     assert_close(cv.run(model, task, cv.Circuit.full(model.graph)), module(CLEAN))
     assert_close(cv.run(model, task, cv.Circuit.empty(model.graph)), module(CORRUPT))
+
+
+@pytest.mark.parametrize("build", [gated, differential], ids=["gated", "differential"])
+def test_shares_by_source_sum_to_the_shares_of_heads(build: Any) -> None:
+    view = cv.views.direct_logit_attribution(cv.wrap(build()), CLEAN, 0, 1)
+    assert view.by_source.sum(axis=-1) == pytest.approx(view.by_sender, rel=1e-9, abs=1e-12)
+
+
+def test_weighted_patterns_are_the_lengths_of_what_is_added() -> None:
+    module = gated()
+    attention = module.blocks[0].attn
+    view = cv.views.attention_patterns(cv.wrap(module), CLEAN, layer=0)
+    normed = module.blocks[0].norm1(cv.wrap(module).embed(CLEAN))
+    batch, tokens, _ = normed.shape
+    value = attention.qkv(normed).view(batch, tokens, 3, HEADS, WIDTH)[:, :, 2]
+    gate = attention.gate(normed).sigmoid().view(batch, tokens, HEADS, WIDTH)
+    for head in range(HEADS):
+        part = attention.proj.weight[:, head * WIDTH : (head + 1) * WIDTH]
+        added = (gate[:, :, None, head] * value[:, None, :, head]) @ part.T
+        found = torch.tensor(view.weighted[:, head]).double()
+        expected = torch.tensor(view.pattern[:, head]).double() * added.norm(dim=-1).detach()
+        assert_close(found, expected, 1e-5)
+
+
+def test_differential_heads_have_patterns_and_no_scores_in_figures_and_on_the_page() -> None:
+    model, task = cv.wrap(differential()), cv.Task(CLEAN, CORRUPT, METRIC)
+    view = cv.views.attention_patterns(model, CLEAN, layer=1)
+    assert np.isnan(view.scores).all()
+    assert len(view.figure().axes) == 2 * HEADS
+    side = maps_of(model, task).sides["clean"]
+    assert not side.heads
+    assert set(model.graph.senders) == set(side.writes)
+
+
+@pytest.mark.parametrize("build", [gated, differential], ids=["gated", "differential"])
+def test_circuits_are_drawn_and_verified(build: Any, tmp_path: Path) -> None:
+    model, task = cv.wrap(build()), cv.Task(CLEAN, CORRUPT, METRIC)
+    circuit = cv.attribute(model, task, progress=False).top(20)
+    for name in ("circuit.html", "circuit.svg"):
+        circuit.draw(tmp_path / name, model=model, task=task)
+    circuit.save(tmp_path / "circuit.json")
+    assert cv.Circuit.load(tmp_path / "circuit.json") == circuit

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.models.families.family import Grid
@@ -27,11 +29,12 @@ class TimmNaFlex(TimmViT):
     def embed(self, module: Any, images: Tensor) -> Tensor:
         return module._forward_embeds(images, None, None, None)["patches"]  # type: ignore[no-any-return]
 
-    def pooled(self, module: Any, normed: Tensor) -> Tensor:
-        return module._pool(normed)  # type: ignore[no-any-return]
+    def pooled(self, module: Any, normed: Tensor) -> Float[Tensor, "batch 1 width"]:
+        return torch.unsqueeze(module._pool(normed), 1)
 
     def prefix(self, module: Any) -> tuple[str, ...]:
-        return ("cls",) * module.has_class_token + ("reg",) * module.num_reg_tokens
+        kinds = ["cls"] * module.has_class_token + ["reg"] * module.num_reg_tokens
+        return tuple(kinds)
 
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
         return tuple(int(side) for side in module.embeds.dynamic_feat_size((height, width)))
