@@ -293,6 +293,28 @@ Added = Callable[[Sequence[int]], Float[Tensor, "head query key"]]
 
 
 @dataclass(frozen=True, eq=False)
+class Difference:
+    """What makes attention differential: each head subtracts a second pattern and norms what is left.
+
+    Queries and keys are two halves of what the head reads; it writes `factor * norm((A1 - share A2) V)`.
+    Ye et al. 2024, "Differential Transformer", arXiv:2410.05258.
+
+    Attributes:
+        share: gives how much of the second pattern is taken off, a number, from the weights as they are.
+        norm: of each head's output, over its width.
+        factor: of that.
+    """
+
+    share: Callable[[], Tensor]
+    norm: Norm
+    factor: float
+
+    def of(self, first: Tensor, second: Tensor) -> Tensor:
+        """What is left of one thing when the share of another is taken off."""
+        return first - self.share().to(first) * second
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """What multi-head self-attention is made of.
 
@@ -309,6 +331,8 @@ class Attention:
         key_norm: of each key, or None.
         turn: what turns queries and keys after that (rotary positions), or None.
         added: what is added to the scores (relative positions), or None.
+        gate: from the normed stream to what, through a sigmoid, multiplies all heads' outputs, or None.
+        difference: what makes it differential, or None.
         across: the norm of all heads' outputs joined, before `out`, or None; with it every head writes by the
             scale of all.
         derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
@@ -325,6 +349,8 @@ class Attention:
     key_norm: Norm | None = None
     turn: Turn | None = None
     added: Added | None = None
+    gate: Linear | None = None
+    difference: Difference | None = None
     across: Norm | None = None
     derived: Derived = field(default_factory=Derived)
 
@@ -335,16 +361,23 @@ class Attention:
         return cls(heads, query, key, value, out, scale, packed, **others)
 
     @property
+    def ports(self) -> dict[str, Linear]:
+        """The projection of each kind of receiver, in the order of the reads."""
+        gate = {} if self.gate is None else {"g": self.gate}
+        return {"q": self.query, "k": self.key, "v": self.value, **gate}
+
+    @property
     def weights(self) -> tuple[Tensor | None, ...]:
         """The tensors that its projections are made of."""
-        ports = self.query, self.key, self.value
-        return tuple(tensor for port in ports for tensor in port.tensors)
+        return tuple(tensor for port in self.ports.values() for tensor in port.tensors)
 
     def with_rules(self, rules: BackwardRules) -> Attention:
         """The same with norms that are differentiated by the rules."""
         norms = self.query_norm, self.key_norm, self.across
         query, key, across = (norm and norm.with_rules(rules) for norm in norms)
-        return replace(self, query_norm=query, key_norm=key, across=across)
+        less = self.difference
+        less = less and replace(less, norm=less.norm.with_rules(rules))
+        return replace(self, query_norm=query, key_norm=key, across=across, difference=less)
 
 
 @dataclass(frozen=True, eq=False)

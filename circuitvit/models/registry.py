@@ -23,6 +23,7 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 IMAGENET_CLASSES = 1000
 
 FAMILIES: dict[str, str | Family] = {
+    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
     "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
     "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
