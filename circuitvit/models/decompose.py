@@ -15,11 +15,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from circuitvit.errors import ModelError, UnsupportedModelError
@@ -116,16 +118,22 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One block's part in the module's own run."""
+    """One block's part in the module's own run; with `token_first` it takes `(token, batch, d_model)`."""
 
     block: nn.Module
     inputs: tuple[Any, ...]
     options: dict[str, Any]
-    output: Tensor
+    given: Any
+    token_first: bool
 
     @property
     def stream(self) -> Tensor:
-        return next(value for value in (*self.inputs, *self.options.values()) if isinstance(value, Tensor))
+        values = (*self.inputs, *self.options.values())
+        return _ordered(next(value for value in values if isinstance(value, Tensor)), self.token_first)
+
+    @property
+    def output(self) -> Tensor:
+        return _ordered(_first(self.given), self.token_first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +149,7 @@ def _observed(family: Family, twin: nn.Module, images: Tensor) -> _Run:
     calls: list[_Call] = []
 
     def note(block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        calls.append(_Call(block, inputs, options, _first(output)))
+        calls.append(_Call(block, inputs, options, output, family.token_first(twin)))
 
     with _noted(blocks, note):
         try:
@@ -167,6 +175,11 @@ def _observed(family: Family, twin: nn.Module, images: Tensor) -> _Run:
 def _first(output: Any) -> Any:
     """The stream, of a block that gives other things along with it."""
     return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _ordered(stream: Tensor, token_first: bool) -> Tensor:
+    """Between a stream `(batch, token, d_model)` and what the blocks of a module take; either way."""
+    return stream.transpose(0, 1) if token_first else stream
 
 
 @contextmanager
@@ -231,11 +244,12 @@ def _check_ends(family: Family, twin: nn.Module, images: Tensor) -> None:
     copied = _wide(twin, without=family.blocks(twin), redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
+    order = partial(_ordered, token_first=family.token_first(copied))
     try:
-        expected = [family.run(copied, wide), *(block.seen for block in blocks)]
+        expected = [family.run(copied, wide), *(order(block.seen) for block in blocks)]
         streams = [family.embed(copied, wide)]
         for block in blocks:
-            streams.append(block(streams[-1]))
+            streams.append(order(block(order(streams[-1]))))
         pooled = _through(family.pool(copied), streams[-1])
         found = [family.readout(copied, pooled), *streams[:-1]]
     except Exception as error:  # parts that know one dtype only
@@ -270,13 +284,60 @@ def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = 
                 noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32).mul_(4).sub_(2)
                 spread = noise / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.7 + 0.5 * noise
                 parameter.copy_(spread)
+    return _without_narrow_norms(made)
+
+
+def _without_narrow_norms(made: nn.Module) -> nn.Module:
+    """A module in float64 whose LayerNorms that compute in float32, whatever they are given, are wider."""
+    for place, part in list(made.named_modules()):
+        if isinstance(part, nn.LayerNorm) and type(part).forward is not nn.LayerNorm.forward:
+            wider = _WiderNorm(part)
+            if not wider.is_needed():
+                continue
+            if not place:
+                return wider
+            parent, _, name = place.rpartition(".")
+            setattr(made.get_submodule(parent), name, wider)
     return made
 
 
-def _widened(value: Any, like: Tensor, tokens: int | None) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value[:1, :tokens].to(like) if value.ndim == 3 else value.to(like)
-    return value
+class _WiderNorm(nn.LayerNorm):
+    """In the place of a LayerNorm that computes in float32 (CLIP's): the same without that rounding.
+
+    It is the formula wherever the norm itself keeps to that as far as float32 goes, on everything that it is
+    ever given; elsewhere it is the norm.
+    """
+
+    def __init__(self, own: nn.LayerNorm) -> None:
+        super().__init__(own.normalized_shape, own.eps, dtype=torch.float64)
+        self.weight, self.bias = own.weight, own.bias
+        self._own = (own,)  # no part of its own: its parameters are these
+
+    def is_needed(self) -> bool:
+        """Whether the norm itself cannot be run in float64, or gives numbers that fit into float32."""
+        (own,) = self._own
+        noise = torch.randn(3, *own.normalized_shape, generator=torch.Generator().manual_seed(7)).double()
+        noise = noise.to(next(own.parameters(), noise).device)
+        try:
+            found = own(noise)
+        except RuntimeError:  # its weights are of another dtype than what it makes of its input
+            return True
+        return torch.equal(found, found.float().double())
+
+    def forward(self, stream: Tensor) -> Tensor:
+        exact = super().forward(stream)
+        narrow = {name: tensor.float() for name, tensor in self.named_parameters()}
+        own = functional_call(self._own[0], narrow, (stream.float(),)).to(stream)
+        close = torch.allclose(own, exact, 1e-5, 1e-5 * float(exact.abs().max()))
+        return exact if close else own
+
+
+def _widened(value: Any, like: Tensor, tokens: int | None, token_first: bool = False) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    if value.ndim == 3:
+        value = value[:tokens, :1] if token_first else value[:1, :tokens]
+    return value.to(like)
 
 
 @torch.no_grad()
@@ -299,7 +360,8 @@ def _check_block(
         tokens: how many of the first tokens to run on; all by default.
     """
     like = next(block.parameters())
-    inputs, options = tree_map(lambda value: _widened(value, like, tokens), (call.inputs, call.options))
+    widened = partial(_widened, like=like, tokens=tokens, token_first=call.token_first)
+    inputs, options = tree_map(widened, (call.inputs, call.options))
     start = _widened(call.stream, like, tokens)
     try:
         output = block(*inputs, **options)
@@ -307,7 +369,7 @@ def _check_block(
         raise UnsupportedModelError(
             f"{where} of {name} cannot be checked in float64: {type(error).__name__}: {error}"
         ) from error
-    output, stream = _first(output), start
+    output, stream = _ordered(_first(output), call.token_first), start
     for part in parts:
         _check_reading(where, block, part, stream)
         stream = _through((part,), stream)

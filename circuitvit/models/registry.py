@@ -24,6 +24,11 @@ IMAGENET_CLASSES = 1000
 
 FAMILIES: dict[str, str | Family] = {
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
+    "torchvision.models.vision_transformer.VisionTransformer": (
+        "circuitvit.models.families.torchvision_vit:FAMILY"
+    ),
+    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
+    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.
