@@ -91,8 +91,8 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
         ModelError: if the module cannot be run, or its logits are NaN or infinite.
     """
     family.refuse(twin)
-    stages = family.stages(twin)
     run = _observed(family, twin, images)
+    stages = family.stages(twin)
     _check_chain(family, twin, stages, images, run)
     _check_ends(family, twin, images)
     name, place = type(twin).__name__, 1

@@ -404,14 +404,15 @@ class Readout:
         norm: of the stream.
         pool: `(batch, token, d_model)` to one vector for each classifier, `(batch, classifier, width)`.
         after: the norm of the pooled vectors.
-        heads: the classifiers; an `nn.Identity` where the pooled vector is the output.
+        heads: the classifiers; a `Linear` where the module keeps a weight alone, an `nn.Identity` where the
+            pooled vector is the output.
         names: of the classifiers, for messages and shares.
     """
 
     norm: Norm
     pool: Callable[[Tensor], Tensor]
     after: Norm
-    heads: tuple[nn.Module, ...]
+    heads: tuple[nn.Module | Linear, ...]
     names: tuple[str, ...] = ("head",)
 
     def __call__(self, stream: Tensor) -> Float[Tensor, "batch classes"]:
@@ -465,11 +466,11 @@ class Readout:
         return self.norm.fold(at_tokens) * inverse, constants
 
     @staticmethod
-    def _through(head: nn.Module, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
+    def _through(head: nn.Module | Linear, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
         """The weights `(image, width)` at a classifier's input."""
         if isinstance(head, nn.Identity):
             return of
-        if not isinstance(head, nn.Linear):
+        if not isinstance(head, (nn.Linear, Linear)):
             raise UnsupportedModelError(
                 f"{name} is a {type(head).__name__}: only a linear classifier has shares"
             )

@@ -40,11 +40,17 @@ of the rest of the name and of keywords of `load`, to a `Loaded`.
 """
 
 INSIDE = {
+    "clip.model.CLIP": "visual",
+    "open_clip.coca_model.CoCa": "visual",
+    "open_clip.model.CLIP": "visual",
+    "open_clip.model.CustomTextCLIP": "visual",
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
 }
-"""Wrappers that change nothing of what a module computes, and the attribute that holds the plain one."""
+"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute that
+holds the plain one, or the image tower.
+"""
 
 
 def load(
