@@ -309,9 +309,9 @@ class _WiderNorm(nn.LayerNorm):
     """
 
     def __init__(self, own: nn.LayerNorm) -> None:
-        super().__init__(own.normalized_shape, own.eps, dtype=torch.float64)
-        self.weight, self.bias = own.weight, own.bias
-        self._own = (own,)  # no part of its own: its parameters are these
+        super().__init__(own.normalized_shape, own.eps, elementwise_affine=False)
+        self._parameters, self._buffers = own._parameters, own._buffers
+        self._own = (own,)  # no part of this one: its tensors are the same
 
     def is_needed(self) -> bool:
         """Whether the norm itself cannot be run in float64, or gives numbers that fit into float32."""
@@ -326,7 +326,8 @@ class _WiderNorm(nn.LayerNorm):
 
     def forward(self, stream: Tensor) -> Tensor:
         exact = super().forward(stream)
-        narrow = {name: tensor.float() for name, tensor in self.named_parameters()}
+        named = (*self.named_parameters(), *self.named_buffers())
+        narrow = {name: tensor.float() for name, tensor in named}
         own = functional_call(self._own[0], narrow, (stream.float(),)).to(stream)
         close = torch.allclose(own, exact, 1e-5, 1e-5 * float(exact.abs().max()))
         return exact if close else own
