@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map
 from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 from circuitvit.models.layers import MLPStage, ReadoutStage
-from circuitvit.models.parts import Norm
+from circuitvit.models.parts import Norm, StandIn
 from circuitvit.models.stages import Stage
 
 CLOSE = 1e-6
@@ -44,6 +44,15 @@ DRAWS = 8
 
 HOOKS = ("_hooks", "_hooks_with_kwargs", "_always_called")
 """How the attributes end in which a module keeps its hooks."""
+
+GROWTH = 1e8
+"""How many times over a stream is given to a block to see whether it goes through."""
+
+NO_STREAM = (
+    "has no residual stream: what enters it does not come out again when it is made large, since it is normed after "
+    "something was added to it (post-norm), or nothing is. What a part writes is then rescaled by every later norm, so "
+    "that later parts read no sum of what earlier ones wrote, and there are no edges to find"
+)
 
 STEPS = 64
 """How many rounding steps of its dtype the module's own run may be from ours where the same parts run."""
@@ -225,11 +234,11 @@ def _through(parts: Sequence[Stage], stream: Tensor) -> Tensor:
     return stream
 
 
-class _Through(nn.Module):
+class _Through(StandIn):
     """In a block's place: notes what it is given, and adds noise, as a norm would hide a mere factor."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__(block)
         self.seen: Tensor | None = None
 
     def forward(self, stream: Tensor, *others: Any, **options: Any) -> Tensor:
@@ -274,7 +283,7 @@ def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = 
         without: the parts that do nothing.
         redrawn: whether all weights are drawn anew, so that none is too small to tell anything.
     """
-    made = copy.deepcopy(module, {id(part): _Through() for part in without})
+    made = copy.deepcopy(module, {id(part): _Through(part) for part in without})
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     made = made.to("cpu" if device.type == "mps" else device, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -377,11 +386,35 @@ def _check_block(
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())
     if not off <= CLOSE * size + ROUNDING * float(start.abs().max()):
+        place = f"{where} of {name} ({type(call.block).__name__})"
+
+        def rerun(times: float) -> Tensor:
+            grown = tree_map(lambda value: value * times if value is inputs[0] else value, inputs)
+            return _ordered(_first(block(*grown, **options)), call.token_first)
+
+        if inputs and float(rerun(GROWTH).abs().max()) < GROWTH**0.5 * float(start.abs().max()):
+            raise UnsupportedModelError(f"{place} {NO_STREAM}")
+        first = _first_that_differs(block, parts, start, lambda: rerun(1.0), call.token_first)
         raise UnsupportedModelError(
-            f"{where} of {name} ({type(call.block).__name__}): the sum of its parts differs from its own "
-            f"forward by {off / max(size, 1e-300):.1e} of what it adds: it does something that this library "
-            "does not know of"
+            f"{place}: {first}the sum of its parts differs from its own forward by {off / max(size, 1e-300):.1e} "
+            "of what it adds: it does something that this library does not know of"
         )
+
+
+def _first_that_differs(
+    block: nn.Module, parts: Sequence[Stage], start: Tensor, run: Callable[[], Tensor], token_first: bool
+) -> str:
+    """Which stage is the first that leaves another stream than the block has there, as the next norm shows."""
+    seen: dict[nn.Module, Tensor] = {}
+    norms = [getattr(getattr(part, "norm", None), "module", None) for part in parts]
+    with _noted([norm for norm in norms if norm is not None], lambda norm, given, *_: seen.update({norm: given[0]})):
+        run()
+    for part, following in zip(parts, [*norms[1:], None], strict=True):
+        start = _through((part,), start)
+        own = seen.get(following)
+        if own is not None and not _alike(start, _ordered(own, token_first)):
+            return f"{part.nodes.name} is the first stage that differs, and "
+    return f"{parts[-1].nodes.name} is what differs, and " if len(parts) > 1 and norms[-1] in seen else ""
 
 
 def _check_reading(where: str, block: nn.Module, part: Stage, stream: Tensor) -> None:

@@ -41,6 +41,26 @@ def with_children(module: nn.Module, **children: nn.Module) -> Any:
     return twin
 
 
+class StandIn(nn.Module):
+    """A module in another's place, with the other's settings: a forward may ask for those of parts it runs.
+
+    Args:
+        other: in whose place; it is no part of this one.
+    """
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self._other = (other,)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_other":
+                raise
+            return getattr(self._other[0], name)
+
+
 class Derived:
     """What is computed from weights, kept until one of them is edited in place.
 

@@ -8,7 +8,8 @@ Radford et al. 2021, "Learning transferable visual models from natural language 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -123,27 +124,84 @@ class OpenClip(OpenAIClip):
                 "pool_type='none' gives one vector for each token; the features must be (batch, feature)"
             )
 
-    def preprocessing(self, module: Any) -> InputSpec:
-        return input_spec(getattr(module, "preprocess_cfg", None) or {}, module.image_size)
+    def preprocessing(self, module: Any) -> InputSpec | None:
+        return _input_spec(module)
 
 
-OPENAI, OPEN_CLIP = OpenAIClip(), OpenClip()
+class TimmTrunk(Family):
+    """open_clip's `TimmModel`: a model of timm's, of a family of its own, and a projection that reads its output."""
+
+    def _family(self, module: Any) -> Family:
+        from circuitvit.models.registry import family_of  # which looks families up and comes after them
+
+        found = family_of(module.trunk)
+        if not isinstance(found, Family):
+            raise UnsupportedModelError("trunk is of a class that only a layout is known of: wrap model.visual.trunk")
+        return found
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return self._family(module).embed(module.trunk, images)
+
+    def blocks(self, module: Any) -> Sequence[nn.Module]:
+        return self._family(module).blocks(module.trunk)
+
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
+        return self._family(module).block(module.trunk, block, layer, where)
+
+    def pool(self, module: Any) -> tuple[Stage, ...]:
+        return self._family(module).pool(module.trunk)
+
+    def token_first(self, module: Any) -> bool:
+        return self._family(module).token_first(module.trunk)
+
+    def readout(self, module: Any, stream: Tensor) -> Tensor:
+        return module.head(self._family(module).readout(module.trunk, stream))  # type: ignore[no-any-return]
+
+    def readout_parts(self, module: Any) -> Readout | None:
+        parts, layers = self._family(module).readout_parts(module.trunk), list(module.head)
+        layers = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
+        if parts is None or not layers:
+            return parts
+        if len(layers) > 1 or not all(isinstance(head, nn.Identity) for head in parts.heads):
+            return None
+        return replace(parts, heads=(layers[0],), names=("head",))
+
+    def refuse(self, module: Any) -> None:
+        self._family(module).refuse(module.trunk)
+
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return self._family(module).prefix(module.trunk)
+
+    def grid(self, module: Any, height: int, width: int) -> Grid | None:
+        return self._family(module).grid(module.trunk, height, width)
+
+    def resizable(self, module: Any) -> bool:
+        return self._family(module).resizable(module.trunk)
+
+    def classifies(self, module: Any) -> bool:
+        return False
+
+    def preprocessing(self, module: Any) -> InputSpec | None:
+        return _input_spec(module)
+
+    def name(self, module: Any) -> str:
+        return self._family(module).name(module.trunk)
 
 
-def input_spec(config: Mapping[str, Any], size: Any) -> InputSpec:
-    """What open_clip's `preprocess_cfg` says of images.
+OPENAI, OPEN_CLIP, TIMM_TRUNK = OpenAIClip(), OpenClip(), TimmTrunk()
 
-    Args:
-        config: the entry, which may be empty.
-        size: of an image, one number or two, where the entry does not say it.
 
-    Raises:
-        UnsupportedModelError: for a way to resize that is not known here.
-    """
-    size = config.get("size", size)
+def _input_spec(module: Any) -> InputSpec | None:
+    """What open_clip's `preprocess_cfg` says of images; None for one that fills up what is not square."""
+    config = getattr(module, "preprocess_cfg", None) or {}
+    modes = {"shortest": "center", "squash": "squash"}
+    if (mode := modes.get(config.get("resize_mode") or "shortest")) is None:
+        return None
+    size = config.get("size") or module.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    mean, std = (tuple(map(float, config.get(name) or other)) for name, other in (("mean", MEAN), ("std", STD)))
-    return InputSpec((3, int(height), int(width)), mean, std, config.get("interpolation") or "bicubic")
+    mean, std = (tuple(map(float, config.get(name) or own)) for name, own in (("mean", MEAN), ("std", STD)))
+    interpolation = config.get("interpolation") or "bicubic"
+    return InputSpec((3, int(height), int(width)), mean, std, interpolation, crop_mode=mode)
 
 
 # -- parts ---------------------------------------------------------------------------------------
