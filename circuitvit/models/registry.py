@@ -15,14 +15,17 @@ from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, un
 from circuitvit.models import checkpoints
 from circuitvit.models.decompose import decomposed, frozen_twin
 from circuitvit.models.families import Family
+from circuitvit.models.families import layout as layouts
+from circuitvit.models.families.layout import Layout
 from circuitvit.models.model import Model, Origin
 from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
 IMAGENET_CLASSES = 1000
 
-FAMILIES: dict[str, str | Family] = {
+FAMILIES: dict[str, str | Family | Layout] = {
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
     "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
@@ -30,22 +33,34 @@ FAMILIES: dict[str, str | Family] = {
     "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
         "circuitvit.models.families.timm_relative:RELPOS"
     ),
+    "torchvision.models.vision_transformer.VisionTransformer": (
+        "circuitvit.models.families.torchvision_vit:FAMILY"
+    ),
+    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
+    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
+    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.
 """
 
-SOURCES: dict[str, str] = {}
+SOURCES: dict[str, str] = {"open_clip": "circuitvit.models.families.open_clip_load:load_open_clip"}
 """Who loads names with this word before a colon, such as "hf:google/vit-base-patch16-224": "module:function",
 of the rest of the name and of keywords of `load`, to a `Loaded`.
 """
 
 INSIDE = {
+    "clip.model.CLIP": "visual",
+    "open_clip.coca_model.CoCa": "visual",
+    "open_clip.model.CLIP": "visual",
+    "open_clip.model.CustomTextCLIP": "visual",
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
 }
-"""Wrappers that change nothing of what a module computes, and the attribute that holds the plain one."""
+"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute that
+holds the plain one, or the image tower.
+"""
 
 
 def load(
@@ -109,12 +124,12 @@ def load(
     return wrap(module.eval(), name=name, classes=classes)
 
 
-def register(kind: type[nn.Module], family: Family) -> None:
+def register(kind: type[nn.Module], family: Family | Layout) -> None:
     """Teach `wrap` a class of modules: from now on it is taken apart as the family says.
 
     Args:
         kind: the class; classes derived from it are taken for the same.
-        family: where its parts are.
+        family: where its parts are; a `Layout` will do.
 
     Raises:
         OptionError: if the family is none.
@@ -124,8 +139,8 @@ def register(kind: type[nn.Module], family: Family) -> None:
         >>> cv.register(MyViT, MyFamily())  # doctest: +SKIP
         >>> model = cv.wrap(my_vit.eval())  # doctest: +SKIP
     """
-    if not isinstance(family, Family):
-        raise OptionError(f"a family is an object of a class derived from Family, not {family!r}")
+    if not isinstance(family, (Family, Layout)):
+        raise OptionError(f"a family is a Layout or an object of a class derived from Family, not {family!r}")
     FAMILIES[_full_name(kind)] = family
 
 
@@ -136,6 +151,7 @@ def wrap(
     classes: Sequence[str] | None = None,
     preprocessing: InputSpec | None = None,
     card: Card | None = None,
+    layout: Layout | None = None,
 ) -> Model:
     """A module at hand, seen as stages. The module is not changed, and not run in training mode either.
 
@@ -144,11 +160,12 @@ def wrap(
 
     Args:
         module: a Vision Transformer in evaluation mode, of a class that `FAMILIES` has or `register` was
-            given.
+            given; of any other class with a layout.
         name: for files and messages.
         classes: names of the logits, in order.
         preprocessing: how image files become inputs; by default what the module's own configuration says.
         card: how the model was trained, for bundled and own models.
+        layout: where the parts of a hand-written model are; images need `preprocessing` then.
 
     Raises:
         UnsupportedModelError: if a part cannot be decomposed; the message names the module and the switch.
@@ -160,18 +177,19 @@ def wrap(
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
     module = _unwrapped(module)
-    family = family_of(module)
+    family = layout or family_of(module)
     with _in_peace(module):
         refuse_unsound(module)
         twin = frozen_twin(module)
-        spec = preprocessing or family.preprocessing(twin)
+        spec = preprocessing or (None if isinstance(family, Layout) else family.preprocessing(twin))
         if spec is None:
             raise OptionError(
                 f"{type(module).__name__} does not say how images become inputs: give preprocessing="
             )
         images = _noise(twin, spec)
-        look_at_hooks(module, family, twin, images)
-        stages, logits = decomposed(family, twin, images)
+        meant = layouts.families(family, twin, spec.size) if isinstance(family, Layout) else (family,)
+        look_at_hooks(module, meant[0], twin, images)
+        family, stages, logits = _first_that_fits(meant, twin, images)
         if classes is not None and len(classes) != logits.shape[-1]:
             raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
         has_classes, synsets = classes is not None or family.classifies(twin), None
@@ -195,6 +213,23 @@ def wrap(
         return model
 
 
+def _first_that_fits(
+    families: Sequence[Family], twin: nn.Module, images: Tensor
+) -> tuple[Family, tuple[Stage, ...], Tensor]:
+    """The family that a module is of, its stages, and logits for some images.
+
+    Raises:
+        UnsupportedModelError: if it is of none; with the reason why it is not of the first.
+    """
+    refusals = []
+    for family in families:
+        try:
+            return family, *decomposed(family, twin, images)
+        except UnsupportedModelError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
 @contextmanager
 def _in_peace(module: nn.Module) -> Iterator[None]:
     """Whatever mode the caller is in, what is made here outlives it; parts that are missing are told so."""
@@ -209,7 +244,7 @@ def _in_peace(module: nn.Module) -> Iterator[None]:
             ) from error
 
 
-def family_of(module: nn.Module) -> Family:
+def family_of(module: nn.Module) -> Family | Layout:
     """The family of a module, by its class or the nearest class that it derives from.
 
     Raises:

@@ -152,7 +152,7 @@ def _transform(spec: InputSpec) -> Callable[[Image.Image], Tensor]:
     try:
         transform: Callable[[Image.Image], Tensor] = import_timm().data.create_transform(
             input_size=spec.size, is_training=False, interpolation=spec.interpolation,
-            mean=spec.mean, std=spec.std, crop_pct=spec.crop_pct,
+            mean=spec.mean, std=spec.std, crop_pct=spec.crop_pct, crop_mode=spec.crop_mode,
         )  # fmt: skip
     except KeyError as error:
         known = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

@@ -96,6 +96,10 @@ class Family(ABC):
         logits: Tensor = module(images)
         return logits
 
+    def token_first(self, module: Any) -> bool:
+        """Whether its blocks take and give the stream as `(token, batch, d_model)`."""
+        return False
+
     def refuse(self, module: Any) -> None:  # noqa: B027 - most families have nothing to refuse
         """Refuse a module with a part around its blocks that is not known.
 
