@@ -153,7 +153,7 @@ class Model:
     def __call__(self, images: Tensor) -> Tensor:
         """The model's own forward: images `(batch, channel, height, width)` to logits `(batch, class)`."""
         with torch.no_grad():
-            return self.module(images)  # type: ignore[no-any-return]
+            return self.family.run(self.module, images)
 
     def with_rules(self, rules: BackwardRules) -> Model:
         """A model with the same outputs and other gradients; this one stays as it is.
