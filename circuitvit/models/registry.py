@@ -25,6 +25,20 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 
 IMAGENET_CLASSES = 1000
 
+TRANSFORMERS = {
+    "beit.modeling_beit": ("BEIT", "BeitForImageClassification BeitModel"),
+    "clip.modeling_clip": ("CLIP_TOWER", "CLIPForImageClassification CLIPModel CLIPVisionModel CLIPVisionModelWithProjection"),
+    "deit.modeling_deit": ("DEIT", "DeiTForImageClassification DeiTForImageClassificationWithTeacher DeiTModel"),
+    "dinov2.modeling_dinov2": ("DINOV2", "Dinov2ForImageClassification Dinov2Model"),
+    "dinov2_with_registers.modeling_dinov2_with_registers": ("DINOV2_REGISTERS", "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel"),
+    "dinov3_vit.modeling_dinov3_vit": ("DINOV3", "DINOv3ViTModel"),
+    "ijepa.modeling_ijepa": ("I_JEPA", "IJepaForImageClassification IJepaModel"),
+    "vit.modeling_vit": ("VIT", "ViTForImageClassification ViTModel"),
+    "vit_mae.modeling_vit_mae": ("MAE_ENCODER", "ViTMAEModel"),
+    "vit_msn.modeling_vit_msn": ("VIT", "ViTMSNForImageClassification ViTMSNModel"),
+}
+"""Files of `transformers.models`, our family of the classes in them, and these."""
+
 FAMILIES: dict[str, str | Family | Layout] = {
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
@@ -39,12 +53,20 @@ FAMILIES: dict[str, str | Family | Layout] = {
     "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
     "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
     "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
+    **{
+        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_vit:{family}"
+        for file, (family, kinds) in TRANSFORMERS.items()
+        for kind in kinds.split()
+    },
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.
 """
 
-SOURCES: dict[str, str] = {"open_clip": "circuitvit.models.families.open_clip_load:load_open_clip"}
+SOURCES: dict[str, str] = {
+    "hf": "circuitvit.models.families.hf_load:load_hf",
+    "open_clip": "circuitvit.models.families.open_clip_load:load_open_clip",
+}
 """Who loads names with this word before a colon, such as "hf:google/vit-base-patch16-224": "module:function",
 of the rest of the name and of keywords of `load`, to a `Loaded`.
 """
@@ -186,10 +208,12 @@ def wrap(
             raise OptionError(
                 f"{type(module).__name__} does not say how images become inputs: give preprocessing="
             )
+        family.settle(twin, spec)
         images = _noise(twin, spec)
         meant = layouts.families(family, twin, spec.size) if isinstance(family, Layout) else (family,)
         look_at_hooks(module, meant[0], twin, images)
         family, stages, logits = _first_that_fits(meant, twin, images)
+        classes = classes or family.classes(twin)
         if classes is not None and len(classes) != logits.shape[-1]:
             raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
         has_classes, synsets = classes is not None or family.classifies(twin), None
@@ -250,15 +274,11 @@ def family_of(module: nn.Module) -> Family | Layout:
     Raises:
         UnsupportedModelError: if there is none.
     """
-    for kind in type(module).__mro__:
-        found = FAMILIES.get(_full_name(kind))
-        if isinstance(found, str):
-            family: Family = _found(found)
-            return family
-        if found is not None:
-            return found
+    found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
+    if found is not None:
+        return _found(found) if isinstance(found, str) else found
     for place, part in module.named_modules():
-        if any(_full_name(kind) in FAMILIES for kind in type(part).__mro__):
+        if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))
             merge = " after merging its adapters (merge_and_unload)" if "base_model" in place else ""
             raise UnsupportedModelError(
@@ -270,6 +290,11 @@ def family_of(module: nn.Module) -> Family | Layout:
         f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
         "Teach the library yours with circuitvit.register"
     )
+
+
+def is_known(kind: type) -> bool:
+    """Whether modules of a class have a family."""
+    return any(_full_name(base) in FAMILIES for base in kind.__mro__)
 
 
 def _found(place: str) -> Any:
