@@ -204,8 +204,8 @@ def _wrapped(
 
 
 def _made_again(model: Model) -> tuple[Any, ...]:
-    """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it is
-    wrapped and checked again, as stages and modules that are read apart would not share their weights.
+    """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
+    is wrapped and checked again, as stages and a module that are read apart might not share their weights.
     """
     said = model.name, model.classes, model.preprocessing, model.card
     facts = {"synsets": model.synsets, "has_classes": model.has_classes}
