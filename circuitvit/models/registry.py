@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.model import Model, Origin
 from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
@@ -199,7 +202,18 @@ def wrap(
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
     module = _unwrapped(module)
-    family = layout or family_of(module)
+    return _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
+
+
+def _wrapped(
+    module: nn.Module,
+    family: Family,
+    name: str | None,
+    classes: Sequence[str] | None,
+    preprocessing: InputSpec | None,
+    card: Card | None,
+) -> Model:
+    """A module of this family as a model, checked."""
     with _in_peace(module):
         refuse_unsound(module)
         twin = frozen_twin(module)
@@ -252,6 +266,37 @@ def _first_that_fits(
         except UnsupportedModelError as error:
             refusals.append(error)
     raise refusals[0]
+
+
+def _made_again(model: Model) -> tuple[Any, ...]:
+    """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
+    is wrapped and checked again, as stages and a module that are read apart might not share their weights.
+    """
+    said = model.name, model.classes, model.preprocessing, model.card
+    facts = {"synsets": model.synsets, "has_classes": model.has_classes}
+    return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
+
+
+class _Timm:
+    """Read before a module of timm's, it sees to timm's import, see `import_timm`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_timm, ()
+
+
+def _rewrapped(
+    timm: object,
+    module: nn.Module,
+    family: Family,
+    said: tuple[Any, ...],
+    rules: BackwardRules | None,
+    facts: dict[str, Any],
+) -> Model:
+    model = replace(_wrapped(module, family, *said), **facts)
+    return model if rules is None else model.with_rules(rules)
+
+
+copyreg.pickle(Model, _made_again)
 
 
 @contextmanager
