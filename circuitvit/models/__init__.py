@@ -1,6 +1,7 @@
 """A Vision Transformer as stages that read from and write to the residual stream."""
 
 from circuitvit.models.factored import Factored
+from circuitvit.models.families.layout import Layout
 from circuitvit.models.model import Model
 from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
@@ -9,6 +10,7 @@ from circuitvit.models.stages import Reads, Stage, places, repeated
 __all__ = [
     "BackwardRules",
     "Factored",
+    "Layout",
     "Model",
     "Reads",
     "Stage",

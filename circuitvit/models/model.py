@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -42,6 +43,7 @@ class Model:
         has_classes: whether the logits are of classes; False where they are features.
         card: what is known about how the model was trained, for bundled and own models.
         origin: the module that was wrapped, as long as somebody else holds it.
+        rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
 
     Example:
         >>> import circuitvit as cv
@@ -62,6 +64,12 @@ class Model:
     has_classes: bool = True
     card: Card | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
+    rules: BackwardRules | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return replace(
+            self, **{each.name: copy.deepcopy(getattr(self, each.name), memo) for each in fields(self)}
+        )
 
     @cached_property
     def graph(self) -> Graph:
@@ -153,7 +161,7 @@ class Model:
     def __call__(self, images: Tensor) -> Tensor:
         """The model's own forward: images `(batch, channel, height, width)` to logits `(batch, class)`."""
         with torch.no_grad():
-            return self.module(images)  # type: ignore[no-any-return]
+            return self.family.run(self.module, images)
 
     def with_rules(self, rules: BackwardRules) -> Model:
         """A model with the same outputs and other gradients; this one stays as it is.
@@ -161,7 +169,7 @@ class Model:
         Raises:
             UnsupportedModelError: if a stage is of a kind that the rules do not know.
         """
-        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages))
+        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages), rules=rules)
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
         """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""

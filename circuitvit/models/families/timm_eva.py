@@ -17,9 +17,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from circuitvit.errors import DataError, UnsupportedModelError
+from circuitvit.errors import DataError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.timm_vit import TimmViT, attention_of, mlp_of, refuse_block
 from circuitvit.models.layers import MLPStage

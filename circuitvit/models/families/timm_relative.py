@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.timm_vit import TimmViT, attention_of, gamma_of, mlp_of, refuse_block
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import Added, Derived, Readout, norm_of
+from circuitvit.models.parts import Added, Derived, norm_of
 from circuitvit.models.stages import Stage, places
 
 Biases = tuple[Callable[[], Tensor], nn.Module]

@@ -21,7 +21,7 @@ from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Attention, Linear, Norm, Readout, norm_of
+from circuitvit.models.parts import MLP, Attention, Difference, Linear, Norm, Readout, norm_of
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
@@ -38,7 +38,6 @@ REASONS = {
     "ParallelScalingBlock": "its attention and MLP run in parallel",
     "DiffParallelScalingBlock": "its attention and MLP run in parallel, with differential attention",
     "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
-    "DiffAttention": "differential attention subtracts two patterns",
 }
 
 
@@ -60,7 +59,7 @@ class TimmViT(Family):
         return tuple(module.blocks)
 
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
-        refuse_block(block, where, "Block", ("Attention", "AttentionRope"))
+        refuse_block(block, where, "Block", ("Attention", "AttentionRope", "DiffAttention"))
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in ("norm1", "norm2"))
         gamma1, gamma2 = (gamma_of(getattr(block, name), f"{where}.{name}") for name in ("ls1", "ls2"))
         attention = AttentionStage(layer, norm1, attention_of(block.attn, where), gamma1)
@@ -113,11 +112,10 @@ class TimmViT(Family):
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
         embed = module.patch_embed
         own, size = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
-        if own is not None and size is not None and (height, width) == tuple(size):
-            return tuple(int(side) for side in own)
-        if not hasattr(embed, "dynamic_feat_size") or not self.resizable(module):
-            return None
-        return tuple(int(side) for side in embed.dynamic_feat_size((height, width)))
+        sized = own is not None and size is not None and (height, width) == tuple(size)
+        if hasattr(embed, "dynamic_feat_size") and (sized or self.resizable(module)):
+            return tuple(int(side) for side in embed.dynamic_feat_size((height, width)))
+        return tuple(int(side) for side in own) if sized else None
 
     def resizable(self, module: Any) -> bool:
         return bool(getattr(module, "dynamic_img_size", False))
@@ -161,19 +159,29 @@ def gamma_of(scale: nn.Module, where: str) -> Tensor | None:
 
 def attention_of(module: Any, where: str, **others: Any) -> Attention:
     """The attention of any of timm's plain blocks; `others` is what turns queries and keys and the like."""
-    norms = {
+    parts = {
         ours: norm_of(getattr(module, own), f"{where}.attn.{own}")
         for ours, own in NORMS.items()
         if not isinstance(getattr(module, own, None), (nn.Identity, type(None)))
     }
+    gate = getattr(module, "gate", None)
+    parts |= {"gate": None if gate is None else Linear.of(gate), "difference": _difference(module, where)}
     heads, out, scale = module.num_heads, Linear.of(module.proj), module.scale
     if module.qkv is None:
         ports = (Linear.of(getattr(module, f"{port}_proj")) for port in "qkv")
-        return Attention(heads, *ports, out, scale, **norms, **others)
+        return Attention(heads, *ports, out, scale, **parts, **others)
     packed, apart = Linear.of(module.qkv), getattr(module, "q_bias", None)
     if apart is not None:  # biases of queries and values are weights, that of keys is a constant
         packed = Linear(packed.full_weight, (apart, module.k_bias, module.v_bias))
-    return Attention.of_packed(heads, packed, out, scale, **norms, **others)
+    return Attention.of_packed(heads, packed, out, scale, **parts, **others)
+
+
+def _difference(module: Any, where: str) -> Difference | None:
+    """What makes an attention differential; None of a plain one."""
+    if type(module).__name__ != "DiffAttention":
+        return None
+    norm = norm_of(module.sub_norm, f"{where}.attn.sub_norm")
+    return Difference(module._compute_lambda, norm, 1 - module.lambda_init)
 
 
 def mlp_of(module: Any) -> MLP:
@@ -207,20 +215,19 @@ def _attention_problems(attention: Any, kinds: tuple[str, ...]) -> Iterator[str]
         yield f"is a {kind} (attn_layer): {reason}; only timm's plain {' and '.join(kinds)} is supported"
         return
     projections = ("proj", "qkv") if getattr(attention, "qkv", None) is not None else ("proj", *APART)
-    for name in projections:
-        part = getattr(attention, name)
-        if not isinstance(part, nn.Linear):
+    for name in (*projections, "gate"):
+        part = getattr(attention, name, None)
+        if not isinstance(part, nn.Linear) and not (part is None and name == "gate"):
             yield f"has a {type(part).__name__} as {name}: only a plain nn.Linear can be told apart by head"
             return
-    if getattr(attention, "gate", None) is not None:
-        yield "is gated (gated=True), which is not supported"
     if getattr(attention, "num_kv_groups", 1) > 1:
         yield (
             f"has {attention.num_kv_heads} key and value heads for {attention.num_heads} heads "
             "(num_kv_heads), and shared keys and values are not supported"
         )
     width = attention.proj.weight.shape[1]
-    if width != attention.num_heads * getattr(attention, "head_dim", width // attention.num_heads):
+    own = getattr(attention, "head_dim", width // attention.num_heads)
+    if width != attention.num_heads * own * (2 if kind == "DiffAttention" else 1):
         yield "has an output projection whose width does not match its heads"
 
 
