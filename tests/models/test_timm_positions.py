@@ -16,8 +16,9 @@ import circuitvit as cv
 from circuitvit.engine import batch_runs, capture, soft_run
 from circuitvit.engine.patching import patch_pattern
 from circuitvit.errors import DataError, ModelError, UnsupportedModelError
+from circuitvit.views import attention_patterns, attribution_of_task, logit_lens
 from tests.reference import literal_acdc
-from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
+from tests.reference.hooked import HookedModule, Receiver, Sender, given, written_by_head
 from tests.rightness import CLEAN, CORRUPT, METRIC, drawn_circuit, formula, micro, prove, timm
 from tests.strategies import assert_close
 
@@ -203,9 +204,31 @@ def test_a_pattern_that_is_patched_moves_the_heads_that_are_normed_with_it() -> 
             attention.proj(attention.norm(joined)) - attention.proj(attention.norm(seen[0]))
         )
         expected = model.stages[-1].write(
-            model.stages[-1].read(model.stages[4].add(stream, model.stages[4].write(model.stages[4].read(stream))))
+            model.stages[-1].read(
+                model.stages[4].add(stream, model.stages[4].write(model.stages[4].read(stream)))
+            )
         )
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("build", [joint, ALL["Beit-both-tables"]], ids=["normed-together", "biased"])
+def test_views_share_out_what_heads_write(build: Any) -> None:
+    model = cv.wrap(build())
+    stage = model.stages[1]
+    reads = stage.read(model.embed(CLEAN))
+    pattern, gain = stage.pattern(reads), stage.gain(reads)
+    factor, summand = (1, 0) if gain is None else gain
+    assert_close(pattern @ reads[2] * factor + summand, stage.write(reads))
+    shares, _ = attribution_of_task(model, cv.Task(CLEAN, CORRUPT, METRIC))
+    assert np.allclose(shares.by_source.sum(axis=2), shares.by_token.sum(axis=2))
+    assert np.allclose(shares.total, formula(model(CLEAN)).numpy())
+    view = attention_patterns(model, CLEAN, layer=0)
+    written = (
+        stage.expand(stage.write(reads)).norm(dim=-1).transpose(0, 1)
+    )  # no longer than its parts together
+    assert np.isfinite(view.weighted).all()
+    assert (view.weighted.sum(axis=-1) >= written.numpy() - 1e-5).all()
+    assert logit_lens(model, CLEAN).subjects.n_prefix == 1
 
 
 # -- near misses -----------------------------------------------------------------------------------
@@ -269,7 +292,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
     "rotary-mixed": (partial(micro, Eva, **ROPE, rope_type="mixed"), lambda module: module.rope.freqs),
     "rotary-dynamic": (partial(micro, Eva, **ROPE, dynamic_img_size=True), lambda module: module.rope.bands),
     "bias-of-queries": (partial(micro, Eva), lambda module: module.blocks[1].attn.q_bias),
-    "bias-of-keys": (partial(micro, Eva), lambda module: module.blocks[0].attn.k_bias),
+    "bias-of-keys": (partial(micro, Eva, **ROPE), lambda module: module.blocks[0].attn.k_bias),
     "table": (
         partial(micro, Beit, use_rel_pos_bias=True),
         lambda module: module.blocks[1].attn.relative_position_bias_table,
@@ -296,7 +319,9 @@ def test_an_edit_of_a_table_between_two_calls_is_noticed(build: Any, tensor_of: 
     tensor = tensor_of(module)
     with torch.no_grad():
         (tensor.data if by_data else tensor).mul_(0.5).add_(0.3)
-    found, anew = (cv.attribute(each, task, "eap", progress=False).values for each in (model, cv.wrap(module)))
+    found, anew = (
+        cv.attribute(each, task, "eap", progress=False).values for each in (model, cv.wrap(module))
+    )
     assert np.allclose(found, anew, rtol=1e-9, atol=1e-12)
     assert not np.allclose(before, found)
     assert_close(cv.run(model, task, cv.Circuit.full(model.graph)), module(CLEAN).detach())

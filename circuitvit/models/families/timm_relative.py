@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -67,9 +67,8 @@ class TimmRelative(TimmViT):
         return first, MLPStage(layer, norm2, mlp_of(block.mlp), gamma2)
 
     def pooled(self, module: Any, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
-        if module.global_pool == "avg":
-            return normed[:, module.num_prefix_tokens :].mean(dim=1, keepdim=True)
-        return normed[:, :1]
+        average = module.global_pool == "avg"
+        return normed[:, module.num_prefix_tokens :].mean(dim=1, keepdim=True) if average else normed[:, :1]
 
 
 class TimmBeit(TimmRelative):
@@ -115,7 +114,5 @@ def _sum(biases: Sequence[Callable[[], Tensor]]) -> Float[Tensor, "head query ke
     return total.view(total.shape[-3:])
 
 
-def _of_heads(
-    biases: Callable[[], Tensor], heads: Sequence[int]
-) -> Float[Tensor, "head query key"]:
+def _of_heads(biases: Callable[[], Tensor], heads: Sequence[int]) -> Float[Tensor, "head query key"]:
     return biases()[places(heads)]
