@@ -86,7 +86,7 @@ def fit_head(
         >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> pairs = catdog_pairs(20, seed=0)
         >>> labels = ["cat"] * 20 + ["dog"] * 20
-        >>> fitted = fit_head(cv.load("catdog-tiny"), torch.cat(pairs), labels, progress=False)
+        >>> fitted = fit_head(cv.load("catdog-tiny"), torch.cat([*pairs]), labels, progress=False)
         >>> fitted.model.classes, fitted.accuracy > 0.9
         (('cat', 'dog'), True)
     """
