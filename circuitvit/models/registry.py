@@ -66,6 +66,9 @@ FAMILIES: dict[str, str | Family | Layout] = {
 needed.
 """
 
+CLASSIFIERS = ("head", "head_dist")
+"""What timm calls classifiers, which stay in the checkpoint where a model is built with `num_classes=0`."""
+
 SOURCES: dict[str, str] = {
     "hf": "circuitvit.models.families.hf_load:load_hf",
     "open_clip": "circuitvit.models.families.open_clip_load:load_open_clip",
@@ -108,7 +111,8 @@ def load(
         device: where the model runs.
         dtype: of the weights; float32 by default.
         classes: names of the logits; taken from the card, or from ImageNet where there are 1000.
-        **architecture: passed on to timm, such as `img_size=384` or `num_classes=37`.
+        **architecture: passed on to timm, such as `img_size=384` or `num_classes=37`; `num_classes=0` gives
+            the features, and leaves a classifier in the checkpoint aside.
 
     Raises:
         NameNotFoundError: if the name is unknown; the message suggests the nearest.
@@ -399,6 +403,8 @@ def _timm_module(
             raise checkpoints.offline_error(name, error) from error
         raise ModelError(f"timm cannot build {name}: {type(error).__name__}: {error}") from error
     family_of(module)
+    if state is not None and architecture.get("num_classes") == 0:  # features are asked for
+        state = {key: each for key, each in state.items() if key.partition(".")[0] not in CLASSIFIERS}
     if state is not None:
         checkpoints.fill(module, state, checkpoint)
     return module

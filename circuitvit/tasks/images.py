@@ -331,9 +331,11 @@ class FileImages(Images):
         return f"FileImages({len(self)} files: {few(self.names)})"
 
 
-def as_images(
-    source: Images | Tensor | NDArray[np.floating] | str | Path | Sequence[str | Path], spec: InputSpec
-) -> Images:
+ImageSpec = Images | Tensor | NDArray[np.floating] | str | Path | Sequence[str | Path]
+"""Images as a preprocessed tensor, a file, a folder, or a list of files."""
+
+
+def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     """Whatever a user gives for images, as `Images`.
 
     Args:
