@@ -296,7 +296,7 @@ def _timm_module(
 def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     like = next(twin.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, *spec.size, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
+    return torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
