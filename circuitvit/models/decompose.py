@@ -63,7 +63,7 @@ def frozen_twin(module: nn.Module) -> nn.Module:
         shared[id(buffer)] = buffer.detach()
     for part in module.modules():  # a hook may hold anything, and must not run for us
         for name, value in vars(part).items():
-            if isinstance(value, Tensor) and not value.is_leaf:  # a part may keep what it saw last
+            if isinstance(value, Tensor) and id(value) not in shared:  # what it saw last, or fixed positions
                 shared[id(value)] = value.detach()
             if isinstance(value, dict) and name.endswith(HOOKS):
                 shared[id(value)] = OrderedDict()
@@ -92,7 +92,7 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
     stages = family.stages(twin)
     run = _observed(family, twin, images)
     _check_chain(family, twin, stages, images, run)
-    _check_ends(family, twin, images)
+    _check_ends(family, twin, images, run)
     name, place = type(twin).__name__, 1
     for layer, call in enumerate(run.calls):
         where = f"blocks.{layer}"
@@ -121,7 +121,13 @@ class _Call:
     block: nn.Module
     inputs: tuple[Any, ...]
     options: dict[str, Any]
-    output: Tensor
+    given: Any
+
+    @property
+    def output(self) -> Tensor:
+        """The stream that the block gives, alone or as the first of several things."""
+        found: Tensor = _first(self.given)
+        return found
 
     @property
     def stream(self) -> Tensor:
@@ -141,7 +147,7 @@ def _observed(family: Family, twin: nn.Module, images: Tensor) -> _Run:
     calls: list[_Call] = []
 
     def note(block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        calls.append(_Call(block, inputs, options, _first(output)))
+        calls.append(_Call(block, inputs, options, output))
 
     with _noted(blocks, note):
         try:
@@ -213,29 +219,41 @@ def _through(parts: Sequence[Stage], stream: Tensor) -> Tensor:
 
 
 class _Through(nn.Module):
-    """In a block's place: notes what it is given, and adds noise, as a norm would hide a mere factor."""
+    """In a block's place: notes what it is given, and adds noise, as a norm would hide a mere factor.
+
+    Attributes:
+        given: what the block gave in the module's own run, for what comes along with the stream.
+        seen: the stream that came last.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.given: Any = None
         self.seen: Tensor | None = None
 
-    def forward(self, stream: Tensor, *others: Any, **options: Any) -> Tensor:
+    def forward(self, stream: Tensor, *others: Any, **options: Any) -> Any:
         self.seen = stream
+        noised = self.noised(stream)
+        return (noised, *self.given[1:]) if isinstance(self.given, (tuple, list)) else noised
+
+    def noised(self, stream: Tensor) -> Tensor:
         noise = torch.randn(stream.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
         return stream + noise.to(stream)
 
 
 @torch.no_grad()
-def _check_ends(family: Family, twin: nn.Module, images: Tensor) -> None:
+def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> None:
     """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout alone."""
     copied = _wide(twin, without=family.blocks(twin), redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
+    for block, call in zip(blocks, run.calls, strict=True):
+        block.given = call.given
     try:
         expected = [family.run(copied, wide), *(block.seen for block in blocks)]
         streams = [family.embed(copied, wide)]
         for block in blocks:
-            streams.append(block(streams[-1]))
+            streams.append(block.noised(streams[-1]))
         pooled = _through(family.pool(copied), streams[-1])
         found = [family.readout(copied, pooled), *streams[:-1]]
     except Exception as error:  # parts that know one dtype only

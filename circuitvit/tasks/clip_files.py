@@ -162,5 +162,7 @@ def _import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise FileError("video files need PyAV, which is not installed: pip install circuitvit[video]") from error
+        raise FileError(
+            "video files need PyAV, which is not installed: pip install circuitvit[video]"
+        ) from error
     return av

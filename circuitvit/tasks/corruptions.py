@@ -191,7 +191,9 @@ def gaussian_noise(
     return torch.where(region, images + std * noise.reshape(images.shape).to(images), images)
 
 
-def reverse(clips: Float[Tensor, "clip time channel height width"]) -> Float[Tensor, "clip time channel height width"]:
+def reverse(
+    clips: Float[Tensor, "clip time channel height width"],
+) -> Float[Tensor, "clip time channel height width"]:
     """Play the clips backwards.
 
     Good for keeping every frame: only the direction of time is lost. Bad where nothing moves, or moves to and

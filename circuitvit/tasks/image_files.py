@@ -32,7 +32,6 @@ _UPRIGHT = {
 }  # fmt: skip
 
 
-
 def decode_image(path: str | Path) -> Image.Image:
     """An image file decoded to its last pixel and turned upright, in the mode it was saved in.
 

@@ -78,7 +78,9 @@ class Task:
         if self.direction not in DIRECTIONS:
             raise OptionError(f"the direction is 'noising' or 'denoising', not {self.direction!r}")
         if isinstance(self.groups, str) and self.groups not in GROUPS:
-            raise OptionError(f"groups is {' or '.join(map(repr, GROUPS))} or a TokenGroups, not {self.groups!r}")
+            raise OptionError(
+                f"groups is {' or '.join(map(repr, GROUPS))} or a TokenGroups, not {self.groups!r}"
+            )
         if self.direction == "denoising" and not isinstance(self.ablation, Patch):
             raise OptionError(
                 "denoising restores the clean image's outputs, so its only ablation is 'patch', "
