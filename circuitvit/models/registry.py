@@ -42,6 +42,14 @@ TRANSFORMERS = {
 }
 """Files of `transformers.models`, our family of the classes in them, and these."""
 
+TRANSFORMERS_VIDEO = {
+    "timesformer.modeling_timesformer": ("TIMESFORMER", "TimesformerForVideoClassification TimesformerModel"),
+    "videomae.modeling_videomae": ("VIDEOMAE", "VideoMAEForVideoClassification VideoMAEModel"),
+    "vivit.modeling_vivit": ("VIVIT", "VivitForVideoClassification VivitModel"),
+    "vjepa2.modeling_vjepa2": ("VJEPA2", "VJEPA2ForVideoClassification VJEPA2Model"),
+}
+"""The same for models of clips."""
+
 FAMILIES: dict[str, str | Family | Layout] = {
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
@@ -59,6 +67,11 @@ FAMILIES: dict[str, str | Family | Layout] = {
     **{
         f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_vit:{family}"
         for file, (family, kinds) in TRANSFORMERS.items()
+        for kind in kinds.split()
+    },
+    **{
+        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_video:{family}"
+        for file, (family, kinds) in TRANSFORMERS_VIDEO.items()
         for kind in kinds.split()
     },
 }
@@ -413,7 +426,7 @@ def _timm_module(
 def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     like = next(twin.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, *spec.size, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
+    return torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
