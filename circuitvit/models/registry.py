@@ -42,6 +42,14 @@ TRANSFORMERS = {
 }
 """Files of `transformers.models`, our family of the classes in them, and these."""
 
+TRANSFORMERS_VIDEO = {
+    "timesformer.modeling_timesformer": ("TIMESFORMER", "TimesformerForVideoClassification TimesformerModel"),
+    "videomae.modeling_videomae": ("VIDEOMAE", "VideoMAEForVideoClassification VideoMAEModel"),
+    "vivit.modeling_vivit": ("VIVIT", "VivitForVideoClassification VivitModel"),
+    "vjepa2.modeling_vjepa2": ("VJEPA2", "VJEPA2ForVideoClassification VJEPA2Model"),
+}
+"""The same for models of clips."""
+
 FAMILIES: dict[str, str | Family | Layout] = {
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
@@ -61,10 +69,18 @@ FAMILIES: dict[str, str | Family | Layout] = {
         for file, (family, kinds) in TRANSFORMERS.items()
         for kind in kinds.split()
     },
+    **{
+        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_video:{family}"
+        for file, (family, kinds) in TRANSFORMERS_VIDEO.items()
+        for kind in kinds.split()
+    },
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.
 """
+
+CLASSIFIERS = ("head", "head_dist")
+"""What timm calls classifiers, which stay in the checkpoint where a model is built with `num_classes=0`."""
 
 SOURCES: dict[str, str] = {
     "hf": "circuitvit.models.families.hf_load:load_hf",
@@ -108,7 +124,8 @@ def load(
         device: where the model runs.
         dtype: of the weights; float32 by default.
         classes: names of the logits; taken from the card, or from ImageNet where there are 1000.
-        **architecture: passed on to timm, such as `img_size=384` or `num_classes=37`.
+        **architecture: passed on to timm, such as `img_size=384` or `num_classes=37`; `num_classes=0` gives
+            the features, and leaves a classifier in the checkpoint aside.
 
     Raises:
         NameNotFoundError: if the name is unknown; the message suggests the nearest.
@@ -399,6 +416,8 @@ def _timm_module(
             raise checkpoints.offline_error(name, error) from error
         raise ModelError(f"timm cannot build {name}: {type(error).__name__}: {error}") from error
     family_of(module)
+    if state is not None and architecture.get("num_classes") == 0:  # features are asked for
+        state = {key: each for key, each in state.items() if key.partition(".")[0] not in CLASSIFIERS}
     if state is not None:
         checkpoints.fill(module, state, checkpoint)
     return module
@@ -407,7 +426,7 @@ def _timm_module(
 def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     like = next(twin.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, *spec.size, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
+    return torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
