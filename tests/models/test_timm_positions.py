@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.engine import batch_runs, capture, soft_run
+from circuitvit.engine import batch_runs, capture, outputs, soft_run
 from circuitvit.engine.patching import patch_pattern
 from circuitvit.errors import DataError, ModelError, UnsupportedModelError
 from circuitvit.views import attention_patterns, attribution_of_task, logit_lens
 from tests.reference import literal_acdc
 from tests.reference.hooked import HookedModule, Receiver, Sender, given, written_by_head
-from tests.rightness import CLEAN, CORRUPT, METRIC, drawn_circuit, formula, micro, prove, timm
+from tests.rightness import CLEAN, CORRUPT, METRIC, drawn_circuit, finished, formula, micro, prove, timm
 from tests.strategies import assert_close
 
 Eva = timm.models.eva.Eva
@@ -125,6 +126,41 @@ def scaled(factor: Tensor | None, module: nn.Module, inputs: Tensor, output: Ten
 def test_edges_are_those_of_hooks_on_the_original(build: Any) -> None:
     module = build()
     prove(cv.wrap(module), hooked(module), CLEAN, CORRUPT)
+
+
+NAMES = (
+    "beit_base_patch16_224",
+    "beitv2_base_patch16_224",
+    "eva_giant_patch14_224",
+    "eva02_base_patch16_clip_224",
+    "eva02_tiny_patch14_224",
+    "vit_pe_spatial_base_patch16_512",
+    "vit_relpos_base_patch16_cls_224",
+    "vit_relpos_small_patch16_224",
+    "vit_small_patch16_dinov3",
+    "vit_small_patch16_rope_ape_224",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_srelpos_small_patch16_224",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_timms_own_configurations_are_taken_apart(name: str) -> None:
+    """All of them are tried by `python -m bench.models_tried`."""
+    patch = int(name.partition("patch")[2].partition("_")[0])
+    small = {"img_size": 3 * patch, "depth": 2, "embed_dim": 48, "num_heads": 2, "num_classes": 5}
+    module = finished(timm.create_model(name, pretrained=False, **small))
+    model = cv.wrap(module)
+    images = torch.randn(2, *model.preprocessing.size, generator=torch.Generator().manual_seed(5)).double()
+    run = capture(model, images)
+    summed = outputs(model.stages, run.compacts).sum(dim=0)
+    for stage in model.stages:
+        summed = summed if stage.constant is None else summed + stage.constant
+    readout = model.stages[-1]
+    with torch.no_grad():
+        expected = module(images)
+    assert_close(run.logits, expected)
+    assert_close(readout.write(readout.read(summed)), expected)
 
 
 # -- heads that are normed together ------------------------------------------------------------------
@@ -338,11 +374,12 @@ def test_a_table_that_was_exchanged_is_told() -> None:
 def test_a_copied_model_turns_by_its_own_table() -> None:
     module = micro(Eva, **ROPE, rope_type="mixed")
     model = cv.wrap(module)
-    twin = copy.deepcopy(model)
+    twin, read = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     expected = capture(model, CLEAN).logits
     with torch.no_grad():
         module.rope.freqs.mul_(2)
-    assert_close(capture(twin, CLEAN).logits, expected)
+    for other in (twin, read):
+        assert_close(capture(other, CLEAN).logits, expected)
     assert not torch.allclose(capture(model, CLEAN).logits, expected)
 
 
