@@ -24,6 +24,9 @@ Projections = tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "rec
 PARTS = 64
 """Parts of a stage that are kept at hand, as searches come back to them; they hold no weights."""
 
+MIXES = "kv"
+"""The ports whose reads at one token reach others; the rest is used where it was read."""
+
 
 class AttentionStage(Stage):
     """Multi-head self-attention: receivers are the heads' queries, then keys, then values; senders the heads.
@@ -52,10 +55,16 @@ class AttentionStage(Stage):
         self.has_all = self.heads == tuple(range(self.attention.heads))
         self._chosen = places(self.heads)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names = tuple(f"a{self.layer}.h{head}" for head in self.heads)
-        ports = tuple(f"{name}<{port}>" for port in "qkv" for name in names)
-        mixes = tuple(port != "q" for port in "qkv" for _ in names)
-        self.nodes = StageNodes(f"attn{self.layer}", "attention", self.layer, names, ports, mixes=mixes)
+        names = tuple(f"{self.name}.h{head}" for head in self.heads)
+        ports = self.attention.ports
+        receivers = tuple(f"{name}<{port}>" for port in ports for name in names)
+        mixes = tuple(port in MIXES for port in ports for _ in names)
+        self.nodes = StageNodes(f"attn{self.layer}", "attention", self.layer, names, receivers, mixes=mixes)
+
+    @property
+    def name(self) -> str:
+        """What its heads are called after."""
+        return f"a{self.layer}"
 
     def _part(self, heads: tuple[int, ...], queries: int | None) -> AttentionStage:
         """The stage with some heads, writing at the first so many tokens; the latest are kept at hand.
@@ -97,17 +106,17 @@ class AttentionStage(Stage):
         return self._cut(weight), self._cut(offset)
 
     def _fold(self) -> Projections:
-        ports = [self.attention.query, self.attention.key, self.attention.value]
+        ports = self.attention.ports.values()
         weight = torch.cat([self.norm.fold(port.weight) for port in ports])
         offset = torch.cat([self.norm.offset(port.weight, port.bias) for port in ports])
-        count = 3 * self.attention.heads
+        count = len(ports) * self.attention.heads
         return weight.view(count, -1, weight.shape[-1]), offset.view(count, -1)
 
     def _cut(self, by_receiver: Tensor) -> Tensor:
         """Of something of all heads' receivers, that of this stage's."""
         if self.has_all:
             return by_receiver
-        ports = by_receiver.view(3, -1, *by_receiver.shape[1:])
+        ports = by_receiver.view(len(self.attention.ports), -1, *by_receiver.shape[1:])
         return ports[:, self._chosen].flatten(0, 1)
 
     def forget(self) -> None:
@@ -121,13 +130,16 @@ class AttentionStage(Stage):
     # -- reading -------------------------------------------------------------------------------------
 
     def read(self, stream: Tensor) -> Reads:
-        normed, parts = self.norm(stream), self.attention
-        if parts.packed is not None:
-            query, key, value = self._projected(normed, parts.packed, 3)
+        normed, ports, packed = self.norm(stream), self.attention.ports, self.attention.packed
+        if packed is not None:
+            reads = self._projected(normed, packed, len(ports))
         else:
-            ports = parts.query, parts.key, parts.value
-            query, key, value = (self._projected(normed, port, 1)[0] for port in ports)
-        return query[:, :, : self.queries], key, value
+            reads = tuple(self._projected(normed, port, 1)[0] for port in ports.values())
+        return tuple(read[:, :, : self._tokens(port)] for port, read in zip(ports, reads, strict=True))
+
+    def _tokens(self, port: str) -> int | None:
+        """How many of the first tokens are read through a port; None for all."""
+        return None if port in MIXES else self.queries
 
     def _projected(
         self, normed: Float[Tensor, "batch token d_model"], linear: Linear, ports: int
@@ -170,11 +182,11 @@ class AttentionStage(Stage):
     def _with_known(
         self, projected: Float[Tensor, "seeing batch token d_head"], seeing: Sequence[int], known: Reads
     ) -> Reads:
-        """Queries, keys and values: projected for some receivers, known for the others."""
-        reads, done = [], 0
-        for port, before in enumerate(known or (None, None, None)):
-            first, tokens = port * len(self.heads), self.queries if port == 0 else None
-            mine = [place - first for place in seeing if first <= place < first + len(self.heads)]
+        """What is read through each port: projected for some receivers, known for the others."""
+        reads, done, ports = [], 0, self.attention.ports
+        for place, (port, before) in enumerate(zip(ports, known or [None] * len(ports), strict=True)):
+            first, tokens = place * len(self.heads), self._tokens(port)
+            mine = [each - first for each in seeing if first <= each < first + len(self.heads)]
             read = projected[done : done + len(mine), :, :tokens].transpose(0, 1)
             done += len(mine)
             if before is not None and len(mine) < len(self.heads):
@@ -213,7 +225,10 @@ class AttentionStage(Stage):
     def attend(
         self, reads: Reads, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head token d_head"]:
-        return pattern @ reads[2]
+        return pattern @ self.carried(reads)
+
+    def carried(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
+        return reads[-1]
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         (query, key), value, scale = self.turned(reads), reads[2], self.attention.scale
@@ -254,9 +269,11 @@ class AttentionStage(Stage):
 
     def _by_receiver(self, reads: Reads, tokens: int) -> Float[Tensor, "receiver batch token d_head"]:
         """The reads stacked, in memory of their own; queries that were not asked for are 0."""
-        query, key, value = reads
-        query = F.pad(query, (0, 0, 0, tokens - query.shape[2]))
-        return torch.stack((query, key, value)).transpose(1, 2).flatten(0, 1)
+        whole = [
+            read if read.shape[2] == tokens else F.pad(read, (0, 0, 0, tokens - read.shape[2]))
+            for read in reads
+        ]
+        return torch.stack(whole).transpose(1, 2).flatten(0, 1)
 
     def local_effects(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor, stream: Tensor, streams: Tensor
@@ -269,19 +286,18 @@ class AttentionStage(Stage):
     def answers(
         self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
-        value = reads[2]
         base = (self.write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
         count = len(others[0])
         # Candidates are more images, never more tokens: a token's place decides how it is turned.
         same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
         found = []
-        for port in range(2):
-            mixed = tuple(others[place].flatten(0, 1) if place == port else same[place] for place in range(3))
+        for place in range(len(reads) - 1):
+            mixed = (*same[:place], others[place].flatten(0, 1), *same[place + 1 :])
             written = self.write(mixed)
             written = written.view(count, -1, *written.shape[1:])
             found.append(torch.einsum("cbhtk,bhtk->hcb", written, d_compact) - base)
         # A head is linear in its values, so that these need no attention at all.
-        by_value = torch.einsum("cbhtk,bhtk->hcb", others[2] - value, d_reads[2])
+        by_value = torch.einsum("cbhtk,bhtk->hcb", others[-1] - reads[-1], d_reads[-1])
         return torch.cat([*found, by_value])
 
     def restrict(self, senders: Sequence[int]) -> AttentionStage:

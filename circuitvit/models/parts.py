@@ -293,21 +293,22 @@ class Attention:
 
     Attributes:
         heads: how many.
-        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`.
+        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`; None where queries
+            are `latents`.
         key: likewise to keys.
         value: likewise to values.
         out: from all heads' outputs to the stream, `(d_model, head * d_head)`.
         scale: of the products of queries and keys.
-        packed: all three projections one below the other, where one tensor holds them: one product, not
-            three.
+        packed: all projections one below the other, where one tensor holds them: one product, not three.
         query_norm: of each query over `d_head`, or None.
         key_norm: of each key, or None.
         turn: what turns queries and keys after that (rotary positions), or None.
         added: what is added to the scores (relative positions), or None.
+        latents: gives learned queries, the same for all images, `(latent, head * d_head)`; or None.
     """
 
     heads: int
-    query: Linear
+    query: Linear | None
     key: Linear
     value: Linear
     out: Linear
@@ -317,6 +318,7 @@ class Attention:
     key_norm: Norm | None = None
     turn: Turn | None = None
     added: Added | None = None
+    latents: Callable[[], Float[Tensor, "latent width"]] | None = None
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:
@@ -325,9 +327,15 @@ class Attention:
         return cls(heads, query, key, value, out, scale, packed, **others)
 
     @property
+    def ports(self) -> dict[str, Linear]:
+        """The projections of what heads read of the stream, by the names of these inputs."""
+        named = {"q": self.query, "k": self.key, "v": self.value}
+        return {name: linear for name, linear in named.items() if linear is not None}
+
+    @property
     def weights(self) -> tuple[Tensor | None, ...]:
         """The tensors that its projections are made of."""
-        ports = self.query, self.key, self.value
+        ports = self.ports.values()
         return tuple(tensor for port in ports for tensor in (port.full_weight, port.full_bias))
 
     def with_rules(self, rules: BackwardRules) -> Attention:
