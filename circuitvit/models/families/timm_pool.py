@@ -37,12 +37,17 @@ def attention_pool(
         mlp_of: from timm's MLPs to parts.
 
     Raises:
-        UnsupportedModelError: if it is of another class, or a part of it is.
+        UnsupportedModelError: if it is of another class, or gives more than one vector.
     """
     kind = type(pool).__name__
     if type(pool) is not import_timm().layers.AttentionPoolLatent:
         raise UnsupportedModelError(
             f"attn_pool is a {kind}: only timm's AttentionPoolLatent (global_pool='map') is known"
+        )
+    if pool.pool not in ("token", "avg"):
+        raise UnsupportedModelError(
+            f"attn_pool gives one vector for each latent (pool_type={pool.pool!r}); "
+            "the logits must be (batch, class)"
         )
     both, norms = Linear.of(pool.kv), []
     for name, each in (("q_norm", pool.q_norm), ("k_norm", pool.k_norm)):
@@ -67,14 +72,7 @@ def attention_pool(
 
 def pooled(pool: Any, latents: Float[Tensor, "batch latent width"]) -> Float[Tensor, "batch width"]:
     """What an `AttentionPoolLatent` makes of its latents at the end."""
-    if pool.pool == "token":
-        return latents[:, 0]
-    if pool.pool == "avg":
-        return latents.mean(dim=1)
-    raise UnsupportedModelError(
-        f"attn_pool gives one vector for each latent (pool_type={pool.pool!r}); "
-        "the logits must be (batch, class)"
-    )
+    return latents[:, 0] if pool.pool == "token" else latents.mean(dim=1)
 
 
 def _latents(pool: Any) -> Float[Tensor, "latent width"]:
