@@ -64,7 +64,7 @@ class AttentionStage(Stage):
         self.has_all, self.sends_all = self.heads == every, self.senders == every
         self._chosen, self._sent = places(self.heads), places(self.senders)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names, reading = ([f"a{self.layer}.h{head}" for head in each] for each in (self.senders, self.heads))
+        names, reading = ([f"{self.name}.h{head}" for head in each] for each in (self.senders, self.heads))
         ports = self.attention.ports
         receivers = tuple(f"{name}<{port}>" for port in ports for name in reading)
         mixes = tuple(port in MIXES for port in ports for _ in reading)
@@ -75,6 +75,11 @@ class AttentionStage(Stage):
         self.nodes = StageNodes(
             f"attn{self.layer}", "attention", self.layer, tuple(names), receivers, feeds=feeds, mixes=mixes
         )
+
+    @property
+    def name(self) -> str:
+        """What its heads are called after."""
+        return f"a{self.layer}"
 
     def _part(self, senders: tuple[int, ...], queries: int | None) -> AttentionStage:
         """The stage with some senders, writing at the first so many tokens; the latest are kept at hand.
@@ -141,7 +146,8 @@ class AttentionStage(Stage):
 
     def read(self, stream: Tensor) -> Reads:
         normed, ports, packed = self.norm(stream), self.attention.ports, self.attention.packed
-        reads = () if packed is None else self._projected(normed, packed, 3)
+        held = sum(port != "g" for port in ports)
+        reads = () if packed is None else self._projected(normed, packed, held)
         alone = list(ports.values())[len(reads) :]
         reads += tuple(self._projected(normed, port, 1)[0] for port in alone)
         return tuple(read[:, :, : self._tokens(port)] for port, read in zip(ports, reads, strict=True))
@@ -255,7 +261,10 @@ class AttentionStage(Stage):
     def attend(
         self, reads: Reads, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head token d_head"]:
-        return self._gated(self._finished(pattern @ reads[2]), reads)
+        return self._gated(self._finished(pattern @ self.carried(reads)), reads)
+
+    def carried(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
+        return reads[2]
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         written = self._gated(self._finished(self._mixture(reads)), reads)
@@ -368,7 +377,7 @@ class AttentionStage(Stage):
         same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
         found = []
         for place, port in enumerate(self.attention.ports):
-            moved = self._moved(port, reads, others[place], d_reads[place], d_compact)
+            moved = self._moved(place, port, reads, others[place], d_reads[place], d_compact)
             if moved is None:
                 mixed = (*same[:place], others[place].flatten(0, 1), *same[place + 1 :])
                 written = self.write(mixed)
@@ -378,13 +387,13 @@ class AttentionStage(Stage):
         return torch.cat(found)
 
     def _moved(
-        self, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
+        self, place: int, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
     ) -> Float[Tensor, "head candidate batch"] | None:
         """The answers at a port that a head is linear in, or in its sigmoid, without attention; else None."""
         if port == "v" and self.attention.difference is None:
-            return torch.einsum("cbhtk,bhtk->hcb", others - reads[2], d_read)
+            return torch.einsum("cbhtk,bhtk->hcb", others - reads[place], d_read)
         if port == "g":
-            change, gated = others.sigmoid() - reads[3].sigmoid(), self._finished(self._mixture(reads))
+            change, gated = others.sigmoid() - reads[place].sigmoid(), self._finished(self._mixture(reads))
             return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
         return None
 
@@ -397,7 +406,7 @@ class AttentionStage(Stage):
         written = self._gated(self._finished(base), reads)
         for place, (port, other) in enumerate(zip(self.attention.ports, others, strict=True)):
             if port == "g":
-                found += self._moved(port, reads, other, d_reads[place], d_compact)
+                found += self._moved(place, port, reads, other, d_reads[place], d_compact)
                 continue
             mixture = self._mixture((*same[:place], other.flatten(0, 1), *same[place + 1 :]))
             for head in range(len(self.heads)):

@@ -112,6 +112,13 @@ class Model:
         tokens: int | None = getattr(self.stages[-1], "tokens", None)
         return tokens
 
+    @property
+    def reading(self) -> int:
+        """The number of the first stage that only prepares the logits: that of a pool, or the readout."""
+        return next(
+            place for place, stage in enumerate(self.stages) if stage.nodes.begins or stage.is_readout
+        )
+
     # -- tokens --------------------------------------------------------------------------------------
 
     @cached_property

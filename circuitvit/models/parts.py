@@ -340,13 +340,13 @@ class Attention:
 
     Attributes:
         heads: how many.
-        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`.
+        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`; None where queries
+            are `latents`.
         key: likewise to keys.
         value: likewise to values.
         out: from all heads' outputs to the stream, `(d_model, head * d_head)`.
         scale: of the products of queries and keys.
-        packed: all three projections one below the other, where one tensor holds them: one product, not
-            three.
+        packed: all projections one below the other, where one tensor holds them: one product, not three.
         query_norm: of each query over `d_head`, or None.
         key_norm: of each key, or None.
         turn: what turns queries and keys after that (rotary positions), or None.
@@ -356,10 +356,11 @@ class Attention:
         across: the norm of all heads' outputs joined, before `out`, or None; with it every head writes by the
             scale of all.
         derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
+        latents: gives learned queries, the same for all images, `(latent, head * d_head)`; or None.
     """
 
     heads: int
-    query: Linear
+    query: Linear | None
     key: Linear
     value: Linear
     out: Linear
@@ -373,6 +374,7 @@ class Attention:
     difference: Difference | None = None
     across: Norm | None = None
     derived: Derived = field(default_factory=Derived)
+    latents: Callable[[], Float[Tensor, "latent width"]] | None = None
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:
@@ -382,9 +384,11 @@ class Attention:
 
     @property
     def ports(self) -> dict[str, Linear]:
-        """The projection of each kind of receiver, in the order of the reads."""
-        gate = {} if self.gate is None else {"g": self.gate}
-        return {"q": self.query, "k": self.key, "v": self.value, **gate}
+        """The projections of what heads read of the stream, by the names of these inputs, in the order of the
+        reads.
+        """
+        named = {"q": self.query, "k": self.key, "v": self.value, "g": self.gate}
+        return {name: linear for name, linear in named.items() if linear is not None}
 
     @property
     def weights(self) -> tuple[Tensor | None, ...]:

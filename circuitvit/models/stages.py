@@ -219,6 +219,14 @@ class Stage(ABC):
         """
         return None
 
+    def carried(self, reads: Reads) -> Tensor:
+        """What each token has the heads write that attend to it alone, in the form of `write`.
+
+        Raises:
+            UnsupportedModelError: if the stage is not attention.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
+
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
     ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:

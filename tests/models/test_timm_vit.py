@@ -337,8 +337,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         partial(micro, block_fn=blocks.DiffParallelScalingBlock, embed_dim=16),
         ("blocks.0", "DiffParallelScalingBlock", "block_fn", "parallel"),
     ),
-    "attention-pooling": (partial(micro, global_pool="map"), ("attn_pool", "global_pool='map'")),
-    "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "global_pool='prr'")),
+    "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "AttentionPoolPrr")),
     "no-pooling": (partial(micro, global_pool=""), ("global_pool=''",)),
     "rotary": (partial(micro, attn_layer=layers.AttentionRope), ("blocks.0.attn", "AttentionRope", "rotary")),
     "differential": (
