@@ -291,8 +291,7 @@ class AttentionStage(Stage):
             mixture = less.norm(mixture) * less.factor
         if across is None:
             return mixture
-        joined = across(rearrange(mixture, "b head t k -> b t (head k)"))
-        return rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))  # type: ignore[no-any-return]
+        return self._by_head(across(rearrange(mixture, "b head t k -> b t (head k)")))
 
     def _gated(self, written: Tensor, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         if self.attention.gate is None:
@@ -300,19 +299,34 @@ class AttentionStage(Stage):
         share = 1.0 if self.rules is None else self.rules.gate_share
         return damped(written, share) * damped(reads[3].sigmoid(), share)
 
-    def gain(self, reads: Reads) -> Float[Tensor, "batch head token d_head"] | None:
-        less, across = self.attention.difference, self.attention.across
+    def gain(self, reads: Reads) -> tuple[Tensor, Tensor] | None:
+        less, across, gate = self.attention.difference, self.attention.across, self.attention.gate
+        if less is None and across is None and gate is None:
+            return None
+        mixture = self._mixture(reads)
+        factor, summand = torch.ones_like(mixture), torch.zeros_like(mixture)
+        if less is not None:
+            _, inverse = less.norm.standardise(mixture)
+            factor = less.norm.affine(inverse) * less.factor
         if across is not None:
-            raise UnsupportedModelError(
-                f"the heads of {self.nodes.name} are normed together, so that what one of them writes is no "
-                "sum over the tokens that it attends to"
+            if less is not None:  # whose pattern does not sum to 1, so that nothing can be shared out by it
+                raise UnsupportedModelError(
+                    f"the heads of {self.nodes.name} are differential and normed together"
+                )
+            joined = rearrange(mixture, "b head t k -> b t (head k)")
+            _, inverse = across.standardise(joined)
+            factor = self._by_head(
+                (inverse if across.weight is None else inverse * across.weight).expand_as(joined)
             )
-        gain = None if self.attention.gate is None else reads[3].sigmoid()
-        if less is None:
-            return gain
-        _, inverse = less.norm.standardise(self._mixture(reads))
-        scale = less.norm.affine(inverse) * less.factor
-        return scale if gain is None else scale * gain
+            summand = self._finished(mixture) - factor * mixture
+        if gate is not None:
+            opened = reads[3].sigmoid()
+            factor, summand = factor * opened, summand * opened
+        return factor, summand
+
+    def _by_head(self, joined: Tensor) -> Float[Tensor, "batch head token d_head"]:
+        split: Tensor = rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))
+        return split
 
     def _own(
         self, compact: Float[Tensor, "batch head token d_head"]
@@ -370,7 +384,7 @@ class AttentionStage(Stage):
         self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
         if self.attention.across is not None:
-            return self._joint_answers(reads, others, d_reads, d_compact)
+            return self._joint_answers(reads, others, d_compact)
         base = (self.write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
         count = len(others[0])
         # Candidates are more images, never more tokens: a token's place decides how it is turned.
@@ -392,21 +406,26 @@ class AttentionStage(Stage):
         """The answers at a port that a head is linear in, or in its sigmoid, without attention; else None."""
         if port == "v" and self.attention.difference is None:
             return torch.einsum("cbhtk,bhtk->hcb", others - reads[place], d_read)
-        if port == "g":
-            change, gated = others.sigmoid() - reads[place].sigmoid(), self._finished(self._mixture(reads))
-            return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
-        return None
+        return self._opened(reads, others, d_compact) if port == "g" else None
+
+    def _opened(
+        self, reads: Reads, others: Tensor, d_compact: Tensor
+    ) -> Float[Tensor, "head candidate batch"]:
+        """The answers of the gates."""
+        change, gated = others.sigmoid() - reads[3].sigmoid(), self._finished(self._mixture(reads))
+        return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
 
     def _joint_answers(
-        self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
+        self, reads: Reads, others: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
         """The same where what one head reads changes what all of them write."""
-        base, count, found = self._mixture(reads), len(others[0]), []
-        same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
+        base, count = self._mixture(reads), len(others[0])
+        same = tuple(part.expand(count, *part.shape).flatten(0, 1) for part in reads)
         written = self._gated(self._finished(base), reads)
+        found: list[Tensor] = []
         for place, (port, other) in enumerate(zip(self.attention.ports, others, strict=True)):
             if port == "g":
-                found += self._moved(place, port, reads, other, d_reads[place], d_compact)
+                found += self._opened(reads, other, d_compact).unbind()
                 continue
             mixture = self._mixture((*same[:place], other.flatten(0, 1), *same[place + 1 :]))
             for head in range(len(self.heads)):

@@ -238,9 +238,9 @@ def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key
     if gain is None:
         weighted: Tensor = pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
         return weighted
-    at_each = gain.unbind(2)  # what a value is worth depends on the query
-    alone = torch.stack([stage.expand(value * own[:, :, None]).norm(dim=-1) for own in at_each], dim=-2)
-    return pattern * alone.transpose(0, 1)
+    at_each = zip(*(part[:, :, :, None].unbind(2) for part in gain), strict=True)  # each query has its own
+    alone = [stage.expand(value * factor + summand).norm(dim=-1) for factor, summand in at_each]
+    return pattern * torch.stack(alone, dim=-2).transpose(0, 1)
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

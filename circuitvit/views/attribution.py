@@ -341,7 +341,9 @@ def _by_source(
         return torch.full_like(stage.carried(reads)[..., 0], torch.nan)
     alone = stage.factored(stage.carried(reads))  # as if a head attended to one token only
     asked = torch.einsum("hkd,itd->ihtk", alone.weight, weights)
-    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain)
+    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain[0])
+    if gain is not None:  # rows of the pattern sum to 1, and share it out
+        said += (asked * gain[1]).sum(dim=-1)[..., None]
     return (said * stage.pattern(reads)).sum(dim=2)
 
 

@@ -6,13 +6,13 @@ projections together or apart, with biases of their own; `qk_norm`, a norm acros
 refused by name. A model with rotations takes images of its own size alone, as the angles of a token follow
 from rows and columns of patches, which the stream does not show.
 
-Fang et al. 2023, "EVA-02", arXiv:2303.11331; Siméoni et al. 2025, "DINOv3", arXiv:2508.10104; Heo et al. 2024,
-"Rotary position embedding for Vision Transformer", arXiv:2403.13298.
+Fang et al. 2023, "EVA-02", arXiv:2303.11331; Siméoni et al. 2025, "DINOv3", arXiv:2508.10104; Heo et al.
+2024, "Rotary position embedding for Vision Transformer", arXiv:2403.13298.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,15 +64,15 @@ def _turn(module: Any, attention: Any, layer: int, derived: Derived) -> Turn:
     """What a block does to queries and keys, with the table that the module hands it."""
     sources = (*module.rope.parameters(), *module.rope.buffers())
     make = partial(_table, module, layer, attention.num_prefix_tokens)
-    apply = import_timm().layers.apply_rot_embed_cat
-    half = bool(getattr(attention, "rotate_half", False))
+    apply = partial(import_timm().layers.apply_rot_embed_cat, half=bool(attention.rotate_half))
+    return partial(_turned, partial(derived.get, "turn", sources, make), apply)
 
-    def turn(x: Tensor, heads: Sequence[int]) -> Tensor:
-        table = derived.get("turn", sources, make)[..., : x.shape[2], :]
-        turned: Tensor = apply(x, table if table.ndim == 2 else table[places(heads)], half=half)
-        return turned
 
-    return turn
+def _turned(
+    table_of: Callable[[], Tensor], apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, heads: Sequence[int]
+) -> Tensor:
+    table = table_of()[..., : x.shape[2], :]
+    return apply(x, table if table.ndim == 2 else table[places(heads)])
 
 
 def _table(module: Any, layer: int, prefix: int) -> Tensor:

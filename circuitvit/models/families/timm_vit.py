@@ -42,7 +42,6 @@ REASONS = {
     "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
 }
 
-
 NORMS = {"query_norm": "q_norm", "key_norm": "k_norm", "across": "norm"}
 """Norms of an attention: what parts call them, and what timm does."""
 
@@ -123,7 +122,7 @@ class TimmViT(Family):
         sized = own is not None and size is not None and (height, width) == tuple(size)
         if hasattr(embed, "dynamic_feat_size") and (sized or self.resizable(module)):
             return tuple(int(side) for side in embed.dynamic_feat_size((height, width)))
-        return tuple(int(side) for side in own) if sized else None
+        return None if own is None or not sized else tuple(int(side) for side in own)
 
     def resizable(self, module: Any) -> bool:
         return bool(getattr(module, "dynamic_img_size", False))
@@ -167,7 +166,7 @@ def gamma_of(scale: nn.Module, where: str) -> Tensor | None:
 
 def attention_of(module: Any, where: str, **others: Any) -> Attention:
     """The attention of any of timm's plain blocks; `others` is what turns queries and keys and the like."""
-    parts = {
+    parts: dict[str, Any] = {
         ours: norm_of(getattr(module, own), f"{where}.attn.{own}")
         for ours, own in NORMS.items()
         if not isinstance(getattr(module, own, None), (nn.Identity, type(None)))
@@ -176,8 +175,8 @@ def attention_of(module: Any, where: str, **others: Any) -> Attention:
     parts |= {"gate": None if gate is None else Linear.of(gate), "difference": _difference(module, where)}
     heads, out, scale = module.num_heads, Linear.of(module.proj), module.scale
     if module.qkv is None:
-        ports = (Linear.of(getattr(module, f"{port}_proj")) for port in "qkv")
-        return Attention(heads, *ports, out, scale, **parts, **others)
+        query, key, value = (Linear.of(getattr(module, name)) for name in APART)
+        return Attention(heads, query, key, value, out, scale, **parts, **others)
     packed, apart = Linear.of(module.qkv), getattr(module, "q_bias", None)
     if apart is not None:  # biases of queries and values are weights, that of keys is a constant
         packed = Linear(packed.full_weight, (apart, module.k_bias, module.v_bias))
