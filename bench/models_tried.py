@@ -62,6 +62,9 @@ NARROW = {**SHALLOW, "embed_dim": 48, "num_heads": 2}
 GROUPED = {**NARROW, "num_kv_heads": (2, 1)}
 """What constructors are asked for: the first that they do not refuse, without what they do not know."""
 
+UNNAMED = {"deepseek": 14}
+"""Sides of patches that names do not tell."""
+
 PAGE, LIST = Path("docs/models.md"), Path("docs/models_tried.csv")
 MARKS = ("<!-- tried: python -m bench.models_tried --write -->", "<!-- /tried -->")
 
@@ -111,7 +114,7 @@ def small(name: str) -> nn.Module:
     """
     timm = import_timm()
     patch = re.search(r"(?:patch|_p)(\d+)", name)
-    size = {"img_size": 4 * int(patch[1]) if patch else 64}
+    size = {"img_size": 4 * (int(patch[1]) if patch else UNNAMED.get(name.partition("_")[0], 16))}
     classes = {"num_classes": 10} if timm.get_pretrained_cfg(name).num_classes else {}
     complaints = []
     for wanted in (NARROW, GROUPED, SHALLOW):

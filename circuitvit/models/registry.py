@@ -23,7 +23,11 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 IMAGENET_CLASSES = 1000
 
 FAMILIES: dict[str, str | Family] = {
+    "timm.models.deepseek_vit.DeepseekVitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
     "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
     "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
