@@ -41,6 +41,26 @@ def with_children(module: nn.Module, **children: nn.Module) -> Any:
     return twin
 
 
+class StandIn(nn.Module):
+    """A module in another's place, with the other's settings: a forward may ask for those of parts it runs.
+
+    Args:
+        other: in whose place; it is no part of this one.
+    """
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self._other = (other,)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_other":
+                raise
+            return getattr(self._other[0], name)
+
+
 class Derived:
     """What is computed from weights, kept until one of them is edited in place.
 
@@ -459,14 +479,15 @@ class Readout:
         norm: of the stream.
         pool: `(batch, token, d_model)` to one vector for each classifier, `(batch, classifier, width)`.
         after: the norm of the pooled vectors.
-        heads: the classifiers; an `nn.Identity` where the pooled vector is the output.
+        heads: the classifiers; a `Linear` where the module keeps a weight alone, an `nn.Identity` where the
+            pooled vector is the output, an `nn.Sequential` of linear maps that follow each other.
         names: of the classifiers, for messages and shares.
     """
 
     norm: Norm
     pool: Callable[[Tensor], Tensor]
     after: Norm
-    heads: tuple[nn.Module, ...]
+    heads: tuple[nn.Module | Linear, ...]
     names: tuple[str, ...] = ("head",)
 
     def __call__(self, stream: Tensor) -> Float[Tensor, "batch classes"]:
@@ -520,11 +541,15 @@ class Readout:
         return self.norm.fold(at_tokens) * inverse, constants
 
     @staticmethod
-    def _through(head: nn.Module, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
+    def _through(head: nn.Module | Linear, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
         """The weights `(image, width)` at a classifier's input."""
         if isinstance(head, nn.Identity):
             return of
-        if not isinstance(head, nn.Linear):
+        if isinstance(head, nn.Sequential):
+            for place, each in reversed(list(enumerate(head))):
+                of = Readout._through(each, f"{name}.{place}", of, constants)
+            return of
+        if not isinstance(head, (nn.Linear, Linear)):
             raise UnsupportedModelError(
                 f"{name} is a {type(head).__name__}: only a linear classifier has shares"
             )
