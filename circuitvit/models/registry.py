@@ -20,7 +20,7 @@ from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.model import Model, Origin
-from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.refusals import look_at_hooks, refuse_unsound, refuse_without_edges
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
@@ -343,6 +343,7 @@ def family_of(module: nn.Module) -> Family | Layout:
     found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
     if found is not None:
         return _found(found) if isinstance(found, str) else found
+    refuse_without_edges(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))

@@ -41,8 +41,9 @@ class TimmEva(TimmViT):
         Raises:
             DataError: naming both.
         """
-        own, given = tuple(self.own_size(module)), tuple(images.shape[-2:])
-        if module.rope is not None and given != own:
+        given = tuple(images.shape[-2:])
+        own = given if module.rope is None else tuple(self.own_size(module))
+        if given != own:
             raise DataError(
                 f"{self.name(module)} turns queries and keys by their place among patches of "
                 f"{own[0]} x {own[1]} pixels, not of {given[0]} x {given[1]}: resize the images, or "
