@@ -165,7 +165,7 @@ def gamma_of(scale: nn.Module, where: str) -> Tensor | None:
 
 def attention_of(module: Any, where: str, **others: Any) -> Attention:
     """The attention of any of timm's plain blocks; `others` is what turns queries and keys and the like."""
-    parts = {
+    parts: dict[str, Any] = {
         ours: norm_of(getattr(module, own), f"{where}.attn.{own}")
         for ours, own in NORMS.items()
         if not isinstance(getattr(module, own, None), (nn.Identity, type(None)))

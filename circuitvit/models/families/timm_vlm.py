@@ -52,10 +52,9 @@ class TimmVLM(TimmEva):
         encoder = encoder_of(module)
         normed = encoder.norm(stream) if hasattr(encoder, "norm") else stream
         patches = normed.unflatten(1, encoder.patch_embed.grid_size)
-        if encoder is module:
-            return patches.mean(dim=(1, 2))
         projector = projector_of(encoder)
-        logits: Tensor = module.forward_head(patches if projector is None else projector(patches))
+        tokens = patches if projector is None else projector(patches)
+        logits: Tensor = patches.mean(dim=(1, 2)) if encoder is module else module.forward_head(tokens)
         return logits
 
     def readout_parts(self, module: Any) -> Readout | None:
