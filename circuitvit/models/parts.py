@@ -97,16 +97,19 @@ class Linear:
         full_weight: `(out, in)`, the module's own tensor.
         full_bias: `(out,)`; or its parts in order, where the module keeps them apart; or None.
         rows: the first and the last but one of the rows that are meant; None for all.
+        shared: into how many groups these fall, and how many heads share each, where they do: every head is
+            then taken to have a copy of its own.
     """
 
     full_weight: Float[Tensor, "out in"]
     full_bias: Float[Tensor, " out"] | tuple[Tensor, ...] | None = None
     rows: tuple[int, int] | None = None
+    shared: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, module: Any) -> Linear:
+    def of(cls, module: Any, shared: tuple[int, int] | None = None) -> Linear:
         """That of an `nn.Linear`."""
-        return cls(module.weight, module.bias)
+        return cls(module.weight, module.bias, shared=shared)
 
     def part(self, number: int, count: int) -> Linear:
         """One of `count` equal parts of the rows."""
@@ -115,12 +118,20 @@ class Linear:
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        return self.full_weight if self.rows is None else self.full_weight[slice(*self.rows)]
+        return self._meant(self.full_weight)
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         bias = torch.cat(self.full_bias) if isinstance(self.full_bias, tuple) else self.full_bias
-        return bias if bias is None or self.rows is None else bias[slice(*self.rows)]
+        return None if bias is None else self._meant(bias)
+
+    def _meant(self, of_all: Tensor) -> Tensor:
+        """Of a weight or a bias, the rows that are meant, once for each head."""
+        rows = of_all if self.rows is None else of_all[slice(*self.rows)]
+        if self.shared is None:
+            return rows
+        groups, heads = self.shared
+        return rows.unflatten(0, (groups, -1)).repeat_interleave(heads, dim=0).flatten(0, 1)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -20,7 +20,7 @@ from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.model import Model, Origin
-from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.refusals import look_at_hooks, refuse_unsound, refuse_without_edges
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
@@ -51,7 +51,11 @@ TRANSFORMERS_VIDEO = {
 """The same for models of clips."""
 
 FAMILIES: dict[str, str | Family | Layout] = {
+    "timm.models.deepseek_vit.DeepseekVitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
     "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
     "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
@@ -339,6 +343,7 @@ def family_of(module: nn.Module) -> Family | Layout:
     found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
     if found is not None:
         return _found(found) if isinstance(found, str) else found
+    refuse_without_edges(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))
@@ -347,10 +352,10 @@ def family_of(module: nn.Module) -> Family | Layout:
                 f"{_full_name(type(module))} cannot be decomposed as it is, as it may do more than the "
                 f"{type(part).__name__} that it holds: wrap that, module{path}{merge}"
             )
-    known = ", ".join(sorted(FAMILIES))
+    libraries = ", ".join(sorted({name.partition(".")[0] for name in FAMILIES}))
     raise UnsupportedModelError(
-        f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
-        "Teach the library yours with circuitvit.register"
+        f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
+        "classes derived from them. Teach the library yours with circuitvit.register"
     )
 
 

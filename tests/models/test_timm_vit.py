@@ -385,10 +385,10 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         lambda: timm.models.swin_transformer.SwinTransformer(
             img_size=16, patch_size=4, window_size=4, embed_dim=8, depths=(1,), num_heads=(1,), num_classes=3
         ).eval(),
-        ("SwinTransformer", "VisionTransformer"),
+        ("SwinTransformer", "merged on the way"),
     ),
-    "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "VisionTransformer")),
-    "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "VisionTransformer")),
+    "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "Vision Transformers of")),
+    "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "Vision Transformers of")),
 }
 
 

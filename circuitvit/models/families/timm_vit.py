@@ -131,11 +131,17 @@ class TimmViT(Family):
         return bool(module.num_classes > 0)
 
     def preprocessing(self, module: Any) -> InputSpec:
-        config = import_timm().data.resolve_model_data_config(module)
         # The first convolution, wherever it is: a hybrid's own projection reads feature maps, not images.
         first = next((weight for weight in module.patch_embed.parameters() if weight.ndim == 4), None)
-        channels = config["input_size"][0] if first is None else first.shape[1]
-        height, width = getattr(module.patch_embed, "img_size", None) or config["input_size"][1:]
+        return self.configured(
+            module, None if first is None else first.shape[1], getattr(module.patch_embed, "img_size", None)
+        )
+
+    def configured(self, module: Any, channels: int | None, size: tuple[int, int] | None) -> InputSpec:
+        """What the module's configuration says, but for channels and size where these are known better."""
+        config = import_timm().data.resolve_model_data_config(module)
+        channels = channels or config["input_size"][0]
+        height, width = size or config["input_size"][1:]
         mean, std = tuple(config["mean"]), tuple(config["std"])
         if len(mean) != channels:
             mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
@@ -175,7 +181,10 @@ def attention_of(module: Any, where: str, **others: Any) -> Attention:
     parts |= {"gate": None if gate is None else Linear.of(gate), "difference": _difference(module, where)}
     heads, out, scale = module.num_heads, Linear.of(module.proj), module.scale
     if module.qkv is None:
-        query, key, value = (Linear.of(getattr(module, name)) for name in APART)
+        groups = getattr(module, "num_kv_heads", heads)
+        shared = None if groups == heads else (groups, heads // groups)
+        query = Linear.of(getattr(module, APART[0]))
+        key, value = (Linear.of(getattr(module, name), shared) for name in APART[1:])
         return Attention(heads, query, key, value, out, scale, **parts, **others)
     packed, apart = Linear.of(module.qkv), getattr(module, "q_bias", None)
     if apart is not None:  # biases of queries and values are weights, that of keys is a constant
@@ -227,11 +236,6 @@ def _attention_problems(attention: Any, kinds: tuple[str, ...]) -> Iterator[str]
         if not isinstance(part, nn.Linear) and not (part is None and name == "gate"):
             yield f"has a {type(part).__name__} as {name}: only a plain nn.Linear can be told apart by head"
             return
-    if getattr(attention, "num_kv_groups", 1) > 1:
-        yield (
-            f"has {attention.num_kv_heads} key and value heads for {attention.num_heads} heads "
-            "(num_kv_heads), and shared keys and values are not supported"
-        )
     width = attention.proj.weight.shape[1]
     own = getattr(attention, "head_dim", width // attention.num_heads)
     if width != attention.num_heads * own * (2 if kind == "DiffAttention" else 1):
