@@ -37,11 +37,13 @@ class Receiver:
         norm: whose input is the residual stream that the node reads.
         projection: reads what the norm gives; the norm itself for a node that reads all of it alone.
         columns: of the projection's output that belong to the node; None for all.
+        token: the one that the norm is given, where it is given no other.
     """
 
     norm: nn.Module
     projection: nn.Module
     columns: slice | None = None
+    token: int | None = None
 
 
 def written_by_head(head: int, width: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
@@ -106,6 +108,7 @@ class HookedModule:
         sender, receiver = edge.split("->")
         moved = share * (self.written(corrupt, sender) - self.written(clean, sender))
         place, streams = self.receivers[receiver], list[Tensor]()
+        moved = moved if place.token is None else moved[:, place.token]
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             streams.append(inputs[0])
