@@ -37,13 +37,13 @@ class Receiver:
         norm: whose input is the residual stream that the node reads.
         projection: reads what the norm gives; the norm itself for a node that reads all of it alone.
         columns: of the projection's output that belong to the node; None for all.
-        token: the one that the norm is given, where it is given no other.
+        pool: what is done to the stream before the norm is given it, such as a mean over tokens; linear.
     """
 
     norm: nn.Module
     projection: nn.Module
     columns: slice | None = None
-    token: int | None = None
+    pool: Callable[[Tensor], Tensor] = torch.Tensor.clone
 
 
 def written_by_head(head: int, width: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
@@ -108,14 +108,13 @@ class HookedModule:
         sender, receiver = edge.split("->")
         moved = share * (self.written(corrupt, sender) - self.written(clean, sender))
         place, streams = self.receivers[receiver], list[Tensor]()
-        moved = moved if place.token is None else moved[:, place.token]
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             streams.append(inputs[0])
 
         def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             with _without_hooks(place.norm), _without_hooks(place.projection):
-                other = place.norm(streams[-1] + moved)
+                other = place.norm(streams[-1] + place.pool(moved))
                 other = other if place.projection is place.norm else place.projection(other)
             mixed, columns = output.clone(), place.columns or slice(None)
             mixed[..., columns] = other[..., columns]
