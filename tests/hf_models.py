@@ -6,6 +6,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from circuitvit.models.timm_import import import_timm
@@ -13,6 +14,7 @@ from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives,
 
 import_timm()  # after which torchvision can be imported, which transformers would trip over
 import transformers as hf  # noqa: E402
+from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches  # noqa: E402
 
 CLASSES, HEADS, WIDTH = 5, 2, 12
 SMALL: dict[str, Any] = {
@@ -40,9 +42,8 @@ def vit(kind: type, config: type, **options: Any) -> Callable[[], Any]:
 
 
 def two_towers(kind: type, config: type, **options: Any) -> Callable[[], Any]:
-    return lambda: kind(
-        config(text_config=TEXT, vision_config={**SMALL}, num_labels=CLASSES, **options)
-    )
+    vision = {**SMALL, "num_patches": 4} if config is hf.Siglip2Config else SMALL
+    return lambda: kind(config(text_config=TEXT, vision_config=dict(vision), num_labels=CLASSES, **options))
 
 
 RELATIVE = {"use_relative_position_bias": True}
@@ -83,19 +84,32 @@ MODELS: dict[str, Callable[[], Any]] = {
     "clip, projected": vit(hf.CLIPVisionModelWithProjection, hf.CLIPVisionConfig, projection_dim=CLASSES),
     "clip, both towers": two_towers(hf.CLIPModel, hf.CLIPConfig, projection_dim=CLASSES),
     "clip, classes": two_towers(hf.CLIPForImageClassification, hf.CLIPConfig),
+    "siglip, no head": vit(hf.SiglipVisionModel, hf.SiglipVisionConfig, vision_use_head=False),
+    "siglip, classes": two_towers(hf.SiglipForImageClassification, hf.SiglipConfig),
+    "siglip2, no head": vit(hf.Siglip2VisionModel, hf.Siglip2VisionConfig, num_patches=4, vision_use_head=False),
+    "siglip2, classes": two_towers(hf.Siglip2ForImageClassification, hf.Siglip2Config),
 }
 
 
 def own_output(module: Any, images: Tensor) -> Tensor:
     """What the documentation calls the logits, by the plainest call of the original module."""
+    options = {}
+    if type(module).__name__.startswith("Siglip2"):
+        rows, columns = (side // 16 for side in images.shape[2:])
+        images = torch.stack([convert_image_to_patches(image, 16) for image in images])
+        options = {
+            "spatial_shapes": torch.tensor([[rows, columns]] * len(images)),
+            "pixel_attention_mask": torch.ones(len(images), rows * columns),
+        }
     if hasattr(module, "text_model"):
-        return module.get_image_features(images).pooler_output  # type: ignore[no-any-return]
-    found = module(images)
+        return module.get_image_features(images, **options).pooler_output  # type: ignore[no-any-return]
+    found = module(images, **options)
     for name in ("logits", "image_embeds", "pooler_output"):
         if found.get(name) is not None:
             return found[name]  # type: ignore[no-any-return]
     last = found.last_hidden_state
-    return last.mean(dim=1) if isinstance(module, hf.IJepaModel) else last[:, 0]  # type: ignore[no-any-return]
+    without_class_token = isinstance(module, (hf.IJepaModel, hf.SiglipVisionModel, hf.Siglip2VisionModel))
+    return last.mean(dim=1) if without_class_token else last[:, 0]  # type: ignore[no-any-return]
 
 
 def hooked(

@@ -36,6 +36,8 @@ TRANSFORMERS = {
     "dinov2_with_registers.modeling_dinov2_with_registers": ("DINOV2_REGISTERS", "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel"),
     "dinov3_vit.modeling_dinov3_vit": ("DINOV3", "DINOv3ViTModel"),
     "ijepa.modeling_ijepa": ("I_JEPA", "IJepaForImageClassification IJepaModel"),
+    "siglip.modeling_siglip": ("SIGLIP", "SiglipForImageClassification SiglipModel SiglipVisionModel"),
+    "siglip2.modeling_siglip2": ("SIGLIP2", "Siglip2ForImageClassification Siglip2Model Siglip2VisionModel"),
     "vit.modeling_vit": ("VIT", "ViTForImageClassification ViTModel"),
     "vit_mae.modeling_vit_mae": ("MAE_ENCODER", "ViTMAEModel"),
     "vit_msn.modeling_vit_msn": ("VIT", "ViTMSNForImageClassification ViTMSNModel"),

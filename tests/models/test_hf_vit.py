@@ -218,7 +218,7 @@ def test_models_that_interpolate_positions_are_taken_at_the_size_of_their_prepro
         full = cv.run(model, cv.Task(images, images.flip(0), cv.logit_diff(0, 1)), cv.Circuit.full(model.graph))
         assert_close(full, own_output(module, images.float().double()))
     assert module.config.image_size == 32
-    with pytest.raises(cv.errors.DataError, match=r"a model that takes \(3, 48, 64\)"):
+    with pytest.raises(cv.errors.DataError, match=r"the model takes images of \(3, 48, 64\)"):
         cv.attribute(model, task_of())
 
 
