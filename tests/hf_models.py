@@ -86,7 +86,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "clip, classes": two_towers(hf.CLIPForImageClassification, hf.CLIPConfig),
     "siglip, no head": vit(hf.SiglipVisionModel, hf.SiglipVisionConfig, vision_use_head=False),
     "siglip, classes": two_towers(hf.SiglipForImageClassification, hf.SiglipConfig),
-    "siglip2, no head": vit(hf.Siglip2VisionModel, hf.Siglip2VisionConfig, num_patches=4, vision_use_head=False),
+    "siglip2, no head": vit(
+        hf.Siglip2VisionModel, hf.Siglip2VisionConfig, num_patches=4, vision_use_head=False
+    ),
     "siglip2, classes": two_towers(hf.Siglip2ForImageClassification, hf.Siglip2Config),
 }
 
@@ -113,7 +115,13 @@ def own_output(module: Any, images: Tensor) -> Tensor:
 
 
 def hooked(
-    module: Any, blocks: str, norms: tuple[str, str], attention: str, out: str, last: Receiver, scales: str = ""
+    module: Any,
+    blocks: str,
+    norms: tuple[str, str],
+    attention: str,
+    out: str,
+    last: Receiver,
+    scales: str = "",
 ) -> HookedModule:
     """Where a module keeps its nodes.
 

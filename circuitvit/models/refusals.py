@@ -15,7 +15,9 @@ from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 
 
-QUANTIZED = frozenset({"auto_gptq", "awq", "bitsandbytes", "gptqmodel", "hqq", "quanto", "quantized", "torchao"})
+QUANTIZED = frozenset(
+    {"auto_gptq", "awq", "bitsandbytes", "gptqmodel", "hqq", "quanto", "quantized", "torchao"}
+)
 """Packages, of torch and of others, whose layers hold numbers of few bits."""
 
 RECORDERS = "transformers.utils.output_capturing"

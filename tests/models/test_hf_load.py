@@ -224,7 +224,9 @@ def test_offline_a_name_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
-    with pytest.raises(ModelError, match=r"hf:google/vit-base-patch16-224 could not be downloaded.*give a folder"):
+    with pytest.raises(
+        ModelError, match=r"hf:google/vit-base-patch16-224 could not be downloaded.*give a folder"
+    ):
         cv.load("hf:google/vit-base-patch16-224")
 
 
@@ -260,7 +262,9 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
 def test_weights_that_could_run_code_are_not_read(folder: Path, tmp_path: Path) -> None:
     name = damaged(folder, tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    torch.save(hf.ViTForImageClassification.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(
+        hf.ViTForImageClassification.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin"
+    )
     with pytest.raises(ModelError, match="no file named model.safetensors"):
         cv.load(name)
 
@@ -272,7 +276,9 @@ def test_code_beside_the_weights_never_runs(folder: Path, tmp_path: Path) -> Non
         cv.load(name)
 
 
-def test_without_transformers_it_is_said_how_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_it_is_said_how_to_install_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r"pip install 'circuitvit\[transformers\]'"):
         cv.load(f"hf:{folder}")
@@ -359,7 +365,16 @@ def test_a_real_model_has_the_same_circuit_through_both_libraries(
 
     weights = shared_data / "weights" / "vit_tiny_patch16_224.safetensors"
     models = [["--model", "vit_tiny_patch16_224", "--checkpoint", weights], ["--model", both[1].name]]
-    task = ["--clean", photographs[0], "--corrupt", photographs[1], "--target", "tabby", "--foil", "Border collie"]
+    task = [
+        "--clean",
+        photographs[0],
+        "--corrupt",
+        photographs[1],
+        "--target",
+        "tabby",
+        "--foil",
+        "Border collie",
+    ]
     options = ["--method", "eap", "--edges", 300, "--random", 0, "--calibrate", 0, "--quiet", "--out"]
     for number, model in enumerate(models):
         arguments = ["discover", *model, *task, *options, tmp_path / str(number)]

@@ -51,7 +51,9 @@ def test_a_class_is_taken_apart_into_what_it_computes(name: str) -> None:
         (cv.run(model, task, cv.Circuit.empty(model.graph)), other),
     ):
         assert (found - told).abs().max() <= tolerance
-    assert cv.wrap(module).has_classes == (hasattr(module, "classifier") and "no classes" not in name or "teacher" in name)
+    assert cv.wrap(module).has_classes == (
+        hasattr(module, "classifier") and "no classes" not in name or "teacher" in name
+    )
     assert model.grid == (2, 2)
     assert model.stages[-1].parts is not None  # so that direct attribution and backward rules know it
     scored(model, "relp")
@@ -90,7 +92,10 @@ PROOFS: dict[str, tuple[str, dict[str, Any]]] = {
             "scales": "layer_scale#.lambda1",
         },
     ),
-    "dinov3": ("norm", {"blocks": "model.layer", "norms": ("norm1", "norm2"), "scales": "layer_scale#.lambda1"}),
+    "dinov3": (
+        "norm",
+        {"blocks": "model.layer", "norms": ("norm1", "norm2"), "scales": "layer_scale#.lambda1"},
+    ),
     "beit, shared": ("layernorm", {"blocks": "layers", "norms": BEFORE_AFTER, "scales": "lambda_#"}),
     "clip, projected": (
         "vision_model.post_layernorm",
@@ -164,7 +169,12 @@ def test_hooks_by_which_transformers_records_states_are_nothing_to_warn_of() -> 
 
 
 def test_dropout_and_stochastic_depth_of_a_configuration_do_not_matter() -> None:
-    options = {**SMALL, "drop_path_rate": 0.5, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    options = {
+        **SMALL,
+        "drop_path_rate": 0.5,
+        "hidden_dropout_prob": 0.5,
+        "attention_probs_dropout_prob": 0.5,
+    }
     plain, module = (finished(hf.Dinov2Model(hf.Dinov2Config(**each))) for each in (SMALL, options))
     assert scored(wrapped(module), "eap") == scored(wrapped(plain), "eap")
     module.encoder.layer[1].drop_path.train()
@@ -215,7 +225,9 @@ def test_models_that_interpolate_positions_are_taken_at_the_size_of_their_prepro
     images = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         assert_close(model(images), own_output(module, images))
-        full = cv.run(model, cv.Task(images, images.flip(0), cv.logit_diff(0, 1)), cv.Circuit.full(model.graph))
+        full = cv.run(
+            model, cv.Task(images, images.flip(0), cv.logit_diff(0, 1)), cv.Circuit.full(model.graph)
+        )
         assert_close(full, own_output(module, images.float().double()))
     assert module.config.image_size == 32
     with pytest.raises(cv.errors.DataError, match=r"the model takes images of \(3, 48, 64\)"):
@@ -223,7 +235,9 @@ def test_models_that_interpolate_positions_are_taken_at_the_size_of_their_prepro
 
 
 def test_names_of_classes_are_those_of_the_configuration() -> None:
-    named = hf.ViTForImageClassification(hf.ViTConfig(**SMALL, id2label={0: "cat", 1: "dog", 2: "owl"})).eval()
+    named = hf.ViTForImageClassification(
+        hf.ViTConfig(**SMALL, id2label={0: "cat", 1: "dog", 2: "owl"})
+    ).eval()
     assert cv.wrap(named).classes == ("cat", "dog", "owl")
     assert cv.wrap(named, classes=["a", "b", "c"]).classes == ("a", "b", "c")
     assert cv.wrap(micro("vit, classes")).classes is None
@@ -315,7 +329,9 @@ class PostNorm(hf.ViTModel):
 
     def forward(self, pixel_values: Any = None, **options: Any) -> Any:
         found = super().forward(pixel_values, **options)
-        found.pooler_output = found.pooler_output + found.last_hidden_state[:, 1, : found.pooler_output.shape[1]]
+        found.pooler_output = (
+            found.pooler_output + found.last_hidden_state[:, 1, : found.pooler_output.shape[1]]
+        )
         return found
 
 
