@@ -30,12 +30,23 @@ IMAGENET_CLASSES = 1000
 
 TRANSFORMERS = {
     "beit.modeling_beit": ("BEIT", "BeitForImageClassification BeitModel"),
-    "clip.modeling_clip": ("CLIP_TOWER", "CLIPForImageClassification CLIPModel CLIPVisionModel CLIPVisionModelWithProjection"),
-    "deit.modeling_deit": ("DEIT", "DeiTForImageClassification DeiTForImageClassificationWithTeacher DeiTModel"),
+    "clip.modeling_clip": (
+        "CLIP_TOWER",
+        "CLIPForImageClassification CLIPModel CLIPVisionModel CLIPVisionModelWithProjection",
+    ),
+    "deit.modeling_deit": (
+        "DEIT",
+        "DeiTForImageClassification DeiTForImageClassificationWithTeacher DeiTModel",
+    ),
     "dinov2.modeling_dinov2": ("DINOV2", "Dinov2ForImageClassification Dinov2Model"),
-    "dinov2_with_registers.modeling_dinov2_with_registers": ("DINOV2_REGISTERS", "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel"),
+    "dinov2_with_registers.modeling_dinov2_with_registers": (
+        "DINOV2_REGISTERS",
+        "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel",
+    ),
     "dinov3_vit.modeling_dinov3_vit": ("DINOV3", "DINOv3ViTModel"),
     "ijepa.modeling_ijepa": ("I_JEPA", "IJepaForImageClassification IJepaModel"),
+    "siglip.modeling_siglip": ("SIGLIP", "SiglipForImageClassification SiglipModel SiglipVisionModel"),
+    "siglip2.modeling_siglip2": ("SIGLIP2", "Siglip2ForImageClassification Siglip2Model Siglip2VisionModel"),
     "vit.modeling_vit": ("VIT", "ViTForImageClassification ViTModel"),
     "vit_mae.modeling_vit_mae": ("MAE_ENCODER", "ViTMAEModel"),
     "vit_msn.modeling_vit_msn": ("VIT", "ViTMSNForImageClassification ViTMSNModel"),
