@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -16,7 +16,7 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored, products
 from circuitvit.models.parts import Attention, Derived, Linear, Norm
 from circuitvit.models.rules import BackwardRules, ruled_attention
-from circuitvit.models.stages import Reads, Stage, places
+from circuitvit.models.stages import Reads, Stage, Weight, places
 
 Projections = tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]
 """Weights and offsets."""
@@ -109,6 +109,14 @@ class AttentionStage(Stage):
             return by_receiver
         ports = by_receiver.view(3, -1, *by_receiver.shape[1:])
         return ports[:, self._chosen].flatten(0, 1)
+
+    def weights(self) -> Iterator[Weight]:
+        parts = self.attention
+        for norm in (self.norm, parts.query_norm, parts.key_norm):
+            yield from ((norm.weight, 1.0), (norm.bias, 0.0)) if norm is not None else ((None, None),) * 2
+        for linear in (parts.query, parts.key, parts.value, parts.out):
+            yield from ((linear.weight, None), (linear.bias, 0.0))
+        yield self.gamma, 1.0
 
     def forget(self) -> None:
         self._derived.forget()

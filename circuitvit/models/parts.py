@@ -16,7 +16,7 @@ with `C` the centring (LayerNorm only), and `<x_hat, W'^T dy> = dy . (y - W bias
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -32,6 +32,12 @@ T = TypeVar("T")
 
 MEAN_DOMINATES = 1e2
 """Past this ratio of squared mean to variance, a variance by subtraction loses digits that matter."""
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[Tensor | None, float | None]]:
+    """The tensors of a module in the order in which it has them; see `Stage.weights`."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        yield tensor, 0.0 if name.endswith("bias") else None
 
 
 def with_children(module: nn.Module, **children: nn.Module) -> Any:

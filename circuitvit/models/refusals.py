@@ -15,6 +15,61 @@ from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 
 
+MERGING = (
+    "it merges tokens from stage to stage and makes them wider, so that there is no one residual stream from the first "
+    "block to the last, and no edge across a merger"
+)
+
+CANNOT_BE_TAKEN_APART = {
+    "Cait": (
+        "its talking heads mix scores and patterns of all heads, so that no head has an output of its own, and its class "
+        "token enters in blocks of their own (class attention)"
+    ),
+    "DaVit": MERGING,
+    "Hiera": MERGING,
+    "Levit": MERGING,
+    "MultiScaleVit": MERGING,
+    "Nest": MERGING,
+    "PoolingVisionTransformer": MERGING,
+    "PyramidVisionTransformer": MERGING,
+    "Swin": MERGING,
+    "Twins": MERGING,
+    "VOLO": MERGING,
+    "Xcit": (
+        "its heads attend from channel to channel, not from token to token, so that they have no queries and keys of tokens "
+        "for an edge to lead to"
+    ),
+}
+"""Kinds of models, by how the names of their classes begin, and why there are no edges to find in them."""
+
+
+def refuse_unknown(module: nn.Module) -> None:
+    """Refuse a module of no known family, where it can be said why no family would help.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    kind = type(module).__name__
+    _refuse_script(module)
+    for start, reason in CANNOT_BE_TAKEN_APART.items():
+        if kind.startswith(start):
+            raise UnsupportedModelError(f"{kind} cannot be decomposed: {reason}")
+    for place, part in module.named_modules():
+        if isinstance(part, nn.TransformerEncoderLayer) and not part.norm_first:
+            raise UnsupportedModelError(
+                f"{kind} cannot be decomposed: {place or 'it'} norms the stream after adding to it (post-norm, "
+                "norm_first=False), so that what a part writes is rescaled by every later norm, later parts read no sum "
+                "of what earlier ones wrote, and there are no edges to find"
+            )
+
+
+def _refuse_script(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "a scripted module cannot be taken apart: wrap the module that was scripted"
+        )
+
+
 def refuse_unsound(module: nn.Module) -> None:
     """Refuse a module whose forward is not what its class says, or is random, or whose weights are unusable.
 
@@ -22,6 +77,7 @@ def refuse_unsound(module: nn.Module) -> None:
         UnsupportedModelError: naming the part and the way out.
         ModelError: for parts in training mode, and for weights that are NaN, infinite or not there.
     """
+    _refuse_script(module)
     for name, part in module.named_modules():
         where = name or "the model"
         if part.training and (not name or _heeds_training(part)):
@@ -45,10 +101,6 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
                 "could be taken apart; wrap the model before it was quantized"
             )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "a scripted module cannot be taken apart: wrap the module that was scripted"
-        )
     if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
         raise ModelError(
             "the model was built under torch.inference_mode, so its weights can take no part in gradients: "

@@ -18,7 +18,7 @@ from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.model import Model, Origin
-from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
@@ -251,6 +251,7 @@ def family_of(module: nn.Module) -> Family | Layout:
             return family
         if found is not None:
             return found
+    refuse_unknown(module)
     for place, part in module.named_modules():
         if any(_full_name(kind) in FAMILIES for kind in type(part).__mro__):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))

@@ -20,7 +20,7 @@ at the reads into gradients at each receiver's stream (attribution).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,10 @@ Reads = tuple[Tensor, ...]
 
 Each tensor has the batch as its first dimension.
 """
+
+
+Weight = tuple[Tensor | None, float | None]
+"""A tensor, and the number that it could as well be filled with if it were not there: 0 for a bias, 1 for a factor."""
 
 
 def repeated(reads: Reads, count: int) -> Reads:
@@ -220,6 +224,13 @@ class Stage(ABC):
             UnsupportedModelError: if the stage is no readout, or none that can be made linear.
         """
         raise UnsupportedModelError(f"{self.nodes.name} is no readout that can be made linear")
+
+    def weights(self) -> Iterator[Weight]:
+        """Its tensors, in an order that does not depend on how a module keeps them.
+
+        For the hash of a model's weights; what is not named here counts in the order of its use.
+        """
+        return iter(())
 
     def forget(self) -> None:  # noqa: B027 - most stages keep nothing
         """Drop what was computed from weights, which have changed."""
