@@ -136,9 +136,12 @@ class _Call:
     token_first: bool
 
     @property
+    def taken(self) -> Tensor:
+        return next(value for value in (*self.inputs, *self.options.values()) if isinstance(value, Tensor))
+
+    @property
     def stream(self) -> Tensor:
-        values = (*self.inputs, *self.options.values())
-        return _ordered(next(value for value in values if isinstance(value, Tensor)), self.token_first)
+        return _ordered(self.taken, self.token_first)
 
     @property
     def output(self) -> Tensor:
@@ -342,10 +345,11 @@ class _WiderNorm(nn.LayerNorm):
         return exact if close else own
 
 
-def _widened(value: Any, like: Tensor, tokens: int | None, token_first: bool = False) -> Any:
+def _widened(value: Any, like: Tensor, tokens: int | None, taken: Tensor, token_first: bool) -> Any:
+    """In float64; of what a block takes for its stream the first image alone, and as many tokens as asked for."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    if value.ndim == 3:
+    if value is taken:
         value = value[:tokens, :1] if token_first else value[:1, :tokens]
     return value.to(like)
 
@@ -370,9 +374,9 @@ def _check_block(
         tokens: how many of the first tokens to run on; all by default.
     """
     like = next(block.parameters())
-    widened = partial(_widened, like=like, tokens=tokens, token_first=call.token_first)
+    widened = partial(_widened, like=like, tokens=tokens, taken=call.taken, token_first=call.token_first)
     inputs, options = tree_map(widened, (call.inputs, call.options))
-    start = _widened(call.stream, like, tokens)
+    start = _ordered(widened(call.taken), call.token_first)
     try:
         output = block(*inputs, **options)
     except Exception as error:  # quantized layers and other parts that know one dtype only

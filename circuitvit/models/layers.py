@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored
-from circuitvit.models.parts import MLP, Norm, Readout, weights_of
+from circuitvit.models.parts import MLP, Norm, Readout
 from circuitvit.models.rules import BackwardRules, damped
-from circuitvit.models.stages import Reads, Stage, Weight
+from circuitvit.models.stages import Content, Reads, Stage
 
 
 class EmbeddingStage(Stage):
@@ -109,10 +109,8 @@ class MLPStage(Stage):
         answered = before(others[0].flatten(0, 1)).view(len(others[0]), *slope.shape)
         return (torch.einsum("cbth,bth->cb", answered, slope) - base)[None]
 
-    def weights(self) -> Iterator[Weight]:
-        yield from ((self.norm.weight, 1.0), (self.norm.bias, 0.0))
-        yield from weights_of(self.mlp.module)
-        yield self.gamma, 1.0
+    def contents(self) -> tuple[Content, ...]:
+        return self.norm, self.mlp.module, self.gamma
 
     def with_rules(self, rules: BackwardRules) -> MLPStage:
         twin = copy.copy(self)
@@ -166,13 +164,8 @@ class ReadoutStage(Stage):
         """
         return self._known_parts("none that can be made linear").affine(stream, of)
 
-    def weights(self) -> Iterator[Weight]:
-        if self.parts is None:
-            return
-        for norm in (self.parts.norm, self.parts.after):
-            yield from ((norm.weight, 1.0), (norm.bias, 0.0))
-        for head in self.parts.heads:
-            yield from weights_of(head) if isinstance(head, nn.Module) else ((head.weight, None), (head.bias, 0.0))
+    def contents(self) -> tuple[Content, ...]:
+        return () if self.parts is None else (self.parts.norm, self.parts.after, *self.parts.heads)
 
     def with_rules(self, rules: BackwardRules) -> ReadoutStage:
         if not rules.frozen_norms:

@@ -26,13 +26,19 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 IMAGENET_CLASSES = 1000
 
 FAMILIES: dict[str, str | Family | Layout] = {
+    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
+    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
+    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
+    "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
+    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
+    "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
+        "circuitvit.models.families.timm_relative:RELPOS"
+    ),
     "torchvision.models.vision_transformer.VisionTransformer": (
         "circuitvit.models.families.torchvision_vit:FAMILY"
     ),
-    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
-    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
-    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.

@@ -20,15 +20,16 @@ at the reads into gradients at each receiver's stream (attribution).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored
+from circuitvit.models.parts import Linear, Norm
 from circuitvit.models.rules import BackwardRules
 
 Reads = tuple[Tensor, ...]
@@ -38,8 +39,8 @@ Each tensor has the batch as its first dimension.
 """
 
 
-Weight = tuple[Tensor | None, float | None]
-"""A tensor, and the number that it could as well be filled with if it were not there: 0 for a bias, 1 for a factor."""
+Content = Norm | Linear | nn.Module | Tensor | None
+"""What holds weights: a tensor is a factor."""
 
 
 def repeated(reads: Reads, count: int) -> Reads:
@@ -215,6 +216,14 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
 
+    def gain(self, reads: Reads) -> Float[Tensor, "batch head token d_head"] | None:
+        """What multiplies the values that a head has mixed, before its output projection; None for nothing.
+
+        Of attention: a gate, or a norm at the scale that it has in this run. With it, what a head writes at
+        one token is a sum over the tokens that it attends to.
+        """
+        return None
+
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
     ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:
@@ -225,12 +234,12 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is no readout that can be made linear")
 
-    def weights(self) -> Iterator[Weight]:
-        """Its tensors, in an order that does not depend on how a module keeps them.
+    def contents(self) -> tuple[Content, ...]:
+        """What holds its weights, in an order that does not depend on how a module keeps them.
 
-        For the hash of a model's weights; what is not named here counts in the order of its use.
+        For the hash of a model's weights, where those that are not in it count in the order of their use.
         """
-        return iter(())
+        return ()
 
     def forget(self) -> None:  # noqa: B027 - most stages keep nothing
         """Drop what was computed from weights, which have changed."""

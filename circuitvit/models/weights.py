@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from circuitvit.models.stages import Stage
+from circuitvit.models.parts import Linear, Norm
+from circuitvit.models.stages import Content, Stage
 
 VERSION = "w2"
 """Stands before every hash: hashes are comparable where it is the same."""
@@ -40,11 +41,11 @@ def content_hash(stages: Sequence[Stage], module: nn.Module, run: Callable[[], o
     digest, named = hashlib.sha256(), set[int]()
     for stage in stages:
         digest.update(b"stage")
-        for tensor, neutral in stage.weights():
+        for value, neutral, own in (weight for content in stage.contents() for weight in _weights(content)):
             digest.update(b"|")
-            if tensor is not None:
-                named.add(tensor.data_ptr())  # that of the whole, where this is its first rows
-                _add(digest, tensor, neutral)
+            named.update(tensor.data_ptr() for tensor in own if tensor is not None)
+            if value is not None:
+                _add(digest, value, neutral)
     others = _Watch(
         tensor
         for tensor in module.state_dict(keep_vars=True).values()
@@ -57,6 +58,22 @@ def content_hash(stages: Sequence[Stage], module: nn.Module, run: Callable[[], o
         digest.update(b"|")
         _add(digest, tensor, 0.0)
     return f"{VERSION}-{digest.hexdigest()}"
+
+
+def _weights(content: Content) -> Iterator[tuple[Tensor | None, float | None, tuple[Tensor | None, ...]]]:
+    """Values, what they could as well be filled with if they were not there, and the module's own tensors."""
+    match content:
+        case Norm():
+            yield content.weight, 1.0, (content.weight,)
+            yield content.bias, 0.0, (content.bias,)
+        case Linear():
+            yield content.weight, None, content.tensors[:1]
+            yield content.bias, 0.0, content.tensors[1:]
+        case nn.Module():
+            for name, tensor in content.state_dict(keep_vars=True).items():
+                yield tensor, 0.0 if name.endswith("bias") else None, (tensor,)
+        case _:
+            yield content, 1.0, (content,)
 
 
 def _add(digest: Any, tensor: Tensor, neutral: float | None) -> None:

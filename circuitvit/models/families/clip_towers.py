@@ -226,14 +226,10 @@ def _attention(module: Any, where: str) -> Attention:
         raise UnsupportedModelError(f"{where} compares by cosine (scaled_cosine=True), which is not supported")
     if module.head_scale is not None:
         raise UnsupportedModelError(f"{where} scales its heads (scale_heads=True), which is not supported")
-    if not isinstance(getattr(module, "ln_inner", nn.Identity()), nn.Identity):
-        raise UnsupportedModelError(
-            f"{where} norms across heads before the output projection (scale_attn_inner=True), which is not "
-            "supported"
-        )
+    places = {"query_norm": "ln_q", "key_norm": "ln_k", "across": "ln_inner"}
     norms = {
         name: norm_of(norm, f"{where}.{place}")
-        for name, place in (("query_norm", "ln_q"), ("key_norm", "ln_k"))
+        for name, place in places.items()
         if not isinstance(norm := getattr(module, place, nn.Identity()), nn.Identity)
     }
     packed, out = Linear(module.in_proj_weight, module.in_proj_bias), Linear.of(module.out_proj)
