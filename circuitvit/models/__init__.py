@@ -2,6 +2,7 @@
 
 from circuitvit.models.factored import Factored
 from circuitvit.models.families.layout import Layout
+from circuitvit.models.heads import Head, HeadTokens, with_head
 from circuitvit.models.model import Model
 from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
@@ -11,6 +12,8 @@ __all__ = [
     "BackwardRules",
     "Factored",
     "Layout",
+    "Head",
+    "HeadTokens",
     "Model",
     "Reads",
     "Stage",
@@ -18,5 +21,6 @@ __all__ = [
     "places",
     "register",
     "repeated",
+    "with_head",
     "wrap",
 ]

@@ -74,7 +74,7 @@ def frozen_twin(module: nn.Module) -> nn.Module:
         shared[id(buffer)] = buffer.detach()
     for part in module.modules():  # a hook may hold anything, and must not run for us
         for name, value in vars(part).items():
-            if isinstance(value, Tensor) and not value.is_leaf:  # a part may keep what it saw last
+            if isinstance(value, Tensor) and id(value) not in shared:  # what it saw last, or fixed positions
                 shared[id(value)] = value.detach()
             if isinstance(value, dict) and name.endswith(HOOKS):
                 shared[id(value)] = OrderedDict()
@@ -103,7 +103,7 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
     run = _observed(family, twin, images)
     stages = family.stages(twin)
     _check_chain(family, twin, stages, images, run)
-    _check_ends(family, twin, images)
+    _check_ends(family, twin, images, run)
     name, place = type(twin).__name__, 1
     for layer, call in enumerate(run.calls):
         where = f"blocks.{layer}"
@@ -137,6 +137,7 @@ class _Call:
 
     @property
     def taken(self) -> Tensor:
+        """The stream in the block's own order."""
         return next(value for value in (*self.inputs, *self.options.values()) if isinstance(value, Tensor))
 
     @property
@@ -238,30 +239,42 @@ def _through(parts: Sequence[Stage], stream: Tensor) -> Tensor:
 
 
 class _Through(StandIn):
-    """In a block's place: notes what it is given, and adds noise, as a norm would hide a mere factor."""
+    """In a block's place: notes what it is given, and adds noise, as a norm would hide a mere factor.
+
+    Attributes:
+        given: what the block gave in the module's own run, for what comes along with the stream.
+        seen: the stream that came last.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__(block)
+        self.given: Any = None
         self.seen: Tensor | None = None
 
-    def forward(self, stream: Tensor, *others: Any, **options: Any) -> Tensor:
+    def forward(self, stream: Tensor, *others: Any, **options: Any) -> Any:
         self.seen = stream
+        noised = self.noised(stream)
+        return (noised, *self.given[1:]) if isinstance(self.given, (tuple, list)) else noised
+
+    def noised(self, stream: Tensor) -> Tensor:
         noise = torch.randn(stream.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
         return stream + noise.to(stream)
 
 
 @torch.no_grad()
-def _check_ends(family: Family, twin: nn.Module, images: Tensor) -> None:
+def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> None:
     """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout alone."""
     copied = _wide(twin, without=family.blocks(twin), redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
     order = partial(_ordered, token_first=family.token_first(copied))
+    for block, call in zip(blocks, run.calls, strict=True):
+        block.given = call.given
     try:
         expected = [family.run(copied, wide), *(order(block.seen) for block in blocks)]
         streams = [family.embed(copied, wide)]
         for block in blocks:
-            streams.append(order(block(order(streams[-1]))))
+            streams.append(order(block.noised(order(streams[-1]))))
         pooled = _through(family.pool(copied), streams[-1])
         found = [family.readout(copied, pooled), *streams[:-1]]
     except Exception as error:  # parts that know one dtype only
@@ -345,12 +358,12 @@ class _WiderNorm(nn.LayerNorm):
         return exact if close else own
 
 
-def _widened(value: Any, like: Tensor, tokens: int | None, taken: Tensor, token_first: bool) -> Any:
-    """In float64; of what a block takes for its stream the first image alone, and as many tokens as asked for."""
+def _widened(value: Any, like: Tensor, tokens: int | None, call: _Call) -> Any:
+    """In float64; of the stream itself the first image alone, and as many tokens as are asked for."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    if value is taken:
-        value = value[:tokens, :1] if token_first else value[:1, :tokens]
+    if value is call.taken:
+        value = value[:tokens, :1] if call.token_first else value[:1, :tokens]
     return value.to(like)
 
 
@@ -374,7 +387,7 @@ def _check_block(
         tokens: how many of the first tokens to run on; all by default.
     """
     like = next(block.parameters())
-    widened = partial(_widened, like=like, tokens=tokens, taken=call.taken, token_first=call.token_first)
+    widened = partial(_widened, like=like, tokens=tokens, call=call)
     inputs, options = tree_map(widened, (call.inputs, call.options))
     start = _ordered(widened(call.taken), call.token_first)
     try:
@@ -411,7 +424,9 @@ def _first_that_differs(
     """Which stage is the first that leaves another stream than the block has there, as the next norm shows."""
     seen: dict[nn.Module, Tensor] = {}
     norms = [getattr(getattr(part, "norm", None), "module", None) for part in parts]
-    with _noted([norm for norm in norms if norm is not None], lambda norm, given, *_: seen.update({norm: given[0]})):
+    with _noted(
+        [norm for norm in norms if norm is not None], lambda norm, given, *_: seen.update({norm: given[0]})
+    ):
         run()
     for part, following in zip(parts, [*norms[1:], None], strict=True):
         start = _through((part,), start)

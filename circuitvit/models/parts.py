@@ -469,7 +469,7 @@ class Readout:
         pool: `(batch, token, d_model)` to one vector for each classifier, `(batch, classifier, width)`.
         after: the norm of the pooled vectors.
         heads: the classifiers; a `Linear` where the module keeps a weight alone, an `nn.Identity` where the
-            pooled vector is the output.
+            pooled vector is the output, an `nn.Sequential` of linear maps that follow each other.
         names: of the classifiers, for messages and shares.
     """
 
@@ -533,6 +533,10 @@ class Readout:
     def _through(head: nn.Module | Linear, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
         """The weights `(image, width)` at a classifier's input."""
         if isinstance(head, nn.Identity):
+            return of
+        if isinstance(head, nn.Sequential):
+            for place, each in reversed(list(enumerate(head))):
+                of = Readout._through(each, f"{name}.{place}", of, constants)
             return of
         if not isinstance(head, (nn.Linear, Linear)):
             raise UnsupportedModelError(

@@ -103,6 +103,8 @@ def libraries(module: nn.Module) -> dict[str, str]:
     """Versions of the libraries that a module's parts come from, by name."""
     homes = {type(part).__module__.partition(".")[0] for part in module.modules()}
     versions = {
-        name: getattr(sys.modules.get(name), "__version__", None) for name in LIBRARIES if name in homes | {"torch"}
+        name: getattr(sys.modules.get(name), "__version__", None)
+        for name in LIBRARIES
+        if name in homes | {"torch"}
     }
     return {name: str(version) for name, version in versions.items() if version is not None}

@@ -31,6 +31,7 @@ from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.metrics import BoundMetric
 from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
@@ -237,24 +238,33 @@ def attribution_of_task(
     Their difference, `clean - corrupt`, says which parts write the difference in the metric.
 
     Raises:
-        OptionError: if the metric is not a logit or a difference of two, class by class, or the task was
-            prepared for another model.
+        OptionError: if the metric is not a logit, a difference of two, class by class, or a projection; or
+            the task was prepared for another model.
     """
     prepared = prepare(model, task)
-    metric = prepared.metric
-    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
-        raise OptionError(f"{metric.label} is not a sum of shares: use the metric logit or logit_diff")
-    sides = [side for side in (metric.target, metric.foil) if side is not None]
-    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
-        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
-    of = metric.target.float() - (0 if metric.foil is None else metric.foil.float())
-    clean = _attribute(model, prepared.clean, of, metric.label, batch_size)
+    of = _linear(prepared.metric, len(prepared))
+    label = prepared.metric.label
+    clean = _attribute(model, prepared.clean, of, label, batch_size)
     if prepared.corrupt is None:
         return clean, None
-    return clean, _attribute(model, prepared.corrupt, of, metric.label, batch_size)
+    return clean, _attribute(model, prepared.corrupt, of, label, batch_size)
 
 
 # -- inside --------------------------------------------------------------------------------------
+
+
+def _linear(metric: BoundMetric, count: int) -> Float[Tensor, "image class"]:
+    """The weights of the logits in a metric that is a sum of them."""
+    if metric.metric.name == "projection" and metric.vector is not None:
+        return metric.vector.expand(count, -1)
+    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
+        raise OptionError(
+            f"{metric.label} is not a sum of shares: use the metric logit, logit_diff or projection"
+        )
+    sides = [side for side in (metric.target, metric.foil) if side is not None]
+    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
+        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
+    return metric.target.float() - (0 if metric.foil is None else metric.foil.float())
 
 
 def _attribute(

@@ -36,7 +36,14 @@ NAMES = [str(number) for number in range(CLASSES)]
 
 
 def torchvision_vit(**options: Any) -> Any:
-    shape = {"image_size": 32, "patch_size": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 24, "mlp_dim": 48}
+    shape = {
+        "image_size": 32,
+        "patch_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "hidden_dim": 24,
+        "mlp_dim": 48,
+    }
     return finished(TorchvisionViT(**shape, num_classes=CLASSES, **options))
 
 
@@ -69,11 +76,11 @@ def openai_tower(model: Any) -> Any:
 
 
 def hooked(
-    module: Any, blocks: Any, attention: str, last: nn.Module, reads: Callable[[Tensor], Tensor] = lambda s: s
+    module: Any, blocks: Any, attention: str, last: nn.Module, pool: Callable[[Tensor], Tensor] = Tensor.clone
 ) -> HookedModule:
-    """Where models with torch's attention keep their nodes; `reads` is what the last norm is given of a stream."""
+    """Where models with torch's attention keep their nodes; `pool` is what the last norm is given of a stream."""
     senders = {"input": Sender(blocks[0], given)}
-    receivers = {"logits": Receiver(last, last, reads=reads)}
+    receivers = {"logits": Receiver(last, last, pool=pool)}
     for layer, block in enumerate(blocks):
         senders[f"m{layer}"] = Sender(getattr(block, "ls_2", block.mlp), gives)
         receivers[f"m{layer}"] = Receiver(block.ln_2, block.ln_2)
@@ -95,7 +102,11 @@ def _first(output: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"conv_stem_configs": [ConvStemConfig(8, 3, 4), ConvStemConfig(8, 3, 4)]}, {"representation_size": 7}],
+    [
+        {},
+        {"conv_stem_configs": [ConvStemConfig(8, 3, 4), ConvStemConfig(8, 3, 4)]},
+        {"representation_size": 7},
+    ],
     ids=["plain", "conv-stem", "tanh-head"],
 )
 def test_edges_of_torchvision_are_those_of_hooks(options: dict[str, Any]) -> None:
@@ -106,10 +117,10 @@ def test_edges_of_torchvision_are_those_of_hooks(options: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("build", "reads"),
+    ("build", "pool"),
     [
-        (open_clip_tower, lambda stream: stream),
-        (lambda: open_clip_tower(ls_init_value=0.3, no_ln_pre=True, output_tokens=True), lambda stream: stream),
+        (open_clip_tower, Tensor.clone),
+        (lambda: open_clip_tower(ls_init_value=0.3, no_ln_pre=True, output_tokens=True), Tensor.clone),
         (
             lambda: open_clip_tower(pool_type="avg", final_ln_after_pool=True),
             lambda stream: stream[:, 1:].mean(dim=1),
@@ -119,19 +130,24 @@ def test_edges_of_torchvision_are_those_of_hooks(options: dict[str, Any]) -> Non
     ids=["plain", "layer-scale", "average", "token-first"],
 )
 def test_edges_of_open_clip_are_those_of_hooks(
-    build: Callable[[], Any], reads: Callable[[Tensor], Tensor]
+    build: Callable[[], Any], pool: Callable[[Tensor], Tensor]
 ) -> None:
     module = build()
     model = cv.wrap(module, classes=NAMES)
     assert model.grid == (2, 2)
-    prove(model, hooked(module, module.transformer.resblocks, "attn", module.ln_post, reads), CLEAN, CORRUPT)
+    prove(model, hooked(module, module.transformer.resblocks, "attn", module.ln_post, pool), CLEAN, CORRUPT)
 
 
 def test_edges_of_openai_clip_are_those_of_hooks(openai: Any) -> None:
     module = openai_tower(openai)
     model = cv.wrap(module, classes=NAMES)
     class_token = lambda stream: stream[0]  # noqa: E731 - tokens come first
-    prove(model, hooked(module, module.transformer.resblocks, "attn", module.ln_post, class_token), CLEAN, CORRUPT)
+    prove(
+        model,
+        hooked(module, module.transformer.resblocks, "attn", module.ln_post, class_token),
+        CLEAN,
+        CORRUPT,
+    )
 
 
 # -- whole models, trunks, precision ---------------------------------------------------------------
@@ -243,7 +259,9 @@ def test_switches_of_open_clip_that_are_not_known_are_refused(options: dict[str,
         ({"add_zero_attn": True}, "add_zero_attn=True"),
     ],
 )
-def test_switches_of_torchs_attention_that_are_not_known_are_refused(options: dict[str, Any], switch: str) -> None:
+def test_switches_of_torchs_attention_that_are_not_known_are_refused(
+    options: dict[str, Any], switch: str
+) -> None:
     with pytest.raises(UnsupportedModelError, match=rf"blocks\.0\.attn.*{switch}"):
         multihead(nn.MultiheadAttention(8, 2, **options), "blocks.0.attn")
 

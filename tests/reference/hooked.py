@@ -40,14 +40,14 @@ class Receiver:
         columns: of the projection's output that belong to the node; None for all.
         exchanged: in place of `columns`, what the projection gives when the node alone reads something else:
             from the projection, its inputs, its output, and what the node reads.
-        reads: what of a stream, in the order of tokens of the blocks, the norm is given.
+        pool: what is done to the stream before the norm is given it, such as a mean over tokens; linear.
     """
 
     norm: nn.Module
     projection: nn.Module
     columns: slice | None = None
     exchanged: Callable[[Any, Any, Any, Tensor], Any] | None = None
-    reads: Callable[[Tensor], Tensor] = lambda stream: stream
+    pool: Callable[[Tensor], Tensor] = torch.Tensor.clone
 
 
 def written_by_head(head: int, width: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
@@ -146,14 +146,14 @@ class HookedModule:
         """
         sender, receiver = edge.split("->")
         place, streams = self.receivers[receiver], list[Tensor]()
-        moved = place.reads(share * (self.written(corrupt, sender) - self.written(clean, sender)))
+        moved = share * (self.written(corrupt, sender) - self.written(clean, sender))
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             streams.append(inputs[0])
 
         def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
             with _without_hooks(place.norm), _without_hooks(place.projection):
-                other = place.norm(streams[-1] + moved)
+                other = place.norm(streams[-1] + place.pool(moved))
                 if place.exchanged is not None:
                     return place.exchanged(module, inputs, output, other)
                 other = other if place.projection is place.norm else place.projection(other)

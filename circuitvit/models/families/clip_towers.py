@@ -44,7 +44,9 @@ class OpenAIClip(Family):
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
         for cause in _block_problems(block):
             raise UnsupportedModelError(f"{where} {cause}")
-        norms = [norm_of(norm, f"{where}.ln_{place}") for place, norm in enumerate((block.ln_1, block.ln_2), 1)]
+        norms = [
+            norm_of(norm, f"{where}.ln_{place}") for place, norm in enumerate((block.ln_1, block.ln_2), 1)
+        ]
         gammas = [_gamma(getattr(block, name, None), f"{where}.{name}") for name in ("ls_1", "ls_2")]
         attention = _attention(block.attn, f"{where}.attn")
         return (
@@ -136,7 +138,9 @@ class TimmTrunk(Family):
 
         found = family_of(module.trunk)
         if not isinstance(found, Family):
-            raise UnsupportedModelError("trunk is of a class that only a layout is known of: wrap model.visual.trunk")
+            raise UnsupportedModelError(
+                "trunk is of a class that only a layout is known of: wrap model.visual.trunk"
+            )
         return found
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
@@ -223,7 +227,9 @@ def _attention(module: Any, where: str) -> Attention:
     if type(module).__name__ != "Attention" or not isinstance(module.out_proj, nn.Linear):
         raise UnsupportedModelError(f"{where} is a {type(module).__name__}, whose parts are unknown")
     if module.logit_scale is not None:
-        raise UnsupportedModelError(f"{where} compares by cosine (scaled_cosine=True), which is not supported")
+        raise UnsupportedModelError(
+            f"{where} compares by cosine (scaled_cosine=True), which is not supported"
+        )
     if module.head_scale is not None:
         raise UnsupportedModelError(f"{where} scales its heads (scale_heads=True), which is not supported")
     places = {"query_norm": "ln_q", "key_norm": "ln_k", "across": "ln_inner"}
@@ -249,7 +255,9 @@ def _gamma(scale: Any, where: str) -> Tensor | None:
     if scale is None or isinstance(scale, nn.Identity):
         return None
     if type(scale).__name__ != "LayerScale":
-        raise UnsupportedModelError(f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known")
+        raise UnsupportedModelError(
+            f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known"
+        )
     return scale.gamma  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -45,6 +45,42 @@ class InputSpec:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+
+    what: ClassVar[str] = "image"
+    axes: ClassVar[tuple[str, ...]] = ("channel", "height", "width")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input, by its axes."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class ClipSpec(InputSpec):
+    """How video files become the input of a model that sees clips `(time, channel, height, width)`.
+
+    Attributes:
+        frames: how many the model takes.
+        stride: frames of the file from one that is taken to the next, out of its middle; None to spread them
+            evenly over the whole file.
+        repeat: whether a file with too few frames is stretched, some being taken several times; else it is
+            refused.
+
+    Example:
+        >>> ClipSpec((3, 112, 112), (0.5,) * 3, (0.5,) * 3, frames=16).shape
+        (16, 3, 112, 112)
+    """
+
+    frames: int = 16
+    stride: int | None = None
+    repeat: bool = False
+
+    what: ClassVar[str] = "clip"
+    axes: ClassVar[tuple[str, ...]] = ("time", "channel", "height", "width")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.frames, *self.size)
 
 
 @dataclass(frozen=True)
