@@ -84,11 +84,11 @@ def _add(digest: Any, tensor: Tensor, neutral: float | None) -> None:
         digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes in which order some tensors are first used."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.used: dict[int, Tensor] = {}
         self._watched = {id(tensor) for tensor in tensors}
 

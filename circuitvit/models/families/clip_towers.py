@@ -58,8 +58,7 @@ class OpenAIClip(Family):
         return True
 
     def readout(self, module: Any, stream: Tensor) -> Tensor:
-        pooled = module.ln_post(stream[:, 0])
-        return pooled if module.proj is None else pooled @ module.proj
+        return _projected(module, module.ln_post(stream[:, 0]))
 
     def readout_parts(self, module: Any) -> Readout:
         none = norm_of(nn.Identity(), "none")
@@ -83,7 +82,7 @@ class OpenAIClip(Family):
         rows, columns = module.conv1.stride
         return height // rows, width // columns
 
-    def preprocessing(self, module: Any) -> InputSpec:
+    def preprocessing(self, module: Any) -> InputSpec | None:
         side, channels = module.input_resolution, module.conv1.in_channels
         return InputSpec((channels, side, side), MEAN, STD)
 
@@ -98,8 +97,7 @@ class OpenClip(OpenAIClip):
         return module.ln_pre(module.patch_dropout(stream))  # type: ignore[no-any-return]
 
     def run(self, module: Any, images: Tensor) -> Tensor:
-        features = module(images)
-        return features[0] if module.output_tokens else features
+        return module(images)[0] if module.output_tokens else module(images)  # type: ignore[no-any-return]
 
     def token_first(self, module: Any) -> bool:
         return not getattr(module.transformer, "batch_first", False)
@@ -107,8 +105,7 @@ class OpenClip(OpenAIClip):
     def readout(self, module: Any, stream: Tensor) -> Tensor:
         normed = stream if module.final_ln_after_pool else module.ln_post(stream)
         pooled = module._global_pool(normed)[0]
-        pooled = module.ln_post(pooled) if module.final_ln_after_pool else pooled
-        return pooled if module.proj is None else pooled @ module.proj
+        return _projected(module, module.ln_post(pooled) if module.final_ln_after_pool else pooled)
 
     def readout_parts(self, module: Any) -> Readout:
         none, norm = norm_of(nn.Identity(), "none"), norm_of(module.ln_post, "ln_post")
@@ -263,6 +260,10 @@ def _gamma(scale: Any, where: str) -> Tensor | None:
 
 def _projection(module: Any) -> nn.Module | Linear:
     return nn.Identity() if module.proj is None else Linear(module.proj.T)
+
+
+def _projected(module: Any, pooled: Tensor) -> Tensor:
+    return pooled if module.proj is None else pooled @ module.proj
 
 
 def _first(normed: Tensor) -> Tensor:

@@ -142,17 +142,13 @@ def _refuse_absent(name: str, options: dict[str, Any]) -> None:
     folder = Path(name) / options.get("subfolder", "")
     if Path(name).is_dir():
         if not (folder / "config.json").is_file():
-            raise FileError(
-                f"the folder {folder} holds no config.json: it is none that save_pretrained wrote"
-            )
+            raise FileError(f"the folder {folder} holds no config.json: it is none that save_pretrained wrote")
         return
     if Path(name).exists():
         raise FileError(f"{name} is a file, where a folder or the name of a model was expected")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise FileError(f"there is no folder {name}")
-    checkpoints.refuse_unreachable(
-        f"hf:{name}", name, "config.json", "or give a folder that save_pretrained wrote"
-    )
+    checkpoints.refuse_unreachable(f"hf:{name}", name, "config.json", "or give a folder that save_pretrained wrote")
 
 
 @contextmanager
@@ -213,9 +209,7 @@ def input_spec(processor: Any) -> ProcessorSpec:
         UnsupportedModelError: for inputs whose size depends on the picture, or for what is unknown here.
     """
     kind = type(processor).__name__
-    interpolation = (
-        RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
-    )
+    interpolation = RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
     if hasattr(processor, "max_num_patches"):
         side = int(processor.max_num_patches**0.5) * processor.patch_size
         resize, crop = (side, side), {}
@@ -235,10 +229,7 @@ def input_spec(processor: Any) -> ProcessorSpec:
         mean, std = (0.0,), (1.0,)
     mean, std = ([each] if isinstance(each, (int, float)) else each for each in (mean, std))
     count = max(len(mean), 3) if len(mean) > 1 or not processor.do_normalize else 3
-    mean, std = (
-        tuple(number / scale for number in (each if len(each) > 1 else [*each] * count))
-        for each in (mean, std)
-    )
+    mean, std = (tuple(number / scale for number in (each if len(each) > 1 else [*each] * count)) for each in (mean, std))
     floats = kind.startswith("DINOv3")
     return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
 

@@ -145,9 +145,7 @@ class ViT(Family):
             raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
 
     def settle(self, module: Any, spec: InputSpec) -> None:
-        for config in {
-            id(part.config): part.config for part in module.modules() if hasattr(part, "config")
-        }.values():
+        for config in {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}.values():
             # What is recorded on the side would be hooks in the copy, and some backends know few dtypes.
             config.output_attentions = config.output_hidden_states = False
             config._attn_implementation = "sdpa"
@@ -275,17 +273,13 @@ class Beit(ViT):
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
         tower = self.tower(module)
-        tables = [
-            each for each in (tower.shared_position_bias, block.relative_position_bias) if each is not None
-        ]
+        tables = [each for each in (tower.shared_position_bias, block.relative_position_bias) if each is not None]
         return {"added": _added(tables, self.grid(module, *tower.config.image_size), block)} if tables else {}
 
     def readout_parts(self, module: Any) -> Readout:
         tower, none = self.tower(module), norm_of(nn.Identity(), "none")
         norm = norm_of(tower.layernorm, "layernorm")
-        head, name = (
-            (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "pooler")
-        )
+        head, name = (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "pooler")
         if tower.pooler is None or tower.pooler.layernorm is None:
             return Readout(norm, _first, none, (head,), (name,))
         after = norm_of(tower.pooler.layernorm, "pooler.layernorm")
@@ -293,9 +287,7 @@ class Beit(ViT):
 
     def settle(self, module: Any, spec: InputSpec) -> None:
         super().settle(module, spec)
-        self.tower(module).config.image_size = spec.size[
-            1:
-        ]  # the tables that are interpolated are made already
+        self.tower(module).config.image_size = spec.size[1:]  # the tables that are interpolated are made already
 
 
 class CLIP(ViT):
@@ -314,9 +306,7 @@ class CLIP(ViT):
         if hasattr(module, "classifier"):  # which reads the stream as it is
             return Readout(none, partial(_patches, skip=1), none, (module.classifier,), ("classifier",))
         head = getattr(module, "visual_projection", nn.Identity())
-        return Readout(
-            norm_of(tower.post_layernorm, self.last), _first, none, (head,), ("visual_projection",)
-        )
+        return Readout(norm_of(tower.post_layernorm, self.last), _first, none, (head,), ("visual_projection",))
 
     def run(self, module: Any, images: Tensor) -> Tensor:
         if hasattr(module, "text_model"):

@@ -222,6 +222,11 @@ class LayoutFamily(Family):
         token = _LEAVING.set(stream)
         try:
             return self._frame(module)(blank)  # type: ignore[no-any-return]
+        except Exception as error:  # the forward is somebody else's code, and may want more of its blocks
+            raise UnsupportedModelError(
+                f"{type(module).__name__} cannot be run without its blocks ({type(error).__name__}: {error}): say "
+                "what follows them in the layout, by norm=, pool= and readout="
+            ) from error
         finally:
             _LEAVING.reset(token)
 
@@ -259,7 +264,7 @@ def families(layout: Layout, module: Any, size: tuple[int, ...]) -> tuple[Layout
     if layout.attention is not None:
         return (whole,)
     block = whole.blocks(module)[0]
-    out = _linear(block, layout.out or "", "blocks.0", "out")
+    out = _linear(block, layout.out, "blocks.0", "out")
     heads = [layout.heads] if layout.heads is not None else _likely_heads(layout, block, out.in_features)
     return tuple(
         LayoutFamily(replace(layout, heads=each, scale=scale), size)
@@ -299,8 +304,8 @@ def _at(holder: Any, place: str, where: str, said: str) -> Any:
     return found
 
 
-def _linear(block: Any, place: str, where: str, said: str) -> nn.Linear:
-    found = _at(block, place, where, said)
+def _linear(block: Any, place: str | None, where: str, said: str) -> nn.Linear:
+    found = _at(block, place or "", where, said)
     if isinstance(found, nn.Linear):
         return found
     raise UnsupportedModelError(
@@ -342,7 +347,8 @@ def _attention(layout: Layout, block: Any, where: str) -> Attention:
         None if place is None else norm_of(_at(block, place, where, said), f"{where}.{place}")
         for said, place in (("q_norm", layout.q_norm), ("k_norm", layout.k_norm))
     ]
-    return Attention(heads, *ports, out, scale, packed, query_norm=norms[0], key_norm=norms[1])
+    query, key, value = ports
+    return Attention(heads, query, key, value, out, scale, packed, query_norm=norms[0], key_norm=norms[1])
 
 
 class _Function(nn.Module):
