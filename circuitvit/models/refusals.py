@@ -195,7 +195,7 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
     warnings.warn(
         f"the forward hooks of {shown} are not carried over: a model of circuitvit runs without hooks, "
         "whatever they do later",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
