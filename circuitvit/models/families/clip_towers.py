@@ -193,13 +193,19 @@ OPENAI, OPEN_CLIP, TIMM_TRUNK = OpenAIClip(), OpenClip(), TimmTrunk()
 
 
 def _input_spec(module: Any) -> InputSpec | None:
-    """What open_clip's `preprocess_cfg` says of images; None for one that fills up what is not square."""
+    """What open_clip's `preprocess_cfg` says of images.
+
+    None where it fills up what is not square, or crops to what is not square, which it does by an interpolation of
+    its own.
+    """
     config = getattr(module, "preprocess_cfg", None) or {}
     modes = {"shortest": "center", "squash": "squash"}
     if (mode := modes.get(config.get("resize_mode") or "shortest")) is None:
         return None
     size = config.get("size") or module.image_size
     height, width = (size, size) if isinstance(size, int) else size
+    if mode == "center" and height != width:
+        return None
     mean, std = (tuple(map(float, config.get(name) or own)) for name, own in (("mean", MEAN), ("std", STD)))
     interpolation = config.get("interpolation") or "bicubic"
     return InputSpec((3, int(height), int(width)), mean, std, interpolation, crop_mode=mode)
