@@ -22,18 +22,20 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 
 IMAGENET_CLASSES = 1000
 
-_VIDEO = "circuitvit.models.families.hf_video"
-
 FAMILIES: dict[str, str | Family] = {
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
-    "transformers.models.timesformer.modeling_timesformer.TimesformerForVideoClassification": f"{_VIDEO}:TIMESFORMER",
-    "transformers.models.timesformer.modeling_timesformer.TimesformerModel": f"{_VIDEO}:TIMESFORMER",
-    "transformers.models.videomae.modeling_videomae.VideoMAEForVideoClassification": f"{_VIDEO}:VIDEOMAE",
-    "transformers.models.videomae.modeling_videomae.VideoMAEModel": f"{_VIDEO}:VIDEOMAE",
-    "transformers.models.vivit.modeling_vivit.VivitForVideoClassification": f"{_VIDEO}:VIVIT",
-    "transformers.models.vivit.modeling_vivit.VivitModel": f"{_VIDEO}:VIVIT",
-    "transformers.models.vjepa2.modeling_vjepa2.VJEPA2ForVideoClassification": f"{_VIDEO}:VJEPA2",
-    "transformers.models.vjepa2.modeling_vjepa2.VJEPA2Model": f"{_VIDEO}:VJEPA2",
+    **{
+        f"transformers.models.{folder}.modeling_{folder}.{name}": (
+            f"circuitvit.models.families.hf_video:{family}"
+        )
+        for folder, family, names in (
+            ("timesformer", "TIMESFORMER", ("TimesformerModel", "TimesformerForVideoClassification")),
+            ("videomae", "VIDEOMAE", ("VideoMAEModel", "VideoMAEForVideoClassification")),
+            ("vivit", "VIVIT", ("VivitModel", "VivitForVideoClassification")),
+            ("vjepa2", "VJEPA2", ("VJEPA2Model", "VJEPA2ForVideoClassification")),
+        )
+        for name in names
+    },
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.

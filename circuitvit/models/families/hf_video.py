@@ -1,10 +1,9 @@
-"""Models of transformers that see clips: ViViT with joint attention, VideoMAE and V-JEPA 2, with a classifier or
-without.
+"""transformers' models that see clips: ViViT with joint attention, VideoMAE, V-JEPA 2, classifying or not.
 
-All take clips `(clip, time, channel, height, width)`, and tokens run through time slowest. Without a classifier
-the logits are features: ViViT's pooler or class token, and else the mean of the normed tokens. What a model does
-between its last block and its logits is the readout, such as the attentive pooler of V-JEPA 2, which has layers
-of its own but reads what was normed before and so no stream.
+All take clips `(clip, time, channel, height, width)`, and tokens run through time slowest. Without a
+classifier the logits are features: ViViT's pooler or class token, and else the mean of the normed tokens.
+What a model does between its last block and its logits is the readout. V-JEPA 2's attentive pooler is part of
+it: it has layers of its own, but they read what was normed before, and so no stream that heads write to.
 
 Arnab et al. 2021, "ViViT", arXiv:2103.15691; Tong et al. 2022, "VideoMAE", arXiv:2203.12602; Assran et al.
 2025, "V-JEPA 2", arXiv:2506.09985; Bertasius et al. 2021, "TimeSformer", arXiv:2102.05095.
@@ -16,7 +15,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
@@ -112,7 +110,8 @@ class _Vivit(_Clips):
         normed = tower.layernorm(stream)
         if self.classifies(module):
             return module.classifier(normed[:, 0])  # type: ignore[no-any-return]
-        return normed[:, 0] if tower.pooler is None else tower.pooler(normed)
+        found: Tensor = normed[:, 0] if tower.pooler is None else tower.pooler(normed)
+        return found
 
     def readout_parts(self, module: Any) -> Readout | None:
         tower = self.tower(module)
@@ -125,7 +124,8 @@ class _Vivit(_Clips):
         given = module(images)
         if self.tower(module) is not module:
             return given.logits  # type: ignore[no-any-return]
-        return given.last_hidden_state[:, 0] if module.pooler is None else given.pooler_output
+        found: Tensor = given.last_hidden_state[:, 0] if module.pooler is None else given.pooler_output
+        return found
 
 
 class _VideoMAE(_Clips):
@@ -156,7 +156,7 @@ class _VideoMAE(_Clips):
         norm, last = self.tower(module).layernorm, getattr(module, "fc_norm", None)
         normed = stream if norm is None else norm(stream)
         if self.tower(module) is module:
-            return normed.mean(dim=1)  # type: ignore[no-any-return]
+            return normed.mean(dim=1)
         pooled = normed[:, 0] if last is None else last(normed.mean(dim=1))
         return module.classifier(pooled)  # type: ignore[no-any-return]
 
@@ -175,7 +175,7 @@ class _VideoMAE(_Clips):
 
 
 class _VJEPA2(_Clips):
-    """V-JEPA 2's encoder: queries and keys are turned by time, row and column, a third of each head's width."""
+    """V-JEPA 2's encoder: queries and keys are turned by time, row and column, a third of a head each."""
 
     inside = "vjepa2"
 
@@ -234,10 +234,10 @@ class _TimeSformer(_Clips):
 
     def refuse(self, module: Any) -> None:
         raise UnsupportedModelError(
-            f"{type(module).__name__} (attention_type={module.config.attention_type!r}): TimeSformer's class token "
-            "attends in every frame apart, by a softmax of its own, and takes the mean, and its tokens run "
-            "through time fastest: neither can be said with one attention over one grid yet. ViViT, VideoMAE and "
-            "V-JEPA 2 are known"
+            f"{type(module).__name__} (attention_type={module.config.attention_type!r}): TimeSformer's class "
+            "token attends in every frame apart, by a softmax of its own, and takes the mean, and its tokens "
+            "run through time fastest: neither can be said with one attention over one grid yet. ViViT, "
+            "VideoMAE and V-JEPA 2 are known"
         )
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
