@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import Card, InputSpec
 
+if TYPE_CHECKING:
+    from circuitvit.models.heads import Head
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
@@ -32,7 +36,7 @@ class Model:
     Attributes:
         name: for files and messages.
         stages: in running order: one source, layers, one readout.
-        module: the frozen copy; calling it is the model's own forward.
+        module: the frozen copy; calling it is the model's own forward, but for a head that was put on.
         preprocessing: how image files become inputs.
         n_logits: number of logits.
         family: what knows the module's attributes.
@@ -41,7 +45,9 @@ class Model:
         synsets: WordNet ids of the logits, for ImageNet models.
         has_classes: whether the logits are of classes; False where they are features.
         card: what is known about how the model was trained, for bundled and own models.
+        head: the linear classifier that `with_head` put on the module's features, or None.
         origin: the module that was wrapped, as long as somebody else holds it.
+        rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
 
     Example:
         >>> import circuitvit as cv
@@ -61,7 +67,14 @@ class Model:
     synsets: tuple[str, ...] | None = None
     has_classes: bool = True
     card: Card | None = None
+    head: Head | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
+    rules: BackwardRules | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return replace(
+            self, **{each.name: copy.deepcopy(getattr(self, each.name), memo) for each in fields(self)}
+        )
 
     @cached_property
     def graph(self) -> Graph:
@@ -154,7 +167,15 @@ class Model:
     def __call__(self, images: Tensor) -> Tensor:
         """The model's own forward: images, or clips, to logits `(batch, class)`."""
         with torch.no_grad():
-            return self.family.run(self.module, images)
+            return self.family.run(self.module, images) if self.head is None else self._staged(images)
+
+    def _staged(self, images: Tensor) -> Tensor:
+        """The logits by the stages, where the module knows nothing of the readout."""
+        stream = self.embed(images)
+        *layers, readout = self.essential[1:]
+        for layer in layers:
+            stream = layer.add(stream, layer.write(layer.read(stream)))
+        return readout.write(readout.read(stream))
 
     def with_rules(self, rules: BackwardRules) -> Model:
         """A model with the same outputs and other gradients; this one stays as it is.
@@ -162,11 +183,16 @@ class Model:
         Raises:
             UnsupportedModelError: if a stage is of a kind that the rules do not know.
         """
-        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages))
+        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages), rules=rules)
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
         """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""
         return (*self.prefix, *("patch",) * (n_tokens - len(self.prefix)))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the outputs choose between classes, so that there are predictions and a KL between them."""
+        return self.has_classes and self.n_logits > 1
 
     @property
     def device(self) -> torch.device:
@@ -181,6 +207,8 @@ class Model:
     def _tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()
         yield from self.module.buffers()
+        if self.head is not None:
+            yield from self.head.tensors.values()
 
     @property
     def weights_version(self) -> int:
@@ -212,12 +240,13 @@ class Model:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes and values of all parameters and buffers."""
+        """SHA-256 over names, shapes and values of all parameters and buffers, and of a head put on."""
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
+        head = {} if self.head is None else {f"with_head.{name}": t for name, t in self.head.tensors.items()}
+        for name, tensor in sorted({**self.module.state_dict(), **head}.items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -240,6 +269,10 @@ class Origin:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return Origin(None)  # a copied model has weights of its own
+
+    def afresh(self) -> Origin:
+        """The same module for another model, which has looked at nothing yet."""
+        return Origin(None if self._module is None else self._module())
 
     def check(self, twin: nn.Module) -> None:
         """Refuse a module whose tensors are no longer those of its twin.

@@ -97,7 +97,7 @@ def acdc(
     if divergence not in ("kl", "metric"):
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
     require_noising(task)
-    if divergence == "kl" and not model.has_classes:
+    if divergence == "kl" and not model.chooses:
         raise OptionError(
             f"the outputs of {model.name} are no classes, so there is no KL of predictions: give "
             "divergence='metric', and tau in units of the metric"

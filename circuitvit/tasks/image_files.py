@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError, unknown_name
+from circuitvit.models.processor import ProcessorSpec
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
 
@@ -140,10 +141,12 @@ def _transform(spec: InputSpec) -> Callable[[Image.Image], Tensor]:
         raise OptionError(f"preprocessing needs a size (channels, height, width) and a crop_pct: {spec}")
     if not len(spec.mean) == len(spec.std) == spec.size[0] or not min(spec.std) > 0:
         raise OptionError(f"preprocessing needs a mean, and a std above 0, for every channel: {spec}")
+    if isinstance(spec, ProcessorSpec):
+        return spec.transform()
     try:
         transform: Callable[[Image.Image], Tensor] = import_timm().data.create_transform(
             input_size=spec.size, is_training=False, interpolation=spec.interpolation,
-            mean=spec.mean, std=spec.std, crop_pct=spec.crop_pct,
+            mean=spec.mean, std=spec.std, crop_pct=spec.crop_pct, crop_mode=spec.crop_mode,
         )  # fmt: skip
     except KeyError as error:
         known = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

@@ -233,9 +233,11 @@ class MadeImages(Images):
         self.take(0, 1)
 
 
-def as_images(
-    source: Images | Tensor | NDArray[np.floating] | str | Path | Sequence[str | Path], spec: InputSpec
-) -> Images:
+ImageSpec = Images | Tensor | NDArray[np.floating] | str | Path | Sequence[str | Path]
+"""Images or clips as a preprocessed tensor, a file, a folder, or a list of files."""
+
+
+def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     """Whatever a user gives for images, as `Images`.
 
     Args:

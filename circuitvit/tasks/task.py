@@ -23,12 +23,17 @@ from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
 from circuitvit.tasks.groups import TokenGroups
-from circuitvit.tasks.images import FileImages, Images, MadeImages, as_images, files_of, refuse_other
+from circuitvit.tasks.images import (
+    FileImages,
+    Images,
+    ImageSpec,
+    MadeImages,
+    as_images,
+    files_of,
+    refuse_other,
+)
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import match_folders, read_pairs
-
-ImageSpec = Images | Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
-"""Images or clips as a preprocessed tensor, a file, a folder, or a list of files."""
 
 DIRECTIONS = ("noising", "denoising")
 
@@ -136,6 +141,7 @@ class Task:
             )
             if used
         ]
+        classes += [("to", _described(metric.to))] if metric.to is not None else []
         images = [("clean", self.clean), ("corrupt", self.corrupt)]
         return [
             *((side, _described(source)) for side, source in images if source is not None),
@@ -175,6 +181,7 @@ class Task:
             model.n_logits,
             lambda: _top_classes(model, clean),
             lambda: _top_classes(model, _foil_images(corrupt)),
+            lambda image: _output(model, as_images(image, spec), clean),
         )
         names = groups.names if groups is not None else model.graph.groups
         return PreparedTask(
@@ -402,6 +409,16 @@ def check_size(images: Images, model: Model) -> None:
     spec = model.preprocessing
     fits = images.shape == spec.shape or (model.resizable and images.shape[:-2] == spec.shape[:-2])
     refuse_other(images.shape, spec, fits)
+
+
+def _output(model: Model, images: Images, clean: Images) -> tuple[Tensor, bool]:
+    """The model's output for an image in float64, and whether all clean images are that image."""
+    if len(images) != 1:
+        raise DataError(f"the similarity is to one image, not to {len(images)}")
+    check_size(images, model)
+    image = images.take(0, 1)
+    output = model(image.to(model.device, model.dtype))[0].to("cpu").double()
+    return output, all(torch.equal(clean.take(row, row + 1), image) for row in range(len(clean)))
 
 
 def _top_classes(model: Model, images: Images) -> Tensor:

@@ -33,6 +33,7 @@ from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.metrics import BoundMetric
 from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class DirectAttribution:
         layers: the layer of each sender.
         by_token: `(image, sender, token)`, shares by the token that a sender writes to.
         by_source: `(image, sender, token)`, shares by the token that a head reads its values from, by
-            attention pattern times value; for other senders as `by_token`.
+            attention pattern times value; for other senders as `by_token`. NaN for heads that are normed
+            together, as what one of them writes is no sum over tokens then.
         constants: names of what no sender owns: biases of attention outputs, norms and classifier.
         constant_values: `(image, constant)`.
         logit_difference: `(image,)`, the model's own.
@@ -235,24 +237,33 @@ def attribution_of_task(
     Their difference, `clean - corrupt`, says which parts write the difference in the metric.
 
     Raises:
-        OptionError: if the metric is not a logit or a difference of two, class by class, or the task was
-            prepared for another model.
+        OptionError: if the metric is not a logit, a difference of two, class by class, or a projection; or
+            the task was prepared for another model.
     """
     prepared = prepare(model, task)
-    metric = prepared.metric
-    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
-        raise OptionError(f"{metric.label} is not a sum of shares: use the metric logit or logit_diff")
-    sides = [side for side in (metric.target, metric.foil) if side is not None]
-    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
-        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
-    of = metric.target.float() - (0 if metric.foil is None else metric.foil.float())
-    clean = _attribute(model, prepared.clean, of, metric.label, batch_size)
+    of = _linear(prepared.metric, len(prepared))
+    label = prepared.metric.label
+    clean = _attribute(model, prepared.clean, of, label, batch_size)
     if prepared.corrupt is None:
         return clean, None
-    return clean, _attribute(model, prepared.corrupt, of, metric.label, batch_size)
+    return clean, _attribute(model, prepared.corrupt, of, label, batch_size)
 
 
 # -- inside --------------------------------------------------------------------------------------
+
+
+def _linear(metric: BoundMetric, count: int) -> Float[Tensor, "image class"]:
+    """The weights of the logits in a metric that is a sum of them."""
+    if metric.metric.name == "projection" and metric.vector is not None:
+        return metric.vector.expand(count, -1)
+    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
+        raise OptionError(
+            f"{metric.label} is not a sum of shares: use the metric logit, logit_diff or projection"
+        )
+    sides = [side for side in (metric.target, metric.foil) if side is not None]
+    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
+        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
+    return metric.target.float() - (0 if metric.foil is None else metric.foil.float())
 
 
 def _attribute(
@@ -312,8 +323,13 @@ def _by_source(
 ) -> Float[Tensor, "image head source"]:
     """Shares of heads by source token: pattern times what the token's value would write on its own."""
     reads = stage.read(run.stream(place))
-    alone = stage.expand(reads[2])  # what a head writes that attends to one token only
-    said = torch.einsum("hisd,itd->ihts", alone, weights)
+    try:
+        gain = stage.gain(reads)
+    except UnsupportedModelError:
+        return torch.full_like(reads[2][..., 0], torch.nan)
+    alone = stage.factored(reads[2])  # as if a head attended to one token only
+    asked = torch.einsum("hkd,itd->ihtk", alone.weight, weights)
+    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain)
     return (said * stage.pattern(reads)).sum(dim=2)
 
 

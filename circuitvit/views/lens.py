@@ -283,7 +283,7 @@ def logit_lens(
 
     Raises:
         NameNotFoundError: for an unknown class.
-        OptionError: for an unknown detail.
+        OptionError: for an unknown detail, or a model without classes.
         DataError: for images that cannot be used.
 
     Example:
@@ -293,6 +293,11 @@ def logit_lens(
         >>> lens.positions[0], lens.positions[-1], lens.top_on_grid().shape
         ('embedding', 'layer 3', (1, 6, 6))
     """
+    if not model.has_classes:
+        raise OptionError(
+            f"{model.name} has no classes, so no token can be seen as one: put a classifier on its features "
+            "with cv.fit_head or cv.with_head"
+        )
     found = images_of(model, images)
     places = positions_of(model, detail)
     kept = range(model.n_logits) if classes is None else [class_index(model, each) for each in classes]

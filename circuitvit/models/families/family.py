@@ -100,11 +100,23 @@ class Family(ABC):
         logits: Tensor = module(images)
         return logits
 
+    def token_first(self, module: Any) -> bool:
+        """Whether its blocks take and give the stream as `(token, batch, d_model)`."""
+        return False
+
     def refuse(self, module: Any) -> None:  # noqa: B027 - most families have nothing to refuse
         """Refuse a module with a part around its blocks that is not known.
 
         Raises:
             UnsupportedModelError: naming the part and the switch.
+        """
+
+    def settle(self, module: Any, spec: InputSpec) -> None:  # noqa: B027 - most families have nothing to settle
+        """Set in the frozen copy what changes nothing of what it computes, such as its attention backend.
+
+        Args:
+            module: the copy, before it is run.
+            spec: how images become its inputs, which have that size.
         """
 
     def prefix(self, module: Any) -> tuple[str, ...]:
@@ -124,6 +136,10 @@ class Family(ABC):
     def classifies(self, module: Any) -> bool:
         """Whether the logits are of classes, and not features."""
         return True
+
+    def classes(self, module: Any) -> tuple[str, ...] | None:
+        """Names of the logits; None where the module does not say."""
+        return None
 
     def preprocessing(self, module: Any) -> InputSpec | None:
         """How image files become inputs; None where the module does not say."""

@@ -36,6 +36,7 @@ class InputSpec:
         std: what they are then divided by.
         interpolation: how a picture of another size is resized.
         crop_pct: fraction of the resized picture that is kept, in the middle.
+        crop_mode: "center", or "squash" for a picture that is resized without regard to its sides' ratio.
     """
 
     size: tuple[int, int, int]
@@ -43,6 +44,7 @@ class InputSpec:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    crop_mode: str = "center"
 
     what: ClassVar[str] = "image"
     axes: ClassVar[tuple[str, ...]] = ("channel", "height", "width")
@@ -115,6 +117,7 @@ class Card:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, ready for JSON; "schema" comes first."""
         content = asdict(self)
+        del content["input"]["crop_mode"]  # always the same for models that are trained here
         return {"schema": content.pop("schema"), **content}
 
     @classmethod
