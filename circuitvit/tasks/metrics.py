@@ -238,15 +238,7 @@ def similarity(to: VectorSpec | ImageSpec | None = None) -> Metric:
         >>> similarity(to="cat.png").name
         'similarity'
     """
-
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        wide = _wide(logits)
-        other = _wide(inputs.clean_logits) if inputs.vector is None else _like(inputs.vector, wide)
-        unit = other / torch.linalg.vector_norm(other, dim=-1, keepdim=True)
-        cosine: Tensor = (wide * unit).sum(dim=-1) / torch.linalg.vector_norm(wide, dim=-1)
-        return cosine
-
-    return Metric("similarity", formula, of_classes=False, to=to, flat_at_clean=to is None)
+    return Metric("similarity", _similarity, of_classes=False, to=to, flat_at_clean=to is None)
 
 
 def projection(direction: VectorSpec | None = None) -> Metric:
@@ -260,12 +252,7 @@ def projection(direction: VectorSpec | None = None) -> Metric:
         >>> projection([1.0, 0.0, -1.0]).name
         'projection'
     """
-
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        wide = _wide(logits)
-        return (wide * _like(_required(inputs.vector), wide)).sum(dim=-1)
-
-    return Metric("projection", formula, of_classes=False, to=direction)
+    return Metric("projection", _projection, of_classes=False, to=direction)
 
 
 _BY_NAME: dict[str, Callable[..., Metric]] = {
@@ -411,6 +398,19 @@ def _evidence(logits: Tensor, classes: Tensor | None) -> Tensor:
 def _required(given: Tensor | None) -> Tensor:
     assert given is not None, "the metric was bound without its classes or its vector"
     return given
+
+
+def _similarity(logits: Tensor, inputs: Inputs) -> Tensor:
+    wide = _wide(logits)
+    other = _wide(inputs.clean_logits) if inputs.vector is None else _like(inputs.vector, wide)
+    unit = other / torch.linalg.vector_norm(other, dim=-1, keepdim=True)
+    cosine: Tensor = (wide * unit).sum(dim=-1) / torch.linalg.vector_norm(wide, dim=-1)
+    return cosine
+
+
+def _projection(logits: Tensor, inputs: Inputs) -> Tensor:
+    wide = _wide(logits)
+    return (wide * _like(_required(inputs.vector), wide)).sum(dim=-1)
 
 
 def _wide(outputs: Tensor) -> Tensor:
