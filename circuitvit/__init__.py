@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from circuitvit.graph import NodeScores as NodeScores
     from circuitvit.groundtruth import Compiled as Compiled
     from circuitvit.groundtruth import compiled as compiled
+    from circuitvit.models import Layout as Layout
     from circuitvit.models import Model as Model
     from circuitvit.models import load as load
     from circuitvit.models import register as register
@@ -110,7 +111,7 @@ else:
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
-            "circuitvit.models": "Model load register with_head wrap",
+            "circuitvit.models": "Layout Model load register with_head wrap",
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
                 "learn_constants learn_mask refine score_curve"

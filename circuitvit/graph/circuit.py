@@ -39,6 +39,7 @@ from circuitvit.graph.topology import (
     NAMES_SCHEMA,
     EdgeMask,
     Graph,
+    Remade,
     edge_name,
     frozen,
     node_of,
@@ -137,7 +138,7 @@ class Scored(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Circuit:
+class Circuit(Remade):
     """A set of kept edges; all other edges of the graph are ablated when the circuit is run.
 
     It behaves like a frozen set of edge names: `|`, `&`, `-`, `~`, `<=`, `len`, `in`, iteration in graph

@@ -17,7 +17,7 @@ from circuitvit.graph.circuit import PROVENANCE_SCHEMA, SCORE_MAP_SCHEMA, Circui
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
 from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
-from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, frozen
+from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, Remade, frozen
 
 SCORES_SCHEMA = "circuitvit.scores/1"
 _FILE = record(
@@ -42,7 +42,7 @@ Ranking = Literal["magnitude", "signed"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EdgeScores:
+class EdgeScores(Remade):
     """One number for each edge: an estimate of its effect on the metric, or the effect itself.
 
     In the noising direction the effect is metric(edge ablated) - metric(clean), so an edge that
@@ -248,7 +248,7 @@ class EdgeScores:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NodeScores:
+class NodeScores(Remade):
     """One number for each sender and token group: the effect of ablating it for all that hear it.
 
     Attributes:

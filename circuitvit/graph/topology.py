@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from math import prod
@@ -157,8 +157,17 @@ def frozen(array: A) -> A:
     return array
 
 
+class Remade:
+    """A frozen dataclass that is copied and pickled by its fields: what it derives from them is derived anew,
+    and what it checks is checked again.
+    """
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class StageNodes:
+class StageNodes(Remade):
     """The names in one stage: nodes that read the same position of the residual stream.
 
     Attributes:
@@ -213,7 +222,7 @@ class StageNodes:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Remade):
     """Senders, receivers and the edges between them, in a fixed order.
 
     Two graphs are equal when they have the same stages and token groups, whatever model they came from.

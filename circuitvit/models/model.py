@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class Model:
         card: what is known about how the model was trained, for bundled and own models.
         head: the linear classifier that `with_head` put on the module's features, or None.
         origin: the module that was wrapped, as long as somebody else holds it.
+        rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
 
     Example:
         >>> import circuitvit as cv
@@ -67,6 +69,12 @@ class Model:
     card: Card | None = None
     head: Head | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
+    rules: BackwardRules | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return replace(
+            self, **{each.name: copy.deepcopy(getattr(self, each.name), memo) for each in fields(self)}
+        )
 
     @cached_property
     def graph(self) -> Graph:
@@ -81,8 +89,7 @@ class Model:
     @cached_property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        size = self.preprocessing.size
-        blank = torch.zeros(1, *size, device=self.device, dtype=self.dtype)
+        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
         with torch.no_grad():
             return int(self.embed(blank).shape[-1])
 
@@ -109,7 +116,7 @@ class Model:
 
     @cached_property
     def grid(self) -> Grid:
-        """Rows and columns of patches of an image of the model's own size.
+        """Rows and columns of patches of an image of the model's own size; of a clip with time first.
 
         Raises:
             DataError: if its tokens form no grid.
@@ -117,31 +124,31 @@ class Model:
         return self.grid_at(*self.preprocessing.size[1:])
 
     def grid_at(self, height: int, width: int) -> Grid:
-        """Rows and columns of patches of an image of this size.
+        """Rows and columns of patches of an image of this size; of a clip with time first.
 
         Raises:
             DataError: if the model takes no image of this size, or its tokens form no grid.
         """
-        expected = self.preprocessing.size
-        if (height, width) != expected[1:] and not self.resizable:
+        *before, own_height, own_width = self.preprocessing.shape
+        if (height, width) != (own_height, own_width) and not self.resizable:
             raise DataError(
-                f"{self.name} takes images of {expected[1]} x {expected[2]}, not of {height} x {width}: "
+                f"{self.name} takes images of {own_height} x {own_width}, not of {height} x {width}: "
                 "resize and crop them to that"
             )
         grid = self.family.grid(self.module, height, width)
-        blank = torch.zeros(1, expected[0], height, width, device=self.device, dtype=self.dtype)
+        blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)
         try:
             with torch.no_grad():
                 patches = self.embed(blank).shape[1] - len(self.prefix)
         except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
             raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
-        if grid is None:  # of all rectangles, the one most like the image
+        if grid is None and len(before) == 1:  # of all rectangles, the one most like the image
             grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
             unlike = {grid: abs(math.log(grid[0] * width / (grid[1] * height))) for grid in grids}
             grid = min(grids, key=lambda grid: unlike[grid], default=())
             if grid and unlike[grid] > math.log(1.5):  # patches may be oblong, but hardly more than this
                 grid = ()
-        if math.prod(grid) != patches or not grid:
+        if not grid or math.prod(grid) != patches:
             raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
         return grid
 
@@ -151,14 +158,16 @@ class Model:
         return self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
+        """Images, or clips, as `preprocessing.shape` says, to the first layer's stream
+        `(batch, token, d_model)`.
+        """
         source = self.stages[0]
         return source.total(source.write(source.read(images)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The model's own forward: images `(batch, channel, height, width)` to logits `(batch, class)`."""
+        """The model's own forward: images, or clips, to logits `(batch, class)`."""
         with torch.no_grad():
-            return self.module(images) if self.head is None else self._staged(images)
+            return self.family.run(self.module, images) if self.head is None else self._staged(images)
 
     def _staged(self, images: Tensor) -> Tensor:
         """The logits by the stages, where the module knows nothing of the readout."""
@@ -174,7 +183,7 @@ class Model:
         Raises:
             UnsupportedModelError: if a stage is of a kind that the rules do not know.
         """
-        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages))
+        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages), rules=rules)
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
         """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""
@@ -243,7 +252,7 @@ class Model:
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        size = "x".join(str(side) for side in self.preprocessing.size)
+        size = "x".join(str(side) for side in self.preprocessing.shape)
         classes = f", {len(self.classes)} classes" if self.classes else ""
         edges = f"{self.graph.n_edges:,} edges"
         return f"Model({self.name}: {len(self.layers)} stages, {edges}, input {size}{classes})"

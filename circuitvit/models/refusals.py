@@ -15,6 +15,13 @@ from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 
 
+QUANTIZED = frozenset({"auto_gptq", "awq", "bitsandbytes", "gptqmodel", "hqq", "quanto", "quantized", "torchao"})
+"""Packages, of torch and of others, whose layers hold numbers of few bits."""
+
+RECORDERS = "transformers.utils.output_capturing"
+"""Whose hooks note what passes when hidden states are asked for, and change nothing."""
+
+
 def refuse_unsound(module: nn.Module) -> None:
     """Refuse a module whose forward is not what its class says, or is random, or whose weights are unusable.
 
@@ -29,6 +36,13 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"{where} is in training mode, where dropout makes every run different: "
                 "call model.eval() first"
             )
+        kind = type(part).__module__
+        if "_hf_hook" in vars(part):
+            raise UnsupportedModelError(
+                f"{where} has a hook of accelerate (device_map), which moves weights and inputs at every run: "
+                "load the model without device_map, or call accelerate.hooks.remove_hook_from_module(model, "
+                "recurse=True)"
+            )
         if "forward" in vars(part):
             raise UnsupportedModelError(
                 f"the forward of {where} has been replaced on the object itself, so that its class no longer "
@@ -39,8 +53,13 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"{where} computes its weights anew in every forward: make them plain with "
                 "torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm"
             )
-        kind = type(part).__module__
-        if "quantized" in kind.split("."):
+        if kind.partition(".")[0] == "peft":
+            raise UnsupportedModelError(
+                f"{where} is a {type(part).__name__} of an adapter (PEFT), whose weights are not in the layer: "
+                "merge them first, with merge_and_unload of the PeftModel"
+            )
+        own = part.parameters(recurse=False)
+        if QUANTIZED & set(kind.split(".")) or not all(each.is_floating_point() for each in own):
             raise UnsupportedModelError(
                 f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
                 "could be taken apart; wrap the model before it was quantized"
@@ -103,7 +122,7 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
             "there are forward hooks for all modules (register_module_forward_hook), which would also run "
             "in the middle of this library's own runs: remove them"
         )
-    hooked = [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+    hooked = [name for name, part in module.named_modules() if any(_hooks_of(part))]
     if not hooked:
         return
     for name, call in _calls(twin, family, images, hooked):
@@ -123,8 +142,14 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
     warnings.warn(
         f"the forward hooks of {shown} are not carried over: a model of circuitvit runs without hooks, "
         "whatever they do later",
-        stacklevel=3,
+        stacklevel=4,
     )
+
+
+def _hooks_of(part: nn.Module) -> Iterator[Any]:
+    for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+        if getattr(hook, "__module__", None) != RECORDERS:
+            yield hook
 
 
 def _calls(

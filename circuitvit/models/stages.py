@@ -211,6 +211,14 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
 
+    def gain(self, reads: Reads) -> Float[Tensor, "batch head token d_head"] | None:
+        """What multiplies the values that a head has mixed, before its output projection; None for nothing.
+
+        Of attention: a gate, or a norm at the scale that it has in this run. With it, what a head writes at
+        one token is a sum over the tokens that it attends to.
+        """
+        return None
+
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
     ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:

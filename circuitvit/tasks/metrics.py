@@ -12,7 +12,9 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,16 +168,12 @@ def logit_diff(target: ClassSpec | PerPair | None = None, foil: ClassSpec | PerP
         >>> logit_diff("tabby", "Border collie").name
         'logit_diff'
     """
-
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        return _evidence(logits, inputs.target) - _evidence(logits, inputs.foil)
-
-    return Metric("logit_diff", formula, target, foil, uses_target=True, uses_foil=True)
+    return Metric("logit_diff", _logit_diff, target, foil, uses_target=True, uses_foil=True)
 
 
 def logit(target: ClassSpec | PerPair | None = None) -> Metric:
     """The target's logit; by default that of the clean image's top class."""
-    return Metric("logit", lambda logits, inputs: _evidence(logits, inputs.target), target, uses_target=True)
+    return Metric("logit", _logit, target, uses_target=True)
 
 
 def log_probability(target: ClassSpec | PerPair | None = None) -> Metric:
@@ -185,9 +183,7 @@ def log_probability(target: ClassSpec | PerPair | None = None) -> Metric:
 
 def probability(target: ClassSpec | PerPair | None = None) -> Metric:
     """The target's probability, 0 to 1. It saturates: prefer `logit_diff` for attribution."""
-    return Metric(
-        "probability", lambda logits, inputs: _log_probability(logits, inputs).exp(), target, uses_target=True
-    )
+    return Metric("probability", _probability, target, uses_target=True)
 
 
 def kl_divergence() -> Metric:
@@ -195,35 +191,17 @@ def kl_divergence() -> Metric:
 
     Its gradient vanishes at the clean run, so gradient methods that start there score everything 0.
     """
-
-    return Metric(
-        "kl_divergence",
-        lambda logits, inputs: divergence(inputs.clean_logits, logits),
-        flat_at_clean=True,
-    )
+    return Metric("kl_divergence", _kl_divergence, flat_at_clean=True)
 
 
 def cross_entropy() -> Metric:
     """Cross-entropy of the current prediction under the clean one, in nats: the KL plus a constant."""
-
-    return Metric(
-        "cross_entropy",
-        lambda logits, inputs: (
-            -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
-        ),
-        flat_at_clean=True,
-    )
+    return Metric("cross_entropy", _cross_entropy, flat_at_clean=True)
 
 
 def accuracy(target: ClassSpec | PerPair | None = None) -> Metric:
     """1 where the top class is (one of) the target, else 0; it has no gradient."""
-
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        target = _required(inputs.target)
-        top = logits.argmax(dim=-1, keepdim=True)
-        return target.expand(*logits.shape[:-1], -1).gather(-1, top).squeeze(-1).to(logits.dtype)
-
-    return Metric("accuracy", formula, target, uses_target=True, differentiable=False)
+    return Metric("accuracy", _accuracy, target, uses_target=True, differentiable=False)
 
 
 def similarity(to: VectorSpec | ImageSpec | None = None) -> Metric:
@@ -373,17 +351,57 @@ def _custom(function: object) -> Metric:
         inspect.signature(function).bind(None)
     except (TypeError, ValueError) as error:
         raise OptionError(f"a metric function takes the logits (batch, class) alone: {error}") from error
+    return Metric(getattr(function, "__name__", "custom"), partial(_by, function), of_classes=False)
 
-    def formula(logits: Tensor, inputs: Inputs) -> Tensor:
-        values = function(logits.flatten(0, -2))
-        if not isinstance(values, Tensor) or values.shape != (logits.shape[:-1].numel(),):
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise DataError(
-                f"the metric function gave {shape}; it must give one number for each image, (batch,)"
-            )
-        return values.reshape(logits.shape[:-1])
 
-    return Metric(getattr(function, "__name__", "custom"), formula, of_classes=False)
+# Formulas are functions of this file, as a task can only be pickled with those that have a place.
+
+
+def _by(function: Callable[[Tensor], Any], logits: Tensor, inputs: Inputs) -> Tensor:
+    """A function of the user's own, given the logits `(batch, class)` alone."""
+    values = function(logits.flatten(0, -2))
+    if not isinstance(values, Tensor) or values.shape != (logits.shape[:-1].numel(),):
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise DataError(f"the metric function gave {shape}; it must give one number for each image, (batch,)")
+    return values.reshape(logits.shape[:-1])
+
+
+def _logit_diff(logits: Tensor, inputs: Inputs) -> Tensor:
+    return _evidence(logits, inputs.target) - _evidence(logits, inputs.foil)
+
+
+def _logit(logits: Tensor, inputs: Inputs) -> Tensor:
+    return _evidence(logits, inputs.target)
+
+
+def _probability(logits: Tensor, inputs: Inputs) -> Tensor:
+    return _log_probability(logits, inputs).exp()
+
+
+def _kl_divergence(logits: Tensor, inputs: Inputs) -> Tensor:
+    return divergence(inputs.clean_logits, logits)
+
+
+def _cross_entropy(logits: Tensor, inputs: Inputs) -> Tensor:
+    return -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+
+
+def _similarity(logits: Tensor, inputs: Inputs) -> Tensor:
+    wide = _wide(logits)
+    other = _wide(inputs.clean_logits) if inputs.vector is None else _like(inputs.vector, wide)
+    unit = other / torch.linalg.vector_norm(other, dim=-1, keepdim=True)
+    cosine: Tensor = (wide * unit).sum(dim=-1) / torch.linalg.vector_norm(wide, dim=-1)
+    return cosine
+
+
+def _projection(logits: Tensor, inputs: Inputs) -> Tensor:
+    wide = _wide(logits)
+    return (wide * _like(_required(inputs.vector), wide)).sum(dim=-1)
+
+
+def _accuracy(logits: Tensor, inputs: Inputs) -> Tensor:
+    target, top = _required(inputs.target), logits.argmax(dim=-1, keepdim=True)
+    return target.expand(*logits.shape[:-1], -1).gather(-1, top).squeeze(-1).to(logits.dtype)
 
 
 def _log_probability(logits: Tensor, inputs: Inputs) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import capture
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
@@ -39,9 +40,10 @@ class AttentionPatterns:
         subjects: the images.
         layer: of the model.
         heads: names of the heads.
-        pattern: after the softmax; each row sums to 1.
-        scores: before it, in nats.
-        weighted: length of what each key's value adds to the stream at each query, in units of the stream.
+        pattern: after the softmax; each row sums to 1, but of differential heads to what their difference is.
+        scores: before it, in nats; NaN for differential heads, which have two softmaxes.
+        weighted: length of what each key's value adds to the stream at each query, in units of the stream;
+            NaN where heads are normed together, so that it is no sum over keys.
     """
 
     subjects: Subjects
@@ -115,6 +117,7 @@ class AttentionPatterns:
         row, token, n_prefix = self.subjects.index(image), self.token(query), self.subjects.n_prefix
         heads = self.heads[:MOST_HEADS]
         behind = self.subjects.pictures[row] if picture else None
+        kinds = [kind for kind in kinds if not np.isnan(self.of_kind(kind)).any()]
         colours = canvas.rising_colours(clear=picture)
         title = f"Layer {self.layer}, query {self.subjects.token_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
@@ -170,8 +173,11 @@ def attention_patterns(
     with torch.no_grad():
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
-            for kind, values in zip(
-                KINDS, (stage.pattern(reads), stage.scores(reads), _weighted(stage, reads)), strict=True
+            pattern = stage.pattern(reads)
+            for kind, values in (
+                ("pattern", pattern),
+                ("scores", _known(stage.scores, reads, pattern)),
+                ("weighted", _known(partial(_weighted, stage), reads, pattern)),
             ):
                 parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
@@ -201,15 +207,27 @@ def attention_stage(model: Model, layer: int) -> int:
     return places[layers.index(wanted)]
 
 
+def _known(of: Callable[[Reads], Tensor], reads: Reads, like: Tensor) -> Tensor:
+    """What there is of a kind; NaN where the heads have none."""
+    try:
+        return of(reads)
+    except UnsupportedModelError:
+        return torch.full_like(like, torch.nan)
+
+
 def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
     """The length of what each key's value adds to the stream at each query: `|| pattern . v W_O ||`.
 
     A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
     2020, "Attention is Not Only a Weight", arXiv:2004.10102).
     """
-    alone = stage.expand(reads[2]).norm(dim=-1)  # (head, image, key)
-    weighted: Tensor = stage.pattern(reads) * alone.transpose(0, 1)[:, :, None, :]
-    return weighted
+    pattern, value, gain = stage.pattern(reads).abs(), reads[2], stage.gain(reads)
+    if gain is None:
+        weighted: Tensor = pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
+        return weighted
+    at_each = gain.unbind(2)  # what a value is worth depends on the query
+    alone = torch.stack([stage.expand(value * own[:, :, None]).norm(dim=-1) for own in at_each], dim=-2)
+    return pattern * alone.transpose(0, 1)
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

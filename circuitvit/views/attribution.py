@@ -61,7 +61,8 @@ class DirectAttribution:
         layers: the layer of each sender.
         by_token: `(image, sender, token)`, shares by the token that a sender writes to.
         by_source: `(image, sender, token)`, shares by the token that a head reads its values from, by
-            attention pattern times value; for other senders as `by_token`.
+            attention pattern times value; for other senders as `by_token`. NaN for heads that are normed
+            together, as what one of them writes is no sum over tokens then.
         constants: names of what no sender owns: biases of attention outputs, norms and classifier.
         constant_values: `(image, constant)`.
         logit_difference: `(image,)`, the model's own.
@@ -323,8 +324,13 @@ def _by_source(
 ) -> Float[Tensor, "image head source"]:
     """Shares of heads by source token: pattern times what the token's value would write on its own."""
     reads = stage.read(run.stream(place))
-    alone = stage.expand(reads[2])  # what a head writes that attends to one token only
-    said = torch.einsum("hisd,itd->ihts", alone, weights)
+    try:
+        gain = stage.gain(reads)
+    except UnsupportedModelError:
+        return torch.full_like(reads[2][..., 0], torch.nan)
+    alone = stage.factored(reads[2])  # as if a head attended to one token only
+    asked = torch.einsum("hkd,itd->ihtk", alone.weight, weights)
+    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain)
     return (said * stage.pattern(reads)).sum(dim=2)
 
 

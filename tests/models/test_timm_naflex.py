@@ -1,0 +1,126 @@
+"""timm's `NaFlexVit`, and images and patches of other shapes than squares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import circuitvit as cv
+from circuitvit.errors import DataError, UnsupportedModelError
+from circuitvit.models.timm_import import import_timm
+from circuitvit.models.zoo import InputSpec
+from tests.models.test_hooked import hooked
+from tests.rightness import CLASSES, CLEAN, CORRUPT, METRIC, MICRO, finished, micro, prove
+from tests.strategies import assert_close
+
+timm = import_timm()
+NaFlexVit = timm.models.naflexvit.NaFlexVit
+
+SIZED = {name: value for name, value in MICRO.items() if name != "img_size"}
+SPEC = InputSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+
+
+def drawn(n: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Images, exact in the float32 that a task keeps them in."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, height, width, generator=generator).double()
+
+
+def naflex(**options: Any) -> Any:
+    defaults = {"pos_embed_grid_size": (3, 3), "global_pool": "avg"}
+    return finished(NaFlexVit(**{**SIZED, **defaults, **options}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"class_token": True, "reg_tokens": 2, "global_pool": "token", "init_values": 0.1},
+        {"pos_embed": "factorized", "pos_embed_ar_preserving": True, "qk_norm": True},
+        {"embed_proj_type": "conv", "pre_norm": True, "reg_tokens": 1, "final_norm": False},
+    ],
+    ids=["tokens", "factorised", "convolution"],
+)
+def test_edges_are_those_of_hooks_on_the_original(options: dict[str, Any]) -> None:
+    module = naflex(**options)
+    prove(cv.wrap(module, preprocessing=SPEC), hooked(module), CLEAN, CORRUPT)
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "token"])
+@pytest.mark.parametrize("include_prefix", [False, True])
+def test_poolings_are_made_linear_for_direct_attribution(pool: str, include_prefix: bool) -> None:
+    module = naflex(class_token=True, global_pool=pool, pool_include_prefix=include_prefix)
+    model = cv.wrap(module, preprocessing=SPEC)
+    assert model.stages[-1].parts is not None
+    stream = model.embed(CLEAN)
+    assert_close(model.stages[-1].parts(stream), module.forward_head(module.norm(stream)))
+
+
+def test_tokens_have_their_kinds_and_their_grid() -> None:
+    module = naflex(class_token=True, reg_tokens=2)
+    model = cv.wrap(module, preprocessing=SPEC)
+    assert model.prefix == ("cls", "reg", "reg")
+    assert model.grid == (2, 2)
+    assert model.grid_at(64, 32) == (4, 2)
+
+
+def test_a_named_model_knows_its_own_size() -> None:
+    module = timm.create_model("naflexvit_base_patch16_gap", depth=1, embed_dim=24, num_heads=2).eval()
+    model = cv.wrap(module)
+    assert model.preprocessing.size == (3, 384, 384)
+    assert model.grid == (24, 24)
+    assert model.name == "naflexvit_base_patch16_gap"
+
+
+def test_images_of_any_shape_are_run_and_scored() -> None:
+    module = naflex(class_token=True)
+    model = cv.wrap(module, preprocessing=SPEC)
+    clean, corrupt = drawn(1, 48, 16, seed=0), drawn(1, 48, 16, seed=1)
+    task = cv.Task(clean, corrupt, METRIC)
+    assert_close(cv.run(model, task, cv.Circuit.full(model.graph)), module(clean))
+    assert_close(cv.run(model, task, cv.Circuit.empty(model.graph)), module(corrupt))
+    own = cv.wrap(module, preprocessing=InputSpec((3, 48, 16), (0.5,) * 3, (0.5,) * 3))
+    scores, same = (cv.attribute(each, task, "eap").values for each in (model, own))
+    assert scores == pytest.approx(same, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_images_are_padded_where_the_module_pads_them(kind: str) -> None:
+    padded = cv.wrap(naflex(dynamic_img_pad=True, embed_proj_type=kind), preprocessing=SPEC)
+    assert padded.grid_at(33, 40) == (3, 3)
+    plain = cv.wrap(naflex(embed_proj_type="linear"), preprocessing=SPEC)
+    with pytest.raises(DataError, match="33 x 40"):
+        plain.grid_at(33, 40)
+
+
+def test_rotary_and_attention_pooling_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match="AttentionPoolLatent"):
+        cv.wrap(naflex(global_pool="map"), preprocessing=SPEC)
+    with pytest.raises(UnsupportedModelError, match="EvaBlock"):
+        cv.wrap(naflex(rope_type="axial"), preprocessing=SPEC)
+    with pytest.raises(UnsupportedModelError, match="global_pool=''"):
+        cv.wrap(naflex(global_pool=""), preprocessing=SPEC)
+
+
+# -- timm's VisionTransformer ----------------------------------------------------------------------
+
+
+def test_oblong_images_and_patches() -> None:
+    module = micro(img_size=(48, 16), patch_size=(16, 8), num_classes=CLASSES)
+    model = cv.wrap(module)
+    assert model.preprocessing.size == (3, 48, 16)
+    assert model.grid == (3, 2)
+    clean, corrupt = drawn(2, 48, 16, seed=0), drawn(2, 48, 16, seed=1)
+    prove(model, hooked(module), clean, corrupt)
+
+
+def test_images_that_timm_pads_have_the_grid_of_what_is_run() -> None:
+    module = micro(img_size=40, dynamic_img_size=True, dynamic_img_pad=True)
+    model = cv.wrap(module)
+    assert model.grid == (3, 3)
+    assert model.grid_at(17, 33) == (2, 3)
+    clean = drawn(2, 17, 33)
+    task = cv.Task(clean, metric=METRIC, ablation="zero")
+    assert_close(cv.run(model, task, cv.Circuit.full(model.graph)), module(clean))
