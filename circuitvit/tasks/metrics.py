@@ -418,19 +418,6 @@ def _required(given: Tensor | None) -> Tensor:
     return given
 
 
-def _similarity(logits: Tensor, inputs: Inputs) -> Tensor:
-    wide = _wide(logits)
-    other = _wide(inputs.clean_logits) if inputs.vector is None else _like(inputs.vector, wide)
-    unit = other / torch.linalg.vector_norm(other, dim=-1, keepdim=True)
-    cosine: Tensor = (wide * unit).sum(dim=-1) / torch.linalg.vector_norm(wide, dim=-1)
-    return cosine
-
-
-def _projection(logits: Tensor, inputs: Inputs) -> Tensor:
-    wide = _wide(logits)
-    return (wide * _like(_required(inputs.vector), wide)).sum(dim=-1)
-
-
 def _wide(outputs: Tensor) -> Tensor:
     """At least float32: a cosine near 1 has few digits in half precision."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
