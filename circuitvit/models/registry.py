@@ -19,6 +19,7 @@ from circuitvit.models.decompose import decomposed, frozen_twin
 from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
+from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
 from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
@@ -304,6 +305,8 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
     is wrapped and checked again, as stages and a module that are read apart might not share their weights.
     """
+    if model.under is not None:
+        return _headed, (model.under, model.head, model.rules)
     said = model.name, model.classes, model.preprocessing, model.card
     facts = {"synsets": model.synsets, "has_classes": model.has_classes}
     return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
@@ -325,6 +328,11 @@ def _rewrapped(
     facts: dict[str, Any],
 ) -> Model:
     model = replace(_wrapped(module, family, *said), **facts)
+    return model if rules is None else model.with_rules(rules)
+
+
+def _headed(under: Model, head: Head, rules: BackwardRules | None) -> Model:
+    model = with_head(under, head)
     return model if rules is None else model.with_rules(rules)
 
 
