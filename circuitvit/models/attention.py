@@ -17,7 +17,7 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored, products
 from circuitvit.models.parts import Attention, Linear, Norm
 from circuitvit.models.rules import BackwardRules, damped, ruled_attention
-from circuitvit.models.stages import Reads, Stage, places
+from circuitvit.models.stages import Content, Reads, Stage, places
 
 Projections = tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]
 """Weights and offsets."""
@@ -64,7 +64,7 @@ class AttentionStage(Stage):
         self.has_all, self.sends_all = self.heads == every, self.senders == every
         self._chosen, self._sent = places(self.heads), places(self.senders)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names, reading = ([f"a{self.layer}.h{head}" for head in each] for each in (self.senders, self.heads))
+        names, reading = ([f"{self.name}.h{head}" for head in each] for each in (self.senders, self.heads))
         ports = self.attention.ports
         receivers = tuple(f"{name}<{port}>" for port in ports for name in reading)
         mixes = tuple(port in MIXES for port in ports for _ in reading)
@@ -75,6 +75,11 @@ class AttentionStage(Stage):
         self.nodes = StageNodes(
             f"attn{self.layer}", "attention", self.layer, tuple(names), receivers, feeds=feeds, mixes=mixes
         )
+
+    @property
+    def name(self) -> str:
+        """What its heads are called after."""
+        return f"a{self.layer}"
 
     def _part(self, senders: tuple[int, ...], queries: int | None) -> AttentionStage:
         """The stage with some senders, writing at the first so many tokens; the latest are kept at hand.
@@ -129,6 +134,11 @@ class AttentionStage(Stage):
         ports = by_receiver.view(len(self.attention.ports), -1, *by_receiver.shape[1:])
         return ports[:, self._chosen].flatten(0, 1)
 
+    def contents(self) -> tuple[Content, ...]:
+        parts = self.attention
+        norms = self.norm, parts.query_norm, parts.key_norm, parts.across
+        return *norms, *parts.ports.values(), parts.out, self.gamma
+
     def forget(self) -> None:
         self._derived.forget()
 
@@ -141,7 +151,8 @@ class AttentionStage(Stage):
 
     def read(self, stream: Tensor) -> Reads:
         normed, ports, packed = self.norm(stream), self.attention.ports, self.attention.packed
-        reads = () if packed is None else self._projected(normed, packed, 3)
+        held = sum(port != "g" for port in ports)
+        reads = () if packed is None else self._projected(normed, packed, held)
         alone = list(ports.values())[len(reads) :]
         reads += tuple(self._projected(normed, port, 1)[0] for port in alone)
         return tuple(read[:, :, : self._tokens(port)] for port, read in zip(ports, reads, strict=True))
@@ -255,7 +266,10 @@ class AttentionStage(Stage):
     def attend(
         self, reads: Reads, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head token d_head"]:
-        return self._gated(self._finished(pattern @ reads[2]), reads)
+        return self._gated(self._finished(pattern @ self.carried(reads)), reads)
+
+    def carried(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
+        return reads[2]
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         written = self._gated(self._finished(self._mixture(reads)), reads)
@@ -382,7 +396,7 @@ class AttentionStage(Stage):
         same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
         found = []
         for place, port in enumerate(self.attention.ports):
-            moved = self._moved(port, reads, others[place], d_reads[place], d_compact)
+            moved = self._moved(place, port, reads, others[place], d_reads[place], d_compact)
             if moved is None:
                 mixed = (*same[:place], others[place].flatten(0, 1), *same[place + 1 :])
                 written = self.write(mixed)
@@ -392,11 +406,11 @@ class AttentionStage(Stage):
         return torch.cat(found)
 
     def _moved(
-        self, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
+        self, place: int, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
     ) -> Float[Tensor, "head candidate batch"] | None:
         """The answers at a port that a head is linear in, or in its sigmoid, without attention; else None."""
         if port == "v" and self.attention.difference is None:
-            return torch.einsum("cbhtk,bhtk->hcb", others - reads[2], d_read)
+            return torch.einsum("cbhtk,bhtk->hcb", others - reads[place], d_read)
         return self._opened(reads, others, d_compact) if port == "g" else None
 
     def _opened(

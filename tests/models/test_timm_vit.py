@@ -339,8 +339,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         partial(micro, block_fn=blocks.DiffParallelScalingBlock, embed_dim=16),
         ("blocks.0", "DiffParallelScalingBlock", "block_fn", "parallel"),
     ),
-    "attention-pooling": (partial(micro, global_pool="map"), ("attn_pool", "global_pool='map'")),
-    "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "global_pool='prr'")),
+    "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "AttentionPoolPrr")),
     "no-pooling": (partial(micro, global_pool=""), ("global_pool=''",)),
     "differential": (
         partial(micro, attn_layer="diff", embed_dim=16),
@@ -386,10 +385,10 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         lambda: timm.models.swin_transformer.SwinTransformer(
             img_size=16, patch_size=4, window_size=4, embed_dim=8, depths=(1,), num_heads=(1,), num_classes=3
         ).eval(),
-        ("SwinTransformer", "VisionTransformer"),
+        ("SwinTransformer", "merged on the way"),
     ),
-    "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "VisionTransformer")),
-    "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "VisionTransformer")),
+    "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "Vision Transformers of")),
+    "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "Vision Transformers of")),
 }
 
 
