@@ -1,6 +1,6 @@
 """Names, topology, scores and circuits: everything about a model's graph that needs no model."""
 
-from circuitvit.graph.circuit import Circuit, Provenance
+from circuitvit.graph.circuit import Circuit, CircuitLike, Provenance, as_circuit
 from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking
 from circuitvit.graph.topology import (
@@ -18,6 +18,7 @@ from circuitvit.graph.topology import (
 __all__ = [
     "ONE_GROUP",
     "Circuit",
+    "CircuitLike",
     "Direction",
     "Edge",
     "EdgeMask",
@@ -28,6 +29,7 @@ __all__ = [
     "Provenance",
     "Ranking",
     "StageNodes",
+    "as_circuit",
     "edge_name",
     "node_of",
     "parse_edge",

@@ -25,7 +25,7 @@ from circuitvit.engine import (
     soft_run,
 )
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit
+from circuitvit.graph import CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.pruning.refine import require_noising
 from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
@@ -35,7 +35,7 @@ from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
 def learn_constants(
     model: Model,
     task: Task,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     steps: int = 100,
     learning_rate: float = 0.01,
@@ -73,7 +73,7 @@ def learn_constants(
     refuse_inference_mode()
     prepared = prepare(model, task.with_options(ablation=Mean(per_token=per_token)), progress)
     pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
-    pairs.check(circuit)
+    circuit = as_circuit(circuit, pairs.graph)
     start = pairs.batch(0).sources.reference_outputs()[:, :1, : None if per_token else 1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)

@@ -52,7 +52,7 @@ from circuitvit.tasks.classes import class_indices, class_label
 from circuitvit.tasks.metrics import ClassSpec
 from circuitvit.tasks.task import ImageSpec
 from circuitvit.verification.null import connected_circuits, edges_of_same_kind
-from circuitvit.verification.patterns import select_edges
+from circuitvit.verification.patterns import EdgesLike, select_edges
 from circuitvit.verification.statistics import (
     MIN_PAIRS,
     Bootstrap,
@@ -193,7 +193,7 @@ class Hypothesis:
     """
 
     claim: str
-    edges: str | Circuit | Sequence[str | Circuit]
+    edges: EdgesLike
     expect: Expectation
     keep: bool = False
     ablation: Ablation | str | None = None
