@@ -22,7 +22,7 @@ from circuitvit.engine.masked import Workspace, masked_run
 from circuitvit.engine.processes import progress_bar
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import Batch, Mean, PreparedTask, Resample, Task, divergence, prepare
@@ -123,8 +123,7 @@ def batch_runs(prepared: PreparedTask, batch_size: int) -> Iterator[BatchRun]:
         ModelError: if a run gives NaN or infinite logits.
         OptionError: if the batch size is not positive.
     """
-    if batch_size < 1:
-        raise OptionError(f"the batch size (batch_size) must be at least 1, not {batch_size}")
+    check_whole("the batch size (batch_size)", batch_size)
     references = reference_source(prepared, batch_size)
     for batch in prepared.batches(batch_size):
         yield batch_run(prepared, batch, references)
@@ -209,8 +208,8 @@ class Evaluator:
         memory: int | None = None,
         progress: bool = False,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"the batch size (batch_size) must be at least 1, not {batch_size}")
+        if batch_size is not None:
+            check_whole("the batch size (batch_size)", batch_size)
         self.prepared, self.progress, self.runs = prepared, progress, 0
         self.batch_size = batch_size or choose_batch_size(prepared, memory)
         self.after_run: Callable[[], None] = lambda: None

@@ -14,9 +14,9 @@ from circuitvit.export.drawing import FIGURES, SOURCES, figure_bytes, format_of
 from circuitvit.export.figure import Figure, Panel, figure_of
 from circuitvit.export.layout import Layout, lay_out
 from circuitvit.export.picture import Picture, picture_of
-from circuitvit.export.style import EdgeLook, clean, number
+from circuitvit.export.style import EdgeLook, number
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
-from circuitvit.graph.files import write_bytes
+from circuitvit.graph.files import clean, write_bytes
 
 DIFFERENCE_FORMATS = (*FIGURES, *SOURCES)
 """The formats that `draw_difference` writes."""

@@ -32,11 +32,10 @@ from numpy.typing import NDArray
 from circuitvit._version import __version__
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import eap_ig, notebook
-from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
+from circuitvit.graph.files import TEXT, check_version, cleaned, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
 from circuitvit.graph.topology import (
     GRAPH_SCHEMA,
-    NAMES_SCHEMA,
     EdgeMask,
     Graph,
     Remade,
@@ -47,6 +46,7 @@ from circuitvit.graph.topology import (
 )
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"
+LONGEST_NAME = 600  # of an edge: those of its two ends and its group have 200 characters at most
 SCORE_MAP_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
 PROVENANCE_SCHEMA = record(
     "",
@@ -62,7 +62,7 @@ _FILE = record(
     "schema graph edges provenance",
     schema={"const": CIRCUIT_SCHEMA},
     graph=GRAPH_SCHEMA,
-    edges={**NAMES_SCHEMA, "maxItems": 10_000_000},
+    edges={"type": "array", "maxItems": 10_000_000},  # of names: a million take the schema ten seconds
     scores=SCORE_MAP_SCHEMA,
     provenance=PROVENANCE_SCHEMA,
 )
@@ -71,6 +71,8 @@ _FILE = record(
 @dataclass(frozen=True)
 class Provenance:
     """What a circuit or a set of scores came from; every field may be unknown (empty).
+
+    Texts are kept as they can be shown and written, see `clean`: they may come from anybody's file.
 
     Attributes:
         model: name of the model.
@@ -89,6 +91,10 @@ class Provenance:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     library: str = __version__
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, cleaned(getattr(self, each.name)))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -409,6 +415,9 @@ class Circuit(Remade):
     @classmethod
     def _from_dict(cls, content: Mapping[str, Any]) -> Circuit:
         graph, edges = Graph.from_dict(content["graph"]), content["edges"]
+        for place, name in enumerate(edges):
+            if not isinstance(name, str) or len(name) > LONGEST_NAME:
+                raise FileError(f"edges/{place}: {str(name)[:80]!r} is not the name of an edge")
         twice = next((name for name, count in Counter(edges).items() if count > 1), None)
         if twice is not None:
             raise FileError(f"edge {twice!r} is listed {edges.count(twice)} times")

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from circuitvit.engine import Evaluator
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, check_number
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, EdgeScores, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -47,8 +47,7 @@ def active_edges(model: Model, task: Task | PreparedTask, *, at_least: float = 1
         >>> list(active_edges(relay.model, cv.Task(clean, corrupt, metric=cv.logit_diff("yes", "no"))))
         ['input->a0.h0<v>', 'a0.h0->a1.h0<v>', 'a1.h0->logits']
     """
-    if not at_least > 0:
-        raise OptionError(f"the smallest effect that counts must be positive, not {at_least!r}")
+    check_number("the smallest effect that counts", at_least)
     prepared = prepare(model, task)
     return Circuit(prepared.graph, largest_effects(prepared) >= at_least)
 

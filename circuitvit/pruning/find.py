@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from circuitvit.attribution.budget import seconds
 from circuitvit.attribution.scoring import attribute, provenance_of
 from circuitvit.engine import Evaluator, Saved, StateFile, progress_bar
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
@@ -80,6 +80,10 @@ class Plan:
     trim_runs: int
     batch_size: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 0, "trim_runs": 1, "batch_size": 1, "seed": 0}.items():
+            check_whole(f"{name} of a plan", getattr(self, name), least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +164,11 @@ def find(
         >>> finding = cv.find(model, task, within="2m")  # doctest: +SKIP
         >>> finding.circuit.draw("circuit.svg")  # doctest: +SKIP
     """
-    if not 0 < faithfulness < 1:
-        raise OptionError(f"the faithfulness asked for must lie between 0 and 1, not {faithfulness!r}")
+    check_number("the faithfulness asked for", faithfulness, 0, 1)
+    check_whole("the batch size (batch_size)", batch_size)
+    check_whole("a seed", seed, 0)
+    if plan is not None and not isinstance(plan, Plan):
+        raise OptionError(f"a plan is a cv.Plan, such as finding.plan, not {plan!r}")
     if start not in (None, "mask", "whole"):
         raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)

@@ -24,7 +24,7 @@ from circuitvit.engine import (
     refuse_inference_mode,
     soft_run,
 )
-from circuitvit.errors import OptionError
+from circuitvit.errors import check_number, check_whole
 from circuitvit.graph import CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.pruning.refine import require_noising
@@ -67,8 +67,9 @@ def learn_constants(
         >>> constants = cv.learn_constants(model, task, circuit)  # doctest: +SKIP
         >>> report = cv.verify(model, task.with_options(ablation=constants), circuit)  # doctest: +SKIP
     """
-    if steps < 1 or not learning_rate > 0:
-        raise OptionError(f"steps and learning_rate must be positive, not {steps} and {learning_rate}")
+    check_whole("steps", steps)
+    check_whole("the batch size (batch_size)", batch_size)
+    check_number("learning_rate", learning_rate)
     require_noising(task)
     refuse_inference_mode()
     prepared = prepare(model, task.with_options(ablation=Mean(per_token=per_token)), progress)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.engine import Evaluator, progress_bar
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.graph.liveness import live_receivers, reached_senders
 from circuitvit.models import Model
@@ -219,8 +219,8 @@ def _search(
     """The search that the arguments ask for, checked."""
     if not band[0] < band[1]:
         raise OptionError(f"the band must go from low to high, not {band}")
-    if max_runs is not None and max_runs < 1:
-        raise OptionError(f"max_runs must be at least 1, not {max_runs}")
+    if max_runs is not None:
+        check_whole("max_runs", max_runs)
     prepared = prepare(model, task if evaluator is None else evaluator.prepared, progress)
     circuit = as_circuit(circuit, prepared.graph)
     if order is not None and order.shape != circuit.graph.shape:

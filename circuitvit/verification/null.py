@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, check_whole
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, Graph, Provenance, as_circuit, node_of, port_of
 
 Place = tuple[int, int, int]
@@ -80,8 +80,10 @@ def connected_circuits(
         >>> {len(each.pruned()) for each in drawn}, len(set(drawn)) > 1
         ({2}, True)
     """
-    if n < 0 or seed < 0 or (steps is not None and steps < 1):
-        raise OptionError(f"n and seed are 0 or more and steps positive, not {n}, {seed} and {steps}")
+    check_whole("the number of random circuits", n, 0)
+    check_whole("a seed", seed, 0)
+    if steps is not None:
+        check_whole("steps", steps)
     circuit = as_circuit(circuit)
     live = circuit.pruned()
     length = steps or max(LEAST_STEPS, STEPS_PER_EDGE * len(live))
@@ -132,8 +134,8 @@ def complement_circuits(circuit: CircuitLike, n: int, seed: int = 0) -> tuple[Ci
         >>> [len(each) >= 2 and not len(each & circuit) for each in complement_circuits(circuit, 3)]
         [True, True, True]
     """
-    if n < 0 or seed < 0:
-        raise OptionError(f"n and seed are 0 or more, not {n} and {seed}")
+    check_whole("the number of random circuits", n, 0)
+    check_whole("a seed", seed, 0)
     circuit = as_circuit(circuit)
     rest = (~circuit).pruned()
     wanted = len(circuit.pruned())

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
-from circuitvit.export.style import COLOURS, FAINT, INK, MUTED, clean
-from circuitvit.graph.files import write_bytes
+from circuitvit.export.style import COLOURS, FAINT, INK, MUTED
+from circuitvit.graph.files import clean, write_bytes
 
 try:
     import matplotlib

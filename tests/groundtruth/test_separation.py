@@ -85,5 +85,5 @@ def test_nothing_to_tell_apart_is_refused() -> None:
     relay = cv.compiled("relay")
     with pytest.raises(cv.CircuitViTError, match="belongs to another graph"):
         separation(scores, relay.wired)
-    with pytest.raises(cv.CircuitViTError, match="must be positive, not 0"):
+    with pytest.raises(cv.CircuitViTError, match="must be a positive number, not 0"):
         active_edges(relay.model, cv.Task(*relay.pairs(1)), at_least=0)
