@@ -183,7 +183,9 @@ def summed(model: Model, images: Tensor) -> Tensor:
     stream = model.embed(images)
     for stage in model.layers:
         compact = stage.write(stage.read(stream))
-        stream = stream + stage.expand(compact).sum(dim=0)
+        written = stage.expand(compact).sum(dim=0)
+        goes_on = stage.nodes.reads_from == stage.nodes.writes_to  # else a pool begins a stream of its own
+        stream = stream + written if goes_on else written
         if stage.constant is not None:
             stream = stream + stage.constant
     return model.stages[-1].write(model.stages[-1].read(stream))
