@@ -43,16 +43,11 @@ def pooled(class_token: bool = False, **pool: Any) -> Any:
 
 def hooked(module: Any) -> HookedModule:
     """Where timm's `VisionTransformer` with `global_pool="map"` keeps its nodes."""
-    return with_pool(module, test_hooked.hooked(module), module.num_prefix_tokens)
-
-
-def with_pool(module: Any, plain: HookedModule, skip: int) -> HookedModule:
-    """The same, and where its attention pooling, which is not given the first tokens, keeps its own."""
-    pool, width = module.attn_pool, module.attn_pool.head_dim
+    plain, pool, width = test_hooked.hooked(module), module.attn_pool, module.attn_pool.head_dim
     senders, receivers = dict(plain.senders), dict(plain.receivers)
 
     def given_to_pool(normed: Tensor) -> Tensor:
-        tokens = normed[:, skip:]
+        tokens = normed[:, module.num_prefix_tokens :]
         return tokens if pool.pos_embed is None else tokens + pool.pos_embed
 
     def given_to_readout(latents: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from circuitvit.engine import batch_runs, capture, soft_run
 from circuitvit.engine.patching import patch_pattern
 from circuitvit.errors import DataError, ModelError, UnsupportedModelError
 from circuitvit.views import attention_patterns, attribution_of_task, logit_lens
-from tests.models.test_pooling import with_pool
 from tests.reference import literal_acdc
 from tests.reference.hooked import HookedModule, Receiver, Sender, given, written_by_head
 from tests.rightness import CLEAN, CORRUPT, METRIC, drawn_circuit, finished, formula, micro, prove, timm
@@ -66,7 +65,6 @@ EVA: dict[str, dict[str, Any]] = {
         "init_values": 0.1,
     },
     "norm-across-heads-together": {"scale_attn_inner": True, "global_pool": "token", "swiglu_mlp": True},
-    "rotary-and-pooled": {**ROPE, "global_pool": "map", "use_pre_transformer_norm": True},
     "scaled-attention-alone": {"init_values": 0.1, "attn_only_layer_scale": True, "norm_layer": nn.RMSNorm},
 }
 BEIT: dict[str, dict[str, Any]] = {
@@ -113,8 +111,7 @@ def hooked(module: Any) -> HookedModule:
                 first = (port * HEADS * together + head) * WIDTH
                 columns = slice(first, first + WIDTH)
                 receivers[f"a{layer}.h{head}<{name}>"] = Receiver(block.norm1, projection, columns)
-    found = HookedModule(module, senders, receivers)
-    return found if getattr(module, "attn_pool", None) is None else with_pool(module, found, skip=0)
+    return HookedModule(module, senders, receivers)
 
 
 def gamma(block: Any, number: int) -> Tensor | None:

@@ -69,8 +69,7 @@ class TimmViT(Family):
     def pool(self, module: Any) -> tuple[Stage, ...]:
         if not _pools_by_attention(module):
             return ()
-        every = getattr(module, "pool_include_prefix", True)  # of `Eva`
-        skip = 0 if every else module.num_prefix_tokens
+        skip = 0 if getattr(module, "pool_include_prefix", True) else module.num_prefix_tokens
         norm = norm_of(module.norm, "norm")
         return attention_pool(module.attn_pool, len(module.blocks), norm, skip, mlp_of)
 
