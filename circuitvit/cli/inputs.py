@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @group("Model", "models.load", model="--model -m NAME", checkpoint="--checkpoint FILE",
-       arch="--arch KEY=VALUE", classes="--classes FILE", device="--device DEVICE",
+       arch="--arch KEY=VALUE", classes="--classes FILE", head="--head FILE", device="--device DEVICE",
        dtype="--dtype DTYPE")  # fmt: skip
 @dataclass(frozen=True)
 class ModelOptions:
@@ -38,6 +39,7 @@ class ModelOptions:
             written by `circuitvit train`. `circuitvit models` lists them.
         arch: what the weights need timm to build, such as num_classes=37 or img_size=384. Can be repeated.
         classes: a file with the names of the classes, one on each line, in the model's order.
+        head: a linear classifier to put on the model's features: a file that `model.head.save` wrote.
         device: where the model runs, such as cpu, cuda or cuda:1.
         dtype: of the weights: float32, float64, bfloat16 or float16.
     """
@@ -47,6 +49,7 @@ class ModelOptions:
     pretrained: bool = False
     arch: list[str] | None = None
     classes: Path | None = None
+    head: Path | None = None
     device: str = "cpu"
     dtype: str | None = None
 
@@ -57,7 +60,7 @@ class ImageOptions:
     """Which image pairs.
 
     Attributes:
-        clean: images that show the behaviour: a file, or a folder.
+        clean: images that show the behaviour, or clips for a model that sees those: a file, or a folder.
         corrupt: their counterfactuals, which do not: a file, or a folder with the same file names.
         pairs: instead of both: a table whose first line is clean,corrupt or clean,corrupt,target,foil.
     """
@@ -68,26 +71,34 @@ class ImageOptions:
 
 
 @group("Behaviour", "tasks.Task", metric="--metric NAME", target="--target CLASS", foil="--foil CLASS",
-       ablation="--ablation NAME", groups="--groups kind")  # fmt: skip
+       to="--to FILE", corruption="--corruption NAME", ablation="--ablation NAME",
+       groups="--groups NAME")  # fmt: skip
 @dataclass(frozen=True)
 class BehaviourOptions:
     """What is measured, and what ablation means.
 
     Attributes:
         metric: how the behaviour is measured: logit_diff, logit, log_probability, probability, kl_divergence,
-            cross_entropy or accuracy.
+            cross_entropy or accuracy; of features that are no classes, similarity or projection.
         target: class that the behaviour speaks for: a name, a WordNet id or an index. Repeated, it is a set
             of classes. By default what the model sees in each clean image.
         foil: class that it is compared with. By default what the model sees in each corrupt image.
+        to: what similarity and projection compare the outputs with: a vector (.npy, or .safetensors with one
+            tensor), or for similarity an image. By default each clean image, for similarity.
+        corruption: instead of corrupt images: make them of the clean ones: reverse, shuffle or freeze (the
+            frames of clips), blur or mean-colour.
         ablation: what replaces an ablated edge: patch (the corrupt image's), mean, mean-tokens, zero, noise
             or resample.
         direction: `noising` ablates edges of the clean run, `denoising` restores edges of the corrupt run.
-        groups: tell edges apart by the tokens they act on, such as class token and patches.
+        groups: tell edges apart by the tokens they act on: kind for class token and patches, frame for the
+            patches of a clip by time.
     """
 
     metric: str = "logit_diff"
     target: list[str] | None = None
     foil: list[str] | None = None
+    to: Path | None = None
+    corruption: str | None = None
     ablation: str = "patch"
     direction: str = "noising"
     groups: str | None = None
@@ -169,7 +180,7 @@ def load_model(options: ModelOptions) -> Model:
     if options.dtype is not None and options.dtype not in DTYPES:
         raise unknown_name("dtype", options.dtype, DTYPES)
     classes = None if options.classes is None else _lines(options.classes)
-    return cv.load(
+    model = cv.load(
         options.model,
         checkpoint=options.checkpoint,
         pretrained=options.pretrained,
@@ -178,6 +189,7 @@ def load_model(options: ModelOptions) -> Model:
         classes=classes,
         **architecture,
     )
+    return model if options.head is None else cv.with_head(model, options.head)
 
 
 def _lines(path: Path) -> list[str]:
@@ -248,14 +260,30 @@ def _task(images: ImageOptions, behaviour: BehaviourOptions, seed: int, prefix: 
         "groups": behaviour.groups,
     }
     if images.pairs is not None:
+        if behaviour.corruption is not None:
+            raise OptionError(f"{prefix}pairs names the counterfactuals: leave out --corruption")
         _refuse_named_twice(images.pairs, behaviour)
         return cv.Task.from_csv(images.pairs, metric, **parts)
     assert images.clean is not None
-    if images.corrupt is None and (behaviour.ablation == "patch" or behaviour.direction == "denoising"):
+    corrupt = _counterfactuals(images.corrupt, behaviour.corruption, seed, prefix)
+    if corrupt is None and (behaviour.ablation == "patch" or behaviour.direction == "denoising"):
         raise OptionError(
-            f"no counterfactuals: give {prefix}corrupt, or another --ablation such as mean (noising only)"
+            f"no counterfactuals: give {prefix}corrupt, or --corruption to make them, or another --ablation "
+            "such as mean (noising only)"
         )
-    return cv.Task(images.clean, images.corrupt, metric, **parts)
+    return cv.Task(images.clean, corrupt, metric, **parts)
+
+
+def _counterfactuals(corrupt: Path | None, corruption: str | None, seed: int, prefix: str) -> Any:
+    """Where the counterfactuals are, or the function that makes them."""
+    if corruption is None:
+        return corrupt
+    if corrupt is not None:
+        raise OptionError(f"give either {prefix}corrupt or --corruption, not both")
+    known = cv.tasks.corruptions.CORRUPTIONS
+    if corruption not in known:
+        raise unknown_name("corruption", corruption, known)
+    return partial(known[corruption], seed=seed) if corruption == "shuffle" else known[corruption]
 
 
 def _metric(behaviour: BehaviourOptions) -> Metric:
@@ -263,7 +291,10 @@ def _metric(behaviour: BehaviourOptions) -> Metric:
     shared = {name.casefold() for name in target or ()} & {name.casefold() for name in foil or ()}
     if shared:
         raise OptionError(f"--target and --foil are both {min(shared)!r}: they must be different classes")
-    metric = cv.tasks.metrics.as_metric(behaviour.metric, target, foil)
+    metrics = cv.tasks.metrics
+    if behaviour.to is not None and behaviour.metric not in metrics.COMPARING:
+        raise OptionError(f"the metric {behaviour.metric} compares with no file: leave out --to")
+    metric = metrics.as_metric(behaviour.metric, target, foil, behaviour.to)
     for option, given, used in (("target", target, metric.uses_target), ("foil", foil, metric.uses_foil)):
         if given and not used:
             raise OptionError(f"the metric {metric.name} has no {option}: leave out --{option}")

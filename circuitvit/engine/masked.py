@@ -118,7 +118,6 @@ class Workspace:
             tokens, (every, width) = compact.shape[-2], sources.written_shape(index)
             room = rows[mine, :, :tokens, :width]
             sources.reference.subtracted(sources.graph, index, part, senders, compact, out=room)
-            rows[mine, :, tokens:every] = 0
 
     def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
         """Take in what the senders of a piece wrote."""
@@ -128,8 +127,6 @@ class Workspace:
             piece.changes(sources, compact, out=self.changes[rows, :, :tokens, :width])
         else:
             self.changes[rows, :, :tokens, :width] = piece.changes(sources, compact)
-        if tokens < every:  # nobody hears them there, but 0 times old memory may be NaN
-            self.changes[rows, :, tokens:every] = 0
 
 
 def new_workspace(sources: Sources) -> Workspace:
@@ -146,7 +143,8 @@ def _allocated(
     if widest is None:
         widest = 1 + max(len(stage.receivers) for stage in sources.graph.stages)
     like = sources.base.stream(1)
-    changes = like.new_empty(1 + len(senders), images, tokens, width)
+    # Zeros, as senders write some tokens only, and 0 times what memory held before may be NaN.
+    changes = like.new_zeros(1 + len(senders), images, tokens, width)
     return Workspace(changes, like.new_empty(widest * images * tokens * width), senders)
 
 

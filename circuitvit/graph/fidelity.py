@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph.files import COUNT, record
-from circuitvit.graph.topology import Graph, frozen
+from circuitvit.graph.topology import Graph, Remade, frozen
 
 _NUMBER = {"type": "number"}
 _CORRELATION = {"type": ["number", "null"]}
@@ -38,7 +37,7 @@ FIDELITY_SCHEMA = record(
 
 
 @dataclass(frozen=True, eq=False)
-class Fidelity:
+class Fidelity(Remade):
     """What measuring the exact effects of some edges says about the scores of all.
 
     Correlations and shares are estimates for all edges of the graph: an edge that was drawn with a small
@@ -78,7 +77,7 @@ class Fidelity:
             raise OptionError("the lower ends of intervals must not lie above the upper ends")
         for side in ("low", "high"):
             object.__setattr__(self, side, frozen(np.array(getattr(self, side), dtype=np.float64)))
-        object.__setattr__(self, "layer_errors", MappingProxyType(dict(self.layer_errors)))
+        object.__setattr__(self, "layer_errors", dict(self.layer_errors))
 
     @property
     def sentence(self) -> str:

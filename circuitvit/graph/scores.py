@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import FileError, OptionError, unknown_name
+from circuitvit.errors import FileError, OptionError, check_number, unknown_name
 from circuitvit.graph import notebook, selection
 from circuitvit.graph.circuit import PROVENANCE_SCHEMA, SCORE_MAP_SCHEMA, Circuit, Provenance, check_graph
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
 from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
-from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, frozen
+from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, Remade, frozen
 
 SCORES_SCHEMA = "circuitvit.scores/1"
 _FILE = record(
@@ -42,7 +42,7 @@ Ranking = Literal["magnitude", "signed"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EdgeScores:
+class EdgeScores(Remade):
     """One number for each edge: an estimate of its effect on the metric, or the effect itself.
 
     In the noising direction the effect is metric(edge ablated) - metric(clean), so an edge that
@@ -151,10 +151,7 @@ class EdgeScores:
         Raises:
             OptionError: if the threshold is not a positive number, or `by` is unknown.
         """
-        if not at_least > 0:
-            raise OptionError(
-                f"a threshold must be a positive number, in units of the metric, not {at_least!r}"
-            )
+        check_number("a threshold, in units of the metric,", at_least)
         kept = (self._ranks(by) >= at_least) & self.graph.edge_mask
         said = {"asked": int(kept.sum()), "by": by, "selection": "threshold", "threshold": float(at_least)}
         return self._circuit(kept, prune, **said)
@@ -248,7 +245,7 @@ class EdgeScores:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NodeScores:
+class NodeScores(Remade):
     """One number for each sender and token group: the effect of ablating it for all that hear it.
 
     Attributes:

@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from circuitvit.errors import FileError, ModelError
+from circuitvit.errors import FileError, ModelError, OptionError
 from circuitvit.models.timm_import import import_timm
 
+OWN_WEIGHTS = "or give checkpoint=FILE with weights that you have"
 SAMPLES = 3  # how many of the offending names a message shows
 
 
@@ -24,14 +25,22 @@ def read(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileError: if the file is missing, damaged, or holds anything but tensors.
     """
+    if not isinstance(path, (str, Path)):
+        raise OptionError(f"a checkpoint is the path of a file, not {path!r}")
     path = Path(path)
     if not path.is_file():
-        raise FileError(f"cannot read the checkpoint {path}: there is no such file")
+        what = "it is a folder, give the file in it" if path.is_dir() else "there is no such file"
+        raise FileError(f"cannot read the checkpoint {path}: {what}")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the readers raise nearly anything
+        if "TorchScript" in str(error):
+            raise FileError(
+                f"{path} is a TorchScript archive, as OpenAI's own files are, and holds code: save its state_dict as "
+                ".safetensors where you trust it, and give that"
+            ) from error
         raise FileError(f"{path} is not a readable checkpoint of tensors: {str(error)[:300]}") from error
     for key in ("state_dict", "model", "module"):  # common wrappers around the weights
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -80,21 +89,35 @@ def refuse_offline(timm_name: str) -> None:
     """
     timm = import_timm()
     hub_id = getattr(timm.models.get_pretrained_cfg(timm_name), "hf_hub_id", None)
-    cached = hub_id and isinstance(huggingface_hub.try_to_load_from_cache(hub_id, "model.safetensors"), str)
+    refuse_unreachable(timm_name, hub_id, "model.safetensors")
+
+
+def refuse_unreachable(name: str, hub_id: str | None, file: str, instead: str = OWN_WEIGHTS) -> None:
+    """Refuse a model whose file is not in the local cache while the hub cannot be reached.
+
+    Args:
+        name: for the message.
+        hub_id: of the model, or None where it has none.
+        file: that is looked for.
+        instead: what else can be done.
+
+    Raises:
+        ModelError: if so.
+    """
+    cached = hub_id and isinstance(huggingface_hub.try_to_load_from_cache(hub_id, file), str)
     host = urlparse(huggingface_hub.constants.ENDPOINT).hostname
     if cached or host is None:
         return
     try:
         socket.getaddrinfo(host, 443)
     except OSError as error:
-        raise offline_error(timm_name, error) from error
+        raise offline_error(name, error, instead) from error
 
 
-def offline_error(timm_name: str, cause: BaseException) -> ModelError:
+def offline_error(name: str, cause: BaseException, instead: str = OWN_WEIGHTS) -> ModelError:
     """The error for weights that cannot be downloaded."""
     return ModelError(
-        f"the weights of {timm_name} could not be downloaded: {cause}. Check the connection, "
-        "or give checkpoint=FILE with weights that you have"
+        f"the weights of {name} could not be downloaded: {cause}. Check the connection, {instead}"
     )
 
 

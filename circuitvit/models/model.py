@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,11 @@ from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
+from circuitvit.models.weights import content_hash, libraries
 from circuitvit.models.zoo import Card, InputSpec
+
+if TYPE_CHECKING:
+    from circuitvit.models.heads import Head
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +36,7 @@ class Model:
     Attributes:
         name: for files and messages.
         stages: in running order: one source, layers, one readout.
-        module: the frozen copy; calling it is the model's own forward.
+        module: the frozen copy; calling it is the model's own forward, but for a head that was put on.
         preprocessing: how image files become inputs.
         n_logits: number of logits.
         family: what knows the module's attributes.
@@ -41,7 +45,10 @@ class Model:
         synsets: WordNet ids of the logits, for ImageNet models.
         has_classes: whether the logits are of classes; False where they are features.
         card: what is known about how the model was trained, for bundled and own models.
+        head: the linear classifier that `with_head` put on the module's features, or None.
+        under: the model that it was put on, or None.
         origin: the module that was wrapped, as long as somebody else holds it.
+        rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
 
     Example:
         >>> import circuitvit as cv
@@ -61,7 +68,15 @@ class Model:
     synsets: tuple[str, ...] | None = None
     has_classes: bool = True
     card: Card | None = None
+    head: Head | None = None
+    under: Model | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
+    rules: BackwardRules | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return replace(
+            self, **{each.name: copy.deepcopy(getattr(self, each.name), memo) for each in fields(self)}
+        )
 
     @cached_property
     def graph(self) -> Graph:
@@ -76,8 +91,7 @@ class Model:
     @cached_property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        size = self.preprocessing.size
-        blank = torch.zeros(1, *size, device=self.device, dtype=self.dtype)
+        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
         with torch.no_grad():
             return int(self.embed(blank).shape[-1])
 
@@ -111,7 +125,7 @@ class Model:
 
     @cached_property
     def grid(self) -> Grid:
-        """Rows and columns of patches of an image of the model's own size.
+        """Rows and columns of patches of an image of the model's own size; of a clip with time first.
 
         Raises:
             DataError: if its tokens form no grid.
@@ -119,31 +133,31 @@ class Model:
         return self.grid_at(*self.preprocessing.size[1:])
 
     def grid_at(self, height: int, width: int) -> Grid:
-        """Rows and columns of patches of an image of this size.
+        """Rows and columns of patches of an image of this size; of a clip with time first.
 
         Raises:
             DataError: if the model takes no image of this size, or its tokens form no grid.
         """
-        expected = self.preprocessing.size
-        if (height, width) != expected[1:] and not self.resizable:
+        *before, own_height, own_width = self.preprocessing.shape
+        if (height, width) != (own_height, own_width) and not self.resizable:
             raise DataError(
-                f"{self.name} takes images of {expected[1]} x {expected[2]}, not of {height} x {width}: "
+                f"{self.name} takes images of {own_height} x {own_width}, not of {height} x {width}: "
                 "resize and crop them to that"
             )
         grid = self.family.grid(self.module, height, width)
-        blank = torch.zeros(1, expected[0], height, width, device=self.device, dtype=self.dtype)
+        blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)
         try:
             with torch.no_grad():
                 patches = self.embed(blank).shape[1] - len(self.prefix)
         except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
             raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
-        if grid is None:  # of all rectangles, the one most like the image
+        if grid is None and len(before) == 1:  # of all rectangles, the one most like the image
             grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
             unlike = {grid: abs(math.log(grid[0] * width / (grid[1] * height))) for grid in grids}
             grid = min(grids, key=lambda grid: unlike[grid], default=())
             if grid and unlike[grid] > math.log(1.5):  # patches may be oblong, but hardly more than this
                 grid = ()
-        if math.prod(grid) != patches or not grid:
+        if not grid or math.prod(grid) != patches:
             raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
         return grid
 
@@ -153,14 +167,29 @@ class Model:
         return self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
+        """Images, or clips, as `preprocessing.shape` says, to the first layer's stream
+        `(batch, token, d_model)`.
+        """
         source = self.stages[0]
         return source.total(source.write(source.read(images)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The model's own forward: images `(batch, channel, height, width)` to logits `(batch, class)`."""
+        """The model's own forward: images, or clips, to logits `(batch, class)`.
+
+        Raises:
+            OptionError: under `torch.autocast`, as `refresh`.
+        """
+        self._refuse_autocast()
         with torch.no_grad():
-            return self.module(images)  # type: ignore[no-any-return]
+            return self.family.run(self.module, images) if self.head is None else self._staged(images)
+
+    def _staged(self, images: Tensor) -> Tensor:
+        """The logits by the stages, where the module knows nothing of the readout."""
+        stream = self.embed(images)
+        *layers, readout = self.essential[1:]
+        for layer in layers:
+            stream = layer.add(stream, layer.write(layer.read(stream)))
+        return readout.write(readout.read(stream))
 
     def with_rules(self, rules: BackwardRules) -> Model:
         """A model with the same outputs and other gradients; this one stays as it is.
@@ -168,11 +197,16 @@ class Model:
         Raises:
             UnsupportedModelError: if a stage is of a kind that the rules do not know.
         """
-        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages))
+        return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages), rules=rules)
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
         """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""
         return (*self.prefix, *("patch",) * (n_tokens - len(self.prefix)))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the outputs choose between classes, so that there are predictions and a KL between them."""
+        return self.has_classes and self.n_logits > 1
 
     @property
     def device(self) -> torch.device:
@@ -187,6 +221,8 @@ class Model:
     def _tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()
         yield from self.module.buffers()
+        if self.head is not None:
+            yield from self.head.tensors.values()
 
     @property
     def weights_version(self) -> int:
@@ -206,30 +242,35 @@ class Model:
             ModelError: if the module that was wrapped has got other tensors, which this model does not see.
             OptionError: under `torch.autocast`, where the model's own products change their dtype.
         """
-        if torch.is_autocast_enabled(self.device.type):
-            raise OptionError(
-                "torch.autocast is on, which changes the dtype of some products and not of others: "
-                "leave it, or give the model another dtype, such as model.to(torch.bfloat16)"
-            )
+        self._refuse_autocast()
         self.origin.check(self.module)
         if self.origin.looks_different(self._tensors()):
             for stage in self.stages:
                 stage.forget()
 
+    def _refuse_autocast(self) -> None:
+        if torch.is_autocast_enabled(self.device.type):
+            raise OptionError(
+                "torch.autocast is on, which changes the dtype of some products and not of others: "
+                "leave it, or give the model another dtype, as cv.load(..., dtype=torch.bfloat16) does"
+            )
+
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes and values of all parameters and buffers."""
+        """SHA-256 over the values of all weights, the same for the same model in another library's layout."""
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
+        return content_hash(self.stages, self.module, lambda: self(blank))
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """Versions of the libraries that its parts come from, by name."""
+        return libraries(self.module)
 
     def __repr__(self) -> str:
-        size = "x".join(str(side) for side in self.preprocessing.size)
+        size = "x".join(str(side) for side in self.preprocessing.shape)
         classes = f", {len(self.classes)} classes" if self.classes else ""
         edges = f"{self.graph.n_edges:,} edges"
         return f"Model({self.name}: {len(self.layers)} stages, {edges}, input {size}{classes})"
@@ -246,6 +287,10 @@ class Origin:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return Origin(None)  # a copied model has weights of its own
+
+    def afresh(self) -> Origin:
+        """The same module for another model, which has looked at nothing yet."""
+        return Origin(None if self._module is None else self._module())
 
     def check(self, twin: nn.Module) -> None:
         """Refuse a module whose tensors are no longer those of its twin.

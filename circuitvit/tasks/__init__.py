@@ -14,11 +14,14 @@ from circuitvit.tasks.metrics import (
     logit_diff,
     metric_names,
     probability,
+    projection,
+    similarity,
 )
 from circuitvit.tasks.split import Split, as_task, select_pairs, split
-from circuitvit.tasks.task import Batch, PreparedTask, Task, prepare
+from circuitvit.tasks.task import GROUPS, Batch, PreparedTask, Task, prepare
 
 __all__ = [
+    "GROUPS",
     "Ablation",
     "Batch",
     "Constants",
@@ -45,6 +48,8 @@ __all__ = [
     "metric_names",
     "prepare",
     "probability",
+    "projection",
     "select_pairs",
+    "similarity",
     "split",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import capture
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
@@ -39,9 +40,10 @@ class AttentionPatterns:
         subjects: the images.
         layer: of the model.
         heads: names of the heads; those of a pool, whose queries are latents, end the model.
-        pattern: after the softmax; each row sums to 1.
-        scores: before it, in nats.
-        weighted: length of what each key's value adds to the stream at each query, in units of the stream.
+        pattern: after the softmax; each row sums to 1, but of differential heads to what their difference is.
+        scores: before it, in nats; NaN for differential heads, which have two softmaxes.
+        weighted: length of what each key's value adds to the stream at each query, in units of the stream;
+            NaN where heads are normed together, so that it is no sum over keys.
     """
 
     subjects: Subjects
@@ -62,12 +64,12 @@ class AttentionPatterns:
         found: NDArray[np.float32] = getattr(self, kind)
         return found
 
-    def maps(self, query: int | tuple[int, int] = 0, kind: str = "pattern") -> NDArray[np.float32]:
-        """What one query token sees: `(image, head, row, column)`.
+    def maps(self, query: int | tuple[int, ...] = 0, kind: str = "pattern") -> NDArray[np.float32]:
+        """What one query token sees: `(image, head, row, column)`; of clips with time before rows.
 
         Args:
             query: a token by its place, 0 being the class token where there is one; or a patch by row and
-                column.
+                column, of a clip by frame, row and column.
             kind: one of `KINDS`.
 
         Raises:
@@ -76,16 +78,12 @@ class AttentionPatterns:
         token = self.token(query)
         return self.subjects.on_grid(self.of_kind(kind)[:, :, token])
 
-    def token(self, query: int | tuple[int, int]) -> int:
+    def token(self, query: int | tuple[int, ...]) -> int:
         """The place of a query token, given by place or as a patch `(row, column)`."""
-        rows, columns = self.subjects.grid
         if isinstance(query, tuple) and self.pools:
             raise OptionError("the queries of a pool are latents, not patches: give the number of one")
         if isinstance(query, tuple):
-            row, column = query
-            if not (0 <= row < rows and 0 <= column < columns):
-                raise OptionError(f"there is no patch {query}: the grid has {rows} rows, {columns} columns")
-            return self.subjects.n_prefix + row * columns + column
+            return self.subjects.patch(query)
         count = self.pattern.shape[2]
         if not 0 <= query < count:
             what = "latent" if self.pools else "token"
@@ -105,7 +103,7 @@ class AttentionPatterns:
         self,
         image: int = 0,
         *,
-        query: int | tuple[int, int] = 0,
+        query: int | tuple[int, ...] = 0,
         kinds: Sequence[str] = KINDS,
         picture: bool = True,
     ) -> Picture:
@@ -116,7 +114,8 @@ class AttentionPatterns:
 
         Args:
             image: which.
-            query: a token by its place, or a patch `(row, column)`, which is marked.
+            query: a token by its place, or a patch `(row, column)`, which is marked; of a clip `(frame, row,
+                column)`.
             kinds: which of `KINDS`.
             picture: whether the image lies behind.
 
@@ -128,19 +127,23 @@ class AttentionPatterns:
         row, token, n_prefix = self.subjects.index(image), self.token(query), self.subjects.n_prefix
         heads = self.heads[:MOST_HEADS]
         behind = self.subjects.pictures[row] if picture else None
+        kinds = [kind for kind in kinds if not np.isnan(self.of_kind(kind)).any()]
         colours = canvas.rising_colours(clear=picture)
         title = f"Layer {self.layer}, query {self.query_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
-            figure = canvas.blank(1.55 * max(len(heads), 3) + 0.5, 1.75 * len(kinds) + 0.4, title)
+            sheet = self.subjects.sheet
+            wide, high = canvas.proportions(sheet, 1.55, 4.6)
+            least = 3 if sheet.frames == 1 else 1
+            figure = canvas.blank(wide * max(len(heads), least) + 0.5, (high + 0.2) * len(kinds) + 0.4, title)
             axes = figure.subplots(len(kinds), len(heads), squeeze=False)
             for line, kind in zip(axes, kinds, strict=True):
-                maps = self.maps(token, kind)[row]
+                maps = self.subjects.on_sheet(self.of_kind(kind)[row, :, token])
                 elsewhere = self.of_kind(kind)[row, :, token, :n_prefix]
                 for axis, values, off in zip(line, maps, elsewhere, strict=False):
                     norm = canvas.scale(values) if kind == "scores" else canvas.root_scale(values)
-                    canvas.overlay(axis, values, behind, 0.6, cmap=colours, norm=norm)
+                    canvas.overlay(axis, values, behind, 0.6, sheet=sheet, cmap=colours, norm=norm)
                     if token >= n_prefix and not self.pools:
-                        canvas.mark(axis, *divmod(token - n_prefix, self.subjects.grid[1]))
+                        canvas.mark(axis, *sheet.place(token - n_prefix))
                     axis.set_xlabel(_range(values, off, kind), color=MUTED, fontsize=6.5)
                 line[0].set_ylabel(_TITLES[kind])
             for axis, name in zip(axes[0], heads, strict=True):
@@ -183,8 +186,11 @@ def attention_patterns(
     with torch.no_grad():
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
-            for kind, values in zip(
-                KINDS, (stage.pattern(reads), stage.scores(reads), _weighted(stage, reads)), strict=True
+            pattern = stage.pattern(reads)
+            for kind, values in (
+                ("pattern", pattern),
+                ("scores", _known(stage.scores, reads, pattern)),
+                ("weighted", _known(partial(_weighted, stage), reads, pattern)),
             ):
                 parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
@@ -214,15 +220,27 @@ def attention_stage(model: Model, layer: int) -> int:
     return places[layers.index(wanted)]
 
 
+def _known(of: Callable[[Reads], Tensor], reads: Reads, like: Tensor) -> Tensor:
+    """What there is of a kind; NaN where the heads have none."""
+    try:
+        return of(reads)
+    except UnsupportedModelError:
+        return torch.full_like(like, torch.nan)
+
+
 def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
     """The length of what each key's value adds to the stream at each query: `|| pattern . v W_O ||`.
 
     A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
     2020, "Attention is Not Only a Weight", arXiv:2004.10102).
     """
-    alone = stage.expand(stage.carried(reads)).norm(dim=-1)  # (head, image, key)
-    weighted: Tensor = stage.pattern(reads) * alone.transpose(0, 1)[:, :, None, :]
-    return weighted
+    pattern, value, gain = stage.pattern(reads).abs(), stage.carried(reads), stage.gain(reads)
+    if gain is None:
+        weighted: Tensor = pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
+        return weighted
+    at_each = zip(*(part[:, :, :, None].unbind(2) for part in gain), strict=True)  # each query has its own
+    alone = [stage.expand(value * factor + summand).norm(dim=-1) for factor, summand in at_each]
+    return pattern * torch.stack(alone, dim=-2).transpose(0, 1)
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

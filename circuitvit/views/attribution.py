@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,14 @@ from torch import Tensor
 
 from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
 from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.metrics import BoundMetric
 from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
@@ -63,7 +66,8 @@ class DirectAttribution:
         by_token: `(image, sender, token)`, shares by the token that a sender writes to.
         by_source: `(image, sender, token)`, shares by the token that a head reads its values from, by
             attention pattern times value; for other senders as `by_token`, and 0 for a pool's MLP, which
-            reads no tokens.
+            reads no tokens. NaN for heads that are normed together, as what one of them writes is no sum over
+            tokens then.
         constants: names of what no sender owns: biases of attention outputs, norms and classifier.
         constant_values: `(image, constant)`.
         logit_difference: `(image,)`, the model's own.
@@ -91,7 +95,9 @@ class DirectAttribution:
 
     @property
     def by_patch(self) -> NDArray[np.float64]:
-        """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it."""
+        """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it. Of clips
+        with time before rows.
+        """
         return self.subjects.on_grid(self.by_source)
 
     @property
@@ -158,23 +164,18 @@ class DirectAttribution:
         name, mean = self.subjects.names[shown], image is None and len(self.subjects) > 1
         of = f"mean of {len(self.subjects)} images" if mean else name
         behind = self.subjects.pictures[shown] if picture else None
-        shares, maps = self.by_part[rows].mean(axis=0), self.by_patch[shown]
+        shares, maps = self.by_part[rows].mean(axis=0), self.subjects.on_sheet(self.by_source[shown])
+        chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
+        draw = partial(_draw_patches, sheet=self.subjects.sheet)
         with canvas.styled():
             title = f"Direct logit attribution: {self.label}, {of}"
-            figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
-            lines = figure.subfigures(
-                2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False
-            )
-            bars, grid, patches = lines[0, 0].subplots(1, 3, width_ratios=[1.15, 1, 1.05])
+            figure, bars, grid, patches, below = _panels(title, self.subjects.sheet, len(chosen))
             _draw_bars(bars, self.parts, shares, float(self.logit_difference[rows].mean()))
             _draw_model(grid, self, shares)
             where = f" of {canvas.label(name, 18)}" if mean else ""
-            _draw_patches(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
-            if heads:
-                chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
-                below = lines[1, 0].subplots(1, max(len(chosen), 1), squeeze=False)[0]
-                for axes, place in zip(below, chosen, strict=False):
-                    _draw_patches(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
+            draw(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
+            for axes, place in zip(below, chosen, strict=True):
+                draw(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
         return figure
 
     def _heads(self) -> list[int]:
@@ -239,24 +240,33 @@ def attribution_of_task(
     Their difference, `clean - corrupt`, says which parts write the difference in the metric.
 
     Raises:
-        OptionError: if the metric is not a logit or a difference of two, class by class, or the task was
-            prepared for another model.
+        OptionError: if the metric is not a logit, a difference of two, class by class, or a projection; or
+            the task was prepared for another model.
     """
     prepared = prepare(model, task)
-    metric = prepared.metric
-    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
-        raise OptionError(f"{metric.label} is not a sum of shares: use the metric logit or logit_diff")
-    sides = [side for side in (metric.target, metric.foil) if side is not None]
-    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
-        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
-    of = metric.target.float() - (0 if metric.foil is None else metric.foil.float())
-    clean = _attribute(model, prepared.clean, of, metric.label, batch_size)
+    of = _linear(prepared.metric, len(prepared))
+    label = prepared.metric.label
+    clean = _attribute(model, prepared.clean, of, label, batch_size)
     if prepared.corrupt is None:
         return clean, None
-    return clean, _attribute(model, prepared.corrupt, of, metric.label, batch_size)
+    return clean, _attribute(model, prepared.corrupt, of, label, batch_size)
 
 
 # -- inside --------------------------------------------------------------------------------------
+
+
+def _linear(metric: BoundMetric, count: int) -> Float[Tensor, "image class"]:
+    """The weights of the logits in a metric that is a sum of them."""
+    if metric.metric.name == "projection" and metric.vector is not None:
+        return metric.vector.expand(count, -1)
+    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
+        raise OptionError(
+            f"{metric.label} is not a sum of shares: use the metric logit, logit_diff or projection"
+        )
+    sides = [side for side in (metric.target, metric.foil) if side is not None]
+    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
+        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
+    return metric.target.float() - (0 if metric.foil is None else metric.foil.float())
 
 
 def _attribute(
@@ -328,8 +338,15 @@ def _by_source(
 ) -> Float[Tensor, "image head source"]:
     """Shares of heads by source token: pattern times what the token's value would write on its own."""
     reads = stage.read(run.stream(place))
-    alone = stage.expand(stage.carried(reads))  # what a head writes that attends to one token only
-    said = torch.einsum("hisd,itd->ihts", alone, weights)
+    try:
+        gain = stage.gain(reads)
+    except UnsupportedModelError:
+        return torch.full_like(stage.carried(reads)[..., 0], torch.nan)
+    alone = stage.factored(stage.carried(reads))  # as if a head attended to one token only
+    asked = torch.einsum("hkd,itd->ihtk", alone.weight, weights)
+    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain[0])
+    if gain is not None:  # rows of the pattern sum to 1, and share it out
+        said += (asked * gain[1]).sum(dim=-1)[..., None]
     return (said * stage.pattern(reads)).sum(dim=2)
 
 
@@ -344,6 +361,28 @@ def _check_sum(model: Model, view: DirectAttribution) -> None:
 
 
 # -- the figure ----------------------------------------------------------------------------------
+
+
+def _panels(title: str, sheet: Sheet, heads: int) -> tuple[Picture, Axes, Axes, Axes, list[Axes]]:
+    """The figure, with room for bars, the map of the model, all parts' patches, and some heads'.
+
+    Patches of an image stand beside the bars and beside each other, strips of frames below each other.
+    """
+    from circuitvit.views import canvas
+
+    if sheet.frames > 1:
+        _, high = canvas.proportions(sheet, 2.0, 8.0)
+        below = (high + 0.35) * (1 + heads)
+        figure = canvas.blank(9.2, 3.4 + below, title)
+        upper, lower = figure.subfigures(2, 1, height_ratios=[3.1, below])
+        bars, grid = upper.subplots(1, 2, width_ratios=[1.15, 1])
+        patches, *each = lower.subplots(1 + heads, 1, squeeze=False)[:, 0]
+        return figure, bars, grid, patches, each
+    figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
+    lines = figure.subfigures(2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False)
+    bars, grid, patches = lines[0, 0].subplots(1, 3, width_ratios=[1.15, 1, 1.05])
+    each = list(lines[1, 0].subplots(1, heads, squeeze=False)[0]) if heads else []
+    return figure, bars, grid, patches, each
 
 
 def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], whole: float) -> None:
@@ -389,7 +428,7 @@ def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]
 
 
 def _draw_patches(
-    axes: Axes, values: NDArray[np.float64], picture: NDArray[np.uint8] | None, title: str
+    axes: Axes, values: NDArray[np.float64], picture: NDArray[np.uint8] | None, title: str, sheet: Sheet
 ) -> None:
     """Patches as opaque as they matter, or all of them where no image lies behind."""
     from circuitvit.views import canvas
@@ -397,6 +436,7 @@ def _draw_patches(
     norm = canvas.even_norm(values, 0.985)
     weight = 0.15 + 0.75 * np.sqrt(np.clip(np.abs(values) / norm.vmax, 0, 1))
     opacity = 1.0 if picture is None else weight
-    drawn = canvas.overlay(axes, values, picture, cmap=canvas.signed_colours(), norm=norm, alpha=opacity)
+    look = {"cmap": canvas.signed_colours(), "norm": norm, "alpha": opacity}
+    drawn = canvas.overlay(axes, values, picture, sheet=sheet, **look)
     axes.set_title(title)
     axes.figure.colorbar(drawn, ax=axes, shrink=0.7, extend="both")

@@ -66,7 +66,7 @@ def hooked(module: Any) -> HookedModule:
     if pool.mlp is not None:
         senders["pool.mlp"] = Sender(pool.mlp, gives)
         receivers["pool.mlp"] = Receiver(pool.norm, pool.norm)
-    receivers["logits"] = Receiver(module.fc_norm, module.fc_norm, enters=given_to_readout)
+    receivers["logits"] = Receiver(module.fc_norm, module.fc_norm, pool=given_to_readout)
     return HookedModule(module, senders, receivers)
 
 
