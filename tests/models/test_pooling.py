@@ -147,6 +147,12 @@ def test_the_pooled_token_is_a_group_of_its_own() -> None:
     assert abs(scores.values[scores.graph.edge_index("m1->pool.h0<v>@cls")]) < 1e-12
 
 
+def test_no_other_group_is_called_like_the_pool() -> None:
+    groups = cv.TokenGroups(("pool", "rest"), torch.tensor([0, 1, 1, 1]))
+    with pytest.raises(OptionError, match="cannot be called 'pool'"):
+        task_of(groups=groups).prepare(cv.wrap(pooled()))
+
+
 def test_another_pool_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match=r"attn_pool is a AttentionPoolPrr.*global_pool='map'"):
         cv.wrap(micro(global_pool="prr"))
