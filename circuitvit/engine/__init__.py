@@ -19,7 +19,7 @@ from circuitvit.engine.gradients import (
     stream_gradients,
 )
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
-from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
+from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream, token_parts
 from circuitvit.engine.processes import announce, joined, launched, own_share, progress_bar, summed
 from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
@@ -68,4 +68,5 @@ __all__ = [
     "soft_run",
     "stream_gradients",
     "summed",
+    "token_parts",
 ]

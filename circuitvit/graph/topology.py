@@ -211,6 +211,11 @@ class StageNodes(Remade):
         return *self.senders, *map(node_of, self.receivers)
 
     @property
+    def block(self) -> str:
+        """The name of the block that the stage belongs to: "layer 3", or the pool whose stream it writes."""
+        return f"layer {self.layer}" if self.writes_to == RESIDUAL else self.writes_to
+
+    @property
     def begins(self) -> bool:
         """Whether the stage starts another part of the stream, into which nothing that it reads goes on."""
         return bool(self.senders and self.receivers) and self.reads_from != self.writes_to

@@ -361,6 +361,25 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
+class Latents:
+    """Learned tokens whose queries gather the stream.
+
+    Attributes:
+        tokens: `(latent, width)`.
+        query: from them, normed, to all heads' queries; None where they are these queries.
+        norm: of them, or None.
+    """
+
+    tokens: Float[Tensor, "latent width"]
+    query: Linear | None = None
+    norm: Norm | None = None
+
+    def __call__(self) -> Float[Tensor, "latent head*d_head"]:
+        tokens = self.tokens if self.norm is None else self.norm(self.tokens)
+        return tokens if self.query is None else self.query(tokens)
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """What multi-head self-attention is made of.
 
@@ -382,7 +401,7 @@ class Attention:
         across: the norm of all heads' outputs joined, before `out`, or None; with it every head writes by the
             scale of all.
         derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
-        latents: gives learned queries, the same for all images, `(latent, head * d_head)`; or None.
+        latents: learned queries, the same for all images, or None.
     """
 
     heads: int
@@ -400,7 +419,7 @@ class Attention:
     difference: Difference | None = None
     across: Norm | None = None
     derived: Derived = field(default_factory=Derived)
-    latents: Callable[[], Float[Tensor, "latent width"]] | None = None
+    latents: Latents | None = None
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:

@@ -212,6 +212,11 @@ class Task:
         with torch.no_grad():
             n_tokens = model.embed(image).shape[1]
         groups = GROUPS[self.groups](model, n_tokens) if isinstance(self.groups, str) else self.groups
+        for part in model.graph.parts[1:]:
+            if part in groups.names:
+                raise OptionError(
+                    f"a token group cannot be called {part!r}, which is that of the pooled tokens of {model.name}"
+                )
         if groups.members.shape[-1] != n_tokens:
             raise DataError(
                 f"token groups for {groups.members.shape[-1]} tokens, but the model sees {n_tokens}"
