@@ -66,7 +66,7 @@ UNNAMED = {"deepseek": 14}
 """Sides of patches that names do not tell."""
 
 SINGLE = ("clip",)
-"""Libraries whose norms compute in float32 whatever they are given, so that nothing else can be asked of them."""
+"""Libraries whose norms compute in float32 whatever they are given, so that no more can be asked of them."""
 
 PAGE, LIST = Path("docs/models.md"), Path("docs/models_tried.csv")
 MARKS = ("<!-- tried: python -m bench.models_tried --write -->", "<!-- /tried -->")

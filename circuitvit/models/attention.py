@@ -283,7 +283,8 @@ class AttentionStage(Stage):
         if across is None:
             return mixture
         joined = across(rearrange(mixture, "b head t k -> b t (head k)"))
-        return rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))  # type: ignore[no-any-return]
+        normed: Tensor = rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))
+        return normed
 
     def _gated(self, written: Tensor, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         if self.attention.gate is None:
@@ -361,43 +362,43 @@ class AttentionStage(Stage):
         self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
         if self.attention.across is not None:
-            return self._joint_answers(reads, others, d_reads, d_compact)
+            return self._joint_answers(reads, others, d_compact)
         base = (self.write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
         count = len(others[0])
         # Candidates are more images, never more tokens: a token's place decides how it is turned.
         same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
         found = []
         for place, port in enumerate(self.attention.ports):
-            moved = self._moved(port, reads, others[place], d_reads[place], d_compact)
-            if moved is None:
-                mixed = (*same[:place], others[place].flatten(0, 1), *same[place + 1 :])
-                written = self.write(mixed)
-                written = written.view(count, -1, *written.shape[1:])
-                moved = torch.einsum("cbhtk,bhtk->hcb", written, d_compact) - base
-            found.append(moved)
+            if port == "v" and self.attention.difference is None:  # linear in it: no attention is needed
+                found.append(torch.einsum("cbhtk,bhtk->hcb", others[place] - reads[place], d_reads[place]))
+                continue
+            if port == "g":
+                found.append(self._by_gate(reads, others[place], d_compact))
+                continue
+            mixed = (*same[:place], others[place].flatten(0, 1), *same[place + 1 :])
+            written = self.write(mixed)
+            written = written.view(count, -1, *written.shape[1:])
+            found.append(torch.einsum("cbhtk,bhtk->hcb", written, d_compact) - base)
         return torch.cat(found)
 
-    def _moved(
-        self, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
-    ) -> Float[Tensor, "head candidate batch"] | None:
-        """The answers at a port that a head is linear in, or in its sigmoid, without attention; else None."""
-        if port == "v" and self.attention.difference is None:
-            return torch.einsum("cbhtk,bhtk->hcb", others - reads[2], d_read)
-        if port == "g":
-            change, gated = others.sigmoid() - reads[3].sigmoid(), self._finished(self._mixture(reads))
-            return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
-        return None
+    def _by_gate(
+        self, reads: Reads, others: Tensor, d_compact: Tensor
+    ) -> Float[Tensor, "head candidate batch"]:
+        """The answers at gates, which multiply what is there already."""
+        change, gated = others.sigmoid() - reads[3].sigmoid(), self._finished(self._mixture(reads))
+        return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
 
     def _joint_answers(
-        self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
+        self, reads: Reads, others: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
         """The same where what one head reads changes what all of them write."""
-        base, count, found = self._mixture(reads), len(others[0]), []
-        same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
+        base, count = self._mixture(reads), len(others[0])
+        found: list[Tensor] = []
+        same = tuple(part.expand(count, *part.shape).flatten(0, 1) for part in reads)
         written = self._gated(self._finished(base), reads)
         for place, (port, other) in enumerate(zip(self.attention.ports, others, strict=True)):
             if port == "g":
-                found += self._moved(port, reads, other, d_reads[place], d_compact)
+                found += self._by_gate(reads, other, d_compact)
                 continue
             mixture = self._mixture((*same[:place], other.flatten(0, 1), *same[place + 1 :]))
             for head in range(len(self.heads)):

@@ -111,11 +111,11 @@ class TimmViT(Family):
 
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
         embed = module.patch_embed
-        own, size = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
-        sized = own is not None and size is not None and (height, width) == tuple(size)
-        if hasattr(embed, "dynamic_feat_size") and (sized or self.resizable(module)):
-            return tuple(int(side) for side in embed.dynamic_feat_size((height, width)))
-        return tuple(int(side) for side in own) if sized else None
+        size, sides = getattr(embed, "img_size", None), getattr(embed, "grid_size", None)
+        own = None if size is None or (height, width) != tuple(size) else sides
+        if hasattr(embed, "dynamic_feat_size") and (own is not None or self.resizable(module)):
+            own = embed.dynamic_feat_size((height, width))
+        return None if own is None else tuple(int(side) for side in own)
 
     def resizable(self, module: Any) -> bool:
         return bool(getattr(module, "dynamic_img_size", False))
@@ -176,8 +176,9 @@ def attention_of(module: Any, where: str, **others: Any) -> Attention:
     if module.qkv is None:
         groups = getattr(module, "num_kv_heads", heads)
         shared = None if groups == heads else (groups, heads // groups)
-        ports = (Linear.of(getattr(module, name), None if name == APART[0] else shared) for name in APART)
-        return Attention(heads, *ports, out, scale, **parts, **others)
+        query, key, value = (getattr(module, name) for name in APART)
+        key, value = Linear.of(key, shared), Linear.of(value, shared)
+        return Attention(heads, Linear.of(query), key, value, out, scale, **parts, **others)
     packed, apart = Linear.of(module.qkv), getattr(module, "q_bias", None)
     if apart is not None:  # biases of queries and values are weights, that of keys is a constant
         packed = Linear(packed.full_weight, (apart, module.k_bias, module.v_bias))
