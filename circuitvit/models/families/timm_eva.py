@@ -6,8 +6,8 @@ projections together or apart, with biases of their own; `qk_norm`, a norm acros
 refused by name. A model with rotations takes images of its own size alone, as the angles of a token follow
 from rows and columns of patches, which the stream does not show.
 
-Fang et al. 2023, "EVA-02", arXiv:2303.11331; Siméoni et al. 2025, "DINOv3", arXiv:2508.10104; Heo et al. 2024,
-"Rotary position embedding for Vision Transformer", arXiv:2403.13298.
+Fang et al. 2023, "EVA-02", arXiv:2303.11331; Siméoni et al. 2025, "DINOv3", arXiv:2508.10104; Heo et al.
+2024, "Rotary position embedding for Vision Transformer", arXiv:2403.13298.
 """
 
 from __future__ import annotations
