@@ -131,7 +131,8 @@ class Linear:
         if self.shared is None:
             return rows
         groups, heads = self.shared
-        return rows.unflatten(0, (groups, -1)).repeat_interleave(heads, dim=0).flatten(0, 1)
+        by_group = rows.view(groups, -1, *rows.shape[1:])
+        return by_group.repeat_interleave(heads, dim=0).flatten(0, 1)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
