@@ -1,4 +1,4 @@
-"""Micro-models of transformers, from configurations alone, and where each keeps what the graph has nodes for."""
+"""Micro-models of transformers, from configurations alone, and where each keeps what are nodes here."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def wrap(
 
 def _wrapped(
     module: nn.Module,
-    family: Family,
+    meaning: Family | Layout,
     name: str | None,
     classes: Sequence[str] | None,
     preprocessing: InputSpec | None,
@@ -245,14 +245,14 @@ def _wrapped(
     with _in_peace(module):
         refuse_unsound(module)
         twin = frozen_twin(module)
-        spec = preprocessing or (None if isinstance(family, Layout) else family.preprocessing(twin))
+        spec = preprocessing or (None if isinstance(meaning, Layout) else meaning.preprocessing(twin))
         if spec is None:
             raise OptionError(
                 f"{type(module).__name__} does not say how images become inputs: give preprocessing="
             )
-        family.settle(twin, spec)
+        meant = layouts.families(meaning, twin, spec.size) if isinstance(meaning, Layout) else (meaning,)
+        meant[0].settle(twin, spec)
         images = _noise(twin, spec)
-        meant = layouts.families(family, twin, spec.size) if isinstance(family, Layout) else (family,)
         look_at_hooks(module, meant[0], twin, images)
         family, stages, logits = _first_that_fits(meant, twin, images)
         classes = classes or family.classes(twin)
@@ -347,9 +347,13 @@ def family_of(module: nn.Module) -> Family | Layout:
     Raises:
         UnsupportedModelError: if there is none.
     """
-    found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
-    if found is not None:
-        return _found(found) if isinstance(found, str) else found
+    for kind in type(module).__mro__:
+        found = FAMILIES.get(_full_name(kind))
+        if isinstance(found, str):
+            family: Family = _found(found)
+            return family
+        if found is not None:
+            return found
     for place, part in module.named_modules():
         if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))

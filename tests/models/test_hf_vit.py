@@ -52,7 +52,7 @@ def test_a_class_is_taken_apart_into_what_it_computes(name: str) -> None:
     ):
         assert (found - told).abs().max() <= tolerance
     assert cv.wrap(module).has_classes == (
-        hasattr(module, "classifier") and "no classes" not in name or "teacher" in name
+        (hasattr(module, "classifier") and "no classes" not in name) or "teacher" in name
     )
     assert model.grid == (2, 2)
     assert model.stages[-1].parts is not None  # so that direct attribution and backward rules know it

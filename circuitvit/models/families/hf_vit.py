@@ -1,13 +1,13 @@
 """Vision Transformers of transformers 5: a table of where each architecture keeps its parts.
 
-Known: ViT, DeiT (with a teacher or without), MSN, I-JEPA, MAE's encoder, DINOv2 (with registers or without), DINOv3,
-BEiT, CLIP, SigLIP and SigLIP 2, each alone and with whatever transformers puts on it to classify or to project.
-Without a classifier the logits are features: what the model itself calls its pooled output, projected where it
-has a projection; and of a model that pools nothing the class token after the last norm, or the mean of all tokens
-where there is none.
+Known: ViT, DeiT (with a teacher or without), MSN, I-JEPA, MAE's encoder, DINOv2 (with registers or without),
+DINOv3, BEiT, CLIP, SigLIP and SigLIP 2, each alone and with what transformers puts on it to classify or to
+project. Without a classifier the logits are features: what the model itself calls its pooled output,
+projected where it has a projection; and of a model that pools nothing the class token after the last norm, or
+the mean of all tokens where there is none.
 
-Attention runs by torch's own kernel in the frozen copy, whatever backend the user's module has: it computes the
-same, in any dtype.
+Attention runs by torch's own kernel in the frozen copy, whatever backend the user's module has: it computes
+the same, in any dtype.
 
 Dosovitskiy et al. 2021, arXiv:2010.11929; Touvron et al. 2021, "DeiT", arXiv:2012.12877; Radford et al. 2021,
 "CLIP", arXiv:2103.00020; Oquab et al. 2023, "DINOv2", arXiv:2304.07193; Siméoni et al. 2025, "DINOv3",
@@ -168,7 +168,7 @@ class ViT(Family):
         return self.usual(module) if beside is None else beside
 
     def usual(self, module: Any) -> InputSpec:
-        """How images of this architecture usually become inputs, where nothing says how they did for this one."""
+        """How images of this architecture usually become inputs, where nothing says it of this one."""
         config = self.tower(module).config
         height, width = _pair(config.image_size)
         channels = config.num_channels
@@ -181,7 +181,7 @@ class ViT(Family):
 
 
 class DeiT(ViT):
-    """DeiT, whose second token learned from a teacher: with a head of its own, the logits are the mean of both."""
+    """DeiT, whose second token learned from a teacher; with a head for each the logits are their mean."""
 
     inner, colours = "deit", IMAGENET
 
@@ -210,13 +210,13 @@ class MAE(ViT):
         super().refuse(module)
         if module.config.mask_ratio != 0:
             raise UnsupportedModelError(
-                f"{type(module).__name__} hides {module.config.mask_ratio:.0%} of the patches, others in every "
-                "run (mask_ratio): set module.config.mask_ratio = 0.0 before wrapping"
+                f"{type(module).__name__} hides {module.config.mask_ratio:.0%} of the patches, others in "
+                "every run (mask_ratio): set module.config.mask_ratio = 0.0 before wrapping"
             )
 
     @staticmethod
     def _order(module: Any, images: Tensor) -> Float[Tensor, "batch patch"]:
-        """Noise by which the patches stay in order: without it they are shuffled even where none is hidden."""
+        """Noise by which the patches stay in order; without it even patches that all stay are shuffled."""
         patches = module.embeddings.patch_embeddings.num_patches
         return torch.arange(patches, device=images.device, dtype=torch.float32).expand(len(images), -1)
 
@@ -327,7 +327,8 @@ class CLIP(ViT):
 
     def run(self, module: Any, images: Tensor) -> Tensor:
         if hasattr(module, "text_model"):
-            return module.get_image_features(images, return_dict=True).pooler_output  # type: ignore[no-any-return]
+            found: Tensor = module.get_image_features(images, return_dict=True).pooler_output
+            return found
         return super().run(module, images)
 
 
@@ -356,8 +357,8 @@ class Siglip(CLIP):
         super().refuse(module)
         if not hasattr(module, "classifier") and self.tower(module).use_head:
             raise UnsupportedModelError(
-                f"head is a {type(self.tower(module).head).__name__} (vision_use_head=True): attention pooling is "
-                "not supported"
+                f"head is a {type(self.tower(module).head).__name__} (vision_use_head=True): attention "
+                "pooling is not supported"
             )
 
 
