@@ -120,8 +120,8 @@ def _check_origin(path: Path, circuit: Circuit, model: Model, prepared: Prepared
             f"{path} belongs to another graph: {circuit.graph} in the file, {prepared.graph} of "
             f"{model.name}. Give the --model and the --groups that the circuit was found with"
         )
-    made = circuit.provenance
-    if made.weights and made.weights != model.weights_hash:
+    made, here = circuit.provenance, cv.graph.Provenance(weights=model.weights_hash)
+    if made.is_comparable(here) and made.weights != here.weights:
         remark(f"the circuit was found on other weights ({made.model or 'a model'}, {made.weights[:12]})")
 
 

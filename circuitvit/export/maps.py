@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import PreparedTask, Task
@@ -146,7 +147,7 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
             continue
         every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place))
         heads.update({name: every[name] for name in wanted if name in every})
-        if not every:
+        if not every and stage.nodes.writes_to == RESIDUAL:  # what latents are written has no place on the image
             lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))
             all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
             writes.update({name: all_writes[name] for name in wanted})
@@ -161,7 +162,10 @@ def _attention(stage: Stage, stream: Tensor) -> dict[str, HeadMap]:
         scores = _array(stage.scores(reads)[0])
     except UnsupportedModelError:
         return {}
-    weights = _array(stage.expand(reads[2])[:, 0].norm(dim=-1))
+    if stage.nodes.begins:  # a pool asks for all tokens alike, whichever of them is looked at
+        mean = _array(stage.pattern(reads)[0].mean(dim=1, keepdim=True).log())
+        scores = mean.repeat(mean.shape[2], axis=1)
+    weights = _array(stage.expand(stage.carried(reads))[:, 0].norm(dim=-1))
     return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
 
 

@@ -20,7 +20,7 @@ from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.model import Model, Origin
-from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
@@ -62,19 +62,23 @@ TRANSFORMERS_VIDEO = {
 """The same for models of clips."""
 
 FAMILIES: dict[str, str | Family | Layout] = {
-    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
-    "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
-    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
+    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
+    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
     "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
+    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
     "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
         "circuitvit.models.families.timm_relative:RELPOS"
     ),
     "torchvision.models.vision_transformer.VisionTransformer": (
         "circuitvit.models.families.torchvision_vit:FAMILY"
     ),
-    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
-    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
-    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
     **{
         f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_vit:{family}"
         for file, (family, kinds) in TRANSFORMERS.items()
@@ -235,7 +239,7 @@ def wrap(
 
 def _wrapped(
     module: nn.Module,
-    meaning: Family | Layout,
+    said: Family | Layout,
     name: str | None,
     classes: Sequence[str] | None,
     preprocessing: InputSpec | None,
@@ -245,12 +249,12 @@ def _wrapped(
     with _in_peace(module):
         refuse_unsound(module)
         twin = frozen_twin(module)
-        spec = preprocessing or (None if isinstance(meaning, Layout) else meaning.preprocessing(twin))
+        spec = preprocessing or (None if isinstance(said, Layout) else said.preprocessing(twin))
         if spec is None:
             raise OptionError(
                 f"{type(module).__name__} does not say how images become inputs: give preprocessing="
             )
-        meant = layouts.families(meaning, twin, spec.size) if isinstance(meaning, Layout) else (meaning,)
+        meant = layouts.families(said, twin, spec.shape) if isinstance(said, Layout) else (said,)
         meant[0].settle(twin, spec)
         images = _noise(twin, spec)
         look_at_hooks(module, meant[0], twin, images)
@@ -354,6 +358,7 @@ def family_of(module: nn.Module) -> Family | Layout:
             return family
         if found is not None:
             return found
+    refuse_unknown(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))
@@ -362,10 +367,10 @@ def family_of(module: nn.Module) -> Family | Layout:
                 f"{_full_name(type(module))} cannot be decomposed as it is, as it may do more than the "
                 f"{type(part).__name__} that it holds: wrap that, module{path}{merge}"
             )
-    known = ", ".join(sorted(FAMILIES))
+    libraries = ", ".join(sorted({name.partition(".")[0] for name in FAMILIES}))
     raise UnsupportedModelError(
-        f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
-        "Teach the library yours with circuitvit.register"
+        f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
+        "classes derived from them. Teach the library yours with circuitvit.register"
     )
 
 
