@@ -13,7 +13,7 @@ from torch import nn
 
 import circuitvit as cv
 from circuitvit.errors import ModelError, UnsupportedModelError
-from tests.hf_models import MODELS, SMALL, TEXT, hf, hooked, own_output
+from tests.hf_models import MODELS, SMALL, TEXT, hf, hooked, own_output, siglip
 from tests.reference.hooked import Receiver
 from tests.rightness import CLEAN, CORRUPT, finished, prove, scored, task_of
 from tests.strategies import assert_close
@@ -119,6 +119,14 @@ def test_edges_are_those_of_hooks_on_the_original(name: str) -> None:
     if name == "mae":  # which shuffles its patches, others in every run
         nodes = replace(nodes, run=lambda images: module(images, noise=ORDER).last_hidden_state[:, 0])
     prove(wrapped(module), nodes, CLEAN, CORRUPT)
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2"])
+def test_edges_into_and_out_of_siglip_s_pool_are_those_of_hooks(name: str) -> None:
+    module = micro(name)
+    model = wrapped(module)
+    assert {"m1->pool.h0<k>", "pool.h1->pool.mlp", "pool.mlp->logits"} <= set(model.graph.edges)
+    prove(model, siglip(module), CLEAN, CORRUPT)
 
 
 # -- what transformers does around -----------------------------------------------------------------

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from operator import attrgetter
@@ -32,8 +33,10 @@ from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.families.hf_load import spec_beside
+from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parts import MLP, Added, Attention, Derived, Linear, Readout, Turn, norm_of
+from circuitvit.models.pooling import POOL, PoolingStage
 from circuitvit.models.processor import ProcessorSpec
 from circuitvit.models.stages import Stage, places
 from circuitvit.models.zoo import InputSpec
@@ -343,23 +346,37 @@ class Siglip(CLIP):
     def prefix(self, module: Any) -> tuple[str, ...]:
         return ()
 
-    def readout_parts(self, module: Any) -> Readout:
-        norm, none = norm_of(self.tower(module).post_layernorm, self.last), norm_of(nn.Identity(), "none")
-        head, name = (
-            (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "none")
+    def pool(self, module: Any) -> tuple[Stage, ...]:
+        tower = self.tower(module)
+        if not self._pools(module):
+            return ()
+        layer, head = len(self.blocks(module)), tower.head
+        both, own = multihead(head.attention, "head.attention"), head.attention
+        packed = Linear(own.in_proj_weight, own.in_proj_bias)
+        query, width = packed.part(0, 3), own.embed_dim
+        attention = replace(
+            both,
+            query=None,
+            packed=replace(packed, rows=(width, 3 * width)),
+            latents=lambda: query(head.probe[0]),
         )
-        return Readout(norm, _patches, none, (head,), (name,))
+        first = PoolingStage(layer, norm_of(tower.post_layernorm, self.last), attention)
+        norm = norm_of(head.layernorm, "head.layernorm")
+        return first, MLPStage(layer, norm, mlp_of(head.mlp), part=POOL)
+
+    def readout_parts(self, module: Any) -> Readout:
+        none = norm_of(nn.Identity(), "none")
+        if self._pools(module):
+            return Readout(none, _first, none, (nn.Identity(),))
+        norm = norm_of(self.tower(module).post_layernorm, self.last)
+        return Readout(norm, _patches, none, (getattr(module, "classifier", nn.Identity()),), ("classifier",))
 
     def featured(self, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
         return _patches(normed)
 
-    def refuse(self, module: Any) -> None:
-        super().refuse(module)
-        if not hasattr(module, "classifier") and self.tower(module).use_head:
-            raise UnsupportedModelError(
-                f"head is a {type(self.tower(module).head).__name__} (vision_use_head=True): attention "
-                "pooling is not supported"
-            )
+    def _pools(self, module: Any) -> bool:
+        """Whether its features are what a head with a query of its own gathers; a classifier has none."""
+        return not hasattr(module, "classifier") and self.tower(module).use_head
 
 
 class Siglip2(Siglip):
