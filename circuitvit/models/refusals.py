@@ -37,7 +37,7 @@ PYRAMIDS = (
 )
 NO_EDGES = {
     "timm.models.cait": "its heads are mixed before and after the softmax (talking heads), so that none has a "
-    "pattern or an output of its own, and its class token joins the others after most blocks",
+    "pattern or an output of its own, and its class token joins the others after most blocks (class attention)",
     "timm.models.convit": "its class token joins the others after most blocks, so that no one stream leads "
     "from the first block to the last",
     "timm.models.crossvit": "it has two streams, of small and of large patches, which read each other",

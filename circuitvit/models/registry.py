@@ -19,6 +19,7 @@ from circuitvit.models.decompose import decomposed, frozen_twin
 from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
+from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
 from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
@@ -27,6 +28,9 @@ from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
 IMAGENET_CLASSES = 1000
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What weights may be kept in."""
 
 TRANSFORMERS = {
     "beit.modeling_beit": ("BEIT", "BeitForImageClassification BeitModel"),
@@ -120,7 +124,7 @@ holds the plain one, or the image tower.
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
@@ -154,6 +158,12 @@ def load(
         ('cat', 'dog')
     """
     _refuse_bad_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        names = ", ".join(map(str, DTYPES))
+        raise OptionError(f"the dtype of weights is one of {names}, not {dtype!r}")
+    if not isinstance(name, (str, Path)):
+        raise OptionError(f"a model is loaded by its name or a file, not by {name!r}: cv.wrap takes modules")
+    name = str(name)
     source, colon, rest = name.partition(":")
     if colon and source in SOURCES:
         loaded = _found(SOURCES[source])(rest, checkpoint=checkpoint, dtype=dtype, **architecture)
@@ -234,6 +244,8 @@ def wrap(
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
     module = _unwrapped(module)
+    if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
+        raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
     return _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
 
 
@@ -304,6 +316,8 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
     is wrapped and checked again, as stages and a module that are read apart might not share their weights.
     """
+    if model.under is not None:
+        return _headed, (model.under, model.head, model.rules)
     said = model.name, model.classes, model.preprocessing, model.card
     facts = {"synsets": model.synsets, "has_classes": model.has_classes}
     return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
@@ -325,6 +339,11 @@ def _rewrapped(
     facts: dict[str, Any],
 ) -> Model:
     model = replace(_wrapped(module, family, *said), **facts)
+    return model if rules is None else model.with_rules(rules)
+
+
+def _headed(under: Model, head: Head, rules: BackwardRules | None) -> Model:
+    model = with_head(under, head)
     return model if rules is None else model.with_rules(rules)
 
 
@@ -401,7 +420,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _refuse_bad_device(device: str | torch.device) -> None:
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise OptionError(f"the device {device!r} cannot be used: {reason}") from error
 
