@@ -167,9 +167,7 @@ def siglip(module: Any) -> HookedModule:
     """Where SigLIP's image tower keeps its nodes, those of its pool among them."""
     head, norm, last = module.head, module.post_layernorm, nn.Identity()
     reads = Receiver(last, last, pool=lambda stream: stream[:, 0])
-    plain = hooked(
-        module, "encoder.layers", ("layer_norm1", "layer_norm2"), "self_attn", "out_proj", reads
-    )
+    plain = hooked(module, "encoder.layers", ("layer_norm1", "layer_norm2"), "self_attn", "out_proj", reads)
     senders, receivers = dict(plain.senders), dict(plain.receivers)
 
     def written(number: int) -> Callable[..., Tensor]:
