@@ -253,6 +253,20 @@ def test_names_of_classes_are_those_of_the_configuration() -> None:
     assert cv.wrap(features).classes is None
 
 
+def test_a_text_tower_is_not_copied_to_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, copied = micro("clip, both towers"), list[type]()
+    plain = nn.Module.to
+
+    def noting(part: nn.Module, *args: Any, **options: Any) -> nn.Module:
+        copied.extend(type(each) for each in part.modules())
+        return plain(part, *args, **options)
+
+    monkeypatch.setattr(nn.Module, "to", noting)
+    cv.wrap(module)
+    assert hf.CLIPVisionModel in copied
+    assert hf.CLIPTextModel not in copied
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 

@@ -328,6 +328,9 @@ class CLIP(ViT):
             norm_of(tower.post_layernorm, self.last), _first, none, (head,), ("visual_projection",)
         )
 
+    def unused(self, module: Any) -> Sequence[nn.Module]:
+        return (module.text_model,) if hasattr(module, "text_model") else ()
+
     def run(self, module: Any, images: Tensor) -> Tensor:
         if hasattr(module, "text_model"):
             found: Tensor = module.get_image_features(images, return_dict=True).pooler_output
