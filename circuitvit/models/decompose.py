@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -290,7 +290,7 @@ class _Through(StandIn):
 @torch.no_grad()
 def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> None:
     """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout alone."""
-    copied = _wide(twin, without=family.blocks(twin), redrawn=True)
+    copied = _ends(family, twin, redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
     order = partial(_ordered, token_first=family.token_first(copied))
@@ -317,15 +317,23 @@ def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> N
 # -- one block, in float64 -----------------------------------------------------------------------
 
 
-def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = False) -> nn.Module:
-    """A copy in float64; some parts do nothing in it.
+def _ends(family: Family, twin: nn.Module, redrawn: bool) -> nn.Module:
+    """A copy in float64 without its blocks, and without parts that no image should pass: these would fail."""
+    blocks = {id(block): _Through(block) for block in family.blocks(twin)}
+    return _wide(twin, blocks | {id(part): nn.Module() for part in family.unused(twin)}, redrawn)
+
+
+def _wide(
+    module: nn.Module, instead: Mapping[int, nn.Module] | None = None, redrawn: bool = False
+) -> nn.Module:
+    """A copy in float64.
 
     Args:
         module: to copy.
-        without: the parts that do nothing.
+        instead: what takes the places of some parts, by their ids.
         redrawn: whether all weights are drawn anew, so that none is too small to tell anything.
     """
-    made = copy.deepcopy(module, {id(part): _Through(part) for part in without})
+    made = copy.deepcopy(module, dict(instead or {}))
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     made = made.to("cpu" if device.type == "mps" else device, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -559,7 +567,7 @@ def _check_readout(family: Family, twin: nn.Module, stages: Sequence[Stage], run
     if not isinstance(readout, ReadoutStage):
         return
     for redrawn in (False, True):
-        copied = _wide(twin, without=family.blocks(twin), redrawn=redrawn)
+        copied = _ends(family, twin, redrawn)
         stream = run.calls[-1].output[:1].to(next(copied.parameters()))
         pool = family.pool(copied)
         for part, own in zip(pool, stages[-1 - len(pool) : -1], strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -370,9 +371,13 @@ def family_of(module: nn.Module) -> Family | Layout:
     Raises:
         UnsupportedModelError: if there is none.
     """
-    found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
-    if found is not None:
-        return _found(found) if isinstance(found, str) else found
+    for kind in type(module).__mro__:
+        found = FAMILIES.get(_full_name(kind))
+        if isinstance(found, str):
+            family: Family = _found(found)
+            return family
+        if found is not None:
+            return found
     refuse_unknown(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
@@ -387,6 +392,22 @@ def family_of(module: nn.Module) -> Family | Layout:
         f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
         "classes derived from them. Teach the library yours with circuitvit.register"
     )
+
+
+def libraries() -> dict[str, tuple[str, ...]]:
+    """The architectures that have a family, by the library that they are of, in alphabetical order.
+
+    Example:
+        >>> libraries()["torchvision"]
+        ('VisionTransformer',)
+    """
+    found: dict[str, set[str]] = {}
+    for name in FAMILIES:
+        library, kind = name.partition(".")[0], name.rpartition(".")[2]
+        if library == "transformers":  # ViTModel, ViTForImageClassification: one architecture
+            kind = re.split(r"(?:Vision)?(?:Model|For)", kind)[0]
+        found.setdefault(library, set()).add(kind)
+    return {library: tuple(sorted(found[library], key=str.lower)) for library in sorted(found)}
 
 
 def is_known(kind: type) -> bool:
