@@ -94,6 +94,7 @@ CLASSIFIERS = ("head", "head_dist")
 SOURCES: dict[str, str] = {
     "hf": "circuitvit.models.families.hf_load:load_hf",
     "open_clip": "circuitvit.models.families.open_clip_load:load_open_clip",
+    "torchvision": "circuitvit.models.families.torchvision_vit:load_torchvision",
 }
 """Who loads names with this word before a colon, such as "hf:google/vit-base-patch16-224": "module:function",
 of the rest of the name and of keywords of `load`, to a `Loaded`.

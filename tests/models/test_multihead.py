@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.errors import ModelError, UnsupportedModelError
+from circuitvit.errors import CircuitViTError, ModelError, UnsupportedModelError
 from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.timm_import import import_timm
 from tests.reference.hooked import (
@@ -298,3 +299,34 @@ def test_what_a_module_hides_is_refused(place: int) -> None:
 def test_wrappers_that_change_nothing_are_taken_off() -> None:
     module = torchvision_vit()
     assert cv.wrap(nn.DataParallel(module)).graph == cv.wrap(module).graph
+
+
+# -- torchvision by name -----------------------------------------------------------------------------
+
+
+def test_torchvision_by_name(tmp_path: Path) -> None:
+    from torchvision.models import get_model
+
+    shape = {"image_size": 32, "num_classes": 3}
+    module = get_model("vit_b_32", weights=None, **shape).eval()
+    older = {
+        name.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): tensor
+        for name, tensor in module.state_dict().items()
+    }
+    torch.save(older, tmp_path / "vit.pth")  # as torchvision's own files still call them
+    model = cv.load("torchvision:vit_b_32", checkpoint=tmp_path / "vit.pth", **shape)
+    images = torch.randn(2, 3, 32, 32)
+    assert_close(model(images), module(images), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vit_b_31", {}, "unknown model of torchvision 'vit_b_31': did you mean"),
+        ("vit_b_16", {}, "has no weights yet"),
+        ("vit_b_16", {"checkpoint": "no.pth"}, "there is no such file"),
+    ],
+)
+def test_names_of_torchvision_that_lead_nowhere(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CircuitViTError, match=message):
+        cv.load(f"torchvision:{name}", **options)
