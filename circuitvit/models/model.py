@@ -46,6 +46,7 @@ class Model:
         has_classes: whether the logits are of classes; False where they are features.
         card: what is known about how the model was trained, for bundled and own models.
         head: the linear classifier that `with_head` put on the module's features, or None.
+        under: the model that it was put on, or None.
         origin: the module that was wrapped, as long as somebody else holds it.
         rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
 
@@ -68,6 +69,7 @@ class Model:
     has_classes: bool = True
     card: Card | None = None
     head: Head | None = None
+    under: Model | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
     rules: BackwardRules | None = None
 
@@ -111,6 +113,13 @@ class Model:
         """The number of tokens that the readout reads, if those are the first ones; None if it reads all."""
         tokens: int | None = getattr(self.stages[-1], "tokens", None)
         return tokens
+
+    @property
+    def reading(self) -> int:
+        """The number of the first stage that only prepares the logits: that of a pool, or the readout."""
+        return next(
+            place for place, stage in enumerate(self.stages) if stage.nodes.begins or stage.is_readout
+        )
 
     # -- tokens --------------------------------------------------------------------------------------
 

@@ -23,32 +23,41 @@ QUANTIZED = frozenset(
 RECORDERS = "transformers.utils.output_capturing"
 """Whose hooks note what passes when hidden states are asked for, and change nothing."""
 
-MERGING = (
-    "it merges tokens from stage to stage and makes them wider, so that there is no one residual stream from the first "
-    "block to the last, and no edge across a merger"
-)
 
-CANNOT_BE_TAKEN_APART = {
-    "Cait": (
-        "its talking heads mix scores and patterns of all heads, so that no head has an output of its own, and its class "
-        "token enters in blocks of their own (class attention)"
-    ),
-    "DaVit": MERGING,
-    "Hiera": MERGING,
-    "Levit": MERGING,
-    "MultiScaleVit": MERGING,
-    "Nest": MERGING,
-    "PoolingVisionTransformer": MERGING,
-    "PyramidVisionTransformer": MERGING,
-    "Swin": MERGING,
-    "Twins": MERGING,
-    "VOLO": MERGING,
-    "Xcit": (
-        "its heads attend from channel to channel, not from token to token, so that they have no queries and keys of tokens "
-        "for an edge to lead to"
-    ),
+SANDWICH = (
+    "it norms what attention and MLP write before it is added (post-norm): what its heads write passes one "
+    "norm together, so that no head has an output of its own from which an edge could lead"
+)
+PYRAMID = (
+    "its tokens are merged on the way, so that no stream of one length and width leads from the first block "
+    "to the last, along which an edge could go"
+)
+PYRAMIDS = (
+    *("coat", "davit", "gcvit", "hiera", "levit", "maxxvit", "mvitv2", "nest", "pit", "pvt_v2"),
+    *("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
+)
+NO_EDGES = {
+    "timm.models.cait": "its heads are mixed before and after the softmax (talking heads), so that none has a "
+    "pattern or an output of its own, and its class token joins the others after most blocks (class attention)",
+    "timm.models.convit": "its class token joins the others after most blocks, so that no one stream leads "
+    "from the first block to the last",
+    "timm.models.crossvit": "it has two streams, of small and of large patches, which read each other",
+    "timm.models.gemma4_vit": SANDWICH,
+    "timm.models.tnt": "it has two streams, of patches and of the pixels in each, of which one is added to "
+    "the other in every block",
+    "timm.models.vision_transformer_sam": "it attends within windows, padded where they do not fit, adds what "
+    "depends on the query to its scores, and ends in convolutions: no stage says that yet",
+    "timm.models.volo": "its first blocks attend to what lies around a token by weights that are no products "
+    "of queries and keys, and its tokens are merged on the way",
+    "timm.models.xcit": "its heads attend from channel to channel, of all tokens at once "
+    "(cross-covariance), so that no edge leads to a query, key or value of a token",
+    **{f"timm.models.{name}": PYRAMID for name in PYRAMIDS},
+    **{
+        f"transformers.models.{name}.modeling_{name}": PYRAMID for name in ("pvt", "pvt_v2", "swin", "swinv2")
+    },
+    "torchvision.models.swin_transformer": PYRAMID,
 }
-"""Kinds of models, by how the names of their classes begin, and why there are no edges to find in them."""
+"""Why models of these files have no graph of heads and edges, by the file's name in its library."""
 
 
 def refuse_unknown(module: nn.Module) -> None:
@@ -57,10 +66,10 @@ def refuse_unknown(module: nn.Module) -> None:
     Raises:
         UnsupportedModelError: with the reason.
     """
-    kind = type(module).__name__
     _refuse_script(module)
-    for start, reason in CANNOT_BE_TAKEN_APART.items():
-        if kind.startswith(start):
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    for each in type(module).__mro__:
+        if (reason := NO_EDGES.get(each.__module__)) is not None:
             raise UnsupportedModelError(f"{kind} cannot be decomposed: {reason}")
     for place, part in module.named_modules():
         if isinstance(part, nn.TransformerEncoderLayer) and not part.norm_first:

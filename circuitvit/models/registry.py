@@ -19,6 +19,7 @@ from circuitvit.models.decompose import decomposed, frozen_twin
 from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
+from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
 from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
@@ -45,6 +46,8 @@ TRANSFORMERS = {
     ),
     "dinov3_vit.modeling_dinov3_vit": ("DINOV3", "DINOv3ViTModel"),
     "ijepa.modeling_ijepa": ("I_JEPA", "IJepaForImageClassification IJepaModel"),
+    "siglip.modeling_siglip": ("SIGLIP", "SiglipForImageClassification SiglipModel SiglipVisionModel"),
+    "siglip2.modeling_siglip2": ("SIGLIP2", "Siglip2ForImageClassification Siglip2Model Siglip2VisionModel"),
     "vit.modeling_vit": ("VIT", "ViTForImageClassification ViTModel"),
     "vit_mae.modeling_vit_mae": ("MAE_ENCODER", "ViTMAEModel"),
     "vit_msn.modeling_vit_msn": ("VIT", "ViTMSNForImageClassification ViTMSNModel"),
@@ -65,7 +68,11 @@ FAMILIES: dict[str, str | Family | Layout] = {
     "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
     "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
     "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
     "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
         "circuitvit.models.families.timm_relative:RELPOS"
@@ -299,6 +306,8 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
     is wrapped and checked again, as stages and a module that are read apart might not share their weights.
     """
+    if model.under is not None:
+        return _headed, (model.under, model.head, model.rules)
     said = model.name, model.classes, model.preprocessing, model.card
     facts = {"synsets": model.synsets, "has_classes": model.has_classes}
     return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
@@ -320,6 +329,11 @@ def _rewrapped(
     facts: dict[str, Any],
 ) -> Model:
     model = replace(_wrapped(module, family, *said), **facts)
+    return model if rules is None else model.with_rules(rules)
+
+
+def _headed(under: Model, head: Head, rules: BackwardRules | None) -> Model:
+    model = with_head(under, head)
     return model if rules is None else model.with_rules(rules)
 
 
@@ -358,10 +372,10 @@ def family_of(module: nn.Module) -> Family | Layout:
                 f"{_full_name(type(module))} cannot be decomposed as it is, as it may do more than the "
                 f"{type(part).__name__} that it holds: wrap that, module{path}{merge}"
             )
-    known = ", ".join(sorted(FAMILIES))
+    libraries = ", ".join(sorted({name.partition(".")[0] for name in FAMILIES}))
     raise UnsupportedModelError(
-        f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
-        "Teach the library yours with circuitvit.register"
+        f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
+        "classes derived from them. Teach the library yours with circuitvit.register"
     )
 
 

@@ -234,8 +234,8 @@ class _Judge:
     def divergences(self, replays: list[Replay], heard: EdgeMask) -> list[float]:
         """That of each candidate for the edges into the replays' receiver, `(sender, candidate, group)`."""
         graph = self.runs[0][0].sources.graph
-        upstream = graph.sender_slices[graph.receiver_stages[replays[0].receiver]].start
-        return self._mean([replay(heard[:upstream]) for replay in replays])
+        upstream = graph.upstream[graph.receiver_stages[replays[0].receiver]]
+        return self._mean([replay(heard[upstream]) for replay in replays])
 
     def _mean(self, logits: list[Float[Tensor, "candidate batch class"]]) -> list[float]:
         total, count = torch.zeros((), dtype=torch.float64), 0

@@ -41,6 +41,7 @@ class Receiver:
         exchanged: in place of `columns`, what the projection gives when the node alone reads something else:
             from the projection, its inputs, its output, and what the node reads.
         pool: what is done to the stream before the norm is given it, such as a mean over tokens; linear.
+        between: what is done between norm and projection.
     """
 
     norm: nn.Module
@@ -48,6 +49,7 @@ class Receiver:
     columns: slice | None = None
     exchanged: Callable[[Any, Any, Any, Tensor], Any] | None = None
     pool: Callable[[Tensor], Tensor] = torch.Tensor.clone
+    between: Callable[[Tensor], Tensor] = torch.Tensor.clone
 
 
 def written_by_head(head: int, width: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
@@ -156,7 +158,7 @@ class HookedModule:
                 other = place.norm(streams[-1] + place.pool(moved))
                 if place.exchanged is not None:
                     return place.exchanged(module, inputs, output, other)
-                other = other if place.projection is place.norm else place.projection(other)
+                other = other if place.projection is place.norm else place.projection(place.between(other))
             mixed, columns = output.clone(), place.columns or slice(None)
             mixed[..., columns] = other[..., columns]
             return mixed
