@@ -159,7 +159,8 @@ class TimmTrunk(Family):
         return module.head(self._family(module).readout(module.trunk, stream))  # type: ignore[no-any-return]
 
     def readout_parts(self, module: Any) -> Readout | None:
-        parts, layers = self._family(module).readout_parts(module.trunk), list(module.head)
+        parts, head = self._family(module).readout_parts(module.trunk), module.head
+        layers = list(head) if isinstance(head, nn.Sequential) else [head]
         layers = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
         if parts is None or not layers:
             return parts
@@ -183,6 +184,8 @@ class TimmTrunk(Family):
         return False
 
     def preprocessing(self, module: Any) -> InputSpec | None:
+        if not hasattr(module, "preprocess_cfg"):
+            return self._family(module).preprocessing(module.trunk)
         return _input_spec(module)
 
     def name(self, module: Any) -> str:
