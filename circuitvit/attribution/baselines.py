@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitvit.attribution.scoring import Running
 from circuitvit.engine import capture, check_logits, members_at, outputs, progress_bar
-from circuitvit.errors import OptionError
+from circuitvit.errors import check_whole
 from circuitvit.tasks import PreparedTask
 
 
@@ -73,7 +73,6 @@ def random(prepared: PreparedTask, how: Running, *, seed: int = 0) -> NDArray[np
     Raises:
         OptionError: if the seed is negative.
     """
-    if seed < 0:
-        raise OptionError(f"a seed must not be negative: {seed!r}")
+    check_whole("a seed", seed, 0)
     drawn = np.random.default_rng(seed).standard_normal(prepared.graph.shape)
     return np.where(prepared.graph.edge_mask, drawn, 0.0) * len(prepared)

@@ -32,11 +32,10 @@ from numpy.typing import NDArray
 from circuitvit._version import __version__
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import eap_ig, notebook
-from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
+from circuitvit.graph.files import TEXT, check_version, cleaned, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
 from circuitvit.graph.topology import (
     GRAPH_SCHEMA,
-    NAMES_SCHEMA,
     EdgeMask,
     Graph,
     Remade,
@@ -47,6 +46,7 @@ from circuitvit.graph.topology import (
 )
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"
+LONGEST_NAME = 600  # of an edge: those of its two ends and its group have 200 characters at most
 SCORE_MAP_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
 PROVENANCE_SCHEMA = record(
     "",
@@ -63,7 +63,7 @@ _FILE = record(
     "schema graph edges provenance",
     schema={"const": CIRCUIT_SCHEMA},
     graph=GRAPH_SCHEMA,
-    edges={**NAMES_SCHEMA, "maxItems": 10_000_000},
+    edges={"type": "array", "maxItems": 10_000_000},  # of names: a million take the schema ten seconds
     scores=SCORE_MAP_SCHEMA,
     provenance=PROVENANCE_SCHEMA,
 )
@@ -72,6 +72,8 @@ _FILE = record(
 @dataclass(frozen=True)
 class Provenance:
     """What a circuit or a set of scores came from; every field may be unknown (empty).
+
+    Texts are kept as they can be shown and written, see `clean`: they may come from anybody's file.
 
     Attributes:
         model: name of the model.
@@ -93,6 +95,10 @@ class Provenance:
     seed: int | None = None
     library: str = __version__
     libraries: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, cleaned(getattr(self, each.name)))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -198,7 +204,7 @@ class Circuit(Remade):
 
     def with_scores(self, scores: Scored) -> Circuit:
         """The same edges, carrying these scores (an `EdgeScores`) for diagrams and files."""
-        self._same_graph(scores.graph)
+        self.graph.check_same(scores.graph, "what scores the circuit")
         return replace(self, values=scores.values)
 
     def with_provenance(self, provenance: Provenance) -> Circuit:
@@ -284,7 +290,7 @@ class Circuit(Remade):
         return Circuit(self.graph, ~self.kept, self.values)
 
     def __le__(self, other: Circuit) -> bool:
-        self._same_graph(other.graph)
+        self.graph.check_same(other.graph, "the other circuit")
         return not bool((self.kept & ~other.kept).any())
 
     def jaccard(self, other: Circuit) -> float:
@@ -293,13 +299,9 @@ class Circuit(Remade):
         return len(self & other) / either if either else 1.0
 
     def _combined(self, other: Circuit, operation: Callable[[EdgeMask, EdgeMask], EdgeMask]) -> Circuit:
-        self._same_graph(other.graph)
+        self.graph.check_same(other.graph, "the other circuit")
         kept = operation(self.kept, other.kept)
         return Circuit(self.graph, kept, self.values if self.values is not None else other.values)
-
-    def _same_graph(self, other: Graph) -> None:
-        if self.graph != other:
-            raise OptionError(f"the two belong to different graphs: {self.graph} and {other}")
 
     # -- structure -------------------------------------------------------------------------------
 
@@ -422,6 +424,9 @@ class Circuit(Remade):
     @classmethod
     def _from_dict(cls, content: Mapping[str, Any]) -> Circuit:
         graph, edges = Graph.from_dict(content["graph"]), content["edges"]
+        for place, name in enumerate(edges):
+            if not isinstance(name, str) or len(name) > LONGEST_NAME:
+                raise FileError(f"edges/{place}: {str(name)[:80]!r} is not the name of an edge")
         twice = next((name for name, count in Counter(edges).items() if count > 1), None)
         if twice is not None:
             raise FileError(f"edge {twice!r} is listed {edges.count(twice)} times")
@@ -440,11 +445,59 @@ class Circuit(Remade):
         return draw(self, path, **options)
 
 
+class HasCircuit(Protocol):
+    """What holds a circuit, as the results of searches do."""
+
+    @property
+    def circuit(self) -> Circuit: ...
+
+
+CircuitLike = Circuit | HasCircuit | str | Path | Iterable[str]
+"""Whatever means a circuit: itself, what a search found, names of edges, or the path of a file."""
+
+
+def as_circuit(given: CircuitLike, graph: Graph | None = None) -> Circuit:
+    """A circuit from whatever means one.
+
+    Args:
+        given: a circuit, what a search found (`find`, `refine`, ...), the names of edges, or a file's path. A
+            text with an arrow names an edge.
+        graph: that it must belong to. Edge names need one, as they say nothing of the other edges.
+
+    Raises:
+        OptionError: if it belongs to another graph, or means no circuit.
+        NameNotFoundError: if a name is no edge of the graph.
+        FileError: if the file cannot be read, or holds a circuit of another graph.
+
+    Example:
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> as_circuit(["input->m0", "m0->logits"], transformer_graph(1, 2))
+        Circuit(2 of 17 edges, 3 of 5 nodes)
+    """
+    if isinstance(given, Path) or (isinstance(given, str) and "->" not in given):
+        return Circuit.load(given, graph)
+    circuit = getattr(given, "circuit", given)
+    if isinstance(circuit, Circuit):
+        if graph is not None:
+            graph.check_same(circuit.graph, "the circuit")
+        return circuit
+    names = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not all(isinstance(name, str) for name in names):
+        raise OptionError(
+            f"{type(given).__name__} is no circuit: give a Circuit, what a search found, the names of edges, "
+            "or the path of a file"
+        )
+    if graph is None:
+        raise OptionError("edge names need a graph to belong to: give Circuit.from_edges(model.graph, names)")
+    return Circuit.from_edges(graph, map(str, names))
+
+
 def check_graph(path: str | Path, found: Graph, wanted: Graph | None) -> None:
     """Refuse what a file holds when it belongs to another graph than the one that is wanted.
 
     Raises:
         FileError: naming the file and both graphs.
     """
-    if wanted is not None and found != wanted:
-        raise FileError(f"{path} belongs to another graph: {found} in the file, {wanted} asked for")
+    if wanted is not None:
+        with naming(path):
+            wanted.check_same(found, "what it holds")

@@ -462,6 +462,36 @@ class Graph(Remade):
         own = () if groups == ONE_GROUP else (part for part in self.parts if part != RESIDUAL)
         return Graph(self.stages, (*groups, *(part for part in own if part not in groups)), self.d_model)
 
+    def check_same(self, other: Graph, what: str) -> None:
+        """Refuse something that belongs to another graph than this one.
+
+        Args:
+            other: that it belongs to.
+            what: it is, for the message.
+
+        Raises:
+            OptionError: naming the first thing in which the graphs differ, as they may print alike.
+        """
+        if self != other:
+            raise OptionError(
+                f"{what} belongs to another graph: {other}, where {self} is asked for; {self._unlike(other)}"
+            )
+
+    def _unlike(self, other: Graph) -> str:
+        """The first thing in which another graph differs."""
+        if self.groups != other.groups:
+            return f"its token groups are {', '.join(other.groups)}, not {', '.join(self.groups)}"
+        for mine, theirs in zip(self.stages, other.stages, strict=False):
+            for name in (each.name for each in fields(StageNodes)):
+                own, found = getattr(mine, name), getattr(theirs, name)
+                if isinstance(own, tuple) and len(own) != len(found):
+                    return f"its stage {theirs.name!r} has {len(found)} {name}, not {len(own)}"
+                if isinstance(own, tuple) and own != found:
+                    own, found = next(pair for pair in zip(own, found, strict=True) if pair[0] != pair[1])
+                if own != found:
+                    return f"its stage {theirs.name!r} differs in its {name}: {found!r}, not {own!r}"
+        return f"it has {len(other.stages)} stages, not {len(self.stages)}"
+
     def __repr__(self) -> str:
         groups = "" if len(self.groups) == 1 else f", token groups {', '.join(self.groups)}"
         sizes = f"{len(self.senders)} senders, {len(self.receivers)} receivers, {self.n_edges} edges"

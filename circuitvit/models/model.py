@@ -174,7 +174,12 @@ class Model:
         return source.total(source.write(source.read(images)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The model's own forward: images, or clips, to logits `(batch, class)`."""
+        """The model's own forward: images, or clips, to logits `(batch, class)`.
+
+        Raises:
+            OptionError: under `torch.autocast`, as `refresh`.
+        """
+        self._refuse_autocast()
         with torch.no_grad():
             return self.family.run(self.module, images) if self.head is None else self._staged(images)
 
@@ -237,15 +242,18 @@ class Model:
             ModelError: if the module that was wrapped has got other tensors, which this model does not see.
             OptionError: under `torch.autocast`, where the model's own products change their dtype.
         """
-        if torch.is_autocast_enabled(self.device.type):
-            raise OptionError(
-                "torch.autocast is on, which changes the dtype of some products and not of others: "
-                "leave it, or give the model another dtype, such as model.to(torch.bfloat16)"
-            )
+        self._refuse_autocast()
         self.origin.check(self.module)
         if self.origin.looks_different(self._tensors()):
             for stage in self.stages:
                 stage.forget()
+
+    def _refuse_autocast(self) -> None:
+        if torch.is_autocast_enabled(self.device.type):
+            raise OptionError(
+                "torch.autocast is on, which changes the dtype of some products and not of others: "
+                "leave it, or give the model another dtype, as cv.load(..., dtype=torch.bfloat16) does"
+            )
 
     @property
     def weights_hash(self) -> str:

@@ -29,6 +29,9 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 
 IMAGENET_CLASSES = 1000
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What weights may be kept in."""
+
 TRANSFORMERS = {
     "beit.modeling_beit": ("BEIT", "BeitForImageClassification BeitModel"),
     "clip.modeling_clip": (
@@ -122,7 +125,7 @@ holds the plain one, or the image tower.
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
@@ -156,6 +159,12 @@ def load(
         ('cat', 'dog')
     """
     _refuse_bad_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        names = ", ".join(map(str, DTYPES))
+        raise OptionError(f"the dtype of weights is one of {names}, not {dtype!r}")
+    if not isinstance(name, (str, Path)):
+        raise OptionError(f"a model is loaded by its name or a file, not by {name!r}: cv.wrap takes modules")
+    name = str(name)
     source, colon, rest = name.partition(":")
     if colon and source in SOURCES:
         loaded = _found(SOURCES[source])(rest, checkpoint=checkpoint, dtype=dtype, **architecture)
@@ -236,6 +245,8 @@ def wrap(
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
     module = _unwrapped(module)
+    if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
+        raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
     return _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
 
 
@@ -406,7 +417,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _refuse_bad_device(device: str | torch.device) -> None:
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise OptionError(f"the device {device!r} cannot be used: {reason}") from error
 

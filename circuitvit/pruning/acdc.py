@@ -36,7 +36,7 @@ from circuitvit.engine import (
     new_workspace,
     progress_bar,
 )
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_number
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model
@@ -92,8 +92,7 @@ def acdc(
         >>> import circuitvit as cv  # doctest: +SKIP
         >>> circuit = cv.acdc(model, task, tau=0.02)  # doctest: +SKIP
     """
-    if not tau > 0:
-        raise OptionError(f"tau must be positive, not {tau!r}: with 0 no edge would ever go")
+    check_number("tau", tau)  # with 0 no edge would ever go
     if divergence not in ("kl", "metric"):
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
     require_noising(task)
