@@ -50,8 +50,10 @@ GROWTH = 1e8
 """How many times over a stream is given to a block to see whether it goes through."""
 
 NO_STREAM = (
-    "has no residual stream: what enters it does not come out again when it is made large, since it is normed after "
-    "something was added to it (post-norm), or nothing is. What a part writes is then rescaled by every later norm, so "
+    "has no residual stream: what enters it does not come out again when it is made large, since it "
+    "is normed after "
+    "something was added to it (post-norm), or nothing is. What a part writes is then rescaled by "
+    "every later norm, so "
     "that later parts read no sum of what earlier ones wrote, and there are no edges to find"
 )
 
@@ -376,7 +378,9 @@ class _WiderNorm(nn.LayerNorm):
         return torch.equal(found, found.float().double())
 
     def _is_narrow(self, noise: Tensor) -> bool:
-        """Whether what fails in float64 runs in float32; a norm of channels of an image takes no noise at all."""
+        """Whether what fails in float64 runs in float32; a norm of channels of an image takes no noise at
+        all.
+        """
         try:
             self._in_float32(noise)
         except RuntimeError:
@@ -450,8 +454,9 @@ def _check_block(
         if inputs and float(rerun(GROWTH).abs().max()) < GROWTH**0.5 * float(start.abs().max()):
             raise UnsupportedModelError(f"{place} {NO_STREAM}")
         first = _first_that_differs(block, parts, start, lambda: rerun(1.0), call.token_first)
+        share = off / max(size, 1e-300)
         raise UnsupportedModelError(
-            f"{place}: {first}the sum of its parts differs from its own forward by {off / max(size, 1e-300):.1e} "
+            f"{place}: {first}the sum of its parts differs from its own forward by {share:.1e} "
             "of what it adds: it does something that this library does not know of"
         )
 
@@ -459,7 +464,9 @@ def _check_block(
 def _first_that_differs(
     block: nn.Module, parts: Sequence[Stage], start: Tensor, run: Callable[[], Tensor], token_first: bool
 ) -> str:
-    """Which stage is the first that leaves another stream than the block has there, as the next norm shows."""
+    """Which stage is the first that leaves another stream than the block has there, as the next norm
+    shows.
+    """
     seen: dict[nn.Module, Tensor] = {}
     norms = [norm.module for part in parts if isinstance(norm := getattr(part, "norm", None), Norm)]
     with _noted(norms, lambda norm, given, *_: seen.update({norm: given[0]})):

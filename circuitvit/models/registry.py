@@ -119,8 +119,8 @@ INSIDE = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
 }
-"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute that
-holds the plain one, or the image tower.
+"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute
+that holds the plain one, or the image tower.
 """
 
 

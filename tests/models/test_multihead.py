@@ -1,4 +1,6 @@
-"""Models built on torch's `nn.MultiheadAttention`, against hooks on the originals: torchvision, open_clip, clip."""
+"""Models built on torch's `nn.MultiheadAttention`, against hooks on the originals: torchvision, open_clip,
+clip.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def token_first_tower() -> Any:
 
 @pytest.fixture
 def openai(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The file of OpenAI's models, whose LayerNorms compute in the dtype that they are given: float64 can be proved."""
+    """The file of OpenAI's models, whose LayerNorms compute in the dtype that they are given: float64 can be
+    proved.
+    """
     pytest.importorskip("pkg_resources", exc_type=ImportError)
     model = pytest.importorskip("clip.model")
     monkeypatch.setattr(model.LayerNorm, "forward", nn.LayerNorm.forward)
@@ -79,7 +83,9 @@ def openai_tower(model: Any) -> Any:
 def hooked(
     module: Any, blocks: Any, attention: str, last: nn.Module, pool: Callable[[Tensor], Tensor] = Tensor.clone
 ) -> HookedModule:
-    """Where models with torch's attention keep their nodes; `pool` is what the last norm is given of a stream."""
+    """Where models with torch's attention keep their nodes; `pool` is what the last norm is given of a
+    stream.
+    """
     senders = {"input": Sender(blocks[0], given)}
     receivers = {"logits": Receiver(last, last, pool=pool)}
     for layer, block in enumerate(blocks):

@@ -1,9 +1,11 @@
-"""CLIP's image towers as OpenAI's `clip` and `open_clip` write them: `VisionTransformer` with packed projections.
+"""CLIP's image towers as OpenAI's `clip` and `open_clip` write them: `VisionTransformer` with packed
+projections.
 
-Their features are the logits of a model without classes: the class token, or the mean of the patches, after the
-last norm and times `proj`. A whole `CLIP` model is taken for its image tower, `visual`.
+Their features are the logits of a model without classes: the class token, or the mean of the patches, after
+the last norm and times `proj`. A whole `CLIP` model is taken for its image tower, `visual`.
 
-Radford et al. 2021, "Learning transferable visual models from natural language supervision", arXiv:2103.00020.
+Radford et al. 2021, "Learning transferable visual models from natural language supervision",
+arXiv:2103.00020.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class OpenAIClip(Family):
 
 
 class OpenClip(OpenAIClip):
-    """`VisionTransformer` of `open_clip`, with its switches; blocks take the batch first since its version 2.27."""
+    """`VisionTransformer` of `open_clip`, with its switches; its blocks take the batch first by now."""
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
         patches = module.conv1(images).flatten(2).transpose(1, 2)
@@ -128,7 +130,7 @@ class OpenClip(OpenAIClip):
 
 
 class TimmTrunk(Family):
-    """open_clip's `TimmModel`: a model of timm's, of a family of its own, and a projection that reads its output."""
+    """open_clip's `TimmModel`: a model of timm's, of a family of its own, and a projection behind it."""
 
     def _family(self, module: Any) -> Family:
         from circuitvit.models.registry import family_of  # which looks families up and comes after them
@@ -198,8 +200,8 @@ OPENAI, OPEN_CLIP, TIMM_TRUNK = OpenAIClip(), OpenClip(), TimmTrunk()
 def _input_spec(module: Any) -> InputSpec | None:
     """What open_clip's `preprocess_cfg` says of images.
 
-    None where it fills up what is not square, or crops to what is not square, which it does by an interpolation of
-    its own.
+    None where it fills up what is not square, or crops to what is not square, which it does by an
+    interpolation of its own.
     """
     config = getattr(module, "preprocess_cfg", None) or {}
     modes = {"shortest": "center", "squash": "squash"}
@@ -224,7 +226,7 @@ def _block_problems(block: Any) -> Iterator[str]:
     if hasattr(block, "ln_1_kv"):
         yield "attends to other tokens than its own (is_cross_attention=True)"
     if not isinstance(getattr(block, "ln_attn", nn.Identity()), nn.Identity):
-        yield "norms what its heads write together (scale_attn=True), so that no head has an output of its own"
+        yield "norms what its heads write together (scale_attn=True), so that none has an output of its own"
 
 
 def _attention(module: Any, where: str) -> Attention:

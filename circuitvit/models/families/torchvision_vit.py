@@ -26,7 +26,9 @@ from circuitvit.models.zoo import InputSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 224 / 256
-"""Of the weights named IMAGENET1K_V1; those named SWAG are resized by bicubic interpolation and not cropped."""
+"""Of the weights named IMAGENET1K_V1; those named SWAG are resized by bicubic interpolation and not
+cropped.
+"""
 
 
 class TorchvisionViT(Family):
@@ -108,7 +110,9 @@ def load_torchvision(
     if checkpoint is None:
         raise OptionError(f"torchvision:{name} has no weights yet: give checkpoint=FILE")
     state = checkpoints.read(checkpoint)
-    state = {key.replace("linear_1", "0").replace("linear_2", "3"): state[key] for key in state}  # of older files
+    state = {
+        key.replace("linear_1", "0").replace("linear_2", "3"): state[key] for key in state
+    }  # of older files
     try:
         module = models.get_model(name, weights=None, **architecture)
     except Exception as error:  # constructors raise whatever an odd argument makes them raise
