@@ -371,9 +371,10 @@ def family_of(module: nn.Module) -> Family | Layout:
     Raises:
         UnsupportedModelError: if there is none.
     """
-    found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
-    if found is not None:
-        return _found(found) if isinstance(found, str) else found
+    found = [FAMILIES[name] for kind in type(module).__mro__ if (name := _full_name(kind)) in FAMILIES]
+    if found:
+        family: Family | Layout = _found(found[0]) if isinstance(found[0], str) else found[0]
+        return family
     refuse_unknown(module)
     for place, part in module.named_modules():
         if is_known(type(part)):

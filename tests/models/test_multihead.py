@@ -4,6 +4,7 @@ clip.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.reference.hooked import (
     exchanged_in_multihead,
     given,
     gives,
+    one_head,
     written_by_multihead,
 )
 from tests.rightness import CLEAN, CORRUPT, finished, prove
@@ -53,7 +55,7 @@ def torchvision_vit(**options: Any) -> Any:
 def open_clip_tower(**options: Any) -> Any:
     transformer = pytest.importorskip("open_clip.transformer")
     shape = {"image_size": 32, "patch_size": 16, "width": 24, "layers": 2, "heads": 2, "mlp_ratio": 2.0}
-    return finished(transformer.VisionTransformer(**shape, output_dim=CLASSES, **options))
+    return finished(transformer.VisionTransformer(**{**shape, "output_dim": CLASSES, **options}))
 
 
 def token_first_tower() -> Any:
@@ -157,6 +159,50 @@ def test_edges_of_openai_clip_are_those_of_hooks(openai: Any) -> None:
     )
 
 
+def written_through(head: int) -> Callable[..., Tensor]:
+    """What a head of CoCa's pool writes: the pool with one head alone."""
+
+    def of(pool: Any, stream: Tensor, _: Tensor) -> Tensor:
+        alone = copy.deepcopy(pool)
+        for part in alone.modules():
+            part._forward_hooks.clear()
+        alone.attn = one_head(alone.attn, head)
+        return alone(stream)  # type: ignore[no-any-return]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pool_type": "avg", "attn_pooler_queries": 4, "final_ln_after_pool": True}, {"output_dim": 24}],
+    ids=["first-latent", "mean-of-latents", "packed"],
+)
+def test_edges_of_cocas_pool_are_those_of_hooks(options: dict[str, Any]) -> None:
+    """Whose latents are narrower than the stream, or as wide."""
+    module = open_clip_tower(
+        **{
+            "output_dim": 6,
+            "attentional_pool": True,
+            "attn_pooler_heads": 2,
+            "attn_pooler_queries": 3,
+            **options,
+        },
+        output_tokens=True,
+    )
+    names = [str(number) for number in range(module.output_dim)]
+    model = cv.wrap(module, classes=names)
+    assert "pool.h1<v>->logits" not in model.graph.edges
+    assert "m1->pool.h1<v>" in model.graph.edges
+    plain, pool = hooked(module, module.transformer.resblocks, "attn", module.ln_post), module.attn_pool
+    senders, receivers = dict(plain.senders), dict(plain.receivers)
+    for head in range(2):
+        senders[f"pool.h{head}"] = Sender(pool, written_through(head))
+        for port, name in ((1, "k"), (2, "v")):
+            exchanged = exchanged_in_multihead(head, port)
+            receivers[f"pool.h{head}<{name}>"] = Receiver(pool.ln_k, pool.attn, exchanged=exchanged)
+    prove(model, HookedModule(plain.run, senders, receivers), CLEAN, CORRUPT)
+
+
 # -- whole models, trunks, precision ---------------------------------------------------------------
 
 
@@ -177,6 +223,16 @@ def test_a_model_of_images_and_texts_is_taken_for_its_image_tower(kind: str) -> 
     direction = torch.randn(CLASSES, dtype=torch.float64)
     scores = cv.attribute(model, cv.Task(CLEAN, CORRUPT, lambda features: features @ direction), "exact")
     assert abs(scores.values).max() > 1e-3
+
+
+def test_a_captioner_is_taken_for_its_image_tower() -> None:
+    library = pytest.importorskip("open_clip")
+    text = {"context_length": 8, "vocab_size": 50, "width": 24, "heads": 2, "layers": 1}
+    pool = {"attentional_pool": True, "attn_pooler_heads": 1, "attn_pooler_queries": 3, "output_tokens": True}
+    vision = {"image_size": 32, "patch_size": 16, "width": 24, "layers": 2, "head_width": 12, **pool}
+    whole = finished(library.CoCa(CLASSES, text, text, vision))
+    model = cv.wrap(whole)
+    assert_close(model(CLEAN), whole.visual(CLEAN)[0])
 
 
 def test_a_subclass_of_such_a_model_is_told_which_part_to_wrap() -> None:
@@ -250,7 +306,7 @@ def test_weights_of_two_dtypes_are_refused_with_the_way_out() -> None:
         ({"scale_attn": True}, "scale_attn=True"),
         ({"scale_heads": True}, "scale_heads=True"),
         ({"scaled_cosine_attn": True}, "scaled_cosine=True|the model fails"),
-        ({"attentional_pool": "parallel", "attn_pooler_heads": 1}, "attentional_pool"),
+        ({"attentional_pool": "parallel", "attn_pooler_heads": 1}, "attentional_pool='parallel'|the model"),
     ],
 )
 def test_switches_of_open_clip_that_are_not_known_are_refused(options: dict[str, Any], switch: str) -> None:

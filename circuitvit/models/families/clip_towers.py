@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
-from circuitvit.models.families.torch_layers import multihead
+from circuitvit.models.families.torch_layers import cross_attention, multihead
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Attention, Linear, Readout, norm_of
+from circuitvit.models.parts import MLP, Attention, Linear, Norm, Readout, norm_of
+from circuitvit.models.pooling import PoolingStage
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import InputSpec
 
@@ -104,21 +105,27 @@ class OpenClip(OpenAIClip):
     def token_first(self, module: Any) -> bool:
         return not getattr(module.transformer, "batch_first", False)
 
+    def pool(self, module: Any) -> tuple[Stage, ...]:
+        if module.attn_pool is None:
+            return ()
+        return (PoolingStage(len(module.transformer.resblocks), *_pooling(module.attn_pool)),)
+
     def readout(self, module: Any, stream: Tensor) -> Tensor:
-        normed = stream if module.final_ln_after_pool else module.ln_post(stream)
-        pooled = module._global_pool(normed)[0]
-        return _projected(module, module.ln_post(pooled) if module.final_ln_after_pool else pooled)
+        norms_after = _norms_after(module)
+        pooled = module._global_pool(stream if norms_after else module.ln_post(stream))[0]
+        return _projected(module, module.ln_post(pooled) if norms_after else pooled)
 
     def readout_parts(self, module: Any) -> Readout:
         none, norm = norm_of(nn.Identity(), "none"), norm_of(module.ln_post, "ln_post")
-        before, after = (none, norm) if module.final_ln_after_pool else (norm, none)
+        before, after = (none, norm) if _norms_after(module) else (norm, none)
         return Readout(before, partial(_pooled, module), after, (_projection(module),), ("proj",))
 
     def refuse(self, module: Any) -> None:
         super().refuse(module)
-        if module.attn_pool is not None:
+        if getattr(module, "attn_pool_contrastive", None) is not None:
             raise UnsupportedModelError(
-                "attn_pool is an AttentionalPooler (attentional_pool=True), which is not supported"
+                f"attn_pool_contrastive (attentional_pool={module.attn_pool_type!r}) is a second pool, which is "
+                "not supported: attentional_pool=True is"
             )
         if module.pool_type == "none":
             raise UnsupportedModelError(
@@ -267,6 +274,29 @@ def _gamma(scale: Any, where: str) -> Tensor | None:
             f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known"
         )
     return scale.gamma  # type: ignore[no-any-return]
+
+
+def _pooling(pool: Any) -> tuple[Norm, Attention]:
+    """CoCa's `AttentionalPooler`: learned queries of torch's attention, which has a width of its own.
+
+    Yu et al. 2022, "CoCa: contrastive captioners are image-text foundation models", arXiv:2205.01917.
+    """
+    if type(pool).__name__ != "AttentionalPooler":
+        raise UnsupportedModelError(
+            f"attn_pool is a {type(pool).__name__}: only open_clip's AttentionalPooler is known"
+        )
+    query, attention = cross_attention(pool.attn, "attn_pool.attn")
+    latents = partial(_latents, pool, query)
+    return norm_of(pool.ln_k, "attn_pool.ln_k"), replace(attention, latents=latents)
+
+
+def _latents(pool: Any, query: Linear) -> Tensor:
+    return query(pool.ln_q(pool.query))
+
+
+def _norms_after(module: Any) -> bool:
+    """Whether the last norm comes after pooling; of latents it never does."""
+    return bool(module.final_ln_after_pool and module.attn_pool is None)
 
 
 def _projection(module: Any) -> nn.Module | Linear:
