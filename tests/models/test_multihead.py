@@ -180,13 +180,8 @@ def written_through(head: int) -> Callable[..., Tensor]:
 def test_edges_of_cocas_pool_are_those_of_hooks(options: dict[str, Any]) -> None:
     """Whose latents are narrower than the stream, or as wide."""
     module = open_clip_tower(
-        **{
-            "output_dim": 6,
-            "attentional_pool": True,
-            "attn_pooler_heads": 2,
-            "attn_pooler_queries": 3,
-            **options,
-        },
+        **{"output_dim": 6, "attn_pooler_heads": 2, "attn_pooler_queries": 3, **options},
+        attentional_pool=True,
         output_tokens=True,
     )
     names = [str(number) for number in range(module.output_dim)]
