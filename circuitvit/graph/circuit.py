@@ -77,7 +77,8 @@ class Provenance:
 
     Attributes:
         model: name of the model.
-        weights: SHA-256 over the values of the model's weights, whatever library's layout they are in. Files of
+        weights: SHA-256 over the values of the model's weights, whatever library's layout they are in. Files
+            of
             version 0.1 hold another hash, which was over names too, and is compared with its like alone.
         task: one line that describes images, metric and ablation.
         method: how the edges were scored or searched.
@@ -115,7 +116,9 @@ class Provenance:
         return replace(self, parameters={**self.parameters, **parameters})
 
     def is_comparable(self, other: Provenance) -> bool:
-        """Whether the weights' hashes of both are known and of one kind, so that they differ if the weights do."""
+        """Whether the weights' hashes of both are known and of one kind, so that they differ if the weights
+        do.
+        """
         kinds = {each.weights.rpartition("-")[0] for each in (self, other)}
         return bool(self.weights and other.weights) and len(kinds) == 1
 

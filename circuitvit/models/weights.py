@@ -1,8 +1,9 @@
 """What weights a model has, whatever the layout: the same for timm, torchvision, transformers and open_clip.
 
-Stages name their tensors in an order of their own: norms, queries, keys, values, outputs, MLPs, the readout. So it does not
-matter whether a module keeps queries, keys and values together or apart, or what it calls them. The others, such
-as those of the embedding, come in the order in which the module's own forward first uses them.
+Stages name their tensors in an order of their own: norms, queries, keys, values, outputs, MLPs, the readout.
+So it does not matter whether a module keeps queries, keys and values together or apart, or what it calls
+them. The others, such as those of the embedding, come in the order in which the module's own forward first
+uses them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ LIBRARIES = ("clip", "open_clip", "timm", "torch", "torchvision", "transformers"
 def content_hash(stages: Sequence[Stage], module: nn.Module, run: Callable[[], object]) -> str:
     """SHA-256 over the values of all tensors that a model computes with, with `VERSION` before it.
 
-    A tensor that changes nothing, a bias of zeros or a factor of ones, counts as one that is not there. Shapes
-    count without dimensions of size 1.
+    A tensor that changes nothing, a bias of zeros or a factor of ones, counts as one that is not there.
+    Shapes count without dimensions of size 1.
 
     Args:
         stages: of the model.
