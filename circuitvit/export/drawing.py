@@ -13,7 +13,7 @@ from circuitvit.export.page import Curve, Intervals, page_data, page_of
 from circuitvit.export.picture import Picture, picture_of, thumb_size
 from circuitvit.export.svg import svg_of_figure
 from circuitvit.export.tikz import tikz_of
-from circuitvit.graph import Circuit, Direction
+from circuitvit.graph import Circuit, CircuitLike, Direction, as_circuit
 from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
 from circuitvit.tasks import Task
@@ -35,7 +35,7 @@ FORMATS = ("html", *FIGURES, *SOURCES, *_OTHER_NAMES, *_DATA)
 
 
 def draw(
-    circuit: Circuit,
+    circuit: CircuitLike,
     path: str | Path,
     *,
     format: str | None = None,
@@ -63,7 +63,8 @@ def draw(
     | `.json` | the circuit itself, as `Circuit.save` writes it |
 
     Args:
-        circuit: to draw; edges have a width and a sign where it carries scores.
+        circuit: to draw, or what a search found, or a file's path; edges have a width and a sign where it
+            carries scores.
         path: of the file; it is written whole or not at all.
         format: one of `FORMATS`, when the ending of `path` does not say it.
         title: above the diagram; by default it names the model.
@@ -94,7 +95,7 @@ def draw(
         >>> draw(circuit, Path(tempfile.mkdtemp()) / "circuit.html", title="Two edges").name
         'circuit.html'
     """
-    path = Path(path)
+    path, circuit = Path(path), as_circuit(circuit)
     kind = format_of(path, format, FORMATS)
     if kind in _DATA:
         return _write_data(circuit, path, kind, title, max_edges)
@@ -156,6 +157,5 @@ def _write_data(circuit: Circuit, path: Path, kind: str, title: str | None, max_
 def _maps(circuit: Circuit, model: Model | None, task: Task | None, pair: int) -> node_maps.Maps:
     if model is None or task is None:
         raise OptionError("thumbnails show what the nodes do on an image: give both model= and task=")
-    if circuit.graph.stages != model.graph.stages:
-        raise OptionError(f"the circuit belongs to {circuit.graph}, the model {model.name} has {model.graph}")
+    model.graph.with_groups(circuit.graph.groups).check_same(circuit.graph, "the circuit")
     return node_maps.maps_of(model, task, pair, circuit.nodes)

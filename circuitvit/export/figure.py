@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from circuitvit.export import style
 from circuitvit.export.layout import NAME_MAX, NAME_SIZE, PORT_MAX, PORT_SIZE, Box, Layout, Point, lay_out
 from circuitvit.export.picture import DrawnNode, Picture
-from circuitvit.export.style import EdgeLook, clean, fit, number, text_width, wrap
+from circuitvit.export.style import EdgeLook, fit, number, text_width, wrap
+from circuitvit.graph.files import clean
 
 MARGIN = 10.0
 LABELS = 46.0  # room left of the drawing for the names of the layers

@@ -15,7 +15,8 @@ from math import sqrt
 
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
 from circuitvit.export.routes import Grid, Route, Trunk, grid_of, ordered_tracks, routes_of
-from circuitvit.export.style import clean, fit, text_width
+from circuitvit.export.style import fit, text_width
+from circuitvit.graph.files import clean
 
 NAME_SIZE = 12.0  # font size of node names
 NAME_MAX = 132.0  # a longer name is cut

@@ -20,6 +20,7 @@ from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.picture import thumb_size
 from circuitvit.export.sheet import Sheet
+from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import PreparedTask, Task
@@ -164,7 +165,7 @@ def _side(
             continue
         every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place), order)
         heads.update({name: every[name] for name in wanted if name in every})
-        if not every:
+        if not every and stage.nodes.writes_to == RESIDUAL:  # what latents are written has no place on the image
             lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))[:, order]
             all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
             writes.update({name: all_writes[name] for name in wanted})
@@ -176,10 +177,14 @@ def _attention(stage: Stage, stream: Tensor, order: NDArray[np.int64]) -> dict[s
     """The heads of a stage by name; none where they have no scores."""
     reads = stage.read(stream)
     try:
-        scores = _array(stage.scores(reads)[0])[:, order][:, :, order]
+        scores = _array(stage.scores(reads)[0])
     except UnsupportedModelError:
         return {}
-    weights = _array(stage.expand(reads[2])[:, 0].norm(dim=-1))[:, order]
+    if stage.nodes.begins:  # a pool asks for all tokens alike, whichever of them is looked at
+        mean = _array(stage.pattern(reads)[0].mean(dim=1, keepdim=True).log())
+        scores = mean.repeat(mean.shape[2], axis=1)
+    scores = scores[:, order][:, :, order]
+    weights = _array(stage.expand(stage.carried(reads))[:, 0].norm(dim=-1))[:, order]
     return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
 
 

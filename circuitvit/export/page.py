@@ -31,9 +31,9 @@ from circuitvit.export.figure import PORT_NAMES
 from circuitvit.export.layout import Layout, Line, lay_out
 from circuitvit.export.maps import CUT, LEAST_CUT, LEAST_TIMES_MEAN, RAMP, Array, Maps, Side
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
-from circuitvit.export.style import clean
 from circuitvit.export.svg import image_uri, path_of
 from circuitvit.graph import Circuit, Graph, node_of, port_of
+from circuitvit.graph.files import clean
 
 _NAMES = ("wiring", "maps", "diagram", "state", "details", "figure", "search", "main")
 SCRIPTS = tuple(f"{name}.js" for name in _NAMES)  # in the order in which they need each other

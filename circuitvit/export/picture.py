@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from circuitvit.errors import OptionError
-from circuitvit.export.style import EdgeLook, Sign, clean, edge_look, number, widest
+from circuitvit.errors import OptionError, check_whole
+from circuitvit.export.style import EdgeLook, Sign, edge_look, number, widest
 from circuitvit.graph import Circuit, Direction, Graph, edge_name, node_of, port_of
+from circuitvit.graph.files import clean
 
 THUMB = 46.0  # side of a node's small image in pixels, where it is square
 WIDEST_THUMB = 3 * THUMB  # width of one that is a strip of frames
@@ -196,8 +197,8 @@ def _direction(circuit: Circuit, wanted: Direction | None) -> Direction:
 
 def _edges(circuit: Circuit, max_edges: int | None, direction: Direction) -> tuple[DrawnEdge, ...]:
     """The edges to draw, weakest first; of equal ones those that come last in the graph are first."""
-    if max_edges is not None and max_edges < 0:
-        raise OptionError(f"max_edges must be 0 or more, not {max_edges}")
+    if max_edges is not None:
+        check_whole("max_edges", max_edges, 0)
     graph = circuit.graph
     scores = np.zeros(graph.shape) if circuit.values is None else circuit.values
     order = np.argsort(-np.abs(scores[circuit.kept]), kind="stable")[:max_edges]

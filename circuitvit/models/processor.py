@@ -62,7 +62,9 @@ class ProcessorSpec(InputSpec):
                     pixels, self._resized(*pixels.shape[1:]), interpolation=mode, antialias=True
                 )
             pixels = functional.pad(pixels, self._missing(*pixels.shape[1:]))
-            top, left = ((have - want) // 2 for have, want in zip(pixels.shape[1:], self.size[1:], strict=True))
+            top, left = (
+                (have - want) // 2 for have, want in zip(pixels.shape[1:], self.size[1:], strict=True)
+            )
             pixels = functional.crop(pixels, top, left, *self.size[1:]).float()
             levels = 1.0 if self.floats else 255.0
             mean, std = torch.tensor(self.mean) * levels, torch.tensor(self.std) * levels

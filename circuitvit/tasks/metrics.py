@@ -339,6 +339,21 @@ def bind(
     return BoundMetric(metric, label, _mask(target, n_classes), _mask(foil, n_classes), vector, flat)
 
 
+def same_metric(one: BoundMetric, other: BoundMetric) -> bool:
+    """Whether two metrics are known to measure the same.
+
+    That is by one formula, of classes that are said alike or are the same; those of each pair's own are taken
+    for the same.
+    """
+    mine, theirs = one.metric, other.metric
+    formulas = [getattr(each.formula, "args", each.formula) for each in (mine, theirs)]  # the user's own
+    said = [
+        [PerPair if isinstance(side, PerPair) else side for side in (each.target, each.foil)]
+        for each in (mine, theirs)
+    ]
+    return formulas[0] == formulas[1] and (said[0] == said[1] or one.label == other.label)
+
+
 # -- inside --------------------------------------------------------------------------------------
 
 
@@ -431,14 +446,15 @@ def _vector(
     metric: Metric, width: int, output_of: Callable[[ImageSpec], tuple[Tensor, bool]]
 ) -> tuple[Tensor | None, bool]:
     """What the outputs are compared with, and whether that is what they are at all clean runs."""
+    along = metric.formula is _projection  # a user's own function may be called so too
     if metric.to is None:
-        if metric.name == "projection":
+        if along:
             raise OptionError("the metric projection needs a direction: a vector of numbers, or its file")
         return None, False
-    what = "what the outputs are compared with" if metric.name == "similarity" else "the direction"
+    what = "the direction" if along else "what the outputs are compared with"
     if is_vector(metric.to):
         return read_vector(metric.to, width, what), False  # type: ignore[arg-type]
-    if metric.name == "projection":
+    if along:
         raise OptionError(
             "the direction of a projection is a vector, as numbers or as a file that ends in .npy or "
             ".safetensors, and not an image: similarity takes an image"

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, check_number, check_whole
 from circuitvit.models import Model
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images, TensorImages
@@ -61,10 +61,8 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
         >>> len(discovery), len(held_out)
         (6, 2)
     """
-    if not 0 < held_out < 1:
-        raise OptionError(f"the share of pairs to hold out lies between 0 and 1, not {held_out!r}")
-    if seed < 0:
-        raise OptionError(f"a seed must not be negative: {seed!r}")
+    check_number("the share of pairs to hold out", held_out, 0, 1)
+    check_whole("a seed", seed, 0)
     prepared = prepare(model, task)
     if len(prepared) < 2:
         raise DataError("one pair cannot be divided: give at least two, with images of their own")

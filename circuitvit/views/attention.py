@@ -39,7 +39,7 @@ class AttentionPatterns:
     Attributes:
         subjects: the images.
         layer: of the model.
-        heads: names of the heads.
+        heads: names of the heads; those of a pool, whose queries are latents, end the model.
         pattern: after the softmax; each row sums to 1, but of differential heads to what their difference is.
         scores: before it, in nats; NaN for differential heads, which have two softmaxes.
         weighted: length of what each key's value adds to the stream at each query, in units of the stream;
@@ -80,11 +80,24 @@ class AttentionPatterns:
 
     def token(self, query: int | tuple[int, ...]) -> int:
         """The place of a query token, given by place or as a patch `(row, column)`."""
+        if isinstance(query, tuple) and self.pools:
+            raise OptionError("the queries of a pool are latents, not patches: give the number of one")
         if isinstance(query, tuple):
             return self.subjects.patch(query)
-        if not 0 <= query < len(self.subjects.kinds):
-            raise OptionError(f"there is no token {query}: there are {len(self.subjects.kinds)}, from 0")
+        count = self.pattern.shape[2]
+        if not 0 <= query < count:
+            what = "latent" if self.pools else "token"
+            raise OptionError(f"there is no {what} {query}: there are {count}, from 0")
         return query
+
+    @property
+    def pools(self) -> bool:
+        """Whether queries are the latents of a pool, and not tokens."""
+        return not self.heads[0].startswith(f"a{self.layer}.")
+
+    def query_name(self, query: int) -> str:
+        """What to call a query: a token's name, or "latent 0"."""
+        return f"latent {query}" if self.pools else self.subjects.token_name(query)
 
     def figure(
         self,
@@ -116,7 +129,7 @@ class AttentionPatterns:
         behind = self.subjects.pictures[row] if picture else None
         kinds = [kind for kind in kinds if not np.isnan(self.of_kind(kind)).any()]
         colours = canvas.rising_colours(clear=picture)
-        title = f"Layer {self.layer}, query {self.subjects.token_name(token)}, {self.subjects.names[row]}"
+        title = f"Layer {self.layer}, query {self.query_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
             sheet = self.subjects.sheet
             wide, high = canvas.proportions(sheet, 1.55, 4.6)
@@ -129,7 +142,7 @@ class AttentionPatterns:
                 for axis, values, off in zip(line, maps, elsewhere, strict=False):
                     norm = canvas.scale(values) if kind == "scores" else canvas.root_scale(values)
                     canvas.overlay(axis, values, behind, 0.6, sheet=sheet, cmap=colours, norm=norm)
-                    if token >= n_prefix:
+                    if token >= n_prefix and not self.pools:
                         canvas.mark(axis, *sheet.place(token - n_prefix))
                     axis.set_xlabel(_range(values, off, kind), color=MUTED, fontsize=6.5)
                 line[0].set_ylabel(_TITLES[kind])
@@ -221,13 +234,13 @@ def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key
     A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
     2020, "Attention is Not Only a Weight", arXiv:2004.10102).
     """
-    pattern, value, gain = stage.pattern(reads).abs(), reads[2], stage.gain(reads)
+    pattern, value, gain = stage.pattern(reads).abs(), stage.carried(reads), stage.gain(reads)
     if gain is None:
         weighted: Tensor = pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
         return weighted
-    at_each = gain.unbind(2)  # what a value is worth depends on the query
-    alone = torch.stack([stage.expand(value * own[:, :, None]).norm(dim=-1) for own in at_each], dim=-2)
-    return pattern * alone.transpose(0, 1)
+    at_each = zip(*(part[:, :, :, None].unbind(2) for part in gain), strict=True)  # each query has its own
+    alone = [stage.expand(value * factor + summand).norm(dim=-1) for factor, summand in at_each]
+    return pattern * torch.stack(alone, dim=-2).transpose(0, 1)
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
 from circuitvit.export.sheet import Sheet
-from circuitvit.export.style import COLOURS, FAINT, INK, MUTED, clean
-from circuitvit.graph.files import write_bytes
+from circuitvit.export.style import COLOURS, FAINT, INK, MUTED
+from circuitvit.graph.files import clean, write_bytes
 
 try:
     import matplotlib

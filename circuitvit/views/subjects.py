@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, check_whole
 from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.models import Model
@@ -130,8 +130,7 @@ def batches_of(
         OptionError: if the batch size is not positive.
     """
     size = BATCH if batch_size is None else batch_size
-    if size < 1:
-        raise OptionError(f"the batch size must be at least 1, not {size}")
+    check_whole("the batch size (batch_size)", size)
     for start in range(0, len(images), size):
         yield images.take(start, min(start + size, len(images))).to(model.device, model.dtype)
 

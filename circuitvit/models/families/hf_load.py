@@ -6,8 +6,10 @@ Of a model of images and texts its image tower is loaded and nothing else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -84,13 +86,8 @@ def load_hf(
     kind = _kind(transformers, config, name)
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # what an encoder sees after training
-    spec = None
-    if not _sees_clips(config):  # of clips the family knows
-        with _told(name), _quiet(transformers):
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                name, trust_remote_code=False, backend="torchvision", **options
-            )
-        spec = input_spec(processor)
+    # How clips are prepared, the family knows.
+    spec = None if _sees_clips(config) else _preprocessing(transformers, name, options)
     with _told(name), _quiet(transformers):
         module = _filled(kind, name, config, dtype or torch.float32, options)
     return Loaded(module.eval(), spec)
@@ -121,21 +118,25 @@ def _filled(kind: Any, name: str, config: Any, dtype: torch.dtype, options: dict
     """The model with its weights; without a pooler that the checkpoint has no weights for.
 
     Raises:
-        ModelError: if other weights are missing, which transformers would draw at random.
+        ModelError: if other weights are missing or do not fit, which transformers would draw at random.
     """
     own = config
     if hasattr(config, "vision_config") and not issubclass(kind.config_class, type(config)):
         own = config.vision_config
-    given = {"config": own, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False, **options}
-    module, told = kind.from_pretrained(name, output_loading_info=True, **given)
-    missing = sorted(told["missing_keys"])
-    if missing and all("pooler." in key for key in missing):
-        module, told = kind.from_pretrained(name, output_loading_info=True, add_pooling_layer=False, **given)
-        missing = sorted(told["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"hf:{name} has no weights for {len(missing)} tensors of {kind.__name__}, such as {missing[0]}"
-        )
+        own.name_or_path = name
+        if hasattr(config, "projection_dim"):
+            own.projection_dim = config.projection_dim
+    read = partial(
+        kind.from_pretrained, name, config=own, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+        ignore_mismatched_sizes=True, output_loading_info=True, **options,
+    )  # fmt: skip
+    module, told = read()
+    if told["missing_keys"] and all("pooler." in key for key in told["missing_keys"]):
+        module, told = read(add_pooling_layer=False)
+    for key in sorted(told["missing_keys"]):
+        raise ModelError(f"hf:{name} has no weights for {key}, and maybe others, of {kind.__name__}")
+    for key, saved, wanted in told["mismatched_keys"]:
+        raise ModelError(f"hf:{name}: {key} is {tuple(saved)} in the file and {tuple(wanted)} in the model")
     found: nn.Module = module
     return found
 
@@ -146,15 +147,19 @@ def _filled(kind: Any, name: str, config: Any, dtype: torch.dtype, options: dict
 def _refuse_absent(name: str, options: dict[str, Any]) -> None:
     """Refuse a folder without a model, and a name that would be waited for offline."""
     folder = Path(name) / options.get("subfolder", "")
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if not (folder / "config.json").is_file():
-            raise FileError(f"the folder {folder} holds no config.json: it is none that save_pretrained wrote")
+            raise FileError(
+                f"the folder {folder} holds no config.json: it is none that save_pretrained wrote"
+            )
         return
-    if Path(name).exists():
+    if name and Path(name).exists():
         raise FileError(f"{name} is a file, where a folder or the name of a model was expected")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise FileError(f"there is no folder {name}")
-    checkpoints.refuse_unreachable(f"hf:{name}", name, "config.json", "or give a folder that save_pretrained wrote")
+        raise FileError(f"there is no folder {name or 'without a name'}")
+    checkpoints.refuse_unreachable(
+        f"hf:{name}", name, "config.json", "or give a folder that save_pretrained wrote"
+    )
 
 
 @contextmanager
@@ -183,6 +188,22 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
 
 
 # -- preprocessing -------------------------------------------------------------------------------
+
+
+def _preprocessing(transformers: ModuleType, name: str, options: dict[str, Any]) -> ProcessorSpec | None:
+    """What the image processor beside the weights does; None, with a warning, where there is none."""
+    auto = transformers.AutoImageProcessor
+    try:
+        with _quiet(transformers):
+            processor = auto.from_pretrained(name, trust_remote_code=False, backend="torchvision", **options)
+    except OSError:
+        warnings.warn(
+            f"hf:{name} comes without an image processor: image files are prepared as is usual for its "
+            "architecture, see model.preprocessing",
+            stacklevel=4,
+        )
+        return None
+    return input_spec(processor)
 
 
 def spec_beside(config: Any) -> ProcessorSpec | None:
@@ -235,7 +256,9 @@ def input_spec(processor: Any) -> ProcessorSpec:
         UnsupportedModelError: for inputs whose size depends on the picture, or for what is unknown here.
     """
     kind = type(processor).__name__
-    interpolation = RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
+    interpolation = (
+        RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
+    )
     if hasattr(processor, "max_num_patches"):
         side = int(processor.max_num_patches**0.5) * processor.patch_size
         resize, crop = (side, side), {}
