@@ -6,7 +6,9 @@ The message names the offending thing and the way out of it, so that nobody has 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class CircuitViTError(Exception):
@@ -43,7 +45,36 @@ class NameNotFoundError(CircuitViTError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> NameNotFoundError:
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Refuse anything but a whole number of at least `least`.
+
+    Raises:
+        OptionError: naming what was given.
+
+    Example:
+        >>> check_whole("steps", 1.5)
+        Traceback (most recent call last):
+        ...
+        circuitvit.errors.OptionError: steps must be a whole number, not 1.5
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionError(f"{name} must be a whole number, not {value!r}")
+    if int(value) < least:
+        raise OptionError(f"{name} must be at least {least}, not {value}")
+
+
+def check_number(name: str, value: object, above: float = 0.0, below: float = math.inf) -> None:
+    """Refuse anything but a number between two others, by default a positive one.
+
+    Raises:
+        OptionError: naming what was given.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) < below:
+        wanted = f"a number between {above:g} and {below:g}" if below < math.inf else "a positive number"
+        raise OptionError(f"{name} must be {wanted}, not {value!r}")
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> NameNotFoundError:
     """The error for a `name` that is none of the `known` ones, with up to three near misses.
 
     Example:
@@ -52,7 +83,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> NameNotFoundErro
     """
     known = list(known)
     lowered = {candidate.lower(): candidate for candidate in known}
-    near = [lowered[hit] for hit in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)]
+    wrong = str(name).lower()
+    begun = [candidate for candidate in known if candidate.lower().startswith(wrong)] if wrong else []
+    close = difflib.get_close_matches(wrong, list(lowered), n=3, cutoff=0.6)
+    near = list(dict.fromkeys([*begun[:1], *(lowered[hit] for hit in close)]))[:3]
     if near:
         hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?"
     elif len(known) <= 20:

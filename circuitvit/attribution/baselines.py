@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.scoring import Running
-from circuitvit.engine import capture, check_logits, outputs, progress_bar
-from circuitvit.errors import OptionError
+from circuitvit.engine import capture, check_logits, members_at, outputs, progress_bar
+from circuitvit.errors import check_whole
 from circuitvit.tasks import PreparedTask
 
 
@@ -40,11 +40,14 @@ def ifr(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
             for index, stage in enumerate(model.stages):
                 if stage.is_source:
                     continue
-                found = shares(run.stream(index), written[: graph.sender_slices[index].start])
+                stream, upstream = run.stream(index), graph.upstream[index]
+                _, tokens, width = stream.shape
+                found = shares(stream, written[upstream, :, :tokens, :width])
+                members = members_at(graph, index, batch.members, tokens)
                 for group in range(len(graph.groups)):
-                    inside = found if batch.members is None else found * (batch.members == group)
+                    inside = found if members is None else found * (members == group)
                     summed = inside.double().mean(dim=2).sum(dim=1).cpu().numpy()
-                    total[: len(found), graph.receiver_slices[index], group] += summed[:, None]
+                    total[upstream, graph.receiver_slices[index], group] += summed[:, None]
             bar.update(len(batch.rows))
     return np.where(graph.edge_mask, total, 0.0)
 
@@ -70,7 +73,6 @@ def random(prepared: PreparedTask, how: Running, *, seed: int = 0) -> NDArray[np
     Raises:
         OptionError: if the seed is negative.
     """
-    if seed < 0:
-        raise OptionError(f"a seed must not be negative: {seed!r}")
+    check_whole("a seed", seed, 0)
     drawn = np.random.default_rng(seed).standard_normal(prepared.graph.shape)
     return np.where(prepared.graph.edge_mask, drawn, 0.0) * len(prepared)

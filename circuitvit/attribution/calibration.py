@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from circuitvit.attribution.exact import edge_effects
 from circuitvit.attribution.scoring import Running
 from circuitvit.engine import choose_batch_size
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, check_whole
 from circuitvit.graph import EdgeScores, Fidelity, Graph
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -85,18 +85,16 @@ def calibrate(
         >>> scores = cv.calibrate(model, task, cv.attribute(model, task, "local"))  # doctest: +SKIP
         >>> scores.fidelity.pearson, scores.interval("input->m0")  # doctest: +SKIP
     """
+    check_whole("n", n, 0)
     if n < LEAST:
         raise OptionError(f"at least {LEAST} edges must be measured to say how right scores are, not {n}")
     if not 0.5 <= level <= 0.95:
         raise OptionError(f"the level of the intervals lies between 0.5 and 0.95, not {level:g}")
-    if seed < 0:
-        raise OptionError(f"a seed must not be negative: {seed!r}")
+    check_whole("a seed", seed, 0)
     prepared = prepare(model, task, progress)
-    if scores.graph != prepared.graph or scores.direction != prepared.direction:
-        raise OptionError(
-            f"the scores are of {scores.graph}, {scores.direction}; the task of {prepared.graph}, "
-            f"{prepared.direction}"
-        )
+    prepared.graph.check_same(scores.graph, "what scores the edges")
+    if scores.direction != prepared.direction:
+        raise OptionError(f"the scores are of {scores.direction}; the task of {prepared.direction}")
     graph, places = prepared.graph, np.argwhere(prepared.graph.edge_mask)
     known = np.zeros(len(places), bool) if scores.measured is None else scores.measured[graph.edge_mask]
     strata = draw_strata(scores, np.flatnonzero(~known), n, seed)

@@ -119,6 +119,8 @@ def find_method(name: str, others: Iterable[str] = ()) -> Method:
     Raises:
         NameNotFoundError: for an unknown name, with the nearest; for a former one, with what it is now.
     """
+    if not isinstance(name, str):
+        raise unknown_name("method", name, (*METHODS, *others))
     if name in FORMER:
         raise NameNotFoundError(f"{name!r} is method='eap-ig' with rule={FORMER[name]!r} now")
     if name not in METHODS:

@@ -29,7 +29,7 @@ from circuitvit.engine import (
     progress_bar,
     reference_source,
 )
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import check_whole, unknown_name
 from circuitvit.models import Factored, Model
 from circuitvit.tasks import Batch, PreparedTask
 
@@ -92,7 +92,7 @@ def ceap(prepared: PreparedTask, how: Running, *, steps: int = 5) -> NDArray[np.
         OptionError: if `steps` is not positive, or for a metric without a gradient.
     """
     require_gradient(prepared, "ceap")
-    _check_steps(steps)
+    check_whole("steps", steps)
     model, graph = prepared.model, prepared.graph
     references = reference_source(prepared, how.batch_size)
     places = np.linspace(0.0, 1.0, steps + 1)
@@ -128,7 +128,7 @@ def path_nodes(steps: int, rule: Rule) -> list[tuple[float, float]]:
         >>> path_nodes(2, "midpoint")
         [(0.25, 0.5), (0.75, 0.5)]
     """
-    _check_steps(steps)
+    check_whole("steps", steps)
     if rule not in get_args(Rule):
         raise unknown_name("rule", str(rule), get_args(Rule))
     if rule == "gauss-legendre":
@@ -138,11 +138,6 @@ def path_nodes(steps: int, rule: Rule) -> list[tuple[float, float]]:
         ]
     shift = 0.5 if rule == "midpoint" else 0.0
     return [((step + shift) / steps, 1.0 / steps) for step in range(steps)]
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise OptionError(f"steps must be at least 1, not {steps}")
 
 
 def _path(

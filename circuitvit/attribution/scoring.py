@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitvit.attribution.methods import DEFAULT, check_keywords, find_method
 from circuitvit.engine import choose_batch_size, own_share, summed
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import EdgeMask, EdgeScores, Provenance
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -58,8 +58,8 @@ def attribute(
     """
     chosen = find_method(method)
     check_keywords(method, keywords)
-    if batch_size is not None and batch_size < 1:
-        raise OptionError(f"batch_size must be at least 1, not {batch_size}")
+    if batch_size is not None:
+        check_whole("the batch size (batch_size)", batch_size)
     stateful = keywords.get("state") is not None
     if processes and (stateful or not chosen.by_pair):
         raise OptionError(f"{method}{' with a state' * stateful} runs in one process only")
@@ -83,7 +83,9 @@ def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) 
     """The origin of a result computed on a prepared task; a random ablation's seed stands in for none."""
     model = prepared.model
     seed = getattr(prepared.ablation, "seed", None) if seed is None else seed
-    return Provenance(model.name, model.weights_hash, prepared.label, method, seed=seed)
+    return Provenance(
+        model.name, model.weights_hash, prepared.label, method, seed=seed, libraries=model.libraries
+    )
 
 
 def _plain(value: Any) -> Any:

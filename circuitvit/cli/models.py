@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 import circuitvit as cv
 from circuitvit.cli.library import arguments
 from circuitvit.cli.options import Given, Keywords, command
-from circuitvit.cli.output import interruptible, show, show_notes, stdout
+from circuitvit.cli.output import Row, interruptible, show, show_notes, show_rows, stdout
 
 if TYPE_CHECKING:
     from circuitvit.models.zoo import Card
@@ -50,7 +49,7 @@ def models(every: bool = False) -> None:
         _list_timm()
         return
     zoo = cv.models.zoo
-    _show_cards([zoo.zoo_card(name) for name in zoo.zoo_names()])
+    show_rows("Bundled", [Row(name, _about(zoo.zoo_card(name))) for name in zoo.zoo_names()])
     show_notes("From timm, with --checkpoint FILE or --pretrained", FAMILIES)
     show_notes("Your own", OWN)
 
@@ -62,23 +61,15 @@ def _list_timm() -> None:
             show(name)
 
 
-def _show_cards(cards: list[Card]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for title in ("name", "classes", "layers x heads", "input", "accuracy", "trained on"):
-        table.add_column(title, overflow="fold")
-    for card in cards:
-        shown = ", ".join(card.classes[:4]) + (", ..." if len(card.classes) > 4 else "")
-        table.add_row(
-            card.name,
-            f"{len(card.classes)}: {shown}",
-            f"{card.architecture.get('depth', '?')} x {card.architecture.get('num_heads', '?')}",
-            " x ".join(str(side) for side in card.input.size),
-            f"{card.accuracy['held_out']:.1%}",
-            card.data,
-        )
-    console = stdout()
-    console.print("Bundled", style="bold")
-    console.print(table)
+def _about(card: Card) -> str:
+    """A card in one sentence or two."""
+    shown = ", ".join(card.classes[:4]) + (", ..." if len(card.classes) > 4 else "")
+    layers, heads = (card.architecture.get(name, "?") for name in ("depth", "num_heads"))
+    size = " x ".join(str(side) for side in card.input.size)
+    return (
+        f"{len(card.classes)} classes ({shown}), {layers} layers of {heads} heads, images of {size}; "
+        f"{card.accuracy['held_out']:.1%} right. Training data: {card.data}"
+    )
 
 
 # -- training ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from circuitvit.errors import OptionError
 if TYPE_CHECKING:
     from circuitvit.graph import Circuit
     from circuitvit.models import Model
-    from circuitvit.tasks import PreparedTask, Task
+    from circuitvit.tasks import Task
     from circuitvit.verification import HypothesisFile, Verdict
 
 FILES = ("report.json", "report.md", "report.csv")
@@ -95,9 +96,9 @@ def verify(
     with place as folder:
         with clock.phase("model"):
             loaded = load_model(model)
+        _check_origin(circuit, saved, loaded, behaviour)
         with clock.phase("images"):
             prepared, others = prepare_both(loaded, task, held_out, run)
-        _check_origin(circuit, saved, loaded, prepared)
         with clock.phase("verification"):
             report = cv.verification.verify(
                 loaded, prepared, saved, held_out=others, n_random=verification.random, seed=run.seed,
@@ -113,15 +114,20 @@ def verify(
         show(f"\nwrote {folder.path}: {', '.join(folder.saved)}")
 
 
-def _check_origin(path: Path, circuit: Circuit, model: Model, prepared: PreparedTask) -> None:
-    """Refuse a circuit of another graph; say so when it was found on other weights."""
-    if circuit.graph != prepared.graph:
+def _check_origin(path: Path, circuit: Circuit, model: Model, behaviour: BehaviourOptions) -> None:
+    """Refuse a circuit of another graph before anything is run; say so when it was found on other weights."""
+    graph = model.graph
+    if behaviour.groups is not None:
+        tokens = len(model.prefix) + math.prod(model.grid)
+        graph = graph.with_groups(cv.tasks.GROUPS[behaviour.groups](model, tokens).names)
+    try:
+        graph.check_same(circuit.graph, str(path))
+    except OptionError as error:
         raise OptionError(
-            f"{path} belongs to another graph: {circuit.graph} in the file, {prepared.graph} of "
-            f"{model.name}. Give the --model and the --groups that the circuit was found with"
-        )
-    made = circuit.provenance
-    if made.weights and made.weights != model.weights_hash:
+            f"{error}. Give the --model and the --groups that the circuit was found with"
+        ) from error
+    made, here = circuit.provenance, cv.graph.Provenance(weights=model.weights_hash)
+    if made.is_comparable(here) and made.weights != here.weights:
         remark(f"the circuit was found on other weights ({made.model or 'a model'}, {made.weights[:12]})")
 
 

@@ -1,6 +1,6 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.contraction import add_products
+from circuitvit.engine.contraction import add_products, members_at
 from circuitvit.engine.evaluator import (
     BatchRun,
     Evaluator,
@@ -20,7 +20,7 @@ from circuitvit.engine.gradients import (
 )
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
-from circuitvit.engine.processes import joined, launched, own_share, progress_bar, summed
+from circuitvit.engine.processes import announce, joined, launched, own_share, progress_bar, summed
 from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs, run_from
@@ -40,6 +40,7 @@ __all__ = [
     "Sources",
     "StateFile",
     "add_products",
+    "announce",
     "batch_runs",
     "capture",
     "check_effect",
@@ -51,6 +52,7 @@ __all__ = [
     "joined",
     "launched",
     "masked_run",
+    "members_at",
     "new_workspace",
     "output_gradients",
     "outputs",

@@ -22,8 +22,8 @@ from circuitvit.engine.masked import Workspace, masked_run
 from circuitvit.engine.processes import progress_bar
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
-from circuitvit.errors import DataError, OptionError
-from circuitvit.graph import Circuit, EdgeMask, Graph
+from circuitvit.errors import DataError, OptionError, check_whole
+from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import Batch, Mean, PreparedTask, Resample, Task, divergence, prepare
 
@@ -123,8 +123,7 @@ def batch_runs(prepared: PreparedTask, batch_size: int) -> Iterator[BatchRun]:
         ModelError: if a run gives NaN or infinite logits.
         OptionError: if the batch size is not positive.
     """
-    if batch_size < 1:
-        raise OptionError(f"the batch size (batch_size) must be at least 1, not {batch_size}")
+    check_whole("the batch size (batch_size)", batch_size)
     references = reference_source(prepared, batch_size)
     for batch in prepared.batches(batch_size):
         yield batch_run(prepared, batch, references)
@@ -172,9 +171,9 @@ class Measured:
 class Evaluator:
     """Masked runs of one prepared task; every circuit is run once, whoever asks.
 
-    A circuit is given as a `Circuit` or as a boolean mask `(sender, receiver, group)` of the edges that are
-    kept: in the clean run, all else ablated; for a denoising task, restored in the corrupt run. Where the
-    model's weights are edited in place, what was measured is forgotten.
+    A circuit is given as whatever means one (see `as_circuit`) or as a boolean mask `(sender, receiver,
+    group)` of the edges that are kept: in the clean run, all else ablated; for a denoising task, restored in
+    the corrupt run. Where the model's weights are edited in place, what was measured is forgotten.
 
     Args:
         prepared: the task.
@@ -209,8 +208,8 @@ class Evaluator:
         memory: int | None = None,
         progress: bool = False,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"the batch size (batch_size) must be at least 1, not {batch_size}")
+        if batch_size is not None:
+            check_whole("the batch size (batch_size)", batch_size)
         self.prepared, self.progress, self.runs = prepared, progress, 0
         self.batch_size = batch_size or choose_batch_size(prepared, memory)
         self.after_run: Callable[[], None] = lambda: None
@@ -234,7 +233,7 @@ class Evaluator:
 
     # what was measured
 
-    def measure(self, masks: Sequence[EdgeMask | Circuit]) -> list[Measured]:
+    def measure(self, masks: Sequence[EdgeMask | CircuitLike]) -> list[Measured]:
         """What several circuits give; those that are new are run together, batch after batch.
 
         Raises:
@@ -253,16 +252,16 @@ class Evaluator:
             self.after_run()
         return [self._known[key] for key in keys]
 
-    def values(self, mask: EdgeMask | Circuit) -> Float[NDArray[np.float64], " pair"]:
+    def values(self, mask: EdgeMask | CircuitLike) -> Float[NDArray[np.float64], " pair"]:
         """The metric of each pair with only a circuit kept."""
         return self.measure([mask])[0].values
 
-    def many(self, masks: Sequence[EdgeMask | Circuit]) -> Float[NDArray[np.float64], "mask pair"]:
+    def many(self, masks: Sequence[EdgeMask | CircuitLike]) -> Float[NDArray[np.float64], "mask pair"]:
         """The metric of each pair with each of several circuits."""
         found = [each.values for each in self.measure(masks)]
         return np.stack(found) if found else np.zeros((0, len(self)))
 
-    def tops(self, mask: EdgeMask | Circuit) -> Int64[NDArray[np.int64], " pair"]:
+    def tops(self, mask: EdgeMask | CircuitLike) -> Int64[NDArray[np.int64], " pair"]:
         """The top class of each pair with only a circuit kept."""
         return self.measure([mask])[0].tops
 
@@ -281,7 +280,7 @@ class Evaluator:
         """What there is to explain: whole minus nothing."""
         return self.whole - self.nothing
 
-    def faithfulness(self, mask: EdgeMask | Circuit) -> float:
+    def faithfulness(self, mask: EdgeMask | CircuitLike) -> float:
         """The share of the behaviour that a circuit keeps, a ratio of means over pairs.
 
         Raises:
@@ -317,19 +316,10 @@ class Evaluator:
             )
         self._checked.add(level)
 
-    def check(self, circuit: Circuit) -> None:
-        """Refuse a circuit of another graph.
-
-        Raises:
-            OptionError: if it belongs to another.
-        """
-        if circuit.graph != self.graph:
-            raise OptionError(f"the circuit belongs to {circuit.graph}, the task to {self.graph}")
-
     # what is run
 
     @torch.no_grad()
-    def logits(self, mask: EdgeMask | Circuit) -> Float[Tensor, "pair class"]:
+    def logits(self, mask: EdgeMask | CircuitLike) -> Float[Tensor, "pair class"]:
         """The logits with only a circuit kept, on the CPU; run every time, as they are not remembered."""
         base = self._base_mask(self._kept(mask))
         with progress_bar(len(self), "masked runs", self.progress) as bar:
@@ -422,10 +412,9 @@ class Evaluator:
     def _nothing(self) -> EdgeMask:
         return np.zeros(self.graph.shape, dtype=bool)
 
-    def _kept(self, mask: EdgeMask | Circuit) -> EdgeMask:
-        if isinstance(mask, Circuit):
-            self.check(mask)
-            mask = mask.kept
+    def _kept(self, mask: EdgeMask | CircuitLike) -> EdgeMask:
+        if not isinstance(mask, np.ndarray):
+            mask = as_circuit(mask, self.graph).kept
         if mask.shape != self.graph.shape:
             raise OptionError(f"a mask of shape {mask.shape} for a graph of shape {self.graph.shape}")
         return mask & self.graph.edge_mask
@@ -479,9 +468,9 @@ class Evaluator:
 def run(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit | None = None,
+    circuit: CircuitLike | None = None,
     *,
-    ablate: Circuit | None = None,
+    ablate: CircuitLike | None = None,
     batch_size: int | None = None,
 ) -> Float[Tensor, "pair class"]:
     """The logits with everything outside `circuit` ablated, or with the edges of `ablate` ablated.
@@ -497,10 +486,12 @@ def run(
         ...     model, task, cv.Circuit.from_edges(model.graph, ["input->logits"])
         ... )  # doctest: +SKIP
     """
-    kept = circuit if ablate is None else ~ablate
-    if kept is None or None not in (circuit, ablate):
+    if (circuit is None) == (ablate is None):
         raise OptionError("give either the circuit to keep, or ablate= with the edges to remove")
-    return Evaluator(prepare(model, task), batch_size=batch_size).logits(kept)
+    evaluator = Evaluator(prepare(model, task), batch_size=batch_size)
+    given = circuit if ablate is None else ablate
+    kept = as_circuit(given, evaluator.graph)  # type: ignore[arg-type]  # one of the two is given
+    return evaluator.logits(kept if ablate is None else ~kept)
 
 
 def check_effect(

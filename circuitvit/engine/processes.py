@@ -88,6 +88,12 @@ def progress_bar(total: int, description: str, show: bool, unit: str = "it") -> 
     return tqdm(total=total, desc=description, disable=hidden, delay=DELAY, leave=False, unit=unit)
 
 
+def announce(text: str, show: bool) -> None:
+    """Say something of work that takes long before it starts, to whoever would see its bar."""
+    if show and _is_watched():
+        tqdm.write(text, file=sys.stderr)
+
+
 def _is_watched() -> bool:
     """Whether somebody sees the bar: in a terminal or a notebook, not in a log file."""
     return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -14,9 +14,9 @@ from circuitvit.export.drawing import FIGURES, SOURCES, figure_bytes, format_of
 from circuitvit.export.figure import Figure, Panel, figure_of
 from circuitvit.export.layout import Layout, lay_out
 from circuitvit.export.picture import Picture, picture_of
-from circuitvit.export.style import EdgeLook, clean, number
-from circuitvit.graph import Circuit
-from circuitvit.graph.files import write_bytes
+from circuitvit.export.style import EdgeLook, number
+from circuitvit.graph import Circuit, CircuitLike, as_circuit
+from circuitvit.graph.files import clean, write_bytes
 
 DIFFERENCE_FORMATS = (*FIGURES, *SOURCES)
 """The formats that `draw_difference` writes."""
@@ -27,8 +27,8 @@ _DASHES = ("", "", "7 2.5")  # so that the two are told apart in grey print, too
 
 
 def draw_difference(
-    first: Circuit,
-    second: Circuit,
+    first: CircuitLike,
+    second: CircuitLike,
     path: str | Path,
     *,
     names: tuple[str, str] = ("A", "B"),
@@ -68,7 +68,8 @@ def draw_difference(
         >>> draw_difference(cats, dogs, Path(tempfile.mkdtemp()) / "x.svg", names=("cats", "dogs")).name
         'x.svg'
     """
-    path = Path(path)
+    path, first = Path(path), as_circuit(first)
+    second = as_circuit(second, first.graph)
     kind = format_of(path, format, DIFFERENCE_FORMATS)
     if panels and kind in SOURCES:
         raise OptionError(f"panels stand side by side in .svg, .pdf and .png figures, not in .{kind} files")
@@ -80,8 +81,8 @@ def draw_difference(
 
 
 def difference_of(
-    first: Circuit,
-    second: Circuit,
+    first: CircuitLike,
+    second: CircuitLike,
     names: tuple[str, str] = ("A", "B"),
     title: str | None = None,
     max_edges: int | None = None,
@@ -96,6 +97,8 @@ def difference_of(
         >>> difference_of(cats, dogs).counts
         '1 edge shared, 1 only in A, 1 only in B; Jaccard index 0.333'
     """
+    first = as_circuit(first)
+    second = as_circuit(second, first.graph)
     one, other = clean(names[0]), clean(names[1])
     words = ("shared", f"only in {one}", f"only in {other}")
     both = _union(first, second)

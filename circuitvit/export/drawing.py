@@ -10,10 +10,10 @@ from circuitvit.export import maps as node_maps
 from circuitvit.export.figure import Figure, figure_of
 from circuitvit.export.graphs import dot_of, graphml_of
 from circuitvit.export.page import Curve, Intervals, page_data, page_of
-from circuitvit.export.picture import Picture, picture_of
+from circuitvit.export.picture import Picture, picture_of, thumb_size
 from circuitvit.export.svg import svg_of_figure
 from circuitvit.export.tikz import tikz_of
-from circuitvit.graph import Circuit, Direction
+from circuitvit.graph import Circuit, CircuitLike, Direction, as_circuit
 from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
 from circuitvit.tasks import Task
@@ -35,7 +35,7 @@ FORMATS = ("html", *FIGURES, *SOURCES, *_OTHER_NAMES, *_DATA)
 
 
 def draw(
-    circuit: Circuit,
+    circuit: CircuitLike,
     path: str | Path,
     *,
     format: str | None = None,
@@ -63,7 +63,8 @@ def draw(
     | `.json` | the circuit itself, as `Circuit.save` writes it |
 
     Args:
-        circuit: to draw; edges have a width and a sign where it carries scores.
+        circuit: to draw, or what a search found, or a file's path; edges have a width and a sign where it
+            carries scores.
         path: of the file; it is written whole or not at all.
         format: one of `FORMATS`, when the ending of `path` does not say it.
         title: above the diagram; by default it names the model.
@@ -74,7 +75,8 @@ def draw(
         task: whose images are shown.
         pair: which of its pairs.
         thumbnails: whether nodes carry small images of what they do; by default in the page, when `model`
-            and `task` are given, and not in `.svg`, `.pdf` and `.png`. Other formats hold none.
+            and `task` are given, and not in `.svg`, `.pdf` and `.png`. Other formats hold none. Of clips they
+            are strips of frames.
         image: whose thumbnails the static figures show, "clean" or "corrupt"; the page has both.
         curve: for the page, faithfulness at several sizes: `(edges, faithfulness)`.
         intervals: for the page, the ends of the confidence interval of edges' effects, by name.
@@ -93,13 +95,14 @@ def draw(
         >>> draw(circuit, Path(tempfile.mkdtemp()) / "circuit.html", title="Two edges").name
         'circuit.html'
     """
-    path = Path(path)
+    path, circuit = Path(path), as_circuit(circuit)
     kind = format_of(path, format, FORMATS)
     if kind in _DATA:
         return _write_data(circuit, path, kind, title, max_edges)
     wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
     maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *FIGURES) else None
-    picture = picture_of(circuit, title, max_edges, direction, () if maps is None else maps.nodes)
+    room = () if maps is None else (maps.nodes, thumb_size(maps.grid))
+    picture = picture_of(circuit, title, max_edges, direction, *room)
     if kind == "html":
         content = page_of(page_data(circuit, picture, maps, curve, intervals)).encode()
     elif kind in SOURCES:
@@ -154,6 +157,5 @@ def _write_data(circuit: Circuit, path: Path, kind: str, title: str | None, max_
 def _maps(circuit: Circuit, model: Model | None, task: Task | None, pair: int) -> node_maps.Maps:
     if model is None or task is None:
         raise OptionError("thumbnails show what the nodes do on an image: give both model= and task=")
-    if circuit.graph.stages != model.graph.stages:
-        raise OptionError(f"the circuit belongs to {circuit.graph}, the model {model.name} has {model.graph}")
+    model.graph.with_groups(circuit.graph.groups).check_same(circuit.graph, "the circuit")
     return node_maps.maps_of(model, task, pair, circuit.nodes)

@@ -17,8 +17,8 @@ import networkx as nx
 
 from circuitvit.export import style
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
-from circuitvit.export.style import clean
 from circuitvit.graph import Circuit
+from circuitvit.graph.files import clean
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _KEYWORDS = {"node", "edge", "graph", "digraph", "subgraph", "strict"}

@@ -31,9 +31,9 @@ from circuitvit.export.figure import PORT_NAMES
 from circuitvit.export.layout import Layout, Line, lay_out
 from circuitvit.export.maps import CUT, LEAST_CUT, LEAST_TIMES_MEAN, RAMP, Array, Maps, Side
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
-from circuitvit.export.style import clean
 from circuitvit.export.svg import image_uri, path_of
 from circuitvit.graph import Circuit, Graph, node_of, port_of
+from circuitvit.graph.files import clean
 
 _NAMES = ("wiring", "maps", "diagram", "state", "details", "figure", "search", "main")
 SCRIPTS = tuple(f"{name}.js" for name in _NAMES)  # in the order in which they need each other
@@ -142,7 +142,7 @@ def page_data(
         "maxWidth": picture.max_width,
         "strongest": picture.strongest,
         "total": len(circuit),
-        "thumb": max((node.thumb for node in picture.nodes), default=0.0),
+        "thumb": next((node.thumb for node in picture.nodes if node.thumb), None),
         "nodes": [_node(node, layout) for node in picture.nodes],
         **_wiring(circuit, places),
         "edges": [
@@ -259,6 +259,7 @@ def packed_maps(maps: Maps, by_strength: Sequence[str]) -> dict[str, Any]:
             full[name][head] = pack
     return {
         "grid": list(maps.grid),
+        "frame": list(maps.sheet.grid[-2:]),
         "prefix": list(maps.prefix),
         "groups": list(maps.groups),
         "fineStep": FINE_STEP,

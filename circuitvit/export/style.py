@@ -5,12 +5,11 @@ colour blindness. Width is proportional to the magnitude of the effect, so twice
 as strong; only very weak edges are drawn wider than they deserve, to remain visible.
 
 Names and titles come from files and users, so they may hold anything. Markup characters are left to the
-writer of each format to escape; `clean` takes out what no format can hold or show safely.
+writer of each format to escape; `clean` of `graph.files` takes out what no format can hold or show safely.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,25 +99,6 @@ def dash_of(group: int) -> str:
 
 _NARROW = frozenset("fijlrtI.,:;!|'`()[]{}-/\\ ")
 _WIDE = frozenset("mwMWOQGD%&+<>=_#~")
-
-
-def clean(text: str) -> str:
-    """`text` on one line, without characters that are illegal in XML or that reorder the text around them.
-
-    Control characters and lone surrogates have no place in XML 1.0, and bidirectional overrides can make
-    a label read as something it is not. White space of every kind becomes one space.
-
-    Example:
-        >>> clean("a\\n b\\x00\\u202ec")
-        'a b c'
-    """
-    kept = []
-    for letter in text:
-        category = unicodedata.category(letter)
-        if category in ("Cf", "Cn", "Co"):  # format characters (joiners, overrides), unassigned, private
-            continue
-        kept.append(" " if category in ("Cc", "Cs", "Zl", "Zp", "Zs") else letter)
-    return " ".join("".join(kept).split())
 
 
 def text_width(text: str, size: float) -> float:

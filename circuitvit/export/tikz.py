@@ -13,7 +13,8 @@ from circuitvit.export import style
 from circuitvit.export.figure import LABELS, ORIGIN, QUIET, Font, Panel, Pixels, put_drawing
 from circuitvit.export.layout import Box, Point, lay_out
 from circuitvit.export.picture import Picture
-from circuitvit.export.style import EdgeLook, clean
+from circuitvit.export.style import EdgeLook
+from circuitvit.graph.files import clean
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -1,10 +1,11 @@
 """Names, topology, scores and circuits: everything about a model's graph that needs no model."""
 
-from circuitvit.graph.circuit import Circuit, Provenance
+from circuitvit.graph.circuit import Circuit, CircuitLike, Provenance, as_circuit
 from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking
 from circuitvit.graph.topology import (
     ONE_GROUP,
+    RESIDUAL,
     Edge,
     EdgeMask,
     Graph,
@@ -17,7 +18,9 @@ from circuitvit.graph.topology import (
 
 __all__ = [
     "ONE_GROUP",
+    "RESIDUAL",
     "Circuit",
+    "CircuitLike",
     "Direction",
     "Edge",
     "EdgeMask",
@@ -28,6 +31,7 @@ __all__ = [
     "Provenance",
     "Ranking",
     "StageNodes",
+    "as_circuit",
     "edge_name",
     "node_of",
     "parse_edge",

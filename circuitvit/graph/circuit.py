@@ -32,11 +32,10 @@ from numpy.typing import NDArray
 from circuitvit._version import __version__
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import eap_ig, notebook
-from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
+from circuitvit.graph.files import TEXT, check_version, cleaned, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
 from circuitvit.graph.topology import (
     GRAPH_SCHEMA,
-    NAMES_SCHEMA,
     EdgeMask,
     Graph,
     Remade,
@@ -47,6 +46,7 @@ from circuitvit.graph.topology import (
 )
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"
+LONGEST_NAME = 600  # of an edge: those of its two ends and its group have 200 characters at most
 SCORE_MAP_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
 PROVENANCE_SCHEMA = record(
     "",
@@ -57,12 +57,13 @@ PROVENANCE_SCHEMA = record(
     parameters={"type": "object"},
     seed={"type": ["integer", "null"]},
     library=TEXT,
+    libraries={"type": "object", "additionalProperties": TEXT},
 )
 _FILE = record(
     "schema graph edges provenance",
     schema={"const": CIRCUIT_SCHEMA},
     graph=GRAPH_SCHEMA,
-    edges={**NAMES_SCHEMA, "maxItems": 10_000_000},
+    edges={"type": "array", "maxItems": 10_000_000},  # of names: a million take the schema ten seconds
     scores=SCORE_MAP_SCHEMA,
     provenance=PROVENANCE_SCHEMA,
 )
@@ -72,14 +73,18 @@ _FILE = record(
 class Provenance:
     """What a circuit or a set of scores came from; every field may be unknown (empty).
 
+    Texts are kept as they can be shown and written, see `clean`: they may come from anybody's file.
+
     Attributes:
         model: name of the model.
-        weights: SHA-256 over the model's parameters.
+        weights: SHA-256 over the values of the model's weights, whatever library's layout they are in. Files of
+            version 0.1 hold another hash, which was over names too, and is compared with its like alone.
         task: one line that describes images, metric and ablation.
         method: how the edges were scored or searched.
         parameters: the method's settings, JSON values only; a size asked for stands here as `asked`.
         seed: of whatever was drawn at random.
         library: version of circuitvit that made it.
+        libraries: versions of torch and of the libraries that the model's parts come from, by name.
     """
 
     model: str = ""
@@ -89,10 +94,15 @@ class Provenance:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     library: str = __version__
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, cleaned(getattr(self, each.name)))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
-        return {**asdict(self), "parameters": dict(self.parameters)}
+        return {**asdict(self), "parameters": dict(self.parameters), "libraries": dict(self.libraries)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
@@ -103,6 +113,11 @@ class Provenance:
     def with_parameters(self, **parameters: Any) -> Provenance:
         """The same, with some of the method's settings added or replaced."""
         return replace(self, parameters={**self.parameters, **parameters})
+
+    def is_comparable(self, other: Provenance) -> bool:
+        """Whether the weights' hashes of both are known and of one kind, so that they differ if the weights do."""
+        kinds = {each.weights.rpartition("-")[0] for each in (self, other)}
+        return bool(self.weights and other.weights) and len(kinds) == 1
 
     def mismatch(self, other: Provenance) -> str:
         """In what the models of two circuits differ, in words for a report; "" where nothing is known to.
@@ -123,7 +138,7 @@ class Provenance:
             return ""
         if all(names) and names[0] != names[1]:
             return f"different models: {names[0]!r} and {names[1]!r}"
-        if all(weights):
+        if all(weights) and self.is_comparable(other):
             return f"different weights of {(names[0] or names[1] or 'a model')!r}"
         return ""
 
@@ -189,7 +204,7 @@ class Circuit(Remade):
 
     def with_scores(self, scores: Scored) -> Circuit:
         """The same edges, carrying these scores (an `EdgeScores`) for diagrams and files."""
-        self._same_graph(scores.graph)
+        self.graph.check_same(scores.graph, "what scores the circuit")
         return replace(self, values=scores.values)
 
     def with_provenance(self, provenance: Provenance) -> Circuit:
@@ -275,7 +290,7 @@ class Circuit(Remade):
         return Circuit(self.graph, ~self.kept, self.values)
 
     def __le__(self, other: Circuit) -> bool:
-        self._same_graph(other.graph)
+        self.graph.check_same(other.graph, "the other circuit")
         return not bool((self.kept & ~other.kept).any())
 
     def jaccard(self, other: Circuit) -> float:
@@ -284,13 +299,9 @@ class Circuit(Remade):
         return len(self & other) / either if either else 1.0
 
     def _combined(self, other: Circuit, operation: Callable[[EdgeMask, EdgeMask], EdgeMask]) -> Circuit:
-        self._same_graph(other.graph)
+        self.graph.check_same(other.graph, "the other circuit")
         kept = operation(self.kept, other.kept)
         return Circuit(self.graph, kept, self.values if self.values is not None else other.values)
-
-    def _same_graph(self, other: Graph) -> None:
-        if self.graph != other:
-            raise OptionError(f"the two belong to different graphs: {self.graph} and {other}")
 
     # -- structure -------------------------------------------------------------------------------
 
@@ -413,6 +424,9 @@ class Circuit(Remade):
     @classmethod
     def _from_dict(cls, content: Mapping[str, Any]) -> Circuit:
         graph, edges = Graph.from_dict(content["graph"]), content["edges"]
+        for place, name in enumerate(edges):
+            if not isinstance(name, str) or len(name) > LONGEST_NAME:
+                raise FileError(f"edges/{place}: {str(name)[:80]!r} is not the name of an edge")
         twice = next((name for name, count in Counter(edges).items() if count > 1), None)
         if twice is not None:
             raise FileError(f"edge {twice!r} is listed {edges.count(twice)} times")
@@ -431,11 +445,59 @@ class Circuit(Remade):
         return draw(self, path, **options)
 
 
+class HasCircuit(Protocol):
+    """What holds a circuit, as the results of searches do."""
+
+    @property
+    def circuit(self) -> Circuit: ...
+
+
+CircuitLike = Circuit | HasCircuit | str | Path | Iterable[str]
+"""Whatever means a circuit: itself, what a search found, names of edges, or the path of a file."""
+
+
+def as_circuit(given: CircuitLike, graph: Graph | None = None) -> Circuit:
+    """A circuit from whatever means one.
+
+    Args:
+        given: a circuit, what a search found (`find`, `refine`, ...), the names of edges, or a file's path. A
+            text with an arrow names an edge.
+        graph: that it must belong to. Edge names need one, as they say nothing of the other edges.
+
+    Raises:
+        OptionError: if it belongs to another graph, or means no circuit.
+        NameNotFoundError: if a name is no edge of the graph.
+        FileError: if the file cannot be read, or holds a circuit of another graph.
+
+    Example:
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> as_circuit(["input->m0", "m0->logits"], transformer_graph(1, 2))
+        Circuit(2 of 17 edges, 3 of 5 nodes)
+    """
+    if isinstance(given, Path) or (isinstance(given, str) and "->" not in given):
+        return Circuit.load(given, graph)
+    circuit = getattr(given, "circuit", given)
+    if isinstance(circuit, Circuit):
+        if graph is not None:
+            graph.check_same(circuit.graph, "the circuit")
+        return circuit
+    names = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not all(isinstance(name, str) for name in names):
+        raise OptionError(
+            f"{type(given).__name__} is no circuit: give a Circuit, what a search found, the names of edges, "
+            "or the path of a file"
+        )
+    if graph is None:
+        raise OptionError("edge names need a graph to belong to: give Circuit.from_edges(model.graph, names)")
+    return Circuit.from_edges(graph, map(str, names))
+
+
 def check_graph(path: str | Path, found: Graph, wanted: Graph | None) -> None:
     """Refuse what a file holds when it belongs to another graph than the one that is wanted.
 
     Raises:
         FileError: naming the file and both graphs.
     """
-    if wanted is not None and found != wanted:
-        raise FileError(f"{path} belongs to another graph: {found} in the file, {wanted} asked for")
+    if wanted is not None:
+        with naming(path):
+            wanted.check_same(found, "what it holds")

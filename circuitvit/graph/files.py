@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,34 @@ from circuitvit.errors import CircuitViTError, FileError
 TEXT = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
 MAX_BYTES = 256 * 2**20  # far above any real file; a larger one is not read into memory
+
+
+def clean(text: str) -> str:
+    """`text` on one line, without characters that are illegal in XML or that reorder the text around them.
+
+    Control characters and lone surrogates have no place in XML 1.0, and bidirectional overrides can make
+    a label read as something it is not. White space of every kind becomes one space.
+
+    Example:
+        >>> clean("a\\n b\\x00\\u202ec")
+        'a b c'
+    """
+    kept = []
+    for letter in text:
+        category = unicodedata.category(letter)
+        if category in ("Cf", "Cn", "Co"):  # format characters (joiners, overrides), unassigned, private
+            continue
+        kept.append(" " if category in ("Cc", "Cs", "Zl", "Zp", "Zs") else letter)
+    return " ".join("".join(kept).split())
+
+
+def cleaned(value: Any) -> Any:
+    """A JSON value with every text in it, also a name, as `clean` leaves it."""
+    if isinstance(value, Mapping):
+        return {clean(str(name)): cleaned(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [cleaned(each) for each in value]
+    return clean(value) if isinstance(value, str) else value
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import FileError, OptionError, unknown_name
+from circuitvit.errors import FileError, OptionError, check_number, unknown_name
 from circuitvit.graph import notebook, selection
 from circuitvit.graph.circuit import PROVENANCE_SCHEMA, SCORE_MAP_SCHEMA, Circuit, Provenance, check_graph
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
@@ -151,10 +151,7 @@ class EdgeScores(Remade):
         Raises:
             OptionError: if the threshold is not a positive number, or `by` is unknown.
         """
-        if not at_least > 0:
-            raise OptionError(
-                f"a threshold must be a positive number, in units of the metric, not {at_least!r}"
-            )
+        check_number("a threshold, in units of the metric,", at_least)
         kept = (self._ranks(by) >= at_least) & self.graph.edge_mask
         said = {"asked": int(kept.sum()), "by": by, "selection": "threshold", "threshold": float(at_least)}
         return self._circuit(kept, prune, **said)

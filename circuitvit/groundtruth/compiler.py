@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import OptionError, check_whole, unknown_name
 from circuitvit.graph import Circuit, Graph, edge_name
 from circuitvit.groundtruth.programs import (
     BALLAST,
@@ -137,8 +137,7 @@ def compiled(
             raise unknown_name("part", part, PARTS)
     if {"backup", "gate"} <= set(parts):
         raise OptionError("a program has a backup or a gate, not both: the two join the same heads")
-    if seed < 0:
-        raise OptionError(f"a seed must not be negative: {seed}")
+    check_whole("a seed", seed, 0)
     chosen = [part for part in PARTS if part in parts]  # one order, however they are asked for
     program = _program(name, chosen)
     full_name = "+".join([name, *chosen])

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from circuitvit.engine import Evaluator
-from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, EdgeMask, EdgeScores
+from circuitvit.errors import OptionError, check_number
+from circuitvit.graph import Circuit, CircuitLike, EdgeMask, EdgeScores, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 
@@ -47,8 +47,7 @@ def active_edges(model: Model, task: Task | PreparedTask, *, at_least: float = 1
         >>> list(active_edges(relay.model, cv.Task(clean, corrupt, metric=cv.logit_diff("yes", "no"))))
         ['input->a0.h0<v>', 'a0.h0->a1.h0<v>', 'a1.h0->logits']
     """
-    if not at_least > 0:
-        raise OptionError(f"the smallest effect that counts must be positive, not {at_least!r}")
+    check_number("the smallest effect that counts", at_least)
     prepared = prepare(model, task)
     return Circuit(prepared.graph, largest_effects(prepared) >= at_least)
 
@@ -82,7 +81,7 @@ class Separation:
     average_precision: float
 
 
-def separation(scores: EdgeScores, truth: Circuit) -> Separation:
+def separation(scores: EdgeScores, truth: CircuitLike) -> Separation:
     """Rank edges by the magnitude of their scores, and compare with the edges that matter.
 
     Gupta et al. 2024, "InterpBench", arXiv:2407.14494, and Mueller et al. 2025, "MIB", arXiv:2504.13151, use
@@ -99,10 +98,8 @@ def separation(scores: EdgeScores, truth: Circuit) -> Separation:
         >>> separation(scores, active_edges(relay.model, task))
         Separation(roc_auc=1.0, average_precision=1.0)
     """
-    if scores.graph != truth.graph:
-        raise OptionError(f"scores and truth belong to different graphs: {scores.graph} and {truth.graph}")
     edges = scores.graph.edge_mask
-    marks = truth.kept[edges]
+    marks = as_circuit(truth, scores.graph).kept[edges]
     if marks.all() or not marks.any():
         raise OptionError(f"{marks.sum()} of {len(marks)} edges matter: there is nothing to tell apart")
     sizes = np.abs(scores.values[edges])

@@ -17,7 +17,7 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored, products
 from circuitvit.models.parts import Attention, Linear, Norm
 from circuitvit.models.rules import BackwardRules, damped, ruled_attention
-from circuitvit.models.stages import Reads, Stage, places
+from circuitvit.models.stages import Content, Reads, Stage, places
 
 Projections = tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]
 """Weights and offsets."""
@@ -64,7 +64,7 @@ class AttentionStage(Stage):
         self.has_all, self.sends_all = self.heads == every, self.senders == every
         self._chosen, self._sent = places(self.heads), places(self.senders)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names, reading = ([f"a{self.layer}.h{head}" for head in each] for each in (self.senders, self.heads))
+        names, reading = ([f"{self.name}.h{head}" for head in each] for each in (self.senders, self.heads))
         ports = self.attention.ports
         receivers = tuple(f"{name}<{port}>" for port in ports for name in reading)
         mixes = tuple(port in MIXES for port in ports for _ in reading)
@@ -75,6 +75,11 @@ class AttentionStage(Stage):
         self.nodes = StageNodes(
             f"attn{self.layer}", "attention", self.layer, tuple(names), receivers, feeds=feeds, mixes=mixes
         )
+
+    @property
+    def name(self) -> str:
+        """What its heads are called after."""
+        return f"a{self.layer}"
 
     def _part(self, senders: tuple[int, ...], queries: int | None) -> AttentionStage:
         """The stage with some senders, writing at the first so many tokens; the latest are kept at hand.
@@ -129,6 +134,11 @@ class AttentionStage(Stage):
         ports = by_receiver.view(len(self.attention.ports), -1, *by_receiver.shape[1:])
         return ports[:, self._chosen].flatten(0, 1)
 
+    def contents(self) -> tuple[Content, ...]:
+        parts = self.attention
+        norms = self.norm, parts.query_norm, parts.key_norm, parts.across
+        return *norms, *parts.ports.values(), parts.out, self.gamma
+
     def forget(self) -> None:
         self._derived.forget()
 
@@ -141,7 +151,8 @@ class AttentionStage(Stage):
 
     def read(self, stream: Tensor) -> Reads:
         normed, ports, packed = self.norm(stream), self.attention.ports, self.attention.packed
-        reads = () if packed is None else self._projected(normed, packed, 3)
+        held = sum(port != "g" for port in ports)
+        reads = () if packed is None else self._projected(normed, packed, held)
         alone = list(ports.values())[len(reads) :]
         reads += tuple(self._projected(normed, port, 1)[0] for port in alone)
         return tuple(read[:, :, : self._tokens(port)] for port, read in zip(ports, reads, strict=True))
@@ -255,7 +266,10 @@ class AttentionStage(Stage):
     def attend(
         self, reads: Reads, pattern: Float[Tensor, "batch head query key"]
     ) -> Float[Tensor, "batch head token d_head"]:
-        return self._gated(self._finished(pattern @ reads[2]), reads)
+        return self._gated(self._finished(pattern @ self.carried(reads)), reads)
+
+    def carried(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
+        return reads[2]
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         written = self._gated(self._finished(self._mixture(reads)), reads)
@@ -282,8 +296,7 @@ class AttentionStage(Stage):
             mixture = less.norm(mixture) * less.factor
         if across is None:
             return mixture
-        joined = across(rearrange(mixture, "b head t k -> b t (head k)"))
-        return rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))  # type: ignore[no-any-return]
+        return self._by_head(across(rearrange(mixture, "b head t k -> b t (head k)")))
 
     def _gated(self, written: Tensor, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         if self.attention.gate is None:
@@ -291,19 +304,34 @@ class AttentionStage(Stage):
         share = 1.0 if self.rules is None else self.rules.gate_share
         return damped(written, share) * damped(reads[3].sigmoid(), share)
 
-    def gain(self, reads: Reads) -> Float[Tensor, "batch head token d_head"] | None:
-        less, across = self.attention.difference, self.attention.across
+    def gain(self, reads: Reads) -> tuple[Tensor, Tensor] | None:
+        less, across, gate = self.attention.difference, self.attention.across, self.attention.gate
+        if less is None and across is None and gate is None:
+            return None
+        mixture = self._mixture(reads)
+        factor, summand = torch.ones_like(mixture), torch.zeros_like(mixture)
+        if less is not None:
+            _, inverse = less.norm.standardise(mixture)
+            factor = less.norm.affine(inverse) * less.factor
         if across is not None:
-            raise UnsupportedModelError(
-                f"the heads of {self.nodes.name} are normed together, so that what one of them writes is no "
-                "sum over the tokens that it attends to"
+            if less is not None:  # whose pattern does not sum to 1, so that nothing can be shared out by it
+                raise UnsupportedModelError(
+                    f"the heads of {self.nodes.name} are differential and normed together"
+                )
+            joined = rearrange(mixture, "b head t k -> b t (head k)")
+            _, inverse = across.standardise(joined)
+            factor = self._by_head(
+                (inverse if across.weight is None else inverse * across.weight).expand_as(joined)
             )
-        gain = None if self.attention.gate is None else reads[3].sigmoid()
-        if less is None:
-            return gain
-        _, inverse = less.norm.standardise(self._mixture(reads))
-        scale = less.norm.affine(inverse) * less.factor
-        return scale if gain is None else scale * gain
+            summand = self._finished(mixture) - factor * mixture
+        if gate is not None:
+            opened = reads[3].sigmoid()
+            factor, summand = factor * opened, summand * opened
+        return factor, summand
+
+    def _by_head(self, joined: Tensor) -> Float[Tensor, "batch head token d_head"]:
+        split: Tensor = rearrange(joined, "b t (head k) -> b head t k", head=len(self.heads))
+        return split
 
     def _own(
         self, compact: Float[Tensor, "batch head token d_head"]
@@ -361,14 +389,14 @@ class AttentionStage(Stage):
         self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
         if self.attention.across is not None:
-            return self._joint_answers(reads, others, d_reads, d_compact)
+            return self._joint_answers(reads, others, d_compact)
         base = (self.write(reads) * d_compact).sum(dim=(2, 3)).t()[:, None]  # (head, 1, batch)
         count = len(others[0])
         # Candidates are more images, never more tokens: a token's place decides how it is turned.
         same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
         found = []
         for place, port in enumerate(self.attention.ports):
-            moved = self._moved(port, reads, others[place], d_reads[place], d_compact)
+            moved = self._moved(place, port, reads, others[place], d_reads[place], d_compact)
             if moved is None:
                 mixed = (*same[:place], others[place].flatten(0, 1), *same[place + 1 :])
                 written = self.write(mixed)
@@ -378,26 +406,31 @@ class AttentionStage(Stage):
         return torch.cat(found)
 
     def _moved(
-        self, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
+        self, place: int, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
     ) -> Float[Tensor, "head candidate batch"] | None:
         """The answers at a port that a head is linear in, or in its sigmoid, without attention; else None."""
         if port == "v" and self.attention.difference is None:
-            return torch.einsum("cbhtk,bhtk->hcb", others - reads[2], d_read)
-        if port == "g":
-            change, gated = others.sigmoid() - reads[3].sigmoid(), self._finished(self._mixture(reads))
-            return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
-        return None
+            return torch.einsum("cbhtk,bhtk->hcb", others - reads[place], d_read)
+        return self._opened(reads, others, d_compact) if port == "g" else None
+
+    def _opened(
+        self, reads: Reads, others: Tensor, d_compact: Tensor
+    ) -> Float[Tensor, "head candidate batch"]:
+        """The answers of the gates."""
+        change, gated = others.sigmoid() - reads[3].sigmoid(), self._finished(self._mixture(reads))
+        return torch.einsum("cbhtk,bhtk->hcb", change, gated * d_compact)
 
     def _joint_answers(
-        self, reads: Reads, others: Reads, d_reads: Reads, d_compact: Tensor
+        self, reads: Reads, others: Reads, d_compact: Tensor
     ) -> Float[Tensor, "receiver candidate batch"]:
         """The same where what one head reads changes what all of them write."""
-        base, count, found = self._mixture(reads), len(others[0]), []
-        same = [part.expand(count, *part.shape).flatten(0, 1) for part in reads]
+        base, count = self._mixture(reads), len(others[0])
+        same = tuple(part.expand(count, *part.shape).flatten(0, 1) for part in reads)
         written = self._gated(self._finished(base), reads)
+        found: list[Tensor] = []
         for place, (port, other) in enumerate(zip(self.attention.ports, others, strict=True)):
             if port == "g":
-                found += self._moved(port, reads, other, d_reads[place], d_compact)
+                found += self._opened(reads, other, d_compact).unbind()
                 continue
             mixture = self._mixture((*same[:place], other.flatten(0, 1), *same[place + 1 :]))
             for head in range(len(self.heads)):

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from circuitvit.errors import FileError, ModelError
+from circuitvit.errors import FileError, ModelError, OptionError
 from circuitvit.models.timm_import import import_timm
 
 OWN_WEIGHTS = "or give checkpoint=FILE with weights that you have"
@@ -25,14 +25,22 @@ def read(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileError: if the file is missing, damaged, or holds anything but tensors.
     """
+    if not isinstance(path, (str, Path)):
+        raise OptionError(f"a checkpoint is the path of a file, not {path!r}")
     path = Path(path)
     if not path.is_file():
-        raise FileError(f"cannot read the checkpoint {path}: there is no such file")
+        what = "it is a folder, give the file in it" if path.is_dir() else "there is no such file"
+        raise FileError(f"cannot read the checkpoint {path}: {what}")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the readers raise nearly anything
+        if "TorchScript" in str(error):
+            raise FileError(
+                f"{path} is a TorchScript archive, as OpenAI's own files are, and holds code: save its state_dict as "
+                ".safetensors where you trust it, and give that"
+            ) from error
         raise FileError(f"{path} is not a readable checkpoint of tensors: {str(error)[:300]}") from error
     for key in ("state_dict", "model", "module"):  # common wrappers around the weights
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from circuitvit.errors import ModelError, UnsupportedModelError
+from circuitvit.errors import CircuitViTError, ModelError, UnsupportedModelError
+from circuitvit.graph import RESIDUAL
 from circuitvit.models.families import Family
 from circuitvit.models.layers import MLPStage, ReadoutStage
 from circuitvit.models.parts import Norm, StandIn
@@ -102,6 +103,7 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
     family.refuse(twin)
     run = _observed(family, twin, images)
     stages = family.stages(twin)
+    _check_parts(stages)
     _check_chain(family, twin, stages, images, run)
     _check_ends(family, twin, images, run)
     name, place = type(twin).__name__, 1
@@ -118,8 +120,19 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
             if isinstance(part, MLPStage) and isinstance(own, MLPStage):
                 _check_mlp(where, part, own, *call.stream.shape[1:])
         place += len(parts)
-    _check_readout(family, twin, stages[-1], run)
+    _check_readout(family, twin, stages, run)
     return stages, run.logits
+
+
+def _check_parts(stages: Sequence[Stage]) -> None:
+    """The parts of the stream must follow one another."""
+    part = RESIDUAL
+    for stage in stages[1:]:
+        if stage.nodes.reads_from != part:
+            raise UnsupportedModelError(
+                f"{stage.nodes.name} reads {stage.nodes.reads_from!r}, where the stream is {part!r} by now"
+            )
+        part = stage.nodes.writes_to
 
 
 # -- the module's own run ------------------------------------------------------------------------
@@ -190,6 +203,19 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
+@contextmanager
+def _runnable(where: str) -> Iterator[None]:
+    """Parts that do not fit together are told so."""
+    try:
+        yield
+    except CircuitViTError:
+        raise
+    except Exception as error:  # products and sums of tensors of other shapes, and whatever modules raise
+        raise UnsupportedModelError(
+            f"{where}, as its family says it, cannot be run: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _ordered(stream: Tensor, token_first: bool) -> Tensor:
     """Between a stream `(batch, token, d_model)` and what the blocks of a module take; either way."""
     return stream.transpose(0, 1) if token_first else stream
@@ -209,7 +235,7 @@ def _check_chain(family: Family, twin: nn.Module, stages: Sequence[Stage], image
     """The embedding is what enters the first block, nothing happens between blocks, and the readout is the
     rest.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _runnable(type(twin).__name__):
         embedded = stages[0].total(stages[0].write(stages[0].read(images)))
         pool = stages[len(stages) - 1 - len(family.pool(twin)) : -1]
         pooled = _through(pool, run.calls[-1].output)
@@ -345,15 +371,26 @@ class _WiderNorm(nn.LayerNorm):
         noise = noise.to(next(own.parameters(), noise).device)
         try:
             found = own(noise)
-        except RuntimeError:  # its weights are of another dtype than what it makes of its input
-            return True
+        except RuntimeError:
+            return self._is_narrow(noise)
         return torch.equal(found, found.float().double())
+
+    def _is_narrow(self, noise: Tensor) -> bool:
+        """Whether what fails in float64 runs in float32; a norm of channels of an image takes no noise at all."""
+        try:
+            self._in_float32(noise)
+        except RuntimeError:
+            return False
+        return True
+
+    def _in_float32(self, stream: Tensor) -> Tensor:
+        named = (*self.named_parameters(), *self.named_buffers())
+        narrow = {name: tensor.float() for name, tensor in named}
+        return functional_call(self._own[0], narrow, (stream.float(),)).to(stream)
 
     def forward(self, stream: Tensor) -> Tensor:
         exact = super().forward(stream)
-        named = (*self.named_parameters(), *self.named_buffers())
-        narrow = {name: tensor.float() for name, tensor in named}
-        own = functional_call(self._own[0], narrow, (stream.float(),)).to(stream)
+        own = self._in_float32(stream)
         close = torch.allclose(own, exact, 1e-5, 1e-5 * float(exact.abs().max()))
         return exact if close else own
 
@@ -398,8 +435,9 @@ def _check_block(
         ) from error
     output, stream = _ordered(_first(output), call.token_first), start
     for part in parts:
-        _check_reading(where, block, part, stream)
-        stream = _through((part,), stream)
+        with _runnable(f"{where}: {part.nodes.name}"):
+            _check_reading(where, block, part, stream)
+            stream = _through((part,), stream)
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())
     if not off <= CLOSE * size + ROUNDING * float(start.abs().max()):
@@ -423,15 +461,17 @@ def _first_that_differs(
 ) -> str:
     """Which stage is the first that leaves another stream than the block has there, as the next norm shows."""
     seen: dict[nn.Module, Tensor] = {}
-    norms = [getattr(getattr(part, "norm", None), "module", None) for part in parts]
-    with _noted([norm for norm in norms if norm is not None], lambda norm, given, *_: seen.update({norm: given[0]})):
+    norms = [norm.module for part in parts if isinstance(norm := getattr(part, "norm", None), Norm)]
+    with _noted(norms, lambda norm, given, *_: seen.update({norm: given[0]})):
         run()
-    for part, following in zip(parts, [*norms[1:], None], strict=True):
+    if len(norms) != len(parts):
+        return ""
+    for part, following in zip(parts, norms[1:], strict=False):
         start = _through((part,), start)
         own = seen.get(following)
         if own is not None and not _alike(start, _ordered(own, token_first)):
             return f"{part.nodes.name} is the first stage that differs, and "
-    return f"{parts[-1].nodes.name} is what differs, and " if len(parts) > 1 and norms[-1] in seen else ""
+    return f"{parts[-1].nodes.name} is the first stage that differs, and " if norms[-1] in seen else ""
 
 
 def _check_reading(where: str, block: nn.Module, part: Stage, stream: Tensor) -> None:
@@ -511,15 +551,21 @@ def _is_alike_alone(part: MLPStage, normed: Tensor, written: Tensor, chosen: Ten
 
 
 @torch.no_grad()
-def _check_readout(family: Family, twin: nn.Module, readout: Stage, run: _Run) -> None:
-    """Find out which tokens the readout reads, and whether its parts are all there is to it."""
+def _check_readout(family: Family, twin: nn.Module, stages: Sequence[Stage], run: _Run) -> None:
+    """Find out which tokens the readout reads, whether its parts are all there is to it, and likewise for a
+    pool.
+    """
+    readout = stages[-1]
     if not isinstance(readout, ReadoutStage):
         return
     for redrawn in (False, True):
         copied = _wide(twin, without=family.blocks(twin), redrawn=redrawn)
         stream = run.calls[-1].output[:1].to(next(copied.parameters()))
-        for part in family.pool(copied):
+        pool = family.pool(copied)
+        for part, own in zip(pool, stages[-1 - len(pool) : -1], strict=True):
             _check_reading("the pool", copied, part, stream)
+            if isinstance(part, MLPStage) and isinstance(own, MLPStage):
+                _check_mlp("the pool", part, own, *stream.shape[1:])
             stream = _through((part,), stream)
         parts, logits = family.readout_parts(copied), family.readout(copied, stream)
         if parts is None or not _alike(parts(stream), logits):

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
-from circuitvit.graph import StageNodes
+from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models.factored import Factored
 from circuitvit.models.parts import MLP, Norm, Readout
 from circuitvit.models.rules import BackwardRules, damped
-from circuitvit.models.stages import Reads, Stage
+from circuitvit.models.stages import Content, Reads, Stage
 
 
 class EmbeddingStage(Stage):
@@ -56,19 +56,39 @@ class MLPStage(Stage):
         mlp: the part.
         gamma: LayerScale's factor `(d_model,)`, or None.
         mixes: whether it may carry something from one token to another; `wrap` finds out.
+        part: of the stream that is read and written; the MLP of another than the residual one is called
+            after it, such as `pool.mlp`.
     """
 
     def __init__(
-        self, layer: int, norm: Norm, mlp: MLP, gamma: Tensor | None = None, *, mixes: bool = True
+        self,
+        layer: int,
+        norm: Norm,
+        mlp: MLP,
+        gamma: Tensor | None = None,
+        *,
+        mixes: bool = True,
+        part: str = RESIDUAL,
     ) -> None:
-        self.layer, self.norm, self.mlp, self.gamma = layer, norm, mlp, gamma
+        self.layer, self.norm, self.mlp, self.gamma, self.part = layer, norm, mlp, gamma, part
         self.rules: BackwardRules | None = None
         self.set_mixing(mixes)
 
     def set_mixing(self, mixes: bool) -> None:
         """Note whether it carries something from one token to another."""
-        name = (f"m{self.layer}",)
-        self.nodes = StageNodes(f"mlp{self.layer}", "mlp", self.layer, name, name, mixes=(mixes,))
+        own, stage = f"m{self.layer}", f"mlp{self.layer}"
+        if self.part != RESIDUAL:
+            own = stage = f"{self.part}.mlp"
+        self.nodes = StageNodes(
+            stage,
+            "mlp",
+            self.layer,
+            (own,),
+            (own,),
+            mixes=(mixes,),
+            reads_from=self.part,
+            writes_to=self.part,
+        )
 
     def read(self, stream: Tensor) -> Reads:
         return (self.norm(stream),)
@@ -109,6 +129,9 @@ class MLPStage(Stage):
         answered = before(others[0].flatten(0, 1)).view(len(others[0]), *slope.shape)
         return (torch.einsum("cbth,bth->cb", answered, slope) - base)[None]
 
+    def contents(self) -> tuple[Content, ...]:
+        return self.norm, self.mlp.module, self.gamma
+
     def with_rules(self, rules: BackwardRules) -> MLPStage:
         twin = copy.copy(self)
         twin.norm, twin.mlp, twin.rules = self.norm.with_rules(rules), self.mlp.with_rules(rules), rules
@@ -122,16 +145,23 @@ class ReadoutStage(Stage):
         layer: number of the last block and one, for diagrams.
         own: the module's own way from the stream to the logits.
         parts: what that is made of, where it is known: what direct attribution and backward rules need.
+        part: of the stream that is read.
 
     Attributes:
         tokens: how many of the first tokens are read; None for all. `wrap` finds out.
     """
 
-    def __init__(self, layer: int, own: Callable[[Tensor], Tensor], parts: Readout | None = None) -> None:
+    def __init__(
+        self,
+        layer: int,
+        own: Callable[[Tensor], Tensor],
+        parts: Readout | None = None,
+        part: str = RESIDUAL,
+    ) -> None:
         self.own, self.parts = own, parts
         self.ruled: Readout | None = None
         self.tokens: int | None = None
-        self.nodes = StageNodes("readout", "readout", layer, receivers=("logits",))
+        self.nodes = StageNodes("readout", "readout", layer, receivers=("logits",), reads_from=part)
 
     def read(self, stream: Tensor) -> Reads:
         return (stream,)
@@ -160,6 +190,9 @@ class ReadoutStage(Stage):
             UnsupportedModelError: if it is not made of norm, pooling, norm and linear classifier.
         """
         return self._known_parts("none that can be made linear").affine(stream, of)
+
+    def contents(self) -> tuple[Content, ...]:
+        return () if self.parts is None else (self.parts.norm, self.parts.after, *self.parts.heads)
 
     def with_rules(self, rules: BackwardRules) -> ReadoutStage:
         if not rules.frozen_norms:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
+from circuitvit.models.weights import content_hash, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
@@ -114,6 +114,13 @@ class Model:
         tokens: int | None = getattr(self.stages[-1], "tokens", None)
         return tokens
 
+    @property
+    def reading(self) -> int:
+        """The number of the first stage that only prepares the logits: that of a pool, or the readout."""
+        return next(
+            place for place, stage in enumerate(self.stages) if stage.nodes.begins or stage.is_readout
+        )
+
     # -- tokens --------------------------------------------------------------------------------------
 
     @cached_property
@@ -167,7 +174,12 @@ class Model:
         return source.total(source.write(source.read(images)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The model's own forward: images, or clips, to logits `(batch, class)`."""
+        """The model's own forward: images, or clips, to logits `(batch, class)`.
+
+        Raises:
+            OptionError: under `torch.autocast`, as `refresh`.
+        """
+        self._refuse_autocast()
         with torch.no_grad():
             return self.family.run(self.module, images) if self.head is None else self._staged(images)
 
@@ -230,28 +242,32 @@ class Model:
             ModelError: if the module that was wrapped has got other tensors, which this model does not see.
             OptionError: under `torch.autocast`, where the model's own products change their dtype.
         """
-        if torch.is_autocast_enabled(self.device.type):
-            raise OptionError(
-                "torch.autocast is on, which changes the dtype of some products and not of others: "
-                "leave it, or give the model another dtype, such as model.to(torch.bfloat16)"
-            )
+        self._refuse_autocast()
         self.origin.check(self.module)
         if self.origin.looks_different(self._tensors()):
             for stage in self.stages:
                 stage.forget()
 
+    def _refuse_autocast(self) -> None:
+        if torch.is_autocast_enabled(self.device.type):
+            raise OptionError(
+                "torch.autocast is on, which changes the dtype of some products and not of others: "
+                "leave it, or give the model another dtype, as cv.load(..., dtype=torch.bfloat16) does"
+            )
+
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes and values of all parameters and buffers, and of a head put on."""
+        """SHA-256 over the values of all weights, the same for the same model in another library's layout."""
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
-        digest = hashlib.sha256()
-        head = {} if self.head is None else {f"with_head.{name}": t for name, t in self.head.tensors.items()}
-        for name, tensor in sorted({**self.module.state_dict(), **head}.items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
+        return content_hash(self.stages, self.module, lambda: self(blank))
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """Versions of the libraries that its parts come from, by name."""
+        return libraries(self.module)
 
     def __repr__(self) -> str:
         size = "x".join(str(side) for side in self.preprocessing.shape)

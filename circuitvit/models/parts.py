@@ -97,16 +97,19 @@ class Linear:
         full_weight: `(out, in)`, the module's own tensor.
         full_bias: `(out,)`; or its parts in order, where the module keeps them apart; or None.
         rows: the first and the last but one of the rows that are meant; None for all.
+        shared: into how many groups these fall, and how many heads share each, where they do: every head is
+            then taken to have a copy of its own.
     """
 
     full_weight: Float[Tensor, "out in"]
     full_bias: Float[Tensor, " out"] | tuple[Tensor, ...] | None = None
     rows: tuple[int, int] | None = None
+    shared: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, module: Any) -> Linear:
+    def of(cls, module: Any, shared: tuple[int, int] | None = None) -> Linear:
         """That of an `nn.Linear`."""
-        return cls(module.weight, module.bias)
+        return cls(module.weight, module.bias, shared=shared)
 
     def part(self, number: int, count: int) -> Linear:
         """One of `count` equal parts of the rows."""
@@ -115,12 +118,20 @@ class Linear:
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        return self.full_weight if self.rows is None else self.full_weight[slice(*self.rows)]
+        return self._meant(self.full_weight)
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         bias = torch.cat(self.full_bias) if isinstance(self.full_bias, tuple) else self.full_bias
-        return bias if bias is None or self.rows is None else bias[slice(*self.rows)]
+        return None if bias is None else self._meant(bias)
+
+    def _meant(self, of_all: Tensor) -> Tensor:
+        """Of a weight or a bias, the rows that are meant, once for each head."""
+        rows = of_all if self.rows is None else of_all[slice(*self.rows)]
+        if self.shared is None:
+            return rows
+        groups, heads = self.shared
+        return rows.unflatten(0, (groups, -1)).repeat_interleave(heads, dim=0).flatten(0, 1)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -355,13 +366,13 @@ class Attention:
 
     Attributes:
         heads: how many.
-        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`.
+        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`; None where queries
+            are `latents`.
         key: likewise to keys.
         value: likewise to values.
         out: from all heads' outputs to the stream, `(d_model, head * d_head)`.
         scale: of the products of queries and keys.
-        packed: all three projections one below the other, where one tensor holds them: one product, not
-            three.
+        packed: all projections one below the other, where one tensor holds them: one product, not three.
         query_norm: of each query over `d_head`, or None.
         key_norm: of each key, or None.
         turn: what turns queries and keys after that (rotary positions), or None.
@@ -371,10 +382,11 @@ class Attention:
         across: the norm of all heads' outputs joined, before `out`, or None; with it every head writes by the
             scale of all.
         derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
+        latents: gives learned queries, the same for all images, `(latent, head * d_head)`; or None.
     """
 
     heads: int
-    query: Linear
+    query: Linear | None
     key: Linear
     value: Linear
     out: Linear
@@ -388,6 +400,7 @@ class Attention:
     difference: Difference | None = None
     across: Norm | None = None
     derived: Derived = field(default_factory=Derived)
+    latents: Callable[[], Float[Tensor, "latent width"]] | None = None
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:
@@ -397,9 +410,11 @@ class Attention:
 
     @property
     def ports(self) -> dict[str, Linear]:
-        """The projection of each kind of receiver, in the order of the reads."""
-        gate = {} if self.gate is None else {"g": self.gate}
-        return {"q": self.query, "k": self.key, "v": self.value, **gate}
+        """The projections of what heads read of the stream, by the names of these inputs, in the order of the
+        reads.
+        """
+        named = {"q": self.query, "k": self.key, "v": self.value, "g": self.gate}
+        return {name: linear for name, linear in named.items() if linear is not None}
 
     @property
     def weights(self) -> tuple[Tensor | None, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.models.timm_import import import_timm
-from circuitvit.models.zoo import InputSpec
+from circuitvit.models.zoo import ClipSpec, InputSpec
 
 MODES = {"nearest": "NEAREST_EXACT", "lanczos": "LANCZOS", "bilinear": "BILINEAR", "bicubic": "BICUBIC"}
 """What torchvision calls the ways to resize a tensor."""
@@ -62,7 +62,9 @@ class ProcessorSpec(InputSpec):
                     pixels, self._resized(*pixels.shape[1:]), interpolation=mode, antialias=True
                 )
             pixels = functional.pad(pixels, self._missing(*pixels.shape[1:]))
-            top, left = ((have - want) // 2 for have, want in zip(pixels.shape[1:], self.size[1:], strict=True))
+            top, left = (
+                (have - want) // 2 for have, want in zip(pixels.shape[1:], self.size[1:], strict=True)
+            )
             pixels = functional.crop(pixels, top, left, *self.size[1:]).float()
             levels = 1.0 if self.floats else 255.0
             mean, std = torch.tensor(self.mean) * levels, torch.tensor(self.std) * levels
@@ -82,3 +84,8 @@ class ProcessorSpec(InputSpec):
         """What is missing on the left, at the top, on the right and at the bottom."""
         down, right = (max(want - have, 0) for want, have in zip(self.size[1:], (height, width), strict=True))
         return [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2]
+
+
+@dataclass(frozen=True)
+class ProcessorClips(ClipSpec, ProcessorSpec):
+    """The same for each frame of a clip, as the video processors of transformers do it."""

@@ -15,11 +15,76 @@ from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 
 
-QUANTIZED = frozenset({"auto_gptq", "awq", "bitsandbytes", "gptqmodel", "hqq", "quanto", "quantized", "torchao"})
+QUANTIZED = frozenset(
+    {"auto_gptq", "awq", "bitsandbytes", "gptqmodel", "hqq", "quanto", "quantized", "torchao"}
+)
 """Packages, of torch and of others, whose layers hold numbers of few bits."""
 
 RECORDERS = "transformers.utils.output_capturing"
 """Whose hooks note what passes when hidden states are asked for, and change nothing."""
+
+
+SANDWICH = (
+    "it norms what attention and MLP write before it is added (post-norm): what its heads write passes one "
+    "norm together, so that no head has an output of its own from which an edge could lead"
+)
+PYRAMID = (
+    "its tokens are merged on the way, so that no stream of one length and width leads from the first block "
+    "to the last, along which an edge could go"
+)
+PYRAMIDS = (
+    *("coat", "davit", "gcvit", "hiera", "levit", "maxxvit", "mvitv2", "nest", "pit", "pvt_v2"),
+    *("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
+)
+NO_EDGES = {
+    "timm.models.cait": "its heads are mixed before and after the softmax (talking heads), so that none has a "
+    "pattern or an output of its own, and its class token joins the others after most blocks (class attention)",
+    "timm.models.convit": "its class token joins the others after most blocks, so that no one stream leads "
+    "from the first block to the last",
+    "timm.models.crossvit": "it has two streams, of small and of large patches, which read each other",
+    "timm.models.gemma4_vit": SANDWICH,
+    "timm.models.tnt": "it has two streams, of patches and of the pixels in each, of which one is added to "
+    "the other in every block",
+    "timm.models.vision_transformer_sam": "it attends within windows, padded where they do not fit, adds what "
+    "depends on the query to its scores, and ends in convolutions: no stage says that yet",
+    "timm.models.volo": "its first blocks attend to what lies around a token by weights that are no products "
+    "of queries and keys, and its tokens are merged on the way",
+    "timm.models.xcit": "its heads attend from channel to channel, of all tokens at once "
+    "(cross-covariance), so that no edge leads to a query, key or value of a token",
+    **{f"timm.models.{name}": PYRAMID for name in PYRAMIDS},
+    **{
+        f"transformers.models.{name}.modeling_{name}": PYRAMID for name in ("pvt", "pvt_v2", "swin", "swinv2")
+    },
+    "torchvision.models.swin_transformer": PYRAMID,
+}
+"""Why models of these files have no graph of heads and edges, by the file's name in its library."""
+
+
+def refuse_unknown(module: nn.Module) -> None:
+    """Refuse a module of no known family, where it can be said why no family would help.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    _refuse_script(module)
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    for each in type(module).__mro__:
+        if (reason := NO_EDGES.get(each.__module__)) is not None:
+            raise UnsupportedModelError(f"{kind} cannot be decomposed: {reason}")
+    for place, part in module.named_modules():
+        if isinstance(part, nn.TransformerEncoderLayer) and not part.norm_first:
+            raise UnsupportedModelError(
+                f"{kind} cannot be decomposed: {place or 'it'} norms the stream after adding to it (post-norm, "
+                "norm_first=False), so that what a part writes is rescaled by every later norm, later parts read no sum "
+                "of what earlier ones wrote, and there are no edges to find"
+            )
+
+
+def _refuse_script(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "a scripted module cannot be taken apart: wrap the module that was scripted"
+        )
 
 
 def refuse_unsound(module: nn.Module) -> None:
@@ -29,6 +94,7 @@ def refuse_unsound(module: nn.Module) -> None:
         UnsupportedModelError: naming the part and the way out.
         ModelError: for parts in training mode, and for weights that are NaN, infinite or not there.
     """
+    _refuse_script(module)
     for name, part in module.named_modules():
         where = name or "the model"
         if part.training and (not name or _heeds_training(part)):
@@ -64,10 +130,6 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
                 "could be taken apart; wrap the model before it was quantized"
             )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "a scripted module cannot be taken apart: wrap the module that was scripted"
-        )
     if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
         raise ModelError(
             "the model was built under torch.inference_mode, so its weights can take no part in gradients: "

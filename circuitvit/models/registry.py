@@ -21,7 +21,7 @@ from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
-from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
@@ -29,14 +29,28 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 
 IMAGENET_CLASSES = 1000
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What weights may be kept in."""
+
 TRANSFORMERS = {
     "beit.modeling_beit": ("BEIT", "BeitForImageClassification BeitModel"),
-    "clip.modeling_clip": ("CLIP_TOWER", "CLIPForImageClassification CLIPModel CLIPVisionModel CLIPVisionModelWithProjection"),
-    "deit.modeling_deit": ("DEIT", "DeiTForImageClassification DeiTForImageClassificationWithTeacher DeiTModel"),
+    "clip.modeling_clip": (
+        "CLIP_TOWER",
+        "CLIPForImageClassification CLIPModel CLIPVisionModel CLIPVisionModelWithProjection",
+    ),
+    "deit.modeling_deit": (
+        "DEIT",
+        "DeiTForImageClassification DeiTForImageClassificationWithTeacher DeiTModel",
+    ),
     "dinov2.modeling_dinov2": ("DINOV2", "Dinov2ForImageClassification Dinov2Model"),
-    "dinov2_with_registers.modeling_dinov2_with_registers": ("DINOV2_REGISTERS", "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel"),
+    "dinov2_with_registers.modeling_dinov2_with_registers": (
+        "DINOV2_REGISTERS",
+        "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel",
+    ),
     "dinov3_vit.modeling_dinov3_vit": ("DINOV3", "DINOv3ViTModel"),
     "ijepa.modeling_ijepa": ("I_JEPA", "IJepaForImageClassification IJepaModel"),
+    "siglip.modeling_siglip": ("SIGLIP", "SiglipForImageClassification SiglipModel SiglipVisionModel"),
+    "siglip2.modeling_siglip2": ("SIGLIP2", "Siglip2ForImageClassification Siglip2Model Siglip2VisionModel"),
     "vit.modeling_vit": ("VIT", "ViTForImageClassification ViTModel"),
     "vit_mae.modeling_vit_mae": ("MAE_ENCODER", "ViTMAEModel"),
     "vit_msn.modeling_vit_msn": ("VIT", "ViTMSNForImageClassification ViTMSNModel"),
@@ -52,19 +66,23 @@ TRANSFORMERS_VIDEO = {
 """The same for models of clips."""
 
 FAMILIES: dict[str, str | Family | Layout] = {
-    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
-    "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
-    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
+    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
+    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
     "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
+    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
     "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
         "circuitvit.models.families.timm_relative:RELPOS"
     ),
     "torchvision.models.vision_transformer.VisionTransformer": (
         "circuitvit.models.families.torchvision_vit:FAMILY"
     ),
-    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
-    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
-    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
     **{
         f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_vit:{family}"
         for file, (family, kinds) in TRANSFORMERS.items()
@@ -106,7 +124,7 @@ holds the plain one, or the image tower.
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
@@ -140,6 +158,12 @@ def load(
         ('cat', 'dog')
     """
     _refuse_bad_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        names = ", ".join(map(str, DTYPES))
+        raise OptionError(f"the dtype of weights is one of {names}, not {dtype!r}")
+    if not isinstance(name, (str, Path)):
+        raise OptionError(f"a model is loaded by its name or a file, not by {name!r}: cv.wrap takes modules")
+    name = str(name)
     source, colon, rest = name.partition(":")
     if colon and source in SOURCES:
         loaded = _found(SOURCES[source])(rest, checkpoint=checkpoint, dtype=dtype, **architecture)
@@ -220,12 +244,14 @@ def wrap(
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
     module = _unwrapped(module)
+    if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
+        raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
     return _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
 
 
 def _wrapped(
     module: nn.Module,
-    family: Family,
+    said: Family | Layout,
     name: str | None,
     classes: Sequence[str] | None,
     preprocessing: InputSpec | None,
@@ -235,14 +261,14 @@ def _wrapped(
     with _in_peace(module):
         refuse_unsound(module)
         twin = frozen_twin(module)
-        spec = preprocessing or (None if isinstance(family, Layout) else family.preprocessing(twin))
+        spec = preprocessing or (None if isinstance(said, Layout) else said.preprocessing(twin))
         if spec is None:
             raise OptionError(
                 f"{type(module).__name__} does not say how images become inputs: give preprocessing="
             )
-        family.settle(twin, spec)
+        meant = layouts.families(said, twin, spec.shape) if isinstance(said, Layout) else (said,)
+        meant[0].settle(twin, spec)
         images = _noise(twin, spec)
-        meant = layouts.families(family, twin, spec.size) if isinstance(family, Layout) else (family,)
         look_at_hooks(module, meant[0], twin, images)
         family, stages, logits = _first_that_fits(meant, twin, images)
         classes = classes or family.classes(twin)
@@ -347,6 +373,7 @@ def family_of(module: nn.Module) -> Family | Layout:
     found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
     if found is not None:
         return _found(found) if isinstance(found, str) else found
+    refuse_unknown(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))
@@ -355,10 +382,10 @@ def family_of(module: nn.Module) -> Family | Layout:
                 f"{_full_name(type(module))} cannot be decomposed as it is, as it may do more than the "
                 f"{type(part).__name__} that it holds: wrap that, module{path}{merge}"
             )
-    known = ", ".join(sorted(FAMILIES))
+    libraries = ", ".join(sorted({name.partition(".")[0] for name in FAMILIES}))
     raise UnsupportedModelError(
-        f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
-        "Teach the library yours with circuitvit.register"
+        f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
+        "classes derived from them. Teach the library yours with circuitvit.register"
     )
 
 
@@ -389,7 +416,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _refuse_bad_device(device: str | torch.device) -> None:
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise OptionError(f"the device {device!r} cannot be used: {reason}") from error
 

@@ -24,11 +24,12 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored
+from circuitvit.models.parts import Linear, Norm
 from circuitvit.models.rules import BackwardRules
 
 Reads = tuple[Tensor, ...]
@@ -36,6 +37,10 @@ Reads = tuple[Tensor, ...]
 
 Each tensor has the batch as its first dimension.
 """
+
+
+Content = Norm | Linear | nn.Module | Tensor | None
+"""What holds weights: a tensor is a factor."""
 
 
 def repeated(reads: Reads, count: int) -> Reads:
@@ -211,13 +216,25 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
 
-    def gain(self, reads: Reads) -> Float[Tensor, "batch head token d_head"] | None:
-        """What multiplies the values that a head has mixed, before its output projection; None for nothing.
+    def gain(self, reads: Reads) -> tuple[Tensor, Tensor] | None:
+        """What multiplies the values that a head has mixed, before its output projection, and what is added
+        then, both `(batch, head, token, d_head)`; None for nothing.
 
-        Of attention: a gate, or a norm at the scale that it has in this run. With it, what a head writes at
-        one token is a sum over the tokens that it attends to.
+        Of attention: a gate, or a norm at the scale and centre that it has in this run. With it, what a head
+        writes at one token is a sum over the tokens that it attends to.
+
+        Raises:
+            UnsupportedModelError: if it is no such sum.
         """
         return None
+
+    def carried(self, reads: Reads) -> Tensor:
+        """What each token has the heads write that attend to it alone, in the form of `write`.
+
+        Raises:
+            UnsupportedModelError: if the stage is not attention.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
 
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
@@ -228,6 +245,13 @@ class Stage(ABC):
             UnsupportedModelError: if the stage is no readout, or none that can be made linear.
         """
         raise UnsupportedModelError(f"{self.nodes.name} is no readout that can be made linear")
+
+    def contents(self) -> tuple[Content, ...]:
+        """What holds its weights, in an order that does not depend on how a module keeps them.
+
+        For the hash of a model's weights, where those that are not in it count in the order of their use.
+        """
+        return ()
 
     def forget(self) -> None:  # noqa: B027 - most stages keep nothing
         """Drop what was computed from weights, which have changed."""

@@ -36,7 +36,7 @@ from circuitvit.engine import (
     new_workspace,
     progress_bar,
 )
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_number
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.graph.liveness import live_receivers
 from circuitvit.models import Model
@@ -92,8 +92,7 @@ def acdc(
         >>> import circuitvit as cv  # doctest: +SKIP
         >>> circuit = cv.acdc(model, task, tau=0.02)  # doctest: +SKIP
     """
-    if not tau > 0:
-        raise OptionError(f"tau must be positive, not {tau!r}: with 0 no edge would ever go")
+    check_number("tau", tau)  # with 0 no edge would ever go
     if divergence not in ("kl", "metric"):
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
     require_noising(task)
@@ -234,8 +233,8 @@ class _Judge:
     def divergences(self, replays: list[Replay], heard: EdgeMask) -> list[float]:
         """That of each candidate for the edges into the replays' receiver, `(sender, candidate, group)`."""
         graph = self.runs[0][0].sources.graph
-        upstream = graph.sender_slices[graph.receiver_stages[replays[0].receiver]].start
-        return self._mean([replay(heard[:upstream]) for replay in replays])
+        upstream = graph.upstream[graph.receiver_stages[replays[0].receiver]]
+        return self._mean([replay(heard[upstream]) for replay in replays])
 
     def _mean(self, logits: list[Float[Tensor, "candidate batch class"]]) -> list[float]:
         total, count = torch.zeros((), dtype=torch.float64), 0

@@ -26,7 +26,7 @@ from circuitvit.attribution.paths import Rule
 from circuitvit.attribution.scoring import attribute
 from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, EdgeScores, Graph, Ranking
+from circuitvit.graph import Circuit, CircuitLike, EdgeScores, Ranking, as_circuit
 from circuitvit.models import Model
 from circuitvit.pruning.find import Plan, find
 from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
@@ -128,7 +128,8 @@ def score_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    evaluator = _evaluator(model, task, evaluator, [scores.graph])
+    evaluator = _evaluator(model, task, evaluator)
+    evaluator.graph.check_same(scores.graph, "what scores the edges")
     select = scores.connected if connected else scores.top
     n_edges = scores.graph.n_edges
 
@@ -145,7 +146,7 @@ def score_curve(
 def circuit_curve(
     model: Model,
     task: Task | PreparedTask,
-    circuits: Iterable[Circuit],
+    circuits: Iterable[CircuitLike],
     label: str,
     *,
     fractions: Sequence[float] = FRACTIONS,
@@ -166,27 +167,19 @@ def circuit_curve(
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    circuits = tuple(circuits)
-    evaluator = _evaluator(model, task, evaluator, [circuit.graph for circuit in circuits])
+    evaluator = _evaluator(model, task, evaluator)
     graph = evaluator.graph
     ends = Circuit.empty(graph), Circuit.full(graph)
-    family = sorted([*ends, *(each.pruned() for each in circuits)], key=len)
+    family = sorted([*ends, *(as_circuit(each, graph).pruned() for each in circuits)], key=len)
     sizes = [len(each) for each in family]
     asked = [(each, round(each * graph.n_edges)) for each in _checked(fractions)]
     wanted = [(each, family[bisect_right(sizes, size) - 1]) for each, size in asked]
     return _run(label, wanted, evaluator, progress)
 
 
-def _evaluator(
-    model: Model, task: Task | PreparedTask, given: Evaluator | None, graphs: Iterable[Graph]
-) -> Evaluator:
-    """The evaluator that is given, or one of the task, whose graph all these graphs must be."""
+def _evaluator(model: Model, task: Task | PreparedTask, given: Evaluator | None) -> Evaluator:
+    """The evaluator that is given, or one of the task."""
     prepared = prepare(model, task if given is None else given.prepared)
-    for graph in graphs:
-        if graph != prepared.graph:
-            raise OptionError(
-                f"circuits and scores must belong to the task's graph: {graph}, not {prepared.graph}"
-            )
     return given or noising_evaluator(prepared)
 
 

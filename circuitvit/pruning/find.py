@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from circuitvit.attribution.budget import seconds
 from circuitvit.attribution.scoring import attribute, provenance_of
-from circuitvit.engine import Evaluator, Saved, StateFile, progress_bar
-from circuitvit.errors import DataError, OptionError
+from circuitvit.engine import Evaluator, Saved, StateFile, announce, progress_bar
+from circuitvit.errors import DataError, OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
@@ -80,6 +80,10 @@ class Plan:
     trim_runs: int
     batch_size: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 0, "trim_runs": 1, "batch_size": 1, "seed": 0}.items():
+            check_whole(f"{name} of a plan", getattr(self, name), least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +164,11 @@ def find(
         >>> finding = cv.find(model, task, within="2m")  # doctest: +SKIP
         >>> finding.circuit.draw("circuit.svg")  # doctest: +SKIP
     """
-    if not 0 < faithfulness < 1:
-        raise OptionError(f"the faithfulness asked for must lie between 0 and 1, not {faithfulness!r}")
+    check_number("the faithfulness asked for", faithfulness, 0, 1)
+    check_whole("the batch size (batch_size)", batch_size)
+    check_whole("a seed", seed, 0)
+    if plan is not None and not isinstance(plan, Plan):
+        raise OptionError(f"a plan is a cv.Plan, such as finding.plan, not {plan!r}")
     if start not in (None, "mask", "whole"):
         raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)
@@ -176,10 +183,20 @@ def find(
         if kept_in.saved is not None:
             plan = Plan(**kept_in.saved.numbers["plan"])
             evaluator.recall(kept_in.saved.tensors)
+        floor = ""
         if plan is None:
             make = _plan_from_whole if start == "whole" else _plan
-            plan = make(evaluator, deadline, min(batch_size, len(prepared)), seed)
-        return _find(evaluator, faithfulness, band, plan, kept_in, progress)
+            plan, needed = make(evaluator, deadline, min(batch_size, len(prepared)), seed)
+            if needed > deadline:
+                least = f"{LEAST_TRIM_RUNS} runs"
+                least = f"{plan.steps} steps and {least}" if plan.steps else least
+                floor = (
+                    f"A search takes at least {least}, which may need {needed:.2g} s instead of the "
+                    f"{deadline:g} s asked for."
+                )
+                announce(floor, progress)
+        found = _find(evaluator, faithfulness, band, plan, kept_in, progress)
+        return replace(found, summary=f"{found.summary} {floor}".strip())
 
 
 def _find(
@@ -209,8 +226,8 @@ def _find(
 # -- plans ---------------------------------------------------------------------------------------
 
 
-def _plan(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> Plan:
-    """Turn seconds into numbers of steps and runs, from a few measured ones."""
+def _plan(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> tuple[Plan, float]:
+    """Turn seconds into numbers of steps and runs, from a few measured ones; and the seconds that they need."""
     prepared, settings = evaluator.prepared, MaskSettings(batch_size=batch_size)
     trainer = MaskTrainer(prepared, prepared.graph.n_edges, settings, evaluator=evaluator)
     trainer.step()  # the first one allocates
@@ -220,17 +237,22 @@ def _plan(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> 
     per_step = (time.perf_counter() - begin) / MEASURED_STEPS
     per_run = per_step / batch_size / 3 * len(prepared)  # forward and backward cost three forwards
     steps = int((deadline * TRAINING_SHARE - 2 * CHECKPOINTS * per_run) / per_step)
+    steps = min(max(steps, STEP_LIMITS[0]), STEP_LIMITS[1])
     trim_runs = max(LEAST_TRIM_RUNS, int(deadline * (1 - TRAINING_SHARE) / per_run))
-    return Plan(min(max(steps, STEP_LIMITS[0]), STEP_LIMITS[1]), trim_runs, batch_size, seed)
+    needed = steps * per_step + (2 * CHECKPOINTS + trim_runs) * per_run
+    return Plan(steps, trim_runs, batch_size, seed), needed
 
 
-def _plan_from_whole(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> Plan:
-    """Turn seconds into a number of runs, from one of nearly the whole model, which is the slowest."""
+def _plan_from_whole(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> tuple[Plan, float]:
+    """Turn seconds into a number of runs, from one of nearly the whole model, which is the slowest; and the
+    seconds that they need.
+    """
     edges = evaluator.graph.edge_mask
     begin = time.perf_counter()
     evaluator.values(changed(edges, [tuple(np.argwhere(edges)[-1])], False))  # the whole is known already
     took = time.perf_counter() - begin
-    return Plan(0, max(LEAST_TRIM_RUNS, int(deadline / took)), batch_size, seed)
+    runs = max(LEAST_TRIM_RUNS, int(deadline / took))
+    return Plan(0, runs, batch_size, seed), runs * took
 
 
 # -- what is trimmed -----------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, refuse_inference_mode, soft_run
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.models import Model
 from circuitvit.pruning.refine import require_noising, without_dead
@@ -82,9 +82,10 @@ class MaskSettings:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "multiplier_rate", "ramp", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise OptionError(f"{name} must be positive, not {getattr(self, name)!r}")
+        for name, least in {"steps": 1, "batch_size": 1, "seed": 0}.items():
+            check_whole(name, getattr(self, name), least)
+        for name in ("learning_rate", "multiplier_rate", "ramp"):
+            check_number(name, getattr(self, name))
         if self.sampler not in SAMPLERS:
             raise OptionError(f"the sampler is 'hard-concrete' or 'ugs', not {self.sampler!r}")
         if self.over not in ("edges", "nodes", "both"):
@@ -198,7 +199,8 @@ class MaskTrainer:
     ) -> None:
         refuse_inference_mode()
         graph = prepared.graph
-        if not 1 <= edges <= graph.n_edges:
+        check_whole("edges", edges)
+        if edges > graph.n_edges:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
         require_noising(prepared)
         metric = prepared.metric.metric

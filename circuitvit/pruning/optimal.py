@@ -24,8 +24,8 @@ from circuitvit.engine import (
     refuse_inference_mode,
     soft_run,
 )
-from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit
+from circuitvit.errors import check_number, check_whole
+from circuitvit.graph import CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.pruning.refine import require_noising
 from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
@@ -35,7 +35,7 @@ from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
 def learn_constants(
     model: Model,
     task: Task,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     steps: int = 100,
     learning_rate: float = 0.01,
@@ -67,13 +67,14 @@ def learn_constants(
         >>> constants = cv.learn_constants(model, task, circuit)  # doctest: +SKIP
         >>> report = cv.verify(model, task.with_options(ablation=constants), circuit)  # doctest: +SKIP
     """
-    if steps < 1 or not learning_rate > 0:
-        raise OptionError(f"steps and learning_rate must be positive, not {steps} and {learning_rate}")
+    check_whole("steps", steps)
+    check_whole("the batch size (batch_size)", batch_size)
+    check_number("learning_rate", learning_rate)
     require_noising(task)
     refuse_inference_mode()
     prepared = prepare(model, task.with_options(ablation=Mean(per_token=per_token)), progress)
     pairs = Evaluator(prepared, batch_size=min(batch_size, len(prepared)))
-    pairs.check(circuit)
+    circuit = as_circuit(circuit, pairs.graph)
     start = pairs.batch(0).sources.reference_outputs()[:, :1, : None if per_token else 1]
     scale = start.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-6)[:, None, None, None]
     moves = torch.zeros_like(start, requires_grad=True)

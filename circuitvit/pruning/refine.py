@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.engine import Evaluator, progress_bar
-from circuitvit.errors import DataError, OptionError
-from circuitvit.graph import Circuit, EdgeMask
+from circuitvit.errors import DataError, OptionError, check_whole
+from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.graph.liveness import live_receivers, reached_senders
 from circuitvit.models import Model
 from circuitvit.tasks import Patch, PreparedTask, Resample, Task, prepare
@@ -64,7 +64,7 @@ class Refinement:
 def refine(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     order: NDArray[np.float64] | None = None,
     band: Band = (0.9, 1.1),
@@ -93,16 +93,16 @@ def refine(
         DataError: if the metric does not differ between clean and ablated runs.
     """
     search = _search(model, task, circuit, order, band, max_runs, evaluator, progress)
-    with progress_bar(len(circuit), "refining", progress) as bar:
-        kept = search.repair(without_dead(search.prepared, circuit.kept), candidates)
+    with progress_bar(len(search.start), "refining", progress) as bar:
+        kept = search.repair(without_dead(search.prepared, search.start.kept), candidates)
         kept, minimal = search.trim(kept, bar.update)
-    return search.result(circuit, kept, minimal, "refined")
+    return search.result(kept, minimal, "refined")
 
 
 def ddmin(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     order: NDArray[np.float64] | None = None,
     band: Band = (0.9, 1.1),
@@ -139,7 +139,7 @@ def ddmin(
         >>> cv.ddmin(model, task, scores.top(1000)).circuit  # doctest: +SKIP
     """
     search = _search(model, task, circuit, order, band, max_runs, evaluator, progress)
-    left = search.in_order(circuit.kept)
+    left = search.in_order(search.start.kept)
     if not search.enough(left):
         found = search.evaluator.faithfulness(search.live(left))
         raise DataError(
@@ -147,7 +147,7 @@ def ddmin(
             "is no way back; `refine` repairs first"
         )
     minimal = True
-    with progress_bar(len(circuit), "ddmin", progress) as bar:
+    with progress_bar(len(search.start), "ddmin", progress) as bar:
 
         def shrunk(to: Sequence[Place]) -> None:
             nonlocal left
@@ -158,7 +158,7 @@ def ddmin(
             minimise(left, search.enough, shrunk)
         except _Spent:
             minimal = False
-    return search.result(circuit, search.live(left), minimal, "ddmin")
+    return search.result(search.live(left), minimal, "ddmin")
 
 
 def minimise(
@@ -209,7 +209,7 @@ class _Spent(Exception):
 def _search(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     order: NDArray[np.float64] | None,
     band: Band,
     max_runs: int | None,
@@ -219,19 +219,19 @@ def _search(
     """The search that the arguments ask for, checked."""
     if not band[0] < band[1]:
         raise OptionError(f"the band must go from low to high, not {band}")
-    if max_runs is not None and max_runs < 1:
-        raise OptionError(f"max_runs must be at least 1, not {max_runs}")
+    if max_runs is not None:
+        check_whole("max_runs", max_runs)
+    prepared = prepare(model, task if evaluator is None else evaluator.prepared, progress)
+    circuit = as_circuit(circuit, prepared.graph)
     if order is not None and order.shape != circuit.graph.shape:
         raise OptionError(
             f"the order has shape {order.shape}, the graph {circuit.graph.shape} (sender, receiver, group)"
         )
     if order is None:
         order = np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
-    prepared = prepare(model, task if evaluator is None else evaluator.prepared, progress)
     evaluator = evaluator or noising_evaluator(prepared)
-    evaluator.check(circuit)
     evaluator.check_effect(level=0)
-    return _Search(evaluator, order, band, evaluator.runs, max_runs)
+    return _Search(evaluator, circuit, order, band, evaluator.runs, max_runs)
 
 
 def require_noising(task: Task | PreparedTask) -> None:
@@ -265,6 +265,7 @@ class _Search:
 
     Attributes:
         evaluator: of the task.
+        start: the circuit that it starts from.
         order: `(sender, receiver, group)`, small for edges that go first.
         band: of faithfulness.
         before: the evaluator's runs at the start.
@@ -272,6 +273,7 @@ class _Search:
     """
 
     evaluator: Evaluator
+    start: Circuit
     order: NDArray[np.float64]
     band: Band
     before: int
@@ -292,9 +294,9 @@ class _Search:
         """The kept edges, the first to go first."""
         return sorted((tuple(place) for place in np.argwhere(kept)), key=lambda place: self.order[place])
 
-    def result(self, start: Circuit, kept: EdgeMask, minimal: bool, how: str) -> Refinement:
-        provenance = start.provenance.with_parameters(**{how: True}, band=list(self.band))
-        circuit = Circuit(start.graph, kept, start.values, provenance)
+    def result(self, kept: EdgeMask, minimal: bool, how: str) -> Refinement:
+        provenance = self.start.provenance.with_parameters(**{how: True}, band=list(self.band))
+        circuit = Circuit(self.start.graph, kept, self.start.values, provenance)
         found = self.evaluator.faithfulness(kept)
         return Refinement(circuit, found, minimal, self.evaluator.runs - self.before)
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from circuitvit.errors import FileError, OptionError, unknown_name
+from circuitvit.errors import FileError, OptionError, check_number, check_whole, unknown_name
 
 CONSTANTS_SCHEMA = "circuitvit.constants/1"
 
@@ -64,10 +64,8 @@ class Noise:
     name: str = "noise"
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise OptionError(f"the scale of noise must be positive, not {self.scale!r}")
-        if self.seed < 0:
-            raise OptionError(f"a seed must not be negative: {self.seed!r}")
+        check_number("the scale of noise", self.scale)
+        check_whole("a seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,9 @@ class Resample:
 
     seed: int = 0
     name: str = "resample"
+
+    def __post_init__(self) -> None:
+        check_whole("a seed", self.seed, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +142,15 @@ _BY_NAME: dict[str, Callable[[], Ablation]] = {
 }
 
 
+def same_ablation(one: object, other: object) -> bool:
+    """Whether two ablations, or sources of images, are known to be the same: one object, or said alike."""
+    if one is other:
+        return True
+    if isinstance(one, Mean) and isinstance(other, Mean):
+        return one.per_token == other.per_token and same_ablation(one.images, other.images)
+    return isinstance(one, (str, Path, Patch, Zero, Noise, Resample)) and one == other
+
+
 def ablation_names() -> tuple[str, ...]:
     """Names of the ablations that can be asked for by name."""
     return tuple(_BY_NAME)
@@ -156,8 +166,8 @@ def as_ablation(spec: Ablation | str) -> Ablation:
         >>> as_ablation("mean-tokens").per_token
         False
     """
-    if not isinstance(spec, str):
+    if isinstance(spec, Ablation):
         return spec
-    if spec not in _BY_NAME:
+    if str(spec) not in _BY_NAME:
         raise unknown_name("ablation", spec, _BY_NAME)
     return _BY_NAME[spec]()

@@ -339,6 +339,21 @@ def bind(
     return BoundMetric(metric, label, _mask(target, n_classes), _mask(foil, n_classes), vector, flat)
 
 
+def same_metric(one: BoundMetric, other: BoundMetric) -> bool:
+    """Whether two metrics are known to measure the same.
+
+    That is by one formula, of classes that are said alike or are the same; those of each pair's own are taken
+    for the same.
+    """
+    mine, theirs = one.metric, other.metric
+    formulas = [getattr(each.formula, "args", each.formula) for each in (mine, theirs)]  # the user's own
+    said = [
+        [PerPair if isinstance(side, PerPair) else side for side in (each.target, each.foil)]
+        for each in (mine, theirs)
+    ]
+    return formulas[0] == formulas[1] and (said[0] == said[1] or one.label == other.label)
+
+
 # -- inside --------------------------------------------------------------------------------------
 
 

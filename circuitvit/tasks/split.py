@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, check_number, check_whole
 from circuitvit.models import Model
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images, TensorImages
@@ -61,10 +61,8 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
         >>> len(discovery), len(held_out)
         (6, 2)
     """
-    if not 0 < held_out < 1:
-        raise OptionError(f"the share of pairs to hold out lies between 0 and 1, not {held_out!r}")
-    if seed < 0:
-        raise OptionError(f"a seed must not be negative: {seed!r}")
+    check_number("the share of pairs to hold out", held_out, 0, 1)
+    check_whole("a seed", seed, 0)
     prepared = prepare(model, task)
     if len(prepared) < 2:
         raise DataError("one pair cannot be divided: give at least two, with images of their own")
@@ -97,8 +95,8 @@ def select_pairs(
     Args:
         prepared: the task.
         rows: which pairs (they may repeat), in which order; all by default.
-        change: done to all images at once, held in memory: from `(image, channel, height, width)` to as many
-            of the same shape. By batches, what is drawn at random would depend on the batch size.
+        change: done to all images at once, held in memory: to as many of the same shape. By batches, what is
+            drawn at random would depend on the batch size.
 
     Example:
         >>> import circuitvit as cv
@@ -159,7 +157,7 @@ class SomeImages(Images):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, start: int, stop: int) -> Float[Tensor, "image channel height width"]:
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
         taken = [self.whole.take(row, row + 1) for row in self.rows[start:stop]]
         return torch.cat(taken) if taken else torch.empty(0, *self.shape)
 
@@ -169,7 +167,7 @@ class SomeImages(Images):
         return tuple(names[row] for row in self.rows)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         return self.whole.shape
 
     def check(self, quiet: bool = False) -> None:
@@ -195,6 +193,6 @@ def _clusters(prepared: PreparedTask) -> list[list[int]]:
     return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
 
 
-def fingerprint(image: Float[Tensor, "1 channel height width"]) -> bytes:
+def fingerprint(image: Float[Tensor, "1 *shape"]) -> bytes:
     """The same for images that are equal pixel by pixel."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit
+from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.testing.log import record
@@ -20,7 +20,7 @@ LISTED = 5
 def assert_faithful(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     at_least: float = 0.8,
     at_most: float | None = None,
@@ -48,7 +48,7 @@ def assert_faithful(
     __tracebackhide__ = True
     at_most = max(2 - at_least, 1.0) if at_most is None else at_most
     _check_range(at_least, at_most)
-    evaluator = _evaluator(model, task, circuit, batch_size)
+    evaluator, circuit = _evaluator(model, task, circuit, batch_size)
     found = ratio_interval(evaluator.values(circuit.kept) - evaluator.nothing, evaluator.effect, Bootstrap())
     wish = f"{at_least:g} to {at_most:g}"
     said = f"faithfulness of {len(circuit):,} edges on {_pairs(evaluator)} is {found}; asked for: {wish}"
@@ -59,7 +59,7 @@ def assert_faithful(
 def assert_necessary(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     at_least: float = 0.5,
     sure: bool = False,
@@ -75,7 +75,7 @@ def assert_necessary(
     """
     __tracebackhide__ = True
     _check_range(at_least, math.inf)
-    evaluator = _evaluator(model, task, circuit, batch_size)
+    evaluator, circuit = _evaluator(model, task, circuit, batch_size)
     found = ratio_interval(evaluator.whole - evaluator.values((~circuit).kept), evaluator.effect, Bootstrap())
     said = (
         f"without the circuit's {len(circuit):,} edges {found} of the behaviour is lost on "
@@ -88,7 +88,7 @@ def assert_necessary(
 def assert_minimal(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     least: float = 0.001,
     batch_size: int | None = None,
@@ -111,7 +111,7 @@ def assert_minimal(
     """
     __tracebackhide__ = True
     _check_range(least, math.inf)
-    evaluator = _evaluator(model, task, circuit, batch_size)
+    evaluator, circuit = _evaluator(model, task, circuit, batch_size)
     dead = list(circuit - circuit.pruned())
     if dead:
         record("assert_minimal", f"{len(dead)} edges lie on no path: {_some(dead)}", held=False)
@@ -124,7 +124,7 @@ def assert_minimal(
     return found
 
 
-def assert_unchanged(before: Circuit, after: Circuit, *, at_least: float = 1.0) -> float:
+def assert_unchanged(before: CircuitLike, after: CircuitLike, *, at_least: float = 1.0) -> float:
     """Two circuits have the same edges, or share enough of them.
 
     Args:
@@ -147,6 +147,8 @@ def assert_unchanged(before: Circuit, after: Circuit, *, at_least: float = 1.0) 
     """
     __tracebackhide__ = True
     _check_range(at_least, 1.0)
+    before = as_circuit(before)
+    after = as_circuit(after, before.graph)
     alike = before.jaccard(after)
     gone, new = list(before - after), list(after - before)
     said = f"the circuits are alike by {alike:.3f} (Jaccard), asked for: at least {at_least:g}"
@@ -205,12 +207,12 @@ def assert_hypothesis(
 
 
 def _evaluator(
-    model: Model, task: Task | PreparedTask, circuit: Circuit, batch_size: int | None
-) -> Evaluator:
+    model: Model, task: Task | PreparedTask, given: CircuitLike, batch_size: int | None
+) -> tuple[Evaluator, Circuit]:
     evaluator = Evaluator(prepare(model, task), batch_size=batch_size)
-    evaluator.check(circuit)
+    circuit = as_circuit(given, evaluator.graph)
     evaluator.check_effect()
-    return evaluator
+    return evaluator, circuit
 
 
 def _check_range(low: float, high: float) -> None:

@@ -22,7 +22,7 @@ from scipy import stats
 
 from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit
+from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.verification.faithfulness import origin_differs
@@ -63,7 +63,7 @@ Shares = Float[NDArray[np.float64], "circuit"]
 def audit(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
@@ -98,6 +98,7 @@ def audit(
         ['supported', 'supported', 'supported', 'supported', 'refuted', 'refuted']
     """
     evaluator = Evaluator(prepare(model, task), batch_size=batch_size, memory=memory, progress=progress)
+    circuit = as_circuit(circuit, evaluator.graph)
     verdicts = run_audit(evaluator, circuit, settings or AuditSettings(), clusters)
     note = origin_differs(circuit, model)
     return tuple(replace(each, reason=f"{each.reason} {note}") if note else each for each in verdicts)
@@ -112,7 +113,6 @@ def run_audit(
 ) -> tuple[Verdict, ...]:
     """The tests on an evaluator at hand, which runs no circuit twice, and on `connected_circuits` at hand, if
     any. See `audit`."""
-    evaluator.check(circuit)
     live = circuit.pruned()
     if not len(live):
         raise OptionError("the circuit has no edge on a path from input to logits: there is nothing to test")
@@ -138,7 +138,7 @@ def run_audit(
 
 def sufficiency_test(
     evaluator: Evaluator,
-    circuit: Circuit,
+    circuit: CircuitLike,
     randoms: Sequence[Circuit],
     settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
@@ -158,7 +158,7 @@ def sufficiency_test(
         settings: level, number of resamples, seed.
         clusters: which cluster each pair belongs to.
     """
-    settings = settings or AuditSettings()
+    settings, circuit = settings or AuditSettings(), as_circuit(circuit, evaluator.graph)
     n, alpha = len(randoms), settings.alpha
     kept = evaluator.many([circuit.kept, *(each.kept for each in randoms)]) - evaluator.nothing
     decide = partial(rank_verdict, n=n, alpha=alpha)
@@ -184,7 +184,7 @@ def sufficiency_test(
 
 def necessity_test(
     evaluator: Evaluator,
-    circuit: Circuit,
+    circuit: CircuitLike,
     randoms: Sequence[Circuit],
     settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
@@ -209,7 +209,7 @@ def necessity_test(
         settings: level, number of resamples, seed.
         clusters: which cluster each pair belongs to.
     """
-    settings = settings or AuditSettings()
+    settings, circuit = settings or AuditSettings(), as_circuit(circuit, evaluator.graph)
     n, alpha = len(randoms), settings.alpha
     lost = evaluator.whole - evaluator.many([~circuit.kept, *(~each.kept for each in randoms)])
     decide = partial(share_verdict, n=n, share=AS_BAD, alpha=alpha)
@@ -239,7 +239,7 @@ def necessity_test(
 
 def equivalence_test(
     evaluator: Evaluator,
-    circuit: Circuit,
+    circuit: CircuitLike,
     settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
 ) -> Verdict:
@@ -262,7 +262,7 @@ def equivalence_test(
         settings: level, margin, number of resamples, seed.
         clusters: which cluster each pair belongs to.
     """
-    settings = settings or AuditSettings()
+    settings, circuit = settings or AuditSettings(), as_circuit(circuit, evaluator.graph)
     alpha, margin, draws = settings.alpha, settings.margin, settings.draws
     sign = np.sign(evaluator.effect.mean())
     effect = evaluator.effect * sign

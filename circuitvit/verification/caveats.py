@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from circuitvit.graph import Circuit
 from circuitvit.graph.fidelity import fidelity_sentence
 from circuitvit.tasks import Patch, PreparedTask, Resample, Zero
+from circuitvit.tasks.ablations import same_ablation
+from circuitvit.tasks.metrics import same_metric
 from circuitvit.tasks.split import fingerprint
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.report import CircuitSize, Section
@@ -57,12 +60,22 @@ def _about_images(prepared: Sequence[PreparedTask]) -> Iterator[str]:
     shared = len([mark for mark in _fingerprints(other) if mark in seen])
     if shared:
         yield f"{shared} of the {len(other)} held-out clean images are among the task's own, so not held out."
-    described = [(each.metric.metric.name, each.ablation.name, each.direction) for each in prepared]
-    if described[0] != described[1]:
-        yield (
-            f"The two sets are measured differently ({', '.join(described[0])}; held out: "
-            f"{', '.join(described[1])}), so their figures cannot be compared."
-        )
+    same = (
+        same_metric(task.metric, other.metric),
+        same_ablation(task.ablation, other.ablation),
+        task.direction == other.direction,
+    )
+    if not all(same):
+        own, held_out = _measured(task.label), _measured(other.label)
+        how = f" ({own}; held out: {held_out})" if own != held_out else ""
+        names = zip(("metric", "ablation", "direction"), same, strict=True)
+        what = " and ".join(name for name, alike in names if not alike)
+        yield f"The two sets are measured differently, by {what}{how}: their figures cannot be compared."
+
+
+def _measured(label: str) -> str:
+    """How a task is measured, from its label: all but the number of its pairs."""
+    return label.partition(", ")[2]
 
 
 def _about_circuit(circuit: Circuit, size: CircuitSize, prepared: PreparedTask) -> Iterator[str]:
@@ -85,6 +98,9 @@ def _about_circuit(circuit: Circuit, size: CircuitSize, prepared: PreparedTask) 
                 f"Under {prepared.ablation.name} ablation such edges are not without effect, as a component "
                 "that hears nothing of the input does not write its reference: pruning changes the figures."
             )
+    found, now = (_measured(label) for label in (circuit.provenance.task, prepared.label))
+    if found and re.sub(r"\d+ different", "", found) != re.sub(r"\d+ different", "", now):
+        yield f"The circuit was found for another task ({found}) than the one it was verified on ({now})."
     differs = origin_differs(circuit, prepared.model)
     if differs:
         yield differs

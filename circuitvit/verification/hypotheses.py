@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,24 +34,13 @@ from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
-from circuitvit.tasks import (
-    Ablation,
-    Mean,
-    Noise,
-    Patch,
-    PreparedTask,
-    Resample,
-    Task,
-    Zero,
-    as_task,
-    prepare,
-)
-from circuitvit.tasks.ablations import as_ablation
+from circuitvit.tasks import Ablation, PreparedTask, Task, as_task, prepare
+from circuitvit.tasks.ablations import as_ablation, same_ablation
 from circuitvit.tasks.classes import class_indices, class_label
 from circuitvit.tasks.images import ImageSpec
 from circuitvit.tasks.metrics import ClassSpec
 from circuitvit.verification.null import connected_circuits, edges_of_same_kind
-from circuitvit.verification.patterns import select_edges
+from circuitvit.verification.patterns import EdgesLike, select_edges
 from circuitvit.verification.statistics import (
     MIN_PAIRS,
     Bootstrap,
@@ -193,7 +181,7 @@ class Hypothesis:
     """
 
     claim: str
-    edges: str | Circuit | Sequence[str | Circuit]
+    edges: EdgesLike
     expect: Expectation
     keep: bool = False
     ablation: Ablation | str | None = None
@@ -286,7 +274,8 @@ def check_hypotheses(
     for place, each in enumerate(hypotheses):
         changes = _changes(each, task)
         for others, places in alike:
-            if changes.keys() == others.keys() and all(_equal(changes[key], others[key]) for key in changes):
+            same = (same_ablation(changes[key], others.get(key)) for key in changes)
+            if changes.keys() == others.keys() and all(same):
                 places.append(place)
                 break
         else:
@@ -316,16 +305,7 @@ def _changes(hypothesis: Hypothesis, task: Task | PreparedTask) -> dict[str, Any
         found.update(clean=hypothesis.clean, corrupt=hypothesis.corrupt)
     elif hypothesis.corrupt is not None:
         found["corrupt"] = hypothesis.corrupt
-    return {} if all(_equal(getattr(task, key), value) for key, value in found.items()) else found
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two options are known to be the same: the very same object, or equal descriptions."""
-    if one is other:
-        return True
-    if isinstance(one, Mean) and isinstance(other, Mean):
-        return one.per_token == other.per_token and _equal(one.images, other.images)
-    return isinstance(one, (str, Path, Patch, Zero, Noise, Resample)) and bool(one == other)
+    return {} if all(same_ablation(getattr(task, key), value) for key, value in found.items()) else found
 
 
 @dataclass(frozen=True, eq=False)

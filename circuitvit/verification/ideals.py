@@ -23,7 +23,7 @@ from scipy import stats
 
 from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, EdgeMask
+from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.pruning.refine import changed
 from circuitvit.verification.null import random_path
 from circuitvit.verification.statistics import (
@@ -53,7 +53,7 @@ ENOUGH_POWER = 0.8
 
 def minimality_test(
     evaluator: Evaluator,
-    circuit: Circuit,
+    circuit: CircuitLike,
     settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
 ) -> Verdict:
@@ -80,7 +80,7 @@ def minimality_test(
     Raises:
         OptionError: if the circuit has no live edge.
     """
-    settings = settings or AuditSettings()
+    settings, circuit = settings or AuditSettings(), as_circuit(circuit, evaluator.graph)
     alpha = settings.alpha
     live = circuit.pruned()
     if not len(live):
@@ -185,7 +185,7 @@ class KnockOut:
 
 def completeness_test(
     evaluator: Evaluator,
-    circuit: Circuit,
+    circuit: CircuitLike,
     settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
     *,
@@ -215,7 +215,7 @@ def completeness_test(
         n_random: how many random halves.
         greedy_steps: how many edges the greedy set has; 0 for none.
     """
-    settings = settings or AuditSettings()
+    settings, circuit = settings or AuditSettings(), as_circuit(circuit, evaluator.graph)
     alpha, margin, draws = settings.alpha, settings.completeness_margin, settings.draws
     sets = knock_outs(evaluator, circuit, n_random, greedy_steps, settings.seed)
     difference = _differences(evaluator, circuit, [each.edges for each in sets])
@@ -282,7 +282,7 @@ def knock_outs(
 
 def independence_test(
     evaluator: Evaluator,
-    circuit: Circuit,
+    circuit: CircuitLike,
     settings: AuditSettings | None = None,
     *,
     n_permutations: int = 999,
@@ -306,7 +306,7 @@ def independence_test(
         settings: level and seed.
         n_permutations: how many.
     """
-    settings = settings or AuditSettings()
+    settings, circuit = settings or AuditSettings(), as_circuit(circuit, evaluator.graph)
     alpha, seed = settings.alpha, settings.seed
     full, rest = evaluator.effect, evaluator.values(~circuit.kept) - evaluator.nothing
     n = len(full)

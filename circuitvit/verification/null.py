@@ -34,8 +34,8 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, EdgeMask, Graph, Provenance, node_of, port_of
+from circuitvit.errors import OptionError, check_whole
+from circuitvit.graph import Circuit, CircuitLike, EdgeMask, Graph, Provenance, as_circuit, node_of, port_of
 
 Place = tuple[int, int, int]
 """An edge as `(sender, receiver, group)`."""
@@ -56,7 +56,7 @@ MOST_TRIES = 100
 
 
 def connected_circuits(
-    circuit: Circuit, n: int, seed: int = 0, *, steps: int | None = None
+    circuit: CircuitLike, n: int, seed: int = 0, *, steps: int | None = None
 ) -> tuple[Circuit, ...]:
     """Random circuits without dead edges, with as many edges into each stage as the pruned circuit has.
 
@@ -80,8 +80,11 @@ def connected_circuits(
         >>> {len(each.pruned()) for each in drawn}, len(set(drawn)) > 1
         ({2}, True)
     """
-    if n < 0 or seed < 0 or (steps is not None and steps < 1):
-        raise OptionError(f"n and seed are 0 or more and steps positive, not {n}, {seed} and {steps}")
+    check_whole("the number of random circuits", n, 0)
+    check_whole("a seed", seed, 0)
+    if steps is not None:
+        check_whole("steps", steps)
+    circuit = as_circuit(circuit)
     live = circuit.pruned()
     length = steps or max(LEAST_STEPS, STEPS_PER_EDGE * len(live))
     chain = _Chain(circuit.graph)
@@ -95,7 +98,7 @@ def connected_circuits(
     )
 
 
-def stage_profile(circuit: Circuit) -> Int64[NDArray[np.int64], "stage group"]:
+def stage_profile(circuit: CircuitLike) -> Int64[NDArray[np.int64], "stage group"]:
     """How many live edges of the circuit enter each stage at each token group, `(stage, group)`.
 
     Example:
@@ -105,12 +108,13 @@ def stage_profile(circuit: Circuit) -> Int64[NDArray[np.int64], "stage group"]:
         ... ].tolist()  # input, attention, MLP, logits
         [0, 3, 2, 3]
     """
+    circuit = as_circuit(circuit)
     graph = circuit.graph
     into = circuit.pruned().kept.sum(axis=0, dtype=np.int64)  # (receiver, group)
     return np.array([into[receivers].sum(axis=0) for receivers in graph.receiver_slices], dtype=np.int64)
 
 
-def complement_circuits(circuit: Circuit, n: int, seed: int = 0) -> tuple[Circuit, ...]:
+def complement_circuits(circuit: CircuitLike, n: int, seed: int = 0) -> tuple[Circuit, ...]:
     """Random circuits of the rest of the model: random paths, added until there are as many edges.
 
     No path uses an edge of the circuit, and each has at least as many edges as the pruned circuit (the last
@@ -130,8 +134,9 @@ def complement_circuits(circuit: Circuit, n: int, seed: int = 0) -> tuple[Circui
         >>> [len(each) >= 2 and not len(each & circuit) for each in complement_circuits(circuit, 3)]
         [True, True, True]
     """
-    if n < 0 or seed < 0:
-        raise OptionError(f"n and seed are 0 or more, not {n} and {seed}")
+    check_whole("the number of random circuits", n, 0)
+    check_whole("a seed", seed, 0)
+    circuit = as_circuit(circuit)
     rest = (~circuit).pruned()
     wanted = len(circuit.pruned())
     if len(rest) < wanted:

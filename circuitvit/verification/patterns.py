@@ -22,20 +22,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
-from circuitvit.graph import Circuit, EdgeMask, Graph, node_of
+from circuitvit.graph import Circuit, EdgeMask, Graph, as_circuit, node_of
+from circuitvit.graph.circuit import HasCircuit
+
+EdgesLike = str | Circuit | HasCircuit | Path | Sequence[str | Circuit | HasCircuit | Path]
+"""What names edges in a claim: one or several patterns, or what means a circuit."""
 
 
-def select_edges(graph: Graph, patterns: str | Circuit | Sequence[str | Circuit]) -> Circuit:
+def select_edges(graph: Graph, patterns: EdgesLike) -> Circuit:
     """The edges that any of the patterns names.
 
     Args:
         graph: to select from.
-        patterns: one or several patterns or circuits.
+        patterns: one or several patterns, circuits, results of searches, or paths (`Path`) of circuit files.
 
     Raises:
         NameNotFoundError: if a pattern names no edge; the message suggests the nearest name.
@@ -46,12 +52,13 @@ def select_edges(graph: Graph, patterns: str | Circuit | Sequence[str | Circuit]
         >>> list(select_edges(transformer_graph(1, 2), ["a0.h1", "a0.*<v> -> logits"]))
         ['a0.h0->logits', 'a0.h1->m0', 'a0.h1->logits']
     """
-    wanted = [patterns] if isinstance(patterns, (str, Circuit)) else list(patterns)
+    several = isinstance(patterns, Sequence) and not isinstance(patterns, str)
+    wanted: Any = patterns if several else [patterns]
     if not wanted:
         raise OptionError("a claim needs edges: give a pattern such as 'a11.h1 -> logits' or 'm0'")
     found = Circuit.empty(graph)
     for each in wanted:
-        found = found | (each if isinstance(each, Circuit) else Circuit(graph, edges_of(graph, each)))
+        found |= Circuit(graph, edges_of(graph, each)) if isinstance(each, str) else as_circuit(each, graph)
     return found
 
 

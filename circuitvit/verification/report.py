@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import OptionError
-from circuitvit.graph import Circuit, Provenance, notebook
+from circuitvit.graph import CircuitLike, Provenance, as_circuit, notebook
 from circuitvit.graph.files import check_version, read_json, write_json
 from circuitvit.pruning.find import Agreement
 from circuitvit.verification.records import from_json, json_schema, to_json
@@ -233,7 +233,7 @@ class Report:
         hypotheses: Sequence[Verdict] | None = None,
         stability: Agreement | None = None,
         robustness: Robustness | None = None,
-        circuit: Circuit | None = None,
+        circuit: CircuitLike | None = None,
     ) -> Report:
         """The report with further findings on the same circuit.
 
@@ -251,10 +251,8 @@ class Report:
         found: dict[str, float] = {}
         notes: list[str] = []
         if stability is not None and circuit is not None:
-            found, differs = (
-                stability.of(circuit),
-                circuit.provenance.mismatch(stability.circuits[0].provenance),
-            )
+            first, circuit = stability.circuits[0], as_circuit(circuit, stability.circuits[0].graph)
+            found, differs = stability.of(circuit), circuit.provenance.mismatch(first.provenance)
             notes = [f"Stability compares circuits of {differs}."] if differs else []
         return replace(
             self,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import CircuitViTError, DataError, OptionError
-from circuitvit.graph import Circuit
+from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.pruning.find import Agreement
 from circuitvit.tasks import (
@@ -41,7 +41,7 @@ from circuitvit.verification.statistics import Bootstrap, Estimate, ratio_interv
 ENOUGH = 0.8
 NEEDED = 0.5
 
-Discover = Callable[[Model, Task], Circuit]
+Discover = Callable[[Model, Task], CircuitLike]
 
 _PERTURBED: Mapping[str, Callable[[Tensor], Tensor]] = {
     "slight blur (sigma 1)": lambda images: blur(images, sigma=1.0),
@@ -106,7 +106,7 @@ class Robustness:
 def robustness(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     ablations: Mapping[str, Ablation] | None = None,
     others: Mapping[str, Task] | None = None,
@@ -135,6 +135,7 @@ def robustness(
         OptionError: if the circuit belongs to another graph, or the task was prepared for another model.
     """
     prepared, settings = prepare(model, task), settings or Bootstrap()
+    circuit = as_circuit(circuit, prepared.graph)
     evaluator = partial(Evaluator, batch_size=batch_size, memory=memory)
     base = baseline or condition_row("baseline", prepared.label, evaluator(prepared), circuit, settings)
     rows = []
@@ -157,7 +158,7 @@ def condition_row(
     Raises:
         CircuitViTError: if the circuit belongs to another graph, or there is no behaviour to explain.
     """
-    evaluator.check(circuit)
+    circuit = as_circuit(circuit, evaluator.graph)
     effect = evaluator.effect
     evaluator.check_effect()
     kept, lost = evaluator.many([circuit.kept, (~circuit).kept])
@@ -221,7 +222,8 @@ def stability(
     with progress_bar(n, "resampled discovery", progress) as bar:
         for _ in range(n):
             rows = rng.integers(len(prepared), size=len(prepared)).tolist()
-            circuits.append(discover(model, as_task(select_pairs(prepared, rows))))
+            found = discover(model, as_task(select_pairs(prepared, rows)))
+            circuits.append(as_circuit(found, prepared.graph))
             bar.update()
     return Agreement(tuple(circuits), at_least=at_least)
 

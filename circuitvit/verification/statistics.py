@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 from scipy.spatial.distance import pdist, squareform
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_whole
 
 MIN_PAIRS = 5
 """Fewest pairs that give an interval."""
@@ -86,14 +86,14 @@ class Bootstrap:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_whole("the number of resamples", self.n_resamples, 0)
         if self.n_resamples < FEWEST_RESAMPLES:
             raise OptionError(
                 f"an interval needs at least {FEWEST_RESAMPLES} resamples, not {self.n_resamples!r}"
             )
         if not 0 < self.level < 1:
             raise OptionError(f"the confidence level is a share between 0 and 1, not {self.level!r}")
-        if self.seed < 0:
-            raise OptionError(f"a seed is 0 or more, not {self.seed!r}")
+        check_whole("a seed", self.seed, 0)
 
 
 def mean_interval(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import Evaluator, Measured
-from circuitvit.graph import Circuit
+from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
@@ -46,7 +46,7 @@ FAR = 0.5
 def verify(
     model: Model,
     task: Task | PreparedTask,
-    circuit: Circuit,
+    circuit: CircuitLike,
     *,
     held_out: Task | PreparedTask | None = None,
     n_random: int = 20,
@@ -78,7 +78,8 @@ def verify(
     Args:
         model: from `load` or `wrap`.
         task: images, metric and ablation.
-        circuit: of the model's graph, with the task's token groups. It is run as given, so prune it first.
+        circuit: of the model's graph, with the task's token groups: a `Circuit`, what a search found, edge
+            names or a file. It is run as given, so prune it first.
         held_out: the same behaviour on images that discovery has not seen; its figures become the headline.
         n_random: how many random circuits; 0 for none.
         n_bootstrap: how often the pairs are resampled.
@@ -112,9 +113,9 @@ def verify(
     evaluators = [
         Evaluator(each, batch_size=batch_size, memory=memory, progress=progress) for each in prepared
     ]
-    for one in evaluators:  # refuse another graph now, before the first set of pairs has been run
-        one.check(circuit)
-    del one
+    for each in prepared:  # refuse another graph now, before the first set of pairs has been run
+        circuit = as_circuit(circuit, each.graph)
+    assert isinstance(circuit, Circuit)
     if audited:
         n_random = audited.n_random
     randoms = connected_circuits(circuit, n_random, audited.seed if audited else seed)
@@ -156,7 +157,6 @@ def _section(
     images: str, evaluator: Evaluator, circuit: Circuit, randoms: Sequence[Circuit], settings: Bootstrap
 ) -> Section:
     """The figures of one set of pairs."""
-    evaluator.check(circuit)
     prepared, effect = evaluator.prepared, evaluator.effect
     ends = evaluator.graph.edge_mask, np.zeros(evaluator.graph.shape, dtype=bool)
     whole, nothing, kept, rest = evaluator.measure([*ends, circuit.kept, (~circuit).kept])

@@ -39,7 +39,7 @@ class AttentionPatterns:
     Attributes:
         subjects: the images.
         layer: of the model.
-        heads: names of the heads.
+        heads: names of the heads; those of a pool, whose queries are latents, end the model.
         pattern: after the softmax; each row sums to 1, but of differential heads to what their difference is.
         scores: before it, in nats; NaN for differential heads, which have two softmaxes.
         weighted: length of what each key's value adds to the stream at each query, in units of the stream;
@@ -64,12 +64,12 @@ class AttentionPatterns:
         found: NDArray[np.float32] = getattr(self, kind)
         return found
 
-    def maps(self, query: int | tuple[int, int] = 0, kind: str = "pattern") -> NDArray[np.float32]:
-        """What one query token sees: `(image, head, row, column)`.
+    def maps(self, query: int | tuple[int, ...] = 0, kind: str = "pattern") -> NDArray[np.float32]:
+        """What one query token sees: `(image, head, row, column)`; of clips with time before rows.
 
         Args:
             query: a token by its place, 0 being the class token where there is one; or a patch by row and
-                column.
+                column, of a clip by frame, row and column.
             kind: one of `KINDS`.
 
         Raises:
@@ -78,23 +78,32 @@ class AttentionPatterns:
         token = self.token(query)
         return self.subjects.on_grid(self.of_kind(kind)[:, :, token])
 
-    def token(self, query: int | tuple[int, int]) -> int:
+    def token(self, query: int | tuple[int, ...]) -> int:
         """The place of a query token, given by place or as a patch `(row, column)`."""
-        rows, columns = self.subjects.grid
+        if isinstance(query, tuple) and self.pools:
+            raise OptionError("the queries of a pool are latents, not patches: give the number of one")
         if isinstance(query, tuple):
-            row, column = query
-            if not (0 <= row < rows and 0 <= column < columns):
-                raise OptionError(f"there is no patch {query}: the grid has {rows} rows, {columns} columns")
-            return self.subjects.n_prefix + row * columns + column
-        if not 0 <= query < len(self.subjects.kinds):
-            raise OptionError(f"there is no token {query}: there are {len(self.subjects.kinds)}, from 0")
+            return self.subjects.patch(query)
+        count = self.pattern.shape[2]
+        if not 0 <= query < count:
+            what = "latent" if self.pools else "token"
+            raise OptionError(f"there is no {what} {query}: there are {count}, from 0")
         return query
+
+    @property
+    def pools(self) -> bool:
+        """Whether queries are the latents of a pool, and not tokens."""
+        return not self.heads[0].startswith(f"a{self.layer}.")
+
+    def query_name(self, query: int) -> str:
+        """What to call a query: a token's name, or "latent 0"."""
+        return f"latent {query}" if self.pools else self.subjects.token_name(query)
 
     def figure(
         self,
         image: int = 0,
         *,
-        query: int | tuple[int, int] = 0,
+        query: int | tuple[int, ...] = 0,
         kinds: Sequence[str] = KINDS,
         picture: bool = True,
     ) -> Picture:
@@ -105,7 +114,8 @@ class AttentionPatterns:
 
         Args:
             image: which.
-            query: a token by its place, or a patch `(row, column)`, which is marked.
+            query: a token by its place, or a patch `(row, column)`, which is marked; of a clip `(frame, row,
+                column)`.
             kinds: which of `KINDS`.
             picture: whether the image lies behind.
 
@@ -119,18 +129,21 @@ class AttentionPatterns:
         behind = self.subjects.pictures[row] if picture else None
         kinds = [kind for kind in kinds if not np.isnan(self.of_kind(kind)).any()]
         colours = canvas.rising_colours(clear=picture)
-        title = f"Layer {self.layer}, query {self.subjects.token_name(token)}, {self.subjects.names[row]}"
+        title = f"Layer {self.layer}, query {self.query_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
-            figure = canvas.blank(1.55 * max(len(heads), 3) + 0.5, 1.75 * len(kinds) + 0.4, title)
+            sheet = self.subjects.sheet
+            wide, high = canvas.proportions(sheet, 1.55, 4.6)
+            least = 3 if sheet.frames == 1 else 1
+            figure = canvas.blank(wide * max(len(heads), least) + 0.5, (high + 0.2) * len(kinds) + 0.4, title)
             axes = figure.subplots(len(kinds), len(heads), squeeze=False)
             for line, kind in zip(axes, kinds, strict=True):
-                maps = self.maps(token, kind)[row]
+                maps = self.subjects.on_sheet(self.of_kind(kind)[row, :, token])
                 elsewhere = self.of_kind(kind)[row, :, token, :n_prefix]
                 for axis, values, off in zip(line, maps, elsewhere, strict=False):
                     norm = canvas.scale(values) if kind == "scores" else canvas.root_scale(values)
-                    canvas.overlay(axis, values, behind, 0.6, cmap=colours, norm=norm)
-                    if token >= n_prefix:
-                        canvas.mark(axis, *divmod(token - n_prefix, self.subjects.grid[1]))
+                    canvas.overlay(axis, values, behind, 0.6, sheet=sheet, cmap=colours, norm=norm)
+                    if token >= n_prefix and not self.pools:
+                        canvas.mark(axis, *sheet.place(token - n_prefix))
                     axis.set_xlabel(_range(values, off, kind), color=MUTED, fontsize=6.5)
                 line[0].set_ylabel(_TITLES[kind])
             for axis, name in zip(axes[0], heads, strict=True):
@@ -221,13 +234,13 @@ def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key
     A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
     2020, "Attention is Not Only a Weight", arXiv:2004.10102).
     """
-    pattern, value, gain = stage.pattern(reads).abs(), reads[2], stage.gain(reads)
+    pattern, value, gain = stage.pattern(reads).abs(), stage.carried(reads), stage.gain(reads)
     if gain is None:
         weighted: Tensor = pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
         return weighted
-    at_each = gain.unbind(2)  # what a value is worth depends on the query
-    alone = torch.stack([stage.expand(value * own[:, :, None]).norm(dim=-1) for own in at_each], dim=-2)
-    return pattern * alone.transpose(0, 1)
+    at_each = zip(*(part[:, :, :, None].unbind(2) for part in gain), strict=True)  # each query has its own
+    alone = [stage.expand(value * factor + summand).norm(dim=-1) for factor, summand in at_each]
+    return pattern * torch.stack(alone, dim=-2).transpose(0, 1)
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

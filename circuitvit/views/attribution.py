@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,9 @@ from torch import Tensor
 
 from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
+from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
@@ -52,17 +55,19 @@ class DirectAttribution:
 
     `by_token` and `by_source` sum to the same over tokens. They differ for heads only: a head *writes* to a
     token what it has *read* from others. With token pooling all is written to the class token, and only the
-    source says where in the image it came from.
+    source says where in the image it came from. With attention pooling the stream that is read out is the
+    pool's own: its heads and its MLP have all shares, and tokens written to are its latents.
 
     Attributes:
         subjects: the images.
         label: of the quantity, such as "cat - dog".
-        senders: names of input, heads and MLPs, in running order.
+        senders: names of input, heads and MLPs that write what is read out, in running order.
         layers: the layer of each sender.
         by_token: `(image, sender, token)`, shares by the token that a sender writes to.
         by_source: `(image, sender, token)`, shares by the token that a head reads its values from, by
-            attention pattern times value; for other senders as `by_token`. NaN for heads that are normed
-            together, as what one of them writes is no sum over tokens then.
+            attention pattern times value; for other senders as `by_token`, and 0 for a pool's MLP, which
+            reads no tokens. NaN for heads that are normed together, as what one of them writes is no sum over
+            tokens then.
         constants: names of what no sender owns: biases of attention outputs, norms and classifier.
         constant_values: `(image, constant)`.
         logit_difference: `(image,)`, the model's own.
@@ -90,7 +95,9 @@ class DirectAttribution:
 
     @property
     def by_patch(self) -> NDArray[np.float64]:
-        """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it."""
+        """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it. Of clips
+        with time before rows.
+        """
         return self.subjects.on_grid(self.by_source)
 
     @property
@@ -157,28 +164,23 @@ class DirectAttribution:
         name, mean = self.subjects.names[shown], image is None and len(self.subjects) > 1
         of = f"mean of {len(self.subjects)} images" if mean else name
         behind = self.subjects.pictures[shown] if picture else None
-        shares, maps = self.by_part[rows].mean(axis=0), self.by_patch[shown]
+        shares, maps = self.by_part[rows].mean(axis=0), self.subjects.on_sheet(self.by_source[shown])
+        chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
+        draw = partial(_draw_patches, sheet=self.subjects.sheet)
         with canvas.styled():
             title = f"Direct logit attribution: {self.label}, {of}"
-            figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
-            lines = figure.subfigures(
-                2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False
-            )
-            bars, grid, patches = lines[0, 0].subplots(1, 3, width_ratios=[1.15, 1, 1.05])
+            figure, bars, grid, patches, below = _panels(title, self.subjects.sheet, len(chosen))
             _draw_bars(bars, self.parts, shares, float(self.logit_difference[rows].mean()))
             _draw_model(grid, self, shares)
             where = f" of {canvas.label(name, 18)}" if mean else ""
-            _draw_patches(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
-            if heads:
-                chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
-                below = lines[1, 0].subplots(1, max(len(chosen), 1), squeeze=False)[0]
-                for axes, place in zip(below, chosen, strict=False):
-                    _draw_patches(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
+            draw(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
+            for axes, place in zip(below, chosen, strict=True):
+                draw(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
         return figure
 
     def _heads(self) -> list[int]:
         """The places of the attention heads among the senders."""
-        return [place for place, name in enumerate(self.senders) if re.fullmatch(r"a\d+\.h\d+", name)]
+        return [place for place, name in enumerate(self.senders) if re.fullmatch(r"\w+\.h\d+", name)]
 
     def __repr__(self) -> str:
         strongest = ", ".join(f"{name} {share:+.3g}" for name, share in self.strongest(3))
@@ -276,7 +278,7 @@ def _attribute(
         for batch, start in zip(batches_of(model, images, batch_size), starts, strict=False)
     ]
     by_token, by_source, constants, logits = zip(*parts, strict=True)
-    stages = [stage for stage in model.stages if not stage.is_readout]
+    stages = [stage for _, stage in _direct(model)]
     view = DirectAttribution(
         subjects_of(model, images),
         label,
@@ -300,13 +302,15 @@ def _shares(
     run = capture(model, images)
     weights, named = model.stages[-1].affine(run.stream(len(model.stages) - 1), of)
     by_token, by_source, constants = [], [], {}
-    for place, stage in enumerate(model.stages[:-1]):
+    for place, stage in _direct(model):
         written = stage.expand(run.compacts[place])
         shares = torch.einsum("sitd,itd->ist", written, weights)
         by_token.append(shares)
-        by_source.append(
-            shares if stage.nodes.kind != "attention" else _by_source(stage, run, place, weights)
-        )
+        if stage.nodes.kind == "attention":
+            shares = _by_source(stage, run, place, weights)
+        elif stage.nodes.writes_to != RESIDUAL:  # latents have no place among the tokens
+            shares = shares.new_zeros(*shares.shape[:2], run.stream(1).shape[1])
+        by_source.append(shares)
         if stage.constant is not None:
             constants[f"{stage.nodes.name}.bias"] = weights.sum(dim=1) @ stage.constant
     constants |= named
@@ -319,6 +323,12 @@ def _shares(
     )
 
 
+def _direct(model: Model) -> list[tuple[int, Stage]]:
+    """The stages that write what the readout reads, and their places; behind a pool only the pool's own."""
+    part = model.stages[-1].nodes.reads_from
+    return [(place, stage) for place, stage in enumerate(model.stages[:-1]) if stage.nodes.writes_to == part]
+
+
 def _by_source(
     stage: Stage, run: Capture, place: int, weights: Float[Tensor, "image token d_model"]
 ) -> Float[Tensor, "image head source"]:
@@ -327,10 +337,12 @@ def _by_source(
     try:
         gain = stage.gain(reads)
     except UnsupportedModelError:
-        return torch.full_like(reads[2][..., 0], torch.nan)
-    alone = stage.factored(reads[2])  # as if a head attended to one token only
+        return torch.full_like(stage.carried(reads)[..., 0], torch.nan)
+    alone = stage.factored(stage.carried(reads))  # as if a head attended to one token only
     asked = torch.einsum("hkd,itd->ihtk", alone.weight, weights)
-    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain)
+    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain[0])
+    if gain is not None:  # rows of the pattern sum to 1, and share it out
+        said += (asked * gain[1]).sum(dim=-1)[..., None]
     return (said * stage.pattern(reads)).sum(dim=2)
 
 
@@ -345,6 +357,28 @@ def _check_sum(model: Model, view: DirectAttribution) -> None:
 
 
 # -- the figure ----------------------------------------------------------------------------------
+
+
+def _panels(title: str, sheet: Sheet, heads: int) -> tuple[Picture, Axes, Axes, Axes, list[Axes]]:
+    """The figure, with room for bars, the map of the model, all parts' patches, and some heads'.
+
+    Patches of an image stand beside the bars and beside each other, strips of frames below each other.
+    """
+    from circuitvit.views import canvas
+
+    if sheet.frames > 1:
+        _, high = canvas.proportions(sheet, 2.0, 8.0)
+        below = (high + 0.35) * (1 + heads)
+        figure = canvas.blank(9.2, 3.4 + below, title)
+        upper, lower = figure.subfigures(2, 1, height_ratios=[3.1, below])
+        bars, grid = upper.subplots(1, 2, width_ratios=[1.15, 1])
+        patches, *each = lower.subplots(1 + heads, 1, squeeze=False)[:, 0]
+        return figure, bars, grid, patches, each
+    figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
+    lines = figure.subfigures(2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False)
+    bars, grid, patches = lines[0, 0].subplots(1, 3, width_ratios=[1.15, 1, 1.05])
+    each = list(lines[1, 0].subplots(1, heads, squeeze=False)[0]) if heads else []
+    return figure, bars, grid, patches, each
 
 
 def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], whole: float) -> None:
@@ -380,8 +414,10 @@ def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]
     table = np.full((len(layers), width + 1), np.nan)
     for row, layer in enumerate(layers):
         table[row, : len(heads[layer])] = shares[heads[layer]]
-        if f"m{layer}" in view.senders:
-            table[row, width] = shares[view.senders.index(f"m{layer}")]
+        mlps = [place for place, name in enumerate(view.senders) if name in (f"m{layer}", "pool.mlp")]
+        for place in mlps:
+            if view.layers[place] == layer:
+                table[row, width] = shares[place]
     names = [f"h{head}" if width <= 6 else str(head) if head % 3 == 0 else "" for head in range(width)]
     colours, norm = canvas.signed_colours(), canvas.even_norm(table)
     drawn = canvas.model_map(axes, table, layers, names, cmap=colours, norm=norm)
@@ -390,7 +426,7 @@ def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]
 
 
 def _draw_patches(
-    axes: Axes, values: NDArray[np.float64], picture: NDArray[np.uint8] | None, title: str
+    axes: Axes, values: NDArray[np.float64], picture: NDArray[np.uint8] | None, title: str, sheet: Sheet
 ) -> None:
     """Patches as opaque as they matter, or all of them where no image lies behind."""
     from circuitvit.views import canvas
@@ -398,6 +434,7 @@ def _draw_patches(
     norm = canvas.even_norm(values, 0.985)
     weight = 0.15 + 0.75 * np.sqrt(np.clip(np.abs(values) / norm.vmax, 0, 1))
     opacity = 1.0 if picture is None else weight
-    drawn = canvas.overlay(axes, values, picture, cmap=canvas.signed_colours(), norm=norm, alpha=opacity)
+    look = {"cmap": canvas.signed_colours(), "norm": norm, "alpha": opacity}
+    drawn = canvas.overlay(axes, values, picture, sheet=sheet, **look)
     axes.set_title(title)
     axes.figure.colorbar(drawn, ax=axes, shrink=0.7, extend="both")

@@ -15,8 +15,8 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.export.style import clean
 from circuitvit.export.svg import image_uri
+from circuitvit.graph.files import clean
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index
 

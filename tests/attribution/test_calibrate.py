@@ -169,9 +169,9 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         calibrated(scores, 10)
     with pytest.raises(OptionError, match="level"):
         calibrated(scores, 40, level=0.99)
-    with pytest.raises(OptionError, match="seed must not be negative"):
+    with pytest.raises(OptionError, match="a seed must be at least 0"):
         calibrated(scores, 40, seed=-1)
-    with pytest.raises(OptionError, match="seed must not be negative"):
+    with pytest.raises(OptionError, match="a seed must be at least 0"):
         cv.attribute(CASE.model, CASE.task(), "random", seed=-1, progress=False)
     with pytest.raises(OptionError, match="the task of"):
         cv.calibrate(CASE.model, CASE.task(groups="kind"), scores, progress=False)

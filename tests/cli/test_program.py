@@ -114,6 +114,15 @@ def test_as_a_process_results_are_plain_text_on_stdout(discovered: tuple[Path, o
     assert (folder.parent / "drawn.graphml").is_file()
 
 
+def test_models_fits_a_terminal_of_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuitvit.cli.output.PIPED_WIDTH", 80)
+    lines = run("models").output.splitlines()
+    assert max(map(len, lines)) <= 80
+    bundled = lines[lines.index("Bundled".ljust(len(lines[1]))) + 1 : lines.index("", 1)]
+    assert len(bundled) <= 12  # six lines for each model
+    assert "10 classes (0, 1, 2, 3, ...), 3 layers of 4 heads" in " ".join(" ".join(bundled).split())
+
+
 def test_models_lists_bundled_models_and_families(run: Run) -> None:
     text = run("models").output
     assert "catdog-tiny" in text

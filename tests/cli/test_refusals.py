@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from circuitvit.graph import Circuit
+import circuitvit as cv
+from circuitvit.graph import ONE_GROUP, Circuit, Graph
 from circuitvit.graph.eap_ig import transformer_graph
 from tests.cli.cases import Run
 
@@ -136,6 +138,21 @@ def test_circuits_of_another_graph_and_malformed_ones(
         if name != "other":
             assert_refused(run("draw", path, tmp_path / "out.svg"), message)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("groups", [[], ["--groups", "kind"]])
+def test_a_circuit_of_another_graph_is_refused_before_the_model_is_run(
+    run: Run, pairs: Path, tmp_path: Path, groups: list[str]
+) -> None:
+    """The images are the same on both sides, which a run would find out; graphs that print alike are told."""
+    graph = cv.load("catdog-tiny").graph
+    stages = [replace(stage, name=stage.name.replace("mlp2", "ffn2")) for stage in graph.stages]
+    Circuit.full(Graph(tuple(stages), ("cls", "patch") if groups else ONE_GROUP)).save(tmp_path / "o.json")
+    named = ["--model", "catdog-tiny", "--target", "cat", "--foil", "dog", *groups]
+    images = ["--clean", pairs / "clean", "--corrupt", pairs / "clean"]
+    result = run("verify", tmp_path / "o.json", *named, *images)
+    assert_refused(result, "its stage 'ffn2' differs in its name: 'ffn2', not 'mlp2'")
+    assert_refused(result, "Give the --model and the --groups that the circuit was found with")
 
 
 def test_drawings_that_cannot_be_made(run: Run, discovered: tuple[Path, Any], tmp_path: Path) -> None:

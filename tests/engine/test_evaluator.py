@@ -188,7 +188,7 @@ def test_a_task_prepared_for_another_model_is_refused() -> None:
 def test_circuits_and_masks_of_another_graph_are_refused() -> None:
     case = Case(Recipe(depth=1))
     found, other = Evaluator(case.task().prepare(case.model)), Case(Recipe(depth=2)).model.graph
-    with pytest.raises(OptionError, match="the circuit belongs to"):
+    with pytest.raises(OptionError, match="the circuit belongs to another graph"):
         found.values(cv.Circuit.full(other))
     with pytest.raises(OptionError, match="a mask of shape"):
         found.values(other.edge_mask)

@@ -175,7 +175,7 @@ def test_run_wants_one_circuit_of_the_tasks_graph() -> None:
         cv.run(case.model, case.task())
     with pytest.raises(OptionError, match="ablate="):
         cv.run(case.model, case.task(), circuit, ablate=circuit)
-    with pytest.raises(OptionError, match="the circuit belongs to Graph"):
+    with pytest.raises(OptionError, match="the circuit belongs to another graph"):
         cv.run(case.model, case.task(groups="kind"), circuit)
-    with pytest.raises(OptionError, match="the circuit belongs to Graph"):
+    with pytest.raises(OptionError, match="the circuit belongs to another graph"):
         cv.run(case.model, case.task(), cv.Circuit.full(Case(Recipe(depth=2)).model.graph))

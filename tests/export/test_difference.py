@@ -92,7 +92,7 @@ def test_every_format_is_written_and_the_same_each_time(ending: str, tmp_path: P
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="different graphs"):
+    with pytest.raises(OptionError, match="belongs to another graph"):
         draw_difference(FIRST, random_circuit(3, 2, 5), tmp_path / "x.svg")
     with pytest.raises(OptionError, match=r"cannot draw a \.html file"):
         draw_difference(FIRST, SECOND, tmp_path / "x.html")

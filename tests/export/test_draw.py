@@ -131,7 +131,7 @@ def test_thumbnails_need_model_and_task(ending: str, tmp_path: Path) -> None:
 
 
 def test_a_circuit_of_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="catdog-tiny has"):
+    with pytest.raises(OptionError, match="the circuit belongs to another graph"):
         draw(CIRCUIT, tmp_path / "x.html", model=cv.load("catdog-tiny"), task=toy_task(), thumbnails=True)
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from circuitvit.export.style import (
     COLOURS,
     EdgeLook,
-    clean,
     dash_of,
     edge_look,
     fit,
@@ -21,6 +20,7 @@ from circuitvit.export.style import (
     width_of,
     wrap,
 )
+from circuitvit.graph.files import clean
 from tests.export.geometry import true_width
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -207,7 +208,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "a file of scores": (put("schema", value="circuitvit.scores/1"), "reads 'circuitvit.circuit/1'"),
     "no edges": (drop("edges"), "'edges' is a required property"),
     "no graph": (drop("graph"), "'graph' is a required property"),
-    "edges that are no texts": (put("edges", 0, value=3), "edges/0: 3 is not of type 'string'"),
+    "edges that are no texts": (put("edges", 0, value=3), "edges/0: '3' is not the name of an edge"),
     "an unknown edge": (put("edges", 0, value="input->m9"), "unknown receiver 'm9'"),
     "an edge that runs backwards": (put("edges", 0, value="m1->m0"), "unknown edge 'm1->m0'"),
     "an edge listed twice": (twice, "is listed 2 times"),
@@ -272,6 +273,39 @@ def test_whatever_stands_in_a_field_the_error_is_ours(
         path.write_text(json.dumps({**content, key: value}))
         with suppress(FileError):  # any other exception fails the test
             Circuit.load(path)
+
+
+HOSTILE = "red\x1b[31m \ud800 \u202eback\nline"
+HARMLESS = "red [31m back line"
+
+
+def test_texts_of_a_file_can_be_shown_and_written(saved: Path) -> None:
+    content = json.loads(saved.read_text())
+    content["provenance"] = {"model": HOSTILE, "task": HOSTILE, "parameters": {HOSTILE: [{"a": HOSTILE}]}}
+    saved.write_text(json.dumps(content))
+    made = Circuit.load(saved).provenance
+    assert (made.model, made.task) == (HARMLESS, HARMLESS)
+    assert made.parameters == {HARMLESS: [{"a": HARMLESS}]}
+    assert made.mismatch(Provenance("other")).isprintable()
+
+
+def test_a_million_equal_edges_are_refused_at_once(saved: Path) -> None:
+    content = json.loads(saved.read_text())
+    content["edges"] = ["input->m0"] * 1_000_000
+    saved.write_text(json.dumps(content))
+    start = time.perf_counter()
+    with pytest.raises(FileError, match="edge 'input->m0' is listed 1000000 times"):
+        Circuit.load(saved)
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize("edge", [3, None, ["input->m0"], "input->m0" * 100])
+def test_an_edge_that_is_no_name_is_refused(saved: Path, edge: object) -> None:
+    content = json.loads(saved.read_text())
+    content["edges"] = [edge]
+    saved.write_text(json.dumps(content))
+    with pytest.raises(FileError, match=r"edges/0: .* is not the name of an edge"):
+        Circuit.load(saved)
 
 
 def test_a_circuit_of_another_graph_is_refused(saved: Path) -> None:

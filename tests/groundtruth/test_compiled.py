@@ -259,5 +259,5 @@ def test_what_does_not_exist_is_refused_by_name() -> None:
         cv.compiled("relay").pairs(0)
     with pytest.raises(cv.CircuitViTError, match="a backup or a gate, not both"):
         cv.compiled("relay", parts=("backup", "gate"))
-    with pytest.raises(cv.CircuitViTError, match="must not be negative"):
+    with pytest.raises(cv.CircuitViTError, match="a seed must be at least 0"):
         cv.compiled("relay", seed=-1)

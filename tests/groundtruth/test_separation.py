@@ -83,7 +83,7 @@ def test_nothing_to_tell_apart_is_refused() -> None:
         with pytest.raises(cv.CircuitViTError, match="of 15 edges matter: there is nothing to tell apart"):
             separation(scores, truth)
     relay = cv.compiled("relay")
-    with pytest.raises(cv.CircuitViTError, match="different graphs"):
+    with pytest.raises(cv.CircuitViTError, match="belongs to another graph"):
         separation(scores, relay.wired)
-    with pytest.raises(cv.CircuitViTError, match="must be positive, not 0"):
+    with pytest.raises(cv.CircuitViTError, match="must be a positive number, not 0"):
         active_edges(relay.model, cv.Task(*relay.pairs(1)), at_least=0)

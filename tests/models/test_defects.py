@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.errors import CircuitViTError, ModelError, UnsupportedModelError
+from circuitvit.errors import CircuitViTError, ModelError, OptionError, UnsupportedModelError
 from circuitvit.models.timm_import import import_timm
 from tests.reference import literal_scores
 from tests.reference.literal_methods import InteractionViT, RelevanceViT
@@ -907,6 +907,13 @@ def test_what_surrounds_a_call_does_not_change_its_numbers(
         assert any(word in refusal for word in ("autocast", "inference", "no_grad"))
         return
     assert_close(found, told, 1e-10 if dtype == torch.float64 else 1e-4)
+
+
+def test_under_autocast_a_model_is_not_called() -> None:
+    """Its logits would be bfloat16's."""
+    model = cv.wrap(micro().float())
+    with automatic_casts(), pytest.raises(OptionError, match=r"autocast is on.*cv\.load\(\.\.\., dtype="):
+        model(torch.zeros(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("around", SURROUNDINGS.values(), ids=SURROUNDINGS)

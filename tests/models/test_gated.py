@@ -98,7 +98,8 @@ def test_the_pattern_times_the_values_and_the_gain_is_what_a_head_writes(build: 
     reads = stage.read(torch.randn(2, 5, 2 * WIDTH, dtype=torch.float64))
     pattern = stage.pattern(reads)
     assert_close(stage.attend(reads, pattern), stage.write(reads))
-    assert_close(pattern @ reads[2] * stage.gain(reads), stage.write(reads))
+    factor, summand = stage.gain(reads)
+    assert_close(pattern @ reads[2] * factor + summand, stage.write(reads))
 
 
 def test_the_pattern_of_a_differential_head_is_the_difference() -> None:

@@ -175,7 +175,7 @@ def test_an_option_that_timm_does_not_know_is_refused(weights: Path) -> None:
 def test_another_family_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "resnet.safetensors"
     safetensors.torch.save_file(import_timm().create_model("resnet10t", num_classes=2).state_dict(), path)
-    with pytest.raises(UnsupportedModelError, match=r"ResNet.*VisionTransformer"):
+    with pytest.raises(UnsupportedModelError, match=r"ResNet.*Vision Transformers of .*timm"):
         cv.load("resnet10t", checkpoint=path, num_classes=2)
 
 
@@ -272,8 +272,31 @@ def test_a_missing_file_is_refused_before_the_model_is_built(
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="cannot read the checkpoint"):
+    with pytest.raises(FileError, match=r"cannot read the checkpoint .* it is a folder, give the file"):
         cv.load(NAME, checkpoint=tmp_path)
+
+
+def test_of_names_that_begin_as_what_was_given_the_first_is_suggested_first() -> None:
+    with pytest.raises(NameNotFoundError, match="did you mean 'vit_tiny_patch16_224'"):
+        cv.load("vit_tiny")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, "float32"])
+def test_a_dtype_that_weights_cannot_have_is_refused(dtype: Any) -> None:
+    with pytest.raises(OptionError, match=r"the dtype of weights is one of torch\.float32"):
+        cv.load("catdog-tiny", dtype=dtype)
+
+
+@pytest.mark.parametrize("options", [{"device": 1.5}, {"classes": "cat"}, {"classes": 3}])
+def test_options_of_a_wrong_kind_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        cv.load("catdog-tiny", **options)
+
+
+@pytest.mark.parametrize("name", [None, 3, nn.Identity()])
+def test_what_is_no_name_is_refused(name: Any) -> None:
+    with pytest.raises(OptionError, match="a model is loaded by its name or a file"):
+        cv.load(name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.zeros(3)], ids=["list", "numbers", "tensor"])

@@ -12,7 +12,8 @@ import circuitvit as cv
 from circuitvit.errors import DataError, UnsupportedModelError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
-from tests.models.test_hooked import hooked
+from tests.models.test_hooked import HEADS, WIDTH, hooked
+from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
 from tests.rightness import CLASSES, CLEAN, CORRUPT, METRIC, MICRO, finished, micro, prove
 from tests.strategies import assert_close
 
@@ -95,11 +96,9 @@ def test_images_are_padded_where_the_module_pads_them(kind: str) -> None:
         plain.grid_at(33, 40)
 
 
-def test_rotary_and_attention_pooling_are_refused_by_name() -> None:
+def test_attention_pooling_and_none_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match="AttentionPoolLatent"):
         cv.wrap(naflex(global_pool="map"), preprocessing=SPEC)
-    with pytest.raises(UnsupportedModelError, match="EvaBlock"):
-        cv.wrap(naflex(rope_type="axial"), preprocessing=SPEC)
     with pytest.raises(UnsupportedModelError, match="global_pool=''"):
         cv.wrap(naflex(global_pool=""), preprocessing=SPEC)
 
@@ -124,3 +123,58 @@ def test_images_that_timm_pads_have_the_grid_of_what_is_run() -> None:
     clean = drawn(2, 17, 33)
     task = cv.Task(clean, metric=METRIC, ablation="zero")
     assert_close(cv.run(model, task, cv.Circuit.full(model.graph)), module(clean))
+
+
+# -- what EVA's blocks bring -----------------------------------------------------------------------
+
+
+def turning(**options: Any) -> Any:
+    """One that knows the size of its images, as rotations ask for."""
+    module = NaFlexVit(
+        **{**SIZED, "pos_embed_grid_size": None, "global_pool": "avg", "rope_type": "axial", **options},
+        img_size=32,
+    )
+    return finished(module)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rope_type": "axial", "class_token": True, "attn_gated": True},
+        {"rope_type": "mixed", "pos_embed": "none", "swiglu_mlp": True},
+        {"rope_type": "dinov3", "rope_rotate_half": True, "num_kv_heads": 2, "qkv_fused": False},
+    ],
+    ids=["gated", "learned", "apart"],
+)
+def test_rotary_and_gated_edges_are_those_of_hooks_on_the_original(options: dict[str, Any]) -> None:
+    module = turning(**options)
+    model = cv.wrap(module)
+    assert model.preprocessing.size == (3, 32, 32)
+    prove(model, hooked_eva(module), CLEAN, CORRUPT)
+
+
+def hooked_eva(module: Any) -> HookedModule:
+    """Where EVA's blocks keep their nodes."""
+    senders = {"input": Sender(module.blocks[0], given)}
+    receivers = {"logits": Receiver(module.norm, module.norm)}
+    for layer, block in enumerate(module.blocks):
+        attention = block.attn
+        senders[f"m{layer}"] = Sender(block.mlp, gives)
+        receivers[f"m{layer}"] = Receiver(block.norm2, block.norm2)
+        for head in range(HEADS):
+            senders[f"a{layer}.h{head}"] = Sender(attention.proj, written_by_head(head, WIDTH))
+            for port, name in enumerate("qkv" if attention.gate is None else "qkvg"):
+                together = attention.qkv is not None and name != "g"
+                projection = attention.gate if name == "g" else attention.qkv
+                projection = projection or getattr(attention, f"{name}_proj")
+                first = (port * HEADS * together + head) * WIDTH
+                columns = slice(first, first + WIDTH)
+                receivers[f"a{layer}.h{head}<{name}>"] = Receiver(block.norm1, projection, columns)
+    return HookedModule(module, senders, receivers)
+
+
+def test_rotations_are_of_one_size_which_the_module_has_to_say() -> None:
+    with pytest.raises(UnsupportedModelError, match="pos_embed_grid_size=None"):
+        cv.wrap(naflex(rope_type="axial"), preprocessing=SPEC)
+    with pytest.raises(DataError, match="32 x 32 pixels, not of 48 x 48"):
+        cv.wrap(turning()).embed(drawn(1, 48, 48))

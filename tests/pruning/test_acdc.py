@@ -122,7 +122,7 @@ def test_the_circuit_knows_how_it_was_found() -> None:
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
 def test_a_threshold_is_positive(tau: float) -> None:
     case = Case(Recipe(depth=1))
-    with pytest.raises(OptionError, match="tau must be positive"):
+    with pytest.raises(OptionError, match="tau must be a positive number"):
         cv.acdc(case.model, case.task(), tau)
 
 

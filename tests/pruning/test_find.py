@@ -232,3 +232,14 @@ class TestFromTheWhole:
     def test_there_are_two_starts(self, model: cv.Model, task: cv.Task) -> None:
         with pytest.raises(OptionError, match="'mask' or the 'whole' model, not 'half'"):
             cv.find(model, task, start="half", progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("start", "least"), [("mask", "120 steps and 50 runs"), ("whole", "50 runs")])
+def test_a_floor_that_decides_is_told(model: cv.Model, task: cv.Task, start: Any, least: str) -> None:
+    short = cv.find(model, task, within=0.001, start=start, progress=False)
+    assert f"A search takes at least {least}, which may need" in short.summary
+    assert "instead of the 0.001 s asked for" in short.summary
+
+
+def test_where_the_time_is_enough_no_floor_is_told(finding: cv.Finding) -> None:
+    assert "A search takes at least" not in finding.summary

@@ -87,5 +87,5 @@ def test_what_cannot_be_divided_is_refused() -> None:
     for share in (0.0, 1.0, float("nan")):
         with pytest.raises(OptionError, match="between 0 and 1"):
             split(tiny_model(), tiny_task(4), share)
-    with pytest.raises(OptionError, match="seed must not be negative"):
+    with pytest.raises(OptionError, match="a seed must be at least 0"):
         split(tiny_model(), tiny_task(4), 0.5, seed=-1)

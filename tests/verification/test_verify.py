@@ -186,6 +186,17 @@ def test_caveats_are_said_where_they_hold() -> None:
     assert "5 of the 5 held-out" in said(tiny_task(6), held_out=tiny_task(6).with_options(**first(5)))
     other = tiny_task(6, seed=70, metric=cv.probability(0))
     assert "measured differently" in said(tiny_task(6), held_out=other)
+    mean, swapped = {"ablation": cv.Mean(images(9, 3))}, {"metric": cv.logit_diff(1, 0)}
+    for changed in (mean, swapped, {"ablation": "zero"}):
+        other = tiny_task(20, seed=70, **changed)
+        assert "measured differently" in said(tiny_task(20), held_out=other)
+        assert "measured differently" not in said(other, held_out=tiny_task(20, seed=110, **changed))
+    by_name = tiny_task(6, seed=70, metric=cv.logit_diff("cat", "dog | wolf"))
+    assert "measured differently" not in said(tiny_task(6), held_out=by_name)
+    found = some_circuit().with_provenance(Provenance(task=tiny_task(9).prepare(MODEL).label))
+    assert "found for another task" not in said(tiny_task(6), found)
+    said_so = said(tiny_task(6, ablation="zero"), found)
+    assert "found for another task (logit_diff(cat, dog | wolf), patch ablation, noising) than" in said_so
     elsewhere = some_circuit().with_provenance(Provenance(model="vit", weights="0" * 64))
     assert "other weights (vit" in said(tiny_task(), elsewhere)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import NameNotFoundError, OptionError
-from circuitvit.export.style import clean
+from circuitvit.graph.files import clean
 from circuitvit.views import class_symbols, logit_lens
 from tests.strategies import Recipe, recipes
 

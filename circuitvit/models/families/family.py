@@ -124,8 +124,8 @@ class Family(ABC):
         return ("cls",)
 
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
-        """Rows and columns of the patches of an image of this size, in the order of the tokens; time first for
-        clips. None where the module does not say.
+        """Rows and columns of the patches of an image of this size, in the order of the tokens; time first
+        for clips. None where the module does not say.
         """
         return None
 
@@ -157,5 +157,9 @@ class Family(ABC):
             for layer, block in enumerate(blocks)
             for stage in self.block(module, block, layer, f"blocks.{layer}")
         ]
-        readout = ReadoutStage(len(blocks), partial(self.readout, module), self.readout_parts(module))
-        return (EmbeddingStage(partial(self.embed, module)), *layers, *self.pool(module), readout)
+        pool, read, parts = self.pool(module), partial(self.readout, module), self.readout_parts(module)
+        if pool:
+            readout = ReadoutStage(len(blocks) + 1, read, parts, pool[-1].nodes.writes_to)
+        else:
+            readout = ReadoutStage(len(blocks), read, parts)
+        return (EmbeddingStage(partial(self.embed, module)), *layers, *pool, readout)

@@ -6,8 +6,10 @@ Of a model of images and texts its image tower is loaded and nothing else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,7 @@ from torch import nn
 from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.models import checkpoints
 from circuitvit.models.families.family import Loaded
-from circuitvit.models.processor import MODES, ProcessorSpec
+from circuitvit.models.processor import MODES, ProcessorClips, ProcessorSpec
 from circuitvit.models.timm_import import import_timm
 
 TOWERS = {
@@ -84,14 +86,15 @@ def load_hf(
     kind = _kind(transformers, config, name)
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # what an encoder sees after training
-    with _told(name), _quiet(transformers):
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            name, trust_remote_code=False, backend="torchvision", **options
-        )
-    spec = input_spec(processor)
+    # How clips are prepared, the family knows.
+    spec = None if _sees_clips(config) else _preprocessing(transformers, name, options)
     with _told(name), _quiet(transformers):
         module = _filled(kind, name, config, dtype or torch.float32, options)
     return Loaded(module.eval(), spec)
+
+
+def _sees_clips(config: Any) -> bool:
+    return hasattr(config, "num_frames") or hasattr(config, "frames_per_clip")
 
 
 def _kind(transformers: ModuleType, config: Any, name: str) -> type[nn.Module]:
@@ -115,21 +118,25 @@ def _filled(kind: Any, name: str, config: Any, dtype: torch.dtype, options: dict
     """The model with its weights; without a pooler that the checkpoint has no weights for.
 
     Raises:
-        ModelError: if other weights are missing, which transformers would draw at random.
+        ModelError: if other weights are missing or do not fit, which transformers would draw at random.
     """
     own = config
     if hasattr(config, "vision_config") and not issubclass(kind.config_class, type(config)):
         own = config.vision_config
-    given = {"config": own, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False, **options}
-    module, told = kind.from_pretrained(name, output_loading_info=True, **given)
-    missing = sorted(told["missing_keys"])
-    if missing and all("pooler." in key for key in missing):
-        module, told = kind.from_pretrained(name, output_loading_info=True, add_pooling_layer=False, **given)
-        missing = sorted(told["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"hf:{name} has no weights for {len(missing)} tensors of {kind.__name__}, such as {missing[0]}"
-        )
+        own.name_or_path = name
+        if hasattr(config, "projection_dim"):
+            own.projection_dim = config.projection_dim
+    read = partial(
+        kind.from_pretrained, name, config=own, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+        ignore_mismatched_sizes=True, output_loading_info=True, **options,
+    )  # fmt: skip
+    module, told = read()
+    if told["missing_keys"] and all("pooler." in key for key in told["missing_keys"]):
+        module, told = read(add_pooling_layer=False)
+    for key in sorted(told["missing_keys"]):
+        raise ModelError(f"hf:{name} has no weights for {key}, and maybe others, of {kind.__name__}")
+    for key, saved, wanted in told["mismatched_keys"]:
+        raise ModelError(f"hf:{name}: {key} is {tuple(saved)} in the file and {tuple(wanted)} in the model")
     found: nn.Module = module
     return found
 
@@ -140,15 +147,19 @@ def _filled(kind: Any, name: str, config: Any, dtype: torch.dtype, options: dict
 def _refuse_absent(name: str, options: dict[str, Any]) -> None:
     """Refuse a folder without a model, and a name that would be waited for offline."""
     folder = Path(name) / options.get("subfolder", "")
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if not (folder / "config.json").is_file():
-            raise FileError(f"the folder {folder} holds no config.json: it is none that save_pretrained wrote")
+            raise FileError(
+                f"the folder {folder} holds no config.json: it is none that save_pretrained wrote"
+            )
         return
-    if Path(name).exists():
+    if name and Path(name).exists():
         raise FileError(f"{name} is a file, where a folder or the name of a model was expected")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise FileError(f"there is no folder {name}")
-    checkpoints.refuse_unreachable(f"hf:{name}", name, "config.json", "or give a folder that save_pretrained wrote")
+        raise FileError(f"there is no folder {name or 'without a name'}")
+    checkpoints.refuse_unreachable(
+        f"hf:{name}", name, "config.json", "or give a folder that save_pretrained wrote"
+    )
 
 
 @contextmanager
@@ -179,24 +190,60 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
 # -- preprocessing -------------------------------------------------------------------------------
 
 
+def _preprocessing(transformers: ModuleType, name: str, options: dict[str, Any]) -> ProcessorSpec | None:
+    """What the image processor beside the weights does; None, with a warning, where there is none."""
+    auto = transformers.AutoImageProcessor
+    try:
+        with _quiet(transformers):
+            processor = auto.from_pretrained(name, trust_remote_code=False, backend="torchvision", **options)
+    except OSError:
+        warnings.warn(
+            f"hf:{name} comes without an image processor: image files are prepared as is usual for its "
+            "architecture, see model.preprocessing",
+            stacklevel=4,
+        )
+        return None
+    return input_spec(processor)
+
+
 def spec_beside(config: Any) -> ProcessorSpec | None:
     """How images became inputs for the model that a configuration was read with, if its files are on this machine.
 
     Raises:
         UnsupportedModelError: if they say something that cannot be expressed.
     """
+    processor = _beside(config, "AutoImageProcessor", backend="torchvision")
+    return None if processor is None else input_spec(processor)
+
+
+def clips_beside(config: Any, frames: int) -> ProcessorClips | None:
+    """The same for clips; which frames of a file are taken no processor says.
+
+    Raises:
+        UnsupportedModelError: if they say something that cannot be expressed.
+    """
+    processor = _beside(config, "AutoVideoProcessor")
+    if processor is None:
+        return None
+    spec = input_spec(processor)
+    return ProcessorClips(
+        spec.size, spec.mean, spec.std, spec.interpolation, resize=spec.resize, frames=frames
+    )
+
+
+def _beside(config: Any, kind: str, **options: Any) -> Any:
+    """The processor in the files that a configuration was read with; None where there is none on this machine."""
     name = config.name_or_path
     if not name:
         return None
     transformers = import_transformers()
     try:
         with _quiet(transformers):
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                name, local_files_only=True, trust_remote_code=False, backend="torchvision"
+            return getattr(transformers, kind).from_pretrained(
+                name, local_files_only=True, trust_remote_code=False, **options
             )
     except Exception:  # whatever is not there, or belongs to something else
         return None
-    return input_spec(processor)
 
 
 def input_spec(processor: Any) -> ProcessorSpec:
@@ -209,7 +256,9 @@ def input_spec(processor: Any) -> ProcessorSpec:
         UnsupportedModelError: for inputs whose size depends on the picture, or for what is unknown here.
     """
     kind = type(processor).__name__
-    interpolation = RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
+    interpolation = (
+        RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
+    )
     if hasattr(processor, "max_num_patches"):
         side = int(processor.max_num_patches**0.5) * processor.patch_size
         resize, crop = (side, side), {}
@@ -229,7 +278,9 @@ def input_spec(processor: Any) -> ProcessorSpec:
         mean, std = (0.0,), (1.0,)
     mean, std = ([each] if isinstance(each, (int, float)) else each for each in (mean, std))
     count = max(len(mean), 3) if len(mean) > 1 or not processor.do_normalize else 3
-    mean, std = (tuple(number / scale for number in (each if len(each) > 1 else [*each] * count)) for each in (mean, std))
+    mean, std = (tuple(each) if len(each) > 1 else (*each,) * count for each in (mean, std))
+    shift = 1.0 if kind.startswith("Vivit") and processor.do_rescale else 0.0  # it takes 1 off first
+    mean, std = tuple((each + shift) / scale for each in mean), tuple(each / scale for each in std)
     floats = kind.startswith("DINOv3")
     return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
 

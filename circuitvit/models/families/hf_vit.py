@@ -24,6 +24,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -83,7 +84,7 @@ class ViT(Family):
         return ("cls",)
 
     def grid(self, module: Any, height: int, width: int) -> Grid:
-        rows, columns = _pair(self.tower(module).config.patch_size)
+        rows, columns = pair(self.tower(module).config.patch_size)
         return height // rows, width // columns
 
     # -- the blocks ----------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ class ViT(Family):
         own = getattr(block, self.attention)
         place = f"{where}.{self.attention}"
         names = ("q_proj", "k_proj", "v_proj", self.out)
-        query, key, value, out = (_linear(getattr(own, name), f"{place}.{name}") for name in names)
+        query, key, value, out = (linear(getattr(own, name), f"{place}.{name}") for name in names)
         heads = len(query.full_weight) // own.head_dim
         scale = own.scaling if hasattr(own, "scaling") else own.scale
         attention = Attention(heads, query, key, value, out, scale, **self.positions(module, block))
@@ -105,7 +106,7 @@ class ViT(Family):
         return first, MLPStage(layer, norm2, mlp_of(block.mlp), gamma2)
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
-        """What in attention depends on places: `turn` or `added`."""
+        """What in attention depends on places: `turn` or `added`, and what is derived for it."""
         return {}
 
     # -- after the blocks ----------------------------------------------------------------------------
@@ -145,9 +146,12 @@ class ViT(Family):
             raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
 
     def settle(self, module: Any, spec: InputSpec) -> None:
-        for config in {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}.values():
+        for config in {
+            id(part.config): part.config for part in module.modules() if hasattr(part, "config")
+        }.values():
             # What is recorded on the side would be hooks in the copy, and some backends know few dtypes.
             config.output_attentions = config.output_hidden_states = False
+            config.return_dict = True
             config._attn_implementation = "sdpa"
 
     def classifies(self, module: Any) -> bool:
@@ -166,7 +170,7 @@ class ViT(Family):
     def usual(self, module: Any) -> InputSpec:
         """How images of this architecture usually become inputs, where nothing says how they did for this one."""
         config = self.tower(module).config
-        height, width = _pair(config.image_size)
+        height, width = pair(config.image_size)
         channels = config.num_channels
         mean, std = self.colours if channels == 3 else (HALF[0][:1] * channels,) * 2
         resize = (height, width) if self.squeezed else (min(height, width),)
@@ -258,7 +262,8 @@ class DINOv3(Dinov2WithRegisters):
     layers, last, squeezed = "model.layer", "norm", True
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
-        return {"turn": _turn(module, len(self.prefix(module)))}
+        derived = Derived()
+        return {"turn": _turn(module, len(self.prefix(module)), derived), "derived": derived}
 
     def settle(self, module: Any, spec: InputSpec) -> None:
         super().settle(module, spec)
@@ -273,13 +278,21 @@ class Beit(ViT):
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
         tower = self.tower(module)
-        tables = [each for each in (tower.shared_position_bias, block.relative_position_bias) if each is not None]
-        return {"added": _added(tables, self.grid(module, *tower.config.image_size), block)} if tables else {}
+        tables = [
+            each for each in (tower.shared_position_bias, block.relative_position_bias) if each is not None
+        ]
+        if not tables:
+            return {}
+        derived = Derived()
+        added = _added(tables, self.grid(module, *tower.config.image_size), block, derived)
+        return {"added": added, "derived": derived}
 
     def readout_parts(self, module: Any) -> Readout:
         tower, none = self.tower(module), norm_of(nn.Identity(), "none")
         norm = norm_of(tower.layernorm, "layernorm")
-        head, name = (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "pooler")
+        head, name = (
+            (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "pooler")
+        )
         if tower.pooler is None or tower.pooler.layernorm is None:
             return Readout(norm, _first, none, (head,), (name,))
         after = norm_of(tower.pooler.layernorm, "pooler.layernorm")
@@ -287,7 +300,9 @@ class Beit(ViT):
 
     def settle(self, module: Any, spec: InputSpec) -> None:
         super().settle(module, spec)
-        self.tower(module).config.image_size = spec.size[1:]  # the tables that are interpolated are made already
+        self.tower(module).config.image_size = spec.size[
+            1:
+        ]  # the tables that are interpolated are made already
 
 
 class CLIP(ViT):
@@ -306,7 +321,9 @@ class CLIP(ViT):
         if hasattr(module, "classifier"):  # which reads the stream as it is
             return Readout(none, partial(_patches, skip=1), none, (module.classifier,), ("classifier",))
         head = getattr(module, "visual_projection", nn.Identity())
-        return Readout(norm_of(tower.post_layernorm, self.last), _first, none, (head,), ("visual_projection",))
+        return Readout(
+            norm_of(tower.post_layernorm, self.last), _first, none, (head,), ("visual_projection",)
+        )
 
     def run(self, module: Any, images: Tensor) -> Tensor:
         if hasattr(module, "text_model"):
@@ -314,8 +331,69 @@ class CLIP(ViT):
         return super().run(module, images)
 
 
+class Siglip(CLIP):
+    """SigLIP's image tower, alone, with a classifier, and in the whole model; it has no class token."""
+
+    colours, squeezed = HALF, True
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return self.tower(module).embeddings(images)  # type: ignore[no-any-return]
+
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return ()
+
+    def readout_parts(self, module: Any) -> Readout:
+        norm, none = norm_of(self.tower(module).post_layernorm, self.last), norm_of(nn.Identity(), "none")
+        head, name = (
+            (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "none")
+        )
+        return Readout(norm, _patches, none, (head,), (name,))
+
+    def featured(self, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
+        return _patches(normed)
+
+    def refuse(self, module: Any) -> None:
+        super().refuse(module)
+        if not hasattr(module, "classifier") and self.tower(module).use_head:
+            raise UnsupportedModelError(
+                f"head is a {type(self.tower(module).head).__name__} (vision_use_head=True): attention pooling is "
+                "not supported"
+            )
+
+
+class Siglip2(Siglip):
+    """SigLIP 2 with images of one size, whose patches are cut here as its image processor cuts them."""
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return self.tower(module).embeddings(*self._cut(module, images))  # type: ignore[no-any-return]
+
+    def run(self, module: Any, images: Tensor) -> Tensor:
+        patches, shapes = self._cut(module, images)
+        options = {"pixel_attention_mask": None, "spatial_shapes": shapes, "return_dict": True}
+        if hasattr(module, "text_model"):
+            return module.get_image_features(patches, **options).pooler_output  # type: ignore[no-any-return]
+        given = module(patches, **options)
+        if given.get("logits") is not None:
+            return given.logits  # type: ignore[no-any-return]
+        pooled = given.pooler_output
+        return self.featured(given.last_hidden_state)[:, 0] if pooled is None else pooled
+
+    def usual(self, module: Any) -> InputSpec:
+        config = self.tower(module).config
+        side = int(config.num_patches**0.5) * config.patch_size
+        mean = (0.5,) * config.num_channels
+        return ProcessorSpec((config.num_channels, side, side), mean, mean, "bilinear", resize=(side, side))
+
+    def _cut(self, module: Any, images: Tensor) -> tuple[Float[Tensor, "batch patch pixel"], Tensor]:
+        """The patches, row by row, colours last; and how many rows and columns each image has."""
+        rows, columns = self.grid(module, *images.shape[2:])
+        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", h=rows, w=columns)
+        return patches, torch.tensor([[rows, columns]] * len(images), device=images.device)
+
+
 VIT, DEIT, MAE_ENCODER, I_JEPA = ViT(), DeiT(), MAE(), IJepa()
-DINOV2, DINOV2_REGISTERS, DINOV3, BEIT, CLIP_TOWER = Dinov2(), Dinov2WithRegisters(), DINOv3(), Beit(), CLIP()
+DINOV2, DINOV2_REGISTERS, DINOV3, BEIT = Dinov2(), Dinov2WithRegisters(), DINOv3(), Beit()
+CLIP_TOWER, SIGLIP, SIGLIP2 = CLIP(), Siglip(), Siglip2()
 
 
 # -- parts ---------------------------------------------------------------------------------------
@@ -325,6 +403,7 @@ def mlp_of(module: Any) -> MLP:
     """An MLP of transformers with the names of its parts; of any other class the module alone."""
     names = {name for name, _ in module.named_children()}
     known = {
+        ("activation", "fc1", "fc2"): ("activation", (), "fc2"),
         ("activation_fn", "fc1", "fc2"): ("activation_fn", (), "fc2"),
         ("act_fn", "down_proj", "up_proj"): ("act_fn", (), "down_proj"),
         ("act_fn", "down_proj", "gate_proj", "up_proj"): ("act_fn", ("gate_proj", "up_proj"), "down_proj"),
@@ -335,7 +414,7 @@ def mlp_of(module: Any) -> MLP:
     return MLP(module, True, act, gates, None, out)
 
 
-def _linear(part: Any, where: str) -> Linear:
+def linear(part: Any, where: str) -> Linear:
     if not isinstance(part, nn.Linear):
         raise UnsupportedModelError(
             f"{where} is a {type(part).__name__}: only a plain nn.Linear can be told apart by head"
@@ -349,14 +428,14 @@ def _gamma(block: Any, name: str | None) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _turn(module: Any, prefix: int) -> Turn:
+def _turn(module: Any, prefix: int, derived: Derived) -> Turn:
     """What DINOv3 does to queries and keys: patches are turned, tokens before them are not."""
-    rope, derived = module.rope_embeddings, Derived()
+    rope = module.rope_embeddings
     rotate_half = import_module("transformers.models.dinov3_vit.modeling_dinov3_vit").rotate_half
 
     def table() -> tuple[Tensor, Tensor]:
         weight = module.embeddings.patch_embeddings.weight
-        blank = weight.new_zeros(1, weight.shape[1], *_pair(module.config.image_size))
+        blank = weight.new_zeros(1, weight.shape[1], *pair(module.config.image_size))
         cosines, sines = rope(blank)
         still = cosines.new_zeros(prefix, cosines.shape[1])
         return torch.cat([still + 1, cosines]), torch.cat([still, sines])
@@ -370,9 +449,9 @@ def _turn(module: Any, prefix: int) -> Turn:
     return turn
 
 
-def _added(tables: Sequence[Any], grid: Grid, block: Any) -> Added:
+def _added(tables: Sequence[Any], grid: Grid, block: Any, derived: Derived) -> Added:
     """The sum of BEiT's biases for a grid of patches."""
-    derived, weight = Derived(), block.attention.o_proj.weight
+    weight = block.attention.o_proj.weight
     sources = [table.relative_position_bias_table for table in tables]
 
     def make() -> Float[Tensor, "head query key"]:
@@ -402,6 +481,6 @@ def _first_and_patches(normed: Tensor, skip: int) -> Float[Tensor, "batch 1 widt
     return torch.cat([normed[:, :1], _patches(normed, skip)], dim=-1)
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def pair(size: Any) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)

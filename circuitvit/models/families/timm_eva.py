@@ -6,13 +6,13 @@ projections together or apart, with biases of their own; `qk_norm`, a norm acros
 refused by name. A model with rotations takes images of its own size alone, as the angles of a token follow
 from rows and columns of patches, which the stream does not show.
 
-Fang et al. 2023, "EVA-02", arXiv:2303.11331; Siméoni et al. 2025, "DINOv3", arXiv:2508.10104; Heo et al. 2024,
-"Rotary position embedding for Vision Transformer", arXiv:2403.13298.
+Fang et al. 2023, "EVA-02", arXiv:2303.11331; Siméoni et al. 2025, "DINOv3", arXiv:2508.10104; Heo et al.
+2024, "Rotary position embedding for Vision Transformer", arXiv:2403.13298.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,19 +32,36 @@ class TimmEva(TimmViT):
     """timm's `Eva`."""
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
-        own, given = tuple(module.patch_embed.img_size), tuple(images.shape[-2:])
-        if module.rope is not None and given != own:
+        self.refuse_size(module, images)
+        return module.norm_pre(module._pos_embed(module.patch_embed(images))[0])  # type: ignore[no-any-return]
+
+    def refuse_size(self, module: Any, images: Tensor) -> None:
+        """Refuse images of other sizes than the one that tokens are turned for.
+
+        Raises:
+            DataError: naming both.
+        """
+        given = tuple(images.shape[-2:])
+        own = given if module.rope is None else tuple(self.own_size(module))
+        if given != own:
             raise DataError(
                 f"{self.name(module)} turns queries and keys by their place among patches of "
-                f"{own[0]} x {own[1]} pixels, not of {given[0]} x {given[1]}: resize the images, or wrap the "
-                f"module anew after set_input_size({given})"
+                f"{own[0]} x {own[1]} pixels, not of {given[0]} x {given[1]}: resize the images, or "
+                "build the module for that size and wrap it anew"
             )
-        return module.norm_pre(module._pos_embed(module.patch_embed(images))[0])  # type: ignore[no-any-return]
+
+    def own_size(self, module: Any) -> tuple[int, int]:
+        """Height and width of the images that tokens are turned for."""
+        return module.patch_embed.img_size  # type: ignore[no-any-return]
+
+    def rotations(self, module: Any, blank: Tensor) -> Tensor:
+        """Sines and cosines of all patches of an image, as the forward hands them to the blocks."""
+        return module._pos_embed(module.patch_embed(blank))[1]  # type: ignore[no-any-return]
 
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
         refuse_block(block, where, "EvaBlock", ("EvaAttention", "AttentionRope"))
         derived = Derived()
-        turn = None if module.rope is None else _turn(module, block.attn, layer, derived)
+        turn = None if module.rope is None else self.turn(module, block.attn, layer, derived)
         attention = attention_of(block.attn, where, turn=turn, derived=derived)
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in ("norm1", "norm2"))
         first = AttentionStage(layer, norm1, attention, block.gamma_1)
@@ -53,38 +70,33 @@ class TimmEva(TimmViT):
     def resizable(self, module: Any) -> bool:
         return module.rope is None and super().resizable(module)
 
+    def turn(self, module: Any, attention: Any, layer: int, derived: Derived) -> Turn:
+        """What a block does to queries and keys, with the table that the module hands it."""
+        sources = (*module.rope.parameters(), *module.rope.buffers())
+        make = partial(self._table, module, layer, attention.num_prefix_tokens)
+        apply = partial(import_timm().layers.apply_rot_embed_cat, half=bool(attention.rotate_half))
+        return partial(_turned, partial(derived.get, "turn", sources, make), apply)
+
+    def _table(self, module: Any, layer: int, prefix: int) -> Tensor:
+        """Sines, then cosines, of every token: `(token, 2 * d_head)`, or `(head, token, 2 * d_head)`.
+
+        Tokens before the patches are not turned.
+        """
+        channels = self.preprocessing(module).size[0]
+        blank = next(module.parameters()).new_zeros(1, channels, *self.own_size(module))
+        table = self.rotations(module, blank)
+        table = table[layer] if table.ndim == 4 else table  # of each layer, where they are learned
+        sines, cosines = table.chunk(2, dim=-1)
+        shape = (*sines.shape[:-2], prefix, sines.shape[-1])
+        still = torch.cat([sines.new_zeros(shape), cosines.new_ones(shape)], dim=-1)
+        return torch.cat([still, table], dim=-2)
+
 
 FAMILY = TimmEva()
 
 
-# -- rotations -----------------------------------------------------------------------------------
-
-
-def _turn(module: Any, attention: Any, layer: int, derived: Derived) -> Turn:
-    """What a block does to queries and keys, with the table that the module hands it."""
-    sources = (*module.rope.parameters(), *module.rope.buffers())
-    make = partial(_table, module, layer, attention.num_prefix_tokens)
-    apply = import_timm().layers.apply_rot_embed_cat
-    half = bool(getattr(attention, "rotate_half", False))
-
-    def turn(x: Tensor, heads: Sequence[int]) -> Tensor:
-        table = derived.get("turn", sources, make)[..., : x.shape[2], :]
-        turned: Tensor = apply(x, table if table.ndim == 2 else table[places(heads)], half=half)
-        return turned
-
-    return turn
-
-
-def _table(module: Any, layer: int, prefix: int) -> Tensor:
-    """Sines, then cosines, of every token: `(token, 2 * d_head)`, or `(head, token, 2 * d_head)`.
-
-    They are what the module's own forward hands to the block; tokens before the patches are not turned.
-    """
-    like = next(module.parameters())
-    blank = like.new_zeros(1, module.patch_embed.proj.weight.shape[1], *module.patch_embed.img_size)
-    table = module._pos_embed(module.patch_embed(blank))[1]
-    table = table[layer] if module.rope_mixed else table
-    sines, cosines = table.chunk(2, dim=-1)
-    shape = (*sines.shape[:-2], prefix, sines.shape[-1])
-    still = torch.cat([sines.new_zeros(shape), cosines.new_ones(shape)], dim=-1)
-    return torch.cat([still, table], dim=-2)
+def _turned(
+    table_of: Callable[[], Tensor], apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, heads: Sequence[int]
+) -> Tensor:
+    table = table_of()[..., : x.shape[2], :]
+    return apply(x, table if table.ndim == 2 else table[places(heads)])

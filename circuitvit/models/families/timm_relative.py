@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -67,9 +67,8 @@ class TimmRelative(TimmViT):
         return first, MLPStage(layer, norm2, mlp_of(block.mlp), gamma2)
 
     def pooled(self, module: Any, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
-        if module.global_pool == "avg":
-            return normed[:, module.num_prefix_tokens :].mean(dim=1, keepdim=True)
-        return normed[:, :1]
+        average = module.global_pool == "avg"
+        return normed[:, module.num_prefix_tokens :].mean(dim=1, keepdim=True) if average else normed[:, :1]
 
 
 class TimmBeit(TimmRelative):
@@ -106,13 +105,14 @@ BEIT, RELPOS = TimmBeit(), TimmRelPos()
 def _added(biases: Sequence[Biases], derived: Derived, keep: bool) -> Added:
     """The sum of biases; kept, if it may be, until one of the weights that they are made of is edited."""
     sources = [tensor for _, module in biases for tensor in (*module.parameters(), *module.buffers())]
+    make = partial(_sum, [give for give, _ in biases])
+    return partial(_of_heads, partial(derived.get, "added", sources, make) if keep else make)
 
-    def make() -> Float[Tensor, "head query key"]:
-        total = reduce(add, (give() for give, _ in biases))
-        return total.view(total.shape[-3:])
 
-    def added(heads: Sequence[int]) -> Float[Tensor, "head query key"]:
-        whole = derived.get("added", sources, make) if keep else make()
-        return whole[places(heads)]
+def _sum(biases: Sequence[Callable[[], Tensor]]) -> Float[Tensor, "head query key"]:
+    total = reduce(add, (give() for give in biases))
+    return total.view(total.shape[-3:])
 
-    return added
+
+def _of_heads(biases: Callable[[], Tensor], heads: Sequence[int]) -> Float[Tensor, "head query key"]:
+    return biases()[places(heads)]

@@ -2,7 +2,8 @@
 
 Known: class token or none, registers, the distillation token of DeiT, `no_embed_class`, `dynamic_img_size`,
 `norm_pre`, LayerScale, `qkv_bias`, `qk_norm`, LayerNorm or RMSNorm with any eps, any MLP, `attn_head_dim`,
-any pooling that is no attention, `fc_norm` or `norm`, `num_classes=0`. Everything else is refused by name.
+any pooling, that of one or several latents included (`timm_pool`), `fc_norm` or `norm`, `num_classes=0`.
+Everything else is refused by name.
 
 Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv:2010.11929.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
+from circuitvit.models.families.timm_pool import attention_pool, pooled
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parts import MLP, Attention, Difference, Linear, Norm, Readout, norm_of
 from circuitvit.models.stages import Stage
@@ -39,7 +41,6 @@ REASONS = {
     "DiffParallelScalingBlock": "its attention and MLP run in parallel, with differential attention",
     "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
 }
-
 
 NORMS = {"query_norm": "q_norm", "key_norm": "k_norm", "across": "norm"}
 """Norms of an attention: what parts call them, and what timm does."""
@@ -65,12 +66,24 @@ class TimmViT(Family):
         attention = AttentionStage(layer, norm1, attention_of(block.attn, where), gamma1)
         return attention, MLPStage(layer, norm2, mlp_of(block.mlp), gamma2)
 
+    def pool(self, module: Any) -> tuple[Stage, ...]:
+        if not _pools_by_attention(module):
+            return ()
+        skip = 0 if module.pool_include_prefix else module.num_prefix_tokens
+        norm = norm_of(module.norm, "norm")
+        return attention_pool(module.attn_pool, len(module.blocks), norm, skip, mlp_of)
+
     def readout(self, module: Any, stream: Tensor) -> Tensor:
+        if _pools_by_attention(module):
+            return module.head(module.head_drop(module.fc_norm(pooled(module.attn_pool, stream))))  # type: ignore[no-any-return]
         return module.forward_head(module.norm(stream))  # type: ignore[no-any-return]
 
     def readout_parts(self, module: Any) -> Readout | None:
         try:
             norm = norm_of(module.norm, "norm")
+            if _pools_by_attention(module):
+                none, after = norm_of(nn.Identity(), ""), norm_of(module.fc_norm, "fc_norm")
+                return Readout(none, partial(_pooled_latents, module.attn_pool), after, (module.head,))
             if _is_distilled(module):
                 heads, none = (
                     (module.head, module.head_dist),
@@ -92,12 +105,6 @@ class TimmViT(Family):
     def refuse(self, module: Any) -> None:
         if not len(module.blocks):
             raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
-        if getattr(module, "attn_pool", None) is not None:
-            kind = type(module.attn_pool).__name__
-            raise UnsupportedModelError(
-                f"attn_pool is a {kind} (global_pool={module.global_pool!r}): attention pooling is "
-                "not supported, token and average pooling are"
-            )
         if module.global_pool == "" and not _is_distilled(module):
             raise UnsupportedModelError(
                 "global_pool='' gives one vector for each token; the logits must be (batch, class)"
@@ -115,7 +122,7 @@ class TimmViT(Family):
         sized = own is not None and size is not None and (height, width) == tuple(size)
         if hasattr(embed, "dynamic_feat_size") and (sized or self.resizable(module)):
             return tuple(int(side) for side in embed.dynamic_feat_size((height, width)))
-        return tuple(int(side) for side in own) if sized else None
+        return None if own is None or not sized else tuple(int(side) for side in own)
 
     def resizable(self, module: Any) -> bool:
         return bool(getattr(module, "dynamic_img_size", False))
@@ -124,11 +131,17 @@ class TimmViT(Family):
         return bool(module.num_classes > 0)
 
     def preprocessing(self, module: Any) -> InputSpec:
-        config = import_timm().data.resolve_model_data_config(module)
         # The first convolution, wherever it is: a hybrid's own projection reads feature maps, not images.
         first = next((weight for weight in module.patch_embed.parameters() if weight.ndim == 4), None)
-        channels = config["input_size"][0] if first is None else first.shape[1]
-        height, width = getattr(module.patch_embed, "img_size", None) or config["input_size"][1:]
+        return self.configured(
+            module, None if first is None else first.shape[1], getattr(module.patch_embed, "img_size", None)
+        )
+
+    def configured(self, module: Any, channels: int | None, size: tuple[int, int] | None) -> InputSpec:
+        """What the module's configuration says, but for channels and size where these are known better."""
+        config = import_timm().data.resolve_model_data_config(module)
+        channels = channels or config["input_size"][0]
+        height, width = size or config["input_size"][1:]
         mean, std = tuple(config["mean"]), tuple(config["std"])
         if len(mean) != channels:
             mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
@@ -159,7 +172,7 @@ def gamma_of(scale: nn.Module, where: str) -> Tensor | None:
 
 def attention_of(module: Any, where: str, **others: Any) -> Attention:
     """The attention of any of timm's plain blocks; `others` is what turns queries and keys and the like."""
-    parts = {
+    parts: dict[str, Any] = {
         ours: norm_of(getattr(module, own), f"{where}.attn.{own}")
         for ours, own in NORMS.items()
         if not isinstance(getattr(module, own, None), (nn.Identity, type(None)))
@@ -168,8 +181,11 @@ def attention_of(module: Any, where: str, **others: Any) -> Attention:
     parts |= {"gate": None if gate is None else Linear.of(gate), "difference": _difference(module, where)}
     heads, out, scale = module.num_heads, Linear.of(module.proj), module.scale
     if module.qkv is None:
-        ports = (Linear.of(getattr(module, f"{port}_proj")) for port in "qkv")
-        return Attention(heads, *ports, out, scale, **parts, **others)
+        groups = getattr(module, "num_kv_heads", heads)
+        shared = None if groups == heads else (groups, heads // groups)
+        query = Linear.of(getattr(module, APART[0]))
+        key, value = (Linear.of(getattr(module, name), shared) for name in APART[1:])
+        return Attention(heads, query, key, value, out, scale, **parts, **others)
     packed, apart = Linear.of(module.qkv), getattr(module, "q_bias", None)
     if apart is not None:  # biases of queries and values are weights, that of keys is a constant
         packed = Linear(packed.full_weight, (apart, module.k_bias, module.v_bias))
@@ -220,11 +236,6 @@ def _attention_problems(attention: Any, kinds: tuple[str, ...]) -> Iterator[str]
         if not isinstance(part, nn.Linear) and not (part is None and name == "gate"):
             yield f"has a {type(part).__name__} as {name}: only a plain nn.Linear can be told apart by head"
             return
-    if getattr(attention, "num_kv_groups", 1) > 1:
-        yield (
-            f"has {attention.num_kv_heads} key and value heads for {attention.num_heads} heads "
-            "(num_kv_heads), and shared keys and values are not supported"
-        )
     width = attention.proj.weight.shape[1]
     own = getattr(attention, "head_dim", width // attention.num_heads)
     if width != attention.num_heads * own * (2 if kind == "DiffAttention" else 1):
@@ -233,6 +244,14 @@ def _attention_problems(attention: Any, kinds: tuple[str, ...]) -> Iterator[str]
 
 def _is_distilled(module: Any) -> bool:
     return hasattr(module, "head_dist")
+
+
+def _pools_by_attention(module: Any) -> bool:
+    return getattr(module, "attn_pool", None) is not None
+
+
+def _pooled_latents(pool: Any, latents: Tensor) -> Float[Tensor, "batch 1 width"]:
+    return torch.unsqueeze(pooled(pool, latents), 1)
 
 
 def _first_two(normed: Tensor) -> Float[Tensor, "batch 2 d_model"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from circuitvit.graph import Provenance
-from circuitvit.graph.files import write_bytes
+from circuitvit.graph.files import clean, write_bytes
 from circuitvit.verification.statistics import Estimate
 
 
@@ -20,7 +20,7 @@ def markdown(template: str, **values: object) -> str:
 
 def plain(text: object) -> str:
     """Text that neither breaks out of its cell nor becomes markup: file and class names may hold anything."""
-    flat = " ".join(str(text).split())
+    flat = clean(str(text))
     for sign in "\\|*`<[":  # not the underscore: inside words, where names have it, it is no markup
         flat = flat.replace(sign, "\\" + sign)
     return flat
@@ -35,7 +35,7 @@ def row(*cells: str, header: bool = False) -> Iterator[str]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all, like `write_json`."""
-    return write_bytes(path, text.encode("utf-8"))
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))  # names of files may be no Unicode
 
 
 @cache
