@@ -163,7 +163,7 @@ def test_attention_pooling_stays_and_its_edges_too() -> None:
     headed = cv.with_head(model, weight)
     assert_close(headed(CLEAN), without(CLEAN) @ weight.T, 1e-10)
     assert headed.graph == model.graph
-    with pytest.raises(UnsupportedModelError, match="pools by stages of its own.*leave out tokens"):
+    with pytest.raises(UnsupportedModelError, match=r"pools by stages of its own.*leave out tokens"):
         cv.with_head(model, weight, tokens="mean")
 
 
