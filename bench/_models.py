@@ -22,6 +22,8 @@ SIZES = {
     "ViT-B/32": ("vit_base_patch32_224", 4),
     "ViT-B/16": ("vit_base_patch16_224", 2),
     "ViT-L/16": ("vit_large_patch16_224", 2),
+    "EVA-02-Ti/14": ("eva02_tiny_patch14_224", 6),
+    "BEiT-B/16": ("beit_base_patch16_224", 2),
 }
 """For each model timm's name and the number of pairs it is measured with."""
 
@@ -29,11 +31,11 @@ SIZES = {
 def random_vit(name: str, pairs: int) -> tuple[Any, PreparedTask]:
     """An untrained module with frozen weights, and a task of random images on it.
 
-    The position embedding keeps its gradient, so that the module's own backward has somewhere to go.
+    The class token keeps its gradient, so that the module's own backward has somewhere to go.
     """
     torch.manual_seed(0)
-    vit = import_timm().create_model(SIZES[name][0]).eval().to(DEVICE).requires_grad_(False)
-    vit.pos_embed.requires_grad_(True)
+    vit = import_timm().create_model(SIZES[name][0], num_classes=1000).eval().to(DEVICE).requires_grad_(False)
+    vit.cls_token.requires_grad_(True)
     clean, corrupt = torch.randn(2, pairs, 3, 224, 224).unbind()
     task = cv.Task(clean, corrupt, metric=cv.logit_diff(0, 1))
     return vit, task.prepare(cv.wrap(vit))

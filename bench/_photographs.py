@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 import circuitvit as cv
-from circuitvit.tasks.images import list_images, load_image
+from circuitvit.tasks.image_files import load_image
+from circuitvit.tasks.images import list_images
 
 MODEL = "vit_tiny_patch16_224"
 CATS = range(281, 286)

@@ -37,7 +37,7 @@ def _model(name: str) -> list[Row]:
             for _ in range(backwards):
                 logits = vit(clean)
                 (logits[:, 0] - logits[:, 1]).sum().backward()
-                vit.pos_embed.grad = None
+                vit.cls_token.grad = None
 
         def work(method: str = method) -> object:
             own = {"steps": STEPS} if method == "eap-ig" else {}

@@ -44,9 +44,11 @@ if TYPE_CHECKING:
     from circuitvit.graph import NodeScores as NodeScores
     from circuitvit.groundtruth import Compiled as Compiled
     from circuitvit.groundtruth import compiled as compiled
+    from circuitvit.models import Layout as Layout
     from circuitvit.models import Model as Model
     from circuitvit.models import load as load
     from circuitvit.models import register as register
+    from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
     from circuitvit.pruning import FamilySettings as FamilySettings
@@ -78,7 +80,10 @@ if TYPE_CHECKING:
     from circuitvit.tasks import logit as logit
     from circuitvit.tasks import logit_diff as logit_diff
     from circuitvit.tasks import probability as probability
+    from circuitvit.tasks import projection as projection
+    from circuitvit.tasks import similarity as similarity
     from circuitvit.tasks import split as split
+    from circuitvit.training.heads import fit_head as fit_head
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Falls as Falls
@@ -106,15 +111,16 @@ else:
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
-            "circuitvit.models": "Model load register wrap",
+            "circuitvit.models": "Layout Model load register with_head wrap",
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
                 "learn_constants learn_mask refine score_curve"
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
-                "kl_divergence log_probability logit logit_diff probability split"
+                "kl_divergence log_probability logit logit_diff probability projection similarity split"
             ),
+            "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "flip_search patching_map read_hypotheses robustness stability verify"

@@ -20,7 +20,7 @@ from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.engine import Evaluator
 from circuitvit.graph import Circuit, EdgeScores, Graph, Provenance
 from circuitvit.models.rules import BackwardRules
-from circuitvit.tasks.metrics import metric_names
+from circuitvit.tasks.metrics import metric_names, projection
 from tests.rightness import images, micro
 
 Copier = Callable[[Any], Any]
@@ -98,6 +98,17 @@ def test_a_model_of_other_gradients_keeps_them(copied: Copier) -> None:
     assert attention.norm.frozen
 
 
+@both
+def test_a_model_with_a_head_of_ones_own(copied: Copier) -> None:
+    model = cv.models.with_head(cv.wrap(micro(), name="small"), torch.eye(24)[:3], classes=("x", "y", "z"))
+    again = copied(model)
+    assert (again.name, again.classes, again.weights_hash) == (model.name, model.classes, model.weights_hash)
+    assert torch.equal(again(images()), model(images()))
+    with torch.no_grad():
+        again.head.weight.mul_(2)
+    assert not torch.allclose(again(images()), model(images()))
+
+
 def test_the_wordnet_ids_of_classes_are_kept() -> None:
     model = cv.wrap(micro(num_classes=1000))
     assert model.synsets is not None
@@ -108,7 +119,8 @@ def test_the_wordnet_ids_of_classes_are_kept() -> None:
 @pytest.mark.parametrize("metric", metric_names())
 def test_a_task_with_any_metric(model: cv.Model, copied: Copier, metric: str) -> None:
     clean, corrupt = catdog_pairs(2)
-    task = cv.Task(clean, corrupt, metric=metric, ablation=cv.Mean(images=corrupt), groups="kind")
+    chosen: Any = projection([1.0, 0.0, 0.0, -1.0]) if metric == "projection" else metric
+    task = cv.Task(clean, corrupt, metric=chosen, ablation=cv.Mean(images=corrupt), groups="kind")
     logits = [Evaluator(each.prepare(model)).values(Circuit.empty(each.prepare(model).graph))
               for each in (task, copied(task))]  # fmt: skip
     assert np.array_equal(*logits)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.attribution.scoring import Running
-from circuitvit.engine import capture, check_logits, outputs, progress_bar
+from circuitvit.engine import capture, check_logits, members_at, outputs, progress_bar
 from circuitvit.errors import check_whole
 from circuitvit.tasks import PreparedTask
 
@@ -40,11 +40,14 @@ def ifr(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
             for index, stage in enumerate(model.stages):
                 if stage.is_source:
                     continue
-                found = shares(run.stream(index), written[: graph.sender_slices[index].start])
+                stream, upstream = run.stream(index), graph.upstream[index]
+                _, tokens, width = stream.shape
+                found = shares(stream, written[upstream, :, :tokens, :width])
+                members = members_at(graph, index, batch.members, tokens)
                 for group in range(len(graph.groups)):
-                    inside = found if batch.members is None else found * (batch.members == group)
+                    inside = found if members is None else found * (members == group)
                     summed = inside.double().mean(dim=2).sum(dim=1).cpu().numpy()
-                    total[: len(found), graph.receiver_slices[index], group] += summed[:, None]
+                    total[upstream, graph.receiver_slices[index], group] += summed[:, None]
             bar.update(len(batch.rows))
     return np.where(graph.edge_mask, total, 0.0)
 

@@ -242,16 +242,17 @@ def affordable(graph: Graph, doubt: NDArray[np.float64], budget: float) -> EdgeM
 @torch.no_grad()
 def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     """The sizes of the tokens' first-order effects of each edge, summed over tokens and pairs of a batch."""
-    graph, deltas, members = run.prepared.graph, run.sources.deltas(), run.sources.members
+    graph, deltas = run.prepared.graph, run.sources.deltas()
     total = np.zeros(graph.shape)
     for index, compact in enumerate(found.by_stage(), 1):
         gradient = compact.expand()
-        tokens = gradient.shape[2]
-        upstream, receivers = graph.sender_slices[index].start, graph.receiver_slices[index]
-        by_token = torch.einsum("sbtd,rbtd->srbt", deltas[:upstream, :, :tokens], gradient).abs()
+        _, _, tokens, width = gradient.shape
+        upstream, receivers = graph.upstream[index], graph.receiver_slices[index]
+        by_token = torch.einsum("sbtd,rbtd->srbt", deltas[upstream, :, :tokens, :width], gradient).abs()
+        members = run.sources.members_at(index, tokens)
         for group in range(len(graph.groups)):
-            seen = by_token if members is None else by_token * (members[..., :tokens] == group)
-            total[:upstream, receivers, group] = seen.sum(dim=(2, 3)).double().cpu().numpy()
+            seen = by_token if members is None else by_token * (members == group)
+            total[upstream, receivers, group] = seen.sum(dim=(2, 3)).double().cpu().numpy()
     return np.where(graph.edge_mask, total, 0.0)
 
 
@@ -273,8 +274,8 @@ def exact_cost(graph: Graph, wanted: EdgeMask | None = None) -> float:
 
 def local_cost(graph: Graph) -> float:
     """Forward-equivalents for each pair of `local`: every sender visits every later stage once."""
-    visits: int = sum(senders.start for senders in graph.sender_slices)
-    return GRADIENT_COST + visits * len(graph.groups) / (len(graph.stages) - 1)
+    firsts = [receivers.start for receivers in graph.receiver_slices if receivers.stop > receivers.start]
+    return GRADIENT_COST + int(graph.edge_mask[:, firsts].sum()) / (len(graph.stages) - 1)
 
 
 def _seconds_per_forward(prepared: PreparedTask, batch_size: int) -> float:

@@ -122,7 +122,7 @@ def _receiver_runs(
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
-        ablated = stream + edge_deltas(run, chunk, stream.shape[1])  # (candidate, batch, token, d_model)
+        ablated = stream + edge_deltas(run, index, chunk, stream)  # (candidate, batch, token, d_model)
         with torch.no_grad():
             reads = part.read_each(ablated.flatten(0, 1)[None], source, repeated(known, len(chunk)))
             compact = part.write(reads)

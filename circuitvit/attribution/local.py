@@ -96,28 +96,29 @@ def candidate_streams(
         Sender and token group of each edge `(candidate, 2)`, and the streams.
     """
     graph = run.prepared.graph
-    upstream = graph.sender_slices[index].start
-    places = np.argwhere(np.ones((upstream, len(graph.groups)), dtype=bool))
+    places = np.argwhere(graph.edge_mask[:, graph.receiver_slices[index].start])
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
-        yield chunk, stream + edge_deltas(run, chunk, stream.shape[1])
+        yield chunk, stream + edge_deltas(run, index, chunk, stream)
 
 
 def edge_deltas(
-    run: BatchRun, edges: Int[np.ndarray, "edge 2"], tokens: int
+    run: BatchRun, index: int, edges: Int[np.ndarray, "edge 2"], like: Float[Tensor, "batch token d_model"]
 ) -> Float[Tensor, "edge batch token d_model"]:
     """What ablating each of some edges adds to its receiver's input: reference minus base output.
 
     Args:
         run: the batch.
+        index: number of the receiver's stage.
         edges: sender and token group of each; other tokens than the group's have 0.
-        tokens: how many of the first tokens are asked for.
+        like: what the stage reads, at the tokens that are asked for.
     """
-    deltas = run.sources.all_deltas[edges[:, 0], :, :tokens]
-    members = run.sources.members
+    _, tokens, width = like.shape
+    deltas = run.sources.all_deltas[edges[:, 0], :, :tokens, :width]
+    members = run.sources.members_at(index, tokens)
     if members is None:
         return deltas
     groups = torch.from_numpy(edges[:, 1]).to(members.device)
-    inside = members[..., :tokens] == groups.reshape(-1, 1, 1)  # (edge, batch or 1, token)
+    inside = members == groups.reshape(-1, 1, 1)  # (edge, batch or 1, token)
     return deltas * inside.to(deltas.dtype)[..., None]

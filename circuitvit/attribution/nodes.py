@@ -91,7 +91,7 @@ def _exact(run: BatchRun) -> NDArray[np.float64]:
     for sender, stage in enumerate(graph.sender_stages):
         stream = run.base.stream(stage + 1)
         for group in range(len(graph.groups)):
-            change = _change(run, sender, group, stream.shape[1])
+            change = _change(run, sender, group, stream)
             logits = run_from(run.sources.model, stage + 1, stream + change)
             total[sender, group] = float((run.metric(logits) - clean).double().sum())
     return total
@@ -104,11 +104,14 @@ def _first_order(run: BatchRun) -> NDArray[np.float64]:
     total = np.zeros((len(graph.senders), len(graph.groups)))
     for sender, stage in enumerate(graph.sender_stages):
         for group in range(len(graph.groups)):
-            change = _change(run, sender, group, slopes[stage].shape[1])
+            change = _change(run, sender, group, slopes[stage])
             total[sender, group] = float((change * slopes[stage]).double().sum())
     return total
 
 
-def _change(run: BatchRun, sender: int, group: int, tokens: int) -> Float[Tensor, "batch token d_model"]:
-    """Reference minus base output of a sender, at the first tokens that are of a group."""
-    return edge_deltas(run, np.array([[sender, group]]), tokens)[0]
+def _change(
+    run: BatchRun, sender: int, group: int, after: Float[Tensor, "batch token d_model"]
+) -> Float[Tensor, "batch token d_model"]:
+    """Reference minus base output of a sender, at the tokens of a group that are left after its stage."""
+    stage = run.prepared.graph.sender_stages[sender]
+    return edge_deltas(run, stage + 1, np.array([[sender, group]]), after)[0]

@@ -126,16 +126,13 @@ class Scored:
 
 # -- what methods refuse -------------------------------------------------------------------------
 
-FLAT_AT_CLEAN = ("kl_divergence", "cross_entropy")
-"""Metrics whose minimum is the clean run itself."""
-
 
 def without_gradient(prepared: PreparedTask) -> str | None:
     """Why the metric has no gradient at the base run; None where it has one."""
     metric = prepared.metric.metric
     if not metric.differentiable:
         return f"{metric.name} has no gradient"
-    flat = metric.name in FLAT_AT_CLEAN and not prepared.denoising
+    flat = prepared.metric.flat_at_clean and not prepared.denoising
     return f"{metric.name} is flat at the clean run" if flat else None
 
 

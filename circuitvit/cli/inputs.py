@@ -27,7 +27,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @group("Model", "models.load", model="--model -m NAME", checkpoint="--checkpoint FILE",
-       arch="--arch KEY=VALUE", classes="--classes FILE", device="--device DEVICE",
+       arch="--arch KEY=VALUE", classes="--classes FILE", head="--head FILE", device="--device DEVICE",
        dtype="--dtype DTYPE")  # fmt: skip
 @dataclass(frozen=True)
 class ModelOptions:
@@ -38,6 +38,7 @@ class ModelOptions:
             written by `circuitvit train`. `circuitvit models` lists them.
         arch: what the weights need timm to build, such as num_classes=37 or img_size=384. Can be repeated.
         classes: a file with the names of the classes, one on each line, in the model's order.
+        head: a linear classifier to put on the model's features: a file that `model.head.save` wrote.
         device: where the model runs, such as cpu, cuda or cuda:1.
         dtype: of the weights: float32, float64, bfloat16 or float16.
     """
@@ -47,6 +48,7 @@ class ModelOptions:
     pretrained: bool = False
     arch: list[str] | None = None
     classes: Path | None = None
+    head: Path | None = None
     device: str = "cpu"
     dtype: str | None = None
 
@@ -68,17 +70,19 @@ class ImageOptions:
 
 
 @group("Behaviour", "tasks.Task", metric="--metric NAME", target="--target CLASS", foil="--foil CLASS",
-       ablation="--ablation NAME", groups="--groups kind")  # fmt: skip
+       to="--to FILE", ablation="--ablation NAME", groups="--groups kind")  # fmt: skip
 @dataclass(frozen=True)
 class BehaviourOptions:
     """What is measured, and what ablation means.
 
     Attributes:
         metric: how the behaviour is measured: logit_diff, logit, log_probability, probability, kl_divergence,
-            cross_entropy or accuracy.
+            cross_entropy or accuracy; of features that are no classes, similarity or projection.
         target: class that the behaviour speaks for: a name, a WordNet id or an index. Repeated, it is a set
             of classes. By default what the model sees in each clean image.
         foil: class that it is compared with. By default what the model sees in each corrupt image.
+        to: what similarity and projection compare the outputs with: a vector (.npy, or .safetensors with one
+            tensor), or for similarity an image. By default each clean image, for similarity.
         ablation: what replaces an ablated edge: patch (the corrupt image's), mean, mean-tokens, zero, noise
             or resample.
         direction: `noising` ablates edges of the clean run, `denoising` restores edges of the corrupt run.
@@ -88,6 +92,7 @@ class BehaviourOptions:
     metric: str = "logit_diff"
     target: list[str] | None = None
     foil: list[str] | None = None
+    to: Path | None = None
     ablation: str = "patch"
     direction: str = "noising"
     groups: str | None = None
@@ -169,7 +174,7 @@ def load_model(options: ModelOptions) -> Model:
     if options.dtype is not None and options.dtype not in DTYPES:
         raise unknown_name("dtype", options.dtype, DTYPES)
     classes = None if options.classes is None else _lines(options.classes)
-    return cv.load(
+    model = cv.load(
         options.model,
         checkpoint=options.checkpoint,
         pretrained=options.pretrained,
@@ -178,6 +183,7 @@ def load_model(options: ModelOptions) -> Model:
         classes=classes,
         **architecture,
     )
+    return model if options.head is None else cv.with_head(model, options.head)
 
 
 def _lines(path: Path) -> list[str]:
@@ -263,7 +269,10 @@ def _metric(behaviour: BehaviourOptions) -> Metric:
     shared = {name.casefold() for name in target or ()} & {name.casefold() for name in foil or ()}
     if shared:
         raise OptionError(f"--target and --foil are both {min(shared)!r}: they must be different classes")
-    metric = cv.tasks.metrics.as_metric(behaviour.metric, target, foil)
+    metrics = cv.tasks.metrics
+    if behaviour.to is not None and behaviour.metric not in metrics.COMPARING:
+        raise OptionError(f"the metric {behaviour.metric} compares with no file: leave out --to")
+    metric = metrics.as_metric(behaviour.metric, target, foil, behaviour.to)
     for option, given, used in (("target", target, metric.uses_target), ("foil", foil, metric.uses_foil)):
         if given and not used:
             raise OptionError(f"the metric {metric.name} has no {option}: leave out --{option}")

@@ -179,6 +179,7 @@ def _task(file: HypothesisFile, images: ImageOptions, behaviour: BehaviourOption
             metric=said.get("metric", behaviour.metric),
             target=behaviour.target or _several(said.get("target")),
             foil=behaviour.foil or _several(said.get("foil")),
+            to=behaviour.to or said.get("to"),
             ablation=said.get("ablation", behaviour.ablation),
         )
         return make_task(images, given, run.seed)

@@ -1,6 +1,6 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.contraction import add_products
+from circuitvit.engine.contraction import add_products, members_at
 from circuitvit.engine.evaluator import (
     BatchRun,
     Evaluator,
@@ -52,6 +52,7 @@ __all__ = [
     "joined",
     "launched",
     "masked_run",
+    "members_at",
     "new_workspace",
     "output_gradients",
     "outputs",

@@ -11,7 +11,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from circuitvit.graph import Graph
+from circuitvit.graph import RESIDUAL, Graph
 from circuitvit.models import Factored
 
 ROW = 3 * 2**14
@@ -40,11 +40,31 @@ def add_products(
         members: token group of each token, `(token,)` or `(batch, token)`; None for one group.
     """
     for blocks in _same_tokens(graph, slopes):
-        _, batch, tokens, _ = slopes[blocks[0][0] - 1].shape
-        for group, places in _by_group(len(graph.groups), members, batch, tokens):
-            written = [change.at(tokens, places) for change in changes[: blocks[-1][-1]]]
+        first, last = blocks[0][0], blocks[-1][-1]
+        _, batch, tokens, _ = slopes[first - 1].shape
+        writing = [
+            stage for stage in range(last) if graph.stages[stage].writes_to == graph.stages[first].reads_from
+        ]
+        inside = members_at(graph, first, members, tokens)
+        for group, places in _by_group(len(graph.groups), inside, batch, tokens):
+            written = [changes[stage].at(tokens, places) for stage in writing]
             read = [[slopes[stage - 1].at(tokens, places) for stage in block] for block in blocks]
             _add(total[..., group], graph, blocks, written, read)
+
+
+def members_at(graph: Graph, stage: int, members: Tensor | None, tokens: int) -> Tensor | None:
+    """The token group of each token that a stage reads.
+
+    Args:
+        graph: with the token groups.
+        stage: its number.
+        members: of the tokens of the residual stream, `(token,)` or `(batch, token)`; None for one group.
+        tokens: how many of the first tokens are meant.
+    """
+    part = graph.stages[stage].reads_from
+    if members is None or part == RESIDUAL:
+        return members if members is None else members[..., :tokens]
+    return members.new_full((tokens,), graph.groups.index(part))
 
 
 def _add(
@@ -64,10 +84,11 @@ def _add(
         end = min(start + size, count)
         change = _expanded(written, start, end, rooms[0])
         for block, parts in zip(blocks, read, strict=True):
-            upstream = graph.sender_slices[block[-1]].start
+            upstream = graph.upstream[block[-1]]
             first, last = graph.receiver_slices[block[0]], graph.receiver_slices[block[-1]]
             slope = _expanded(parts, start, end, rooms[1])
-            total[:upstream, first.start : last.stop] += (slope @ change[:upstream].t()).t()
+            heard = change[: upstream.stop - upstream.start]
+            total[upstream, first.start : last.stop] += (slope @ heard.t()).t()
 
 
 def _rows(parts: Sequence[Factored]) -> int:
@@ -85,9 +106,13 @@ def _expanded(parts: Sequence[Factored], start: int, end: int, room: Tensor) -> 
 
 
 def _same_tokens(graph: Graph, slopes: Sequence[Factored]) -> Iterator[list[range]]:
-    """Consecutive stages whose receivers read streams of one shape, in blocks of a few layers."""
+    """Consecutive stages that read one part of the stream, in one shape, in blocks of a few layers."""
     numbers = range(1, len(slopes) + 1)
-    for _, stages in groupby(numbers, key=lambda stage: slopes[stage - 1].shape[1:]):
+
+    def read(stage: int) -> tuple[object, ...]:
+        return graph.stages[stage].reads_from, slopes[stage - 1].shape[1:]
+
+    for _, stages in groupby(numbers, key=read):
         layers = groupby(stages, key=lambda stage: graph.stages[stage].layer // TOGETHER)
         found = [list(layer) for _, layer in layers]
         yield [range(block[0], block[-1] + 1) for block in found]
@@ -100,7 +125,7 @@ def _by_group(
     if members is None:
         yield 0, None
         return
-    listed = members[..., :tokens].expand(batch, tokens).flatten()
+    listed = members.expand(batch, tokens).flatten()
     for group in range(count):
         places = (listed == group).nonzero().flatten()
         if len(places):

@@ -443,7 +443,7 @@ class Evaluator:
         """The four numbers of `Measured` for each pair of a batch."""
         columns = [run.metric(logits).double(), logits.argmax(dim=-1)]
         columns.append((logits - run.clean_logits).abs().amax(dim=-1).double())
-        if self.prepared.model.has_classes:
+        if self.prepared.model.chooses:
             columns.append(divergence(run.clean_logits.double(), logits.double()).clamp_min(0.0))
         return tuple(column.cpu() for column in columns)
 

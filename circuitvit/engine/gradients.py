@@ -100,7 +100,7 @@ def gradients(
     compacts.append(logits)
     return Gradients(
         model,
-        Capture(tuple(streams), tuple(compact.detach() for compact in compacts)),
+        Capture(tuple(streams), tuple(compact.detach() for compact in compacts), essential=True),
         tuple(tuple(tap.detach() for tap in stage_reads) for stage_reads in reads),
         tuple(tuple(next(found) for _ in stage_reads) for stage_reads in reads),
         values.detach(),
@@ -133,8 +133,10 @@ def stream_gradients(found: Gradients) -> tuple[Float[Tensor, "batch token d_mod
     after = []
     for index in range(len(stages) - 1, 0, -1):
         d_read = _pulled(stages[index].read, run.stream(index), found.d_reads[index])
-        # around a stage goes the gradient of the tokens that it leaves in the stream
-        d_stream = d_read + F.pad(d_stream, (0, 0, 0, d_read.shape[1] - d_stream.shape[1]))
+        if not stages[index].nodes.begins:
+            # around a stage goes the gradient of the tokens that it leaves in the stream
+            d_read = d_read + F.pad(d_stream, (0, 0, 0, d_read.shape[1] - d_stream.shape[1]))
+        d_stream = d_read
         after.append(d_stream)
     return tuple(reversed(after))
 

@@ -115,21 +115,18 @@ class Workspace:
         before = self.senders[: np.searchsorted(self.senders, end)].tolist()
         rows = self.changes[1:]
         for index, part, compact, senders, mine in sources.written(before):
-            tokens = compact.shape[-2]
-            room = rows[mine, :, :tokens]
+            tokens, (every, width) = compact.shape[-2], sources.written_shape(index)
+            room = rows[mine, :, :tokens, :width]
             sources.reference.subtracted(sources.graph, index, part, senders, compact, out=room)
-            rows[mine, :, tokens:] = 0
 
     def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
         """Take in what the senders of a piece wrote."""
-        tokens = compact.shape[-2]
+        tokens, (every, width) = compact.shape[-2], sources.written_shape(piece.index)
         rows = places((1 + np.searchsorted(self.senders, piece.senders)).tolist())
         if isinstance(rows, slice):
-            piece.changes(sources, compact, out=self.changes[rows, :, :tokens])
+            piece.changes(sources, compact, out=self.changes[rows, :, :tokens, :width])
         else:
-            self.changes[rows, :, :tokens] = piece.changes(sources, compact)
-        if tokens < self.changes.shape[2]:  # nobody hears them there, but 0 times old memory may be NaN
-            self.changes[rows, :, tokens:] = 0
+            self.changes[rows, :, :tokens, :width] = piece.changes(sources, compact)
 
 
 def new_workspace(sources: Sources) -> Workspace:
@@ -146,7 +143,8 @@ def _allocated(
     if widest is None:
         widest = 1 + max(len(stage.receivers) for stage in sources.graph.stages)
     like = sources.base.stream(1)
-    changes = like.new_empty(1 + len(senders), images, tokens, width)
+    # Zeros, as senders write some tokens only, and 0 times what memory held before may be NaN.
+    changes = like.new_zeros(1 + len(senders), images, tokens, width)
     return Workspace(changes, like.new_empty(widest * images * tokens * width), senders)
 
 
@@ -278,15 +276,15 @@ def _reads(
 
     One more row in a matrix product costs less than another pass over all senders.
     """
-    upstream = sources.graph.sender_slices[piece.index].start
+    heard = sources.graph.upstream[piece.index]
     if begun is not None and begun.index == piece.index:
         return piece.stage.read_each(_ended(sources, piece, kept, room, begun), [0]), None
     reads: Reads = ()
     following = None
     for tokens, numbers in piece.by_tokens.items():
-        joining = [] if after is None else _joining(piece, after, tokens)
+        joining = [] if after is None else _joining(sources, piece, after, tokens)
         columns = [*(piece.receivers[number] for number in numbers), *joining]
-        patterns, found = distinct(kept[:upstream, columns])
+        patterns, found = distinct(kept[heard, columns])
         own = dict(zip(numbers, found, strict=False))
         source = [own.get(number, -1) for number in range(len(piece.receivers))]
         if -1 in source and not reads:
@@ -295,15 +293,16 @@ def _reads(
             continue
         streams = summed(sources, piece.index, tokens, patterns, room)
         if joining and found[-1] >= 0:
-            following = _begun(sources, piece.index + 1, upstream, streams[found[-1]])
+            following = _begun(sources, piece.index + 1, heard.stop, streams[found[-1]])
         if max(source) >= 0:
             reads = piece.stage.read_each(streams[: max(source) + 1], source, reads)
     return reads, following
 
 
-def _joining(piece: Piece, after: Piece, tokens: int) -> list[int]:
+def _joining(sources: Sources, piece: Piece, after: Piece, tokens: int) -> list[int]:
     """The receiver of the piece after another, if it is a single one of the next stage with these tokens."""
     follows = (after.index, after.tokens) == (piece.index + 1, tokens) and not after.stage.is_readout
+    follows &= not sources.graph.stages[piece.index].begins
     return after.receivers if follows and len(after.receivers) == 1 else []
 
 
@@ -320,14 +319,14 @@ def _ended(
     sources: Sources, piece: Piece, kept: EdgeMask, room: Workspace, begun: Begun
 ) -> Float[Tensor, "1 batch token d_model"]:
     """The stream that was begun, with the senders since then."""
-    end = sources.graph.sender_slices[piece.index].start
+    end = sources.graph.upstream[piece.index].stop
     first, last = np.searchsorted(room.senders, [begun.upstream, end]).tolist()
     heard = kept[room.senders[first:last]][:, piece.receivers]
     used = np.flatnonzero(np.any(heard, axis=(1, 2)))
     if not len(used):
         return begun.stream[None]
-    rows = room.changes[1 + first + used, :, : piece.tokens]
-    members = None if sources.members is None else sources.members[..., : piece.tokens]
+    rows = room.changes[1 + first + used, :, : piece.tokens, : begun.stream.shape[2]]
+    members = sources.members_at(piece.index, piece.tokens)
     return mix(torch.from_numpy(heard[used]).to(rows), rows, members).add_(begun.stream)
 
 
@@ -340,21 +339,23 @@ def summed(
         sources: of the run.
         stage: number of the one that reads them.
         tokens: how many of the first tokens it reads.
-        patterns: `(upstream sender, pattern, group)`.
+        patterns: `(upstream sender, pattern, group)`, see `Graph.upstream`.
         room: with the senders' changes.
     """
     base = sources.reference_streams[stage]
     assert base is not None, "the source reads no stream"
-    patterns = patterns[room.senders[: np.searchsorted(room.senders, len(patterns))]]
+    heard, width = sources.graph.upstream[stage], base.shape[2]
+    first, last = np.searchsorted(room.senders, [heard.start, heard.stop]).tolist()
+    patterns = patterns[room.senders[first:last] - heard.start]
     used = np.flatnonzero(patterns.any(axis=(1, 2)))
-    room.changes[0, :, :tokens] = base[:, :tokens]
-    rows = room.changes[: 1 + len(patterns), :, :tokens]
-    if SPARSE * len(used) < len(patterns):  # else reading what is not used costs less than moving what is
-        rows, patterns = rows[np.concatenate([[0], 1 + used])], patterns[used]
+    room.changes[0, :, :tokens, :width] = base[:, :tokens]
+    rows = room.changes[: 1 + last, :, :tokens, :width]
+    if first or SPARSE * len(used) < len(patterns):  # else reading all costs less than moving what is used
+        rows, patterns = rows[np.concatenate([[0], 1 + first + used])], patterns[used]
     weights = np.concatenate([np.ones((1, *patterns.shape[1:]), dtype=bool), patterns])
-    members = None if sources.members is None else sources.members[..., :tokens]
+    members = sources.members_at(stage, tokens)
     count = patterns.shape[1]
-    shape = (base.shape[0], count, tokens, base.shape[2])
+    shape = (base.shape[0], count, tokens, width)
     fits = math.prod(shape) <= room.streams.numel()
     out = room.streams[: math.prod(shape)].view(shape) if fits else None
     return mix(torch.from_numpy(weights).to(base.device, base.dtype), rows, members, out)
@@ -426,13 +427,13 @@ def soft_run(
         checkpoint: keep only the senders' outputs for the backward pass and compute each stage again there.
     """
     graph = sources.graph
-    changes = _difference(sources, 0, sources.base.compacts[0])  # of all senders so far
+    changes = _difference(sources, 0, sources.base.compacts[0])  # of the senders that the next stage can hear
     for index, stage in enumerate(sources.model.essential[1:], 1):
-        arguments = (sources, index, mask[: len(changes), graph.receiver_slices[index]], changes)
+        arguments = (sources, index, mask[graph.upstream[index], graph.receiver_slices[index]], changes)
         written = recompute(_soft, *arguments, use_reentrant=False) if checkpoint else _soft(*arguments)
         if stage.is_readout:
             return written
-        changes = torch.cat([changes[:, :, : written.shape[2]], written])
+        changes = written if stage.nodes.begins else torch.cat([changes[:, :, : written.shape[2]], written])
     raise AssertionError("a model ends with its readout")
 
 
@@ -447,8 +448,7 @@ def _soft(sources: Sources, index: int, mask: Tensor, changes: Tensor) -> Tensor
     """
     stage, base = sources.model.essential[index], sources.reference_streams[index]
     assert base is not None, "the source reads no stream"
-    members = None if sources.members is None else sources.members[..., : base.shape[1]]
-    streams = base + mix(mask, changes, members)
+    streams = base + mix(mask, changes, sources.members_at(index, base.shape[1]))
     compact = stage.write(stage.read_each(streams, range(len(stage.nodes.receivers))))
     return compact if stage.is_readout else _difference(sources, index, compact)
 

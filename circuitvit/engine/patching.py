@@ -59,14 +59,18 @@ def patch_pattern(
     """The logits when a head attends, from some tokens, where it attended in another run.
 
     Queries and keys are those of the other run, values its own: where it looks changes, not what it finds.
+    Where heads are normed together, the others write something else then.
 
     Raises:
         UnsupportedModelError: if the stage is not attention.
     """
     part = model.stages[stage]
     mine, theirs = part.read(base.stream(stage)), part.read(other.stream(stage))
-    looked = part.expand(part.attend(mine, part.pattern(theirs)))[sender]
-    return _after(model, base, stage, looked - part.expand(base.compacts[stage])[sender], tokens)
+    own = part.pattern(mine)
+    looked = own.clone()
+    looked[:, sender] = part.pattern(theirs)[:, sender]
+    change = part.attend(mine, looked) - part.attend(mine, own)
+    return _after(model, base, stage, part.expand(change).sum(dim=0), tokens)
 
 
 def _after(

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit.engine.contraction import members_at
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs
 from circuitvit.errors import DataError, ModelError
 from circuitvit.graph import Graph
@@ -70,7 +71,7 @@ class Reference:
         made = part.expand(compact, out)
         if self.wide is None:
             return made
-        reference = self.wide[senders, None, :, :tokens]
+        reference = self.wide[senders, None, :, :tokens, : made.shape[-1]]
         by_candidate = made.view(len(made), count, -1, *made.shape[2:])
         if out is None:  # what was made may be `compact` itself
             return (by_candidate - reference).view(made.shape)
@@ -86,7 +87,7 @@ class Reference:
             part.expand(-compact, out)
         else:
             part.expand(compact, out)
-            torch.sub(self.wide[senders, :, : compact.shape[-2]], out, out=out)
+            torch.sub(self.wide[senders, :, : out.shape[2], : out.shape[3]], out, out=out)
 
     def deltas(self, model: Model, compacts: Sequence[Tensor]) -> list[Factored]:
         """Reference minus another run's output of every stage's senders, kept narrow."""
@@ -96,18 +97,26 @@ class Reference:
         if self.wide is None:
             return [stage.factored(-compact) for _, (stage, compact) in stages]
         wide = [self.wide[senders] for senders in model.graph.sender_slices]
-        return [
-            Factored(wide[index][:, :, : compact.shape[-2]] - stage.expand(compact))
-            for index, (stage, compact) in stages
-        ]
+        written = [(wide[index], stage.expand(compact)) for index, (stage, compact) in stages]
+        return [Factored(each[:, :, : own.shape[2], : own.shape[3]] - own) for each, own in written]
 
-    def added(self, graph: Graph, index: int, stage: Stage, stream: Tensor) -> Tensor:
-        """A stream after a stage whose senders write their reference outputs."""
+    def added(self, graph: Graph, index: int, stage: Stage, stream: Tensor, like: Capture) -> Tensor:
+        """A stream after a stage whose senders write their reference outputs.
+
+        Args:
+            graph: of the senders.
+            index: number of the stage.
+            stage: itself.
+            stream: what it reads.
+            like: a run of the batch.
+        """
         if self.compacts is not None:
-            return stream + stage.total(self.compacts[index])
-        if self.wide is not None:
-            stream = stream + self.wide[graph.sender_slices[index]].sum(dim=0)
-        return stream if stage.constant is None else stream + stage.constant
+            return stage.add(stream, self.compacts[index])
+        stream = stage.add(stream, torch.zeros_like(like.compacts[index][:1, ..., :1, :]))
+        if self.wide is None:
+            return stream
+        _, tokens, width = like.stream(index + 1).shape
+        return stream + self.wide[graph.sender_slices[index], :, :tokens, :width].sum(dim=0)
 
     def at(self, images: slice) -> Reference:
         """That of some images of the batch."""
@@ -154,9 +163,18 @@ class Sources:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(batch, token, d_model)` of the stream."""
-        batch, tokens, width = self.base.stream(1).shape
-        return batch, tokens, width
+        """`(batch, token, d_model)` that every part of the stream fits in."""
+        shapes = [each.shape for each in self.base.streams if each is not None]
+        return shapes[0][0], max(shape[1] for shape in shapes), max(shape[2] for shape in shapes)
+
+    def written_shape(self, stage: int) -> tuple[int, int]:
+        """Tokens and width of the part of the stream that a stage writes to."""
+        _, tokens, width = self.base.stream(stage + 1).shape
+        return tokens, width
+
+    def members_at(self, stage: int, tokens: int) -> Tensor | None:
+        """The token group of each of the first tokens that a stage reads."""
+        return members_at(self.graph, stage, self.members, tokens)
 
     @cached_property
     def reference_streams(self) -> tuple[Tensor | None, ...]:
@@ -164,21 +182,22 @@ class Sources:
         if self.whole is not None:
             sources, images = self.whole
             return tuple(None if each is None else each[images] for each in sources.reference_streams)
-        streams, tokens = [], self.shape[1]
-        for stage, stream in zip(self.model.essential, self._full_streams(), strict=True):
-            streams.append(None if stream is None else stream.expand(self.shape)[:, :tokens])
-            tokens = tokens if stage.cut is None else min(tokens, stage.cut)
+        streams, cut = [], None
+        for place, (stage, stream) in enumerate(zip(self.model.essential, self._full_streams(), strict=True)):
+            whole = None if stream is None else stream.expand(self.base.stream(place).shape)
+            streams.append(None if whole is None else whole[:, :cut])
+            cut = stage.cut or cut
         return tuple(streams)
 
     def _full_streams(self) -> Iterator[Tensor | None]:
         if self.reference.streams is not None:
             yield from self.reference.streams
             return
-        stream = self.base.stream(1).new_zeros(1, 1, self.shape[2])
+        stream = self.base.stream(1).new_zeros(1, 1, self.base.stream(1).shape[2])
         for index, stage in enumerate(self.model.stages):
             yield None if stage.is_source else stream
             if not stage.is_readout:
-                stream = self.reference.added(self.graph, index, stage, stream)
+                stream = self.reference.added(self.graph, index, stage, stream, self.base)
 
     def reference_reads(self, stage: int) -> Reads:
         """What the receivers of a stage read if every edge is ablated; computed when first asked for."""
@@ -208,9 +227,11 @@ class Sources:
         found = self.base.stream(1).new_empty(len(wanted), batch, tokens or all_tokens, width)
         for index, part, compact, rows, places in self.written(wanted):
             written = min(found.shape[2], compact.shape[-2])
-            room = found[places]
-            self.reference.changed(index, part, rows, compact[..., :written, :], room[:, :, :written])
-            room[:, :, written:] = 0
+            every = found[places]
+            room = every[:, :, :written, : self.written_shape(index)[1]]
+            if room.shape != every.shape:
+                every.zero_()
+            self.reference.changed(index, part, rows, compact[..., :written, :], room)
         return found
 
     def reference_outputs(self) -> Float[Tensor, "sender batch token d_model"]:
@@ -259,6 +280,7 @@ class Sources:
             base=Capture(
                 tuple(None if each is None else each[images] for each in self.base.streams),
                 tuple(each[images] for each in self.base.compacts),
+                self.base.essential,
             ),
             reference=self.reference.at(images),
             members=members if members is None or members.ndim == 1 else members[images],
@@ -273,8 +295,10 @@ class Sources:
         if self.reference.streams is None:
             held += [each for each in self.reference_streams if each is not None and each.stride(0)]
         reads = 0
-        for stage, compact in zip(self.model.stages[1:-1], self.base.compacts[1:-1], strict=True):
-            reads += compact.nbytes * len(stage.nodes.receivers) // len(stage.nodes.senders)
+        for index, stage in enumerate(self.model.layers, 1):
+            compact, tokens = self.base.compacts[index], self.base.stream(index).shape[1]
+            each = compact.nbytes // (compact.shape[-2] * len(stage.nodes.senders))
+            reads += each * tokens * len(stage.nodes.receivers)
         return sum(each.nbytes for each in held) + reads
 
 
@@ -358,19 +382,22 @@ def _mean_images(prepared: PreparedTask, ablation: Mean) -> list[Images]:
 
 
 def _constant(ablation: Constants, base: Capture) -> Float[Tensor, "sender 1 token d_model"]:
-    stream = base.stream(1)
-    values = ablation.values.to(stream)[:, None]
-    if values.shape[2] not in (1, stream.shape[1]) or values.shape[3] != stream.shape[2]:
+    streams = [each for each in base.streams if each is not None]
+    values = ablation.values.to(streams[0])[:, None]
+    tokens, width = (max(each.shape[axis] for each in streams) for axis in (1, 2))
+    if values.shape[2] not in (1, tokens) or values.shape[3] != width:
         raise DataError(
             f"the constants are for {values.shape[2]} tokens of width {values.shape[3]}, "
-            f"the model has {stream.shape[1]} of width {stream.shape[2]}"
+            f"the model has {tokens} of width {width}"
         )
     return values
 
 
 def _noisy(model: Model, ablation: Noise, batch: Batch) -> Tensor:
-    own = outputs(model.stages, capture(model, batch.base).compacts)
-    spread = own.flatten(2).std(dim=2)[..., None, None]
+    run = capture(model, batch.base)
+    own = outputs(model.stages, run.compacts)
+    written = [stage.expand(compact) for stage, compact in zip(model.stages[:-1], run.compacts, strict=False)]
+    spread = torch.cat([each.flatten(2).std(dim=2) for each in written])[..., None, None]
     noise = torch.empty_like(own)
     for place, row in enumerate(batch.rows.tolist()):
         generator = torch.Generator().manual_seed((ablation.seed * 1_000_003 + row) % 2**63)

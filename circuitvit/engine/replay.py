@@ -7,6 +7,7 @@ takes many candidates for what the receiver hears at once.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -84,8 +85,9 @@ class Replay:
                 self.changes = changes
                 return compact.view(count, batch, -1)
             rows, tokens = changes[written : written + len(step.piece.senders)], compact.shape[-2]
-            step.piece.changes(self.sources, compact, count, out=rows[:, :, :tokens])
-            rows[:, :, tokens:] = 0  # nobody hears them there, but nothing times old memory may be NaN
+            every, width = self.sources.written_shape(step.piece.index)
+            step.piece.changes(self.sources, compact, count, out=rows[:, :, :tokens, :width])
+            rows[:, :, tokens:every] = 0  # nobody hears them there, but nothing times old memory may be NaN
             written += len(rows)
         raise AssertionError("a model ends with its readout")
 
@@ -123,13 +125,21 @@ class Replay:
         known = piece_reads(self.sources, piece, kept, self.room) if -1 in source else ()
         if is_first:
             return _Step(piece, source, tokens, known, None, None)
-        upstream = kept[: self.sources.graph.sender_slices[piece.index].start, places]
-        others = upstream.copy()
+        others = kept[:, places]  # a copy
         others[self.answering] = False
-        still = summed(self.sources, piece.index, tokens, others, self.room)
+        still = summed(self.sources, piece.index, tokens, others[self._upstream(piece)], self.room)
         still = still.clone(memory_format=torch.contiguous_format)
-        weights = torch.from_numpy(upstream[self.answering]).to(still)
+        answering = self.answering[self._heard(piece)]
+        weights = torch.from_numpy(kept[answering][:, places]).to(still)
         return _Step(piece, source, tokens, known, still, weights)
+
+    def _upstream(self, piece: Piece) -> slice:
+        return self.sources.graph.upstream[piece.index]
+
+    def _heard(self, piece: Piece) -> slice:
+        """Which of the answering senders a piece can hear."""
+        upstream = self._upstream(piece)
+        return slice(bisect_left(self.answering, upstream.start), bisect_left(self.answering, upstream.stop))
 
     def _moved(
         self, step: _Step, changes: Tensor, count: int
@@ -137,9 +147,10 @@ class Replay:
         """The streams of the hearing receivers, given the changes of the answering senders so far."""
         assert step.still is not None, "at the receiver itself nothing has answered yet"
         assert step.weights is not None, "these come together"
-        tokens, members = step.tokens, self.sources.members
-        if members is not None:
-            members = members[..., :tokens].repeat(count, 1) if members.ndim == 2 else members[:tokens]
-        moved = mix(step.weights, changes[: len(step.weights), :, :tokens], members)
+        members = self.sources.members_at(step.piece.index, step.tokens)
+        if members is not None and members.ndim == 2:
+            members = members.repeat(count, 1)
+        heard = changes[self._heard(step.piece), :, : step.tokens, : step.still.shape[-1]]
+        moved = mix(step.weights, heard, members)
         moved.view(len(moved), count, -1).add_(step.still.view(len(moved), 1, -1))
         return moved

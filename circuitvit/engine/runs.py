@@ -21,16 +21,12 @@ class Capture:
     Attributes:
         streams: what each stage read, `(batch, token, d_model)`; None for the source, which reads images.
         compacts: what each stage's senders wrote, in compact form; the readout's is the logits.
+        essential: whether tokens that the logits do not depend on were left out.
     """
 
     streams: tuple[Tensor | None, ...]
     compacts: tuple[Tensor, ...]
-
-    @property
-    def essential(self) -> bool:
-        """Whether tokens of the last layer were left out."""
-        first, last = self.streams[1], self.streams[-1]
-        return first is not None and last is not None and first.shape != last.shape
+    essential: bool = False
 
     @property
     def logits(self) -> Float[Tensor, "batch class"]:
@@ -65,7 +61,7 @@ def capture(
         stream = stage.add(stream, compact)
     streams.append(stream)
     compacts.append(readout.write(readout.read(stream)))
-    return Capture(tuple(streams), tuple(compacts))
+    return Capture(tuple(streams), tuple(compacts), essential)
 
 
 @torch.no_grad()
@@ -84,22 +80,21 @@ def outputs(
 ) -> Float[Tensor, "sender batch token d_model"]:
     """Every sender's output, from the compact forms; the readout has no senders and is passed over.
 
-    Tokens that an essential run left out are 0.
+    Where a sender writes less than others all beyond is 0: tokens that an essential run left out, or that
+    latents are fewer.
 
     Args:
         stages: all of a model's.
         compacts: what their senders wrote.
     """
-    first = stages[0].expand(compacts[0])
-    n_senders = sum(len(stage.nodes.senders) for stage in stages)
-    stacked = first.new_empty(n_senders, *first.shape[1:])
+    parts = [stage.factored(compact) for stage, compact in zip(stages[:-1], compacts[:-1], strict=True)]
+    senders, images, tokens, widths = zip(*(part.shape for part in parts), strict=True)
+    stacked = compacts[0].new_zeros(sum(senders), images[0], max(tokens), max(widths))
     start = 0
-    for stage, compact in zip(stages[:-1], compacts[:-1], strict=True):
-        rows = stacked[start : start + len(stage.nodes.senders)]
-        written = compact.shape[-2]
-        stage.expand(compact, rows[:, :, :written])
-        rows[:, :, written:] = 0
-        start += len(rows)
+    for part in parts:
+        count, _, written, width = part.shape
+        part.expand(stacked[start : start + count, :, :written, :width])
+        start += count
     return stacked
 
 

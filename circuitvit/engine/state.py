@@ -185,6 +185,7 @@ def task_digest(prepared: PreparedTask) -> str:
         prepared.metric.metric.name,
         prepared.metric.target,
         prepared.metric.foil,
+        prepared.metric.vector,
         _metric_probe(prepared),
         prepared.ablation,
         prepared.direction,

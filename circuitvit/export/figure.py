@@ -27,7 +27,7 @@ LEAST_WIDTH = 400.0  # room for the legend under a narrow drawing
 CASED = 1.8  # from this width on, an edge has a white seam that shows what passes below it
 LEGEND_LINE = 19.0
 SAMPLE = 26.0  # length of a sample line in the legend
-PORT_NAMES = {"q": "query", "k": "key", "v": "value"}
+PORT_NAMES = {"q": "query", "k": "key", "v": "value", "g": "gate"}
 
 Pixels = NDArray[np.uint8]
 

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from circuitvit.engine.runs import capture
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import PreparedTask, Task
@@ -32,7 +33,7 @@ class HeadMap:
     Attributes:
         scores: `(query, key)`, scaled dot products before the softmax.
         weights: `(key,)`, norm of what the head would write if it attended to this token alone, ||v W_O||
-            (Kobayashi et al. 2020, arXiv:2004.10102).
+            (Kobayashi et al. 2020, arXiv:2004.10102); before its gate, if it has one.
     """
 
     scores: Array
@@ -58,7 +59,8 @@ class Side:
     Attributes:
         image: `(height, width, 3)`, 8-bit colours as the model sees them.
         heads: by name.
-        writes: `(token,)`, norm of what the input and each MLP add to the stream, by name.
+        writes: `(token,)`, norm of what the input, each MLP and each head without scores (a differential one)
+            add to the stream, by name.
     """
 
     image: NDArray[np.uint8]
@@ -143,10 +145,9 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
         wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
         if not wanted:
             continue
-        if stage.nodes.kind == "attention":
-            every = _attention(stage, base.stream(place))
-            heads.update({name: every[name] for name in wanted})
-        else:
+        every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place))
+        heads.update({name: every[name] for name in wanted if name in every})
+        if not every and stage.nodes.writes_to == RESIDUAL:  # what latents are written has no place on the image
             lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))
             all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
             writes.update({name: all_writes[name] for name in wanted})
@@ -155,9 +156,16 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
 
 @torch.no_grad()
 def _attention(stage: Stage, stream: Tensor) -> dict[str, HeadMap]:
+    """The heads of a stage by name; none where they have no scores."""
     reads = stage.read(stream)
-    scores = _array(stage.scores(reads)[0])
-    weights = _array(stage.expand(reads[2])[:, 0].norm(dim=-1))
+    try:
+        scores = _array(stage.scores(reads)[0])
+    except UnsupportedModelError:
+        return {}
+    if stage.nodes.begins:  # a pool asks for all tokens alike, whichever of them is looked at
+        mean = _array(stage.pattern(reads)[0].mean(dim=1, keepdim=True).log())
+        scores = mean.repeat(mean.shape[2], axis=1)
+    weights = _array(stage.expand(stage.carried(reads))[:, 0].norm(dim=-1))
     return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
 
 

@@ -5,6 +5,7 @@ from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking
 from circuitvit.graph.topology import (
     ONE_GROUP,
+    RESIDUAL,
     Edge,
     EdgeMask,
     Graph,
@@ -17,6 +18,7 @@ from circuitvit.graph.topology import (
 
 __all__ = [
     "ONE_GROUP",
+    "RESIDUAL",
     "Circuit",
     "CircuitLike",
     "Direction",

@@ -36,6 +36,9 @@ EdgeMask = NDArray[np.bool_]
 ONE_GROUP = ("all",)
 """The token groups of a graph whose edges are not resolved by token."""
 
+RESIDUAL = "residual"
+"""The part of the stream that blocks read and write; a pool of latent tokens is another."""
+
 MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
 
 NAMES_SCHEMA = {"type": "array", "items": {**TEXT, "maxLength": 200}, "maxItems": 100_000}
@@ -191,8 +194,8 @@ class StageNodes(Remade):
     receivers: tuple[str, ...] = ()
     feeds: tuple[tuple[int, ...], ...] | None = None
     mixes: tuple[bool, ...] | None = None
-    reads_from: str = "residual"
-    writes_to: str = "residual"
+    reads_from: str = RESIDUAL
+    writes_to: str = RESIDUAL
 
     def __post_init__(self) -> None:
         if self.feeds is None:
@@ -206,6 +209,11 @@ class StageNodes(Remade):
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that write or read here; one that does both stands twice."""
         return *self.senders, *map(node_of, self.receivers)
+
+    @property
+    def begins(self) -> bool:
+        """Whether the stage starts another part of the stream, into which nothing that it reads goes on."""
+        return bool(self.senders and self.receivers) and self.reads_from != self.writes_to
 
     @cached_property
     def feeding(self) -> NDArray[np.bool_]:
@@ -304,6 +312,24 @@ class Graph(Remade):
         return tuple(place for place, stage in enumerate(self.stages) for _ in stage.receivers)
 
     @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the stream in the order in which they are first written."""
+        return tuple(dict.fromkeys(stage.writes_to for stage in self.stages if stage.senders))
+
+    @cached_property
+    def upstream(self) -> tuple[slice, ...]:
+        """For each stage, the senders that it can hear, as places among all senders.
+
+        They are neighbours, as long as parts of the stream follow one another.
+        """
+        found = []
+        for place, stage in enumerate(self.stages):
+            before = zip(self.stages[:place], self.sender_slices, strict=False)
+            heard = [senders for other, senders in before if other.writes_to == stage.reads_from]
+            found.append(slice(heard[0].start, heard[-1].stop) if heard else slice(0, 0))
+        return tuple(found)
+
+    @cached_property
     def stage_of_node(self) -> Mapping[str, StageNodes]:
         """The stage that each node belongs to."""
         return MappingProxyType({name: stage for stage in self.stages for name in stage.nodes})
@@ -324,7 +350,9 @@ class Graph(Remade):
         sent, received = np.array(self.sender_stages, dtype=int), np.array(self.receiver_stages, dtype=int)
         mask = sent[:, None] < received
         mask &= np.take(writes, sent)[:, None] == np.take(reads, received)
-        return frozen(np.repeat(mask[:, :, None], len(self.groups), axis=2))
+        own = {part for part in streams if part != RESIDUAL and part in self.groups}
+        holds = [[part == group or not {part, group} & own for group in self.groups] for part in streams]
+        return frozen(mask[:, :, None] & np.array(holds)[np.take(writes, sent)][:, None, :])
 
     @property
     def n_edges(self) -> int:
@@ -367,9 +395,10 @@ class Graph(Remade):
         if edge.group not in (("", *self.groups) if single else self.groups):
             return None
         sender, receiver = self.sender_index.get(edge.sender), self.receiver_index.get(edge.receiver)
-        if sender is None or receiver is None or not self.edge_mask[sender, receiver, 0]:
+        group = 0 if single else self.groups.index(edge.group)
+        if sender is None or receiver is None or not self.edge_mask[sender, receiver, group]:
             return None
-        return sender, receiver, 0 if single else self.groups.index(edge.group)
+        return sender, receiver, group
 
     def mask_of(self, names: Iterable[str]) -> EdgeMask:
         """`(sender, receiver, group)`: True for the named edges.
@@ -425,8 +454,13 @@ class Graph(Remade):
         return [(first + sender, target) for sender in (stage.feeds or ())[local] for target in groups]
 
     def with_groups(self, groups: tuple[str, ...]) -> Graph:
-        """The same graph with its edges resolved by other token groups."""
-        return Graph(self.stages, groups, self.d_model)
+        """The same graph with its edges resolved by other token groups.
+
+        Other parts of the stream than the residual one have tokens of their own, and a group of their own
+        name: `pool.h0->logits@pool`.
+        """
+        own = () if groups == ONE_GROUP else (part for part in self.parts if part != RESIDUAL)
+        return Graph(self.stages, (*groups, *(part for part in own if part not in groups)), self.d_model)
 
     def check_same(self, other: Graph, what: str) -> None:
         """Refuse something that belongs to another graph than this one.

@@ -1,6 +1,8 @@
 """A Vision Transformer as stages that read from and write to the residual stream."""
 
 from circuitvit.models.factored import Factored
+from circuitvit.models.families.layout import Layout
+from circuitvit.models.heads import Head, HeadTokens, with_head
 from circuitvit.models.model import Model
 from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
@@ -9,6 +11,9 @@ from circuitvit.models.stages import Reads, Stage, places, repeated
 __all__ = [
     "BackwardRules",
     "Factored",
+    "Layout",
+    "Head",
+    "HeadTokens",
     "Model",
     "Reads",
     "Stage",
@@ -16,5 +21,6 @@ __all__ = [
     "places",
     "register",
     "repeated",
+    "with_head",
     "wrap",
 ]

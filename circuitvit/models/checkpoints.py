@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from circuitvit.errors import FileError, ModelError, OptionError
 from circuitvit.models.timm_import import import_timm
 
+OWN_WEIGHTS = "or give checkpoint=FILE with weights that you have"
 SAMPLES = 3  # how many of the offending names a message shows
 
 
@@ -83,21 +84,35 @@ def refuse_offline(timm_name: str) -> None:
     """
     timm = import_timm()
     hub_id = getattr(timm.models.get_pretrained_cfg(timm_name), "hf_hub_id", None)
-    cached = hub_id and isinstance(huggingface_hub.try_to_load_from_cache(hub_id, "model.safetensors"), str)
+    refuse_unreachable(timm_name, hub_id, "model.safetensors")
+
+
+def refuse_unreachable(name: str, hub_id: str | None, file: str, instead: str = OWN_WEIGHTS) -> None:
+    """Refuse a model whose file is not in the local cache while the hub cannot be reached.
+
+    Args:
+        name: for the message.
+        hub_id: of the model, or None where it has none.
+        file: that is looked for.
+        instead: what else can be done.
+
+    Raises:
+        ModelError: if so.
+    """
+    cached = hub_id and isinstance(huggingface_hub.try_to_load_from_cache(hub_id, file), str)
     host = urlparse(huggingface_hub.constants.ENDPOINT).hostname
     if cached or host is None:
         return
     try:
         socket.getaddrinfo(host, 443)
     except OSError as error:
-        raise offline_error(timm_name, error) from error
+        raise offline_error(name, error, instead) from error
 
 
-def offline_error(timm_name: str, cause: BaseException) -> ModelError:
+def offline_error(name: str, cause: BaseException, instead: str = OWN_WEIGHTS) -> ModelError:
     """The error for weights that cannot be downloaded."""
     return ModelError(
-        f"the weights of {timm_name} could not be downloaded: {cause}. Check the connection, "
-        "or give checkpoint=FILE with weights that you have"
+        f"the weights of {name} could not be downloaded: {cause}. Check the connection, {instead}"
     )
 
 

@@ -12,20 +12,23 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from circuitvit.errors import ModelError, UnsupportedModelError
+from circuitvit.graph import RESIDUAL
 from circuitvit.models.families import Family
 from circuitvit.models.layers import MLPStage, ReadoutStage
-from circuitvit.models.parts import Norm
+from circuitvit.models.parts import Norm, StandIn
 from circuitvit.models.stages import Stage
 
 CLOSE = 1e-6
@@ -42,6 +45,15 @@ DRAWS = 8
 
 HOOKS = ("_hooks", "_hooks_with_kwargs", "_always_called")
 """How the attributes end in which a module keeps its hooks."""
+
+GROWTH = 1e8
+"""How many times over a stream is given to a block to see whether it goes through."""
+
+NO_STREAM = (
+    "has no residual stream: what enters it does not come out again when it is made large, since it is normed after "
+    "something was added to it (post-norm), or nothing is. What a part writes is then rescaled by every later norm, so "
+    "that later parts read no sum of what earlier ones wrote, and there are no edges to find"
+)
 
 STEPS = 64
 """How many rounding steps of its dtype the module's own run may be from ours where the same parts run."""
@@ -63,7 +75,7 @@ def frozen_twin(module: nn.Module) -> nn.Module:
         shared[id(buffer)] = buffer.detach()
     for part in module.modules():  # a hook may hold anything, and must not run for us
         for name, value in vars(part).items():
-            if isinstance(value, Tensor) and not value.is_leaf:  # a part may keep what it saw last
+            if isinstance(value, Tensor) and id(value) not in shared:  # what it saw last, or fixed positions
                 shared[id(value)] = value.detach()
             if isinstance(value, dict) and name.endswith(HOOKS):
                 shared[id(value)] = OrderedDict()
@@ -89,10 +101,11 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
         ModelError: if the module cannot be run, or its logits are NaN or infinite.
     """
     family.refuse(twin)
-    stages = family.stages(twin)
     run = _observed(family, twin, images)
+    stages = family.stages(twin)
+    _check_parts(stages)
     _check_chain(family, twin, stages, images, run)
-    _check_ends(family, twin, images)
+    _check_ends(family, twin, images, run)
     name, place = type(twin).__name__, 1
     for layer, call in enumerate(run.calls):
         where = f"blocks.{layer}"
@@ -107,8 +120,19 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
             if isinstance(part, MLPStage) and isinstance(own, MLPStage):
                 _check_mlp(where, part, own, *call.stream.shape[1:])
         place += len(parts)
-    _check_readout(family, twin, stages[-1], run)
+    _check_readout(family, twin, stages, run)
     return stages, run.logits
+
+
+def _check_parts(stages: Sequence[Stage]) -> None:
+    """The parts of the stream must follow one another."""
+    part = RESIDUAL
+    for stage in stages[1:]:
+        if stage.nodes.reads_from != part:
+            raise UnsupportedModelError(
+                f"{stage.nodes.name} reads {stage.nodes.reads_from!r}, where the stream is {part!r} by now"
+            )
+        part = stage.nodes.writes_to
 
 
 # -- the module's own run ------------------------------------------------------------------------
@@ -116,16 +140,26 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One block's part in the module's own run."""
+    """One block's part in the module's own run; with `token_first` it takes `(token, batch, d_model)`."""
 
     block: nn.Module
     inputs: tuple[Any, ...]
     options: dict[str, Any]
-    output: Tensor
+    given: Any
+    token_first: bool
+
+    @property
+    def taken(self) -> Tensor:
+        """The stream in the block's own order."""
+        return next(value for value in (*self.inputs, *self.options.values()) if isinstance(value, Tensor))
 
     @property
     def stream(self) -> Tensor:
-        return next(value for value in (*self.inputs, *self.options.values()) if isinstance(value, Tensor))
+        return _ordered(self.taken, self.token_first)
+
+    @property
+    def output(self) -> Tensor:
+        return _ordered(_first(self.given), self.token_first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +175,7 @@ def _observed(family: Family, twin: nn.Module, images: Tensor) -> _Run:
     calls: list[_Call] = []
 
     def note(block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        calls.append(_Call(block, inputs, options, _first(output)))
+        calls.append(_Call(block, inputs, options, output, family.token_first(twin)))
 
     with _noted(blocks, note):
         try:
@@ -167,6 +201,11 @@ def _observed(family: Family, twin: nn.Module, images: Tensor) -> _Run:
 def _first(output: Any) -> Any:
     """The stream, of a block that gives other things along with it."""
     return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _ordered(stream: Tensor, token_first: bool) -> Tensor:
+    """Between a stream `(batch, token, d_model)` and what the blocks of a module take; either way."""
+    return stream.transpose(0, 1) if token_first else stream
 
 
 @contextmanager
@@ -212,30 +251,43 @@ def _through(parts: Sequence[Stage], stream: Tensor) -> Tensor:
     return stream
 
 
-class _Through(nn.Module):
-    """In a block's place: notes what it is given, and adds noise, as a norm would hide a mere factor."""
+class _Through(StandIn):
+    """In a block's place: notes what it is given, and adds noise, as a norm would hide a mere factor.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Attributes:
+        given: what the block gave in the module's own run, for what comes along with the stream.
+        seen: the stream that came last.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__(block)
+        self.given: Any = None
         self.seen: Tensor | None = None
 
-    def forward(self, stream: Tensor, *others: Any, **options: Any) -> Tensor:
+    def forward(self, stream: Tensor, *others: Any, **options: Any) -> Any:
         self.seen = stream
+        noised = self.noised(stream)
+        return (noised, *self.given[1:]) if isinstance(self.given, (tuple, list)) else noised
+
+    def noised(self, stream: Tensor) -> Tensor:
         noise = torch.randn(stream.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
         return stream + noise.to(stream)
 
 
 @torch.no_grad()
-def _check_ends(family: Family, twin: nn.Module, images: Tensor) -> None:
+def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> None:
     """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout alone."""
     copied = _wide(twin, without=family.blocks(twin), redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
+    order = partial(_ordered, token_first=family.token_first(copied))
+    for block, call in zip(blocks, run.calls, strict=True):
+        block.given = call.given
     try:
-        expected = [family.run(copied, wide), *(block.seen for block in blocks)]
+        expected = [family.run(copied, wide), *(order(block.seen) for block in blocks)]
         streams = [family.embed(copied, wide)]
         for block in blocks:
-            streams.append(block(streams[-1]))
+            streams.append(order(block.noised(order(streams[-1]))))
         pooled = _through(family.pool(copied), streams[-1])
         found = [family.readout(copied, pooled), *streams[:-1]]
     except Exception as error:  # parts that know one dtype only
@@ -260,7 +312,7 @@ def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = 
         without: the parts that do nothing.
         redrawn: whether all weights are drawn anew, so that none is too small to tell anything.
     """
-    made = copy.deepcopy(module, {id(part): _Through() for part in without})
+    made = copy.deepcopy(module, {id(part): _Through(part) for part in without})
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     made = made.to("cpu" if device.type == "mps" else device, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -270,13 +322,73 @@ def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = 
                 noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32).mul_(4).sub_(2)
                 spread = noise / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.7 + 0.5 * noise
                 parameter.copy_(spread)
+    return _without_narrow_norms(made)
+
+
+def _without_narrow_norms(made: nn.Module) -> nn.Module:
+    """A module in float64 whose LayerNorms that compute in float32, whatever they are given, are wider."""
+    for place, part in list(made.named_modules()):
+        if isinstance(part, nn.LayerNorm) and type(part).forward is not nn.LayerNorm.forward:
+            wider = _WiderNorm(part)
+            if not wider.is_needed():
+                continue
+            if not place:
+                return wider
+            parent, _, name = place.rpartition(".")
+            setattr(made.get_submodule(parent), name, wider)
     return made
 
 
-def _widened(value: Any, like: Tensor, tokens: int | None) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value[:1, :tokens].to(like) if value.ndim == 3 else value.to(like)
-    return value
+class _WiderNorm(nn.LayerNorm):
+    """In the place of a LayerNorm that computes in float32 (CLIP's): the same without that rounding.
+
+    It is the formula wherever the norm itself keeps to that as far as float32 goes, on everything that it is
+    ever given; elsewhere it is the norm.
+    """
+
+    def __init__(self, own: nn.LayerNorm) -> None:
+        super().__init__(own.normalized_shape, own.eps, elementwise_affine=False)
+        self._parameters, self._buffers = own._parameters, own._buffers
+        self._own = (own,)  # no part of this one: its tensors are the same
+
+    def is_needed(self) -> bool:
+        """Whether the norm itself cannot be run in float64, or gives numbers that fit into float32."""
+        (own,) = self._own
+        noise = torch.randn(3, *own.normalized_shape, generator=torch.Generator().manual_seed(7)).double()
+        noise = noise.to(next(own.parameters(), noise).device)
+        try:
+            found = own(noise)
+        except RuntimeError:
+            return self._is_narrow(noise)
+        return torch.equal(found, found.float().double())
+
+    def _is_narrow(self, noise: Tensor) -> bool:
+        """Whether what fails in float64 runs in float32; a norm of channels of an image takes no noise at all."""
+        try:
+            self._in_float32(noise)
+        except RuntimeError:
+            return False
+        return True
+
+    def _in_float32(self, stream: Tensor) -> Tensor:
+        named = (*self.named_parameters(), *self.named_buffers())
+        narrow = {name: tensor.float() for name, tensor in named}
+        return functional_call(self._own[0], narrow, (stream.float(),)).to(stream)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        exact = super().forward(stream)
+        own = self._in_float32(stream)
+        close = torch.allclose(own, exact, 1e-5, 1e-5 * float(exact.abs().max()))
+        return exact if close else own
+
+
+def _widened(value: Any, like: Tensor, tokens: int | None, call: _Call) -> Any:
+    """In float64; of the stream itself the first image alone, and as many tokens as are asked for."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    if value is call.taken:
+        value = value[:tokens, :1] if call.token_first else value[:1, :tokens]
+    return value.to(like)
 
 
 @torch.no_grad()
@@ -299,26 +411,51 @@ def _check_block(
         tokens: how many of the first tokens to run on; all by default.
     """
     like = next(block.parameters())
-    inputs, options = tree_map(lambda value: _widened(value, like, tokens), (call.inputs, call.options))
-    start = _widened(call.stream, like, tokens)
+    widened = partial(_widened, like=like, tokens=tokens, call=call)
+    inputs, options = tree_map(widened, (call.inputs, call.options))
+    start = _ordered(widened(call.taken), call.token_first)
     try:
         output = block(*inputs, **options)
     except Exception as error:  # quantized layers and other parts that know one dtype only
         raise UnsupportedModelError(
             f"{where} of {name} cannot be checked in float64: {type(error).__name__}: {error}"
         ) from error
-    output, stream = _first(output), start
+    output, stream = _ordered(_first(output), call.token_first), start
     for part in parts:
         _check_reading(where, block, part, stream)
         stream = _through((part,), stream)
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())
     if not off <= CLOSE * size + ROUNDING * float(start.abs().max()):
+        place = f"{where} of {name} ({type(call.block).__name__})"
+
+        def rerun(times: float) -> Tensor:
+            grown = tree_map(lambda value: value * times if value is inputs[0] else value, inputs)
+            return _ordered(_first(block(*grown, **options)), call.token_first)
+
+        if inputs and float(rerun(GROWTH).abs().max()) < GROWTH**0.5 * float(start.abs().max()):
+            raise UnsupportedModelError(f"{place} {NO_STREAM}")
+        first = _first_that_differs(block, parts, start, lambda: rerun(1.0), call.token_first)
         raise UnsupportedModelError(
-            f"{where} of {name} ({type(call.block).__name__}): the sum of its parts differs from its own "
-            f"forward by {off / max(size, 1e-300):.1e} of what it adds: it does something that this library "
-            "does not know of"
+            f"{place}: {first}the sum of its parts differs from its own forward by {off / max(size, 1e-300):.1e} "
+            "of what it adds: it does something that this library does not know of"
         )
+
+
+def _first_that_differs(
+    block: nn.Module, parts: Sequence[Stage], start: Tensor, run: Callable[[], Tensor], token_first: bool
+) -> str:
+    """Which stage is the first that leaves another stream than the block has there, as the next norm shows."""
+    seen: dict[nn.Module, Tensor] = {}
+    norms = [getattr(getattr(part, "norm", None), "module", None) for part in parts]
+    with _noted([norm for norm in norms if norm is not None], lambda norm, given, *_: seen.update({norm: given[0]})):
+        run()
+    for part, following in zip(parts, [*norms[1:], None], strict=True):
+        start = _through((part,), start)
+        own = seen.get(following)
+        if own is not None and not _alike(start, _ordered(own, token_first)):
+            return f"{part.nodes.name} is the first stage that differs, and "
+    return f"{parts[-1].nodes.name} is what differs, and " if len(parts) > 1 and norms[-1] in seen else ""
 
 
 def _check_reading(where: str, block: nn.Module, part: Stage, stream: Tensor) -> None:
@@ -398,15 +535,21 @@ def _is_alike_alone(part: MLPStage, normed: Tensor, written: Tensor, chosen: Ten
 
 
 @torch.no_grad()
-def _check_readout(family: Family, twin: nn.Module, readout: Stage, run: _Run) -> None:
-    """Find out which tokens the readout reads, and whether its parts are all there is to it."""
+def _check_readout(family: Family, twin: nn.Module, stages: Sequence[Stage], run: _Run) -> None:
+    """Find out which tokens the readout reads, whether its parts are all there is to it, and likewise for a
+    pool.
+    """
+    readout = stages[-1]
     if not isinstance(readout, ReadoutStage):
         return
     for redrawn in (False, True):
         copied = _wide(twin, without=family.blocks(twin), redrawn=redrawn)
         stream = run.calls[-1].output[:1].to(next(copied.parameters()))
-        for part in family.pool(copied):
+        pool = family.pool(copied)
+        for part, own in zip(pool, stages[-1 - len(pool) : -1], strict=True):
             _check_reading("the pool", copied, part, stream)
+            if isinstance(part, MLPStage) and isinstance(own, MLPStage):
+                _check_mlp("the pool", part, own, *stream.shape[1:])
             stream = _through((part,), stream)
         parts, logits = family.readout_parts(copied), family.readout(copied, stream)
         if parts is None or not _alike(parts(stream), logits):

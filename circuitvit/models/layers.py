@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
-from circuitvit.graph import StageNodes
+from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models.factored import Factored
 from circuitvit.models.parts import MLP, Norm, Readout
 from circuitvit.models.rules import BackwardRules, damped
@@ -56,19 +56,39 @@ class MLPStage(Stage):
         mlp: the part.
         gamma: LayerScale's factor `(d_model,)`, or None.
         mixes: whether it may carry something from one token to another; `wrap` finds out.
+        part: of the stream that is read and written; the MLP of another than the residual one is called
+            after it, such as `pool.mlp`.
     """
 
     def __init__(
-        self, layer: int, norm: Norm, mlp: MLP, gamma: Tensor | None = None, *, mixes: bool = True
+        self,
+        layer: int,
+        norm: Norm,
+        mlp: MLP,
+        gamma: Tensor | None = None,
+        *,
+        mixes: bool = True,
+        part: str = RESIDUAL,
     ) -> None:
-        self.layer, self.norm, self.mlp, self.gamma = layer, norm, mlp, gamma
+        self.layer, self.norm, self.mlp, self.gamma, self.part = layer, norm, mlp, gamma, part
         self.rules: BackwardRules | None = None
         self.set_mixing(mixes)
 
     def set_mixing(self, mixes: bool) -> None:
         """Note whether it carries something from one token to another."""
-        name = (f"m{self.layer}",)
-        self.nodes = StageNodes(f"mlp{self.layer}", "mlp", self.layer, name, name, mixes=(mixes,))
+        own, stage = f"m{self.layer}", f"mlp{self.layer}"
+        if self.part != RESIDUAL:
+            own = stage = f"{self.part}.mlp"
+        self.nodes = StageNodes(
+            stage,
+            "mlp",
+            self.layer,
+            (own,),
+            (own,),
+            mixes=(mixes,),
+            reads_from=self.part,
+            writes_to=self.part,
+        )
 
     def read(self, stream: Tensor) -> Reads:
         return (self.norm(stream),)
@@ -122,16 +142,23 @@ class ReadoutStage(Stage):
         layer: number of the last block and one, for diagrams.
         own: the module's own way from the stream to the logits.
         parts: what that is made of, where it is known: what direct attribution and backward rules need.
+        part: of the stream that is read.
 
     Attributes:
         tokens: how many of the first tokens are read; None for all. `wrap` finds out.
     """
 
-    def __init__(self, layer: int, own: Callable[[Tensor], Tensor], parts: Readout | None = None) -> None:
+    def __init__(
+        self,
+        layer: int,
+        own: Callable[[Tensor], Tensor],
+        parts: Readout | None = None,
+        part: str = RESIDUAL,
+    ) -> None:
         self.own, self.parts = own, parts
         self.ruled: Readout | None = None
         self.tokens: int | None = None
-        self.nodes = StageNodes("readout", "readout", layer, receivers=("logits",))
+        self.nodes = StageNodes("readout", "readout", layer, receivers=("logits",), reads_from=part)
 
     def read(self, stream: Tensor) -> Reads:
         return (stream,)

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import Card, InputSpec
 
+if TYPE_CHECKING:
+    from circuitvit.models.heads import Head
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
@@ -33,7 +36,7 @@ class Model:
     Attributes:
         name: for files and messages.
         stages: in running order: one source, layers, one readout.
-        module: the frozen copy; calling it is the model's own forward.
+        module: the frozen copy; calling it is the model's own forward, but for a head that was put on.
         preprocessing: how image files become inputs.
         n_logits: number of logits.
         family: what knows the module's attributes.
@@ -42,6 +45,7 @@ class Model:
         synsets: WordNet ids of the logits, for ImageNet models.
         has_classes: whether the logits are of classes; False where they are features.
         card: what is known about how the model was trained, for bundled and own models.
+        head: the linear classifier that `with_head` put on the module's features, or None.
         origin: the module that was wrapped, as long as somebody else holds it.
         rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
 
@@ -63,6 +67,7 @@ class Model:
     synsets: tuple[str, ...] | None = None
     has_classes: bool = True
     card: Card | None = None
+    head: Head | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
     rules: BackwardRules | None = None
 
@@ -84,8 +89,7 @@ class Model:
     @cached_property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        size = self.preprocessing.size
-        blank = torch.zeros(1, *size, device=self.device, dtype=self.dtype)
+        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
         with torch.no_grad():
             return int(self.embed(blank).shape[-1])
 
@@ -108,11 +112,18 @@ class Model:
         tokens: int | None = getattr(self.stages[-1], "tokens", None)
         return tokens
 
+    @property
+    def reading(self) -> int:
+        """The number of the first stage that only prepares the logits: that of a pool, or the readout."""
+        return next(
+            place for place, stage in enumerate(self.stages) if stage.nodes.begins or stage.is_readout
+        )
+
     # -- tokens --------------------------------------------------------------------------------------
 
     @cached_property
     def grid(self) -> Grid:
-        """Rows and columns of patches of an image of the model's own size.
+        """Rows and columns of patches of an image of the model's own size; of a clip with time first.
 
         Raises:
             DataError: if its tokens form no grid.
@@ -120,31 +131,31 @@ class Model:
         return self.grid_at(*self.preprocessing.size[1:])
 
     def grid_at(self, height: int, width: int) -> Grid:
-        """Rows and columns of patches of an image of this size.
+        """Rows and columns of patches of an image of this size; of a clip with time first.
 
         Raises:
             DataError: if the model takes no image of this size, or its tokens form no grid.
         """
-        expected = self.preprocessing.size
-        if (height, width) != expected[1:] and not self.resizable:
+        *before, own_height, own_width = self.preprocessing.shape
+        if (height, width) != (own_height, own_width) and not self.resizable:
             raise DataError(
-                f"{self.name} takes images of {expected[1]} x {expected[2]}, not of {height} x {width}: "
+                f"{self.name} takes images of {own_height} x {own_width}, not of {height} x {width}: "
                 "resize and crop them to that"
             )
         grid = self.family.grid(self.module, height, width)
-        blank = torch.zeros(1, expected[0], height, width, device=self.device, dtype=self.dtype)
+        blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)
         try:
             with torch.no_grad():
                 patches = self.embed(blank).shape[1] - len(self.prefix)
         except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
             raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
-        if grid is None:  # of all rectangles, the one most like the image
+        if grid is None and len(before) == 1:  # of all rectangles, the one most like the image
             grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
             unlike = {grid: abs(math.log(grid[0] * width / (grid[1] * height))) for grid in grids}
             grid = min(grids, key=lambda grid: unlike[grid], default=())
             if grid and unlike[grid] > math.log(1.5):  # patches may be oblong, but hardly more than this
                 grid = ()
-        if math.prod(grid) != patches or not grid:
+        if not grid or math.prod(grid) != patches:
             raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
         return grid
 
@@ -154,19 +165,29 @@ class Model:
         return self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images `(batch, channel, height, width)` to the first layer's stream `(batch, token, d_model)`."""
+        """Images, or clips, as `preprocessing.shape` says, to the first layer's stream
+        `(batch, token, d_model)`.
+        """
         source = self.stages[0]
         return source.total(source.write(source.read(images)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The model's own forward: images `(batch, channel, height, width)` to logits `(batch, class)`.
+        """The model's own forward: images, or clips, to logits `(batch, class)`.
 
         Raises:
             OptionError: under `torch.autocast`, as `refresh`.
         """
         self._refuse_autocast()
         with torch.no_grad():
-            return self.module(images)  # type: ignore[no-any-return]
+            return self.family.run(self.module, images) if self.head is None else self._staged(images)
+
+    def _staged(self, images: Tensor) -> Tensor:
+        """The logits by the stages, where the module knows nothing of the readout."""
+        stream = self.embed(images)
+        *layers, readout = self.essential[1:]
+        for layer in layers:
+            stream = layer.add(stream, layer.write(layer.read(stream)))
+        return readout.write(readout.read(stream))
 
     def with_rules(self, rules: BackwardRules) -> Model:
         """A model with the same outputs and other gradients; this one stays as it is.
@@ -181,6 +202,11 @@ class Model:
         return (*self.prefix, *("patch",) * (n_tokens - len(self.prefix)))
 
     @property
+    def chooses(self) -> bool:
+        """Whether the outputs choose between classes, so that there are predictions and a KL between them."""
+        return self.has_classes and self.n_logits > 1
+
+    @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
@@ -193,6 +219,8 @@ class Model:
     def _tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()
         yield from self.module.buffers()
+        if self.head is not None:
+            yield from self.head.tensors.values()
 
     @property
     def weights_version(self) -> int:
@@ -227,18 +255,19 @@ class Model:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes and values of all parameters and buffers."""
+        """SHA-256 over names, shapes and values of all parameters and buffers, and of a head put on."""
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
+        head = {} if self.head is None else {f"with_head.{name}": t for name, t in self.head.tensors.items()}
+        for name, tensor in sorted({**self.module.state_dict(), **head}.items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        size = "x".join(str(side) for side in self.preprocessing.size)
+        size = "x".join(str(side) for side in self.preprocessing.shape)
         classes = f", {len(self.classes)} classes" if self.classes else ""
         edges = f"{self.graph.n_edges:,} edges"
         return f"Model({self.name}: {len(self.layers)} stages, {edges}, input {size}{classes})"
@@ -255,6 +284,10 @@ class Origin:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return Origin(None)  # a copied model has weights of its own
+
+    def afresh(self) -> Origin:
+        """The same module for another model, which has looked at nothing yet."""
+        return Origin(None if self._module is None else self._module())
 
     def check(self, twin: nn.Module) -> None:
         """Refuse a module whose tensors are no longer those of its twin.

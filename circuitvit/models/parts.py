@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +39,26 @@ def with_children(module: nn.Module, **children: nn.Module) -> Any:
     twin = copy.copy(module)
     twin._modules = {**module._modules, **children}
     return twin
+
+
+class StandIn(nn.Module):
+    """A module in another's place, with the other's settings: a forward may ask for those of parts it runs.
+
+    Args:
+        other: in whose place; it is no part of this one.
+    """
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self._other = (other,)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_other":
+                raise
+            return getattr(self._other[0], name)
 
 
 class Derived:
@@ -75,18 +95,21 @@ class Linear:
 
     Attributes:
         full_weight: `(out, in)`, the module's own tensor.
-        full_bias: `(out,)` or None.
+        full_bias: `(out,)`; or its parts in order, where the module keeps them apart; or None.
         rows: the first and the last but one of the rows that are meant; None for all.
+        shared: into how many groups these fall, and how many heads share each, where they do: every head is
+            then taken to have a copy of its own.
     """
 
     full_weight: Float[Tensor, "out in"]
-    full_bias: Float[Tensor, " out"] | None = None
+    full_bias: Float[Tensor, " out"] | tuple[Tensor, ...] | None = None
     rows: tuple[int, int] | None = None
+    shared: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, module: Any) -> Linear:
+    def of(cls, module: Any, shared: tuple[int, int] | None = None) -> Linear:
         """That of an `nn.Linear`."""
-        return cls(module.weight, module.bias)
+        return cls(module.weight, module.bias, shared=shared)
 
     def part(self, number: int, count: int) -> Linear:
         """One of `count` equal parts of the rows."""
@@ -95,13 +118,26 @@ class Linear:
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        return self.full_weight if self.rows is None else self.full_weight[slice(*self.rows)]
+        return self._meant(self.full_weight)
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
-        if self.full_bias is None or self.rows is None:
-            return self.full_bias
-        return self.full_bias[slice(*self.rows)]
+        bias = torch.cat(self.full_bias) if isinstance(self.full_bias, tuple) else self.full_bias
+        return None if bias is None else self._meant(bias)
+
+    def _meant(self, of_all: Tensor) -> Tensor:
+        """Of a weight or a bias, the rows that are meant, once for each head."""
+        rows = of_all if self.rows is None else of_all[slice(*self.rows)]
+        if self.shared is None:
+            return rows
+        groups, heads = self.shared
+        return rows.unflatten(0, (groups, -1)).repeat_interleave(heads, dim=0).flatten(0, 1)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The module's own, for what is derived from them."""
+        biases = self.full_bias if isinstance(self.full_bias, tuple) else (self.full_bias,)
+        return self.full_weight, *biases
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -288,26 +324,54 @@ Added = Callable[[Sequence[int]], Float[Tensor, "head query key"]]
 
 
 @dataclass(frozen=True, eq=False)
+class Difference:
+    """What makes attention differential: each head subtracts a second pattern and norms what is left.
+
+    Queries and keys are two halves of what the head reads; it writes `factor * norm((A1 - share A2) V)`.
+    Ye et al. 2024, "Differential Transformer", arXiv:2410.05258.
+
+    Attributes:
+        share: gives how much of the second pattern is taken off, a number, from the weights as they are.
+        norm: of each head's output, over its width.
+        factor: of that.
+    """
+
+    share: Callable[[], Tensor]
+    norm: Norm
+    factor: float
+
+    def of(self, first: Tensor, second: Tensor) -> Tensor:
+        """What is left of one thing when the share of another is taken off."""
+        return first - self.share().to(first) * second
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """What multi-head self-attention is made of.
 
     Attributes:
         heads: how many.
-        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`.
+        query: from the normed stream to all heads' queries, `(head * d_head, d_model)`; None where queries
+            are `latents`.
         key: likewise to keys.
         value: likewise to values.
         out: from all heads' outputs to the stream, `(d_model, head * d_head)`.
         scale: of the products of queries and keys.
-        packed: all three projections one below the other, where one tensor holds them: one product, not
-            three.
+        packed: all projections one below the other, where one tensor holds them: one product, not three.
         query_norm: of each query over `d_head`, or None.
         key_norm: of each key, or None.
         turn: what turns queries and keys after that (rotary positions), or None.
         added: what is added to the scores (relative positions), or None.
+        gate: from the normed stream to what, through a sigmoid, multiplies all heads' outputs, or None.
+        difference: what makes it differential, or None.
+        across: the norm of all heads' outputs joined, before `out`, or None; with it every head writes by the
+            scale of all.
+        derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
+        latents: gives learned queries, the same for all images, `(latent, head * d_head)`; or None.
     """
 
     heads: int
-    query: Linear
+    query: Linear | None
     key: Linear
     value: Linear
     out: Linear
@@ -317,6 +381,11 @@ class Attention:
     key_norm: Norm | None = None
     turn: Turn | None = None
     added: Added | None = None
+    gate: Linear | None = None
+    difference: Difference | None = None
+    across: Norm | None = None
+    derived: Derived = field(default_factory=Derived)
+    latents: Callable[[], Float[Tensor, "latent width"]] | None = None
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:
@@ -325,15 +394,25 @@ class Attention:
         return cls(heads, query, key, value, out, scale, packed, **others)
 
     @property
+    def ports(self) -> dict[str, Linear]:
+        """The projections of what heads read of the stream, by the names of these inputs, in the order of the
+        reads.
+        """
+        named = {"q": self.query, "k": self.key, "v": self.value, "g": self.gate}
+        return {name: linear for name, linear in named.items() if linear is not None}
+
+    @property
     def weights(self) -> tuple[Tensor | None, ...]:
         """The tensors that its projections are made of."""
-        ports = self.query, self.key, self.value
-        return tuple(tensor for port in ports for tensor in (port.full_weight, port.full_bias))
+        return tuple(tensor for port in self.ports.values() for tensor in port.tensors)
 
     def with_rules(self, rules: BackwardRules) -> Attention:
         """The same with norms that are differentiated by the rules."""
-        query, key = (norm and norm.with_rules(rules) for norm in (self.query_norm, self.key_norm))
-        return replace(self, query_norm=query, key_norm=key)
+        norms = self.query_norm, self.key_norm, self.across
+        query, key, across = (norm and norm.with_rules(rules) for norm in norms)
+        less = self.difference
+        less = less and replace(less, norm=less.norm.with_rules(rules))
+        return replace(self, query_norm=query, key_norm=key, across=across, difference=less)
 
 
 @dataclass(frozen=True, eq=False)
@@ -404,14 +483,15 @@ class Readout:
         norm: of the stream.
         pool: `(batch, token, d_model)` to one vector for each classifier, `(batch, classifier, width)`.
         after: the norm of the pooled vectors.
-        heads: the classifiers; an `nn.Identity` where the pooled vector is the output.
+        heads: the classifiers; a `Linear` where the module keeps a weight alone, an `nn.Identity` where the
+            pooled vector is the output, an `nn.Sequential` of linear maps that follow each other.
         names: of the classifiers, for messages and shares.
     """
 
     norm: Norm
     pool: Callable[[Tensor], Tensor]
     after: Norm
-    heads: tuple[nn.Module, ...]
+    heads: tuple[nn.Module | Linear, ...]
     names: tuple[str, ...] = ("head",)
 
     def __call__(self, stream: Tensor) -> Float[Tensor, "batch classes"]:
@@ -465,11 +545,15 @@ class Readout:
         return self.norm.fold(at_tokens) * inverse, constants
 
     @staticmethod
-    def _through(head: nn.Module, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
+    def _through(head: nn.Module | Linear, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
         """The weights `(image, width)` at a classifier's input."""
         if isinstance(head, nn.Identity):
             return of
-        if not isinstance(head, nn.Linear):
+        if isinstance(head, nn.Sequential):
+            for place, each in reversed(list(enumerate(head))):
+                of = Readout._through(each, f"{name}.{place}", of, constants)
+            return of
+        if not isinstance(head, (nn.Linear, Linear)):
             raise UnsupportedModelError(
                 f"{name} is a {type(head).__name__}: only a linear classifier has shares"
             )

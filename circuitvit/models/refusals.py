@@ -15,6 +15,64 @@ from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 
 
+QUANTIZED = frozenset(
+    {"auto_gptq", "awq", "bitsandbytes", "gptqmodel", "hqq", "quanto", "quantized", "torchao"}
+)
+"""Packages, of torch and of others, whose layers hold numbers of few bits."""
+
+RECORDERS = "transformers.utils.output_capturing"
+"""Whose hooks note what passes when hidden states are asked for, and change nothing."""
+
+
+SANDWICH = (
+    "it norms what attention and MLP write before it is added (post-norm): what its heads write passes one "
+    "norm together, so that no head has an output of its own from which an edge could lead"
+)
+PYRAMID = (
+    "its tokens are merged on the way, so that no stream of one length and width leads from the first block "
+    "to the last, along which an edge could go"
+)
+PYRAMIDS = (
+    *("coat", "davit", "gcvit", "hiera", "levit", "maxxvit", "mvitv2", "nest", "pit", "pvt_v2"),
+    *("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
+)
+NO_EDGES = {
+    "timm.models.cait": "its heads are mixed before and after the softmax (talking heads), so that none has a "
+    "pattern or an output of its own, and its class token joins the others after most blocks",
+    "timm.models.convit": "its class token joins the others after most blocks, so that no one stream leads "
+    "from the first block to the last",
+    "timm.models.crossvit": "it has two streams, of small and of large patches, which read each other",
+    "timm.models.gemma4_vit": SANDWICH,
+    "timm.models.tnt": "it has two streams, of patches and of the pixels in each, of which one is added to "
+    "the other in every block",
+    "timm.models.vision_transformer_sam": "it attends within windows, padded where they do not fit, adds what "
+    "depends on the query to its scores, and ends in convolutions: no stage says that yet",
+    "timm.models.volo": "its first blocks attend to what lies around a token by weights that are no products "
+    "of queries and keys, and its tokens are merged on the way",
+    "timm.models.xcit": "its heads attend from channel to channel, of all tokens at once "
+    "(cross-covariance), so that no edge leads to a query, key or value of a token",
+    **{f"timm.models.{name}": PYRAMID for name in PYRAMIDS},
+    **{
+        f"transformers.models.{name}.modeling_{name}": PYRAMID for name in ("pvt", "pvt_v2", "swin", "swinv2")
+    },
+    "torchvision.models.swin_transformer": PYRAMID,
+}
+"""Why models of these files have no graph of heads and edges, by the file's name in its library."""
+
+
+def refuse_without_edges(module: nn.Module) -> None:
+    """Refuse a module of a kind in which there is nothing that could be called an edge.
+
+    Raises:
+        UnsupportedModelError: saying why.
+    """
+    for kind in type(module).__mro__:
+        if (reason := NO_EDGES.get(kind.__module__)) is not None:
+            raise UnsupportedModelError(
+                f"{kind.__module__}.{kind.__qualname__} cannot be decomposed: {reason}"
+            )
+
+
 def refuse_unsound(module: nn.Module) -> None:
     """Refuse a module whose forward is not what its class says, or is random, or whose weights are unusable.
 
@@ -29,6 +87,13 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"{where} is in training mode, where dropout makes every run different: "
                 "call model.eval() first"
             )
+        kind = type(part).__module__
+        if "_hf_hook" in vars(part):
+            raise UnsupportedModelError(
+                f"{where} has a hook of accelerate (device_map), which moves weights and inputs at every run: "
+                "load the model without device_map, or call accelerate.hooks.remove_hook_from_module(model, "
+                "recurse=True)"
+            )
         if "forward" in vars(part):
             raise UnsupportedModelError(
                 f"the forward of {where} has been replaced on the object itself, so that its class no longer "
@@ -39,8 +104,13 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"{where} computes its weights anew in every forward: make them plain with "
                 "torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm"
             )
-        kind = type(part).__module__
-        if "quantized" in kind.split("."):
+        if kind.partition(".")[0] == "peft":
+            raise UnsupportedModelError(
+                f"{where} is a {type(part).__name__} of an adapter (PEFT), whose weights are not in the layer: "
+                "merge them first, with merge_and_unload of the PeftModel"
+            )
+        own = part.parameters(recurse=False)
+        if QUANTIZED & set(kind.split(".")) or not all(each.is_floating_point() for each in own):
             raise UnsupportedModelError(
                 f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
                 "could be taken apart; wrap the model before it was quantized"
@@ -103,7 +173,7 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
             "there are forward hooks for all modules (register_module_forward_hook), which would also run "
             "in the middle of this library's own runs: remove them"
         )
-    hooked = [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+    hooked = [name for name, part in module.named_modules() if any(_hooks_of(part))]
     if not hooked:
         return
     for name, call in _calls(twin, family, images, hooked):
@@ -123,8 +193,14 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
     warnings.warn(
         f"the forward hooks of {shown} are not carried over: a model of circuitvit runs without hooks, "
         "whatever they do later",
-        stacklevel=3,
+        stacklevel=4,
     )
+
+
+def _hooks_of(part: nn.Module) -> Iterator[Any]:
+    for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+        if getattr(hook, "__module__", None) != RECORDERS:
+            yield hook
 
 
 def _calls(

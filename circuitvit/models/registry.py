@@ -17,9 +17,13 @@ from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, un
 from circuitvit.models import checkpoints
 from circuitvit.models.decompose import decomposed, frozen_twin
 from circuitvit.models.families import Family
+from circuitvit.models.families import layout as layouts
+from circuitvit.models.families.layout import Layout
+from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
-from circuitvit.models.refusals import look_at_hooks, refuse_unsound
+from circuitvit.models.refusals import look_at_hooks, refuse_unsound, refuse_without_edges
 from circuitvit.models.rules import BackwardRules
+from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
@@ -28,24 +32,95 @@ IMAGENET_CLASSES = 1000
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What weights may be kept in."""
 
-FAMILIES: dict[str, str | Family] = {
+TRANSFORMERS = {
+    "beit.modeling_beit": ("BEIT", "BeitForImageClassification BeitModel"),
+    "clip.modeling_clip": (
+        "CLIP_TOWER",
+        "CLIPForImageClassification CLIPModel CLIPVisionModel CLIPVisionModelWithProjection",
+    ),
+    "deit.modeling_deit": (
+        "DEIT",
+        "DeiTForImageClassification DeiTForImageClassificationWithTeacher DeiTModel",
+    ),
+    "dinov2.modeling_dinov2": ("DINOV2", "Dinov2ForImageClassification Dinov2Model"),
+    "dinov2_with_registers.modeling_dinov2_with_registers": (
+        "DINOV2_REGISTERS",
+        "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel",
+    ),
+    "dinov3_vit.modeling_dinov3_vit": ("DINOV3", "DINOv3ViTModel"),
+    "ijepa.modeling_ijepa": ("I_JEPA", "IJepaForImageClassification IJepaModel"),
+    "siglip.modeling_siglip": ("SIGLIP", "SiglipForImageClassification SiglipModel SiglipVisionModel"),
+    "siglip2.modeling_siglip2": ("SIGLIP2", "Siglip2ForImageClassification Siglip2Model Siglip2VisionModel"),
+    "vit.modeling_vit": ("VIT", "ViTForImageClassification ViTModel"),
+    "vit_mae.modeling_vit_mae": ("MAE_ENCODER", "ViTMAEModel"),
+    "vit_msn.modeling_vit_msn": ("VIT", "ViTMSNForImageClassification ViTMSNModel"),
+}
+"""Files of `transformers.models`, our family of the classes in them, and these."""
+
+TRANSFORMERS_VIDEO = {
+    "timesformer.modeling_timesformer": ("TIMESFORMER", "TimesformerForVideoClassification TimesformerModel"),
+    "videomae.modeling_videomae": ("VIDEOMAE", "VideoMAEForVideoClassification VideoMAEModel"),
+    "vivit.modeling_vivit": ("VIVIT", "VivitForVideoClassification VivitModel"),
+    "vjepa2.modeling_vjepa2": ("VJEPA2", "VJEPA2ForVideoClassification VJEPA2Model"),
+}
+"""The same for models of clips."""
+
+FAMILIES: dict[str, str | Family | Layout] = {
+    "timm.models.deepseek_vit.DeepseekVitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.deepseek_vit.DeepseekVitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
+    "timm.models.qwen3_vit.Qwen3VitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
+    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
+    "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
+    "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
+        "circuitvit.models.families.timm_relative:RELPOS"
+    ),
+    "torchvision.models.vision_transformer.VisionTransformer": (
+        "circuitvit.models.families.torchvision_vit:FAMILY"
+    ),
+    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
+    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
+    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
+    **{
+        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_vit:{family}"
+        for file, (family, kinds) in TRANSFORMERS.items()
+        for kind in kinds.split()
+    },
+    **{
+        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_video:{family}"
+        for file, (family, kinds) in TRANSFORMERS_VIDEO.items()
+        for kind in kinds.split()
+    },
 }
 """The family of each class of modules, by the class's full name; a family's file is imported when it is
 needed.
 """
 
-SOURCES: dict[str, str] = {}
+CLASSIFIERS = ("head", "head_dist")
+"""What timm calls classifiers, which stay in the checkpoint where a model is built with `num_classes=0`."""
+
+SOURCES: dict[str, str] = {
+    "hf": "circuitvit.models.families.hf_load:load_hf",
+    "open_clip": "circuitvit.models.families.open_clip_load:load_open_clip",
+}
 """Who loads names with this word before a colon, such as "hf:google/vit-base-patch16-224": "module:function",
 of the rest of the name and of keywords of `load`, to a `Loaded`.
 """
 
 INSIDE = {
+    "clip.model.CLIP": "visual",
+    "open_clip.coca_model.CoCa": "visual",
+    "open_clip.model.CLIP": "visual",
+    "open_clip.model.CustomTextCLIP": "visual",
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
 }
-"""Wrappers that change nothing of what a module computes, and the attribute that holds the plain one."""
+"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute that
+holds the plain one, or the image tower.
+"""
 
 
 def load(
@@ -68,7 +143,8 @@ def load(
         device: where the model runs.
         dtype: of the weights; float32 by default.
         classes: names of the logits; taken from the card, or from ImageNet where there are 1000.
-        **architecture: passed on to timm, such as `img_size=384` or `num_classes=37`.
+        **architecture: passed on to timm, such as `img_size=384` or `num_classes=37`; `num_classes=0` gives
+            the features, and leaves a classifier in the checkpoint aside.
 
     Raises:
         NameNotFoundError: if the name is unknown; the message suggests the nearest.
@@ -115,12 +191,12 @@ def load(
     return wrap(module.eval(), name=name, classes=classes)
 
 
-def register(kind: type[nn.Module], family: Family) -> None:
+def register(kind: type[nn.Module], family: Family | Layout) -> None:
     """Teach `wrap` a class of modules: from now on it is taken apart as the family says.
 
     Args:
         kind: the class; classes derived from it are taken for the same.
-        family: where its parts are.
+        family: where its parts are; a `Layout` will do.
 
     Raises:
         OptionError: if the family is none.
@@ -130,8 +206,8 @@ def register(kind: type[nn.Module], family: Family) -> None:
         >>> cv.register(MyViT, MyFamily())  # doctest: +SKIP
         >>> model = cv.wrap(my_vit.eval())  # doctest: +SKIP
     """
-    if not isinstance(family, Family):
-        raise OptionError(f"a family is an object of a class derived from Family, not {family!r}")
+    if not isinstance(family, (Family, Layout)):
+        raise OptionError(f"a family is a Layout or an object of a class derived from Family, not {family!r}")
     FAMILIES[_full_name(kind)] = family
 
 
@@ -142,6 +218,7 @@ def wrap(
     classes: Sequence[str] | None = None,
     preprocessing: InputSpec | None = None,
     card: Card | None = None,
+    layout: Layout | None = None,
 ) -> Model:
     """A module at hand, seen as stages. The module is not changed, and not run in training mode either.
 
@@ -150,11 +227,12 @@ def wrap(
 
     Args:
         module: a Vision Transformer in evaluation mode, of a class that `FAMILIES` has or `register` was
-            given.
+            given; of any other class with a layout.
         name: for files and messages.
         classes: names of the logits, in order.
         preprocessing: how image files become inputs; by default what the module's own configuration says.
         card: how the model was trained, for bundled and own models.
+        layout: where the parts of a hand-written model are; images need `preprocessing` then.
 
     Raises:
         UnsupportedModelError: if a part cannot be decomposed; the message names the module and the switch.
@@ -168,12 +246,12 @@ def wrap(
     module = _unwrapped(module)
     if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
         raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
-    return _wrapped(module, family_of(module), name, classes, preprocessing, card)
+    return _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
 
 
 def _wrapped(
     module: nn.Module,
-    family: Family,
+    family: Family | Layout,
     name: str | None,
     classes: Sequence[str] | None,
     preprocessing: InputSpec | None,
@@ -183,14 +261,17 @@ def _wrapped(
     with _in_peace(module):
         refuse_unsound(module)
         twin = frozen_twin(module)
-        spec = preprocessing or family.preprocessing(twin)
+        spec = preprocessing or (None if isinstance(family, Layout) else family.preprocessing(twin))
         if spec is None:
             raise OptionError(
                 f"{type(module).__name__} does not say how images become inputs: give preprocessing="
             )
+        family.settle(twin, spec)
         images = _noise(twin, spec)
-        look_at_hooks(module, family, twin, images)
-        stages, logits = decomposed(family, twin, images)
+        meant = layouts.families(family, twin, spec.size) if isinstance(family, Layout) else (family,)
+        look_at_hooks(module, meant[0], twin, images)
+        family, stages, logits = _first_that_fits(meant, twin, images)
+        classes = classes or family.classes(twin)
         if classes is not None and len(classes) != logits.shape[-1]:
             raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
         has_classes, synsets = classes is not None or family.classifies(twin), None
@@ -214,13 +295,30 @@ def _wrapped(
         return model
 
 
+def _first_that_fits(
+    families: Sequence[Family], twin: nn.Module, images: Tensor
+) -> tuple[Family, tuple[Stage, ...], Tensor]:
+    """The family that a module is of, its stages, and logits for some images.
+
+    Raises:
+        UnsupportedModelError: if it is of none; with the reason why it is not of the first.
+    """
+    refusals = []
+    for family in families:
+        try:
+            return family, *decomposed(family, twin, images)
+        except UnsupportedModelError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
 def _made_again(model: Model) -> tuple[Any, ...]:
     """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
     is wrapped and checked again, as stages and a module that are read apart might not share their weights.
     """
-    said = model.name, model.classes, model.preprocessing, model.card
-    facts = {"synsets": model.synsets, "has_classes": model.has_classes}
-    return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
+    said = model.name, model.classes if model.head is None else None, model.preprocessing, model.card
+    facts = {"name": model.name, "synsets": model.synsets, "has_classes": model.has_classes}
+    return _rewrapped, (_Timm(), model.module, model.family, said, model.head, model.rules, facts)
 
 
 class _Timm:
@@ -235,10 +333,12 @@ def _rewrapped(
     module: nn.Module,
     family: Family,
     said: tuple[Any, ...],
+    head: Head | None,
     rules: BackwardRules | None,
     facts: dict[str, Any],
 ) -> Model:
-    model = replace(_wrapped(module, family, *said), **facts)
+    model = _wrapped(module, family, *said)
+    model = replace(model if head is None else with_head(model, head), **facts)
     return model if rules is None else model.with_rules(rules)
 
 
@@ -259,32 +359,34 @@ def _in_peace(module: nn.Module) -> Iterator[None]:
             ) from error
 
 
-def family_of(module: nn.Module) -> Family:
+def family_of(module: nn.Module) -> Family | Layout:
     """The family of a module, by its class or the nearest class that it derives from.
 
     Raises:
         UnsupportedModelError: if there is none.
     """
-    for kind in type(module).__mro__:
-        found = FAMILIES.get(_full_name(kind))
-        if isinstance(found, str):
-            family: Family = _found(found)
-            return family
-        if found is not None:
-            return found
+    found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
+    if found is not None:
+        return _found(found) if isinstance(found, str) else found
+    refuse_without_edges(module)
     for place, part in module.named_modules():
-        if any(_full_name(kind) in FAMILIES for kind in type(part).__mro__):
+        if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))
             merge = " after merging its adapters (merge_and_unload)" if "base_model" in place else ""
             raise UnsupportedModelError(
                 f"{_full_name(type(module))} cannot be decomposed as it is, as it may do more than the "
                 f"{type(part).__name__} that it holds: wrap that, module{path}{merge}"
             )
-    known = ", ".join(sorted(FAMILIES))
+    libraries = ", ".join(sorted({name.partition(".")[0] for name in FAMILIES}))
     raise UnsupportedModelError(
-        f"{_full_name(type(module))} cannot be decomposed: known are {known}, and classes derived from them. "
-        "Teach the library yours with circuitvit.register"
+        f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
+        "classes derived from them. Teach the library yours with circuitvit.register"
     )
+
+
+def is_known(kind: type) -> bool:
+    """Whether modules of a class have a family."""
+    return any(_full_name(base) in FAMILIES for base in kind.__mro__)
 
 
 def _found(place: str) -> Any:
@@ -344,6 +446,8 @@ def _timm_module(
             raise checkpoints.offline_error(name, error) from error
         raise ModelError(f"timm cannot build {name}: {type(error).__name__}: {error}") from error
     family_of(module)
+    if state is not None and architecture.get("num_classes") == 0:  # features are asked for
+        state = {key: each for key, each in state.items() if key.partition(".")[0] not in CLASSIFIERS}
     if state is not None:
         checkpoints.fill(module, state, checkpoint)
     return module
@@ -352,7 +456,7 @@ def _timm_module(
 def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     like = next(twin.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, *spec.size, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
+    return torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

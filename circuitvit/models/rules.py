@@ -24,7 +24,7 @@ class BackwardRules:
         softmax_temperature: the Jacobian of the softmax is taken where its scores are divided by this.
         query_key_share: share of the gradient that queries and keys get.
         value_share: share of the gradient that values get.
-        gate_share: share of the gradient that each factor of a gated MLP gets.
+        gate_share: share of the gradient that each factor of a gated MLP, or of a gated head, gets.
         output_share: share of the gradient at what heads and MLPs write that they pass on.
     """
 
@@ -61,15 +61,14 @@ def ruled_attention(
     query, key = damped(query, rules.query_key_share), damped(key, rules.query_key_share)
     value = damped(value, rules.value_share)
     if rules.softmax_temperature == 1.0:
-        written = F.scaled_dot_product_attention(query, key, value, added, scale=scale)
-        return damped(written, rules.output_share)
+        return F.scaled_dot_product_attention(query, key, value, added, scale=scale)
     scores: Tensor = query @ key.transpose(-1, -2) * scale
     scores = scores if added is None else scores + added
     soft = F.softmax(scores / rules.softmax_temperature, dim=-1)
     # Worth nothing itself, it brings the gradient that is wanted.
     heat: Tensor = rules.softmax_temperature * (soft - soft.detach())
     pattern = F.softmax(scores.detach(), dim=-1) + heat
-    return damped(torch.matmul(pattern, value), rules.output_share)
+    return torch.matmul(pattern, value)
 
 
 # -- MLPs ----------------------------------------------------------------------------------------

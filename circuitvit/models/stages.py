@@ -211,6 +211,26 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
 
+    def gain(self, reads: Reads) -> tuple[Tensor, Tensor] | None:
+        """What multiplies the values that a head has mixed, before its output projection, and what is added
+        then, both `(batch, head, token, d_head)`; None for nothing.
+
+        Of attention: a gate, or a norm at the scale and centre that it has in this run. With it, what a head
+        writes at one token is a sum over the tokens that it attends to.
+
+        Raises:
+            UnsupportedModelError: if it is no such sum.
+        """
+        return None
+
+    def carried(self, reads: Reads) -> Tensor:
+        """What each token has the heads write that attend to it alone, in the form of `write`.
+
+        Raises:
+            UnsupportedModelError: if the stage is not attention.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
+
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
     ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:

@@ -96,7 +96,7 @@ def acdc(
     if divergence not in ("kl", "metric"):
         raise OptionError(f"the divergence is 'kl' or 'metric', not {divergence!r}")
     require_noising(task)
-    if divergence == "kl" and not model.has_classes:
+    if divergence == "kl" and not model.chooses:
         raise OptionError(
             f"the outputs of {model.name} are no classes, so there is no KL of predictions: give "
             "divergence='metric', and tau in units of the metric"
@@ -233,8 +233,8 @@ class _Judge:
     def divergences(self, replays: list[Replay], heard: EdgeMask) -> list[float]:
         """That of each candidate for the edges into the replays' receiver, `(sender, candidate, group)`."""
         graph = self.runs[0][0].sources.graph
-        upstream = graph.sender_slices[graph.receiver_stages[replays[0].receiver]].start
-        return self._mean([replay(heard[:upstream]) for replay in replays])
+        upstream = graph.upstream[graph.receiver_stages[replays[0].receiver]]
+        return self._mean([replay(heard[upstream]) for replay in replays])
 
     def _mean(self, logits: list[Float[Tensor, "candidate batch class"]]) -> list[float]:
         total, count = torch.zeros((), dtype=torch.float64), 0

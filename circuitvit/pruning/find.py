@@ -227,7 +227,7 @@ def _find(
 
 
 def _plan(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> tuple[Plan, float]:
-    """Turn seconds into numbers of steps and runs, from a few measured ones; and the seconds that they need."""
+    """Turn seconds into numbers of steps and runs, from a few measured ones, and say what these will take."""
     prepared, settings = evaluator.prepared, MaskSettings(batch_size=batch_size)
     trainer = MaskTrainer(prepared, prepared.graph.n_edges, settings, evaluator=evaluator)
     trainer.step()  # the first one allocates

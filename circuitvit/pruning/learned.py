@@ -204,7 +204,7 @@ class MaskTrainer:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
         require_noising(prepared)
         metric = prepared.metric.metric
-        if not prepared.model.has_classes and not metric.differentiable:
+        if not prepared.model.chooses and not metric.differentiable:
             raise OptionError(
                 f"without classes a mask is learned by the metric's gradient alone, and {metric.name!r} has "
                 "none: choose another metric, or find(..., start='whole')"
@@ -312,7 +312,7 @@ class MaskTrainer:
         """How far the masked run is from the full one: of the whole prediction, and of the behaviour."""
         behaviour = (run.metric(logits) - run.metric(run.base.logits)) / self._scale
         distance = BEHAVIOUR_WEIGHT * behaviour.square()
-        if self.prepared.model.has_classes:
+        if self.prepared.model.chooses:
             distance = distance + divergence(run.clean_logits, logits)
         return distance.mean()
 

@@ -96,6 +96,6 @@ def learn_constants(
 
 def _loss(run: BatchRun, logits: Tensor) -> Tensor:
     """How far the ablated model is from the whole one, averaged over the images of a batch."""
-    if run.prepared.model.has_classes:
+    if run.prepared.model.chooses:
         return divergence(run.clean_logits, logits).mean()
     return (run.metric(logits) - run.metric(run.base.logits)).square().mean()

@@ -14,6 +14,8 @@ from circuitvit.tasks.metrics import (
     logit_diff,
     metric_names,
     probability,
+    projection,
+    similarity,
 )
 from circuitvit.tasks.split import Split, as_task, select_pairs, split
 from circuitvit.tasks.task import Batch, PreparedTask, Task, prepare
@@ -45,6 +47,8 @@ __all__ = [
     "metric_names",
     "prepare",
     "probability",
+    "projection",
     "select_pairs",
+    "similarity",
     "split",
 ]

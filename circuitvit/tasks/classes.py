@@ -79,7 +79,8 @@ def class_indices(model: Model, wanted: ClassSpec) -> tuple[int, ...]:
 def class_label(model: Model, index: int) -> str:
     """A short name of a class for people: its first synonym, or "class 7" where it has no name.
 
-    A name that several classes share is told apart: "crane (class 134)".
+    Outputs that are features and no classes are called "feature 7". A name that several classes share is told
+    apart: "crane (class 134)".
 
     Example:
         >>> import circuitvit as cv
@@ -88,7 +89,7 @@ def class_label(model: Model, index: int) -> str:
     """
     first = _first_synonym(model, index)
     if not first:
-        return f"class {index}"
+        return f"{'class' if model.has_classes else 'feature'} {index}"
     shared = sum(_first_synonym(model, other) == first for other in range(model.n_logits)) > 1
     return f"{first} (class {index})" if shared else first
 

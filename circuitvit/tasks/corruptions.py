@@ -1,7 +1,9 @@
 """Counterfactuals made from the image itself, where no photograph of "the same without the dog" exists.
 
 Every function takes one image `(channel, height, width)` or a batch `(image, channel, height, width)` of
-floating-point numbers, usually preprocessed, and gives a new tensor of the same shape. A `mask` says which
+floating-point numbers, usually preprocessed, and gives a new tensor of the same shape. Of clips `(clip, time,
+channel, height, width)` each frame is an image; `reverse`, `shuffle_frames` and `freeze` change their time. As
+a task's `corrupt` a function makes the counterfactuals itself: `Task(clips, reverse)`. A `mask` says which
 pixels are corrupted, True for those; it is `(height, width)`, shared by all images, or one for each image
 `(image, height, width)`. Without a mask the whole picture is. Pixels outside the mask never change.
 
@@ -20,21 +22,21 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError
 from circuitvit.models.zoo import InputSpec
-from circuitvit.tasks.images import decode_image, preprocess
+from circuitvit.tasks.image_files import decode_image, preprocess
 
 
 def blank(
@@ -150,9 +152,8 @@ def shuffle_patches(
                 f"image {number} has {len(places)} patches of {patch_size} x {patch_size} that may move "
                 "(wholly inside the mask, if there is one): to shuffle takes two"
             )
-        # One random cycle through all places: unlike a plain permutation it leaves no patch where it was.
-        cycle = places[torch.randperm(len(places), generator=generator)].to(images.device)
-        patches[cycle] = patches[cycle.roll(1)]
+        places = places.to(images.device)
+        patches[places] = patches[places[_cycle(len(places), generator)]]
     rows = height // patch_size
     return rearrange(shuffled, "b (d a) c p q -> b c (d p) (a q)", d=rows).reshape(images.shape)
 
@@ -185,9 +186,80 @@ def gaussian_noise(
         raise OptionError(f"std is a number above 0, not {std}")
     # Drawn on the CPU one image at a time: the same on every device, and whatever else is in the batch.
     generator = torch.Generator().manual_seed(seed)
-    count = len(images) if images.ndim == 4 else 1
+    count = math.prod(images.shape[:-3])
     noise = torch.stack([torch.randn(images.shape[-3:], generator=generator) for _ in range(count)])
     return torch.where(region, images + std * noise.reshape(images.shape).to(images), images)
+
+
+def reverse(
+    clips: Float[Tensor, "clip time channel height width"],
+) -> Float[Tensor, "clip time channel height width"]:
+    """Play the clips backwards.
+
+    Good for keeping every frame: only the direction of time is lost. Bad where nothing moves, or moves to and
+    fro: then nothing is corrupted, and a model that takes no notice of order does not tell the two apart.
+
+    Raises:
+        DataError: for anything but clips.
+    """
+    return _clips(clips).flip(1)
+
+
+def shuffle_frames(
+    clips: Float[Tensor, "clip time channel height width"], seed: int = 0, span: int = 1
+) -> Float[Tensor, "clip time channel height width"]:
+    """Let frames change places; every one moves.
+
+    Good for keeping what is seen while the order goes. Bad in that jumps from frame to frame are like nothing
+    that a model was trained on; and within a tubelet that covers several frames, the tokens themselves change.
+
+    Args:
+        clips: a batch.
+        seed: the same seed gives the same order, the same for all clips.
+        span: so many frames in a row move together, such as those of a tubelet; frames after the last whole
+            span stay where they are.
+
+    Raises:
+        DataError: for anything but clips, and for clips of fewer than two spans.
+        OptionError: if the span is not at least 1.
+    """
+    frames = _clips(clips).shape[1]
+    if span < 1:
+        raise OptionError(f"a span is at least 1 frame, not {span}")
+    spans = frames // span
+    if spans < 2:
+        raise DataError(f"clips of {frames} frames have {spans} spans of {span}: to shuffle takes two")
+    order = _cycle(spans, torch.Generator().manual_seed(seed))
+    places = torch.arange(frames)
+    places[: spans * span] = places[: spans * span].view(spans, span)[order].flatten()
+    return clips[:, places.to(clips.device)]
+
+
+def freeze(
+    clips: Float[Tensor, "clip time channel height width"], frame: int = 0
+) -> Float[Tensor, "clip time channel height width"]:
+    """Show one frame all the time.
+
+    Good for taking away motion alone. Bad in that what comes into view later is gone as well.
+
+    Args:
+        clips: a batch.
+        frame: which; negative ones count from the last.
+
+    Raises:
+        DataError: for anything but clips.
+        OptionError: if there is no such frame.
+    """
+    frames = _clips(clips).shape[1]
+    if not -frames <= frame < frames:
+        raise OptionError(f"there is no frame {frame}: the clips have {frames}, from 0")
+    return clips[:, frame % frames, None].expand_as(clips).clone()
+
+
+CORRUPTIONS: dict[str, Callable[..., Tensor]] = {
+    "reverse": reverse, "shuffle": shuffle_frames, "freeze": freeze, "blur": blur, "mean-colour": mean_colour,
+}  # fmt: skip
+"""Those that need nothing but the images, by the names that the command line has for them."""
 
 
 def complement(mask: Bool[Tensor, "*image height width"]) -> Bool[Tensor, "*image height width"]:
@@ -238,9 +310,10 @@ def read_mask(
 
 def _region(images: Tensor, mask: Tensor | None) -> Bool[Tensor, "*image channel height width"]:
     """The mask in a shape that broadcasts over `images`; everything is checked here."""
-    if images.ndim not in (3, 4) or images.numel() == 0:
+    if images.ndim not in (3, 4, 5) or images.numel() == 0:
         raise DataError(
-            f"images are (channel, height, width) or a batch of those, not of shape {tuple(images.shape)}"
+            "images are (channel, height, width) or a batch of those, or of clips of those, not of shape "
+            f"{tuple(images.shape)}"
         )
     if not images.is_floating_point():
         raise DataError(f"images are floating-point numbers, not {str(images.dtype).removeprefix('torch.')}")
@@ -265,6 +338,25 @@ def _refuse_no_mask(mask: Tensor) -> None:
         raise DataError(
             f"a mask is boolean, True where pixels are corrupted, not {kind}: write mask > 0 or the like"
         )
+
+
+def _clips(clips: Tensor) -> Tensor:
+    """The clips, once it is certain that they are some: a batch of images has no time."""
+    if clips.ndim != 5 or clips.numel() == 0:
+        raise DataError(
+            f"clips are (clip, time, channel, height, width), not of shape {tuple(clips.shape)}: only clips "
+            "have a time to be changed"
+        )
+    return clips
+
+
+def _cycle(count: int, generator: torch.Generator) -> Int64[Tensor, " place"]:
+    """Where each of so many things comes from: one random cycle, which unlike a plain permutation leaves none
+    where it was.
+    """
+    cycle, comes_from = torch.randperm(count, generator=generator), torch.empty(count, dtype=torch.int64)
+    comes_from[cycle] = cycle.roll(1)
+    return comes_from
 
 
 def _blur_matrix(size: int, sigma: float) -> Float[Tensor, "out in"]:

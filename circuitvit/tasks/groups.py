@@ -5,6 +5,7 @@ Every token belongs to exactly one group, so the edges of all groups together ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -96,6 +97,28 @@ class TokenGroups:
         return cls(names, torch.tensor([names.index(kind) for kind in kinds]))
 
     @classmethod
+    def by_frame(cls, model: Model, n_tokens: int) -> TokenGroups:
+        """The patches of a clip apart by time: "frame0", "frame1" ..., after the kinds of the tokens before.
+
+        A patch of a model that sees tubelets covers several frames of the clip: "frame0" is then the first
+        slice of them.
+
+        Raises:
+            OptionError: if the model sees no clips.
+            DataError: if its tokens form no grid.
+        """
+        if len(model.grid) != 3:
+            raise OptionError(f"{model.name} sees images, which have no frames to tell tokens apart by")
+        frames, rows, columns = model.grid
+        kinds = tuple(dict.fromkeys(model.prefix))
+        names = (*kinds, *(f"frame{frame}" for frame in range(frames)))
+        prefix = torch.tensor([kinds.index(kind) for kind in model.prefix], dtype=torch.int64)
+        patches = len(kinds) + torch.arange(frames).repeat_interleave(rows * columns)
+        if n_tokens != len(prefix) + len(patches):
+            raise OptionError(f"{n_tokens} tokens are not the {len(prefix) + len(patches)} of {model.name}")
+        return cls(names, torch.cat([prefix, patches]))
+
+    @classmethod
     def from_masks(cls, model: Model, masks: Mapping[str, Tensor], threshold: float = 0.5) -> TokenGroups:
         """The patches that each mask covers, such as `{"dog": dog_mask}`, as groups.
 
@@ -105,7 +128,7 @@ class TokenGroups:
         Args:
             model: whose patches are meant.
             masks: boolean, in the size of the model's input: `(height, width)`, the same for all images, or
-                `(image, height, width)`. `read_mask` makes one from a file.
+                `(image, height, width)`. `read_mask` makes one from a file. On clips they hold at all times.
             threshold: what part of a patch a mask must cover to have it, above 0 and at most 1.
 
         Returns:
@@ -159,7 +182,7 @@ def _first_cover(
 ) -> Int64[Tensor, " patch"] | Int64[Tensor, "image patch"]:
     """For each patch the number of the first mask that covers it, or the number of masks where none does."""
     height, width = _common_size(masks)
-    down, across = model.grid_at(height, width)
+    *time, down, across = model.grid_at(height, width)
     if height % down or width % across:
         raise DataError(
             f"masks are {height} x {width}, which {down} x {across} patches do not divide: "
@@ -171,7 +194,7 @@ def _first_cover(
         blocks = mask.cpu().reshape(*images, down, height // down, across, width // across)
         covered = blocks.double().mean(dim=(-3, -1)).flatten(-2)
         owner = torch.where(covered >= threshold, number, owner)
-    return owner
+    return owner.repeat(*(1,) * (owner.ndim - 1), math.prod(time))
 
 
 def _common_size(masks: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -1,194 +1,34 @@
-"""Image files to model inputs, and the two ways of holding them: a tensor at hand, or files read when needed.
+"""Images and clips, in the two ways of holding them: a tensor at hand, or files read when they are needed.
 
-Everything here ends in float32 tensors `(channel, height, width)` as the model takes them. What is a tensor
-already is taken as preprocessed; what is a path goes through the model's own preprocessing. Every complaint
-about a file names it, and none need wait for long work to begin: `Images.check` decodes all of them first.
+Everything here ends in float32 tensors of the shape that the model's `InputSpec` says: an image is `(channel,
+height, width)`, a clip `(time, channel, height, width)`. What is a tensor already is taken as preprocessed;
+what is a path goes through the model's own preprocessing. Every complaint about a file names it, and none need
+wait for long work to begin: `Images.check` decodes all of them first.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from circuitvit.errors import DataError, OptionError, unknown_name
-from circuitvit.models.timm_import import import_timm
-from circuitvit.models.zoo import InputSpec
+from circuitvit.errors import DataError
+from circuitvit.models.zoo import ClipSpec, InputSpec
+from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, load_clip
+from circuitvit.tasks.image_files import IMAGE_SUFFIXES, check_image, load_image, refuse_missing
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What counts as an image when a folder is listed; a file that is named outright may end in anything."""
+SPECS: tuple[type[InputSpec], ...] = (InputSpec, ClipSpec)
+"""The kinds of inputs; a tensor of them has one dimension more than they have axes."""
 
-_MAX_PIXELS = 100_000_000  # of a picture once resized: far more than any camera's, scaled to a model's input
-_EXIF_ORIENTATION = 0x0112
-_TURN = Image.Transpose
-_UPRIGHT = {
-    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
-    6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
-}  # fmt: skip
-
-
-# -- one file ------------------------------------------------------------------------------------
-
-
-def decode_image(path: str | Path) -> Image.Image:
-    """An image file decoded to its last pixel and turned upright, in the mode it was saved in.
-
-    Of an animation it is the first frame.
-
-    Raises:
-        DataError: if the file is missing, unreadable, truncated, no image, or decodes to absurdly many
-            pixels (Pillow's own limit); the message names it.
-    """
-    path = Path(path)
-    _refuse_missing(path)
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            # Not `ImageOps.exif_transpose`: it rewrites the EXIF data too, and fails where that is damaged.
-            turn = _UPRIGHT.get(opened.getexif().get(_EXIF_ORIENTATION, 1))
-            return opened.copy() if turn is None else opened.transpose(turn)
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image, whatever its name says, or lacks its beginning") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"the image {path} is absurdly large, scale it down first: {error}") from error
-    except Exception as error:  # decoders run on arbitrary bytes and raise nearly anything
-        raise DataError(f"cannot read the image {path}, it may be truncated or damaged: {error}") from error
-
-
-def read_image(path: str | Path, channels: int = 3) -> Image.Image:
-    """An image file in 8-bit colours, decoded in full and upright; what is transparent becomes white.
-
-    16-bit greyscale is scaled to 8 bits.
-
-    Args:
-        path: of the file.
-        channels: 3 for mode "RGB", 1 for mode "L".
-
-    Raises:
-        DataError: as :func:`decode_image`, and for pixels that have no 8-bit meaning (floating point).
-        OptionError: for another number of channels.
-    """
-    image = decode_image(path)
-    with _naming(path):
-        return _flatten(image, channels)
-
-
-def preprocess(image: Image.Image, spec: InputSpec) -> Float[Tensor, "channel height width"]:
-    """A picture as the model takes it: timm's own evaluation transform for `spec`, in float32.
-
-    The short side is resized to `size / crop_pct`, the middle is cropped out, and pixels in [0, 1] are
-    normalised by mean and standard deviation.
-
-    Raises:
-        DataError: for a picture so elongated that resizing its short side would fill the memory.
-        OptionError: for a `spec` that contradicts itself.
-
-    Example:
-        >>> spec = InputSpec((3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        >>> tensor = preprocess(Image.new("RGB", (64, 48), "white"), spec)
-        >>> tensor.shape, tensor.min().item()
-        (torch.Size([3, 32, 32]), 1.0)
-    """
-    transform = _transform(spec)
-    _refuse_elongated(image, spec)
-    return transform(_flatten(image, spec.size[0]))
-
-
-def load_image(path: str | Path, spec: InputSpec) -> Float[Tensor, "channel height width"]:
-    """An image file as the model takes it: :func:`read_image`, then :func:`preprocess`.
-
-    Raises:
-        DataError, OptionError: as those two; the message names the file.
-    """
-    image = read_image(path, spec.size[0])
-    with _naming(path):
-        return preprocess(image, spec)
-
-
-def _flatten(image: Image.Image, channels: int) -> Image.Image:
-    """`image` in mode "RGB" or "L", composited on white."""
-    if channels not in (1, 3):
-        raise OptionError(
-            f"image files give 1 or 3 channels and the model takes {channels}: preprocess the images "
-            "yourself, and give a tensor (image, channel, height, width)"
-        )
-    mode = "RGB" if channels == 3 else "L"
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bits(image)
-    try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert(mode)
-    except ValueError as error:  # such as LAB, for which Pillow has no conversion
-        raise DataError(f"its pixels are {image.mode}, which cannot be converted to {mode}") from error
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit greyscale (mode "I" or "I;16") in mode "L"; Pillow alone would clip it to white."""
-    pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise DataError("its pixels are numbers without a fixed range: save it with 8 or 16 bits")
-    return Image.fromarray((pixels / 257).round().astype(np.uint8))
-
-
-@lru_cache(maxsize=64)
-def _transform(spec: InputSpec) -> Callable[[Image.Image], Tensor]:
-    if min(spec.size) < 1 or not spec.crop_pct > 0:
-        raise OptionError(f"preprocessing needs a size (channels, height, width) and a crop_pct: {spec}")
-    if not len(spec.mean) == len(spec.std) == spec.size[0] or not min(spec.std) > 0:
-        raise OptionError(f"preprocessing needs a mean, and a std above 0, for every channel: {spec}")
-    try:
-        transform: Callable[[Image.Image], Tensor] = import_timm().data.create_transform(
-            input_size=spec.size, is_training=False, interpolation=spec.interpolation,
-            mean=spec.mean, std=spec.std, crop_pct=spec.crop_pct,
-        )  # fmt: skip
-    except KeyError as error:
-        known = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-        raise OptionError(str(unknown_name("interpolation", spec.interpolation, known))) from error
-    return transform
-
-
-def _refuse_elongated(image: Image.Image, spec: InputSpec) -> None:
-    """A picture of 1 x 65,000 pixels passes every limit on its size, and becomes 224 x 14 million."""
-    _, height, width = spec.size
-    scale = max(height / image.height, width / image.width) / spec.crop_pct
-    if image.height * image.width * scale**2 > _MAX_PIXELS:
-        raise DataError(
-            f"{image.width} x {image.height} pixels are too elongated to crop to {width} x {height}"
-        )
-
-
-def _refuse_missing(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, where an image file was expected")
-    if not path.is_file():
-        raise DataError(
-            f"no image {path}: {'not a regular file' if path.exists() else 'there is no such file'}"
-        )
-
-
-@contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Put the name of the file before the message of a DataError."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"cannot use the image {path}: {error}") from error
-
-
-# -- many images ---------------------------------------------------------------------------------
+SUFFIXES = {"image": IMAGE_SUFFIXES, "clip": CLIP_SUFFIXES}
 
 
 class Images(ABC):
@@ -199,7 +39,7 @@ class Images(ABC):
         """How many images there are; at least 1."""
 
     @abstractmethod
-    def take(self, start: int, stop: int) -> Float[Tensor, "image channel height width"]:
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
         """Images `start` to `stop` (exclusive, as in a slice), in float32 on the CPU."""
 
     @property
@@ -209,8 +49,8 @@ class Images(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of each image."""
+    def shape(self) -> tuple[int, ...]:
+        """Of each image: (channels, height, width), and of clips (frames, channels, height, width)."""
 
     @abstractmethod
     def check(self, quiet: bool = False) -> None:
@@ -228,7 +68,8 @@ class TensorImages(Images):
     """Images that are preprocessed already. Float32 values on the CPU are not copied.
 
     Attributes:
-        tensor: (image, channel, height, width); a single (channel, height, width) becomes a batch of one.
+        tensor: images (image, channel, height, width), of which a single one (channel, height, width) becomes
+            a batch of one; or clips (clip, time, channel, height, width).
 
     Raises:
         DataError: if the tensor has other dimensions, is empty, is not floating, or holds NaN or infinity.
@@ -239,19 +80,20 @@ class TensorImages(Images):
         (2, (3, 32, 32), ('image 0', 'image 1'))
     """
 
-    tensor: Float[Tensor, "image channel height width"]
+    tensor: Float[Tensor, "image *shape"]
 
     def __post_init__(self) -> None:
         tensor, shape = self.tensor.detach(), tuple(self.tensor.shape)
-        if tensor.ndim not in (3, 4):
-            raise DataError(f"images are (image, channel, height, width), not of shape {shape}")
+        tensor = tensor[None] if tensor.ndim == 3 else tensor
+        if tensor.ndim not in (4, 5):
+            raise DataError(f"{_said(InputSpec)}, {_said(ClipSpec)}, not of shape {shape}")
         if tensor.numel() == 0:
             raise DataError(f"no images: the tensor of shape {shape} is empty")
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise DataError(f"a tensor is taken as preprocessed, and this one is {kind}: scale and normalise "
                             "the pixels first (see model.preprocessing), or give image files")  # fmt: skip
-        tensor = tensor.to("cpu", torch.float32).reshape(-1, *shape[-3:])
+        tensor = tensor.to("cpu", torch.float32)
         bad = (~tensor.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
             raise DataError(
@@ -262,7 +104,7 @@ class TensorImages(Images):
     def __len__(self) -> int:
         return len(self.tensor)
 
-    def take(self, start: int, stop: int) -> Float[Tensor, "image channel height width"]:
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
         return self.tensor[start:stop]
 
     @property
@@ -270,9 +112,8 @@ class TensorImages(Images):
         return tuple(f"image {index}" for index in range(len(self)))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        _, channels, height, width = self.tensor.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape[1:])
 
     def check(self, quiet: bool = False) -> None:
         """Nothing is left to find out: the constructor looks at every value."""
@@ -301,13 +142,13 @@ class FileImages(Images):
         if not self.paths:
             raise DataError("no images: the list of paths is empty")
         for path in self.paths:
-            _refuse_missing(path)
+            refuse_missing(path)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, start: int, stop: int) -> Float[Tensor, "image channel height width"]:
-        loaded = [load_image(path, self.spec) for path in self.paths[start:stop]]
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
+        loaded = [self._load(path) for path in self.paths[start:stop]]
         return torch.stack(loaded) if loaded else torch.empty(0, *self.shape)
 
     @property
@@ -315,33 +156,94 @@ class FileImages(Images):
         return tuple(path.name for path in self.paths)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.spec.size
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
 
     def check(self, quiet: bool = False) -> None:
-        for path in tqdm(self.paths, desc="checking", unit="image", disable=quiet, leave=False, delay=1.0):
-            image = read_image(path, self.spec.size[0])
-            with _naming(path):
-                _refuse_elongated(image, self.spec)
+        what = self.spec.what
+        for path in tqdm(self.paths, desc="checking", unit=what, disable=quiet, leave=False, delay=1.0):
+            self._check(path)
+
+    def _load(self, path: Path) -> Float[Tensor, "*shape"]:
+        return load_image(path, self.spec)
+
+    def _check(self, path: Path) -> None:
+        check_image(path, self.spec)
 
     def __repr__(self) -> str:
-        return f"FileImages({len(self)} files: {few(self.names)})"
+        return f"{type(self).__name__}({len(self)} files: {few(self.names)})"
 
 
-def as_images(
-    source: Images | Tensor | NDArray[np.floating] | str | Path | Sequence[str | Path], spec: InputSpec
-) -> Images:
+@dataclass(frozen=True, repr=False)
+class FileClips(FileImages):
+    """Video files or arrays of frames, decoded each time they are taken, sampled as the preprocessing says."""
+
+    spec: ClipSpec
+
+    def _load(self, path: Path) -> Float[Tensor, "time channel height width"]:
+        return load_clip(path, self.spec)
+
+    def _check(self, path: Path) -> None:
+        check_clip(path, self.spec)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MadeImages(Images):
+    """Images made of others, one by one, when they are needed.
+
+    Attributes:
+        whole: what they are made of.
+        change: from a batch of one to a batch of one of the same shape.
+    """
+
+    whole: Images
+    change: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
+        taken = self.whole.take(start, stop)
+        made = [self.change(taken[row : row + 1]) for row in range(len(taken))]
+        for before, after in zip(taken, made, strict=True):
+            if not isinstance(after, Tensor) or after.shape != (1, *before.shape):
+                given = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
+                raise DataError(
+                    f"the corruption gives {given} for {(1, *before.shape)}: it takes a batch and gives one of "
+                    "the same shape"
+                )
+        return torch.cat(made) if made else taken
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.whole.names
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.whole.shape
+
+    def check(self, quiet: bool = False) -> None:
+        """The images themselves are checked where they are; whether the change can be made is seen on one."""
+        self.take(0, 1)
+
+
+ImageSpec = Images | Tensor | NDArray[np.floating] | str | Path | Sequence[str | Path]
+"""Images or clips as a preprocessed tensor, a file, a folder, or a list of files."""
+
+
+def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     """Whatever a user gives for images, as `Images`.
 
     Args:
         source: a tensor or array, taken as preprocessed; the path of a file; the path of a folder, for all
-            image files right in it, sorted by name (hidden files and other files are ignored); or a list
-            of paths of files.
-        spec: the model's preprocessing, for paths. Of a tensor only the number of channels is compared
-            with it, because some models take any height and width.
+            image (or clip) files right in it, sorted by name (hidden files and other files are ignored); or
+            a list of paths of files.
+        spec: the model's preprocessing, for paths. Of a tensor height and width are not compared with it,
+            because some models take any.
 
     Raises:
-        DataError: for a missing file or folder, a folder without images, or an unusable tensor.
+        DataError: for a missing file or folder, a folder without images, or an unusable tensor; for images
+            where the model takes clips, and the other way round.
 
     Example:
         >>> as_images(torch.zeros(3, 32, 32), InputSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3))
@@ -352,35 +254,69 @@ def as_images(
     if isinstance(source, Tensor):
         source = TensorImages(source)
     if isinstance(source, Images):
-        if source.shape[0] != spec.size[0]:
-            raise DataError(
-                f"images of shape {source.shape}, but the model takes {spec.size} (channels first)"
-            )
+        refuse_other(source.shape, spec, (*source.shape[:-2], *spec.shape[-2:]) == spec.shape)
         return source
     if isinstance(source, (str, Path)) and str(source):
         path = Path(source)
-        return FileImages(list_images(path) if path.is_dir() else (path,), spec)
+        return files_of(list_images(path, spec) if path.is_dir() else (path,), spec)
     if isinstance(source, Sequence) and all(isinstance(item, (str, Path)) for item in source):
-        return FileImages(tuple(map(Path, source)), spec)
+        return files_of(tuple(map(Path, source)), spec)
     raise DataError(
-        f"cannot take images from {type(source).__name__}: give one tensor (image, channel, height, width), "
-        "or paths; torch.stack joins a list of tensors, preprocess() turns a PIL image into one"
+        f"cannot take {spec.what}s from {type(source).__name__}: give one tensor ({spec.what}, "
+        f"{', '.join(spec.axes)}), or paths; torch.stack joins a list of tensors, preprocess() turns a PIL "
+        "image into one"
     )
+
+
+def files_of(paths: tuple[Path, ...], spec: InputSpec) -> FileImages:
+    """Files of images, or of clips where the model takes clips.
+
+    Raises:
+        DataError: if there are no paths, or one of them is not a file, or one of the other kind.
+    """
+    for path in paths:
+        for what, suffixes in SUFFIXES.items():
+            if what != spec.what and path.suffix.lower() in suffixes:
+                raise DataError(f"{path} is {_article(what)}, and the model takes {spec.what}s")
+    return FileClips(paths, spec) if isinstance(spec, ClipSpec) else FileImages(paths, spec)
+
+
+def refuse_other(shape: tuple[int, ...], spec: InputSpec, fits: bool) -> None:
+    """Refuse inputs of another shape than the model's.
+
+    Args:
+        shape: of one of them.
+        spec: the model's preprocessing.
+        fits: whether the shape will do.
+
+    Raises:
+        DataError: naming both shapes and their axes, and saying so where an image is given for a clip.
+    """
+    if not fits:
+        given = next((kind for kind in SPECS if len(kind.axes) == len(shape)), type(spec))
+        way = ""
+        if given.what != spec.what:
+            way = f"; a batch of {spec.what}s is ({spec.what}, {', '.join(spec.axes)})"
+        raise DataError(
+            f"{given.what}s of shape {shape} ({', '.join(given.axes)}), but the model takes {spec.what}s of "
+            f"{spec.shape} ({', '.join(spec.axes)}){way}"
+        )
 
 
 # -- folders -------------------------------------------------------------------------------------
 
 
-def list_images(folder: Path) -> tuple[Path, ...]:
-    """The image files right in a folder, sorted by name."""
+def list_images(folder: Path, spec: InputSpec | None = None) -> tuple[Path, ...]:
+    """The image files right in a folder, or the clips where the model takes those, sorted by name."""
+    what = "image" if spec is None else spec.what
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    images = tuple(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = tuple(path for path in files if path.suffix.lower() in SUFFIXES[what])
     if not images:
         found = f" (it holds {few([path.name for path in files])})" if files else ""
-        known = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"the folder {folder} has no images, which end in {known}{found}")
+        known = ", ".join(sorted(SUFFIXES[what]))
+        raise DataError(f"the folder {folder} has no {what}s, which end in {known}{found}")
     return images
 
 
@@ -388,3 +324,11 @@ def few(names: Sequence[str]) -> str:
     """The first few names, for a message."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _said(kind: type[InputSpec]) -> str:
+    return f"{kind.what}s are ({kind.what}, {', '.join(kind.axes)})"
+
+
+def _article(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"

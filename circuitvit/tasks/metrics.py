@@ -3,14 +3,17 @@
 A metric is written down without a model (`logit_diff("tabby", "Border collie")`) and bound to one when the
 task is: class names become indices then. Where a metric takes a class it also takes a set of classes, such
 as all cats, for which the logit is the log of the summed exponentials; so a difference of sets is a log-odds.
+Outputs that are features and no classes are compared with a vector: `similarity`, `projection`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +23,11 @@ from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models import Model
+from circuitvit.tasks.ablations import same_ablation
 from circuitvit.tasks.classes import ClassSpec as ClassSpec
 from circuitvit.tasks.classes import class_indices, class_label, classes_label
+from circuitvit.tasks.images import ImageSpec
+from circuitvit.tasks.vectors import VectorSpec, checked_vector, is_vector, read_vector
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,13 @@ class Inputs:
         clean_logits: of the clean run, `(batch, class)`.
         target: which classes are the target, `(batch, class)` or None.
         foil: which classes are the foil, `(batch, class)` or None.
+        vector: what the outputs are compared with, `(class,)` in float64, or None.
     """
 
     clean_logits: Float[Tensor, "batch class"]
     target: Bool[Tensor, "batch class"] | None
     foil: Bool[Tensor, "batch class"] | None
+    vector: Float[Tensor, " class"] | None = None
 
 
 Formula = Callable[[Tensor, Inputs], Tensor]
@@ -62,6 +70,8 @@ class Metric:
         uses_foil: whether it looks at the foil.
         differentiable: whether gradient methods can use it.
         of_classes: whether the outputs must be logits of classes; functions of the user's own take any.
+        to: what the outputs are compared with: a vector, or an image whose own output is; None for nothing.
+        flat_at_clean: whether the clean run itself is its minimum or maximum, where it has no gradient.
     """
 
     name: str
@@ -72,6 +82,8 @@ class Metric:
     uses_foil: bool = False
     differentiable: bool = True
     of_classes: bool = True
+    to: VectorSpec | ImageSpec | None = None
+    flat_at_clean: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +95,16 @@ class BoundMetric:
         label: one line, with class names.
         target: classes of each pair, `(pair, class)` or None.
         foil: the same.
+        vector: what the outputs of all pairs are compared with, `(class,)` in float64 on the CPU, or None.
+        flat_at_clean: whether the clean runs themselves are its minimum or maximum.
     """
 
     metric: Metric
     label: str
     target: Bool[Tensor, "pair class"] | None
     foil: Bool[Tensor, "pair class"] | None
+    vector: Float[Tensor, " class"] | None = None
+    flat_at_clean: bool = False
 
     def __call__(
         self,
@@ -108,7 +124,7 @@ class BoundMetric:
         """
         target = None if self.target is None else self.target[rows].to(logits.device)
         foil = None if self.foil is None else self.foil[rows].to(logits.device)
-        values = self.metric.formula(logits, Inputs(clean_logits, target, foil))
+        values = self.metric.formula(logits, Inputs(clean_logits, target, foil, self.vector))
         if values.shape != logits.shape[:-1]:
             raise DataError(
                 f"metric {self.metric.name!r} gave shape {tuple(values.shape)} for logits "
@@ -176,17 +192,46 @@ def kl_divergence() -> Metric:
 
     Its gradient vanishes at the clean run, so gradient methods that start there score everything 0.
     """
-    return Metric("kl_divergence", _kl_divergence)
+    return Metric("kl_divergence", _kl_divergence, flat_at_clean=True)
 
 
 def cross_entropy() -> Metric:
     """Cross-entropy of the current prediction under the clean one, in nats: the KL plus a constant."""
-    return Metric("cross_entropy", _cross_entropy)
+    return Metric("cross_entropy", _cross_entropy, flat_at_clean=True)
 
 
 def accuracy(target: ClassSpec | PerPair | None = None) -> Metric:
     """1 where the top class is (one of) the target, else 0; it has no gradient."""
     return Metric("accuracy", _accuracy, target, uses_target=True, differentiable=False)
+
+
+def similarity(to: VectorSpec | ImageSpec | None = None) -> Metric:
+    """The cosine between the model's output and something fixed, -1 to 1: for features, which are no classes.
+
+    Args:
+        to: a vector, as numbers or as a file (`.npy`, `.safetensors` with one tensor); or an image, as a file
+            or preprocessed, whose own output is the vector. Left out, it is each clean image's own output,
+            so that the metric says how far the representation has moved.
+
+    Example:
+        >>> similarity(to="cat.png").name
+        'similarity'
+    """
+    return Metric("similarity", _similarity, of_classes=False, to=to, flat_at_clean=to is None)
+
+
+def projection(direction: VectorSpec | None = None) -> Metric:
+    """The inner product of the model's output with a direction; in the output's units if that has length 1.
+
+    Args:
+        direction: a vector, as numbers or as a file (`.npy`, `.safetensors` with one tensor), such as the
+            difference between the mean features of two kinds of images.
+
+    Example:
+        >>> projection([1.0, 0.0, -1.0]).name
+        'projection'
+    """
+    return Metric("projection", _projection, of_classes=False, to=direction)
 
 
 _BY_NAME: dict[str, Callable[..., Metric]] = {
@@ -197,7 +242,12 @@ _BY_NAME: dict[str, Callable[..., Metric]] = {
     "kl_divergence": kl_divergence,
     "cross_entropy": cross_entropy,
     "accuracy": accuracy,
+    "similarity": similarity,
+    "projection": projection,
 }
+
+COMPARING = ("similarity", "projection")
+"""Metrics that compare the outputs with a vector or an image."""
 
 
 def metric_names() -> tuple[str, ...]:
@@ -209,6 +259,7 @@ def as_metric(
     spec: Metric | str | Callable[[Tensor], Tensor],
     target: ClassSpec | PerPair | None = None,
     foil: ClassSpec | PerPair | None = None,
+    to: VectorSpec | ImageSpec | None = None,
 ) -> Metric:
     """A metric from a metric, a name, or any function of logits `(batch, class)` to `(batch,)`.
 
@@ -216,15 +267,18 @@ def as_metric(
         spec: what was given; classes that it leaves open are filled in from `target` and `foil`.
         target: class or classes, such as a CSV's column.
         foil: the same.
+        to: for a name: what the outputs are compared with, in similarity and projection.
 
     Raises:
         NameNotFoundError: for an unknown name.
-        OptionError: if `spec` is none of these.
+        OptionError: if `spec` is none of these, or a metric of this name compares with nothing.
     """
     if isinstance(spec, str):
         if spec not in _BY_NAME:
             raise unknown_name("metric", spec, _BY_NAME)
-        spec = _BY_NAME[spec]()
+        if to is not None and spec not in COMPARING:
+            raise OptionError(f"the metric {spec} compares with nothing: leave out what to compare with")
+        spec = _BY_NAME[spec]() if to is None else _BY_NAME[spec](to)
     if not isinstance(spec, Metric):
         return _custom(spec)
     if spec.target is None and spec.uses_target:
@@ -239,6 +293,7 @@ def bind(
     n_classes: int,
     top_clean: Callable[[], Tensor],
     top_corrupt: Callable[[], Tensor],
+    output_of: Callable[[ImageSpec], tuple[Tensor, bool]],
 ) -> BoundMetric:
     """Turn class names into indices for the pairs of one task, if the model has classes at all.
 
@@ -249,19 +304,21 @@ def bind(
         n_classes: number of logits.
         top_clean: gives the model's top class of each clean image `(pair,)`; called only where needed.
         top_corrupt: the same for the corrupt images.
+        output_of: gives the model's output for an image, `(class,)`, and whether all clean images are that
+            image.
 
     Raises:
         NameNotFoundError: for an unknown class; the message suggests the nearest.
         OptionError: for an index out of range, a `PerPair` of another length, or a metric of classes for a
             model whose outputs are none.
-        DataError: if target and foil are the same class.
+        DataError: if target and foil are the same class, or a vector does not fit the outputs.
     """
     if metric.of_classes and not model.has_classes:
         raise OptionError(
             f"{model.name} has no classes: its {n_classes} outputs are features, which the metric "
-            f"{metric.name} cannot take for logits. Give a function of the features as the metric, such as "
-            "their projection on a direction, metric=lambda features: features @ direction; or load the "
-            "model with a classifier; or name the outputs when loading, classes=[...], if they are classes"
+            f"{metric.name} cannot take for logits. Compare the features with a vector or an image, "
+            "metric=cv.similarity(to=...) or cv.projection(direction); or put a classifier on them, "
+            "cv.fit_head or cv.with_head; or, if they are classes, name them when loading, classes=[...]"
         )
     target = _resolved(metric.target, top_clean, model, n_pairs) if metric.uses_target else None
     foil = _resolved(metric.foil, top_corrupt, model, n_pairs) if metric.uses_foil else None
@@ -273,10 +330,14 @@ def bind(
                     f"pair {row}: target and foil are the same class ({class_label(model, min(shared))}); "
                     "name them, or choose images that the model tells apart"
                 )
+    vector, own = _vector(metric, n_classes, output_of)
     label = metric.name
     if target is not None:
         label += f"({', '.join(_names(model, side) for side in (target, foil) if side is not None)})"
-    return BoundMetric(metric, label, _mask(target, n_classes), _mask(foil, n_classes))
+    elif vector is not None:
+        label += f"({_named_vector(metric.to, vector)})"
+    flat = metric.flat_at_clean or own
+    return BoundMetric(metric, label, _mask(target, n_classes), _mask(foil, n_classes), vector, flat)
 
 
 def same_metric(one: BoundMetric, other: BoundMetric) -> bool:
@@ -291,7 +352,8 @@ def same_metric(one: BoundMetric, other: BoundMetric) -> bool:
         [PerPair if isinstance(side, PerPair) else side for side in (each.target, each.foil)]
         for each in (mine, theirs)
     ]
-    return formulas[0] == formulas[1] and (said[0] == said[1] or one.label == other.label)
+    alike = said[0] == said[1] or one.label == other.label
+    return formulas[0] == formulas[1] and alike and same_ablation(mine.to, theirs.to)
 
 
 # -- inside --------------------------------------------------------------------------------------
@@ -341,6 +403,19 @@ def _cross_entropy(logits: Tensor, inputs: Inputs) -> Tensor:
     return -(F.softmax(inputs.clean_logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
 
 
+def _similarity(logits: Tensor, inputs: Inputs) -> Tensor:
+    wide = _wide(logits)
+    other = _wide(inputs.clean_logits) if inputs.vector is None else _like(inputs.vector, wide)
+    unit = other / torch.linalg.vector_norm(other, dim=-1, keepdim=True)
+    cosine: Tensor = (wide * unit).sum(dim=-1) / torch.linalg.vector_norm(wide, dim=-1)
+    return cosine
+
+
+def _projection(logits: Tensor, inputs: Inputs) -> Tensor:
+    wide = _wide(logits)
+    return (wide * _like(_required(inputs.vector), wide)).sum(dim=-1)
+
+
 def _accuracy(logits: Tensor, inputs: Inputs) -> Tensor:
     target, top = _required(inputs.target), logits.argmax(dim=-1, keepdim=True)
     return target.expand(*logits.shape[:-1], -1).gather(-1, top).squeeze(-1).to(logits.dtype)
@@ -355,9 +430,46 @@ def _evidence(logits: Tensor, classes: Tensor | None) -> Tensor:
     return logits.masked_fill(~_required(classes), float("-inf")).logsumexp(dim=-1)
 
 
-def _required(classes: Tensor | None) -> Tensor:
-    assert classes is not None, "the metric was bound without its classes"
-    return classes
+def _required(given: Tensor | None) -> Tensor:
+    assert given is not None, "the metric was bound without its classes or its vector"
+    return given
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    """At least float32: a cosine near 1 has few digits in half precision."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
+def _like(vector: Tensor, outputs: Tensor) -> Tensor:
+    return vector.to(outputs.dtype).to(outputs.device)  # in this order: some devices know no float64
+
+
+def _vector(
+    metric: Metric, width: int, output_of: Callable[[ImageSpec], tuple[Tensor, bool]]
+) -> tuple[Tensor | None, bool]:
+    """What the outputs are compared with, and whether that is what they are at all clean runs."""
+    if metric.to is None:
+        if metric.name == "projection":
+            raise OptionError("the metric projection needs a direction: a vector of numbers, or its file")
+        return None, False
+    what = "what the outputs are compared with" if metric.name == "similarity" else "the direction"
+    if is_vector(metric.to):
+        return read_vector(metric.to, width, what), False  # type: ignore[arg-type]
+    if metric.name == "projection":
+        raise OptionError(
+            "the direction of a projection is a vector, as numbers or as a file that ends in .npy or "
+            ".safetensors, and not an image: similarity takes an image"
+        )
+    output, own = output_of(metric.to)  # type: ignore[arg-type]
+    return checked_vector(output, width, f"the model's output for the image, {what},"), own
+
+
+def _named_vector(source: object, vector: Tensor) -> str:
+    """A vector in a label: by its file, or by the beginning of its hash."""
+    if isinstance(source, (str, Path)):
+        return Path(source).name
+    kind = "vector" if is_vector(source) else "image"
+    return f"{kind} {hashlib.sha256(vector.numpy().tobytes()).hexdigest()[:8]}"
 
 
 def _resolved(

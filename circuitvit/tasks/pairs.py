@@ -7,18 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuitvit.errors import DataError, FileError, unknown_name
+from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.images import few, list_images
 
 
-def match_folders(clean: str | Path, corrupt: str | Path) -> tuple[tuple[Path, Path], ...]:
+def match_folders(
+    clean: str | Path, corrupt: str | Path, spec: InputSpec | None = None
+) -> tuple[tuple[Path, Path], ...]:
     """Pairs of files with the same name in two folders, sorted by name; the endings may differ.
+
+    Args:
+        clean: a folder.
+        corrupt: another.
+        spec: the model's preprocessing, which says whether images or clips are looked for; images by default.
 
     Raises:
         DataError: if a folder is missing or has no images, two files of a folder differ in their ending
             only, or a file has no partner; the message names the files.
     """
     folders = Path(clean), Path(corrupt)
-    first, second = (_by_stem(folder) for folder in folders)
+    first, second = (_by_stem(folder, spec) for folder in folders)
     if folders[0].resolve() == folders[1].resolve():
         raise DataError(
             f"clean and corrupt are the same folder, {clean}: no image would have a counterfactual"
@@ -32,9 +40,9 @@ def match_folders(clean: str | Path, corrupt: str | Path) -> tuple[tuple[Path, P
     return tuple((first[stem], second[stem]) for stem in sorted(first))
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, spec: InputSpec | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in list_images(folder):
+    for path in list_images(folder, spec):
         if path.stem in found:
             raise DataError(
                 f"{found[path.stem].name} and {path.name} in {folder} have one name: keep one of them"

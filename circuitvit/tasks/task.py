@@ -22,14 +22,25 @@ from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
 from circuitvit.tasks.groups import TokenGroups
-from circuitvit.tasks.images import FileImages, Images, as_images
+from circuitvit.tasks.images import (
+    FileImages,
+    Images,
+    ImageSpec,
+    MadeImages,
+    as_images,
+    files_of,
+    refuse_other,
+)
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import match_folders, read_pairs
 
-ImageSpec = Images | Tensor | np.ndarray[Any, Any] | str | Path | Sequence[str | Path]
-"""Images as a preprocessed tensor, a file, a folder, or a list of files."""
-
 DIRECTIONS = ("noising", "denoising")
+
+GROUPS: dict[str, Callable[[Model, int], TokenGroups]] = {
+    "kind": TokenGroups.by_kind,
+    "frame": TokenGroups.by_frame,
+}
+"""Token groups by name, made of a model and its number of tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +49,17 @@ class Task:
 
     Args:
         clean: images with the behaviour. Tensors `(image, channel, height, width)` are taken as already
-            preprocessed; paths go through the model's own preprocessing. Two folders are matched by name.
-        corrupt: their counterfactuals, one for each clean image, in the same order.
+            preprocessed; paths go through the model's own preprocessing. Two folders are matched by name. For
+            a model that sees clips: `(clip, time, channel, height, width)`, or files of frames.
+        corrupt: their counterfactuals, one for each clean image, in the same order; or a function that makes
+            them, one by one, of the clean ones, such as `circuitvit.tasks.corruptions.reverse`.
         metric: how the behaviour is measured; by default the logit difference between the classes that the
             model gives the clean and the corrupt image.
         ablation: what replaces a sender's output on an ablated edge: "patch", "mean", "mean-tokens", "zero",
             "noise", "resample", or one of `circuitvit.tasks.ablations`.
         direction: "noising" ablates edges of the clean run; "denoising" restores edges of the corrupt run.
-        groups: resolve edges by token: "kind" for class token, registers and patches apart, or `TokenGroups`.
+        groups: resolve edges by token: "kind" for class token, registers and patches apart, "frame" for the
+            patches of a clip by time, or `TokenGroups`.
         preprocessing: instead of the model's own.
 
     Example:
@@ -56,7 +70,7 @@ class Task:
     """
 
     clean: ImageSpec
-    corrupt: ImageSpec | None = None
+    corrupt: ImageSpec | Callable[[Tensor], Tensor] | None = None
     metric: Metric | str | Callable[[Tensor], Tensor] = field(default_factory=logit_diff)
     ablation: Ablation | str = "patch"
     direction: Direction = "noising"
@@ -68,8 +82,10 @@ class Task:
         object.__setattr__(self, "ablation", as_ablation(self.ablation))
         if self.direction not in DIRECTIONS:
             raise OptionError(f"the direction is 'noising' or 'denoising', not {self.direction!r}")
-        if isinstance(self.groups, str) and self.groups != "kind":
-            raise OptionError(f"groups is 'kind' or a TokenGroups, not {self.groups!r}")
+        if isinstance(self.groups, str) and self.groups not in GROUPS:
+            raise OptionError(
+                f"groups is {' or '.join(map(repr, GROUPS))} or a TokenGroups, not {self.groups!r}"
+            )
         if self.direction == "denoising" and not isinstance(self.ablation, Patch):
             raise OptionError(
                 "denoising restores the clean image's outputs, so its only ablation is 'patch', "
@@ -124,6 +140,7 @@ class Task:
             )
             if used
         ]
+        classes += [("to", _described(metric.to))] if metric.to is not None else []
         images = [("clean", self.clean), ("corrupt", self.corrupt)]
         return [
             *((side, _described(source)) for side, source in images if source is not None),
@@ -163,6 +180,7 @@ class Task:
             model.n_logits,
             lambda: _top_classes(model, clean),
             lambda: _top_classes(model, _foil_images(corrupt)),
+            lambda image: _output(model, as_images(image, spec), clean),
         )
         names = groups.names if groups is not None else model.graph.groups
         return PreparedTask(
@@ -179,9 +197,12 @@ class Task:
 
     def _images(self, spec: InputSpec) -> tuple[Images, Images | None]:
         if _is_folder(self.clean) and _is_folder(self.corrupt):
-            pairs = match_folders(Path(str(self.clean)), Path(str(self.corrupt)))
-            return FileImages(tuple(a for a, _ in pairs), spec), FileImages(tuple(b for _, b in pairs), spec)
-        return as_images(self.clean, spec), None if self.corrupt is None else as_images(self.corrupt, spec)
+            pairs = match_folders(Path(str(self.clean)), Path(str(self.corrupt)), spec)
+            return files_of(tuple(a for a, _ in pairs), spec), files_of(tuple(b for _, b in pairs), spec)
+        clean = as_images(self.clean, spec)
+        if callable(self.corrupt):
+            return clean, MadeImages(clean, self.corrupt)
+        return clean, None if self.corrupt is None else as_images(self.corrupt, spec)
 
     def _token_groups(self, model: Model, clean: Images) -> TokenGroups | None:
         if self.groups is None:
@@ -189,7 +210,7 @@ class Task:
         image = clean.take(0, 1).to(model.device, model.dtype)
         with torch.no_grad():
             n_tokens = model.embed(image).shape[1]
-        groups = TokenGroups.by_kind(model, n_tokens) if isinstance(self.groups, str) else self.groups
+        groups = GROUPS[self.groups](model, n_tokens) if isinstance(self.groups, str) else self.groups
         if groups.members.shape[-1] != n_tokens:
             raise DataError(
                 f"token groups for {groups.members.shape[-1]} tokens, but the model sees {n_tokens}"
@@ -206,13 +227,13 @@ class Batch:
     Attributes:
         rows: which pairs, `(batch,)`, on the CPU.
         base: the images whose run is intervened on: clean ones, or corrupt ones when denoising.
-        reference: the paired images, `(batch, channel, height, width)`; None without corrupt images.
+        reference: the paired images; None without corrupt images.
         members: the token group of each token, `(token,)` or `(batch, token)`; None for one group.
     """
 
     rows: Int64[Tensor, " batch"]
-    base: Float[Tensor, "batch channel height width"]
-    reference: Float[Tensor, "batch channel height width"] | None
+    base: Float[Tensor, "batch *shape"]
+    reference: Float[Tensor, "batch *shape"] | None
     members: Tensor | None
 
 
@@ -340,6 +361,8 @@ def _described(source: object) -> str:
         return f"tensor {' x '.join(map(str, source.shape))}"
     if isinstance(source, (str, Path)):
         return str(source)
+    if callable(source):
+        return f"made by {getattr(source, '__name__', repr(source))}"
     return f"{len(source)} files" if isinstance(source, Sequence) else repr(source)
 
 
@@ -358,7 +381,7 @@ def _foil_images(corrupt: Images | None) -> Images:
 
 def _check_images(clean: Images, corrupt: Images | None, model: Model, progress: bool) -> None:
     for images in (clean, corrupt):
-        if isinstance(images, FileImages):
+        if isinstance(images, (FileImages, MadeImages)):
             images.check(quiet=not progress)
     if corrupt is not None:
         if len(clean) != len(corrupt):
@@ -368,8 +391,8 @@ def _check_images(clean: Images, corrupt: Images | None, model: Model, progress:
             )
         if clean.shape != corrupt.shape:
             raise DataError(
-                f"clean images are {clean.shape} (channel, height, width), corrupt ones {corrupt.shape}: "
-                "they must be alike"
+                f"clean {model.preprocessing.what}s are {clean.shape} ({', '.join(model.preprocessing.axes)}), "
+                f"corrupt ones {corrupt.shape}: they must be alike"
             )
     check_size(clean, model)
 
@@ -380,11 +403,19 @@ def check_size(images: Images, model: Model) -> None:
     Raises:
         DataError: naming both sizes.
     """
-    expected = model.preprocessing.size
-    if images.shape[0] != expected[0] or (images.shape != expected and not model.resizable):
-        raise DataError(
-            f"images of shape {images.shape} (channel, height, width) for a model that takes {expected}"
-        )
+    spec = model.preprocessing
+    fits = images.shape == spec.shape or (model.resizable and images.shape[:-2] == spec.shape[:-2])
+    refuse_other(images.shape, spec, fits)
+
+
+def _output(model: Model, images: Images, clean: Images) -> tuple[Tensor, bool]:
+    """The model's output for an image in float64, and whether all clean images are that image."""
+    if len(images) != 1:
+        raise DataError(f"the similarity is to one image, not to {len(images)}")
+    check_size(images, model)
+    image = images.take(0, 1)
+    output = model(image.to(model.device, model.dtype))[0].to("cpu").double()
+    return output, all(torch.equal(clean.take(row, row + 1), image) for row in range(len(clean)))
 
 
 def _top_classes(model: Model, images: Images) -> Tensor:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from circuitvit.datasets import catdog, digits
 from circuitvit.errors import DataError, OptionError
 from circuitvit.models.zoo.card import InputSpec
-from circuitvit.tasks.images import IMAGE_SUFFIXES, read_image
+from circuitvit.tasks.image_files import IMAGE_SUFFIXES, read_image
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,8 +37,8 @@ from circuitvit.models import Model
 from circuitvit.tasks import Ablation, PreparedTask, Task, as_task, prepare
 from circuitvit.tasks.ablations import as_ablation, same_ablation
 from circuitvit.tasks.classes import class_indices, class_label
+from circuitvit.tasks.images import ImageSpec
 from circuitvit.tasks.metrics import ClassSpec
-from circuitvit.tasks.task import ImageSpec
 from circuitvit.verification.null import connected_circuits, edges_of_same_kind
 from circuitvit.verification.patterns import EdgesLike, select_edges
 from circuitvit.verification.statistics import (
@@ -443,7 +443,7 @@ def _of_two(
 
 def _flips(case: _Case, flips: Flips) -> _Found:
     model = case.evaluator.prepared.model
-    if not model.has_classes:
+    if not model.chooses:
         raise OptionError(
             f"{model.name} has no classes, so nothing flips: claim that the metric falls or rises"
         )

@@ -94,7 +94,11 @@ def read_hypotheses(path: str | Path) -> HypothesisFile:
         task=_task(task, folder),
         alpha=float(content.get("alpha", 0.05)),
         seed=content.get("seed", 0),
-        behaviour={key: task[key] for key in ("metric", "target", "foil", "ablation") if key in task},
+        behaviour={
+            key: folder / task[key] if key == "to" else task[key]
+            for key in ("metric", "target", "foil", "to", "ablation")
+            if key in task
+        },
     )
 
 
@@ -138,6 +142,7 @@ _SCHEMA: dict[str, Any] = {
                 "metric": {"enum": list(metric_names())},
                 "target": _CLASSES,
                 "foil": _CLASSES,
+                "to": _TEXT,
                 "ablation": _ABLATION,
                 "direction": {"enum": ["noising", "denoising"]},
                 "groups": {"enum": ["kind"]},
@@ -205,7 +210,10 @@ def _tokens(path: Path, data: bytes) -> list[Any]:
 def _task(said: Mapping[str, Any], folder: Path) -> Task | None:
     options = {key: said[key] for key in ("ablation", "direction", "groups") if key in said}
     metric = as_metric(
-        said.get("metric", "logit_diff"), _classes(said.get("target")), _classes(said.get("foil"))
+        said.get("metric", "logit_diff"),
+        _classes(said.get("target")),
+        _classes(said.get("foil")),
+        folder / said["to"] if "to" in said else None,
     )
     if "pairs" in said:
         return Task.from_csv(folder / said["pairs"], metric, **options)

@@ -214,7 +214,7 @@ def patching_map(
             stacked = torch.stack([*logits, batch.base.logits, other.logits])
             metric = batch.metric(stacked).double().cpu()
             values.append(metric[:-2])
-            top = stacked.argmax(dim=-1) if model.has_classes else torch.full(stacked.shape[:-1], -1)
+            top = stacked.argmax(dim=-1) if model.chooses else torch.full(stacked.shape[:-1], -1)
             tops.append(top.cpu())
             ends.append(metric[-2:])
     shape = (len(runs), len(sets), len(prepared))
@@ -344,7 +344,7 @@ def flip_search(
     """
     if not 0 <= least < 1:
         raise OptionError(f"the share of pairs to be exceeded lies between 0 and 1, not {least!r}")
-    if not model.has_classes:
+    if not model.chooses:
         raise OptionError(
             f"{model.name} has no classes, so no decision can flip: patching_map() shows how the metric moves"
         )

@@ -247,7 +247,7 @@ def _conditions(
     yield "direction", other, partial(base.with_options, ablation=Patch(), direction=other)
     sides = [getattr(base.metric, side, None) for side in ("target", "foil")]
     for name in metric_names() if prepared.model.has_classes else ():
-        if name != prepared.metric.metric.name:
+        if name != prepared.metric.metric.name and as_metric(name).of_classes:
             yield "metric", name, partial(base.with_options, metric=as_metric(name, *sides))
     for name, task in others.items():
         yield "images", name, partial(task.with_options)

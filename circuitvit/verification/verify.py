@@ -164,7 +164,7 @@ def _section(
     weight = effect * np.sign(effect.mean())
     rounding = ROUNDING * np.abs([whole.values, nothing.values]).max()
     pairs = _pairs(prepared, [whole, nothing, kept, rest])
-    classes = prepared.model.has_classes
+    classes = prepared.model.chooses
     return Section(
         images=images,
         task=prepared.label,
@@ -237,7 +237,7 @@ def _failures(pairs: Sequence[PairResult], behaviour: float) -> tuple[PairFailur
 
 def _labels(prepared: PreparedTask, tops: NDArray[np.int64]) -> list[str | None]:
     """The name of each pair's top class; each class is looked up once, as that is slow among 1000 names."""
-    if not prepared.model.has_classes:
+    if not prepared.model.chooses:
         return [None] * len(prepared)
     names = {index: class_label(prepared.model, index) for index in set(tops.tolist())}
     return [names[index] for index in tops.tolist()]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import capture
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
@@ -38,10 +39,11 @@ class AttentionPatterns:
     Attributes:
         subjects: the images.
         layer: of the model.
-        heads: names of the heads.
-        pattern: after the softmax; each row sums to 1.
-        scores: before it, in nats.
-        weighted: length of what each key's value adds to the stream at each query, in units of the stream.
+        heads: names of the heads; those of a pool, whose queries are latents, end the model.
+        pattern: after the softmax; each row sums to 1, but of differential heads to what their difference is.
+        scores: before it, in nats; NaN for differential heads, which have two softmaxes.
+        weighted: length of what each key's value adds to the stream at each query, in units of the stream;
+            NaN where heads are normed together, so that it is no sum over keys.
     """
 
     subjects: Subjects
@@ -79,14 +81,27 @@ class AttentionPatterns:
     def token(self, query: int | tuple[int, int]) -> int:
         """The place of a query token, given by place or as a patch `(row, column)`."""
         rows, columns = self.subjects.grid
+        if isinstance(query, tuple) and self.pools:
+            raise OptionError("the queries of a pool are latents, not patches: give the number of one")
         if isinstance(query, tuple):
             row, column = query
             if not (0 <= row < rows and 0 <= column < columns):
                 raise OptionError(f"there is no patch {query}: the grid has {rows} rows, {columns} columns")
             return self.subjects.n_prefix + row * columns + column
-        if not 0 <= query < len(self.subjects.kinds):
-            raise OptionError(f"there is no token {query}: there are {len(self.subjects.kinds)}, from 0")
+        count = self.pattern.shape[2]
+        if not 0 <= query < count:
+            what = "latent" if self.pools else "token"
+            raise OptionError(f"there is no {what} {query}: there are {count}, from 0")
         return query
+
+    @property
+    def pools(self) -> bool:
+        """Whether queries are the latents of a pool, and not tokens."""
+        return not self.heads[0].startswith(f"a{self.layer}.")
+
+    def query_name(self, query: int) -> str:
+        """What to call a query: a token's name, or "latent 0"."""
+        return f"latent {query}" if self.pools else self.subjects.token_name(query)
 
     def figure(
         self,
@@ -115,8 +130,9 @@ class AttentionPatterns:
         row, token, n_prefix = self.subjects.index(image), self.token(query), self.subjects.n_prefix
         heads = self.heads[:MOST_HEADS]
         behind = self.subjects.pictures[row] if picture else None
+        kinds = [kind for kind in kinds if not np.isnan(self.of_kind(kind)).any()]
         colours = canvas.rising_colours(clear=picture)
-        title = f"Layer {self.layer}, query {self.subjects.token_name(token)}, {self.subjects.names[row]}"
+        title = f"Layer {self.layer}, query {self.query_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
             figure = canvas.blank(1.55 * max(len(heads), 3) + 0.5, 1.75 * len(kinds) + 0.4, title)
             axes = figure.subplots(len(kinds), len(heads), squeeze=False)
@@ -126,7 +142,7 @@ class AttentionPatterns:
                 for axis, values, off in zip(line, maps, elsewhere, strict=False):
                     norm = canvas.scale(values) if kind == "scores" else canvas.root_scale(values)
                     canvas.overlay(axis, values, behind, 0.6, cmap=colours, norm=norm)
-                    if token >= n_prefix:
+                    if token >= n_prefix and not self.pools:
                         canvas.mark(axis, *divmod(token - n_prefix, self.subjects.grid[1]))
                     axis.set_xlabel(_range(values, off, kind), color=MUTED, fontsize=6.5)
                 line[0].set_ylabel(_TITLES[kind])
@@ -170,8 +186,11 @@ def attention_patterns(
     with torch.no_grad():
         for batch in batches_of(model, found, batch_size):
             reads = stage.read(capture(model, batch).stream(place))
-            for kind, values in zip(
-                KINDS, (stage.pattern(reads), stage.scores(reads), _weighted(stage, reads)), strict=True
+            pattern = stage.pattern(reads)
+            for kind, values in (
+                ("pattern", pattern),
+                ("scores", _known(stage.scores, reads, pattern)),
+                ("weighted", _known(partial(_weighted, stage), reads, pattern)),
             ):
                 parts[kind].append(values.float().cpu().numpy())
     return AttentionPatterns(
@@ -201,15 +220,27 @@ def attention_stage(model: Model, layer: int) -> int:
     return places[layers.index(wanted)]
 
 
+def _known(of: Callable[[Reads], Tensor], reads: Reads, like: Tensor) -> Tensor:
+    """What there is of a kind; NaN where the heads have none."""
+    try:
+        return of(reads)
+    except UnsupportedModelError:
+        return torch.full_like(like, torch.nan)
+
+
 def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
     """The length of what each key's value adds to the stream at each query: `|| pattern . v W_O ||`.
 
     A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.
     2020, "Attention is Not Only a Weight", arXiv:2004.10102).
     """
-    alone = stage.expand(reads[2]).norm(dim=-1)  # (head, image, key)
-    weighted: Tensor = stage.pattern(reads) * alone.transpose(0, 1)[:, :, None, :]
-    return weighted
+    pattern, value, gain = stage.pattern(reads).abs(), stage.carried(reads), stage.gain(reads)
+    if gain is None:
+        weighted: Tensor = pattern * stage.expand(value).norm(dim=-1).transpose(0, 1)[:, :, None, :]
+        return weighted
+    at_each = zip(*(part[:, :, :, None].unbind(2) for part in gain), strict=True)  # each query has its own
+    alone = [stage.expand(value * factor + summand).norm(dim=-1) for factor, summand in at_each]
+    return pattern * torch.stack(alone, dim=-2).transpose(0, 1)
 
 
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:

@@ -27,10 +27,12 @@ from torch import Tensor
 from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.style import COLOURS, INK, MUTED
+from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.metrics import BoundMetric
 from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
 
 if TYPE_CHECKING:
@@ -51,16 +53,19 @@ class DirectAttribution:
 
     `by_token` and `by_source` sum to the same over tokens. They differ for heads only: a head *writes* to a
     token what it has *read* from others. With token pooling all is written to the class token, and only the
-    source says where in the image it came from.
+    source says where in the image it came from. With attention pooling the stream that is read out is the
+    pool's own: its heads and its MLP have all shares, and tokens written to are its latents.
 
     Attributes:
         subjects: the images.
         label: of the quantity, such as "cat - dog".
-        senders: names of input, heads and MLPs, in running order.
+        senders: names of input, heads and MLPs that write what is read out, in running order.
         layers: the layer of each sender.
         by_token: `(image, sender, token)`, shares by the token that a sender writes to.
         by_source: `(image, sender, token)`, shares by the token that a head reads its values from, by
-            attention pattern times value; for other senders as `by_token`.
+            attention pattern times value; for other senders as `by_token`, and 0 for a pool's MLP, which
+            reads no tokens. NaN for heads that are normed together, as what one of them writes is no sum over
+            tokens then.
         constants: names of what no sender owns: biases of attention outputs, norms and classifier.
         constant_values: `(image, constant)`.
         logit_difference: `(image,)`, the model's own.
@@ -176,7 +181,7 @@ class DirectAttribution:
 
     def _heads(self) -> list[int]:
         """The places of the attention heads among the senders."""
-        return [place for place, name in enumerate(self.senders) if re.fullmatch(r"a\d+\.h\d+", name)]
+        return [place for place, name in enumerate(self.senders) if re.fullmatch(r"\w+\.h\d+", name)]
 
     def __repr__(self) -> str:
         strongest = ", ".join(f"{name} {share:+.3g}" for name, share in self.strongest(3))
@@ -236,24 +241,33 @@ def attribution_of_task(
     Their difference, `clean - corrupt`, says which parts write the difference in the metric.
 
     Raises:
-        OptionError: if the metric is not a logit or a difference of two, class by class, or the task was
-            prepared for another model.
+        OptionError: if the metric is not a logit, a difference of two, class by class, or a projection; or
+            the task was prepared for another model.
     """
     prepared = prepare(model, task)
-    metric = prepared.metric
-    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
-        raise OptionError(f"{metric.label} is not a sum of shares: use the metric logit or logit_diff")
-    sides = [side for side in (metric.target, metric.foil) if side is not None]
-    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
-        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
-    of = metric.target.float() - (0 if metric.foil is None else metric.foil.float())
-    clean = _attribute(model, prepared.clean, of, metric.label, batch_size)
+    of = _linear(prepared.metric, len(prepared))
+    label = prepared.metric.label
+    clean = _attribute(model, prepared.clean, of, label, batch_size)
     if prepared.corrupt is None:
         return clean, None
-    return clean, _attribute(model, prepared.corrupt, of, metric.label, batch_size)
+    return clean, _attribute(model, prepared.corrupt, of, label, batch_size)
 
 
 # -- inside --------------------------------------------------------------------------------------
+
+
+def _linear(metric: BoundMetric, count: int) -> Float[Tensor, "image class"]:
+    """The weights of the logits in a metric that is a sum of them."""
+    if metric.metric.name == "projection" and metric.vector is not None:
+        return metric.vector.expand(count, -1)
+    if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
+        raise OptionError(
+            f"{metric.label} is not a sum of shares: use the metric logit, logit_diff or projection"
+        )
+    sides = [side for side in (metric.target, metric.foil) if side is not None]
+    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
+        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
+    return metric.target.float() - (0 if metric.foil is None else metric.foil.float())
 
 
 def _attribute(
@@ -265,7 +279,7 @@ def _attribute(
         for batch, start in zip(batches_of(model, images, batch_size), starts, strict=False)
     ]
     by_token, by_source, constants, logits = zip(*parts, strict=True)
-    stages = [stage for stage in model.stages if not stage.is_readout]
+    stages = [stage for _, stage in _direct(model)]
     view = DirectAttribution(
         subjects_of(model, images),
         label,
@@ -289,13 +303,15 @@ def _shares(
     run = capture(model, images)
     weights, named = model.stages[-1].affine(run.stream(len(model.stages) - 1), of)
     by_token, by_source, constants = [], [], {}
-    for place, stage in enumerate(model.stages[:-1]):
+    for place, stage in _direct(model):
         written = stage.expand(run.compacts[place])
         shares = torch.einsum("sitd,itd->ist", written, weights)
         by_token.append(shares)
-        by_source.append(
-            shares if stage.nodes.kind != "attention" else _by_source(stage, run, place, weights)
-        )
+        if stage.nodes.kind == "attention":
+            shares = _by_source(stage, run, place, weights)
+        elif stage.nodes.writes_to != RESIDUAL:  # latents have no place among the tokens
+            shares = shares.new_zeros(*shares.shape[:2], run.stream(1).shape[1])
+        by_source.append(shares)
         if stage.constant is not None:
             constants[f"{stage.nodes.name}.bias"] = weights.sum(dim=1) @ stage.constant
     constants |= named
@@ -308,13 +324,26 @@ def _shares(
     )
 
 
+def _direct(model: Model) -> list[tuple[int, Stage]]:
+    """The stages that write what the readout reads, and their places; behind a pool only the pool's own."""
+    part = model.stages[-1].nodes.reads_from
+    return [(place, stage) for place, stage in enumerate(model.stages[:-1]) if stage.nodes.writes_to == part]
+
+
 def _by_source(
     stage: Stage, run: Capture, place: int, weights: Float[Tensor, "image token d_model"]
 ) -> Float[Tensor, "image head source"]:
     """Shares of heads by source token: pattern times what the token's value would write on its own."""
     reads = stage.read(run.stream(place))
-    alone = stage.expand(reads[2])  # what a head writes that attends to one token only
-    said = torch.einsum("hisd,itd->ihts", alone, weights)
+    try:
+        gain = stage.gain(reads)
+    except UnsupportedModelError:
+        return torch.full_like(stage.carried(reads)[..., 0], torch.nan)
+    alone = stage.factored(stage.carried(reads))  # as if a head attended to one token only
+    asked = torch.einsum("hkd,itd->ihtk", alone.weight, weights)
+    said = torch.einsum("hisk,ihtk->ihts", alone.narrow, asked if gain is None else asked * gain[0])
+    if gain is not None:  # rows of the pattern sum to 1, and share it out
+        said += (asked * gain[1]).sum(dim=-1)[..., None]
     return (said * stage.pattern(reads)).sum(dim=2)
 
 
@@ -364,8 +393,10 @@ def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]
     table = np.full((len(layers), width + 1), np.nan)
     for row, layer in enumerate(layers):
         table[row, : len(heads[layer])] = shares[heads[layer]]
-        if f"m{layer}" in view.senders:
-            table[row, width] = shares[view.senders.index(f"m{layer}")]
+        mlps = [place for place, name in enumerate(view.senders) if name in (f"m{layer}", "pool.mlp")]
+        for place in mlps:
+            if view.layers[place] == layer:
+                table[row, width] = shares[place]
     names = [f"h{head}" if width <= 6 else str(head) if head % 3 == 0 else "" for head in range(width)]
     colours, norm = canvas.signed_colours(), canvas.even_norm(table)
     drawn = canvas.model_map(axes, table, layers, names, cmap=colours, norm=norm)

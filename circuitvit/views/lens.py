@@ -23,7 +23,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.engine import capture
+from circuitvit.engine import capture, run_from
 from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
@@ -280,7 +280,7 @@ def logit_lens(
 
     Raises:
         NameNotFoundError: for an unknown class.
-        OptionError: for an unknown detail.
+        OptionError: for an unknown detail, or a model without classes.
         DataError: for images that cannot be used.
 
     Example:
@@ -290,6 +290,11 @@ def logit_lens(
         >>> lens.positions[0], lens.positions[-1], lens.top_on_grid().shape
         ('embedding', 'layer 3', (1, 6, 6))
     """
+    if not model.has_classes:
+        raise OptionError(
+            f"{model.name} has no classes, so no token can be seen as one: put a classifier on its features "
+            "with cv.fit_head or cv.with_head"
+        )
     found = images_of(model, images)
     places = positions_of(model, detail)
     kept = range(model.n_logits) if classes is None else [class_index(model, each) for each in classes]
@@ -322,7 +327,7 @@ def positions_of(model: Model, detail: Detail) -> dict[int, str]:
     if detail not in ("layer", "stage"):
         raise OptionError(f"the detail of a lens is 'layer' or 'stage', not {detail!r}")
     named = {1: "embedding"}
-    for place in range(2, len(model.stages)):
+    for place in range(2, model.reading + 1):
         before, here = model.stages[place - 1].nodes, model.stages[place].nodes
         if detail == "stage":
             named[place] = before.name
@@ -350,7 +355,8 @@ def position_index(names: Sequence[str], wanted: int | str) -> int:
 def token_logits(model: Model, stream: Tensor) -> Float[Tensor, "image token class"]:
     """Each token's own logits, from the readout of a stream in which every token is this one.
 
-    That serves any way of pooling: the mean, the maximum and the first of equal tokens are that token.
+    That serves any way of pooling: the mean, the maximum and the first of equal tokens are that token, and
+    whatever the queries of a pool, it finds that token's values alone.
     Distilled models read two tokens with a classifier each, and get the mean of both.
     """
     n_images, n_tokens, width = stream.shape
@@ -377,8 +383,7 @@ def _looked(model: Model, images: Tensor, places: list[int], columns: list[int])
 
 
 def _read(model: Model, stream: Tensor) -> Float[Tensor, "image class"]:
-    readout = model.stages[-1]
-    return readout.write(readout.read(stream)).float()
+    return run_from(model, model.reading, stream).float()
 
 
 # -- the figure ----------------------------------------------------------------------------------

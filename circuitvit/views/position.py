@@ -171,7 +171,7 @@ def position_heads(model: Model, images: ImageSpec, *, batch_size: int | None = 
     found = images_of(model, images)
     if len(found) < 2:
         raise DataError("what depends on position alone shows only across images: give at least 2")
-    places = attention_places(model)
+    places = [place for place in attention_places(model) if not model.stages[place].nodes.begins]
     sums: dict[int, NDArray[np.float64]] = {}
     squares: dict[int, NDArray[np.float64]] = {}
     with torch.no_grad():

@@ -175,7 +175,7 @@ def test_an_option_that_timm_does_not_know_is_refused(weights: Path) -> None:
 def test_another_family_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "resnet.safetensors"
     safetensors.torch.save_file(import_timm().create_model("resnet10t", num_classes=2).state_dict(), path)
-    with pytest.raises(UnsupportedModelError, match=r"ResNet.*VisionTransformer"):
+    with pytest.raises(UnsupportedModelError, match=r"ResNet.*Vision Transformers of .*timm"):
         cv.load("resnet10t", checkpoint=path, num_classes=2)
 
 

@@ -113,6 +113,8 @@ SWITCHES: dict[str, Callable[[], nn.Module]] = {
     "rmsnorm-in-float32": partial(micro, norm_layer=layers.RmsNormFp32),
     "rmsnorm-of-torch": partial(micro, norm_layer=nn.RMSNorm),
     "no-norm": partial(micro, norm_layer=nn.Identity),
+    "attention-for-rotations-without-them": partial(micro, attn_layer=layers.AttentionRope),
+    "norm-across-heads": partial(micro, scale_attn_norm=True),
     "attn-head-dim": partial(with_heads, 2, 2),
     "different-numbers-of-heads": partial(with_heads, 3, 1),
     "one-head": partial(micro, num_heads=1),
@@ -337,16 +339,13 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         partial(micro, block_fn=blocks.DiffParallelScalingBlock, embed_dim=16),
         ("blocks.0", "DiffParallelScalingBlock", "block_fn", "parallel"),
     ),
-    "attention-pooling": (partial(micro, global_pool="map"), ("attn_pool", "global_pool='map'")),
-    "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "global_pool='prr'")),
+    "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "AttentionPoolPrr")),
     "no-pooling": (partial(micro, global_pool=""), ("global_pool=''",)),
-    "rotary": (partial(micro, attn_layer=layers.AttentionRope), ("blocks.0.attn", "AttentionRope", "rotary")),
     "differential": (
         partial(micro, attn_layer="diff", embed_dim=16),
         ("blocks.0.attn", "DiffAttention", "attn_layer"),
     ),
     "gated": (partial(with_part, "blocks.1.attn", lambda _: gated()), ("blocks.1.attn", "gated=True")),
-    "norm-across-heads": (partial(micro, scale_attn_norm=True), ("blocks.0.attn", "scale_attn_norm=True")),
     "unknown-block": (
         partial(with_part, "blocks.1", lambda block: nn.Sequential(block)),
         ("blocks.1", "Sequential"),
@@ -382,20 +381,14 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("VisionTransformer", "differs from its own forward"),
     ),
     "not-logits": (lambda: scrambled(Pair(**MICRO)), ("(batch, class)",)),
-    "eva02": (
-        lambda: timm.models.eva.Eva(
-            img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=3, use_rot_pos_emb=True
-        ).eval(),
-        ("timm.models.eva.Eva", "VisionTransformer"),
-    ),
     "swin": (
         lambda: timm.models.swin_transformer.SwinTransformer(
             img_size=16, patch_size=4, window_size=4, embed_dim=8, depths=(1,), num_heads=(1,), num_classes=3
         ).eval(),
-        ("SwinTransformer", "VisionTransformer"),
+        ("SwinTransformer", "merged on the way"),
     ),
-    "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "VisionTransformer")),
-    "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "VisionTransformer")),
+    "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "Vision Transformers of")),
+    "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "Vision Transformers of")),
 }
 
 

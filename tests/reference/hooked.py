@@ -37,11 +37,15 @@ class Receiver:
         norm: whose input is the residual stream that the node reads.
         projection: reads what the norm gives; the norm itself for a node that reads all of it alone.
         columns: of the projection's output that belong to the node; None for all.
+        pool: what is done to the stream before the norm is given it, such as a mean over tokens; linear.
+        between: what is done between norm and projection.
     """
 
     norm: nn.Module
     projection: nn.Module
     columns: slice | None = None
+    pool: Callable[[Tensor], Tensor] = torch.Tensor.clone
+    between: Callable[[Tensor], Tensor] = torch.Tensor.clone
 
 
 def written_by_head(head: int, width: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
@@ -112,8 +116,8 @@ class HookedModule:
 
         def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             with _without_hooks(place.norm), _without_hooks(place.projection):
-                other = place.norm(streams[-1] + moved)
-                other = other if place.projection is place.norm else place.projection(other)
+                other = place.norm(streams[-1] + place.pool(moved))
+                other = other if place.projection is place.norm else place.projection(place.between(other))
             mixed, columns = output.clone(), place.columns or slice(None)
             mixed[..., columns] = other[..., columns]
             return mixed

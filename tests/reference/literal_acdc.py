@@ -47,8 +47,9 @@ def acdc(
     current = 0.0
     for receiver in reversed(model.receivers()):
         for sender in reversed(model.senders_before(receiver)):
-            for group in reversed(range(1 if groups is None else len(groups.names))):
-                name = edge(sender, receiver, group, groups)
+            mine = model.groups_at(receiver, groups)
+            for group in reversed(range(1 if mine is None else len(mine.names))):
+                name = edge(sender, receiver, group, mine)
                 kept[name] = False
                 logits = model.run(clean, reference, kept, groups).logits
                 distance = float(divergence(whole, logits).sum()) / len(clean)

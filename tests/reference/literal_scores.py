@@ -67,7 +67,10 @@ def eap(
     wanted = _chosen(model, groups, edges)
     slopes = gradients(model, base, metric, {receiver for _, receiver, _, _ in wanted})
     return {
-        name: _product(reference[sender] - outputs[sender], slopes[receiver], groups, group) / len(base)
+        name: _product(
+            reference[sender] - outputs[sender], slopes[receiver], model.groups_at(receiver, groups), group
+        )
+        / len(base)
         for sender, receiver, group, name in wanted
     }
 
@@ -89,7 +92,12 @@ def eap_ig(
         between = (1 - place) * reference["input"] + place * outputs["input"]
         slopes = gradients(model, base, metric, set(model.receivers()), embedded=between)
         for sender, receiver, group, name in edges:
-            product = _product(reference[sender] - outputs[sender], slopes[receiver], groups, group)
+            product = _product(
+                reference[sender] - outputs[sender],
+                slopes[receiver],
+                model.groups_at(receiver, groups),
+                group,
+            )
             scores[name] += weight * product / len(base)
     return scores
 
@@ -131,8 +139,9 @@ def local(
     with torch.no_grad():
         for sender, receiver, group, name in _chosen(model, groups, edges):
             difference = reference[sender] - run.outputs[sender]
-            if groups is not None:
-                difference = difference * groups.inside(group, len(base))
+            mine = model.groups_at(receiver, groups)
+            if mine is not None:
+                difference = difference * mine.inside(group, len(base))
             inputs = run.inputs | {receiver: run.inputs[receiver] + difference}
             if receiver == "logits":
                 effect = metric(model.readout(inputs["logits"])) - whole
@@ -157,9 +166,9 @@ def gradients(
 
     Each receiver gets a leaf of its own, zero, that is added to its input and to nobody else's.
     """
-    shape = model.run(base[:1]).outputs["input"].shape[1:]
+    inputs = model.run(base).inputs
     names = [receiver for receiver in model.receivers() if receiver in receivers]
-    taps = {name: torch.zeros(len(base), *shape, dtype=model.dtype, requires_grad=True) for name in names}
+    taps = {name: torch.zeros_like(inputs[name], requires_grad=True) for name in names}
     logits = model.run(base, embedded=embedded, taps=taps).logits
     found = torch.autograd.grad(metric(logits).sum(), list(taps.values()), materialize_grads=True)
     return dict(zip(names, found, strict=True))

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 Kept = Callable[[str], bool]
 """Whether the edge of a name is kept."""
 
+Hear = Callable[[str, Tensor], Tensor]
+"""What a receiver reads, by its name and the constant of its stream."""
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -97,9 +100,14 @@ class LiteralViT:
         for sender in self.senders():
             for receiver in self.receivers():
                 if sender in self.senders_before(receiver):
-                    for group in range(1 if groups is None else len(groups.names)):
-                        found.append((sender, receiver, group, edge(sender, receiver, group, groups)))
+                    mine = self.groups_at(receiver, groups)
+                    for group in range(1 if mine is None else len(mine.names)):
+                        found.append((sender, receiver, group, edge(sender, receiver, group, mine)))
         return found
+
+    def groups_at(self, receiver: str, groups: Groups | None) -> Groups | None:
+        """The token groups of the stream that a receiver reads."""
+        return groups
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -128,19 +136,19 @@ class LiteralViT:
         batch = len(images)
         constant = torch.zeros_like(run.outputs["input"])
 
-        def hear(receiver: str) -> Tensor:
-            total = constant
+        def hear(receiver: str, constant: Tensor) -> Tensor:
+            total, mine = constant, self.groups_at(receiver, groups)
             for sender in self.senders_before(receiver):
                 own = run.outputs[sender]
                 if kept is None:
                     total = total + own
                     continue
                 assert reference is not None
-                for group in range(1 if groups is None else len(groups.names)):
-                    name = edge(sender, receiver, group, groups)
+                for group in range(1 if mine is None else len(mine.names)):
+                    name = edge(sender, receiver, group, mine)
                     keep = kept(name) if callable(kept) else kept[name]
                     heard = own if keep else reference[sender]
-                    total = total + (heard if groups is None else heard * groups.inside(group, batch))
+                    total = total + (heard if mine is None else heard * mine.inside(group, batch))
             if taps is not None and receiver in taps:
                 total = total + taps[receiver]
             run.inputs[receiver] = total
@@ -149,12 +157,16 @@ class LiteralViT:
         for layer, block in enumerate(self.vit.blocks):
             for head in range(self.heads[layer]):
                 name = f"a{layer}.h{head}"
-                query, key, value = (hear(f"{name}<{port}>") for port in "qkv")
+                query, key, value = (hear(f"{name}<{port}>", constant) for port in "qkv")
                 run.outputs[name] = self.head(block, head, query, key, value)
             constant = constant + self.constant(block)
-            run.outputs[f"m{layer}"] = self.mlp(block, hear(f"m{layer}"))
-        run.logits = self.readout(hear("logits"))
+            run.outputs[f"m{layer}"] = self.mlp(block, hear(f"m{layer}", constant))
+        run.logits = self.end(run, hear, constant)
         return run
+
+    def end(self, run: Run, hear: Hear, constant: Tensor) -> Tensor:
+        """The logits, after the blocks."""
+        return self.readout(hear("logits", constant))
 
     # -- the parts -------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from circuitvit.tasks.corruptions import (
     read_mask,
     shuffle_patches,
 )
-from circuitvit.tasks.images import load_image
+from circuitvit.tasks.image_files import load_image
 
 Corruption = Callable[..., Tensor]
 HALF = (0.5, 0.5, 0.5)

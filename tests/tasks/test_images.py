@@ -17,15 +17,8 @@ from torch import Tensor
 from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
-from circuitvit.tasks.images import (
-    FileImages,
-    TensorImages,
-    as_images,
-    decode_image,
-    load_image,
-    preprocess,
-    read_image,
-)
+from circuitvit.tasks.image_files import decode_image, load_image, preprocess, read_image
+from circuitvit.tasks.images import FileImages, TensorImages, as_images
 
 HALF = (0.5, 0.5, 0.5)
 SPEC = InputSpec((3, 32, 32), HALF, HALF)
@@ -334,7 +327,7 @@ class TestAsImages:
             ([], "the list of paths is empty"),
             ("", "the list of paths is empty"),
             ("no/such/folder", "no image no/such/folder: there is no such file"),
-            (torch.zeros(1, 32, 32, 3), r"the model takes \(3, 32, 32\) \(channels first\)"),
+            (torch.zeros(1, 32, 32, 3), r"takes images of \(3, 32, 32\) \(channel, height, width\)"),
             (np.zeros((3, 8, 8), dtype=np.uint8), "this one is uint8"),
             (np.array(["a.png"]), "cannot take images from ndarray"),
             ([torch.zeros(3, 8, 8)], "torch.stack joins a list of tensors"),

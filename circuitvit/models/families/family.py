@@ -49,9 +49,13 @@ class Family(ABC):
 
     @abstractmethod
     def embed(
-        self, module: Any, images: Float[Tensor, "batch channel height width"]
+        self, module: Any, images: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch token d_model"]:
-        """What enters the first block, by the module's own parts."""
+        """What enters the first block, by the module's own parts.
+
+        `shape` is that of `preprocessing`: (channel, height, width), and (time, channel, height, width) for
+        clips, whatever order the module itself asks for.
+        """
 
     @abstractmethod
     def blocks(self, module: Any) -> Sequence[nn.Module]:
@@ -96,6 +100,10 @@ class Family(ABC):
         logits: Tensor = module(images)
         return logits
 
+    def token_first(self, module: Any) -> bool:
+        """Whether its blocks take and give the stream as `(token, batch, d_model)`."""
+        return False
+
     def refuse(self, module: Any) -> None:  # noqa: B027 - most families have nothing to refuse
         """Refuse a module with a part around its blocks that is not known.
 
@@ -103,12 +111,22 @@ class Family(ABC):
             UnsupportedModelError: naming the part and the switch.
         """
 
+    def settle(self, module: Any, spec: InputSpec) -> None:  # noqa: B027 - most families have nothing to settle
+        """Set in the frozen copy what changes nothing of what it computes, such as its attention backend.
+
+        Args:
+            module: the copy, before it is run.
+            spec: how images become its inputs, which have that size.
+        """
+
     def prefix(self, module: Any) -> tuple[str, ...]:
         """The kinds of the tokens before the patches, such as `("cls", "reg")`."""
         return ("cls",)
 
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
-        """Rows and columns of the patches of an image of this size; None where the module does not say."""
+        """Rows and columns of the patches of an image of this size, in the order of the tokens; time first for
+        clips. None where the module does not say.
+        """
         return None
 
     def resizable(self, module: Any) -> bool:
@@ -118,6 +136,10 @@ class Family(ABC):
     def classifies(self, module: Any) -> bool:
         """Whether the logits are of classes, and not features."""
         return True
+
+    def classes(self, module: Any) -> tuple[str, ...] | None:
+        """Names of the logits; None where the module does not say."""
+        return None
 
     def preprocessing(self, module: Any) -> InputSpec | None:
         """How image files become inputs; None where the module does not say."""
@@ -135,5 +157,9 @@ class Family(ABC):
             for layer, block in enumerate(blocks)
             for stage in self.block(module, block, layer, f"blocks.{layer}")
         ]
-        readout = ReadoutStage(len(blocks), partial(self.readout, module), self.readout_parts(module))
-        return (EmbeddingStage(partial(self.embed, module)), *layers, *self.pool(module), readout)
+        pool, read, parts = self.pool(module), partial(self.readout, module), self.readout_parts(module)
+        if pool:
+            readout = ReadoutStage(len(blocks) + 1, read, parts, pool[-1].nodes.writes_to)
+        else:
+            readout = ReadoutStage(len(blocks), read, parts)
+        return (EmbeddingStage(partial(self.embed, module)), *layers, *pool, readout)

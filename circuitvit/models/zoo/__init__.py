@@ -17,9 +17,18 @@ from pathlib import Path
 from torch import nn
 
 from circuitvit.errors import unknown_name
-from circuitvit.models.zoo.card import Card, InputSpec, build_module, load_module
+from circuitvit.models.zoo.card import Card, ClipSpec, InputSpec, build_module, load_module
 
-__all__ = ["Card", "InputSpec", "build_module", "load_module", "load_zoo_module", "zoo_card", "zoo_names"]
+__all__ = [
+    "Card",
+    "ClipSpec",
+    "InputSpec",
+    "build_module",
+    "load_module",
+    "load_zoo_module",
+    "zoo_card",
+    "zoo_names",
+]
 
 _FOLDER = Path(__file__).parent
 

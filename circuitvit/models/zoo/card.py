@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +36,7 @@ class InputSpec:
         std: what they are then divided by.
         interpolation: how a picture of another size is resized.
         crop_pct: fraction of the resized picture that is kept, in the middle.
+        crop_mode: "center", or "squash" for a picture that is resized without regard to its sides' ratio.
     """
 
     size: tuple[int, int, int]
@@ -43,6 +44,43 @@ class InputSpec:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    what: ClassVar[str] = "image"
+    axes: ClassVar[tuple[str, ...]] = ("channel", "height", "width")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input, by its axes."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class ClipSpec(InputSpec):
+    """How video files become the input of a model that sees clips `(time, channel, height, width)`.
+
+    Attributes:
+        frames: how many the model takes.
+        stride: frames of the file from one that is taken to the next, out of its middle; None to spread them
+            evenly over the whole file.
+        repeat: whether a file with too few frames is stretched, some being taken several times; else it is
+            refused.
+
+    Example:
+        >>> ClipSpec((3, 112, 112), (0.5,) * 3, (0.5,) * 3, frames=16).shape
+        (16, 3, 112, 112)
+    """
+
+    frames: int = 16
+    stride: int | None = None
+    repeat: bool = False
+
+    what: ClassVar[str] = "clip"
+    axes: ClassVar[tuple[str, ...]] = ("time", "channel", "height", "width")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.frames, *self.size)
 
 
 @dataclass(frozen=True)
@@ -79,6 +117,7 @@ class Card:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, ready for JSON; "schema" comes first."""
         content = asdict(self)
+        del content["input"]["crop_mode"]  # always the same for models that are trained here
         return {"schema": content.pop("schema"), **content}
 
     @classmethod

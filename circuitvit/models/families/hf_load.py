@@ -1,0 +1,276 @@
+"""Models of transformers by name or folder, with their own preprocessing and class names.
+
+Weights are read from safetensors alone, in the dtype asked for, tensor by tensor; code from the hub never runs.
+Of a model of images and texts its image tower is loaded and nothing else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.models import checkpoints
+from circuitvit.models.families.family import Loaded
+from circuitvit.models.processor import MODES, ProcessorSpec
+from circuitvit.models.timm_import import import_timm
+
+TOWERS = {
+    "BeitForMaskedImageModeling": "BeitModel",
+    "CLIPModel": "CLIPVisionModelWithProjection",
+    "SiglipModel": "SiglipVisionModel",
+    "Siglip2Model": "Siglip2VisionModel",
+    "ViTForMaskedImageModeling": "ViTModel",
+    "DeiTForMaskedImageModeling": "DeiTModel",
+    "ViTMAEForPreTraining": "ViTMAEModel",
+}
+"""The part of a whole model that sees images and gives one vector for each."""
+
+OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+"""Of `from_pretrained`, on where the files are."""
+
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+"""Pillow's numbers, which image processors keep."""
+
+
+def import_transformers() -> ModuleType:
+    """The module `transformers`.
+
+    Raises:
+        ModelError: if it is not installed, or cannot be imported.
+    """
+    import_timm()  # after which torchvision can be imported, which transformers would trip over
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise ModelError(
+            f"transformers cannot be imported ({error}): pip install 'circuitvit[transformers]'"
+        ) from error
+
+
+def load_hf(
+    name: str, *, checkpoint: str | Path | None = None, dtype: torch.dtype | None = None, **options: Any
+) -> Loaded:
+    """A model of transformers.
+
+    Args:
+        name: on the hub, such as "google/vit-base-patch16-224", or a folder that `save_pretrained` wrote.
+        checkpoint: must be None: a folder holds its own weights.
+        dtype: of the weights; float32 by default.
+        **options: `OPTIONS`.
+
+    Raises:
+        OptionError: for any other option.
+        FileError: if a folder is missing or holds no configuration.
+        ModelError: if transformers is not installed, or the files cannot be had or do not fit.
+        UnsupportedModelError: if the architecture is none that can be taken apart.
+    """
+    if checkpoint is not None:
+        raise OptionError(f"hf:{name} comes with its own weights: leave out checkpoint")
+    unknown = [option for option in options if option not in OPTIONS]
+    if unknown:
+        raise OptionError(str(unknown_name("option of hf:", unknown[0], OPTIONS)))
+    transformers = import_transformers()
+    _refuse_absent(name, options)
+    with _told(name):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    kind = _kind(transformers, config, name)
+    if hasattr(config, "mask_ratio"):
+        config.mask_ratio = 0.0  # what an encoder sees after training
+    spec = _preprocessing(transformers, name, options)
+    with _told(name), _quiet(transformers):
+        module = _filled(kind, name, config, dtype or torch.float32, options)
+    return Loaded(module.eval(), spec)
+
+
+def _kind(transformers: ModuleType, config: Any, name: str) -> type[nn.Module]:
+    """The class to load: what the configuration names, or the tower in it."""
+    named = (config.architectures or [""])[0]
+    if not named:
+        base = transformers.AutoModel._model_mapping.get(type(config), None)
+        named = "" if base is None else base.__name__
+    registry = import_module("circuitvit.models.registry")
+    kind = getattr(transformers, TOWERS.get(named, named), None)
+    if kind is None or not registry.is_known(kind):
+        raise UnsupportedModelError(
+            f"hf:{name} is a {named or config.model_type}, whose parts are not known. Where it holds a vision tower "
+            "of a known class, load it with transformers and wrap that (of a LLaVA: model.model.vision_tower)"
+        )
+    found: type[nn.Module] = kind
+    return found
+
+
+def _filled(kind: Any, name: str, config: Any, dtype: torch.dtype, options: dict[str, Any]) -> nn.Module:
+    """The model with its weights; without a pooler that the checkpoint has no weights for.
+
+    Raises:
+        ModelError: if other weights are missing or do not fit, which transformers would draw at random.
+    """
+    own = config
+    if hasattr(config, "vision_config") and not issubclass(kind.config_class, type(config)):
+        own = config.vision_config
+        own.name_or_path = name
+        if hasattr(config, "projection_dim"):
+            own.projection_dim = config.projection_dim
+    read = partial(
+        kind.from_pretrained, name, config=own, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+        ignore_mismatched_sizes=True, output_loading_info=True, **options,
+    )  # fmt: skip
+    module, told = read()
+    if told["missing_keys"] and all("pooler." in key for key in told["missing_keys"]):
+        module, told = read(add_pooling_layer=False)
+    for key in sorted(told["missing_keys"]):
+        raise ModelError(f"hf:{name} has no weights for {key}, and maybe others, of {kind.__name__}")
+    for key, saved, wanted in told["mismatched_keys"]:
+        raise ModelError(f"hf:{name}: {key} is {tuple(saved)} in the file and {tuple(wanted)} in the model")
+    found: nn.Module = module
+    return found
+
+
+# -- what can go wrong ---------------------------------------------------------------------------
+
+
+def _refuse_absent(name: str, options: dict[str, Any]) -> None:
+    """Refuse a folder without a model, and a name that would be waited for offline."""
+    folder = Path(name) / options.get("subfolder", "")
+    if name and Path(name).is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileError(
+                f"the folder {folder} holds no config.json: it is none that save_pretrained wrote"
+            )
+        return
+    if name and Path(name).exists():
+        raise FileError(f"{name} is a file, where a folder or the name of a model was expected")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise FileError(f"there is no folder {name or 'without a name'}")
+    checkpoints.refuse_unreachable(
+        f"hf:{name}", name, "config.json", "or give a folder that save_pretrained wrote"
+    )
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Say what transformers says in one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"hf:{name} cannot be loaded: {reason[:300]}") from error
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Without reports of the text tower's weights, which nobody asked for."""
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# -- preprocessing -------------------------------------------------------------------------------
+
+
+def _preprocessing(transformers: ModuleType, name: str, options: dict[str, Any]) -> ProcessorSpec | None:
+    """What the image processor beside the weights does; None, with a warning, where there is none."""
+    auto = transformers.AutoImageProcessor
+    try:
+        with _quiet(transformers):
+            processor = auto.from_pretrained(name, trust_remote_code=False, backend="torchvision", **options)
+    except OSError:
+        warnings.warn(
+            f"hf:{name} comes without an image processor: image files are prepared as is usual for its "
+            "architecture, see model.preprocessing",
+            stacklevel=4,
+        )
+        return None
+    return input_spec(processor)
+
+
+def spec_beside(config: Any) -> ProcessorSpec | None:
+    """How images became inputs for the model that a configuration was read with, if its files are on this machine.
+
+    Raises:
+        UnsupportedModelError: if they say something that cannot be expressed.
+    """
+    name = config.name_or_path
+    if not name:
+        return None
+    transformers = import_transformers()
+    try:
+        with _quiet(transformers):
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                name, local_files_only=True, trust_remote_code=False, backend="torchvision"
+            )
+    except Exception:  # whatever is not there, or belongs to something else
+        return None
+    return input_spec(processor)
+
+
+def input_spec(processor: Any) -> ProcessorSpec:
+    """What an image processor of transformers does, to the last bit.
+
+    SigLIP 2's own keeps the proportions of a picture in as many patches as fit; as a circuit has one number of
+    tokens, pictures are squeezed to a square here, which is the same for square ones.
+
+    Raises:
+        UnsupportedModelError: for inputs whose size depends on the picture, or for what is unknown here.
+    """
+    kind = type(processor).__name__
+    interpolation = (
+        RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
+    )
+    if hasattr(processor, "max_num_patches"):
+        side = int(processor.max_num_patches**0.5) * processor.patch_size
+        resize, crop = (side, side), {}
+    else:
+        resize = _resize(processor, kind)
+        crop = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
+    size = (crop["height"], crop["width"]) if crop.get("height") else resize
+    if len(size) != 2 or interpolation not in MODES or getattr(processor, "do_pad", False):
+        raise UnsupportedModelError(
+            f"{kind} (size={processor.size}, crop_size={getattr(processor, 'crop_size', None)}, "
+            f"resample={interpolation}) makes inputs whose size depends on the picture, or in a way that is not "
+            "known here: give tensors, and wrap the module with preprocessing=InputSpec(...)"
+        )
+    scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    mean, std = processor.image_mean, processor.image_std
+    if not processor.do_normalize:
+        mean, std = (0.0,), (1.0,)
+    mean, std = ([each] if isinstance(each, (int, float)) else each for each in (mean, std))
+    count = max(len(mean), 3) if len(mean) > 1 or not processor.do_normalize else 3
+    mean, std = (
+        tuple(number / scale for number in (each if len(each) > 1 else [*each] * count))
+        for each in (mean, std)
+    )
+    floats = kind.startswith("DINOv3")
+    return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
+
+
+def _resize(processor: Any, kind: str) -> tuple[int, ...]:
+    """Height and width, or the short side, or nothing."""
+    if not processor.do_resize:
+        return ()
+    asked = {name: value for name, value in dict(processor.size).items() if value}
+    if set(asked) == {"height", "width"}:
+        return asked["height"], asked["width"]
+    if set(asked) == {"shortest_edge"}:
+        return (asked["shortest_edge"],)
+    raise UnsupportedModelError(
+        f"{kind} (size={asked}) makes inputs whose size depends on the picture: give tensors, and wrap the module "
+        "with preprocessing=InputSpec(...)"
+    )

@@ -1,0 +1,485 @@
+"""Vision Transformers of transformers 5: a table of where each architecture keeps its parts.
+
+Known: ViT, DeiT (with a teacher or without), MSN, I-JEPA, MAE's encoder, DINOv2 (with registers or without), DINOv3,
+BEiT, CLIP, SigLIP and SigLIP 2, each alone and with whatever transformers puts on it to classify or to project.
+Without a classifier the logits are features: what the model itself calls its pooled output, projected where it
+has a projection; and of a model that pools nothing the class token after the last norm, or the mean of all tokens
+where there is none.
+
+Attention runs by torch's own kernel in the frozen copy, whatever backend the user's module has: it computes the
+same, in any dtype.
+
+Dosovitskiy et al. 2021, arXiv:2010.11929; Touvron et al. 2021, "DeiT", arXiv:2012.12877; Radford et al. 2021,
+"CLIP", arXiv:2103.00020; Oquab et al. 2023, "DINOv2", arXiv:2304.07193; Siméoni et al. 2025, "DINOv3",
+arXiv:2508.10104; He et al. 2022, "MAE", arXiv:2111.06377; Bao et al. 2022, "BEiT", arXiv:2106.08254.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.errors import UnsupportedModelError
+from circuitvit.models.attention import AttentionStage
+from circuitvit.models.families.family import Family, Grid
+from circuitvit.models.families.hf_load import spec_beside
+from circuitvit.models.layers import MLPStage
+from circuitvit.models.parts import MLP, Added, Attention, Derived, Linear, Readout, Turn, norm_of
+from circuitvit.models.processor import ProcessorSpec
+from circuitvit.models.stages import Stage, places
+from circuitvit.models.zoo import InputSpec
+
+HALF = ((0.5,) * 3, (0.5,) * 3)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Means and standard deviations of colours."""
+
+LABEL = re.compile(r"LABEL_\d+")
+"""What transformers calls classes that nobody has named."""
+
+
+class ViT(Family):
+    """ViT, MSN, and what the others have in common; each says what is different in it.
+
+    Attributes:
+        inner: what holds the tower, in a model with something on it.
+        layers: the blocks, from the tower.
+        norms: of a block.
+        attention: of a block.
+        out: the output projection, from the attention.
+        gammas: of LayerScale, from a block; None where there is none.
+        last: the norm after the last block, from the tower.
+        colours: mean and standard deviation that its images usually have.
+        squeezed: whether its images are usually resized without regard to their proportions, and not cropped.
+    """
+
+    inner = "vit"
+    layers = "layers"
+    norms = ("layernorm_before", "layernorm_after")
+    attention = "attention"
+    out = "o_proj"
+    gammas: tuple[str, str] | None = None
+    last = "layernorm"
+    colours, squeezed = HALF, True
+
+    def tower(self, module: Any) -> Any:
+        """The model without what is put on it to classify or to project."""
+        return getattr(module, self.inner, module)
+
+    # -- before the blocks ---------------------------------------------------------------------------
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return self.tower(module).embeddings(images)  # type: ignore[no-any-return]
+
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return ("cls",)
+
+    def grid(self, module: Any, height: int, width: int) -> Grid:
+        rows, columns = _pair(self.tower(module).config.patch_size)
+        return height // rows, width // columns
+
+    # -- the blocks ----------------------------------------------------------------------------------
+
+    def blocks(self, module: Any) -> Sequence[nn.Module]:
+        return tuple(attrgetter(self.layers)(self.tower(module)))
+
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
+        own = getattr(block, self.attention)
+        place = f"{where}.{self.attention}"
+        names = ("q_proj", "k_proj", "v_proj", self.out)
+        query, key, value, out = (_linear(getattr(own, name), f"{place}.{name}") for name in names)
+        heads = len(query.full_weight) // own.head_dim
+        scale = own.scaling if hasattr(own, "scaling") else own.scale
+        attention = Attention(heads, query, key, value, out, scale, **self.positions(module, block))
+        norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in self.norms)
+        gamma1, gamma2 = (_gamma(block, name) for name in self.gammas or (None, None))
+        first = AttentionStage(layer, norm1, attention, gamma1)
+        return first, MLPStage(layer, norm2, mlp_of(block.mlp), gamma2)
+
+    def positions(self, module: Any, block: Any) -> dict[str, Any]:
+        """What in attention depends on places: `turn` or `added`, and what is derived for it."""
+        return {}
+
+    # -- after the blocks ----------------------------------------------------------------------------
+
+    def readout(self, module: Any, stream: Tensor) -> Tensor:
+        return self.readout_parts(module)(stream)
+
+    def readout_parts(self, module: Any) -> Readout:
+        tower, none = self.tower(module), norm_of(nn.Identity(), "none")
+        norm = norm_of(attrgetter(self.last)(tower), self.last)
+        if hasattr(module, "classifier"):
+            return Readout(norm, self.classified(module), none, (module.classifier,), ("classifier",))
+        pooler = getattr(tower, "pooler", None)
+        if pooler is None:
+            return Readout(norm, self.featured, none, (nn.Identity(),))
+        return Readout(norm, _first, none, (nn.Sequential(pooler.dense, pooler.activation),), ("pooler",))
+
+    def classified(self, module: Any) -> Any:
+        """From the normed stream to what the classifier is given."""
+        return _first
+
+    def featured(self, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
+        """The features of a model that pools nothing."""
+        return _first(normed)
+
+    def run(self, module: Any, images: Tensor) -> Tensor:
+        given = module(images, return_dict=True)
+        for name in ("logits", "image_embeds", "pooler_output"):
+            if given.get(name) is not None:
+                return given[name]  # type: ignore[no-any-return]
+        return self.featured(given.last_hidden_state)[:, 0]
+
+    # -- the whole -----------------------------------------------------------------------------------
+
+    def refuse(self, module: Any) -> None:
+        if not len(self.blocks(module)):
+            raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
+
+    def settle(self, module: Any, spec: InputSpec) -> None:
+        for config in {
+            id(part.config): part.config for part in module.modules() if hasattr(part, "config")
+        }.values():
+            # What is recorded on the side would be hooks in the copy, and some backends know few dtypes.
+            config.output_attentions = config.output_hidden_states = False
+            config.return_dict = True
+            config._attn_implementation = "sdpa"
+
+    def classifies(self, module: Any) -> bool:
+        heads = (getattr(module, name, None) for name in ("classifier", "cls_classifier"))
+        return any(isinstance(head, nn.Module) and not isinstance(head, nn.Identity) for head in heads)
+
+    def classes(self, module: Any) -> tuple[str, ...] | None:
+        names = tuple(str(name) for _, name in sorted(module.config.id2label.items()))
+        is_named = self.classifies(module) and not all(LABEL.fullmatch(name) for name in names)
+        return names if is_named else None
+
+    def preprocessing(self, module: Any) -> InputSpec:
+        beside = spec_beside(module.config)
+        return self.usual(module) if beside is None else beside
+
+    def usual(self, module: Any) -> InputSpec:
+        """How images of this architecture usually become inputs, where nothing says how they did for this one."""
+        config = self.tower(module).config
+        height, width = _pair(config.image_size)
+        channels = config.num_channels
+        mean, std = self.colours if channels == 3 else (HALF[0][:1] * channels,) * 2
+        resize = (height, width) if self.squeezed else (min(height, width),)
+        return ProcessorSpec((channels, height, width), mean, std, "bicubic", resize=resize)
+
+    def name(self, module: Any) -> str:
+        return module.config.name_or_path or type(module).__name__
+
+
+class DeiT(ViT):
+    """DeiT, whose second token learned from a teacher: with a head of its own, the logits are the mean of both."""
+
+    inner, colours = "deit", IMAGENET
+
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return ("cls", "dist")
+
+    def readout_parts(self, module: Any) -> Readout:
+        if not hasattr(module, "cls_classifier"):
+            return super().readout_parts(module)
+        norm, none = norm_of(module.deit.layernorm, "layernorm"), norm_of(nn.Identity(), "none")
+        heads = module.cls_classifier, module.distillation_classifier
+        return Readout(norm, _first_two, none, heads, ("cls_classifier", "distillation_classifier"))
+
+
+class MAE(ViT):
+    """The encoder of MAE, with its masking off."""
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return module.embeddings(images, noise=self._order(module, images))[0]  # type: ignore[no-any-return]
+
+    def run(self, module: Any, images: Tensor) -> Tensor:
+        given = module(images, noise=self._order(module, images), return_dict=True)
+        return given.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+
+    def refuse(self, module: Any) -> None:
+        super().refuse(module)
+        if module.config.mask_ratio != 0:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} hides {module.config.mask_ratio:.0%} of the patches, others in every "
+                "run (mask_ratio): set module.config.mask_ratio = 0.0 before wrapping"
+            )
+
+    @staticmethod
+    def _order(module: Any, images: Tensor) -> Float[Tensor, "batch patch"]:
+        """Noise by which the patches stay in order: without it they are shuffled even where none is hidden."""
+        patches = module.embeddings.patch_embeddings.num_patches
+        return torch.arange(patches, device=images.device, dtype=torch.float32).expand(len(images), -1)
+
+
+class IJepa(ViT):
+    """I-JEPA, which has no class token: its features are the mean of the patches."""
+
+    inner, colours = "ijepa", IMAGENET
+
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return ()
+
+    def classified(self, module: Any) -> Any:
+        return _patches
+
+    def featured(self, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
+        return _patches(normed)
+
+
+class Dinov2(ViT):
+    """DINOv2; a classifier reads the class token beside the mean of the patches."""
+
+    inner, layers, norms = "dinov2", "encoder.layer", ("norm1", "norm2")
+    gammas = "layer_scale1.lambda1", "layer_scale2.lambda1"
+    colours, squeezed = IMAGENET, False
+
+    def classified(self, module: Any) -> Any:
+        return partial(_first_and_patches, skip=len(self.prefix(module)))
+
+
+class Dinov2WithRegisters(Dinov2):
+    """DINOv2 with registers behind the class token."""
+
+    inner = "dinov2_with_registers"
+
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return ("cls", *("reg",) * module.config.num_register_tokens)
+
+
+class DINOv3(Dinov2WithRegisters):
+    """DINOv3: queries and keys of the patches are turned by their places, so that images have one size."""
+
+    layers, last, squeezed = "model.layer", "norm", True
+
+    def positions(self, module: Any, block: Any) -> dict[str, Any]:
+        derived = Derived()
+        return {"turn": _turn(module, len(self.prefix(module)), derived), "derived": derived}
+
+    def settle(self, module: Any, spec: InputSpec) -> None:
+        super().settle(module, spec)
+        module.config.image_size = spec.size[1:]  # nothing reads it but what is above
+
+
+class Beit(ViT):
+    """BEiT: scores have biases by relative position, of each block or of all; images have one size."""
+
+    inner = "beit"
+    gammas = "lambda_1", "lambda_2"
+
+    def positions(self, module: Any, block: Any) -> dict[str, Any]:
+        tower = self.tower(module)
+        tables = [
+            each for each in (tower.shared_position_bias, block.relative_position_bias) if each is not None
+        ]
+        if not tables:
+            return {}
+        derived = Derived()
+        added = _added(tables, self.grid(module, *tower.config.image_size), block, derived)
+        return {"added": added, "derived": derived}
+
+    def readout_parts(self, module: Any) -> Readout:
+        tower, none = self.tower(module), norm_of(nn.Identity(), "none")
+        norm = norm_of(tower.layernorm, "layernorm")
+        head, name = (
+            (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "pooler")
+        )
+        if tower.pooler is None or tower.pooler.layernorm is None:
+            return Readout(norm, _first, none, (head,), (name,))
+        after = norm_of(tower.pooler.layernorm, "pooler.layernorm")
+        return Readout(norm, partial(_patches, skip=1), after, (head,), (name,))
+
+    def settle(self, module: Any, spec: InputSpec) -> None:
+        super().settle(module, spec)
+        self.tower(module).config.image_size = spec.size[
+            1:
+        ]  # the tables that are interpolated are made already
+
+
+class CLIP(ViT):
+    """CLIP's image tower, alone, projected, with a classifier, and in the whole model; texts take no part."""
+
+    inner, layers, norms = "vision_model", "encoder.layers", ("layer_norm1", "layer_norm2")
+    attention, out, last = "self_attn", "out_proj", "post_layernorm"
+    colours, squeezed = OPENAI, False
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        tower = self.tower(module)
+        return tower.pre_layrnorm(tower.embeddings(images))  # type: ignore[no-any-return]
+
+    def readout_parts(self, module: Any) -> Readout:
+        tower, none = self.tower(module), norm_of(nn.Identity(), "none")
+        if hasattr(module, "classifier"):  # which reads the stream as it is
+            return Readout(none, partial(_patches, skip=1), none, (module.classifier,), ("classifier",))
+        head = getattr(module, "visual_projection", nn.Identity())
+        return Readout(
+            norm_of(tower.post_layernorm, self.last), _first, none, (head,), ("visual_projection",)
+        )
+
+    def run(self, module: Any, images: Tensor) -> Tensor:
+        if hasattr(module, "text_model"):
+            return module.get_image_features(images, return_dict=True).pooler_output  # type: ignore[no-any-return]
+        return super().run(module, images)
+
+
+class Siglip(CLIP):
+    """SigLIP's image tower, alone, with a classifier, and in the whole model; it has no class token."""
+
+    colours, squeezed = HALF, True
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return self.tower(module).embeddings(images)  # type: ignore[no-any-return]
+
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return ()
+
+    def readout_parts(self, module: Any) -> Readout:
+        norm, none = norm_of(self.tower(module).post_layernorm, self.last), norm_of(nn.Identity(), "none")
+        head, name = (
+            (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "none")
+        )
+        return Readout(norm, _patches, none, (head,), (name,))
+
+    def featured(self, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
+        return _patches(normed)
+
+    def refuse(self, module: Any) -> None:
+        super().refuse(module)
+        if not hasattr(module, "classifier") and self.tower(module).use_head:
+            raise UnsupportedModelError(
+                f"head is a {type(self.tower(module).head).__name__} (vision_use_head=True): attention pooling is "
+                "not supported"
+            )
+
+
+class Siglip2(Siglip):
+    """SigLIP 2 with images of one size, whose patches are cut here as its image processor cuts them."""
+
+    def embed(self, module: Any, images: Tensor) -> Tensor:
+        return self.tower(module).embeddings(*self._cut(module, images))  # type: ignore[no-any-return]
+
+    def run(self, module: Any, images: Tensor) -> Tensor:
+        patches, shapes = self._cut(module, images)
+        options = {"pixel_attention_mask": None, "spatial_shapes": shapes, "return_dict": True}
+        if hasattr(module, "text_model"):
+            return module.get_image_features(patches, **options).pooler_output  # type: ignore[no-any-return]
+        given = module(patches, **options)
+        if given.get("logits") is not None:
+            return given.logits  # type: ignore[no-any-return]
+        pooled = given.pooler_output
+        return self.featured(given.last_hidden_state)[:, 0] if pooled is None else pooled
+
+    def usual(self, module: Any) -> InputSpec:
+        config = self.tower(module).config
+        side = int(config.num_patches**0.5) * config.patch_size
+        mean = (0.5,) * config.num_channels
+        return ProcessorSpec((config.num_channels, side, side), mean, mean, "bilinear", resize=(side, side))
+
+    def _cut(self, module: Any, images: Tensor) -> tuple[Float[Tensor, "batch patch pixel"], Tensor]:
+        """The patches, row by row, colours last; and how many rows and columns each image has."""
+        rows, columns = self.grid(module, *images.shape[2:])
+        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", h=rows, w=columns)
+        return patches, torch.tensor([[rows, columns]] * len(images), device=images.device)
+
+
+VIT, DEIT, MAE_ENCODER, I_JEPA = ViT(), DeiT(), MAE(), IJepa()
+DINOV2, DINOV2_REGISTERS, DINOV3, BEIT = Dinov2(), Dinov2WithRegisters(), DINOv3(), Beit()
+CLIP_TOWER, SIGLIP, SIGLIP2 = CLIP(), Siglip(), Siglip2()
+
+
+# -- parts ---------------------------------------------------------------------------------------
+
+
+def mlp_of(module: Any) -> MLP:
+    """An MLP of transformers with the names of its parts; of any other class the module alone."""
+    names = {name for name, _ in module.named_children()}
+    known = {
+        ("activation_fn", "fc1", "fc2"): ("activation_fn", (), "fc2"),
+        ("act_fn", "down_proj", "up_proj"): ("act_fn", (), "down_proj"),
+        ("act_fn", "down_proj", "gate_proj", "up_proj"): ("act_fn", ("gate_proj", "up_proj"), "down_proj"),
+    }.get(tuple(sorted(names)))
+    if known is None or not type(module).__module__.startswith("transformers.models."):
+        return MLP(module)
+    act, gates, out = known
+    return MLP(module, True, act, gates, None, out)
+
+
+def _linear(part: Any, where: str) -> Linear:
+    if not isinstance(part, nn.Linear):
+        raise UnsupportedModelError(
+            f"{where} is a {type(part).__name__}: only a plain nn.Linear can be told apart by head"
+        )
+    return Linear.of(part)
+
+
+def _gamma(block: Any, name: str | None) -> Tensor | None:
+    """The factor `(d_model,)` of a LayerScale; None where the block has none, or a number that is 1."""
+    found = None if name is None else attrgetter(name)(block)
+    return found if isinstance(found, Tensor) else None
+
+
+def _turn(module: Any, prefix: int, derived: Derived) -> Turn:
+    """What DINOv3 does to queries and keys: patches are turned, tokens before them are not."""
+    rope = module.rope_embeddings
+    rotate_half = import_module("transformers.models.dinov3_vit.modeling_dinov3_vit").rotate_half
+
+    def table() -> tuple[Tensor, Tensor]:
+        weight = module.embeddings.patch_embeddings.weight
+        blank = weight.new_zeros(1, weight.shape[1], *_pair(module.config.image_size))
+        cosines, sines = rope(blank)
+        still = cosines.new_zeros(prefix, cosines.shape[1])
+        return torch.cat([still + 1, cosines]), torch.cat([still, sines])
+
+    def turn(x: Tensor, heads: Sequence[int]) -> Tensor:
+        tables = derived.get("turn", tuple(rope.buffers()), table)
+        cosines, sines = (each[: x.shape[2]].to(x) for each in tables)
+        turned: Tensor = x * cosines + rotate_half(x) * sines
+        return turned
+
+    return turn
+
+
+def _added(tables: Sequence[Any], grid: Grid, block: Any, derived: Derived) -> Added:
+    """The sum of BEiT's biases for a grid of patches."""
+    weight = block.attention.o_proj.weight
+    sources = [table.relative_position_bias_table for table in tables]
+
+    def make() -> Float[Tensor, "head query key"]:
+        return torch.stack([table(grid)[0].to(weight) for table in tables]).sum(dim=0)
+
+    def added(heads: Sequence[int]) -> Float[Tensor, "head query key"]:
+        return derived.get("added", sources, make)[places(heads)]
+
+    return added
+
+
+def _first(normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
+    return normed[:, :1]
+
+
+def _first_two(normed: Tensor) -> Float[Tensor, "batch 2 d_model"]:
+    """The class token for the one classifier, the distillation token for the other."""
+    return normed[:, :2]
+
+
+def _patches(normed: Tensor, skip: int = 0) -> Float[Tensor, "batch 1 d_model"]:
+    """The mean of the patches, behind so many other tokens."""
+    return normed[:, skip:].mean(dim=1, keepdim=True)
+
+
+def _first_and_patches(normed: Tensor, skip: int) -> Float[Tensor, "batch 1 width"]:
+    return torch.cat([normed[:, :1], _patches(normed, skip)], dim=-1)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

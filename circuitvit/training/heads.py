@@ -1,0 +1,200 @@
+"""A linear head fitted to labelled images: the usual probe, put on the model so that it has circuits.
+
+The features of a model that was trained without classes (DINO, MAE, CLIP) are judged by how well a logistic
+regression reads a label off them. That regression is a classifier like any other once it is the model's
+readout, and its logit difference a behaviour like any other.
+
+Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes", arXiv:1610.01644;
+Caron et al. 2021, "Emerging properties in self-supervised vision transformers", arXiv:2104.14294.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuitvit.engine import progress_bar
+from circuitvit.errors import DataError, ModelError, OptionError
+from circuitvit.models import HeadTokens, Model, with_head
+from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images, list_images
+from circuitvit.tasks.task import check_size
+
+Labels = Sequence[int | str] | NDArray[Any] | Tensor
+
+MOST_STEPS = 10_000
+"""Steps after which the regression stops; it converges long before on standardised features."""
+
+
+class FittedHead(NamedTuple):
+    """A model with a head that was fitted, and how right it is on images that it was not fitted to.
+
+    Attributes:
+        model: with the head; `model.head.save` keeps it.
+        accuracy: share of images that are classified rightly by heads fitted without their fold.
+        folds: the same of each fold.
+    """
+
+    model: Model
+    accuracy: float
+    folds: tuple[float, ...]
+
+
+def fit_head(
+    model: Model,
+    images: ImageSpec,
+    labels: Labels | None = None,
+    *,
+    tokens: HeadTokens = "pooled",
+    strength: float = 1.0,
+    folds: int = 5,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> FittedHead:
+    """Fit a linear classifier to labelled images by logistic regression, and put it on the model.
+
+    Features are standardised for the fit; the head holds the same classifier on the features as they are.
+    With two classes the logits are equal but for their sign, and their difference is the log-odds. The
+    accuracy is of heads that did not see the images judged; images that are nearly equal make it too high.
+
+    Args:
+        model: from `load` or `wrap`, with classes of its own or none.
+        images: a folder with one subfolder for each class; or files, a folder or a tensor of preprocessed
+            images, with labels. Files are read a batch at a time.
+        labels: one for each image, names or numbers; by default the name of the folder that each file is in.
+        tokens: what the head reads, as for `with_head`.
+        strength: of the fit, against a penalty on squared weights (scikit-learn's `C`).
+        folds: for the cross-validation.
+        seed: of the folds.
+        batch_size: images run at once.
+        progress: whether to show a bar.
+
+    Raises:
+        DataError: if scikit-learn is missing, images cannot be used, labels are not one for each image, or a
+            class has fewer images than there are folds.
+        OptionError: for fewer than two folds, or a model or tokens that `with_head` refuses.
+        ModelError: if features are NaN or infinite.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.datasets.catdog import catdog_pairs
+        >>> pairs = catdog_pairs(20, seed=0)
+        >>> labels = ["cat"] * 20 + ["dog"] * 20
+        >>> fitted = fit_head(cv.load("catdog-tiny"), torch.cat([*pairs]), labels, progress=False)
+        >>> fitted.model.classes, fitted.accuracy > 0.9
+        (('cat', 'dog'), True)
+    """
+    if folds < 2:
+        raise OptionError(f"cross-validation needs at least two folds, not {folds}")
+    if not 0 < strength < float("inf"):
+        raise OptionError(f"the strength of a fit is above 0, not {strength}")
+    _regression()
+    model.refresh()
+    bare = with_head(model, None, tokens=tokens)
+    pictures, named = _labelled(model, images, labels)
+    classes, targets = _classes(named, len(pictures), folds)
+    pictures.check(quiet=not progress)
+    check_size(pictures, model)
+    features = _features(bare, pictures, batch_size, progress)
+    place = np.random.default_rng(seed)
+    fold_of = np.empty(len(targets), dtype=int)
+    for number in range(len(classes)):  # each class in proportion
+        rows = place.permutation(np.flatnonzero(targets == number))
+        fold_of[rows] = (np.arange(len(rows)) + place.integers(folds)) % folds
+    right = []
+    for fold in range(folds):
+        out = fold_of == fold
+        weight, bias = _fitted(features[~out], targets[~out], strength)
+        right.append((features[out] @ weight.T + bias).argmax(axis=1) == targets[out])
+    weight, bias = _fitted(features, targets, strength)
+    made = with_head(model, weight, bias, classes=classes, tokens=tokens)
+    return FittedHead(made, float(np.concatenate(right).mean()), tuple(float(each.mean()) for each in right))
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _labelled(model: Model, images: ImageSpec, labels: Labels | None) -> tuple[Images, list[Any]]:
+    """The images, and a label for each."""
+    spec = model.preprocessing
+    if labels is not None:
+        given = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
+        return as_images(images, spec), given
+    if isinstance(images, (str, Path)) and Path(images).is_dir():
+        inside = sorted(each for each in Path(images).iterdir() if each.is_dir())
+        folders = [each for each in inside if not each.name.startswith(".")]
+        if not folders:
+            raise DataError(
+                f"{images} has no subfolders to name the classes: give labels, one for each image"
+            )
+        found = as_images([path for folder in folders for path in list_images(folder)], spec)
+    else:
+        found = as_images(images, spec)
+    if not isinstance(found, FileImages):
+        raise DataError("tensors have no folders to name their classes: give labels, one for each image")
+    return found, [path.resolve().parent.name for path in found.paths]
+
+
+def _classes(labels: list[Any], count: int, folds: int) -> tuple[list[str], NDArray[np.int64]]:
+    """The names of the classes in order, and the class of each image."""
+    if len(labels) != count:
+        raise DataError(f"{len(labels)} labels for {count} images")
+    kinds = {type(each) for each in labels}
+    if kinds not in ({int}, {str}):
+        shown = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(f"labels are all names or all whole numbers, not {shown}")
+    distinct = sorted(set(labels))
+    if len(distinct) < 2:
+        raise DataError(f"all images are {distinct[0]!r}: there is nothing to tell apart")
+    targets = np.array([distinct.index(each) for each in labels])
+    sizes = np.bincount(targets)
+    if sizes.min() < folds:
+        rare = distinct[int(sizes.argmin())]
+        raise DataError(
+            f"{rare!r} has {sizes.min()} images, fewer than the {folds} folds: give more images, or folds="
+        )
+    return [str(each) for each in distinct], targets
+
+
+def _features(bare: Model, images: Images, batch_size: int, progress: bool) -> NDArray[np.float64]:
+    """The features of all images, `(image, width)`."""
+    found = []
+    with progress_bar(len(images), "features", progress, unit="image") as bar:
+        for start in range(0, len(images), batch_size):
+            batch = images.take(start, min(start + batch_size, len(images))).to(bare.device, bare.dtype)
+            found.append(bare(batch).double().cpu())
+            bar.update(len(batch))
+    features = torch.cat(found)
+    bad = ~features.isfinite().all(dim=1)
+    if bad.any():
+        raise ModelError(f"the features of {images.names[int(bad.nonzero()[0])]} are NaN or infinite")
+    return features.numpy()
+
+
+def _fitted(
+    features: NDArray[np.float64], targets: NDArray[np.int64], strength: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight `(class, width)` and bias `(class,)` of the regression."""
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.where(spread > 1e-9 * np.abs(features).max(), spread, np.inf)  # a fixed one says nothing
+    regression = _regression()(C=strength, max_iter=MOST_STEPS)
+    regression.fit((features - mean) / spread, targets)
+    weight, bias = regression.coef_, regression.intercept_
+    if len(weight) == 1:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / spread
+    return weight, bias - weight @ mean
+
+
+def _regression() -> Any:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise DataError("a head is fitted with scikit-learn: pip install circuitvit[heads]") from error
+    return LogisticRegression
