@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class ImageOptions:
     """Which image pairs.
 
     Attributes:
-        clean: images that show the behaviour: a file, or a folder.
+        clean: images that show the behaviour, or clips for a model that sees those: a file, or a folder.
         corrupt: their counterfactuals, which do not: a file, or a folder with the same file names.
         pairs: instead of both: a table whose first line is clean,corrupt or clean,corrupt,target,foil.
     """
@@ -70,7 +71,8 @@ class ImageOptions:
 
 
 @group("Behaviour", "tasks.Task", metric="--metric NAME", target="--target CLASS", foil="--foil CLASS",
-       to="--to FILE", ablation="--ablation NAME", groups="--groups kind")  # fmt: skip
+       to="--to FILE", corruption="--corruption NAME", ablation="--ablation NAME",
+       groups="--groups NAME")  # fmt: skip
 @dataclass(frozen=True)
 class BehaviourOptions:
     """What is measured, and what ablation means.
@@ -83,16 +85,20 @@ class BehaviourOptions:
         foil: class that it is compared with. By default what the model sees in each corrupt image.
         to: what similarity and projection compare the outputs with: a vector (.npy, or .safetensors with one
             tensor), or for similarity an image. By default each clean image, for similarity.
+        corruption: instead of corrupt images: make them of the clean ones: reverse, shuffle or freeze (the
+            frames of clips), blur or mean-colour.
         ablation: what replaces an ablated edge: patch (the corrupt image's), mean, mean-tokens, zero, noise
             or resample.
         direction: `noising` ablates edges of the clean run, `denoising` restores edges of the corrupt run.
-        groups: tell edges apart by the tokens they act on, such as class token and patches.
+        groups: tell edges apart by the tokens they act on: kind for class token and patches, frame for the
+            patches of a clip by time.
     """
 
     metric: str = "logit_diff"
     target: list[str] | None = None
     foil: list[str] | None = None
     to: Path | None = None
+    corruption: str | None = None
     ablation: str = "patch"
     direction: str = "noising"
     groups: str | None = None
@@ -254,14 +260,30 @@ def _task(images: ImageOptions, behaviour: BehaviourOptions, seed: int, prefix: 
         "groups": behaviour.groups,
     }
     if images.pairs is not None:
+        if behaviour.corruption is not None:
+            raise OptionError(f"{prefix}pairs names the counterfactuals: leave out --corruption")
         _refuse_named_twice(images.pairs, behaviour)
         return cv.Task.from_csv(images.pairs, metric, **parts)
     assert images.clean is not None
-    if images.corrupt is None and (behaviour.ablation == "patch" or behaviour.direction == "denoising"):
+    corrupt = _counterfactuals(images.corrupt, behaviour.corruption, seed, prefix)
+    if corrupt is None and (behaviour.ablation == "patch" or behaviour.direction == "denoising"):
         raise OptionError(
-            f"no counterfactuals: give {prefix}corrupt, or another --ablation such as mean (noising only)"
+            f"no counterfactuals: give {prefix}corrupt, or --corruption to make them, or another --ablation "
+            "such as mean (noising only)"
         )
-    return cv.Task(images.clean, images.corrupt, metric, **parts)
+    return cv.Task(images.clean, corrupt, metric, **parts)
+
+
+def _counterfactuals(corrupt: Path | None, corruption: str | None, seed: int, prefix: str) -> Any:
+    """Where the counterfactuals are, or the function that makes them."""
+    if corruption is None:
+        return corrupt
+    if corrupt is not None:
+        raise OptionError(f"give either {prefix}corrupt or --corruption, not both")
+    known = cv.tasks.corruptions.CORRUPTIONS
+    if corruption not in known:
+        raise unknown_name("corruption", corruption, known)
+    return partial(known[corruption], seed=seed) if corruption == "shuffle" else known[corruption]
 
 
 def _metric(behaviour: BehaviourOptions) -> Metric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,16 +116,18 @@ def verify(
 
 def _check_origin(path: Path, circuit: Circuit, model: Model, behaviour: BehaviourOptions) -> None:
     """Refuse a circuit of another graph before anything is run; say so when it was found on other weights."""
-    kinds = tuple(dict.fromkeys(model.token_kinds(len(model.prefix) + 1)))
-    graph = model.graph if behaviour.groups is None else model.graph.with_groups(kinds)
+    graph = model.graph
+    if behaviour.groups is not None:
+        tokens = len(model.prefix) + math.prod(model.grid)
+        graph = graph.with_groups(cv.tasks.GROUPS[behaviour.groups](model, tokens).names)
     try:
         graph.check_same(circuit.graph, str(path))
     except OptionError as error:
         raise OptionError(
             f"{error}. Give the --model and the --groups that the circuit was found with"
         ) from error
-    made = circuit.provenance
-    if made.weights and made.weights != model.weights_hash:
+    made, here = circuit.provenance, cv.graph.Provenance(weights=model.weights_hash)
+    if made.is_comparable(here) and made.weights != here.weights:
         remark(f"the circuit was found on other weights ({made.model or 'a model'}, {made.weights[:12]})")
 
 

@@ -19,7 +19,9 @@ from circuitvit.errors import FileError, OptionError
 LISTED = 12
 FIGURES = (".png", ".svg", ".pdf")
 
-Images = Annotated[list[Path], typer.Argument(help="Image files, or one folder of them.", metavar="IMAGE...")]
+Images = Annotated[
+    list[Path], typer.Argument(help="Image (or clip) files, or one folder of them.", metavar="IMAGE...")
+]
 SHARED = {"out": "--out -o FILE", "target": "--target CLASS", "foil": "--foil CLASS"}
 TEXTS = {
     "out": "the ending chooses the format: .png, .svg or .pdf.",
@@ -134,7 +136,7 @@ def attention(
     ```
 
     Args:
-        query: a token's place, or a patch as ROW,COLUMN.
+        query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN.
     """
     _check_ending(out, FIGURES)
     token = _token(query)
@@ -285,11 +287,14 @@ def _one(name: str, given: list[str] | None) -> str | None:
     return given[0] if given else None
 
 
-def _token(text: str) -> int | tuple[int, int]:
+def _token(text: str) -> int | tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise OptionError(f"--query takes a token's place such as 0, or ROW,COLUMN such as 2,3, not {text!r}")
-    return (int(parts[0]), int(parts[1])) if len(parts) == 2 else int(parts[0])
+    if len(parts) > 3 or not all(part.isdecimal() for part in parts):
+        raise OptionError(
+            "--query takes a token's place such as 0, or ROW,COLUMN such as 2,3, with FRAME first for clips, "
+            f"not {text!r}"
+        )
+    return tuple(map(int, parts)) if len(parts) > 1 else int(parts[0])
 
 
 def _check_ending(out: Path, known: tuple[str, ...]) -> None:

@@ -40,9 +40,7 @@ class Capture:
 
 
 @torch.no_grad()
-def capture(
-    model: Model, images: Float[Tensor, "batch channel height width"], *, essential: bool = False
-) -> Capture:
+def capture(model: Model, images: Float[Tensor, "batch *shape"], *, essential: bool = False) -> Capture:
     """Run the model's own fused layers on images and keep every stage's input and output.
 
     Args:

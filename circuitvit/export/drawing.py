@@ -10,7 +10,7 @@ from circuitvit.export import maps as node_maps
 from circuitvit.export.figure import Figure, figure_of
 from circuitvit.export.graphs import dot_of, graphml_of
 from circuitvit.export.page import Curve, Intervals, page_data, page_of
-from circuitvit.export.picture import Picture, picture_of
+from circuitvit.export.picture import Picture, picture_of, thumb_size
 from circuitvit.export.svg import svg_of_figure
 from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit, CircuitLike, Direction, as_circuit
@@ -75,7 +75,8 @@ def draw(
         task: whose images are shown.
         pair: which of its pairs.
         thumbnails: whether nodes carry small images of what they do; by default in the page, when `model`
-            and `task` are given, and not in `.svg`, `.pdf` and `.png`. Other formats hold none.
+            and `task` are given, and not in `.svg`, `.pdf` and `.png`. Other formats hold none. Of clips they
+            are strips of frames.
         image: whose thumbnails the static figures show, "clean" or "corrupt"; the page has both.
         curve: for the page, faithfulness at several sizes: `(edges, faithfulness)`.
         intervals: for the page, the ends of the confidence interval of edges' effects, by name.
@@ -100,7 +101,8 @@ def draw(
         return _write_data(circuit, path, kind, title, max_edges)
     wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
     maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *FIGURES) else None
-    picture = picture_of(circuit, title, max_edges, direction, () if maps is None else maps.nodes)
+    room = () if maps is None else (maps.nodes, thumb_size(maps.grid))
+    picture = picture_of(circuit, title, max_edges, direction, *room)
     if kind == "html":
         content = page_of(page_data(circuit, picture, maps, curve, intervals)).encode()
     elif kind in SOURCES:

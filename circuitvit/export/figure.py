@@ -212,7 +212,8 @@ def _node(canvas: Canvas, node: DrawnNode, picture: Picture, layout: Layout, thu
     name = fit(clean(node.name), NAME_SIZE, NAME_MAX)
     own.text((x, middle + 0.36 * NAME_SIZE), name, Font(NAME_SIZE, ink, 600), middle=True)
     if node.thumb and thumb is not None:
-        own.image(Box(x - node.thumb / 2, box.top + 20.5, node.thumb, node.thumb), thumb)
+        width, height = node.thumb
+        own.image(Box(x - width / 2, box.top + 20.5, width, height), thumb)
     for port, at in layout.ports[node.name].items():
         _port(own, node, port, at, box.bottom)
 

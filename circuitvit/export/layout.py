@@ -153,11 +153,12 @@ def lay_out(picture: Picture) -> Layout:
 def _box_width(node: DrawnNode) -> float:
     """How wide a node's box must be for its name, its ports and its thumbnail."""
     name = min(text_width(clean(node.name), NAME_SIZE), NAME_MAX)
-    return max(name + 14, _port_pitch(node) * len(node.ports) + 8, 46.0, node.thumb + 2 * THUMB_PAD)
+    thumb = node.thumb[0] + 2 * THUMB_PAD if node.thumb else 0.0
+    return max(name + 14, _port_pitch(node) * len(node.ports) + 8, 46.0, thumb)
 
 
 def _box_height(node: DrawnNode) -> float:
-    return BOX_HEIGHTS[node.kind] + (node.thumb + THUMB_PAD if node.thumb else 0.0)
+    return BOX_HEIGHTS[node.kind] + (node.thumb[1] + THUMB_PAD if node.thumb else 0.0)
 
 
 def _port_pitch(node: DrawnNode) -> float:

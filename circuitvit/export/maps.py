@@ -18,6 +18,8 @@ from torch import Tensor
 
 from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.export.picture import thumb_size
+from circuitvit.export.sheet import Sheet
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
 from circuitvit.models.zoo import InputSpec
@@ -57,7 +59,7 @@ class Side:
     """One of the two images of a pair.
 
     Attributes:
-        image: `(height, width, 3)`, 8-bit colours as the model sees them.
+        image: `(height, width, 3)`, 8-bit colours as the model sees them; of a clip a strip of its frames.
         heads: by name.
         writes: `(token,)`, norm of what the input, each MLP and each head without scores (a differential one)
             add to the stream, by name.
@@ -75,7 +77,7 @@ class Side:
             values = self.writes[node]
         else:
             return None
-        patches: Array = values[len(maps.prefix) :].reshape(maps.grid)
+        patches: Array = values[len(maps.prefix) :].reshape(maps.grid)  # in the order of the sheet already
         return patches
 
 
@@ -83,17 +85,24 @@ class Side:
 class Maps:
     """Both images of a pair, with what every node does on them.
 
+    Patches are in the order in which they lie on paper, row by row: of a clip not the order of its tokens.
+
     Attributes:
-        grid: rows and columns of patches.
+        sheet: how the patches lie there.
         prefix: kinds of the tokens before the patches.
         groups: the token group of each token by its place, or () where there is one group.
         sides: "clean", and "corrupt" where the task has counterfactuals.
     """
 
-    grid: tuple[int, int]
+    sheet: Sheet
     prefix: tuple[str, ...]
     groups: tuple[int, ...]
     sides: Mapping[str, Side]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches on paper."""
+        return self.sheet.shape
 
     @property
     def has_class_token(self) -> bool:
@@ -131,12 +140,21 @@ def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | No
     images = {"clean": prepared.clean.take(pair, pair + 1)}
     if prepared.corrupt is not None:
         images["corrupt"] = prepared.corrupt.take(pair, pair + 1)
-    sides = {name: _side(prepared, image, nodes) for name, image in images.items()}
-    rows, columns = model.grid_at(*images["clean"].shape[-2:])
-    return Maps((rows, columns), model.prefix, _groups(prepared, pair), sides)
+    sheet = Sheet(model.grid_at(*images["clean"].shape[-2:]))
+    before = len(model.prefix)
+    order = np.concatenate([np.arange(before), before + sheet.order])
+    sides = {name: _side(prepared, image, nodes, sheet, order) for name, image in images.items()}
+    groups = _groups(prepared, pair)
+    return Maps(sheet, model.prefix, tuple(groups[token] for token in order) if groups else (), sides)
 
 
-def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) -> Side:
+def _side(
+    prepared: PreparedTask,
+    image: Tensor,
+    nodes: Collection[str] | None,
+    sheet: Sheet,
+    order: NDArray[np.int64],
+) -> Side:
     model = prepared.model
     base = capture(model, image.to(model.device, model.dtype))
     heads: dict[str, HeadMap] = {}
@@ -145,17 +163,17 @@ def _side(prepared: PreparedTask, image: Tensor, nodes: Collection[str] | None) 
         wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
         if not wanted:
             continue
-        every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place))
+        every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place), order)
         heads.update({name: every[name] for name in wanted if name in every})
         if not every and stage.nodes.writes_to == RESIDUAL:  # what latents are written has no place on the image
-            lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))
+            lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))[:, order]
             all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
             writes.update({name: all_writes[name] for name in wanted})
-    return Side(as_picture(image[0], prepared.spec), heads, writes)
+    return Side(picture_on(sheet, image[0], prepared.spec), heads, writes)
 
 
 @torch.no_grad()
-def _attention(stage: Stage, stream: Tensor) -> dict[str, HeadMap]:
+def _attention(stage: Stage, stream: Tensor, order: NDArray[np.int64]) -> dict[str, HeadMap]:
     """The heads of a stage by name; none where they have no scores."""
     reads = stage.read(stream)
     try:
@@ -165,7 +183,8 @@ def _attention(stage: Stage, stream: Tensor) -> dict[str, HeadMap]:
     if stage.nodes.begins:  # a pool asks for all tokens alike, whichever of them is looked at
         mean = _array(stage.pattern(reads)[0].mean(dim=1, keepdim=True).log())
         scores = mean.repeat(mean.shape[2], axis=1)
-    weights = _array(stage.expand(stage.carried(reads))[:, 0].norm(dim=-1))
+    scores = scores[:, order][:, :, order]
+    weights = _array(stage.expand(stage.carried(reads))[:, 0].norm(dim=-1))[:, order]
     return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
 
 
@@ -179,6 +198,14 @@ def _groups(prepared: PreparedTask, pair: int) -> tuple[int, ...]:
     members = prepared.groups.members
     chosen: list[Any] = (members[pair] if members.ndim == 2 else members).tolist()
     return tuple(chosen)
+
+
+def picture_on(sheet: Sheet, image: Float[Tensor, "*shape"], spec: InputSpec) -> NDArray[np.uint8]:
+    """A preprocessed image, or a clip as a strip of frames, as people see it, `(height, width, 3)`."""
+    if image.ndim == 3:
+        return as_picture(image, spec)
+    frames = np.stack([as_picture(image[place], spec) for place in sheet.shown(len(image))])
+    return np.moveaxis(sheet.tile(np.moveaxis(frames, -1, 0)), 0, -1)
 
 
 def as_picture(image: Float[Tensor, "channel height width"], spec: InputSpec) -> NDArray[np.uint8]:
@@ -207,29 +234,31 @@ CUT = 0.97  # the ramp ends at this quantile of the patches
 LEAST_CUT = 0.25  # but not below this share of the largest value
 LEAST_TIMES_MEAN = 3.0  # for attention, nor below this many times the mean
 
-_SIDE = 92  # pixels of a thumbnail: twice what it is drawn at, for sharp print
+_SIDE = 92  # pixels of a square heat map
 
 
 def heat(
-    image: NDArray[np.uint8], patches: Array, side: int = _SIDE, least_end: float = 0.0
+    image: NDArray[np.uint8], patches: Array, size: tuple[int, int] = (_SIDE, _SIDE), least_end: float = 0.0
 ) -> NDArray[np.uint8]:
-    """`(side, side, 3)`: patch values `(row, column)` as colours over the image in dark grey.
+    """`(height, width, 3)`: patch values `(row, column)` as colours over the image in dark grey.
 
     Large values are opaque and at the light end of the ramp; 0 and below show the image alone. The ramp ends
     at the 97th percentile, though not below a quarter of the largest value: a few patches of Vision
     Transformers have values far above all others (Darcet et al. 2024, arXiv:2309.16588), which would leave
-    the rest in the dark. It also does not end below `least_end`.
+    the rest in the dark. It also does not end below `least_end`. `size` is (width, height).
 
     Example:
         >>> blank = np.zeros((8, 8, 3), dtype=np.uint8)
-        >>> heat(blank, np.array([[0.0, 1.0]]), side=4)[0, :, 0].tolist()
+        >>> heat(blank, np.array([[0.0, 1.0]]), size=(4, 4))[0, :, 0].tolist()
         [0, 0, 252, 252]
     """
-    grey = Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.BOX)
+    grey = Image.fromarray(image).convert("L").resize(size, Image.Resampling.BOX)
     base = np.repeat(0.55 * np.asarray(grey, dtype=np.float64)[:, :, None], 3, axis=2)
     end = max(float(np.quantile(patches, CUT)), LEAST_CUT * float(patches.max()), least_end)
     share = np.clip(patches / end, 0, 1) if end > 0 else np.zeros_like(patches)
-    rows, columns = (np.arange(side) * count // side for count in share.shape)
+    rows, columns = (
+        np.arange(side) * count // side for side, count in zip(size[::-1], share.shape, strict=True)
+    )
     share = share[rows][:, columns]
     stops = np.linspace(0, 1, len(RAMP))
     colours = np.stack([np.interp(share, stops, [stop[i] for stop in RAMP]) for i in range(3)], axis=-1)
@@ -250,12 +279,16 @@ def thumbnails(maps: Maps, image: str = "clean") -> dict[str, NDArray[np.uint8]]
     if image not in maps.sides:
         raise OptionError(f"image is {' or '.join(map(repr, maps.sides))}, not {image!r}")
     side, found = maps.sides[image], {}
+    width, height = thumb_size(maps.grid)
+    size = round(2 * width), round(2 * height)  # twice what it is drawn at, for sharp print
     for node in maps.nodes:
         patches = side.patches(node, maps)
         if patches is None:
             continue
         if node in side.heads:  # attention that is spread evenly shall look dull, not bright
-            found[node] = heat(side.image, patches, least_end=LEAST_TIMES_MEAN * float(patches.mean()))
+            found[node] = heat(side.image, patches, size, LEAST_TIMES_MEAN * float(patches.mean()))
         else:  # norms are never near 0, so they are shown from the least one up
-            found[node] = heat(side.image, patches - patches.min())
+            found[node] = heat(side.image, patches - patches.min(), size)
+        for place in range(1, maps.sheet.across):  # a hair between the frames of a clip
+            found[node][:, place * size[0] // maps.sheet.across] = 128
     return found

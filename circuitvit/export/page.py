@@ -142,7 +142,7 @@ def page_data(
         "maxWidth": picture.max_width,
         "strongest": picture.strongest,
         "total": len(circuit),
-        "thumb": max((node.thumb for node in picture.nodes), default=0.0),
+        "thumb": next((node.thumb for node in picture.nodes if node.thumb), None),
         "nodes": [_node(node, layout) for node in picture.nodes],
         **_wiring(circuit, places),
         "edges": [
@@ -259,6 +259,7 @@ def packed_maps(maps: Maps, by_strength: Sequence[str]) -> dict[str, Any]:
             full[name][head] = pack
     return {
         "grid": list(maps.grid),
+        "frame": list(maps.sheet.grid[-2:]),
         "prefix": list(maps.prefix),
         "groups": list(maps.groups),
         "fineStep": FINE_STEP,

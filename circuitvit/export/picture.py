@@ -5,7 +5,7 @@ The SVG and DOT writers both start from a `Picture`, so they agree on what is sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,8 @@ from circuitvit.export.style import EdgeLook, Sign, edge_look, number, widest
 from circuitvit.graph import Circuit, Direction, Graph, edge_name, node_of, port_of
 from circuitvit.graph.files import clean
 
-THUMB = 46.0  # side of a node's small image in pixels
+THUMB = 46.0  # side of a node's small image in pixels, where it is square
+WIDEST_THUMB = 3 * THUMB  # width of one that is a strip of frames
 
 NodeKind = Literal["head", "mlp", "end"]
 """A node with several inputs, one with a single input, or an end of the graph (input, logits)."""
@@ -34,7 +35,7 @@ class DrawnNode:
         ports: names of its inputs in order, such as `("q", "k", "v")`; `("",)` for a single input.
         used: the inputs that an edge of the picture ends at.
         present: whether an edge of the picture touches it.
-        thumb: side in pixels of the small image inside its box; 0 for none.
+        thumb: width and height in pixels of the small image inside its box; None without one.
     """
 
     name: str
@@ -44,7 +45,7 @@ class DrawnNode:
     ports: tuple[str, ...]
     used: frozenset[str]
     present: bool
-    thumb: float = 0.0
+    thumb: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def picture_of(
     max_edges: int | None = None,
     direction: Direction | None = None,
     thumbs: Collection[str] = (),
+    thumb: tuple[float, float] = (THUMB, THUMB),
 ) -> Picture:
     """Decide what to show of `circuit`.
 
@@ -150,6 +152,7 @@ def picture_of(
         max_edges: draw only this many edges, the strongest; the counts say so.
         direction: of the scores; by default what the circuit's provenance says, else "noising".
         thumbs: names of nodes whose box shall have room for a small image.
+        thumb: width and height of these in pixels.
 
     Raises:
         OptionError: if `max_edges` is negative or `direction` is unknown.
@@ -172,7 +175,7 @@ def picture_of(
     named = f"Circuit of {made.model}" if made.model else "Circuit"
     return Picture(
         title=clean(named if title is None else title),
-        nodes=_nodes(graph, edges, thumbs),
+        nodes=_nodes(graph, edges, dict.fromkeys(thumbs, thumb)),
         edges=edges,
         layers=tuple(stage.layer if stage.senders and stage.receivers else None for stage in graph.stages),
         groups=tuple(clean(group) for group in graph.groups),
@@ -221,7 +224,23 @@ def _edges(circuit: Circuit, max_edges: int | None, direction: Direction) -> tup
     return tuple(edges)
 
 
-def _nodes(graph: Graph, edges: Sequence[DrawnEdge], thumbs: Collection[str]) -> tuple[DrawnNode, ...]:
+def thumb_size(grid: tuple[int, int]) -> tuple[float, float]:
+    """Width and height in pixels of a small image with so many rows and columns of patches.
+
+    Example:
+        >>> thumb_size((14, 14)), thumb_size((16, 80))
+        ((46.0, 46.0), (138.0, 27.6))
+    """
+    rows, columns = grid
+    if columns < 2 * rows:  # about as wide as high: all alike, whatever their shape
+        return THUMB, THUMB
+    width = min(WIDEST_THUMB, THUMB * columns / rows)
+    return width, round(width * rows / columns, 1)
+
+
+def _nodes(
+    graph: Graph, edges: Sequence[DrawnEdge], thumbs: Mapping[str, tuple[float, float]]
+) -> tuple[DrawnNode, ...]:
     used: dict[str, set[str]] = {edge.sender: set() for edge in edges}
     for edge in edges:
         used.setdefault(edge.target, set()).add(edge.port)
@@ -235,6 +254,6 @@ def _nodes(graph: Graph, edges: Sequence[DrawnEdge], thumbs: Collection[str]) ->
         is_end = not (stage.senders and stage.receivers)
         kind: NodeKind = "head" if len(own) > 1 else "end" if is_end else "mlp"
         present, inputs = name in used, frozenset(used.get(name, ()))
-        thumb = THUMB if present and name in thumbs else 0.0
+        thumb = thumbs.get(name) if present else None
         nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.layer, own, inputs, present, thumb))
     return tuple(nodes)

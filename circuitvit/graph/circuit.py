@@ -57,6 +57,7 @@ PROVENANCE_SCHEMA = record(
     parameters={"type": "object"},
     seed={"type": ["integer", "null"]},
     library=TEXT,
+    libraries={"type": "object", "additionalProperties": TEXT},
 )
 _FILE = record(
     "schema graph edges provenance",
@@ -76,12 +77,14 @@ class Provenance:
 
     Attributes:
         model: name of the model.
-        weights: SHA-256 over the model's parameters.
+        weights: SHA-256 over the values of the model's weights, whatever library's layout they are in. Files of
+            version 0.1 hold another hash, which was over names too, and is compared with its like alone.
         task: one line that describes images, metric and ablation.
         method: how the edges were scored or searched.
         parameters: the method's settings, JSON values only; a size asked for stands here as `asked`.
         seed: of whatever was drawn at random.
         library: version of circuitvit that made it.
+        libraries: versions of torch and of the libraries that the model's parts come from, by name.
     """
 
     model: str = ""
@@ -91,6 +94,7 @@ class Provenance:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     library: str = __version__
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -98,7 +102,7 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
-        return {**asdict(self), "parameters": dict(self.parameters)}
+        return {**asdict(self), "parameters": dict(self.parameters), "libraries": dict(self.libraries)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
@@ -109,6 +113,11 @@ class Provenance:
     def with_parameters(self, **parameters: Any) -> Provenance:
         """The same, with some of the method's settings added or replaced."""
         return replace(self, parameters={**self.parameters, **parameters})
+
+    def is_comparable(self, other: Provenance) -> bool:
+        """Whether the weights' hashes of both are known and of one kind, so that they differ if the weights do."""
+        kinds = {each.weights.rpartition("-")[0] for each in (self, other)}
+        return bool(self.weights and other.weights) and len(kinds) == 1
 
     def mismatch(self, other: Provenance) -> str:
         """In what the models of two circuits differ, in words for a report; "" where nothing is known to.
@@ -129,7 +138,7 @@ class Provenance:
             return ""
         if all(names) and names[0] != names[1]:
             return f"different models: {names[0]!r} and {names[1]!r}"
-        if all(weights):
+        if all(weights) and self.is_comparable(other):
             return f"different weights of {(names[0] or names[1] or 'a model')!r}"
         return ""
 

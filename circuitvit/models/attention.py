@@ -17,7 +17,7 @@ from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored, products
 from circuitvit.models.parts import Attention, Linear, Norm
 from circuitvit.models.rules import BackwardRules, damped, ruled_attention
-from circuitvit.models.stages import Reads, Stage, places
+from circuitvit.models.stages import Content, Reads, Stage, places
 
 Projections = tuple[Float[Tensor, "receiver d_head d_model"], Float[Tensor, "receiver d_head"]]
 """Weights and offsets."""
@@ -133,6 +133,11 @@ class AttentionStage(Stage):
             return by_receiver
         ports = by_receiver.view(len(self.attention.ports), -1, *by_receiver.shape[1:])
         return ports[:, self._chosen].flatten(0, 1)
+
+    def contents(self) -> tuple[Content, ...]:
+        parts = self.attention
+        norms = self.norm, parts.query_norm, parts.key_norm, parts.across
+        return *norms, *parts.ports.values(), parts.out, self.gamma
 
     def forget(self) -> None:
         self._derived.forget()

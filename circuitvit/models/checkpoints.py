@@ -36,6 +36,11 @@ def read(path: str | Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the readers raise nearly anything
+        if "TorchScript" in str(error):
+            raise FileError(
+                f"{path} is a TorchScript archive, as OpenAI's own files are, and holds code: save its state_dict as "
+                ".safetensors where you trust it, and give that"
+            ) from error
         raise FileError(f"{path} is not a readable checkpoint of tensors: {str(error)[:300]}") from error
     for key in ("state_dict", "model", "module"):  # common wrappers around the weights
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from circuitvit.errors import ModelError, UnsupportedModelError
+from circuitvit.errors import CircuitViTError, ModelError, UnsupportedModelError
 from circuitvit.graph import RESIDUAL
 from circuitvit.models.families import Family
 from circuitvit.models.layers import MLPStage, ReadoutStage
@@ -203,6 +203,19 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
+@contextmanager
+def _runnable(where: str) -> Iterator[None]:
+    """Parts that do not fit together are told so."""
+    try:
+        yield
+    except CircuitViTError:
+        raise
+    except Exception as error:  # products and sums of tensors of other shapes, and whatever modules raise
+        raise UnsupportedModelError(
+            f"{where}, as its family says it, cannot be run: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _ordered(stream: Tensor, token_first: bool) -> Tensor:
     """Between a stream `(batch, token, d_model)` and what the blocks of a module take; either way."""
     return stream.transpose(0, 1) if token_first else stream
@@ -222,7 +235,7 @@ def _check_chain(family: Family, twin: nn.Module, stages: Sequence[Stage], image
     """The embedding is what enters the first block, nothing happens between blocks, and the readout is the
     rest.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _runnable(type(twin).__name__):
         embedded = stages[0].total(stages[0].write(stages[0].read(images)))
         pool = stages[len(stages) - 1 - len(family.pool(twin)) : -1]
         pooled = _through(pool, run.calls[-1].output)
@@ -422,8 +435,9 @@ def _check_block(
         ) from error
     output, stream = _ordered(_first(output), call.token_first), start
     for part in parts:
-        _check_reading(where, block, part, stream)
-        stream = _through((part,), stream)
+        with _runnable(f"{where}: {part.nodes.name}"):
+            _check_reading(where, block, part, stream)
+            stream = _through((part,), stream)
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())
     if not off <= CLOSE * size + ROUNDING * float(start.abs().max()):
@@ -447,15 +461,17 @@ def _first_that_differs(
 ) -> str:
     """Which stage is the first that leaves another stream than the block has there, as the next norm shows."""
     seen: dict[nn.Module, Tensor] = {}
-    norms = [getattr(getattr(part, "norm", None), "module", None) for part in parts]
-    with _noted([norm for norm in norms if norm is not None], lambda norm, given, *_: seen.update({norm: given[0]})):
+    norms = [norm.module for part in parts if isinstance(norm := getattr(part, "norm", None), Norm)]
+    with _noted(norms, lambda norm, given, *_: seen.update({norm: given[0]})):
         run()
-    for part, following in zip(parts, [*norms[1:], None], strict=True):
+    if len(norms) != len(parts):
+        return ""
+    for part, following in zip(parts, norms[1:], strict=False):
         start = _through((part,), start)
         own = seen.get(following)
         if own is not None and not _alike(start, _ordered(own, token_first)):
             return f"{part.nodes.name} is the first stage that differs, and "
-    return f"{parts[-1].nodes.name} is what differs, and " if len(parts) > 1 and norms[-1] in seen else ""
+    return f"{parts[-1].nodes.name} is the first stage that differs, and " if norms[-1] in seen else ""
 
 
 def _check_reading(where: str, block: nn.Module, part: Stage, stream: Tensor) -> None:

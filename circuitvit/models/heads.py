@@ -26,7 +26,7 @@ from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedMod
 from circuitvit.graph.files import TEXT, check_version, record, write_bytes
 from circuitvit.models.layers import ReadoutStage
 from circuitvit.models.model import Model
-from circuitvit.models.parts import Readout
+from circuitvit.models.parts import Chain, Readout
 
 HEAD_SCHEMA = "circuitvit.head/1"
 
@@ -176,7 +176,8 @@ def with_head(
         bias: `(class,)`, or None.
         classes: names of the logits, in order.
         tokens: what the head reads: "pooled", what the model's own classifier reads or the features that it
-            gives; "cls", the class token; "mean", the mean of the patches. All after the model's own norms.
+            gives; "cls", the class token; "mean", the mean of the patches. All after the model's own norms,
+            and the last two before a projection of its own.
 
     Raises:
         OptionError: if shapes or names do not fit, the model has no such tokens, or it has a head put on it
@@ -220,6 +221,7 @@ def with_head(
         has_classes=head.weight is not None,
         card=None,
         head=head,
+        under=model,
         origin=model.origin.afresh(),
     )
     made.refresh()
@@ -270,9 +272,7 @@ def _features(model: Model, tokens: HeadTokens) -> ReadoutStage:
     else:
         pool, read = partial(_mean_after, len(model.prefix)), None
     bare = replace(parts, pool=pool, heads=(nn.Identity(),), names=("head",))
-    made = ReadoutStage(own.nodes.layer, bare, bare)
-    made.tokens = read
-    return made
+    return _like(own, bare, bare, read)
 
 
 def _headed(features: ReadoutStage, head: nn.Module) -> ReadoutStage:
@@ -280,12 +280,18 @@ def _headed(features: ReadoutStage, head: nn.Module) -> ReadoutStage:
     parts: Readout | None = None
     if features.parts is not None:
         heads = tuple(
-            head if isinstance(each, nn.Identity) else nn.Sequential(each, head)
-            for each in features.parts.heads
+            head if isinstance(each, nn.Identity) else Chain((each, head)) for each in features.parts.heads
         )
         parts = replace(features.parts, heads=heads)
-    made = ReadoutStage(features.nodes.layer, parts or partial(_on, head, features.own), parts)
-    made.tokens = features.tokens
+    return _like(features, parts or partial(_on, head, features.own), parts, features.tokens)
+
+
+def _like(
+    stage: ReadoutStage, own: Callable[[Tensor], Tensor], parts: Readout | None, tokens: int | None
+) -> ReadoutStage:
+    """A readout in the place of another, by this way of its own and reading these tokens."""
+    made = ReadoutStage(stage.nodes.layer, own, parts)
+    made.nodes, made.tokens = stage.nodes, tokens
     return made
 
 
@@ -305,5 +311,5 @@ def _mean_after(prefix: int, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]
 
 @torch.no_grad()
 def _width(model: Model, features: ReadoutStage) -> int:
-    blank = torch.zeros(1, *model.preprocessing.size, device=model.device, dtype=model.dtype)
+    blank = torch.zeros(1, *model.preprocessing.shape, device=model.device, dtype=model.dtype)
     return int(features.write((model.embed(blank),)).shape[-1])

@@ -14,7 +14,7 @@ from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models.factored import Factored
 from circuitvit.models.parts import MLP, Norm, Readout
 from circuitvit.models.rules import BackwardRules, damped
-from circuitvit.models.stages import Reads, Stage
+from circuitvit.models.stages import Content, Reads, Stage
 
 
 class EmbeddingStage(Stage):
@@ -129,6 +129,9 @@ class MLPStage(Stage):
         answered = before(others[0].flatten(0, 1)).view(len(others[0]), *slope.shape)
         return (torch.einsum("cbth,bth->cb", answered, slope) - base)[None]
 
+    def contents(self) -> tuple[Content, ...]:
+        return self.norm, self.mlp.module, self.gamma
+
     def with_rules(self, rules: BackwardRules) -> MLPStage:
         twin = copy.copy(self)
         twin.norm, twin.mlp, twin.rules = self.norm.with_rules(rules), self.mlp.with_rules(rules), rules
@@ -187,6 +190,9 @@ class ReadoutStage(Stage):
             UnsupportedModelError: if it is not made of norm, pooling, norm and linear classifier.
         """
         return self._known_parts("none that can be made linear").affine(stream, of)
+
+    def contents(self) -> tuple[Content, ...]:
+        return () if self.parts is None else (self.parts.norm, self.parts.after, *self.parts.heads)
 
     def with_rules(self, rules: BackwardRules) -> ReadoutStage:
         if not rules.frozen_norms:

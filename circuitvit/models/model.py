@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
+from circuitvit.models.weights import content_hash, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Model:
         has_classes: whether the logits are of classes; False where they are features.
         card: what is known about how the model was trained, for bundled and own models.
         head: the linear classifier that `with_head` put on the module's features, or None.
+        under: the model that it was put on, or None.
         origin: the module that was wrapped, as long as somebody else holds it.
         rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
 
@@ -68,6 +69,7 @@ class Model:
     has_classes: bool = True
     card: Card | None = None
     head: Head | None = None
+    under: Model | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
     rules: BackwardRules | None = None
 
@@ -255,16 +257,17 @@ class Model:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes and values of all parameters and buffers, and of a head put on."""
+        """SHA-256 over the values of all weights, the same for the same model in another library's layout."""
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
-        digest = hashlib.sha256()
-        head = {} if self.head is None else {f"with_head.{name}": t for name, t in self.head.tensors.items()}
-        for name, tensor in sorted({**self.module.state_dict(), **head}.items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
+        return content_hash(self.stages, self.module, lambda: self(blank))
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """Versions of the libraries that its parts come from, by name."""
+        return libraries(self.module)
 
     def __repr__(self) -> str:
         size = "x".join(str(side) for side in self.preprocessing.shape)

@@ -16,7 +16,7 @@ with `C` the centring (LayerNorm only), and `<x_hat, W'^T dy> = dy . (y - W bias
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -141,6 +141,21 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Maps that follow each other, such as a projection and a classifier that was put on it."""
+
+    maps: tuple[Any, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for each in self.maps:
+            x = each(x)
+        return x
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.maps)
 
 
 # -- norms ---------------------------------------------------------------------------------------
@@ -484,14 +499,14 @@ class Readout:
         pool: `(batch, token, d_model)` to one vector for each classifier, `(batch, classifier, width)`.
         after: the norm of the pooled vectors.
         heads: the classifiers; a `Linear` where the module keeps a weight alone, an `nn.Identity` where the
-            pooled vector is the output, an `nn.Sequential` of linear maps that follow each other.
+            pooled vector is the output, several maps that follow each other.
         names: of the classifiers, for messages and shares.
     """
 
     norm: Norm
     pool: Callable[[Tensor], Tensor]
     after: Norm
-    heads: tuple[nn.Module | Linear, ...]
+    heads: tuple[nn.Module | Linear | Chain, ...]
     names: tuple[str, ...] = ("head",)
 
     def __call__(self, stream: Tensor) -> Float[Tensor, "batch classes"]:
@@ -545,11 +560,13 @@ class Readout:
         return self.norm.fold(at_tokens) * inverse, constants
 
     @staticmethod
-    def _through(head: nn.Module | Linear, name: str, of: Tensor, constants: dict[str, Tensor]) -> Tensor:
+    def _through(
+        head: nn.Module | Linear | Chain, name: str, of: Tensor, constants: dict[str, Tensor]
+    ) -> Tensor:
         """The weights `(image, width)` at a classifier's input."""
         if isinstance(head, nn.Identity):
             return of
-        if isinstance(head, nn.Sequential):
+        if isinstance(head, (nn.Sequential, Chain)):
             for place, each in reversed(list(enumerate(head))):
                 of = Readout._through(each, f"{name}.{place}", of, constants)
             return of

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.models.timm_import import import_timm
-from circuitvit.models.zoo import InputSpec
+from circuitvit.models.zoo import ClipSpec, InputSpec
 
 MODES = {"nearest": "NEAREST_EXACT", "lanczos": "LANCZOS", "bilinear": "BILINEAR", "bicubic": "BICUBIC"}
 """What torchvision calls the ways to resize a tensor."""
@@ -84,3 +84,8 @@ class ProcessorSpec(InputSpec):
         """What is missing on the left, at the top, on the right and at the bottom."""
         down, right = (max(want - have, 0) for want, have in zip(self.size[1:], (height, width), strict=True))
         return [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2]
+
+
+@dataclass(frozen=True)
+class ProcessorClips(ClipSpec, ProcessorSpec):
+    """The same for each frame of a clip, as the video processors of transformers do it."""

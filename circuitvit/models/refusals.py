@@ -38,7 +38,7 @@ PYRAMIDS = (
 )
 NO_EDGES = {
     "timm.models.cait": "its heads are mixed before and after the softmax (talking heads), so that none has a "
-    "pattern or an output of its own, and its class token joins the others after most blocks",
+    "pattern or an output of its own, and its class token joins the others after most blocks (class attention)",
     "timm.models.convit": "its class token joins the others after most blocks, so that no one stream leads "
     "from the first block to the last",
     "timm.models.crossvit": "it has two streams, of small and of large patches, which read each other",
@@ -60,17 +60,31 @@ NO_EDGES = {
 """Why models of these files have no graph of heads and edges, by the file's name in its library."""
 
 
-def refuse_without_edges(module: nn.Module) -> None:
-    """Refuse a module of a kind in which there is nothing that could be called an edge.
+def refuse_unknown(module: nn.Module) -> None:
+    """Refuse a module of no known family, where it can be said why no family would help.
 
     Raises:
-        UnsupportedModelError: saying why.
+        UnsupportedModelError: with the reason.
     """
-    for kind in type(module).__mro__:
-        if (reason := NO_EDGES.get(kind.__module__)) is not None:
+    _refuse_script(module)
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    for each in type(module).__mro__:
+        if (reason := NO_EDGES.get(each.__module__)) is not None:
+            raise UnsupportedModelError(f"{kind} cannot be decomposed: {reason}")
+    for place, part in module.named_modules():
+        if isinstance(part, nn.TransformerEncoderLayer) and not part.norm_first:
             raise UnsupportedModelError(
-                f"{kind.__module__}.{kind.__qualname__} cannot be decomposed: {reason}"
+                f"{kind} cannot be decomposed: {place or 'it'} norms the stream after adding to it (post-norm, "
+                "norm_first=False), so that what a part writes is rescaled by every later norm, later parts read no sum "
+                "of what earlier ones wrote, and there are no edges to find"
             )
+
+
+def _refuse_script(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "a scripted module cannot be taken apart: wrap the module that was scripted"
+        )
 
 
 def refuse_unsound(module: nn.Module) -> None:
@@ -80,6 +94,7 @@ def refuse_unsound(module: nn.Module) -> None:
         UnsupportedModelError: naming the part and the way out.
         ModelError: for parts in training mode, and for weights that are NaN, infinite or not there.
     """
+    _refuse_script(module)
     for name, part in module.named_modules():
         where = name or "the model"
         if part.training and (not name or _heeds_training(part)):
@@ -115,10 +130,6 @@ def refuse_unsound(module: nn.Module) -> None:
                 f"{where} is a quantized {type(part).__name__}: it has no gradients and no weights that "
                 "could be taken apart; wrap the model before it was quantized"
             )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "a scripted module cannot be taken apart: wrap the module that was scripted"
-        )
     if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
         raise ModelError(
             "the model was built under torch.inference_mode, so its weights can take no part in gradients: "

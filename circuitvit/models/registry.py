@@ -21,7 +21,7 @@ from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
-from circuitvit.models.refusals import look_at_hooks, refuse_unsound, refuse_without_edges
+from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
@@ -66,23 +66,23 @@ TRANSFORMERS_VIDEO = {
 """The same for models of clips."""
 
 FAMILIES: dict[str, str | Family | Layout] = {
+    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
+    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
+    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
+    "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
+    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
     "timm.models.deepseek_vit.DeepseekVitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.deepseek_vit.DeepseekVitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.naflexvit.NaFlexVit": "circuitvit.models.families.timm_naflex:FAMILY",
     "timm.models.qwen3_vit.Qwen3VitClassifier": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.qwen3_vit.Qwen3VitEncoder": "circuitvit.models.families.timm_vlm:FAMILY",
     "timm.models.vision_transformer.VisionTransformer": "circuitvit.models.families.timm_vit:FAMILY",
-    "timm.models.eva.Eva": "circuitvit.models.families.timm_eva:FAMILY",
-    "timm.models.beit.Beit": "circuitvit.models.families.timm_relative:BEIT",
     "timm.models.vision_transformer_relpos.VisionTransformerRelPos": (
         "circuitvit.models.families.timm_relative:RELPOS"
     ),
     "torchvision.models.vision_transformer.VisionTransformer": (
         "circuitvit.models.families.torchvision_vit:FAMILY"
     ),
-    "open_clip.timm_model.TimmModel": "circuitvit.models.families.clip_towers:TIMM_TRUNK",
-    "open_clip.transformer.VisionTransformer": "circuitvit.models.families.clip_towers:OPEN_CLIP",
-    "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
     **{
         f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_vit:{family}"
         for file, (family, kinds) in TRANSFORMERS.items()
@@ -251,7 +251,7 @@ def wrap(
 
 def _wrapped(
     module: nn.Module,
-    family: Family | Layout,
+    said: Family | Layout,
     name: str | None,
     classes: Sequence[str] | None,
     preprocessing: InputSpec | None,
@@ -261,14 +261,14 @@ def _wrapped(
     with _in_peace(module):
         refuse_unsound(module)
         twin = frozen_twin(module)
-        spec = preprocessing or (None if isinstance(family, Layout) else family.preprocessing(twin))
+        spec = preprocessing or (None if isinstance(said, Layout) else said.preprocessing(twin))
         if spec is None:
             raise OptionError(
                 f"{type(module).__name__} does not say how images become inputs: give preprocessing="
             )
-        family.settle(twin, spec)
+        meant = layouts.families(said, twin, spec.shape) if isinstance(said, Layout) else (said,)
+        meant[0].settle(twin, spec)
         images = _noise(twin, spec)
-        meant = layouts.families(family, twin, spec.size) if isinstance(family, Layout) else (family,)
         look_at_hooks(module, meant[0], twin, images)
         family, stages, logits = _first_that_fits(meant, twin, images)
         classes = classes or family.classes(twin)
@@ -316,9 +316,11 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
     is wrapped and checked again, as stages and a module that are read apart might not share their weights.
     """
-    said = model.name, model.classes if model.head is None else None, model.preprocessing, model.card
-    facts = {"name": model.name, "synsets": model.synsets, "has_classes": model.has_classes}
-    return _rewrapped, (_Timm(), model.module, model.family, said, model.head, model.rules, facts)
+    if model.under is not None:
+        return _headed, (model.under, model.head, model.rules)
+    said = model.name, model.classes, model.preprocessing, model.card
+    facts = {"synsets": model.synsets, "has_classes": model.has_classes}
+    return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
 
 
 class _Timm:
@@ -333,12 +335,15 @@ def _rewrapped(
     module: nn.Module,
     family: Family,
     said: tuple[Any, ...],
-    head: Head | None,
     rules: BackwardRules | None,
     facts: dict[str, Any],
 ) -> Model:
-    model = _wrapped(module, family, *said)
-    model = replace(model if head is None else with_head(model, head), **facts)
+    model = replace(_wrapped(module, family, *said), **facts)
+    return model if rules is None else model.with_rules(rules)
+
+
+def _headed(under: Model, head: Head, rules: BackwardRules | None) -> Model:
+    model = with_head(under, head)
     return model if rules is None else model.with_rules(rules)
 
 
@@ -368,7 +373,7 @@ def family_of(module: nn.Module) -> Family | Layout:
     found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
     if found is not None:
         return _found(found) if isinstance(found, str) else found
-    refuse_without_edges(module)
+    refuse_unknown(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
             path = "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in place.split("."))

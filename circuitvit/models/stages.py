@@ -24,11 +24,12 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import StageNodes
 from circuitvit.models.factored import Factored
+from circuitvit.models.parts import Linear, Norm
 from circuitvit.models.rules import BackwardRules
 
 Reads = tuple[Tensor, ...]
@@ -36,6 +37,10 @@ Reads = tuple[Tensor, ...]
 
 Each tensor has the batch as its first dimension.
 """
+
+
+Content = Norm | Linear | nn.Module | Tensor | None
+"""What holds weights: a tensor is a factor."""
 
 
 def repeated(reads: Reads, count: int) -> Reads:
@@ -240,6 +245,13 @@ class Stage(ABC):
             UnsupportedModelError: if the stage is no readout, or none that can be made linear.
         """
         raise UnsupportedModelError(f"{self.nodes.name} is no readout that can be made linear")
+
+    def contents(self) -> tuple[Content, ...]:
+        """What holds its weights, in an order that does not depend on how a module keeps them.
+
+        For the hash of a model's weights, where those that are not in it count in the order of their use.
+        """
+        return ()
 
     def forget(self) -> None:  # noqa: B027 - most stages keep nothing
         """Drop what was computed from weights, which have changed."""

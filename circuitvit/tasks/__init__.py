@@ -18,9 +18,10 @@ from circuitvit.tasks.metrics import (
     similarity,
 )
 from circuitvit.tasks.split import Split, as_task, select_pairs, split
-from circuitvit.tasks.task import Batch, PreparedTask, Task, prepare
+from circuitvit.tasks.task import GROUPS, Batch, PreparedTask, Task, prepare
 
 __all__ = [
+    "GROUPS",
     "Ablation",
     "Batch",
     "Constants",

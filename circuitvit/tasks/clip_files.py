@@ -1,7 +1,7 @@
 """One clip file to a model's input: frames of an array or of a video, sampled as the model's `ClipSpec` says.
 
-An array is `(frame, height, width, 3)` or `(frame, height, width)`, 8-bit colours, alone in a `.npy` or `.npz`;
-videos are decoded by PyAV, the extra `video`. Each frame goes through the same transform as an image would.
+An array is `(frame, height, width, 3)` or `(frame, height, width)`, 8-bit colours, alone in a `.npy` or
+`.npz`; videos are decoded by PyAV, the extra `video`. Each frame goes through the transform of an image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from circuitvit.tasks.image_files import naming, preprocess, refuse_missing
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 CLIP_SUFFIXES = ARRAY_SUFFIXES | VIDEO_SUFFIXES
-"""What counts as a clip when a folder is listed; a file that is named outright is a video if it is no array."""
+"""What counts as a clip when a folder is listed; a file that is named outright is a video, or an array."""
 
 
 def load_clip(path: str | Path, spec: ClipSpec) -> Float[Tensor, "time channel height width"]:
@@ -92,8 +92,8 @@ def _of_array(path: Path, spec: ClipSpec) -> list[Image.Image]:
     frames = _array(path)
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[3:] not in ((), (1,), (3,)):
         raise DataError(
-            f"its array is {frames.dtype} of shape {frames.shape}: frames are uint8, (frame, height, width) or "
-            "(frame, height, width, 3)"
+            f"its array is {frames.dtype} of shape {frames.shape}: frames are uint8, (frame, height, width) "
+            "or (frame, height, width, 3)"
         )
     if 0 in frames.shape:
         raise DataError(f"its array of shape {frames.shape} is empty")
@@ -139,7 +139,7 @@ def _of_video(path: Path, spec: ClipSpec) -> list[Image.Image]:
 def _pixels(frame: Any) -> UInt8[np.ndarray, "height width 3"]:
     if getattr(frame, "rotation", 0):
         raise DataError(
-            f"its frames are stored turned by {frame.rotation} degrees: save it upright, for instance with ffmpeg"
+            f"its frames are stored turned by {frame.rotation} degrees: save it upright first, as ffmpeg does"
         )
     pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     return pixels

@@ -1,11 +1,11 @@
 """Counterfactuals made from the image itself, where no photograph of "the same without the dog" exists.
 
 Every function takes one image `(channel, height, width)` or a batch `(image, channel, height, width)` of
-floating-point numbers, usually preprocessed, and gives a new tensor of the same shape. Of clips `(clip, time,
-channel, height, width)` each frame is an image; `reverse`, `shuffle_frames` and `freeze` change their time. As
-a task's `corrupt` a function makes the counterfactuals itself: `Task(clips, reverse)`. A `mask` says which
-pixels are corrupted, True for those; it is `(height, width)`, shared by all images, or one for each image
-`(image, height, width)`. Without a mask the whole picture is. Pixels outside the mask never change.
+floating-point numbers, usually preprocessed, and gives a new tensor of the same shape. Of clips `(clip,
+time, channel, height, width)` each frame is an image; `reverse`, `shuffle_frames` and `freeze` change their
+time. As a task's `corrupt` a function makes the counterfactuals itself: `Task(clips, reverse)`. A `mask` says
+which pixels are corrupted, True for those; it is `(height, width)`, shared by all images, or one for each
+image `(image, height, width)`. Without a mask the whole picture is. Pixels outside the mask never change.
 
 None of them is neutral. All leave an outline where the mask ends, and a model may react to that rather than
 to what has gone; compare two corruptions, or `complement` the mask, before believing a circuit.
@@ -211,7 +211,7 @@ def shuffle_frames(
     """Let frames change places; every one moves.
 
     Good for keeping what is seen while the order goes. Bad in that jumps from frame to frame are like nothing
-    that a model was trained on; and within a tubelet that covers several frames, the tokens themselves change.
+    that a model was trained on; and where a tubelet covers several frames, the tokens themselves change.
 
     Args:
         clips: a batch.

@@ -1,7 +1,7 @@
 """One image file to a model's input: decoding, colours, and the model's own preprocessing.
 
-Everything here ends in float32 tensors `(channel, height, width)` as the model takes them, and every complaint
-about a file names it.
+Everything here ends in float32 tensors `(channel, height, width)` as the model takes them, and every
+complaint about a file names it.
 """
 
 from __future__ import annotations

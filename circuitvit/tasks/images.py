@@ -1,9 +1,9 @@
 """Images and clips, in the two ways of holding them: a tensor at hand, or files read when they are needed.
 
-Everything here ends in float32 tensors of the shape that the model's `InputSpec` says: an image is `(channel,
-height, width)`, a clip `(time, channel, height, width)`. What is a tensor already is taken as preprocessed;
-what is a path goes through the model's own preprocessing. Every complaint about a file names it, and none need
-wait for long work to begin: `Images.check` decodes all of them first.
+Everything here ends in float32 tensors of the shape that the model's `InputSpec` says: an image is
+`(channel, height, width)`, a clip `(time, channel, height, width)`. What is a tensor already is taken as
+preprocessed; what is a path goes through the model's own preprocessing. Every complaint about a file names
+it, and none need wait for long work to begin: `Images.check` decodes all of them first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,7 +177,7 @@ class FileImages(Images):
 
 @dataclass(frozen=True, repr=False)
 class FileClips(FileImages):
-    """Video files or arrays of frames, decoded each time they are taken, sampled as the preprocessing says."""
+    """Videos or arrays of frames, decoded each time they are taken, and sampled as the preprocessing says."""
 
     spec: ClipSpec
 
@@ -204,15 +205,20 @@ class MadeImages(Images):
 
     def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
         taken = self.whole.take(start, stop)
-        made = [self.change(taken[row : row + 1]) for row in range(len(taken))]
-        for before, after in zip(taken, made, strict=True):
-            if not isinstance(after, Tensor) or after.shape != (1, *before.shape):
-                given = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
-                raise DataError(
-                    f"the corruption gives {given} for {(1, *before.shape)}: it takes a batch and gives one of "
-                    "the same shape"
-                )
+        made = [self._made(taken[row : row + 1].clone()) for row in range(len(taken))]
         return torch.cat(made) if made else taken
+
+    def _made(self, image: Float[Tensor, "1 *shape"]) -> Float[Tensor, "1 *shape"]:
+        made: Any = self.change(image)
+        given = made.shape if isinstance(made, Tensor) else type(made).__name__
+        if given != image.shape:
+            raise DataError(
+                f"the corruption gives {given} for {image.shape}: it takes a batch and gives one of its shape"
+            )
+        if not made.isfinite().all():
+            raise DataError("the corruption gives NaN or infinite values")
+        changed: Tensor = made.to("cpu", torch.float32)
+        return changed
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -448,14 +448,15 @@ def _vector(
     metric: Metric, width: int, output_of: Callable[[ImageSpec], tuple[Tensor, bool]]
 ) -> tuple[Tensor | None, bool]:
     """What the outputs are compared with, and whether that is what they are at all clean runs."""
+    along = metric.formula is _projection  # a user's own function may be called so too
     if metric.to is None:
-        if metric.name == "projection":
+        if along:
             raise OptionError("the metric projection needs a direction: a vector of numbers, or its file")
         return None, False
-    what = "what the outputs are compared with" if metric.name == "similarity" else "the direction"
+    what = "the direction" if along else "what the outputs are compared with"
     if is_vector(metric.to):
         return read_vector(metric.to, width, what), False  # type: ignore[arg-type]
-    if metric.name == "projection":
+    if along:
         raise OptionError(
             "the direction of a projection is a vector, as numbers or as a file that ends in .npy or "
             ".safetensors, and not an image: similarity takes an image"

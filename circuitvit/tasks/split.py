@@ -95,8 +95,8 @@ def select_pairs(
     Args:
         prepared: the task.
         rows: which pairs (they may repeat), in which order; all by default.
-        change: done to all images at once, held in memory: from `(image, channel, height, width)` to as many
-            of the same shape. By batches, what is drawn at random would depend on the batch size.
+        change: done to all images at once, held in memory: to as many of the same shape. By batches, what is
+            drawn at random would depend on the batch size.
 
     Example:
         >>> import circuitvit as cv
@@ -157,7 +157,7 @@ class SomeImages(Images):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, start: int, stop: int) -> Float[Tensor, "image channel height width"]:
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
         taken = [self.whole.take(row, row + 1) for row in self.rows[start:stop]]
         return torch.cat(taken) if taken else torch.empty(0, *self.shape)
 
@@ -167,7 +167,7 @@ class SomeImages(Images):
         return tuple(names[row] for row in self.rows)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         return self.whole.shape
 
     def check(self, quiet: bool = False) -> None:
@@ -193,6 +193,6 @@ def _clusters(prepared: PreparedTask) -> list[list[int]]:
     return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
 
 
-def fingerprint(image: Float[Tensor, "1 channel height width"]) -> bytes:
+def fingerprint(image: Float[Tensor, "1 *shape"]) -> bytes:
     """The same for images that are equal pixel by pixel."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +363,8 @@ def _described(source: object) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
     if callable(source):
-        return f"made by {getattr(source, '__name__', repr(source))}"
+        made = source.func if isinstance(source, partial) else source
+        return f"made by {getattr(made, '__name__', repr(made))}"
     return f"{len(source)} files" if isinstance(source, Sequence) else repr(source)
 
 
@@ -383,16 +385,17 @@ def _check_images(clean: Images, corrupt: Images | None, model: Model, progress:
     for images in (clean, corrupt):
         if isinstance(images, (FileImages, MadeImages)):
             images.check(quiet=not progress)
+    spec = model.preprocessing
     if corrupt is not None:
         if len(clean) != len(corrupt):
             raise DataError(
-                f"{len(clean)} clean and {len(corrupt)} corrupt images: "
-                "every clean image needs its counterfactual"
+                f"{len(clean)} clean and {len(corrupt)} corrupt {spec.what}s: "
+                f"every clean {spec.what} needs its counterfactual"
             )
         if clean.shape != corrupt.shape:
             raise DataError(
-                f"clean {model.preprocessing.what}s are {clean.shape} ({', '.join(model.preprocessing.axes)}), "
-                f"corrupt ones {corrupt.shape}: they must be alike"
+                f"clean {spec.what}s are {clean.shape} ({', '.join(spec.axes)}), corrupt ones "
+                f"{corrupt.shape}: they must be alike"
             )
     check_size(clean, model)
 

@@ -62,10 +62,10 @@ def faithfulness(
 def origin_differs(circuit: Circuit, model: Model) -> str:
     """A sentence for reports where the circuit was found on another model; empty where it was not, or where
     it does not say where it came from."""
-    found = circuit.provenance
-    if not found.mismatch(Provenance(model.name, model.weights_hash)):
+    found, here = circuit.provenance, Provenance(model.name, model.weights_hash)
+    if not found.mismatch(here):
         return ""
-    if not found.weights:
+    if not found.is_comparable(here):
         return f"The circuit was found on another model ({found.model}) than this one ({model.name})."
     return (
         f"The circuit was found on other weights ({found.model or 'unnamed'}, {found.weights[:12]}) than "

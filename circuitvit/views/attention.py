@@ -64,12 +64,12 @@ class AttentionPatterns:
         found: NDArray[np.float32] = getattr(self, kind)
         return found
 
-    def maps(self, query: int | tuple[int, int] = 0, kind: str = "pattern") -> NDArray[np.float32]:
-        """What one query token sees: `(image, head, row, column)`.
+    def maps(self, query: int | tuple[int, ...] = 0, kind: str = "pattern") -> NDArray[np.float32]:
+        """What one query token sees: `(image, head, row, column)`; of clips with time before rows.
 
         Args:
             query: a token by its place, 0 being the class token where there is one; or a patch by row and
-                column.
+                column, of a clip by frame, row and column.
             kind: one of `KINDS`.
 
         Raises:
@@ -78,16 +78,12 @@ class AttentionPatterns:
         token = self.token(query)
         return self.subjects.on_grid(self.of_kind(kind)[:, :, token])
 
-    def token(self, query: int | tuple[int, int]) -> int:
+    def token(self, query: int | tuple[int, ...]) -> int:
         """The place of a query token, given by place or as a patch `(row, column)`."""
-        rows, columns = self.subjects.grid
         if isinstance(query, tuple) and self.pools:
             raise OptionError("the queries of a pool are latents, not patches: give the number of one")
         if isinstance(query, tuple):
-            row, column = query
-            if not (0 <= row < rows and 0 <= column < columns):
-                raise OptionError(f"there is no patch {query}: the grid has {rows} rows, {columns} columns")
-            return self.subjects.n_prefix + row * columns + column
+            return self.subjects.patch(query)
         count = self.pattern.shape[2]
         if not 0 <= query < count:
             what = "latent" if self.pools else "token"
@@ -107,7 +103,7 @@ class AttentionPatterns:
         self,
         image: int = 0,
         *,
-        query: int | tuple[int, int] = 0,
+        query: int | tuple[int, ...] = 0,
         kinds: Sequence[str] = KINDS,
         picture: bool = True,
     ) -> Picture:
@@ -118,7 +114,8 @@ class AttentionPatterns:
 
         Args:
             image: which.
-            query: a token by its place, or a patch `(row, column)`, which is marked.
+            query: a token by its place, or a patch `(row, column)`, which is marked; of a clip `(frame, row,
+                column)`.
             kinds: which of `KINDS`.
             picture: whether the image lies behind.
 
@@ -134,16 +131,19 @@ class AttentionPatterns:
         colours = canvas.rising_colours(clear=picture)
         title = f"Layer {self.layer}, query {self.query_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
-            figure = canvas.blank(1.55 * max(len(heads), 3) + 0.5, 1.75 * len(kinds) + 0.4, title)
+            sheet = self.subjects.sheet
+            wide, high = canvas.proportions(sheet, 1.55, 4.6)
+            least = 3 if sheet.frames == 1 else 1
+            figure = canvas.blank(wide * max(len(heads), least) + 0.5, (high + 0.2) * len(kinds) + 0.4, title)
             axes = figure.subplots(len(kinds), len(heads), squeeze=False)
             for line, kind in zip(axes, kinds, strict=True):
-                maps = self.maps(token, kind)[row]
+                maps = self.subjects.on_sheet(self.of_kind(kind)[row, :, token])
                 elsewhere = self.of_kind(kind)[row, :, token, :n_prefix]
                 for axis, values, off in zip(line, maps, elsewhere, strict=False):
                     norm = canvas.scale(values) if kind == "scores" else canvas.root_scale(values)
-                    canvas.overlay(axis, values, behind, 0.6, cmap=colours, norm=norm)
+                    canvas.overlay(axis, values, behind, 0.6, sheet=sheet, cmap=colours, norm=norm)
                     if token >= n_prefix and not self.pools:
-                        canvas.mark(axis, *divmod(token - n_prefix, self.subjects.grid[1]))
+                        canvas.mark(axis, *sheet.place(token - n_prefix))
                     axis.set_xlabel(_range(values, off, kind), color=MUTED, fontsize=6.5)
                 line[0].set_ylabel(_TITLES[kind])
             for axis, name in zip(axes[0], heads, strict=True):

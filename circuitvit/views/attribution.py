@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
@@ -93,7 +95,9 @@ class DirectAttribution:
 
     @property
     def by_patch(self) -> NDArray[np.float64]:
-        """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it."""
+        """`(image, sender, row, column)`: shares by source patch; other tokens have no place on it. Of clips
+        with time before rows.
+        """
         return self.subjects.on_grid(self.by_source)
 
     @property
@@ -160,23 +164,18 @@ class DirectAttribution:
         name, mean = self.subjects.names[shown], image is None and len(self.subjects) > 1
         of = f"mean of {len(self.subjects)} images" if mean else name
         behind = self.subjects.pictures[shown] if picture else None
-        shares, maps = self.by_part[rows].mean(axis=0), self.by_patch[shown]
+        shares, maps = self.by_part[rows].mean(axis=0), self.subjects.on_sheet(self.by_source[shown])
+        chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
+        draw = partial(_draw_patches, sheet=self.subjects.sheet)
         with canvas.styled():
             title = f"Direct logit attribution: {self.label}, {of}"
-            figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
-            lines = figure.subfigures(
-                2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False
-            )
-            bars, grid, patches = lines[0, 0].subplots(1, 3, width_ratios=[1.15, 1, 1.05])
+            figure, bars, grid, patches, below = _panels(title, self.subjects.sheet, len(chosen))
             _draw_bars(bars, self.parts, shares, float(self.logit_difference[rows].mean()))
             _draw_model(grid, self, shares)
             where = f" of {canvas.label(name, 18)}" if mean else ""
-            _draw_patches(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
-            if heads:
-                chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
-                below = lines[1, 0].subplots(1, max(len(chosen), 1), squeeze=False)[0]
-                for axes, place in zip(below, chosen, strict=False):
-                    _draw_patches(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
+            draw(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
+            for axes, place in zip(below, chosen, strict=True):
+                draw(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
         return figure
 
     def _heads(self) -> list[int]:
@@ -360,6 +359,28 @@ def _check_sum(model: Model, view: DirectAttribution) -> None:
 # -- the figure ----------------------------------------------------------------------------------
 
 
+def _panels(title: str, sheet: Sheet, heads: int) -> tuple[Picture, Axes, Axes, Axes, list[Axes]]:
+    """The figure, with room for bars, the map of the model, all parts' patches, and some heads'.
+
+    Patches of an image stand beside the bars and beside each other, strips of frames below each other.
+    """
+    from circuitvit.views import canvas
+
+    if sheet.frames > 1:
+        _, high = canvas.proportions(sheet, 2.0, 8.0)
+        below = (high + 0.35) * (1 + heads)
+        figure = canvas.blank(9.2, 3.4 + below, title)
+        upper, lower = figure.subfigures(2, 1, height_ratios=[3.1, below])
+        bars, grid = upper.subplots(1, 2, width_ratios=[1.15, 1])
+        patches, *each = lower.subplots(1 + heads, 1, squeeze=False)[:, 0]
+        return figure, bars, grid, patches, each
+    figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
+    lines = figure.subfigures(2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False)
+    bars, grid, patches = lines[0, 0].subplots(1, 3, width_ratios=[1.15, 1, 1.05])
+    each = list(lines[1, 0].subplots(1, heads, squeeze=False)[0]) if heads else []
+    return figure, bars, grid, patches, each
+
+
 def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], whole: float) -> None:
     from circuitvit.views import canvas
 
@@ -405,7 +426,7 @@ def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]
 
 
 def _draw_patches(
-    axes: Axes, values: NDArray[np.float64], picture: NDArray[np.uint8] | None, title: str
+    axes: Axes, values: NDArray[np.float64], picture: NDArray[np.uint8] | None, title: str, sheet: Sheet
 ) -> None:
     """Patches as opaque as they matter, or all of them where no image lies behind."""
     from circuitvit.views import canvas
@@ -413,6 +434,7 @@ def _draw_patches(
     norm = canvas.even_norm(values, 0.985)
     weight = 0.15 + 0.75 * np.sqrt(np.clip(np.abs(values) / norm.vmax, 0, 1))
     opacity = 1.0 if picture is None else weight
-    drawn = canvas.overlay(axes, values, picture, cmap=canvas.signed_colours(), norm=norm, alpha=opacity)
+    look = {"cmap": canvas.signed_colours(), "norm": norm, "alpha": opacity}
+    drawn = canvas.overlay(axes, values, picture, sheet=sheet, **look)
     axes.set_title(title)
     axes.figure.colorbar(drawn, ax=axes, shrink=0.7, extend="both")

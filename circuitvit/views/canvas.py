@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
+from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, FAINT, INK, MUTED
 from circuitvit.graph.files import clean, write_bytes
 
@@ -168,6 +169,7 @@ def overlay(
     picture: NDArray[np.uint8] | None,
     strength: float = 0.75,
     size: tuple[int, int] | None = None,
+    sheet: Sheet | None = None,
     **look: Any,
 ) -> AxesImage:
     """A map over a picture made grey, without ticks.
@@ -178,6 +180,7 @@ def overlay(
         picture: what lies behind, `(height, width, 3)`, or None.
         strength: of the picture, see `grey`.
         size: height and width of the axes in their own units; by default the rows and columns of the map.
+        sheet: how the patches lie; frames of a clip are parted by lines.
         **look: for matplotlib's `imshow`, such as `cmap`, `norm` and `alpha`.
     """
     height, width = size or values.shape[:2]
@@ -185,8 +188,25 @@ def overlay(
     if picture is not None:
         axes.imshow(grey(picture, strength), extent=extent)
     drawn = axes.imshow(values, extent=extent, **look)
+    if sheet is not None:
+        lines, colour = sheet.frames // sheet.across, FAINT if picture is None else "white"
+        for place in range(1, sheet.across):
+            axes.axvline(width * place / sheet.across, color=colour, linewidth=1.4)
+        for place in range(1, lines):
+            axes.axhline(height * place / lines, color=colour, linewidth=1.4)
     bare(axes)
     return drawn
+
+
+def proportions(sheet: Sheet, panel: float, widest: float) -> tuple[float, float]:
+    """Width and height in inches of a panel for maps: square for an image, for a strip of frames as wide as
+    there is room for.
+    """
+    if sheet.frames == 1:
+        return panel, panel
+    rows, columns = sheet.shape
+    width = min(widest, panel * columns / rows)
+    return width, width * rows / columns
 
 
 def mark(axes: Axes, row: int, column: int) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from circuitvit.engine import capture, run_from
 from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
+from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index, class_label
@@ -96,13 +97,13 @@ class LogitLens:
         return self.logits[..., self.classes.index(index)]
 
     def top_on_grid(self, position: int | str = -1) -> NDArray[np.int64]:
-        """Each patch's top class at a position, `(image, row, column)`."""
+        """Each patch's top class at a position, `(image, row, column)`; of clips with time before rows."""
         return self.subjects.on_grid(self.top[self.position(position)])
 
     def table(
         self, image: int = 0, position: int | str = -1, symbols: Mapping[int, str] | None = None
     ) -> list[list[str]]:
-        """The top class of each patch as rows of symbols.
+        """The top class of each patch as rows of symbols; frames of a clip side by side.
 
         Args:
             image: which.
@@ -110,7 +111,7 @@ class LogitLens:
             symbols: a symbol for each class index, such as an emoji (see `class_symbols`); the class's short
                 name where it has none.
         """
-        grid = self.top_on_grid(position)[self.subjects.index(image)]
+        grid = self.subjects.on_sheet(self.top[self.position(position), self.subjects.index(image)])
         return [[(symbols or {}).get(int(cell), self.labels[int(cell)]) for cell in row] for row in grid]
 
     def to_text(
@@ -139,7 +140,7 @@ class LogitLens:
             (
                 self.positions[each],
                 self.table(row, each, symbols),
-                self.subjects.on_grid(self.confidence[each, row]),
+                self.subjects.on_sheet(self.confidence[each, row]),
             )
             for each in map(self.position, positions or range(len(self.positions)))
         ]
@@ -176,15 +177,17 @@ class LogitLens:
         grids = [np.array(self.table(row, place, symbols), dtype=object) for place in chosen]
         wanted = _most_frequent(grids)[: len(canvas.PALETTE)]
         colours = dict(zip(wanted, canvas.PALETTE, strict=False))
-        across = min(len(chosen), 3 if len(chosen) <= 6 else 4)
+        sheet = self.subjects.sheet
+        across = min(len(chosen), 3 if len(chosen) <= 6 else 4) if sheet.frames == 1 else 1
+        wide, high = canvas.proportions(sheet, 2.5, 9.0)
         with canvas.styled():
-            size = 2.5 * max(across, 2), 2.75 * -(-len(chosen) // across) + 0.75
+            size = max(wide * across, 5.0), (high + 0.25) * -(-len(chosen) // across) + 0.75
             figure = canvas.blank(*size, f"Logit lens, {self.subjects.names[row]}")
             axes = canvas.panels(figure, len(chosen), across)
             for axis, place, grid in zip(axes, chosen, grids, strict=True):
-                shares = self.subjects.on_grid(self.confidence[place, row])
+                shares = self.subjects.on_sheet(self.confidence[place, row])
                 behind = self.subjects.pictures[row] if picture else None
-                _draw_panel(axis, grid, shares, colours, behind, set((symbols or {}).values()))
+                _draw_panel(axis, grid, shares, colours, behind, set((symbols or {}).values()), sheet)
                 top, sure = self.labels[int(self.pooled_top[place, row])], self.pooled_confidence[place, row]
                 axis.set_title(self.positions[place], loc="left", fontweight="bold")
                 axis.set_xlabel(f"readout: {canvas.label(top, 26)} {sure:.0%}", color=MUTED)
@@ -220,7 +223,7 @@ class LogitLens:
                 classes or [self.classes[place] for place in last[:4]], canvas.PALETTE, strict=False
             ):
                 self.of_class(index)  # says so if it was not kept
-                share = self.subjects.on_grid(self.top[:, row] == index).mean(axis=(1, 2))
+                share = self.subjects.on_sheet(self.top[:, row] == index).mean(axis=(1, 2))
                 left.plot(steps, self.pooled[:, row, self.classes.index(index)], color=colour, **look)
                 right.plot(steps, share, color=colour, label=canvas.label(self.labels[index], 28), **look)
             names = ["E" if name == "embedding" else name.removeprefix("layer ") for name in self.positions]
@@ -396,6 +399,7 @@ def _draw_panel(
     colours: Mapping[str, str],
     picture: NDArray[np.uint8] | None,
     written: set[str],
+    sheet: Sheet,
 ) -> None:
     """The names `(row, column)` of one position as colours, and as text where it fits."""
     from circuitvit.views import canvas
@@ -409,7 +413,7 @@ def _draw_panel(
         ]
         for line in zip(grid, strength, strict=True)
     ]
-    canvas.overlay(axes, np.array(cells), picture)
+    canvas.overlay(axes, np.array(cells), picture, sheet=sheet)
     rows, columns = grid.shape
     if not written and rows * columns <= ROOM_FOR_TEXT:
         written = set(colours)

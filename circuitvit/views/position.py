@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model
+from circuitvit.models.families.family import Grid
 from circuitvit.views.attention import attention_places
 from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
 
@@ -121,20 +123,22 @@ class PositionHeads:
         if not found:
             best = max(head.share for head in self.heads)
             raise OptionError(f"no head goes by position to {at_least:.0%}: the most is {best:.0%}")
-        (rows, columns), n_prefix = self.subjects.grid, self.subjects.n_prefix
+        subjects, sheet = self.subjects, self.subjects.sheet
+        wide, high = canvas.proportions(sheet, 1.45, 4.6)
         with canvas.styled():
-            title = f"Heads that go by position (mean over {len(self.subjects)} images)"
-            figure = canvas.blank(1.45 * max(len(found), 3) + 0.4, 1.3 * queries + 0.9, title)
+            title = f"Heads that go by position (mean over {len(subjects)} images)"
+            figure = canvas.blank(wide * max(len(found), 3) + 0.4, (high - 0.15) * queries + 0.9, title)
             axes = figure.subplots(queries, len(found), squeeze=False)
             for line, part in zip(axes, np.linspace(0.25, 0.75, queries), strict=True):
-                row, column = round(part * (rows - 1)), round(part * (columns - 1))
-                line[0].set_ylabel(f"query ({row}, {column})", color=MUTED)
+                place = tuple(round(part * (side - 1)) for side in subjects.grid)
+                token = subjects.patch(place)
+                line[0].set_ylabel(f"query {place}", color=MUTED)
                 for axis, head in zip(line, found, strict=True):
-                    mean = self.means[self.heads.index(head), n_prefix + row * columns + column]
-                    cells = self.subjects.on_grid(mean)
+                    cells = subjects.on_sheet(self.means[self.heads.index(head), token])
                     norm = canvas.scale(np.append(cells, 0.0))
-                    canvas.overlay(axis, cells, None, cmap=canvas.rising_colours(), norm=norm)
-                    canvas.mark(axis, row, column)
+                    look = {"cmap": canvas.rising_colours(), "norm": norm}
+                    canvas.overlay(axis, cells, None, sheet=sheet, **look)
+                    canvas.mark(axis, *sheet.place(token - subjects.n_prefix))
             for axis, head in zip(axes[0], found, strict=True):
                 there = f"{head.mass:.0%} of attention there\n{head.share:.0%} position"
                 axis.set_title(f"{head.head}: {head.name}\n{there}", fontsize=7)
@@ -216,7 +220,7 @@ def describe(
     if whole / (2 * everywhere * len(pattern)) < UNIFORM:
         return {"share": 1.0, "name": "uniform", "mass": 1.0, "chance": 1.0, "fit": 1.0, "closest": "uniform"}
     best, told, mass, chance = "other", 0.0, 0.0, 0.0
-    for name, cells in templates(subjects.grid, subjects.kinds).items():
+    for name, cells in _named(subjects.grid, subjects.kinds):
         inside = cells[patches]
         p, p0 = min(1.0, float(pattern[inside].sum() / len(pattern))), float(inside.mean())
         gained = float(rel_entr(p, p0) + rel_entr(1 - p, 1 - p0)) if p > p0 else 0.0
@@ -241,11 +245,14 @@ Template = NDArray[np.bool_]
 _STEPS = {(0, 0): "self", (0, -1): "previous", (0, 1): "next", (-1, 0): "above", (1, 0): "below"}
 """Steps that have a name: the patch itself, and its neighbours; previous and next are in reading order."""
 
+_IN_TIME = {-1: ("before", "previous frame"), 1: ("after", "next frame")}
+"""Steps in time that have a name: to the same place, and to the whole frame."""
+
 FARTHEST = 3
-"""How far, in patches, a fixed step is looked for."""
+"""How far, in patches or frames, a fixed step is looked for."""
 
 
-def templates(grid: tuple[int, int], kinds: Sequence[str]) -> dict[str, Template]:
+def templates(grid: Grid, kinds: Sequence[str]) -> dict[str, Template]:
     """All shapes by name.
 
     | name | keys of a query patch |
@@ -260,23 +267,59 @@ def templates(grid: tuple[int, int], kinds: Sequence[str]) -> dict[str, Template
     | `rows modulus m`, `columns modulus m` | every `m`-th row (column), counted from its own |
     | `cls`, `reg` ... | the tokens before the patches, by kind |
 
+    In clips all of these but places (corners, edges) look at the query's own frame alone, and there are also
+
+    | name | keys of a query patch |
+    | --- | --- |
+    | `same place` | the patches at its row and column in all frames |
+    | `frame` | all patches of its own frame |
+    | `previous frame`, `next frame`, `frame step t` | all patches of the frame before, after, `t` later |
+    | `before`, `after`, `in t` | the patch at its place in the frame before, after, `t` frames later |
+    | `past`, `future` | all patches of all earlier, of all later frames |
+    | `first frame`, `last frame` | all patches of the first, the last frame, for every query |
+
     Args:
-        grid: rows and columns of patches.
+        grid: rows and columns of patches; time first where there is time.
         kinds: the kind of each token, patches last.
     """
-    n_prefix = len(kinds) - grid[0] * grid[1]
-    found: dict[str, Template] = {}
-    for name, cells in _of_patches(grid):
+    return dict(_named(grid, kinds))
+
+
+def _named(grid: Grid, kinds: Sequence[str]) -> Iterator[tuple[str, Template]]:
+    """The shapes one by one: those of a clip would fill the memory."""
+    n_prefix = len(kinds) - prod(grid)
+    for name, cells in _of_patches(grid) if len(grid) == 2 else _of_clips(grid):
         if cells.any() and not cells.all():
-            found[name] = np.pad(cells, ((n_prefix, 0), (n_prefix, 0)))
+            yield name, np.pad(cells, ((n_prefix, 0), (n_prefix, 0)))
     for kind in dict.fromkeys(kinds[:n_prefix]):
         mask = np.zeros((len(kinds), len(kinds)), dtype=bool)
         mask[n_prefix:, :n_prefix] = np.array([each == kind for each in kinds[:n_prefix]])
-        found[kind] = mask
-    return found
+        yield kind, mask
 
 
-def _of_patches(grid: tuple[int, int]) -> Iterator[tuple[str, Template]]:
+def _of_clips(grid: Grid) -> Iterator[tuple[str, Template]]:
+    """The shapes of a single frame, each in its own time or at all times, and those along time."""
+    frames, *frame = grid
+    own, everywhere = np.eye(frames, dtype=bool), np.ones((frames, frames), dtype=bool)
+    for name, cells in _of_patches(tuple(frame)):
+        yield name, np.kron(everywhere if name.startswith(("corner", "edge")) else own, cells)
+    all_patches = np.ones((prod(frame), prod(frame)), dtype=bool)
+    same = np.eye(prod(frame), dtype=bool)
+    time = np.arange(frames)
+    later = time[None, :] - time[:, None]  # (query, key)
+    yield "same place", np.kron(everywhere, same)
+    yield "frame", np.kron(own, all_patches)
+    for step in [*range(-FARTHEST, 0), *range(1, FARTHEST + 1)]:
+        place, whole = _IN_TIME.get(step, (f"in {step}", f"frame step {step}"))
+        yield place, np.kron(later == step, same)
+        yield whole, np.kron(later == step, all_patches)
+    yield "past", np.kron(later < 0, all_patches)
+    yield "future", np.kron(later > 0, all_patches)
+    yield "first frame", np.kron(np.broadcast_to(time == 0, (frames, frames)), all_patches)
+    yield "last frame", np.kron(np.broadcast_to(time == frames - 1, (frames, frames)), all_patches)
+
+
+def _of_patches(grid: Grid) -> Iterator[tuple[str, Template]]:
     row, column = (each.ravel() for each in np.indices(grid))
     down, right = row[None, :] - row[:, None], column[None, :] - column[:, None]  # (query, key)
     for rows in range(-FARTHEST, FARTHEST + 1):
@@ -294,9 +337,7 @@ def _of_patches(grid: tuple[int, int]) -> Iterator[tuple[str, Template]]:
         yield f"columns modulus {modulus}", columns_
 
 
-def _places(
-    grid: tuple[int, int], row: NDArray[np.int64], column: NDArray[np.int64]
-) -> Iterator[tuple[str, Template]]:
+def _places(grid: Grid, row: NDArray[np.int64], column: NDArray[np.int64]) -> Iterator[tuple[str, Template]]:
     """Templates of keys that are the same for every query."""
     sides = {
         "top": row == 0, "bottom": row == grid[0] - 1, "left": column == 0, "right": column == grid[1] - 1,

@@ -65,7 +65,8 @@ class PatchEvidence:
     Attributes:
         subjects: the images.
         label: what the evidence is, for titles.
-        values: `(image, row, column)`, in logits (nats of log-odds); positive speaks for the class.
+        values: `(image, row, column)`, in logits (nats of log-odds); positive speaks for the class. Of clips
+            with time before rows.
     """
 
     subjects: Subjects
@@ -73,11 +74,15 @@ class PatchEvidence:
     values: NDArray[np.float64]
 
     def upsampled(self, size: tuple[int, int] | None = None) -> NDArray[np.float64]:
-        """The maps in the size of the images or another, `(image, height, width)`, interpolated linearly."""
-        wanted = size or self.subjects.pictures.shape[1:3]
-        maps = torch.from_numpy(self.values)[:, None]
+        """The maps in the size of the images or another, `(image, height, width)`, interpolated linearly; of
+        clips frame by frame, `(clip, frame, height, width)`.
+        """
+        sheet, before = self.subjects.sheet, self.values.shape[:-2]
+        height, width = self.subjects.pictures.shape[1:3]
+        wanted = size or (height * sheet.across // sheet.frames, width // sheet.across)
+        maps = torch.from_numpy(self.values).reshape(-1, 1, *self.values.shape[-2:])
         found = F.interpolate(maps, size=tuple(wanted), mode="bilinear", align_corners=False)
-        return np.asarray(found[:, 0].numpy())
+        return np.asarray(found.reshape(*before, *wanted).numpy())
 
     def score(
         self, masks: ArrayLike | Tensor, threshold: Threshold = 0.0, ignore: ArrayLike | Tensor | None = None
@@ -85,7 +90,8 @@ class PatchEvidence:
         """Each map against its mask.
 
         Args:
-            masks: True on the object, `(image, height, width)`, any size that fits the picture's.
+            masks: True on the object, `(image, height, width)`, any size that fits the picture's; of clips
+                with one for each frame of the grid, `(clip, frame, height, width)`.
             threshold: the fixed one, chosen without the masks: at 0 a patch is object when it speaks for the
                 class; at "mean" when it does so more than the image's average.
             ignore: pixels that do not count, such as an annotated border, of the same shape.
@@ -95,11 +101,11 @@ class PatchEvidence:
         """
         wanted = np.asarray(masks, dtype=bool)
         left_out = np.zeros_like(wanted) if ignore is None else np.asarray(ignore, dtype=bool)
-        if wanted.ndim != 3 or len(wanted) != len(self.values) or left_out.shape != wanted.shape:
+        if wanted.shape[:-2] != self.values.shape[:-2] or left_out.shape != wanted.shape:
             raise DataError(
-                f"masks of shape {wanted.shape} for {len(self.values)} images: one (height, width) for each"
+                f"masks of shape {wanted.shape} for maps of {self.values.shape}: one (height, width) for each"
             )
-        maps = self.upsampled((wanted.shape[1], wanted.shape[2]))
+        maps = self.upsampled((wanted.shape[-2], wanted.shape[-1]))
         return tuple(
             _score(
                 maps[row][~left_out[row]], wanted[row][~left_out[row]], threshold, self.subjects.names[row]
@@ -121,7 +127,7 @@ class PatchEvidence:
         White is the threshold: blue patches lie above it, orange ones below.
 
         Args:
-            masks: True on the object, `(image, height, width)`, of the pictures' size.
+            masks: True on the object, `(image, height, width)`, of the pictures' size; not of clips.
             ignore: pixels that do not count.
             threshold: the fixed one of the IoU, as in `score`.
             smooth: whether maps are interpolated between patches.
@@ -135,26 +141,30 @@ class PatchEvidence:
 
         count, size = min(len(self.subjects), MOST_PANELS), self.subjects.pictures.shape[1:3]
         wanted = None if masks is None else np.asarray(masks, dtype=bool)
-        if wanted is not None and wanted.shape[1:] != size:
+        if wanted is not None and (wanted.shape[1:] != size or self.values.ndim > 3):
             raise OptionError(f"masks of {wanted.shape[1:]} cannot be drawn over pictures of {size}")
         scores = None if wanted is None else self.score(wanted, threshold, ignore)
         maps = (self.upsampled() if smooth else self.values)[:count]
         if isinstance(threshold, str):
-            maps, above = maps - maps.mean(axis=(1, 2), keepdims=True), "above the image's mean"
+            middle = maps.mean(axis=tuple(range(1, maps.ndim)), keepdims=True)
+            maps, above = maps - middle, "above the image's mean"
         else:
             maps, above = maps - threshold, f"above {threshold:g}"
         unit = f"{'log-odds (nats)' if 'lens' in self.label else 'logits'} {above}"
         look = {"cmap": canvas.signed_colours(), "norm": canvas.even_norm(maps, 0.99)}
-        across = min(count, 5)
+        sheet = self.subjects.sheet
+        maps = sheet.tile(maps) if maps.ndim > 3 else maps
+        across = min(count, 5) if sheet.frames == 1 else 1
+        wide, high = canvas.proportions(sheet, 1.85, 8.0)
         with canvas.styled():
-            width, height = 1.85 * max(across, 2) + 0.5, 2.15 * -(-count // across) + 0.4
+            least = 2 if sheet.frames == 1 else 1
+            width, height = wide * max(across, least) + 0.5, (high + 0.3) * -(-count // across) + 0.4
             figure = canvas.blank(width, height, f"Evidence for {canvas.label(self.label, 90)}")
             axes = canvas.panels(figure, count, across)
             for row, axis in enumerate(axes):
                 behind = self.subjects.pictures[row] if picture else None
-                drawn = canvas.overlay(
-                    axis, maps[row], behind, 0.9, size, alpha=0.6 if picture else 1.0, **look
-                )
+                alpha = 0.6 if picture else 1.0
+                drawn = canvas.overlay(axis, maps[row], behind, 0.9, size, sheet, alpha=alpha, **look)
                 if wanted is not None and scores is not None:
                     axis.contour(wanted[row], levels=[0.5], colors=[INK], linewidths=0.9)
                     iou = f"IoU {scores[row].iou_fixed:.2f} (best {scores[row].iou_best:.2f})"
@@ -165,8 +175,8 @@ class PatchEvidence:
         return figure
 
     def __repr__(self) -> str:
-        rows, columns = self.subjects.grid
-        return f"PatchEvidence({self.label}: {len(self.values)} maps of {rows} x {columns} patches)"
+        grid = " x ".join(map(str, self.subjects.grid))
+        return f"PatchEvidence({self.label}: {len(self.values)} maps of {grid} patches)"
 
 
 def patch_evidence(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.errors import OptionError, check_whole
-from circuitvit.export.maps import as_picture
+from circuitvit.export.maps import picture_on
+from circuitvit.export.sheet import Sheet
 from circuitvit.models import Model
+from circuitvit.models.families.family import Grid
 from circuitvit.tasks.images import Images, as_images
 from circuitvit.tasks.task import check_size
 
 ImageSpec = Images | Tensor | NDArray[Any] | str | Path | Sequence[str | Path]
 """Preprocessed images as a tensor; or a file, a folder or a list of files, preprocessed as the model says."""
-
-Grid = tuple[int, int]
 
 BATCH = 8
 """Images run at once unless told otherwise: views are of few images, and memory grows with this."""
@@ -33,8 +35,8 @@ class Subjects:
 
     Attributes:
         names: of the images, for titles: file names, or "image 0".
-        pictures: the images as people see them, `(image, height, width, 3)`, uint8.
-        grid: rows and columns of patches.
+        pictures: the images as people see them, `(image, height, width, 3)`, uint8; clips as strips.
+        grid: rows and columns of patches; of clips with time first.
         kinds: the kind of each token, such as `("cls", "patch", ...)`; patches are last, row by row.
     """
 
@@ -49,11 +51,43 @@ class Subjects:
     @property
     def n_prefix(self) -> int:
         """How many tokens come before the patches."""
-        return len(self.kinds) - self.grid[0] * self.grid[1]
+        return len(self.kinds) - prod(self.grid)
 
     def on_grid(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values of tokens `(..., token)` as maps of the patches `(..., row, column)`."""
+        """Values of tokens `(..., token)` as maps of patches `(..., row, column)`, with time before rows."""
         return values[..., self.n_prefix :].reshape(*values.shape[:-1], *self.grid)
+
+    @cached_property
+    def sheet(self) -> Sheet:
+        """How the patches lie on paper, where a clip is a strip of frames."""
+        return Sheet(self.grid)
+
+    def on_sheet(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of tokens `(..., token)` as they are drawn, `(..., row, column)`."""
+        return self.sheet.lay(self.on_grid(values))
+
+    def patch(self, place: tuple[int, ...]) -> int:
+        """The token of a patch by row and column, of a clip by frame, row and column.
+
+        Raises:
+            OptionError: if there is no such patch.
+        """
+        inside = len(place) == len(self.grid) and all(
+            0 <= at < size for at, size in zip(place, self.grid, strict=True)
+        )
+        if not inside:
+            said = ", ".join(f"{size} {name}" for size, name in zip(self.grid, self.axes, strict=True))
+            raise OptionError(f"there is no patch {place}: the grid has {said}")
+        return self.n_prefix + int(np.ravel_multi_index(place, self.grid))
+
+    def place(self, token: int) -> tuple[int, ...]:
+        """The place of a patch token on the grid."""
+        return tuple(int(at) for at in np.unravel_index(token - self.n_prefix, self.grid))
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What the sides of the grid are called."""
+        return ("frames", "rows", "columns")[-len(self.grid) :]
 
     def index(self, image: int) -> int:
         """The place of an image, counted from the end where negative.
@@ -66,10 +100,9 @@ class Subjects:
         return image % len(self)
 
     def token_name(self, token: int) -> str:
-        """What to call a token: "cls", "reg 2", or "patch (3, 5)" for a row and a column."""
+        """What to call a token: "cls", "reg 2", or "patch (3, 5)" for row and column; time comes first."""
         if token >= self.n_prefix:
-            row, column = divmod(token - self.n_prefix, self.grid[1])
-            return f"patch ({row}, {column})"
+            return f"patch {self.place(token)}"
         kind = self.kinds[token]
         alike = [place for place in range(self.n_prefix) if self.kinds[place] == kind]
         return kind if len(alike) == 1 else f"{kind} {alike.index(token)}"
@@ -90,7 +123,7 @@ def images_of(model: Model, images: ImageSpec) -> Images:
 
 def batches_of(
     model: Model, images: Images, batch_size: int | None = None
-) -> Iterator[Float[Tensor, "batch channel height width"]]:
+) -> Iterator[Float[Tensor, "batch *shape"]]:
     """The images in order, on the model's device, a few at a time.
 
     Raises:
@@ -110,6 +143,9 @@ def subjects_of(model: Model, images: Images) -> Subjects:
     """
     n_tokens = int(model.embed(images.take(0, 1).to(model.device, model.dtype)).shape[1])
     kinds = model.token_kinds(n_tokens)
-    rows, columns = model.grid_at(*images.shape[1:])
-    pictures = [as_picture(images.take(row, row + 1)[0], model.preprocessing) for row in range(len(images))]
-    return Subjects(images.names, np.stack(pictures), (rows, columns), kinds)
+    grid = model.grid_at(*images.shape[-2:])
+    pictures = [
+        picture_on(Sheet(grid), images.take(row, row + 1)[0], model.preprocessing)
+        for row in range(len(images))
+    ]
+    return Subjects(images.names, np.stack(pictures), grid, kinds)

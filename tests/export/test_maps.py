@@ -94,7 +94,7 @@ def test_images_that_are_no_rectangle_of_patches_are_refused() -> None:
         unknown = SimpleNamespace(grid=lambda module, height, width: None)
         model = SimpleNamespace(
             name="toy",
-            preprocessing=SimpleNamespace(size=(3, height, width)),
+            preprocessing=SimpleNamespace(shape=(3, height, width)),
             family=unknown,
             module=None,
             device="cpu",

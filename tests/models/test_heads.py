@@ -21,7 +21,7 @@ from circuitvit.views.attribution import attribution_of_task
 from circuitvit.views.lens import logit_lens
 from tests.models.test_hooked import hooked
 from tests.reference.hooked import HookedModule
-from tests.rightness import CLASSES, CLEAN, CORRUPT, METRIC, micro, prove
+from tests.rightness import CLASSES, CLEAN, CORRUPT, METRIC, finished, micro, prove
 from tests.strategies import Recipe, assert_close
 
 WIDTH = 24
@@ -110,6 +110,41 @@ def test_tokens_that_are_said_to_be_unread_are(tokens: Any, leading: int | None)
         moved[:, token] += 10 * drawn(len(moved), stream.shape[2])
         changed = not torch.equal(readout.write((moved,)), logits.repeat(DRAWS, 1))
         assert changed == (token == 0 if tokens == "cls" else token >= 2)
+
+
+def clip_tower() -> tuple[Any, Any]:
+    """CLIP's image tower, whose features are projected, and its features."""
+    towers = pytest.importorskip("open_clip.transformer")
+    module = finished(towers.VisionTransformer(
+        image_size=32, patch_size=16, width=24, layers=2, heads=2, mlp_ratio=2, output_dim=10,
+    ))  # fmt: skip
+    return module, module
+
+
+def dino() -> tuple[Any, Any]:
+    """DINOv2 of transformers, and its features."""
+    kinds = pytest.importorskip("transformers")
+    config = kinds.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=32, patch_size=16
+    )
+    module = finished(kinds.Dinov2Model(config))
+    return module, lambda images: module(images).pooler_output
+
+
+@pytest.mark.parametrize("make", [clip_tower, dino])
+def test_the_features_of_other_libraries_take_a_head(make: Any) -> None:
+    module, features = make()
+    model = cv.wrap(module)
+    assert not model.has_classes
+    weight, bias = drawn(3, model.n_logits), drawn(3)
+    headed = cv.with_head(model, weight, bias)
+    with torch.no_grad():
+        assert_close(headed(CLEAN), features(CLEAN) @ weight.T + bias, 1e-10)
+    clean, _ = attribution_of_task(headed, cv.Task(CLEAN, CORRUPT, METRIC))
+    logits = headed(CLEAN)
+    np.testing.assert_allclose(clean.total, logits[:, 0] - logits[:, 1], rtol=1e-9)
+    unprojected = cv.with_head(model, drawn(3, WIDTH), tokens="mean")
+    assert abs(cv.attribute(unprojected, cv.Task(CLEAN, CORRUPT, METRIC), "relp").values).max() > 0
 
 
 # -- every method works on it --------------------------------------------------------------------

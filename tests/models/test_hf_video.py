@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import circuitvit as cv
 from circuitvit.errors import DataError, UnsupportedModelError
 from circuitvit.models import registry
+from circuitvit.tasks.images import as_images
 from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
 from tests.rightness import finished, prove
 
@@ -208,6 +210,28 @@ def test_any_attention_backend_is_the_same_model(make: Callable[..., Any], backe
     module.set_attn_implementation(backend)
     found = cv.attribute(cv.wrap(module), task, "eap", progress=False).values
     assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("make", "processor"),
+    [(vivit, "VivitVideoProcessor"), (videomae, "VideoMAEVideoProcessor"), (vjepa2, "VJEPA2VideoProcessor")],
+)
+def test_a_folder_is_loaded_with_its_processor_and_class_names(
+    make: Callable[..., Any], processor: str, tmp_path: Path
+) -> None:
+    module, names = make().float(), {place: f"act {place}" for place in range(5)}
+    module.config.id2label, module.config.label2id = names, {name: place for place, name in names.items()}
+    module.save_pretrained(tmp_path)
+    own = getattr(transformers, processor)(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
+    own.save_pretrained(tmp_path)
+    model = cv.load(f"hf:{tmp_path}")
+    assert model.classes == tuple(names.values())
+    assert torch.equal(model(CLEAN.float()), module(CLEAN.float()).logits)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
+    np.save(tmp_path / "clip.npy", pixels)
+    (expected,) = own(torch.from_numpy(pixels).permute(0, 3, 1, 2), return_tensors="pt").values()
+    found = as_images(tmp_path / "clip.npy", model.preprocessing).take(0, 1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0.0)
 
 
 def test_class_names_of_a_configuration_are_not_invented() -> None:

@@ -21,6 +21,7 @@ from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.models import Stage, registry
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.parts import Attention, Linear
+from tests.rightness import VisionTransformer
 from tests.strategies import assert_close
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model.py"
@@ -281,3 +282,36 @@ def test_projections_that_are_kept_apart_are_read_as_those_kept_together() -> No
     for part, other in ((together, apart), (together.restrict([1]), apart.restrict([1]))):
         for read, expected in zip(other.read(stream), part.read(stream), strict=True):
             assert_close(read, expected)
+
+
+# -- circuits move between families ----------------------------------------------------------------
+
+
+def test_a_circuit_moves_to_the_same_graph_of_another_family(tmp_path: Path) -> None:
+    """Nodes are called the same whoever wrote the module; that it is another model is said once."""
+    cv.register(HandViT, HandFamily())
+    module = small()
+    timm_names = {"patches": "patch_embed.proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2"}
+    state = {}
+    for name, tensor in module.state_dict().items():
+        for own, other in timm_names.items():
+            name = name.replace(own, other)
+        state[name] = tensor
+    clone = VisionTransformer(
+        img_size=16, patch_size=8, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2,
+        mlp_ratio=1.5, norm_layer=nn.LayerNorm, qkv_bias=False, act_layer=nn.ReLU,
+    )  # fmt: skip
+    clone.load_state_dict(state)
+    theirs, ours = cv.wrap(clone.double().eval(), name="timm's"), cv.wrap(module, name="by hand")
+    assert theirs.graph == ours.graph
+    clean, corrupt = torch.randn(2, 1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    task = cv.Task(clean, corrupt, metric=cv.logit_diff(0, 1))
+    found = cv.attribute(theirs, task, "exact", progress=False).connected(30)
+    found.save(tmp_path / "circuit.json")
+    moved = cv.Circuit.load(tmp_path / "circuit.json")
+    assert_close(cv.run(ours, task, moved), cv.run(theirs, task, found), 1e-10)
+    warnings = cv.verify(ours, task, moved, n_random=0, progress=False).warnings
+    said = [text for text in warnings if "timm's" in text]
+    assert len(said) == 1
+    assert "found on other weights (timm's, " in said[0]
+    assert "than those it was verified on (by hand, " in said[0]

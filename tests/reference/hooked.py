@@ -7,6 +7,7 @@ corrupt run in place of that of the clean run.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Receiver:
         norm: whose input is the residual stream that the node reads.
         projection: reads what the norm gives; the norm itself for a node that reads all of it alone.
         columns: of the projection's output that belong to the node; None for all.
+        exchanged: in place of `columns`, what the projection gives when the node alone reads something else:
+            from the projection, its inputs, its output, and what the node reads.
         pool: what is done to the stream before the norm is given it, such as a mean over tokens; linear.
         between: what is done between norm and projection.
     """
@@ -44,6 +47,7 @@ class Receiver:
     norm: nn.Module
     projection: nn.Module
     columns: slice | None = None
+    exchanged: Callable[[Any, Any, Any, Tensor], Any] | None = None
     pool: Callable[[Tensor], Tensor] = torch.Tensor.clone
     between: Callable[[Tensor], Tensor] = torch.Tensor.clone
 
@@ -57,6 +61,41 @@ def written_by_head(head: int, width: int, gamma: Tensor | None = None) -> Calla
         return written if gamma is None else written * gamma
 
     return of
+
+
+def one_head(attention: nn.MultiheadAttention, head: int) -> nn.MultiheadAttention:
+    """A copy of torch's attention of which only one head reaches the output, and no bias."""
+    alone, width = copy.deepcopy(attention), attention.head_dim
+    with torch.no_grad():
+        own = alone.out_proj.weight[:, head * width : (head + 1) * width].clone()
+        alone.out_proj.weight.zero_()[:, head * width : (head + 1) * width] = own
+        alone.out_proj.bias.zero_()
+    return alone
+
+
+def written_by_multihead(head: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
+    """What a head of torch's `nn.MultiheadAttention`, which no hook sees inside, writes."""
+
+    def of(attention: Any, normed: Tensor, _: Tensor) -> Tensor:
+        with _without_hooks(attention):
+            written = one_head(attention, head)(normed, normed, normed)[0]
+        return written if gamma is None else written * gamma
+
+    return of
+
+
+def exchanged_in_multihead(head: int, port: int) -> Callable[..., Any]:
+    """What torch's `nn.MultiheadAttention` gives when one head alone has another query (0), key (1) or value (2)
+    input.
+    """
+
+    def exchanged(attention: Any, inputs: Any, output: Any, other: Tensor) -> Any:
+        same = list(inputs[:3])
+        changed = [other if place == port else each for place, each in enumerate(same)]
+        alone = one_head(attention, head)
+        return output[0] + alone(*changed)[0] - alone(*same)[0], *output[1:]
+
+    return exchanged
 
 
 def given(_: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
@@ -108,15 +147,17 @@ class HookedModule:
             share: how much of the way to the corrupt run's output it goes.
         """
         sender, receiver = edge.split("->")
-        moved = share * (self.written(corrupt, sender) - self.written(clean, sender))
         place, streams = self.receivers[receiver], list[Tensor]()
+        moved = share * (self.written(corrupt, sender) - self.written(clean, sender))
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             streams.append(inputs[0])
 
-        def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
             with _without_hooks(place.norm), _without_hooks(place.projection):
                 other = place.norm(streams[-1] + place.pool(moved))
+                if place.exchanged is not None:
+                    return place.exchanged(module, inputs, output, other)
                 other = other if place.projection is place.norm else place.projection(place.between(other))
             mixed, columns = output.clone(), place.columns or slice(None)
             mixed[..., columns] = other[..., columns]

@@ -66,7 +66,7 @@ def test_queries_are_tokens_or_patches() -> None:
 
 def test_images_that_do_not_fit_are_refused() -> None:
     model = cv.load("catdog-tiny")
-    with pytest.raises(DataError, match="for a model that takes"):
+    with pytest.raises(DataError, match="the model takes images of"):
         attention_patterns(model, torch.zeros(1, 3, 40, 48))
     with pytest.raises(OptionError, match="batch size"):
         attention_patterns(model, torch.zeros(1, 3, 48, 48), batch_size=0)

@@ -147,7 +147,7 @@ def test_an_unknown_readout_is_refused_by_name() -> None:
     recipe = Recipe()
     module = recipe.build()
     module.head = torch.nn.Sequential(module.head, torch.nn.Tanh())
-    with pytest.raises(UnsupportedModelError, match="head is a Sequential"):
+    with pytest.raises(UnsupportedModelError, match=r"head\.1 is a Tanh"):
         direct_logit_attribution(cv.wrap(module), recipe.images(1), 0, 1)
 
 

@@ -49,7 +49,7 @@ function drawNode(node, parent) {
   const line = y + (node.kind === "head" || node.thumb ? 16 : height / 2 + 4);
   draw("text", { class: "name", x: middle, y: line }, node.element, shortened(node.name, width));
   if (node.thumb) {
-    const place = { x: middle - node.thumb / 2, y: y + 21, width: node.thumb, height: node.thumb };
+    const [wide, high] = node.thumb, place = { x: middle - wide / 2, y: y + 21, width: wide, height: high };
     node.image = draw("image", { ...place, preserveAspectRatio: "none" }, node.element);
     draw("rect", { class: "frame", ...place }, node.element);
   }

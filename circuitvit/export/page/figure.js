@@ -15,8 +15,10 @@ function figureNode() {
 
 function tokenName(token) {
   if (token < MAPS.prefix.length) return MAPS.prefix[token] === "cls" ? "the class token" : `${MAPS.prefix[token]} token ${token}`;
-  const patch = token - MAPS.prefix.length, columns = MAPS.grid[1];
-  return `patch row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
+  const { row, column } = patchOf(token), [rows, columns] = MAPS.frame; // of a clip, frames lie side by side
+  const frame = Math.floor(row / rows) * (MAPS.grid[1] / columns) + Math.floor(column / columns) + 1;
+  const named = `patch row ${(row % rows) + 1}, column ${(column % columns) + 1}`;
+  return String(MAPS.frame) === String(MAPS.grid) ? named : `frame ${frame}, ${named}`;
 }
 
 const queryName = () => (state.query !== null ? tokenName(state.query) : HAS_CLASS_TOKEN ? "the class token" : "the average patch");

@@ -122,10 +122,10 @@ const thumbCanvas = document.createElement("canvas");
 
 /** A map over the grey image, as a data URI for the diagram. */
 function thumbOf(sideName, map) {
-  const size = 2 * DATA.thumb, pen = thumbCanvas.getContext("2d");
-  thumbCanvas.width = thumbCanvas.height = size;
-  pen.drawImage(sides[sideName].grey, 0, 0, size, size);
+  const [width, height] = DATA.thumb.map((side) => Math.round(2 * side)), pen = thumbCanvas.getContext("2d");
+  Object.assign(thumbCanvas, { width, height });
+  pen.drawImage(sides[sideName].grey, 0, 0, width, height);
   pen.imageSmoothingEnabled = false;
-  pen.drawImage(heatOf(map), 0, 0, size, size);
+  pen.drawImage(heatOf(map), 0, 0, width, height);
   return thumbCanvas.toDataURL();
 }

@@ -44,7 +44,9 @@ class OpenAIClip(Family):
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
         for cause in _block_problems(block):
             raise UnsupportedModelError(f"{where} {cause}")
-        norms = [norm_of(norm, f"{where}.ln_{place}") for place, norm in enumerate((block.ln_1, block.ln_2), 1)]
+        norms = [
+            norm_of(norm, f"{where}.ln_{place}") for place, norm in enumerate((block.ln_1, block.ln_2), 1)
+        ]
         gammas = [_gamma(getattr(block, name, None), f"{where}.{name}") for name in ("ls_1", "ls_2")]
         attention = _attention(block.attn, f"{where}.attn")
         return (
@@ -56,8 +58,7 @@ class OpenAIClip(Family):
         return True
 
     def readout(self, module: Any, stream: Tensor) -> Tensor:
-        pooled = module.ln_post(stream[:, 0])
-        return pooled if module.proj is None else pooled @ module.proj
+        return _projected(module, module.ln_post(stream[:, 0]))
 
     def readout_parts(self, module: Any) -> Readout:
         none = norm_of(nn.Identity(), "none")
@@ -81,7 +82,7 @@ class OpenAIClip(Family):
         rows, columns = module.conv1.stride
         return height // rows, width // columns
 
-    def preprocessing(self, module: Any) -> InputSpec:
+    def preprocessing(self, module: Any) -> InputSpec | None:
         side, channels = module.input_resolution, module.conv1.in_channels
         return InputSpec((channels, side, side), MEAN, STD)
 
@@ -96,8 +97,7 @@ class OpenClip(OpenAIClip):
         return module.ln_pre(module.patch_dropout(stream))  # type: ignore[no-any-return]
 
     def run(self, module: Any, images: Tensor) -> Tensor:
-        features = module(images)
-        return features[0] if module.output_tokens else features
+        return module(images)[0] if module.output_tokens else module(images)  # type: ignore[no-any-return]
 
     def token_first(self, module: Any) -> bool:
         return not getattr(module.transformer, "batch_first", False)
@@ -105,8 +105,7 @@ class OpenClip(OpenAIClip):
     def readout(self, module: Any, stream: Tensor) -> Tensor:
         normed = stream if module.final_ln_after_pool else module.ln_post(stream)
         pooled = module._global_pool(normed)[0]
-        pooled = module.ln_post(pooled) if module.final_ln_after_pool else pooled
-        return pooled if module.proj is None else pooled @ module.proj
+        return _projected(module, module.ln_post(pooled) if module.final_ln_after_pool else pooled)
 
     def readout_parts(self, module: Any) -> Readout:
         none, norm = norm_of(nn.Identity(), "none"), norm_of(module.ln_post, "ln_post")
@@ -136,7 +135,9 @@ class TimmTrunk(Family):
 
         found = family_of(module.trunk)
         if not isinstance(found, Family):
-            raise UnsupportedModelError("trunk is of a class that only a layout is known of: wrap model.visual.trunk")
+            raise UnsupportedModelError(
+                "trunk is of a class that only a layout is known of: wrap model.visual.trunk"
+            )
         return found
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
@@ -192,13 +193,19 @@ OPENAI, OPEN_CLIP, TIMM_TRUNK = OpenAIClip(), OpenClip(), TimmTrunk()
 
 
 def _input_spec(module: Any) -> InputSpec | None:
-    """What open_clip's `preprocess_cfg` says of images; None for one that fills up what is not square."""
+    """What open_clip's `preprocess_cfg` says of images.
+
+    None where it fills up what is not square, or crops to what is not square, which it does by an interpolation of
+    its own.
+    """
     config = getattr(module, "preprocess_cfg", None) or {}
     modes = {"shortest": "center", "squash": "squash"}
     if (mode := modes.get(config.get("resize_mode") or "shortest")) is None:
         return None
     size = config.get("size") or module.image_size
     height, width = (size, size) if isinstance(size, int) else size
+    if mode == "center" and height != width:
+        return None
     mean, std = (tuple(map(float, config.get(name) or own)) for name, own in (("mean", MEAN), ("std", STD)))
     interpolation = config.get("interpolation") or "bicubic"
     return InputSpec((3, int(height), int(width)), mean, std, interpolation, crop_mode=mode)
@@ -223,17 +230,15 @@ def _attention(module: Any, where: str) -> Attention:
     if type(module).__name__ != "Attention" or not isinstance(module.out_proj, nn.Linear):
         raise UnsupportedModelError(f"{where} is a {type(module).__name__}, whose parts are unknown")
     if module.logit_scale is not None:
-        raise UnsupportedModelError(f"{where} compares by cosine (scaled_cosine=True), which is not supported")
+        raise UnsupportedModelError(
+            f"{where} compares by cosine (scaled_cosine=True), which is not supported"
+        )
     if module.head_scale is not None:
         raise UnsupportedModelError(f"{where} scales its heads (scale_heads=True), which is not supported")
-    if not isinstance(getattr(module, "ln_inner", nn.Identity()), nn.Identity):
-        raise UnsupportedModelError(
-            f"{where} norms across heads before the output projection (scale_attn_inner=True), which is not "
-            "supported"
-        )
+    places = {"query_norm": "ln_q", "key_norm": "ln_k", "across": "ln_inner"}
     norms = {
         name: norm_of(norm, f"{where}.{place}")
-        for name, place in (("query_norm", "ln_q"), ("key_norm", "ln_k"))
+        for name, place in places.items()
         if not isinstance(norm := getattr(module, place, nn.Identity()), nn.Identity)
     }
     packed, out = Linear(module.in_proj_weight, module.in_proj_bias), Linear.of(module.out_proj)
@@ -253,12 +258,18 @@ def _gamma(scale: Any, where: str) -> Tensor | None:
     if scale is None or isinstance(scale, nn.Identity):
         return None
     if type(scale).__name__ != "LayerScale":
-        raise UnsupportedModelError(f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known")
+        raise UnsupportedModelError(
+            f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known"
+        )
     return scale.gamma  # type: ignore[no-any-return]
 
 
 def _projection(module: Any) -> nn.Module | Linear:
     return nn.Identity() if module.proj is None else Linear(module.proj.T)
+
+
+def _projected(module: Any, pooled: Tensor) -> Tensor:
+    return pooled if module.proj is None else pooled @ module.proj
 
 
 def _first(normed: Tensor) -> Tensor:

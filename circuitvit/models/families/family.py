@@ -124,8 +124,8 @@ class Family(ABC):
         return ("cls",)
 
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
-        """Rows and columns of the patches of an image of this size, in the order of the tokens; time first for
-        clips. None where the module does not say.
+        """Rows and columns of the patches of an image of this size, in the order of the tokens; time first
+        for clips. None where the module does not say.
         """
         return None
 

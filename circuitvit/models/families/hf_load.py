@@ -21,7 +21,7 @@ from torch import nn
 from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.models import checkpoints
 from circuitvit.models.families.family import Loaded
-from circuitvit.models.processor import MODES, ProcessorSpec
+from circuitvit.models.processor import MODES, ProcessorClips, ProcessorSpec
 from circuitvit.models.timm_import import import_timm
 
 TOWERS = {
@@ -86,10 +86,15 @@ def load_hf(
     kind = _kind(transformers, config, name)
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # what an encoder sees after training
-    spec = _preprocessing(transformers, name, options)
+    # How clips are prepared, the family knows.
+    spec = None if _sees_clips(config) else _preprocessing(transformers, name, options)
     with _told(name), _quiet(transformers):
         module = _filled(kind, name, config, dtype or torch.float32, options)
     return Loaded(module.eval(), spec)
+
+
+def _sees_clips(config: Any) -> bool:
+    return hasattr(config, "num_frames") or hasattr(config, "frames_per_clip")
 
 
 def _kind(transformers: ModuleType, config: Any, name: str) -> type[nn.Module]:
@@ -207,18 +212,38 @@ def spec_beside(config: Any) -> ProcessorSpec | None:
     Raises:
         UnsupportedModelError: if they say something that cannot be expressed.
     """
+    processor = _beside(config, "AutoImageProcessor", backend="torchvision")
+    return None if processor is None else input_spec(processor)
+
+
+def clips_beside(config: Any, frames: int) -> ProcessorClips | None:
+    """The same for clips; which frames of a file are taken no processor says.
+
+    Raises:
+        UnsupportedModelError: if they say something that cannot be expressed.
+    """
+    processor = _beside(config, "AutoVideoProcessor")
+    if processor is None:
+        return None
+    spec = input_spec(processor)
+    return ProcessorClips(
+        spec.size, spec.mean, spec.std, spec.interpolation, resize=spec.resize, frames=frames
+    )
+
+
+def _beside(config: Any, kind: str, **options: Any) -> Any:
+    """The processor in the files that a configuration was read with; None where there is none on this machine."""
     name = config.name_or_path
     if not name:
         return None
     transformers = import_transformers()
     try:
         with _quiet(transformers):
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                name, local_files_only=True, trust_remote_code=False, backend="torchvision"
+            return getattr(transformers, kind).from_pretrained(
+                name, local_files_only=True, trust_remote_code=False, **options
             )
     except Exception:  # whatever is not there, or belongs to something else
         return None
-    return input_spec(processor)
 
 
 def input_spec(processor: Any) -> ProcessorSpec:
@@ -253,10 +278,9 @@ def input_spec(processor: Any) -> ProcessorSpec:
         mean, std = (0.0,), (1.0,)
     mean, std = ([each] if isinstance(each, (int, float)) else each for each in (mean, std))
     count = max(len(mean), 3) if len(mean) > 1 or not processor.do_normalize else 3
-    mean, std = (
-        tuple(number / scale for number in (each if len(each) > 1 else [*each] * count))
-        for each in (mean, std)
-    )
+    mean, std = (tuple(each) if len(each) > 1 else (*each,) * count for each in (mean, std))
+    shift = 1.0 if kind.startswith("Vivit") and processor.do_rescale else 0.0  # it takes 1 off first
+    mean, std = tuple((each + shift) / scale for each in mean), tuple(each / scale for each in std)
     floats = kind.startswith("DINOv3")
     return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
 

@@ -84,7 +84,7 @@ class ViT(Family):
         return ("cls",)
 
     def grid(self, module: Any, height: int, width: int) -> Grid:
-        rows, columns = _pair(self.tower(module).config.patch_size)
+        rows, columns = pair(self.tower(module).config.patch_size)
         return height // rows, width // columns
 
     # -- the blocks ----------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class ViT(Family):
         own = getattr(block, self.attention)
         place = f"{where}.{self.attention}"
         names = ("q_proj", "k_proj", "v_proj", self.out)
-        query, key, value, out = (_linear(getattr(own, name), f"{place}.{name}") for name in names)
+        query, key, value, out = (linear(getattr(own, name), f"{place}.{name}") for name in names)
         heads = len(query.full_weight) // own.head_dim
         scale = own.scaling if hasattr(own, "scaling") else own.scale
         attention = Attention(heads, query, key, value, out, scale, **self.positions(module, block))
@@ -170,7 +170,7 @@ class ViT(Family):
     def usual(self, module: Any) -> InputSpec:
         """How images of this architecture usually become inputs, where nothing says how they did for this one."""
         config = self.tower(module).config
-        height, width = _pair(config.image_size)
+        height, width = pair(config.image_size)
         channels = config.num_channels
         mean, std = self.colours if channels == 3 else (HALF[0][:1] * channels,) * 2
         resize = (height, width) if self.squeezed else (min(height, width),)
@@ -403,6 +403,7 @@ def mlp_of(module: Any) -> MLP:
     """An MLP of transformers with the names of its parts; of any other class the module alone."""
     names = {name for name, _ in module.named_children()}
     known = {
+        ("activation", "fc1", "fc2"): ("activation", (), "fc2"),
         ("activation_fn", "fc1", "fc2"): ("activation_fn", (), "fc2"),
         ("act_fn", "down_proj", "up_proj"): ("act_fn", (), "down_proj"),
         ("act_fn", "down_proj", "gate_proj", "up_proj"): ("act_fn", ("gate_proj", "up_proj"), "down_proj"),
@@ -413,7 +414,7 @@ def mlp_of(module: Any) -> MLP:
     return MLP(module, True, act, gates, None, out)
 
 
-def _linear(part: Any, where: str) -> Linear:
+def linear(part: Any, where: str) -> Linear:
     if not isinstance(part, nn.Linear):
         raise UnsupportedModelError(
             f"{where} is a {type(part).__name__}: only a plain nn.Linear can be told apart by head"
@@ -434,7 +435,7 @@ def _turn(module: Any, prefix: int, derived: Derived) -> Turn:
 
     def table() -> tuple[Tensor, Tensor]:
         weight = module.embeddings.patch_embeddings.weight
-        blank = weight.new_zeros(1, weight.shape[1], *_pair(module.config.image_size))
+        blank = weight.new_zeros(1, weight.shape[1], *pair(module.config.image_size))
         cosines, sines = rope(blank)
         still = cosines.new_zeros(prefix, cosines.shape[1])
         return torch.cat([still + 1, cosines]), torch.cat([still, sines])
@@ -480,6 +481,6 @@ def _first_and_patches(normed: Tensor, skip: int) -> Float[Tensor, "batch 1 widt
     return torch.cat([normed[:, :1], _patches(normed, skip)], dim=-1)
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def pair(size: Any) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)

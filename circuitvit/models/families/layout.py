@@ -71,7 +71,9 @@ class Layout:
 
     Example:
         >>> import circuitvit as cv
-        >>> layout = cv.Layout(blocks="encoder.layers", attention="self_attn", mlp=("linear1", "activation", "linear2"))
+        >>> layout = cv.Layout(
+        ...     blocks="encoder.layers", attention="self_attn", mlp=("linear1", "activation", "linear2")
+        ... )
         >>> model = cv.wrap(module, layout=layout, preprocessing=spec)  # doctest: +SKIP
     """
 
@@ -96,7 +98,11 @@ class Layout:
     tokens: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        kept = {"attention": [self.attention], "qkv": [self.qkv, self.out], "q": [self.q, self.k, self.v, self.out]}
+        kept = {
+            "attention": [self.attention],
+            "qkv": [self.qkv, self.out],
+            "q": [self.q, self.k, self.v, self.out],
+        }
         given = [name for name in kept if getattr(self, name) is not None]
         if len(given) != 1 or None in kept[given[0]]:
             raise OptionError(
@@ -104,7 +110,9 @@ class Layout:
                 "attention=, for torch's nn.MultiheadAttention"
             )
         if len(self.norms) != 2 and (self.mlp is not None or len(self.norms) != 1):
-            raise OptionError("norms= of a layout are two: before attention and before the MLP, or None in a place")
+            raise OptionError(
+                "norms= of a layout are two: before attention and before the MLP, or None in a place"
+            )
         if self.pool is not None and self.pool not in POOLS:
             raise OptionError(f"pool={self.pool!r} is none of {', '.join(map(repr, POOLS))}")
 
@@ -157,12 +165,15 @@ class LayoutFamily(Family):
 
     Args:
         layout: the table.
-        size: of an image, `(channels, height, width)`.
+        size: of an image, `(channels, height, width)`, or of a clip.
     """
 
     def __init__(self, layout: Layout, size: tuple[int, ...]) -> None:
         self.layout, self.size = layout, size
         self._frames: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayoutFamily, (self.layout, self.size)  # frames are made anew
 
     def _frame(self, module: Any) -> nn.Module:
         """The module without its blocks, made once."""
@@ -175,7 +186,9 @@ class LayoutFamily(Family):
             self._frame(module)(images)
         except _Entered as entered:
             return entered.stream
-        raise UnsupportedModelError(f"the forward of {type(module).__name__} runs none of {self.layout.blocks}")
+        raise UnsupportedModelError(
+            f"the forward of {type(module).__name__} runs none of {self.layout.blocks}"
+        )
 
     def blocks(self, module: Any) -> Sequence[nn.Module]:
         found = _at(module, self.layout.blocks, type(module).__name__, "blocks")
@@ -209,6 +222,11 @@ class LayoutFamily(Family):
         token = _LEAVING.set(stream)
         try:
             return self._frame(module)(blank)  # type: ignore[no-any-return]
+        except Exception as error:  # the forward is somebody else's code, and may want more of its blocks
+            raise UnsupportedModelError(
+                f"{type(module).__name__} cannot be run without its blocks ({type(error).__name__}: {error}): say "
+                "what follows them in the layout, by norm=, pool= and readout="
+            ) from error
         finally:
             _LEAVING.reset(token)
 
@@ -222,7 +240,9 @@ class LayoutFamily(Family):
             for place, said in ((layout.norm, "norm"), (layout.after, "after"), (layout.readout, "readout"))
         )
         norms = norm_of(norm, layout.norm or "none"), norm_of(after, layout.after or "none")
-        return Readout(norms[0], POOLS[layout.pool or "cls"], norms[1], (head,), (layout.readout or "readout",))
+        return Readout(
+            norms[0], POOLS[layout.pool or "cls"], norms[1], (head,), (layout.readout or "readout",)
+        )
 
     def prefix(self, module: Any) -> tuple[str, ...]:
         if self.layout.tokens is not None:
@@ -244,7 +264,7 @@ def families(layout: Layout, module: Any, size: tuple[int, ...]) -> tuple[Layout
     if layout.attention is not None:
         return (whole,)
     block = whole.blocks(module)[0]
-    out = _linear(block, layout.out or "", "blocks.0", "out")
+    out = _linear(block, layout.out, "blocks.0", "out")
     heads = [layout.heads] if layout.heads is not None else _likely_heads(layout, block, out.in_features)
     return tuple(
         LayoutFamily(replace(layout, heads=each, scale=scale), size)
@@ -284,8 +304,8 @@ def _at(holder: Any, place: str, where: str, said: str) -> Any:
     return found
 
 
-def _linear(block: Any, place: str, where: str, said: str) -> nn.Linear:
-    found = _at(block, place, where, said)
+def _linear(block: Any, place: str | None, where: str, said: str) -> nn.Linear:
+    found = _at(block, place or "", where, said)
     if isinstance(found, nn.Linear):
         return found
     raise UnsupportedModelError(
@@ -298,7 +318,9 @@ def _number(block: Any, value: float | str, where: str, said: str) -> float:
     found = _at(block, value, where, said) if isinstance(value, str) else value
     if isinstance(found, (int, float)):
         return found
-    raise UnsupportedModelError(f"{where}.{value} is a {type(found).__name__}: {said}= of a layout is a number")
+    raise UnsupportedModelError(
+        f"{where}.{value} is a {type(found).__name__}: {said}= of a layout is a number"
+    )
 
 
 def _attention(layout: Layout, block: Any, where: str) -> Attention:
@@ -325,7 +347,8 @@ def _attention(layout: Layout, block: Any, where: str) -> Attention:
         None if place is None else norm_of(_at(block, place, where, said), f"{where}.{place}")
         for said, place in (("q_norm", layout.q_norm), ("k_norm", layout.k_norm))
     ]
-    return Attention(heads, *ports, out, scale, packed, query_norm=norms[0], key_norm=norms[1])
+    query, key, value = ports
+    return Attention(heads, query, key, value, out, scale, packed, query_norm=norms[0], key_norm=norms[1])
 
 
 class _Function(nn.Module):

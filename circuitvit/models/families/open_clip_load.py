@@ -105,9 +105,13 @@ def _tower(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         FileError: if there are none.
     """
     names = {name.removeprefix("module."): name for name in state}
-    tower = {name.removeprefix("visual."): state[own] for name, own in names.items() if name.startswith("visual.")}
+    tower = {
+        name.removeprefix("visual."): state[own] for name, own in names.items() if name.startswith("visual.")
+    }
     if not tower:
-        raise FileError(f"{source} holds no image tower: none of its tensors is named visual.…, as open_clip does")
+        raise FileError(
+            f"{source} holds no image tower: none of its tensors is named visual.…, as open_clip does"
+        )
     return tower
 
 
