@@ -205,8 +205,8 @@ class Evaluator:
             # some metrics magnify rounding: on equal images a divergence is 0 with every edge, 1e-8 with none
             pairs = counted(len(self), "pair")
             raise DataError(
-                f"the logits are the same with and without the behaviour, on all of {pairs}: are the clean and "
-                "the corrupt images the same?"
+                f"the logits are the same with and without the behaviour, on all of {pairs}: are the clean "
+                "and the corrupt images the same?"
             )
         self._checked.add(level)
 

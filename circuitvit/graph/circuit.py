@@ -379,7 +379,7 @@ def as_circuit(given: CircuitLike, graph: Graph | None = None) -> Circuit:
     Example:
         >>> from circuitvit.graph.eap_ig import transformer_graph
         >>> as_circuit(["input->m0", "m0->logits"], transformer_graph(1, 2))
-        Circuit(2 of 17 edges, 3 of 5 nodes)
+        Circuit(2 of 13 edges, 3 of 5 nodes)
     """
     if isinstance(given, Path) or (isinstance(given, str) and "->" not in given):
         return Circuit.load(given, graph)
