@@ -107,7 +107,8 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
     stages = family.stages(twin)
     _check_parts(stages)
     _check_chain(family, twin, stages, images, run)
-    _check_ends(family, twin, images, run)
+    ends = _ends(family, twin, redrawn=True)
+    _check_ends(family, twin, ends, images, run)
     name, place = type(twin).__name__, 1
     for layer, call in enumerate(run.calls):
         where = f"blocks.{layer}"
@@ -122,7 +123,7 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
             if isinstance(part, MLPStage) and isinstance(own, MLPStage):
                 _check_mlp(where, part, own, *call.stream.shape[1:])
         place += len(parts)
-    _check_readout(family, twin, stages, run)
+    _check_readout(family, twin, ends, stages, run)
     return stages, run.logits
 
 
@@ -290,9 +291,8 @@ class _Through(StandIn):
 
 
 @torch.no_grad()
-def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> None:
+def _check_ends(family: Family, twin: nn.Module, copied: nn.Module, images: Tensor, run: _Run) -> None:
     """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout alone."""
-    copied = _ends(family, twin, redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
     order = partial(_ordered, token_first=family.token_first(copied))
@@ -571,15 +571,16 @@ def _is_alike_alone(part: MLPStage, normed: Tensor, written: Tensor, chosen: Ten
 
 
 @torch.no_grad()
-def _check_readout(family: Family, twin: nn.Module, stages: Sequence[Stage], run: _Run) -> None:
+def _check_readout(
+    family: Family, twin: nn.Module, redrawn: nn.Module, stages: Sequence[Stage], run: _Run
+) -> None:
     """Find out which tokens the readout reads, whether its parts are all there is to it, and likewise for a
     pool.
     """
     readout = stages[-1]
     if not isinstance(readout, ReadoutStage):
         return
-    for redrawn in (False, True):
-        copied = _ends(family, twin, redrawn)
+    for copied in (_ends(family, twin, redrawn=False), redrawn):
         stream = run.calls[-1].output[:1].to(next(copied.parameters()))
         pool = family.pool(copied)
         for part, own in zip(pool, stages[-1 - len(pool) : -1], strict=True):
