@@ -70,7 +70,11 @@ def test_edges_of_gated_heads_are_those_of_hooks_on_the_original(build: Any, opt
     prove(model, hooked_gates(module), CLEAN, CORRUPT)
 
 
-@pytest.mark.parametrize("options", [{}, {"dual_lambda": True, "qk_norm": True}], ids=["plain", "normed"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dual_lambda": True, "qk_norm": True}, {"scale_norm": True}],
+    ids=["plain", "normed", "across"],
+)
 def test_edges_of_differential_heads_are_those_of_hooks_on_the_original(options: dict[str, Any]) -> None:
     module = differential(**options)
     prove(cv.wrap(module), hooked(module), CLEAN, CORRUPT)
