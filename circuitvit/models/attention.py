@@ -238,10 +238,13 @@ class AttentionStage(Stage):
             return norm(read)
         return torch.cat([norm(half) for half in read.chunk(2, dim=-1)], dim=-1)
 
-    def _added(self, query: Tensor) -> Float[Tensor, "head query key"] | None:
-        """What is added to the scores of these queries, of the first tokens, in their dtype."""
+    def _added(self, query: Tensor) -> Float[Tensor, "1 head query key"] | None:
+        """What is added to the scores of these queries, of the first tokens, in their dtype.
+
+        With a dimension for images: fused attention takes its time over a bias without one.
+        """
         added = self.attention.added
-        return None if added is None else added(self.heads)[:, : query.shape[2]].to(query.dtype)
+        return None if added is None else added(self.heads)[None, :, : query.shape[2]].to(query.dtype)
 
     def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
         if self.attention.difference is not None:
