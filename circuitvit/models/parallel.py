@@ -1,4 +1,4 @@
-"""Stages side by side: attention and MLP, or several of a kind, that read one stream and add to it at once."""
+"""Stages side by side, attention and MLP or several of a kind: all read one stream and add to it at once."""
 
 from __future__ import annotations
 
