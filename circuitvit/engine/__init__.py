@@ -1,16 +1,8 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
+from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits
 from circuitvit.engine.contraction import add_products, members_at
-from circuitvit.engine.evaluator import (
-    BatchRun,
-    Evaluator,
-    Measured,
-    batch_runs,
-    check_effect,
-    choose_batch_size,
-    clean_logits,
-    run,
-)
+from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
 from circuitvit.engine.gradients import (
     Gradients,
     gradients,

@@ -131,7 +131,8 @@ class Linear:
         if self.shared is None:
             return rows
         groups, heads = self.shared
-        return rows.unflatten(0, (groups, -1)).repeat_interleave(heads, dim=0).flatten(0, 1)
+        by_group = rows.view(groups, -1, *rows.shape[1:])
+        return by_group.repeat_interleave(heads, dim=0).flatten(0, 1)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -147,14 +148,14 @@ class Linear:
 class Chain:
     """Maps that follow each other, such as a projection and a classifier that was put on it."""
 
-    maps: tuple[Any, ...]
+    maps: tuple[nn.Module | Linear, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         for each in self.maps:
             x = each(x)
         return x
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[nn.Module | Linear]:
         return iter(self.maps)
 
 
@@ -531,6 +532,11 @@ class Readout:
     def __call__(self, stream: Tensor) -> Float[Tensor, "batch classes"]:
         pooled = self.after(self.pool(self.norm(stream)))
         return torch.stack([head(pooled[:, place]) for place, head in enumerate(self.heads)]).mean(dim=0)
+
+    @property
+    def maps(self) -> tuple[nn.Module | Linear, ...]:
+        """All that the classifiers are made of, one after the other."""
+        return tuple(each for head in self.heads for each in (head if isinstance(head, Chain) else (head,)))
 
     def with_rules(self, rules: BackwardRules) -> Readout:
         """The same with norms that are differentiated by the rules."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, counted
 from circuitvit.graph import Direction, Graph, notebook
 from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
@@ -301,8 +301,7 @@ class PreparedTask:
     @property
     def label(self) -> str:
         """One line for reports and files."""
-        pairs = "pair" if self.corrupt is not None else "image"
-        count = f"{len(self)} {pairs}{'' if len(self) == 1 else 's'}"
+        count = counted(len(self), "image" if self.corrupt is None else "pair")
         return f"{count}, {self.metric.label}, {self.ablation.name} ablation, {self.direction}"
 
     def batches(self, size: int) -> Iterator[Batch]:
