@@ -118,6 +118,13 @@ class StageNodes(Remade):
         """Names of the nodes that write or read here; one that does both stands twice."""
         return *self.senders, *map(node_of, self.receivers)
 
+    def kind_of(self, node: str) -> str:
+        """The kind of one of its nodes; in a parallel block those with several inputs are heads."""
+        if self.kind != "block":
+            return self.kind
+        heads = any(port_of(receiver) for receiver in self.receivers if node_of(receiver) == node)
+        return "attention" if heads else "mlp"
+
     @property
     def block(self) -> str:
         """The name of the block that the stage belongs to: "layer 3", or the pool whose stream it writes."""

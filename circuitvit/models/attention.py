@@ -47,10 +47,13 @@ class AttentionStage(Stage):
         norm: before the projections.
         attention: the parts.
         gamma: LayerScale's factor `(d_model,)`, or None.
+        first: number of its first head, for the names.
     """
 
-    def __init__(self, layer: int, norm: Norm, attention: Attention, gamma: Tensor | None = None) -> None:
-        self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
+    def __init__(
+        self, layer: int, norm: Norm, attention: Attention, gamma: Tensor | None = None, *, first: int = 0
+    ) -> None:
+        self.layer, self.norm, self.attention, self.gamma, self.first = layer, norm, attention, gamma, first
         self.rules: BackwardRules | None = None
         self.queries: int | None = None
         self._derived = attention.derived
@@ -64,7 +67,9 @@ class AttentionStage(Stage):
         self.has_all, self.sends_all = self.heads == every, self.senders == every
         self._chosen, self._sent = places(self.heads), places(self.senders)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names, reading = ([f"{self.name}.h{head}" for head in each] for each in (self.senders, self.heads))
+        names, reading = (
+            [f"{self.name}.h{self.first + head}" for head in each] for each in (self.senders, self.heads)
+        )
         ports = self.attention.ports
         receivers = tuple(f"{name}<{port}>" for port in ports for name in reading)
         mixes = tuple(port in MIXES for port in ports for _ in reading)

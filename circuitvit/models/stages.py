@@ -291,6 +291,15 @@ class Stage(ABC):
         return reads
 
     @property
+    def branches(self) -> tuple[Stage, ...]:
+        """The stages that are side by side in it; most are alone."""
+        return (self,)
+
+    def split(self, compact: Tensor) -> tuple[Tensor, ...]:
+        """Of what the stage wrote, that of each of its branches."""
+        return (compact,)
+
+    @property
     def cut(self) -> int | None:
         """The number of tokens that `leading` has left of the stream after the stage; None for all."""
         return None

@@ -303,14 +303,14 @@ def _shares(
     weights, named = model.stages[-1].affine(run.stream(len(model.stages) - 1), of)
     by_token, by_source, constants = [], [], {}
     for place, stage in _direct(model):
-        written = stage.expand(run.compacts[place])
-        shares = torch.einsum("sitd,itd->ist", written, weights)
-        by_token.append(shares)
-        if stage.nodes.kind == "attention":
-            shares = _by_source(stage, run, place, weights)
-        elif stage.nodes.writes_to != RESIDUAL:  # latents have no place among the tokens
-            shares = shares.new_zeros(*shares.shape[:2], run.stream(1).shape[1])
-        by_source.append(shares)
+        for part, compact in zip(stage.branches, stage.split(run.compacts[place]), strict=True):
+            shares = torch.einsum("sitd,itd->ist", part.expand(compact), weights)
+            by_token.append(shares)
+            if part.nodes.kind == "attention":
+                shares = _by_source(part, run, place, weights)
+            elif part.nodes.writes_to != RESIDUAL:  # latents have no place among the tokens
+                shares = shares.new_zeros(*shares.shape[:2], run.stream(1).shape[1])
+            by_source.append(shares)
         if stage.constant is not None:
             constants[f"{stage.nodes.name}.bias"] = weights.sum(dim=1) @ stage.constant
     constants |= named
