@@ -73,9 +73,9 @@ def refuse_unknown(module: nn.Module) -> None:
     for place, part in module.named_modules():
         if isinstance(part, nn.TransformerEncoderLayer) and not part.norm_first:
             raise UnsupportedModelError(
-                f"{kind} cannot be decomposed: {place or 'it'} norms the stream after adding to it (post-norm, "
-                "norm_first=False), so that what a part writes is rescaled by every later norm, later parts read no sum "
-                "of what earlier ones wrote, and there are no edges to find"
+                f"{kind} cannot be decomposed: {place or 'it'} norms the stream after adding to it "
+                "(post-norm, norm_first=False), so that what a part writes is rescaled by every later norm, "
+                "later parts read no sum of what earlier ones wrote, and there are no edges to find"
             )
 
 

@@ -105,6 +105,7 @@ CLASSIFIERS = ("head", "head_dist")
 SOURCES: dict[str, str] = {
     "hf": "circuitvit.models.families.hf_load:load_hf",
     "open_clip": "circuitvit.models.families.open_clip_load:load_open_clip",
+    "torchvision": "circuitvit.models.families.torchvision_vit:load_torchvision",
 }
 """Who loads names with this word before a colon, such as "hf:google/vit-base-patch16-224": "module:function",
 of the rest of the name and of keywords of `load`, to a `Loaded`.
@@ -119,8 +120,8 @@ INSIDE = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
 }
-"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute that
-holds the plain one, or the image tower.
+"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute
+that holds the plain one, or the image tower.
 """
 
 
@@ -371,13 +372,10 @@ def family_of(module: nn.Module) -> Family | Layout:
     Raises:
         UnsupportedModelError: if there is none.
     """
-    for kind in type(module).__mro__:
-        found = FAMILIES.get(_full_name(kind))
-        if isinstance(found, str):
-            family: Family = _found(found)
-            return family
-        if found is not None:
-            return found
+    found = [FAMILIES[name] for kind in type(module).__mro__ if (name := _full_name(kind)) in FAMILIES]
+    if found:
+        family: Family | Layout = _found(found[0]) if isinstance(found[0], str) else found[0]
+        return family
     refuse_unknown(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
