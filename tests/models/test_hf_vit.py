@@ -368,7 +368,7 @@ class Gated(nn.Module):
         super().__init__()
         for name, value in (*own.named_children(), ("config", own.config)):
             setattr(self, name, value)
-        self.head_dim, self.scaling, self.own = own.head_dim, own.scaling, own
+        self.num_attention_heads, self.own = own.num_attention_heads, own
 
     def forward(self, *args: Any, **options: Any) -> Any:
         written, pattern = self.own(*args, **options)

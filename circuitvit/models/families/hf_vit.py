@@ -36,7 +36,7 @@ from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.families.hf_load import spec_beside
 from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Added, Attention, Derived, Linear, Readout, Turn, norm_of
+from circuitvit.models.parts import MLP, Added, Attention, Derived, Latents, Linear, Readout, Turn, norm_of
 from circuitvit.models.pooling import POOL, PoolingStage
 from circuitvit.models.processor import ProcessorSpec
 from circuitvit.models.stages import Stage, places
@@ -365,12 +365,12 @@ class Siglip(CLIP):
         layer, head = len(self.blocks(module)), tower.head
         both, own = multihead(head.attention, "head.attention"), head.attention
         packed = Linear(own.in_proj_weight, own.in_proj_bias)
-        query, width = packed.part(0, 3), own.embed_dim
+        width = own.embed_dim
         attention = replace(
             both,
             query=None,
             packed=replace(packed, rows=(width, 3 * width)),
-            latents=lambda: query(head.probe[0]),
+            latents=Latents(head.probe[0], packed.part(0, 3)),
         )
         first = PoolingStage(layer, norm_of(tower.post_layernorm, self.last), attention)
         norm = norm_of(head.layernorm, "head.layernorm")
