@@ -36,7 +36,7 @@ from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.families.hf_load import spec_beside
 from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Added, Attention, Derived, Latents, Linear, Readout, Turn, norm_of
+from circuitvit.models.parts import MLP, Attention, Derived, Latents, Linear, Readout, norm_of
 from circuitvit.models.pooling import POOL, PoolingStage
 from circuitvit.models.processor import ProcessorSpec
 from circuitvit.models.stages import Stage, places
@@ -274,7 +274,7 @@ class DINOv3(Dinov2WithRegisters):
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
         derived = Derived()
-        return {"turn": _turn(module, len(self.prefix(module)), derived), "derived": derived}
+        return {"turn": partial(_turned, module, len(self.prefix(module)), derived), "derived": derived}
 
     def settle(self, module: Any, spec: InputSpec) -> None:
         super().settle(module, spec)
@@ -296,7 +296,7 @@ class Beit(ViT):
             return {}
         derived = Derived()
         weight = at(block, self.out)[1].weight
-        added = _added(tables, self.grid(module, *tower.config.image_size), weight, derived)
+        added = partial(_biases, tables, self.grid(module, *tower.config.image_size), weight, derived)
         return {"added": added, "derived": derived}
 
     def readout_parts(self, module: Any) -> Readout:
@@ -370,7 +370,7 @@ class Siglip(CLIP):
             both,
             query=None,
             packed=replace(packed, rows=(width, 3 * width)),
-            latents=Latents(head.probe[0], packed.part(0, 3)),
+            latents=Latents(head.probe, packed.part(0, 3)),
         )
         first = PoolingStage(layer, norm_of(tower.post_layernorm, self.last), attention)
         norm = norm_of(head.layernorm, "head.layernorm")
@@ -481,38 +481,35 @@ def _gamma(block: Any, name: str | None) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _turn(module: Any, prefix: int, derived: Derived) -> Turn:
+def _turned(module: Any, prefix: int, derived: Derived, x: Tensor, heads: Sequence[int]) -> Tensor:
     """What DINOv3 does to queries and keys: patches are turned, tokens before them are not."""
     rope = module.rope_embeddings
+    tables = derived.get("turn", tuple(rope.buffers()), partial(_tables, module, prefix))
+    cosines, sines = (each[: x.shape[2]].to(x) for each in tables)
     rotate_half = import_module("transformers.models.dinov3_vit.modeling_dinov3_vit").rotate_half
-
-    def table() -> tuple[Tensor, Tensor]:
-        weight = module.embeddings.patch_embeddings.weight
-        blank = weight.new_zeros(1, weight.shape[1], *pair(module.config.image_size))
-        cosines, sines = rope(blank)
-        still = cosines.new_zeros(prefix, cosines.shape[1])
-        return torch.cat([still + 1, cosines]), torch.cat([still, sines])
-
-    def turn(x: Tensor, heads: Sequence[int]) -> Tensor:
-        tables = derived.get("turn", tuple(rope.buffers()), table)
-        cosines, sines = (each[: x.shape[2]].to(x) for each in tables)
-        turned: Tensor = x * cosines + rotate_half(x) * sines
-        return turned
-
-    return turn
+    turned: Tensor = x * cosines + rotate_half(x) * sines
+    return turned
 
 
-def _added(tables: Sequence[Any], grid: Grid, weight: Tensor, derived: Derived) -> Added:
+def _tables(module: Any, prefix: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by token, `(token, d_head)` each."""
+    weight = module.embeddings.patch_embeddings.weight
+    blank = weight.new_zeros(1, weight.shape[1], *pair(module.config.image_size))
+    cosines, sines = module.rope_embeddings(blank)
+    still = cosines.new_zeros(prefix, cosines.shape[1])
+    return torch.cat([still + 1, cosines]), torch.cat([still, sines])
+
+
+def _biases(
+    tables: Sequence[Any], grid: Grid, weight: Tensor, derived: Derived, heads: Sequence[int]
+) -> Float[Tensor, "head query key"]:
     """The sum of BEiT's biases for a grid of patches, in the dtype of a weight."""
-    sources = [table.relative_position_bias_table for table in tables]
 
     def make() -> Float[Tensor, "head query key"]:
         return torch.stack([table(grid)[0].to(weight) for table in tables]).sum(dim=0)
 
-    def added(heads: Sequence[int]) -> Float[Tensor, "head query key"]:
-        return derived.get("added", sources, make)[places(heads)]
-
-    return added
+    sources = [table.relative_position_bias_table for table in tables]
+    return derived.get("added", sources, make)[places(heads)]
 
 
 def _first(normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
