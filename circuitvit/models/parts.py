@@ -366,17 +366,19 @@ class Latents:
     """Learned tokens whose queries gather the stream.
 
     Attributes:
-        tokens: `(latent, width)`.
+        tokens: `(latent, width)`, or one image of them, `(1, latent, width)`: the module's own tensor, as a
+            view of it would be a tensor of its own in a copy.
         query: from them, normed, to all heads' queries; None where they are these queries.
         norm: of them, or None.
     """
 
-    tokens: Float[Tensor, "latent width"]
+    tokens: Float[Tensor, "*image latent width"]
     query: Linear | None = None
     norm: Norm | None = None
 
     def __call__(self) -> Float[Tensor, "latent head*d_head"]:
-        tokens = self.tokens if self.norm is None else self.norm(self.tokens)
+        tokens = self.tokens.flatten(0, -2)
+        tokens = tokens if self.norm is None else self.norm(tokens)
         return tokens if self.query is None else self.query(tokens)
 
 

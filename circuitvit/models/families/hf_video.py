@@ -139,7 +139,7 @@ class VJEPA2Encoder(Clips):
 
         attention = Attention(own.num_attention_heads, *ports, own.scaling, turn=turn)
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in self.norms)
-        return AttentionStage(layer, norm1, attention), MLPStage(layer, norm2, mlp_of(block.mlp))
+        return AttentionStage(layer, norm1, attention), MLPStage(layer, norm2, mlp_of(block))
 
     def readout(self, module: Any, stream: Tensor) -> Tensor:
         normed = self.tower(module).encoder.layernorm(stream)
