@@ -280,7 +280,7 @@ def _counterfactuals(corrupt: Path | None, corruption: str | None, seed: int, pr
         return corrupt
     if corrupt is not None:
         raise OptionError(f"give either {prefix}corrupt or --corruption, not both")
-    known = cv.tasks.corruptions.CORRUPTIONS
+    known = import_module("circuitvit.tasks.corruptions").CORRUPTIONS
     if corruption not in known:
         raise unknown_name("corruption", corruption, known)
     return partial(known[corruption], seed=seed) if corruption == "shuffle" else known[corruption]

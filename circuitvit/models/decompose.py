@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,11 +103,12 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
         ModelError: if the module cannot be run, or its logits are NaN or infinite.
     """
     family.refuse(twin)
-    run = _observed(family, twin, images)
     stages = family.stages(twin)
     _check_parts(stages)
+    run = _observed(family, twin, images)
     _check_chain(family, twin, stages, images, run)
-    _check_ends(family, twin, images, run)
+    ends = _ends(family, twin, redrawn=True)
+    _check_ends(family, twin, ends, images, run)
     name, place = type(twin).__name__, 1
     for layer, call in enumerate(run.calls):
         where = f"blocks.{layer}"
@@ -122,7 +123,7 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
             if isinstance(part, MLPStage) and isinstance(own, MLPStage):
                 _check_mlp(where, part, own, *call.stream.shape[1:])
         place += len(parts)
-    _check_readout(family, twin, stages, run)
+    _check_readout(family, twin, ends, stages, run)
     return stages, run.logits
 
 
@@ -290,9 +291,8 @@ class _Through(StandIn):
 
 
 @torch.no_grad()
-def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> None:
+def _check_ends(family: Family, twin: nn.Module, copied: nn.Module, images: Tensor, run: _Run) -> None:
     """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout alone."""
-    copied = _wide(twin, without=family.blocks(twin), redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
     order = partial(_ordered, token_first=family.token_first(copied))
@@ -323,15 +323,23 @@ def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> N
 # -- one block, in float64 -----------------------------------------------------------------------
 
 
-def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = False) -> nn.Module:
-    """A copy in float64; some parts do nothing in it.
+def _ends(family: Family, twin: nn.Module, redrawn: bool) -> nn.Module:
+    """A copy in float64 without its blocks, and without parts that no image should pass: these would fail."""
+    blocks = {id(block): _Through(block) for block in family.blocks(twin)}
+    return _wide(twin, blocks | {id(part): nn.Module() for part in family.unused(twin)}, redrawn)
+
+
+def _wide(
+    module: nn.Module, instead: Mapping[int, nn.Module] | None = None, redrawn: bool = False
+) -> nn.Module:
+    """A copy in float64.
 
     Args:
         module: to copy.
-        without: the parts that do nothing.
+        instead: what takes the places of some parts, by their ids.
         redrawn: whether all weights are drawn anew, so that none is too small to tell anything.
     """
-    made = copy.deepcopy(module, {id(part): _Through(part) for part in without})
+    made = copy.deepcopy(module, dict(instead or {}))
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     made = made.to("cpu" if device.type == "mps" else device, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -563,15 +571,16 @@ def _is_alike_alone(part: MLPStage, normed: Tensor, written: Tensor, chosen: Ten
 
 
 @torch.no_grad()
-def _check_readout(family: Family, twin: nn.Module, stages: Sequence[Stage], run: _Run) -> None:
+def _check_readout(
+    family: Family, twin: nn.Module, redrawn: nn.Module, stages: Sequence[Stage], run: _Run
+) -> None:
     """Find out which tokens the readout reads, whether its parts are all there is to it, and likewise for a
     pool.
     """
     readout = stages[-1]
     if not isinstance(readout, ReadoutStage):
         return
-    for redrawn in (False, True):
-        copied = _wide(twin, without=family.blocks(twin), redrawn=redrawn)
+    for copied in (_ends(family, twin, redrawn=False), redrawn):
         stream = run.calls[-1].output[:1].to(next(copied.parameters()))
         pool = family.pool(copied)
         for part, own in zip(pool, stages[-1 - len(pool) : -1], strict=True):

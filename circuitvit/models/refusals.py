@@ -104,7 +104,7 @@ def refuse_unsound(module: nn.Module) -> None:
         kind = type(part).__module__
         if "_hf_hook" in vars(part):
             raise UnsupportedModelError(
-                f"{where} has a hook of accelerate (device_map), which moves weights and inputs at every run: "
+                f"{where} has a hook of accelerate (device_map), which moves weights at every run: "
                 "load the model without device_map, or call accelerate.hooks.remove_hook_from_module(model, "
                 "recurse=True)"
             )
@@ -120,7 +120,7 @@ def refuse_unsound(module: nn.Module) -> None:
             )
         if kind.partition(".")[0] == "peft":
             raise UnsupportedModelError(
-                f"{where} is a {type(part).__name__} of an adapter (PEFT), whose weights are not in the layer: "
+                f"{where} is a {type(part).__name__} of an adapter (PEFT), with weights beside the layer's: "
                 "merge them first, with merge_and_unload of the PeftModel"
             )
         own = part.parameters(recurse=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -390,6 +391,22 @@ def family_of(module: nn.Module) -> Family | Layout:
         f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
         "classes derived from them. Teach the library yours with circuitvit.register"
     )
+
+
+def libraries() -> dict[str, tuple[str, ...]]:
+    """The architectures that have a family, by the library that they are of, in alphabetical order.
+
+    Example:
+        >>> libraries()["torchvision"]
+        ('VisionTransformer',)
+    """
+    found: dict[str, set[str]] = {}
+    for name in FAMILIES:
+        library, kind = name.partition(".")[0], name.rpartition(".")[2]
+        if library == "transformers":  # ViTModel, ViTForImageClassification: one architecture
+            kind = re.split(r"(?:Vision)?(?:Model|For)", kind)[0]
+        found.setdefault(library, set()).add(kind)
+    return {library: tuple(sorted(found[library], key=str.lower)) for library in sorted(found)}
 
 
 def is_known(kind: type) -> bool:

@@ -61,6 +61,15 @@ def content_hash(stages: Sequence[Stage], module: nn.Module, run: Callable[[], o
     return f"{VERSION}-{digest.hexdigest()}"
 
 
+def hash_with(found: str, what: str, tensors: Iterable[Tensor]) -> str:
+    """A hash of weights with something more in it, of the same kind."""
+    digest = hashlib.sha256(f"{found}|{what}".encode())
+    for tensor in tensors:
+        digest.update(b"|")
+        _add(digest, tensor, None)
+    return f"{VERSION}-{digest.hexdigest()}"
+
+
 def _weights(content: Content) -> Iterator[tuple[Tensor | None, float | None, tuple[Tensor | None, ...]]]:
     """Values, what they could as well be filled with if they were not there, and the module's own tensors."""
     match content:

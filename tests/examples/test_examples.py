@@ -92,6 +92,13 @@ def check_picture(path: Path, edges: int | None = None) -> None:
         assert f"{edges} of 479 edges" in title
 
 
+def test_video_circuit(tmp_path: Path) -> None:
+    circuit = load("video_circuit")(tmp_path, steps=60)
+    assert circuit.graph.groups == ("frame0", "frame1", "frame2", "frame3")
+    assert 0 < len(circuit) <= 40
+    assert {path.name for path in tmp_path.iterdir()} == {"circuit.svg", "lens.png"}
+
+
 def test_own_model() -> None:
     circuit = load("own_model")(steps=60)
     assert circuit.graph.n_edges == 110

@@ -134,9 +134,7 @@ def test_every_frame_is_preprocessed_like_an_image(tmp_path: Path) -> None:
         (frames(3), "it has 3 frames, and the model takes 4"),
     ],
 )
-def test_arrays_that_are_no_frames_are_refused(
-    tmp_path: Path, pixels: NDArray[Any], complaint: str
-) -> None:
+def test_arrays_that_are_no_frames_are_refused(tmp_path: Path, pixels: NDArray[Any], complaint: str) -> None:
     if pixels.ndim == 3:
         pixels = pixels.astype(np.uint16)
     with pytest.raises(DataError, match=rf"cannot use the clip .*clip\.npy: .*({complaint})"):
@@ -156,7 +154,11 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"objects\.npy: it is no array"):
         load_clip(objects, SPEC)
     whole = video_file(tmp_path / "whole.mp4", frames(10, side=32)).read_bytes()
-    for name, content in (("text.mp4", b"no video"), ("cut.mp4", whole[: len(whole) // 3]), ("empty.mp4", b"")):
+    for name, content in (
+        ("text.mp4", b"no video"),
+        ("cut.mp4", whole[: len(whole) // 3]),
+        ("empty.mp4", b""),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=rf"cannot use the clip .*{name}"):
             load_clip(tmp_path / name, SPEC)
@@ -253,7 +255,9 @@ def test_corruptions_of_images_take_clips_frame_by_frame() -> None:
     by_frame = torch.stack([blur(clip, sigma=1.0) for clip in CLIPS])
     torch.testing.assert_close(blur(CLIPS, sigma=1.0), by_frame)
     noised = gaussian_noise(CLIPS, std=1.0, seed=0) - CLIPS
-    assert torch.allclose(noised.flatten(0, 1), gaussian_noise(CLIPS.flatten(0, 1), 1.0, 0) - CLIPS.flatten(0, 1))
+    assert torch.allclose(
+        noised.flatten(0, 1), gaussian_noise(CLIPS.flatten(0, 1), 1.0, 0) - CLIPS.flatten(0, 1)
+    )
 
 
 @pytest.mark.parametrize("change", [reverse, shuffle_frames, freeze])
