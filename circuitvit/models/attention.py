@@ -142,7 +142,8 @@ class AttentionStage(Stage):
     def contents(self) -> tuple[Content, ...]:
         parts = self.attention
         norms = self.norm, parts.query_norm, parts.key_norm, parts.across
-        return *norms, *parts.ports.values(), parts.out, self.gamma
+        learned = parts.latents and (parts.latents.norm, parts.latents.tokens, parts.latents.query)
+        return *norms, *parts.ports.values(), parts.out, self.gamma, *(learned or ())
 
     def forget(self) -> None:
         self._derived.forget()

@@ -103,9 +103,9 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
         ModelError: if the module cannot be run, or its logits are NaN or infinite.
     """
     family.refuse(twin)
-    run = _observed(family, twin, images)
     stages = family.stages(twin)
     _check_parts(stages)
+    run = _observed(family, twin, images)
     _check_chain(family, twin, stages, images, run)
     ends = _ends(family, twin, redrawn=True)
     _check_ends(family, twin, ends, images, run)
