@@ -52,12 +52,17 @@ def assert_open(model: cv.Model, module: Any) -> None:
 
 
 @pytest.mark.parametrize("hidden", [0, 12], ids=["attention-only", "with-mlps"])
-@pytest.mark.parametrize("ends", [{}, {"norm": "norm", "pool": "cls", "readout": "head"}], ids=["found", "said"])
+@pytest.mark.parametrize(
+    "ends", [{}, {"norm": "norm", "pool": "cls", "readout": "head"}], ids=["found", "said"]
+)
 def test_edges_of_a_model_by_a_table_are_those_of_hooks(hidden: int, ends: dict[str, str]) -> None:
     module = small(hidden)
     model = opened(module, mlp="mlp" if hidden else None, **ends)
     assert (model.prefix, model.grid, model.leading) == (("cls",), (2, 2), 1)
-    senders, receivers = {"input": Sender(module.blocks[0], given)}, {"logits": Receiver(module.norm, module.norm)}
+    senders, receivers = (
+        {"input": Sender(module.blocks[0], given)},
+        {"logits": Receiver(module.norm, module.norm)},
+    )
     for layer, block in enumerate(module.blocks):
         if hidden:
             senders[f"m{layer}"] = Sender(block.mlp, gives)
@@ -87,7 +92,14 @@ class Apart(nn.Module):
         return self.wo((pattern @ value).transpose(1, 2).flatten(2))
 
 
-APART = {"qkv": None, "q": "attn.wq", "k": "attn.wk", "v": "attn.wv", "out": "attn.wo", "q_norm": "attn.q_norm"}
+APART = {
+    "qkv": None,
+    "q": "attn.wq",
+    "k": "attn.wk",
+    "v": "attn.wv",
+    "out": "attn.wo",
+    "q_norm": "attn.q_norm",
+}
 
 
 @pytest.mark.parametrize("scale", [3**-0.5, 8**-0.5, 1.0, 0.37])
@@ -110,7 +122,9 @@ def test_a_number_of_heads_that_nobody_says_is_found_out() -> None:
     module = small()
     for block in module.blocks:
         block.attn.forward_heads = block.attn.__dict__.pop("heads")
-        block.attn.__class__ = type("Unnamed", (type(block.attn),), {"heads": property(lambda a: a.forward_heads)})
+        block.attn.__class__ = type(
+            "Unnamed", (type(block.attn),), {"heads": property(lambda a: a.forward_heads)}
+        )
     unsaid = {name: value for name, value in TABLE.items() if name != "heads"}
     model = cv.wrap(module, layout=cv.Layout(**unsaid), preprocessing=SPEC)
     assert len(model.stages[1].nodes.senders) == 2
@@ -163,7 +177,9 @@ def test_edits_of_weights_are_seen_and_models_are_read_back() -> None:
     model.refresh()
     assert_open(model, module)
     family: Any = pickle.loads(pickle.dumps(model.family))
-    assert_close(family.readout(module, family.embed(module, CLEAN)), model.family.readout(module, model.embed(CLEAN)))
+    assert_close(
+        family.readout(module, family.embed(module, CLEAN)), model.family.readout(module, model.embed(CLEAN))
+    )
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -177,10 +193,16 @@ def test_edits_of_weights_are_seen_and_models_are_read_back() -> None:
         ({"norms": ("norm1", "norm1")}, "differs from its own forward"),
         ({"mlp": "mlp.0"}, r"blocks\.0: mlp0, as its family says it, cannot be run"),
         ({"mlp": None}, r"blocks\.0 of HandViT \(Block\): .*differs from its own forward"),
-        ({"mlp": "mpl"}, r"blocks\.0 has no mpl \(mlp= of the layout\): there is no mpl in its Block, but mlp"),
+        (
+            {"mlp": "mpl"},
+            r"blocks\.0 has no mpl \(mlp= of the layout\): there is no mpl in its Block, but mlp",
+        ),
         ({"out": "mlp.2"}, "an output projection of 12, are not those of"),
         ({"qkv": "mlp.0"}, "are not those of"),
-        ({"qkv": "norm1"}, r"blocks\.0\.norm1 is a LayerNorm: qkv= of a layout is the place of an nn\.Linear"),
+        (
+            {"qkv": "norm1"},
+            r"blocks\.0\.norm1 is a LayerNorm: qkv= of a layout is the place of an nn\.Linear",
+        ),
         ({"blocks": "norm"}, "norm of HandViT is a LayerNorm: blocks= is the place of a list of blocks"),
         ({"pool": "mean", "norm": "norm", "readout": "head"}, "after the last block"),
         ({"readout": "head"}, "after the last block"),
@@ -218,7 +240,9 @@ def test_post_norm_models_are_refused_with_the_reason() -> None:
 
 def test_blocks_without_a_residual_stream_are_refused_with_the_reason() -> None:
     module = small()
-    bare = type("Bare", (type(module.blocks[0]),), {"forward": lambda self, x: self.mlp(self.attn(self.norm1(x)))})
+    bare = type(
+        "Bare", (type(module.blocks[0]),), {"forward": lambda self, x: self.mlp(self.attn(self.norm1(x)))}
+    )
     for block in module.blocks:
         block.mlp[2] = nn.Linear(12, 8)
         block.__class__ = bare
@@ -303,5 +327,7 @@ def test_a_post_norm_model_by_a_stranger_is_refused_with_the_reason(shared_data:
     module = nn.ModuleDict({"transformer": nn.TransformerEncoder(layer, config["depth"])}).eval()
     state = load_file(folder / "model.safetensors")
     module.load_state_dict({name: tensor for name, tensor in state.items() if name.startswith("transformer")})
-    with pytest.raises(UnsupportedModelError, match=r"transformer\.layers\.0 norms the stream after adding to it"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"transformer\.layers\.0 norms the stream after adding to it"
+    ):
         cv.wrap(module)

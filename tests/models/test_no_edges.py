@@ -32,7 +32,9 @@ def test_architectures_without_edges_say_why(name: str, reason: str) -> None:
 
 def test_encoders_of_torch_that_norm_afterwards_say_why() -> None:
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2).eval()
-    with pytest.raises(UnsupportedModelError, match=r"layers\.0 norms the stream after adding to it \(post-norm"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"layers\.0 norms the stream after adding to it \(post-norm"
+    ):
         cv.wrap(nn.Sequential(encoder).eval())
 
 

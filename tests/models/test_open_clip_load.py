@@ -89,9 +89,17 @@ def test_entries_of_the_configuration_can_be_replaced(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("ViT-B-31/openai", NameNotFoundError, "unknown model of open_clip 'ViT-B-31': did you mean 'ViT-B-32'"),
+        (
+            "ViT-B-31/openai",
+            NameNotFoundError,
+            "unknown model of open_clip 'ViT-B-31': did you mean 'ViT-B-32'",
+        ),
         ("ViT-B-32/opena", NameNotFoundError, "unknown weights of ViT-B-32 'opena': did you mean 'openai'"),
-        ("ViT-B-32", OptionError, r"has no weights yet: give open_clip:ViT-B-32/TAG, such as \w+, or checkpoint="),
+        (
+            "ViT-B-32",
+            OptionError,
+            r"has no weights yet: give open_clip:ViT-B-32/TAG, such as \w+, or checkpoint=",
+        ),
         ("ViT-B-32/no.safetensors", FileError, "there is no such file"),
     ],
 )

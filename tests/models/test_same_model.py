@@ -219,5 +219,9 @@ def test_hashes_of_older_files_are_not_compared_with_those_of_now() -> None:
     assert not old.is_comparable(now)
     assert old.mismatch(now) == ""
     assert now.mismatch(replace(now, weights="w2-" + "3" * 64)) == "different weights of 'vit'"
-    assert old.mismatch(replace(old, model="deit")) == "" != old.mismatch(replace(old, model="deit", weights="4" * 64))
+    assert (
+        old.mismatch(replace(old, model="deit"))
+        == ""
+        != old.mismatch(replace(old, model="deit", weights="4" * 64))
+    )
     assert Provenance.from_dict({"model": "vit", "weights": "2" * 64}).libraries == {}

@@ -387,7 +387,10 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ).eval(),
         ("SwinTransformer", "merged on the way"),
     ),
-    "resnet": (lambda: timm.create_model("resnet10t", num_classes=3).eval(), ("ResNet", "Vision Transformers of")),
+    "resnet": (
+        lambda: timm.create_model("resnet10t", num_classes=3).eval(),
+        ("ResNet", "Vision Transformers of"),
+    ),
     "not-timm": (lambda: nn.Linear(3, 3).eval(), ("Linear", "Vision Transformers of")),
 }
 

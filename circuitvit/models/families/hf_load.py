@@ -278,9 +278,9 @@ def input_spec(processor: Any) -> ProcessorSpec:
         mean, std = (0.0,), (1.0,)
     mean, std = ([each] if isinstance(each, (int, float)) else each for each in (mean, std))
     count = max(len(mean), 3) if len(mean) > 1 or not processor.do_normalize else 3
-    mean, std = (tuple(each) if len(each) > 1 else (*each,) * count for each in (mean, std))
+    means, stds = (tuple(each) if len(each) > 1 else (*each,) * count for each in (mean, std))
     shift = 1.0 if kind.startswith("Vivit") and processor.do_rescale else 0.0  # it takes 1 off first
-    mean, std = tuple((each + shift) / scale for each in mean), tuple(each / scale for each in std)
+    mean, std = tuple((each + shift) / scale for each in means), tuple(each / scale for each in stds)
     floats = kind.startswith("DINOv3")
     return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
 
