@@ -1,7 +1,7 @@
 """Micro-models of other libraries than timm, from configurations: what `models_tried` tries besides timm's.
 
-`MICRO` maps "library: class" to a function that imports the library and builds the module, with few layers and
-little width. Weights are redrawn by `models_tried`; a library that is not installed is left out.
+`MICRO` maps "library: class" to a function that imports the library and builds the module, with few layers
+and little width. Weights are redrawn by `models_tried`; a library that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -26,23 +26,29 @@ SMALL: dict[str, Any] = {
 }
 TEXT = {
     "vocab_size": 9,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "hidden_size": 12,
     "intermediate_size": 8,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
 }
 CLIPS = {**SMALL, "image_size": 16, "patch_size": 8, "num_frames": 4}
-TUBELETS = {name: value for name, value in CLIPS.items() if name != "patch_size"} | {
-    "tubelet_size": [2, 8, 8]
-}
+TUBELETS = {"tubelet_size": [2, 8, 8], **{name: CLIPS[name] for name in CLIPS if name != "patch_size"}}
 CROPS = {
-    **{"crop_size": 16, "patch_size": 8, "frames_per_clip": 4, "tubelet_size": 2, "mlp_ratio": 2},
-    **{"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1},
-    **{
-        name: SMALL[name]
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_labels")
-    },
+    "crop_size": 16,
+    "patch_size": 8,
+    "frames_per_clip": 4,
+    "tubelet_size": 2,
+    "hidden_size": 24,
+    "mlp_ratio": 2,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_labels": 5,
     "num_pooler_layers": 1,
+    "pred_hidden_size": 24,
+    "pred_num_hidden_layers": 1,
+    "pred_num_attention_heads": 2,
 }
 TWO_TOWERS = {"text_config": TEXT, "vision_config": SMALL}
 WINDOWS = {
@@ -140,14 +146,12 @@ MICRO: dict[str, Callable[[], nn.Module]] = {
     "torchvision: VisionTransformer": partial(
         _torchvision,
         "VisionTransformer",
-        **{
-            "image_size": 32,
-            "patch_size": 16,
-            "num_layers": 2,
-            "num_heads": 2,
-            "hidden_dim": 24,
-            "mlp_dim": 48,
-        },
+        image_size=32,
+        patch_size=16,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=24,
+        mlp_dim=48,
     ),
     "torchvision: SwinTransformer": partial(
         _torchvision,

@@ -23,7 +23,6 @@ SIZES = {
     "ViT-B/16": ("vit_base_patch16_224", 2),
     "ViT-L/16": ("vit_large_patch16_224", 2),
     "EVA-02-Ti/14": ("eva02_tiny_patch14_224", 6),
-    "BEiT-B/16": ("beit_base_patch16_224", 2),
 }
 """For each model timm's name and the number of pairs it is measured with."""
 

@@ -16,8 +16,8 @@ STEPS = 5
 
 
 def rows() -> list[Row]:
-    """Both methods on three models."""
-    return [row for name in ("ViT-B/32", "ViT-B/16", "ViT-Ti/16") for row in _model(name)]
+    """Both methods on four models, one of which has rotary positions."""
+    return [row for name in ("ViT-B/32", "ViT-B/16", "ViT-Ti/16", "EVA-02-Ti/14") for row in _model(name)]
 
 
 def _model(name: str) -> list[Row]:

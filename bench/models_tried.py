@@ -66,7 +66,7 @@ UNNAMED = {"deepseek": 14}
 """Sides of patches that names do not tell."""
 
 SINGLE = ("clip",)
-"""Libraries whose norms compute in float32 whatever they are given, so that nothing else can be asked of them."""
+"""Libraries whose norms compute in float32 whatever they are given, so that no more can be asked of them."""
 
 PAGE, LIST = Path("docs/models.md"), Path("docs/models_tried.csv")
 MARKS = ("<!-- tried: python -m bench.models_tried --write -->", "<!-- /tried -->")
@@ -117,7 +117,8 @@ def small(name: str) -> nn.Module:
     """
     timm = import_timm()
     patch = re.search(r"(?:patch|_p)(\d+)", name)
-    size = {"img_size": 4 * (int(patch[1]) if patch else UNNAMED.get(name.partition("_")[0], 16))}
+    side = 4 * (int(patch[1]) if patch else UNNAMED.get(name.partition("_")[0], 16))
+    size = {"img_size": side, "pretrained_cfg_overlay": {"input_size": (3, side, side)}}
     classes = {"num_classes": 10} if timm.get_pretrained_cfg(name).num_classes else {}
     complaints = []
     for wanted in (NARROW, GROUPED, SHALLOW):
@@ -182,10 +183,10 @@ def summed(model: Model, images: Tensor) -> Tensor:
     """The logits by the sum of all senders' own outputs."""
     stream = model.embed(images)
     for stage in model.layers:
-        compact = stage.write(stage.read(stream))
-        stream = stream + stage.expand(compact).sum(dim=0)
+        written = stage.expand(stage.write(stage.read(stream))).sum(dim=0)
         if stage.constant is not None:
-            stream = stream + stage.constant
+            written = written + stage.constant
+        stream = written if stage.nodes.begins else stream + written  # a pool begins a stream of its own
     return model.stages[-1].write(model.stages[-1].read(stream))
 
 

@@ -74,6 +74,16 @@ def check_number(name: str, value: object, above: float = 0.0, below: float = ma
         raise OptionError(f"{name} must be {wanted}, not {value!r}")
 
 
+def counted(n: int, noun: str) -> str:
+    """A number of things in words.
+
+    Example:
+        >>> counted(1, "pair"), counted(3, "pair")
+        ('1 pair', '3 pairs')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> NameNotFoundError:
     """The error for a `name` that is none of the `known` ones, with up to three near misses.
 

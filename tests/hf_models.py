@@ -1,4 +1,4 @@
-"""Micro-models of transformers, from configurations alone, and where each keeps what the graph has nodes for."""
+"""Micro-models of transformers, from configurations alone, and where each keeps what are nodes here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.models.timm_import import import_timm
-from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
+from tests.reference.hooked import (
+    HookedModule,
+    Receiver,
+    Sender,
+    exchanged_in_multihead,
+    given,
+    gives,
+    one_head,
+    written_by_head,
+)
 
 import_timm()  # after which torchvision can be imported, which transformers would trip over
 import transformers as hf  # noqa: E402
@@ -84,6 +93,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "clip, projected": vit(hf.CLIPVisionModelWithProjection, hf.CLIPVisionConfig, projection_dim=CLASSES),
     "clip, both towers": two_towers(hf.CLIPModel, hf.CLIPConfig, projection_dim=CLASSES),
     "clip, classes": two_towers(hf.CLIPForImageClassification, hf.CLIPConfig),
+    "siglip": vit(hf.SiglipVisionModel, hf.SiglipVisionConfig),
+    "siglip, both towers": two_towers(hf.SiglipModel, hf.SiglipConfig),
+    "siglip2": vit(hf.Siglip2VisionModel, hf.Siglip2VisionConfig, num_patches=4),
+    "siglip2, both towers": two_towers(hf.Siglip2Model, hf.Siglip2Config),
     "siglip, no head": vit(hf.SiglipVisionModel, hf.SiglipVisionConfig, vision_use_head=False),
     "siglip, classes": two_towers(hf.SiglipForImageClassification, hf.SiglipConfig),
     "siglip2, no head": vit(
@@ -148,6 +161,27 @@ def hooked(
             for port in "qkv":
                 receivers[f"{name}<{port}>"] = Receiver(norm, getattr(own, f"{port}_proj"), columns)
     return HookedModule(lambda images: own_output(module, images), senders, receivers)
+
+
+def siglip(module: Any) -> HookedModule:
+    """Where SigLIP's image tower keeps its nodes, those of its pool among them."""
+    head, norm, last = module.head, module.post_layernorm, nn.Identity()
+    reads = Receiver(last, last, pool=lambda stream: stream[:, 0])
+    plain = hooked(module, "encoder.layers", ("layer_norm1", "layer_norm2"), "self_attn", "out_proj", reads)
+    senders, receivers = dict(plain.senders), dict(plain.receivers)
+
+    def written(number: int) -> Callable[..., Tensor]:
+        probe, alone = head.probe, one_head(head.attention, number)
+        return lambda norm, stream, normed: alone(probe.expand(len(normed), -1, -1), normed, normed)[0]
+
+    for number in range(HEADS):
+        senders[f"pool.h{number}"] = Sender(norm, written(number))
+        for port, name in ((1, "k"), (2, "v")):
+            exchanged = exchanged_in_multihead(number, port)
+            receivers[f"pool.h{number}<{name}>"] = Receiver(norm, head.attention, exchanged=exchanged)
+    senders["pool.mlp"] = Sender(head.mlp, gives)
+    receivers["pool.mlp"] = Receiver(head.layernorm, head.layernorm)
+    return HookedModule(lambda images: last(own_output(module, images)), senders, receivers)
 
 
 def _scaled(gamma: Tensor) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:

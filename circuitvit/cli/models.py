@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,13 +16,20 @@ from circuitvit.cli.output import Row, interruptible, show, show_notes, show_row
 if TYPE_CHECKING:
     from circuitvit.models.zoo import Card
 
-FAMILIES = (
-    "ViT and AugReg: vit_tiny_patch16_224, vit_base_patch32_384, ...",
-    "DeiT and DeiT-3: deit_tiny_patch16_224, deit3_small_patch16_224, ...",
-    "CLIP: vit_base_patch32_clip_224, ...; SigLIP with average pooling: vit_base_patch16_siglip_gap_224, ...",
-    "DINOv2, with registers or without: vit_small_patch14_dinov2, vit_small_patch14_reg4_dinov2, ...",
-    "any other model of timm's VisionTransformer class that has plain blocks",
-)
+HOW = {
+    "timm": "its own names, such as vit_tiny_patch16_224, with --checkpoint FILE or --pretrained",
+    "transformers": "--model hf:NAME_OR_FOLDER",
+    "open_clip": "--model open_clip:MODEL[/TAG_OR_FILE]",
+}
+"""How models of a library are asked for; those of others are wrapped in Python."""
+
+EXTRAS = {
+    "transformers": "circuitvit[transformers]",
+    "open_clip": "circuitvit[open-clip]",
+    "clip": "clip-anytorch",
+}
+"""What to install for the libraries that are no requirement."""
+
 OWN = (
     "out/birds.json, written by `circuitvit train birds/ --out out/birds`",
     "a fine-tuned model: its timm name, --checkpoint FILE, --arch num_classes=37 and --classes NAMES.txt",
@@ -30,9 +38,9 @@ OWN = (
 
 @command("Models", every="--all")
 def models(every: bool = False) -> None:
-    """List the models that can be used: the bundled ones with what their cards say, and the families of timm.
-    A model that cannot be taken apart (parallel blocks, norms after attention, attention pooling) is refused
-    with the reason when it is loaded.
+    """List the models that can be used: the bundled ones with what their cards say, and the architectures of
+    each library, with what is installed. A model that cannot be taken apart (norms after attention, windows) is
+    refused with the reason when it is loaded.
 
     For example:
 
@@ -43,14 +51,14 @@ def models(every: bool = False) -> None:
     ```
 
     Args:
-        every: list timm's names in these families instead, one on each line.
+        every: list timm's names instead, of the files with most of its plain ViTs, one on each line.
     """
     if every:
         _list_timm()
         return
     zoo = cv.models.zoo
     show_rows("Bundled", [Row(name, _about(zoo.zoo_card(name))) for name in zoo.zoo_names()])
-    show_notes("From timm, with --checkpoint FILE or --pretrained", FAMILIES)
+    show_rows("Architectures, by library", [_about_library(name) for name in cv.models.registry.libraries()])
     show_notes("Your own", OWN)
 
 
@@ -59,6 +67,17 @@ def _list_timm() -> None:
     for module in ("vision_transformer", "deit"):
         for name in timm.list_models(module=module):
             show(name)
+
+
+def _about_library(name: str) -> Row:
+    """Whether a library is installed, how its models are asked for, and their architectures."""
+    installed = metadata.packages_distributions().get(name)
+    if installed:
+        title = f"{name} {metadata.version(installed[0])}"
+        how = HOW.get(name, "cv.wrap(module) in Python")
+    else:
+        title, how = name, f"not installed: pip install '{EXTRAS.get(name, name)}'"
+    return Row(title, f"{how}\n{', '.join(cv.models.registry.libraries()[name])}")
 
 
 def _about(card: Card) -> str:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from circuitvit._lock import Lock
 from circuitvit.cli import stop_at_once
-from circuitvit.errors import CircuitViTError, FileError
+from circuitvit.errors import CircuitViTError, FileError, counted
 
 if TYPE_CHECKING:
     from circuitvit.verification import Report, Section
@@ -273,4 +273,4 @@ def report_rows(report: Report) -> list[Row]:
 
 def _pairs(section: Section) -> str:
     held_out = "held-out " if section.images == "held-out" else ""
-    return f"{section.n_pairs} {held_out}pair{'' if section.n_pairs == 1 else 's'}"
+    return counted(section.n_pairs, f"{held_out}pair")

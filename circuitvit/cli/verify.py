@@ -23,7 +23,7 @@ from circuitvit.cli.inputs import (
     prepare_both,
 )
 from circuitvit.cli.options import command, group
-from circuitvit.cli.output import Clock, Folder, Row, remark, report_rows, show, show_notes, show_rows
+from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_notes, show_rows
 from circuitvit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def verify(
 
 
 def _check_origin(path: Path, circuit: Circuit, model: Model, behaviour: BehaviourOptions) -> None:
-    """Refuse a circuit of another graph before anything is run; say so when it was found on other weights."""
+    """Refuse a circuit of another graph before anything is run; that of other weights is a caveat later."""
     graph = model.graph
     if behaviour.groups is not None:
         tokens = len(model.prefix) + math.prod(model.grid)
@@ -126,9 +126,6 @@ def _check_origin(path: Path, circuit: Circuit, model: Model, behaviour: Behavio
         raise OptionError(
             f"{error}. Give the --model and the --groups that the circuit was found with"
         ) from error
-    made, here = circuit.provenance, cv.graph.Provenance(weights=model.weights_hash)
-    if made.is_comparable(here) and made.weights != here.weights:
-        remark(f"the circuit was found on other weights ({made.model or 'a model'}, {made.weights[:12]})")
 
 
 # -- hypotheses ------------------------------------------------------------------------------------

@@ -1,16 +1,8 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
+from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits
 from circuitvit.engine.contraction import add_products, members_at
-from circuitvit.engine.evaluator import (
-    BatchRun,
-    Evaluator,
-    Measured,
-    batch_runs,
-    check_effect,
-    choose_batch_size,
-    clean_logits,
-    run,
-)
+from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
 from circuitvit.engine.gradients import (
     Gradients,
     gradients,
@@ -19,7 +11,7 @@ from circuitvit.engine.gradients import (
     stream_gradients,
 )
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
-from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream
+from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream, token_parts
 from circuitvit.engine.processes import announce, joined, launched, own_share, progress_bar, summed
 from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
@@ -68,4 +60,5 @@ __all__ = [
     "soft_run",
     "stream_gradients",
     "summed",
+    "token_parts",
 ]

@@ -115,13 +115,12 @@ class Workspace:
         before = self.senders[: np.searchsorted(self.senders, end)].tolist()
         rows = self.changes[1:]
         for index, part, compact, senders, mine in sources.written(before):
-            tokens, (every, width) = compact.shape[-2], sources.written_shape(index)
-            room = rows[mine, :, :tokens, :width]
+            room = rows[mine, :, : compact.shape[-2], : sources.written_shape(index)[1]]
             sources.reference.subtracted(sources.graph, index, part, senders, compact, out=room)
 
     def store(self, sources: Sources, piece: Piece, compact: Tensor) -> None:
         """Take in what the senders of a piece wrote."""
-        tokens, (every, width) = compact.shape[-2], sources.written_shape(piece.index)
+        tokens, width = compact.shape[-2], sources.written_shape(piece.index)[1]
         rows = places((1 + np.searchsorted(self.senders, piece.senders)).tolist())
         if isinstance(rows, slice):
             piece.changes(sources, compact, out=self.changes[rows, :, :tokens, :width])

@@ -22,6 +22,22 @@ Site = Literal["heads", "mlps", "stream", "patterns"]
 """What is patched: heads' outputs, MLPs' outputs, the residual stream, or heads' attention patterns."""
 
 Tokens = Bool[Tensor, " token"]
+"""Which tokens are patched, of all parts of the stream one after the other: a pool's latents come last."""
+
+
+def token_parts(model: Model, run: Capture) -> dict[str, range]:
+    """The numbers of the tokens of each part of the stream."""
+    found: dict[str, range] = {}
+    for index, stage in enumerate(model.stages[1:], 1):
+        first = max((numbers.stop for numbers in found.values()), default=0)
+        found.setdefault(stage.nodes.reads_from, range(first, first + run.stream(index).shape[1]))
+    return found
+
+
+def _seen(model: Model, run: Capture, stage: int, tokens: Tokens) -> Bool[Tensor, "token 1"]:
+    """Those of the tokens that are in the stream which a stage reads."""
+    mine = token_parts(model, run)[model.stages[stage].nodes.reads_from]
+    return tokens[mine.start : mine.stop, None]
 
 
 @torch.no_grad()
@@ -49,7 +65,7 @@ def patch_stream(
 ) -> Float[Tensor, "batch class"]:
     """The logits when, before a stage, the residual stream at some tokens is that of another run."""
     mine, theirs = base.stream(stage), other.stream(stage)
-    return run_from(model, stage, torch.where(tokens[:, None], theirs, mine))
+    return run_from(model, stage, torch.where(_seen(model, base, stage, tokens), theirs, mine))
 
 
 @torch.no_grad()
@@ -77,4 +93,5 @@ def _after(
     model: Model, base: Capture, stage: int, change: Float[Tensor, "batch token d_model"], tokens: Tokens
 ) -> Float[Tensor, "batch class"]:
     stream = base.stream(stage + 1)
-    return run_from(model, stage + 1, stream + change * tokens.to(change.dtype)[:, None])
+    inside = _seen(model, base, stage + 1, tokens).to(change.dtype)
+    return run_from(model, stage + 1, stream + change * inside)

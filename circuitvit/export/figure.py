@@ -174,11 +174,11 @@ def _title(canvas: Canvas, picture: Picture, room: float) -> float:
 
 def _layers(canvas: Canvas, layout: Layout, inner: float, y: float) -> None:
     """A stripe behind every other layer, and the layers' names on the left."""
-    for index, (layer, (top, bottom)) in enumerate(sorted(layout.stripes.items())):
+    for index, (block, (top, bottom)) in enumerate(layout.stripes.items()):
         if index % 2 == 0:
             canvas.rect(Box(MARGIN, y + top, inner, bottom - top), style.STRIPE)
         base = y + (top + bottom) / 2 + 0.36 * LABEL.size
-        canvas.text((MARGIN + 2, base), f"layer {layer}", QUIET)
+        canvas.text((MARGIN + 2, base), block, QUIET)
 
 
 def _column_names(canvas: Canvas, layout: Layout, left: float, y: float) -> None:

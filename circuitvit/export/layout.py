@@ -83,7 +83,7 @@ class Layout:
         dots: centre of each node outside the circuit.
         ports: for each node, x of each of its inputs, on the lower side of its box.
         lines: the curves, in the picture's order of edges.
-        stripes: top and bottom of each layer.
+        stripes: top and bottom of each block, by its name, the lowest first.
         heads: centre x of the column of each head.
         spine: centre x of the column of MLPs, or None when there is none.
     """
@@ -94,7 +94,7 @@ class Layout:
     dots: Mapping[str, Point]
     ports: Mapping[str, Mapping[str, float]]
     lines: tuple[Line, ...]
-    stripes: Mapping[int, tuple[float, float]]
+    stripes: Mapping[str, tuple[float, float]]
     heads: tuple[float, ...]
     spine: float | None
 
@@ -141,7 +141,7 @@ def lay_out(picture: Picture) -> Layout:
         dots=dots,
         ports=ports,
         lines=tuple(curves.line(route) for route in routes),
-        stripes=rows.stripes(picture.layers),
+        stripes=rows.stripes(picture.blocks),
         heads=tuple(columns.middles[column] for column in grid.heads),
         spine=columns.middles[grid.spine] if grid.has_mlps else None,
     )
@@ -230,14 +230,14 @@ class _Rows:
         """Height of the gap between this row and the next one up; 0 past the ends."""
         return self.gaps[row] if 0 <= row < len(self.gaps) else 0.0
 
-    def stripes(self, layers: Sequence[int | None]) -> dict[int, tuple[float, float]]:
-        """Top and bottom of each layer, meeting half way between neighbours."""
-        found: dict[int, tuple[float, float]] = {}
-        for row, layer in enumerate(layers):
-            if layer is not None:
+    def stripes(self, blocks: Sequence[str | None]) -> dict[str, tuple[float, float]]:
+        """Top and bottom of each block, meeting half way between neighbours."""
+        found: dict[str, tuple[float, float]] = {}
+        for row, block in enumerate(blocks):
+            if block is not None:
                 top = self.tops[row] - self.gap_above(row) / 2
                 bottom = self.bottoms[row] + self.gap_above(row - 1) / 2
-                found[layer] = (top, found[layer][1] if layer in found else bottom)
+                found[block] = (top, found[block][1] if block in found else bottom)
         return found
 
 

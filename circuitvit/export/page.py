@@ -133,7 +133,7 @@ def page_data(
         "counts": picture.counts,
         "origin": picture.origin,
         "size": [_n(layout.width), _n(layout.height)],
-        "stripes": [[layer, _n(top), _n(bottom)] for layer, (top, bottom) in sorted(layout.stripes.items())],
+        "stripes": [[block, _n(top), _n(bottom)] for block, (top, bottom) in layout.stripes.items()],
         "columns": [[name, _n(x)] for x, name in sorted(layout.column_names().items())],
         "groups": list(picture.groups),
         "dashes": [style.dash_of(group) for group in range(len(picture.groups))],
@@ -157,7 +157,7 @@ def page_data(
 
 
 def _node(node: DrawnNode, layout: Layout) -> dict[str, Any]:
-    said: dict[str, Any] = {"name": clean(node.name), "kind": node.kind, "layer": node.layer, "row": node.row}
+    said: dict[str, Any] = {"name": clean(node.name), "kind": node.kind, "block": node.block, "row": node.row}
     if not node.present:
         x, y = layout.dots[node.name]
         return {**said, "dot": [_n(x), _n(y)]}

@@ -31,7 +31,7 @@ class DrawnNode:
         name: of the node.
         kind: "head", "mlp" or "end"; decides the shape.
         row: index of its stage, 0 at the bottom.
-        layer: the block it belongs to.
+        block: the name of the block it belongs to.
         ports: names of its inputs in order, such as `("q", "k", "v")`; `("",)` for a single input.
         used: the inputs that an edge of the picture ends at.
         present: whether an edge of the picture touches it.
@@ -41,7 +41,7 @@ class DrawnNode:
     name: str
     kind: NodeKind
     row: int
-    layer: int
+    block: str
     ports: tuple[str, ...]
     used: frozenset[str]
     present: bool
@@ -93,7 +93,8 @@ class Picture:
         title: one line.
         nodes: all nodes of the graph in running order, also those outside the circuit.
         edges: the edges to draw, weakest first, so that strong ones end up on top.
-        layers: of each row (stage of the graph), bottom row first; None for rows of sources and readouts.
+        blocks: of each row (stage of the graph) the name of its block, bottom row first; None for rows of
+            sources and readouts.
         groups: names of the token groups.
         strongest: the largest magnitude among the edges, or None when no edge has a score.
         max_width: width in pixels of an edge of that magnitude.
@@ -106,7 +107,7 @@ class Picture:
     title: str
     nodes: tuple[DrawnNode, ...]
     edges: tuple[DrawnEdge, ...]
-    layers: tuple[int | None, ...]
+    blocks: tuple[str | None, ...]
     groups: tuple[str, ...]
     strongest: float | None
     max_width: float
@@ -177,7 +178,7 @@ def picture_of(
         title=clean(named if title is None else title),
         nodes=_nodes(graph, edges, dict.fromkeys(thumbs, thumb)),
         edges=edges,
-        layers=tuple(stage.layer if stage.senders and stage.receivers else None for stage in graph.stages),
+        blocks=tuple(stage.block if stage.senders and stage.receivers else None for stage in graph.stages),
         groups=tuple(clean(group) for group in graph.groups),
         strongest=max((abs(edge.score) for edge in edges if edge.score is not None), default=None) or None,
         max_width=widest(len(edges)),
@@ -255,5 +256,5 @@ def _nodes(
         kind: NodeKind = "head" if len(own) > 1 else "end" if is_end else "mlp"
         present, inputs = name in used, frozenset(used.get(name, ()))
         thumb = thumbs.get(name) if present else None
-        nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.layer, own, inputs, present, thumb))
+        nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.block, own, inputs, present, thumb))
     return tuple(nodes)

@@ -73,7 +73,7 @@ def grid_of(picture: Picture) -> Grid:
         places = [*zip(heads, head_columns, strict=False), *zip(others, columns, strict=True)]
         cells.update({node.name: (row, column) for node, column in places})
     n_columns = 1 + max((column for _, column in cells.values()), default=0)
-    boxes = np.zeros((len(picture.layers), n_columns), dtype=bool)
+    boxes = np.zeros((len(picture.blocks), n_columns), dtype=bool)
     for node in picture.nodes:
         boxes[cells[node.name]] = node.present
     mlps = [node for node in picture.nodes if node.kind == "mlp"]

@@ -48,9 +48,9 @@ def tikz_of(picture: Picture) -> str:
         True
     """
     layout, canvas = lay_out(picture), _Canvas()
-    for layer, (top, bottom) in sorted(layout.stripes.items()):
+    for block, (top, bottom) in layout.stripes.items():
         base = (top + bottom) / 2 + 0.36 * QUIET.size
-        canvas.text((2 - LABELS, base), f"layer {layer}", QUIET)
+        canvas.text((2 - LABELS, base), block, QUIET)
     put_drawing(canvas, Panel("", picture, layout), {})
     colours = "\n".join(f"\\definecolor{{cv{name}}}{{HTML}}{{{name}}}" for name in canvas.colours)
     header = _HEADER.format(title=tex(picture.title), counts=tex(picture.counts), colours=colours)

@@ -1,20 +1,11 @@
 """Names, topology, scores and circuits: everything about a model's graph that needs no model."""
 
-from circuitvit.graph.circuit import Circuit, CircuitLike, Provenance, as_circuit
+from circuitvit.graph.circuit import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.fidelity import Fidelity
+from circuitvit.graph.names import Edge, edge_name, node_of, parse_edge, port_of
+from circuitvit.graph.provenance import Provenance
 from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking
-from circuitvit.graph.topology import (
-    ONE_GROUP,
-    RESIDUAL,
-    Edge,
-    EdgeMask,
-    Graph,
-    StageNodes,
-    edge_name,
-    node_of,
-    parse_edge,
-    port_of,
-)
+from circuitvit.graph.topology import ONE_GROUP, RESIDUAL, EdgeMask, Graph, StageNodes
 
 __all__ = [
     "ONE_GROUP",

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,36 +29,17 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit._version import __version__
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import eap_ig, notebook
-from circuitvit.graph.files import TEXT, check_version, cleaned, naming, read_json, record, write_json
+from circuitvit.graph.files import check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
-from circuitvit.graph.topology import (
-    GRAPH_SCHEMA,
-    EdgeMask,
-    Graph,
-    Remade,
-    edge_name,
-    frozen,
-    node_of,
-    parse_edge,
-)
+from circuitvit.graph.names import edge_name, node_of, parse_edge
+from circuitvit.graph.provenance import PROVENANCE_SCHEMA, Provenance
+from circuitvit.graph.topology import GRAPH_SCHEMA, EdgeMask, Graph, Remade, frozen
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"
 LONGEST_NAME = 600  # of an edge: those of its two ends and its group have 200 characters at most
 SCORE_MAP_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
-PROVENANCE_SCHEMA = record(
-    "",
-    model=TEXT,
-    weights=TEXT,
-    task=TEXT,
-    method=TEXT,
-    parameters={"type": "object"},
-    seed={"type": ["integer", "null"]},
-    library=TEXT,
-    libraries={"type": "object", "additionalProperties": TEXT},
-)
 _FILE = record(
     "schema graph edges provenance",
     schema={"const": CIRCUIT_SCHEMA},
@@ -67,80 +48,6 @@ _FILE = record(
     scores=SCORE_MAP_SCHEMA,
     provenance=PROVENANCE_SCHEMA,
 )
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a circuit or a set of scores came from; every field may be unknown (empty).
-
-    Texts are kept as they can be shown and written, see `clean`: they may come from anybody's file.
-
-    Attributes:
-        model: name of the model.
-        weights: SHA-256 over the values of the model's weights, whatever library's layout they are in. Files of
-            version 0.1 hold another hash, which was over names too, and is compared with its like alone.
-        task: one line that describes images, metric and ablation.
-        method: how the edges were scored or searched.
-        parameters: the method's settings, JSON values only; a size asked for stands here as `asked`.
-        seed: of whatever was drawn at random.
-        library: version of circuitvit that made it.
-        libraries: versions of torch and of the libraries that the model's parts come from, by name.
-    """
-
-    model: str = ""
-    weights: str = ""
-    task: str = ""
-    method: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    library: str = __version__
-    libraries: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            object.__setattr__(self, each.name, cleaned(getattr(self, each.name)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {**asdict(self), "parameters": dict(self.parameters), "libraries": dict(self.libraries)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
-        """The inverse of `to_dict`; unknown keys are left out."""
-        known = {each.name for each in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
-
-    def with_parameters(self, **parameters: Any) -> Provenance:
-        """The same, with some of the method's settings added or replaced."""
-        return replace(self, parameters={**self.parameters, **parameters})
-
-    def is_comparable(self, other: Provenance) -> bool:
-        """Whether the weights' hashes of both are known and of one kind, so that they differ if the weights do."""
-        kinds = {each.weights.rpartition("-")[0] for each in (self, other)}
-        return bool(self.weights and other.weights) and len(kinds) == 1
-
-    def mismatch(self, other: Provenance) -> str:
-        """In what the models of two circuits differ, in words for a report; "" where nothing is known to.
-
-        A circuit may run on another model of the same shape, and be compared with a circuit of one: that is
-        allowed, but whoever reads the result must be told.
-
-        Example:
-            >>> Provenance("vit-a", "1f").mismatch(Provenance("vit-b", "2e"))
-            "different models: 'vit-a' and 'vit-b'"
-            >>> Provenance("vit-a", "1f").mismatch(Provenance("vit-a", "2e"))
-            "different weights of 'vit-a'"
-            >>> Provenance("vit-a", "1f").mismatch(Provenance("a copy", "1f"))
-            ''
-        """
-        weights, names = (self.weights, other.weights), (self.model, other.model)
-        if weights[0] == weights[1] != "":  # one model under two names
-            return ""
-        if all(names) and names[0] != names[1]:
-            return f"different models: {names[0]!r} and {names[1]!r}"
-        if all(weights) and self.is_comparable(other):
-            return f"different weights of {(names[0] or names[1] or 'a model')!r}"
-        return ""
 
 
 class Scored(Protocol):
@@ -472,7 +379,7 @@ def as_circuit(given: CircuitLike, graph: Graph | None = None) -> Circuit:
     Example:
         >>> from circuitvit.graph.eap_ig import transformer_graph
         >>> as_circuit(["input->m0", "m0->logits"], transformer_graph(1, 2))
-        Circuit(2 of 17 edges, 3 of 5 nodes)
+        Circuit(2 of 13 edges, 3 of 5 nodes)
     """
     if isinstance(given, Path) or (isinstance(given, str) and "->" not in given):
         return Circuit.load(given, graph)

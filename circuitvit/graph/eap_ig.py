@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError
-from circuitvit.graph.topology import MAX_ENTRIES, EdgeMask, Graph, StageNodes, parse_edge
+from circuitvit.graph.names import parse_edge
+from circuitvit.graph.topology import MAX_ENTRIES, EdgeMask, Graph, StageNodes
 
 
 def transformer_graph(n_layers: int, n_heads: int, d_model: int = 0, parallel: bool = False) -> Graph:

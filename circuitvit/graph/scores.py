@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError, check_number, unknown_name
 from circuitvit.graph import notebook, selection
-from circuitvit.graph.circuit import PROVENANCE_SCHEMA, SCORE_MAP_SCHEMA, Circuit, Provenance, check_graph
+from circuitvit.graph.circuit import SCORE_MAP_SCHEMA, Circuit, check_graph
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
 from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
+from circuitvit.graph.provenance import PROVENANCE_SCHEMA, Provenance
 from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, Remade, frozen
 
 SCORES_SCHEMA = "circuitvit.scores/1"

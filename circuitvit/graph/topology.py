@@ -1,8 +1,4 @@
-"""The graph of a model: how its nodes and edges are spelled, and which there are, in one fixed order.
-
-`a0.h1->a3.h2<q>@cls` is sender `a0.h1`, receiver `a3.h2<q>`, group `cls`. The spelling is that of the EAP-IG
-and MIB files (Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151), so circuits move
-between tools; only the `@group` ending is our own.
+"""The graph of a model: which nodes and edges there are, in one fixed order.
 
 A graph is made from names alone (a list of `StageNodes`), so circuits can be loaded, combined and drawn
 without the model. Everything that belongs to edges is an array of shape `(sender, receiver, group)`; an
@@ -11,7 +7,6 @@ entry whose sender does not come before its receiver is no edge and stays empty.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,14 +14,15 @@ from functools import cached_property
 from itertools import pairwise
 from math import prod
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import FileError, NameNotFoundError, OptionError, unknown_name
+from circuitvit.errors import FileError, OptionError, unknown_name
 from circuitvit.graph import notebook
 from circuitvit.graph.files import COUNT, TEXT, record
+from circuitvit.graph.names import Edge, check_name, edge_name, node_of, parse_edge
 
 A = TypeVar("A", NDArray[np.bool_], NDArray[np.float64])
 
@@ -64,94 +60,6 @@ GRAPH_SCHEMA = record(
     d_model=COUNT,
 )
 """What a file says of a graph."""
-
-
-# -- names ---------------------------------------------------------------------------------------
-
-_SENDER = r"[^\s<>@]+"
-_RECEIVER = r"[^\s<>@]+(?:<\w+>)?"
-_GROUP = r"\S+"
-_EDGE = re.compile(rf"\s*({_SENDER})\s*->\s*({_RECEIVER})\s*(?:@({_GROUP}))?\s*")
-_SPELLINGS = {"sender": _SENDER, "receiver": _RECEIVER, "token group": _GROUP}
-
-
-class Edge(NamedTuple):
-    """One edge by the names of its ends; `group` is "" where the graph has a single token group."""
-
-    sender: str
-    receiver: str
-    group: str = ""
-
-    def __str__(self) -> str:
-        return edge_name(*self)
-
-
-def edge_name(sender: str, receiver: str, group: str = "") -> str:
-    """The name of an edge.
-
-    Example:
-        >>> edge_name("a0.h1", "a3.h2<q>", "cls")
-        'a0.h1->a3.h2<q>@cls'
-    """
-    return f"{sender}->{receiver}@{group}" if group else f"{sender}->{receiver}"
-
-
-def parse_edge(name: str) -> Edge:
-    """The parts of an edge's name; spaces around the arrow are allowed.
-
-    Raises:
-        NameNotFoundError: if `name` is not spelled like an edge.
-
-    Example:
-        >>> parse_edge("a0.h1 -> a3.h2<q>")
-        Edge(sender='a0.h1', receiver='a3.h2<q>', group='')
-    """
-    match = _EDGE.fullmatch(name)
-    if match is None:
-        raise NameNotFoundError(
-            f"{name!r} is not an edge: write sender->receiver, such as 'a0.h1->a3.h2<q>' or 'm0->logits'"
-        )
-    return Edge(match[1], match[2], match[3] or "")
-
-
-def check_name(kind: str, name: str) -> None:
-    """Refuse a "sender", "receiver" or "token group" that could not be read back from an edge's name.
-
-    Characters that do not print are refused too: two names that look alike must be alike.
-
-    Raises:
-        OptionError: if the name is misspelled.
-
-    Example:
-        >>> check_name("receiver", "a3.h2<q>")
-    """
-    if not re.fullmatch(_SPELLINGS[kind], name) or not name.isprintable():
-        raise OptionError(
-            f"{name!r} cannot name a {kind}: use visible characters, without spaces, <, > and @"
-        )
-
-
-def node_of(receiver: str) -> str:
-    """The node that a receiver belongs to.
-
-    Example:
-        >>> node_of("a3.h2<q>")
-        'a3.h2'
-    """
-    return receiver.partition("<")[0]
-
-
-def port_of(receiver: str) -> str:
-    """Which of its node's inputs a receiver is: "q", "k", "v", or "" for a node with one input.
-
-    Example:
-        >>> port_of("a3.h2<q>"), port_of("m3")
-        ('q', '')
-    """
-    return receiver.partition("<")[2].rstrip(">")
-
-
-# -- stages and the graph ------------------------------------------------------------------------
 
 
 def frozen(array: A) -> A:
@@ -209,6 +117,11 @@ class StageNodes(Remade):
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that write or read here; one that does both stands twice."""
         return *self.senders, *map(node_of, self.receivers)
+
+    @property
+    def block(self) -> str:
+        """The name of the block that the stage belongs to: "layer 3", or the pool whose stream it writes."""
+        return f"layer {self.layer}" if self.writes_to == RESIDUAL else self.writes_to
 
     @property
     def begins(self) -> bool:

@@ -38,7 +38,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged or hostile file can make the readers raise nearly anything
         if "TorchScript" in str(error):
             raise FileError(
-                f"{path} is a TorchScript archive, as OpenAI's own files are, and holds code: save its state_dict as "
+                f"{path} is a TorchScript archive, as OpenAI's own files are, and holds code: save "
+                f"its state_dict as "
                 ".safetensors where you trust it, and give that"
             ) from error
         raise FileError(f"{path} is not a readable checkpoint of tensors: {str(error)[:300]}") from error

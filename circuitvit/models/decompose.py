@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,8 +50,10 @@ GROWTH = 1e8
 """How many times over a stream is given to a block to see whether it goes through."""
 
 NO_STREAM = (
-    "has no residual stream: what enters it does not come out again when it is made large, since it is normed after "
-    "something was added to it (post-norm), or nothing is. What a part writes is then rescaled by every later norm, so "
+    "has no residual stream: what enters it does not come out again when it is made large, since it "
+    "is normed after "
+    "something was added to it (post-norm), or nothing is. What a part writes is then rescaled by "
+    "every later norm, so "
     "that later parts read no sum of what earlier ones wrote, and there are no edges to find"
 )
 
@@ -105,7 +107,8 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
     stages = family.stages(twin)
     _check_parts(stages)
     _check_chain(family, twin, stages, images, run)
-    _check_ends(family, twin, images, run)
+    ends = _ends(family, twin, redrawn=True)
+    _check_ends(family, twin, ends, images, run)
     name, place = type(twin).__name__, 1
     for layer, call in enumerate(run.calls):
         where = f"blocks.{layer}"
@@ -120,7 +123,7 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
             if isinstance(part, MLPStage) and isinstance(own, MLPStage):
                 _check_mlp(where, part, own, *call.stream.shape[1:])
         place += len(parts)
-    _check_readout(family, twin, stages, run)
+    _check_readout(family, twin, ends, stages, run)
     return stages, run.logits
 
 
@@ -288,16 +291,18 @@ class _Through(StandIn):
 
 
 @torch.no_grad()
-def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> None:
+def _check_ends(family: Family, twin: nn.Module, copied: nn.Module, images: Tensor, run: _Run) -> None:
     """Without its blocks, in float64 and with weights redrawn, the module is embedding and readout alone."""
-    copied = _wide(twin, without=family.blocks(twin), redrawn=True)
     wide = images.to(next(copied.parameters()))
     blocks = [block for block in copied.modules() if isinstance(block, _Through)]
     order = partial(_ordered, token_first=family.token_first(copied))
     for block, call in zip(blocks, run.calls, strict=True):
         block.given = call.given
     try:
-        expected = [family.run(copied, wide), *(order(block.seen) for block in blocks)]
+        expected = [
+            family.run(copied, wide),
+            *(order(each) for each in (block.seen for block in blocks) if each is not None),
+        ]
         streams = [family.embed(copied, wide)]
         for block in blocks:
             streams.append(order(block.noised(order(streams[-1]))))
@@ -307,7 +312,8 @@ def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> N
         raise UnsupportedModelError(
             f"{type(twin).__name__} cannot be checked in float64: {type(error).__name__}: {error}"
         ) from error
-    if not all(own is not None and _alike(ours, own) for ours, own in zip(found, expected, strict=True)):
+    alike = [_alike(ours, own) for ours, own in zip(found, expected, strict=False)]
+    if len(found) != len(expected) or not all(alike):
         raise UnsupportedModelError(
             f"{type(twin).__name__}: before, between or after the blocks of its family the sum of its parts "
             "differs from its own forward: it does something there that this library does not know of"
@@ -317,15 +323,23 @@ def _check_ends(family: Family, twin: nn.Module, images: Tensor, run: _Run) -> N
 # -- one block, in float64 -----------------------------------------------------------------------
 
 
-def _wide(module: nn.Module, without: Sequence[nn.Module] = (), redrawn: bool = False) -> nn.Module:
-    """A copy in float64; some parts do nothing in it.
+def _ends(family: Family, twin: nn.Module, redrawn: bool) -> nn.Module:
+    """A copy in float64 without its blocks, and without parts that no image should pass: these would fail."""
+    blocks = {id(block): _Through(block) for block in family.blocks(twin)}
+    return _wide(twin, blocks | {id(part): nn.Module() for part in family.unused(twin)}, redrawn)
+
+
+def _wide(
+    module: nn.Module, instead: Mapping[int, nn.Module] | None = None, redrawn: bool = False
+) -> nn.Module:
+    """A copy in float64.
 
     Args:
         module: to copy.
-        without: the parts that do nothing.
+        instead: what takes the places of some parts, by their ids.
         redrawn: whether all weights are drawn anew, so that none is too small to tell anything.
     """
-    made = copy.deepcopy(module, {id(part): _Through(part) for part in without})
+    made = copy.deepcopy(module, dict(instead or {}))
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     made = made.to("cpu" if device.type == "mps" else device, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -376,7 +390,9 @@ class _WiderNorm(nn.LayerNorm):
         return torch.equal(found, found.float().double())
 
     def _is_narrow(self, noise: Tensor) -> bool:
-        """Whether what fails in float64 runs in float32; a norm of channels of an image takes no noise at all."""
+        """Whether what fails in float64 runs in float32; a norm of channels of an image takes no noise at
+        all.
+        """
         try:
             self._in_float32(noise)
         except RuntimeError:
@@ -386,7 +402,8 @@ class _WiderNorm(nn.LayerNorm):
     def _in_float32(self, stream: Tensor) -> Tensor:
         named = (*self.named_parameters(), *self.named_buffers())
         narrow = {name: tensor.float() for name, tensor in named}
-        return functional_call(self._own[0], narrow, (stream.float(),)).to(stream)
+        found: Tensor = functional_call(self._own[0], narrow, (stream.float(),))
+        return found.to(stream)
 
     def forward(self, stream: Tensor) -> Tensor:
         exact = super().forward(stream)
@@ -450,8 +467,9 @@ def _check_block(
         if inputs and float(rerun(GROWTH).abs().max()) < GROWTH**0.5 * float(start.abs().max()):
             raise UnsupportedModelError(f"{place} {NO_STREAM}")
         first = _first_that_differs(block, parts, start, lambda: rerun(1.0), call.token_first)
+        share = off / max(size, 1e-300)
         raise UnsupportedModelError(
-            f"{place}: {first}the sum of its parts differs from its own forward by {off / max(size, 1e-300):.1e} "
+            f"{place}: {first}the sum of its parts differs from its own forward by {share:.1e} "
             "of what it adds: it does something that this library does not know of"
         )
 
@@ -459,7 +477,9 @@ def _check_block(
 def _first_that_differs(
     block: nn.Module, parts: Sequence[Stage], start: Tensor, run: Callable[[], Tensor], token_first: bool
 ) -> str:
-    """Which stage is the first that leaves another stream than the block has there, as the next norm shows."""
+    """Which stage is the first that leaves another stream than the block has there, as the next norm
+    shows.
+    """
     seen: dict[nn.Module, Tensor] = {}
     norms = [norm.module for part in parts if isinstance(norm := getattr(part, "norm", None), Norm)]
     with _noted(norms, lambda norm, given, *_: seen.update({norm: given[0]})):
@@ -551,15 +571,16 @@ def _is_alike_alone(part: MLPStage, normed: Tensor, written: Tensor, chosen: Ten
 
 
 @torch.no_grad()
-def _check_readout(family: Family, twin: nn.Module, stages: Sequence[Stage], run: _Run) -> None:
+def _check_readout(
+    family: Family, twin: nn.Module, redrawn: nn.Module, stages: Sequence[Stage], run: _Run
+) -> None:
     """Find out which tokens the readout reads, whether its parts are all there is to it, and likewise for a
     pool.
     """
     readout = stages[-1]
     if not isinstance(readout, ReadoutStage):
         return
-    for redrawn in (False, True):
-        copied = _wide(twin, without=family.blocks(twin), redrawn=redrawn)
+    for copied in (_ends(family, twin, redrawn=False), redrawn):
         stream = run.calls[-1].output[:1].to(next(copied.parameters()))
         pool = family.pool(copied)
         for part, own in zip(pool, stages[-1 - len(pool) : -1], strict=True):

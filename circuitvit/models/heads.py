@@ -26,7 +26,7 @@ from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedMod
 from circuitvit.graph.files import TEXT, check_version, record, write_bytes
 from circuitvit.models.layers import ReadoutStage
 from circuitvit.models.model import Model
-from circuitvit.models.parts import Chain, Readout
+from circuitvit.models.parts import Chain, Linear, Readout
 
 HEAD_SCHEMA = "circuitvit.head/1"
 
@@ -279,9 +279,7 @@ def _headed(features: ReadoutStage, head: nn.Module) -> ReadoutStage:
     """A readout whose logits are the head's, on these features."""
     parts: Readout | None = None
     if features.parts is not None:
-        heads = tuple(
-            head if isinstance(each, nn.Identity) else Chain((each, head)) for each in features.parts.heads
-        )
+        heads = tuple(_then(each, head) for each in features.parts.heads)
         parts = replace(features.parts, heads=heads)
     return _like(features, parts or partial(_on, head, features.own), parts, features.tokens)
 
@@ -293,6 +291,13 @@ def _like(
     made = ReadoutStage(stage.nodes.layer, own, parts)
     made.nodes, made.tokens = stage.nodes, tokens
     return made
+
+
+def _then(before: nn.Module | Linear | Chain, head: nn.Module) -> nn.Module | Chain:
+    """What there is already, such as a projection, and the head after it."""
+    if isinstance(before, nn.Identity):
+        return head
+    return Chain((*(before.maps if isinstance(before, Chain) else (before,)), head))
 
 
 def _on(head: nn.Module, own: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ class ReadoutStage(Stage):
         return self._known_parts("none that can be made linear").affine(stream, of)
 
     def contents(self) -> tuple[Content, ...]:
-        return () if self.parts is None else (self.parts.norm, self.parts.after, *self.parts.heads)
+        return () if self.parts is None else (self.parts.norm, self.parts.after, *self.parts.maps)
 
     def with_rules(self, rules: BackwardRules) -> ReadoutStage:
         if not rules.frozen_norms:

@@ -19,7 +19,7 @@ from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
-from circuitvit.models.weights import content_hash, libraries
+from circuitvit.models.weights import content_hash, hash_with, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
@@ -262,7 +262,11 @@ class Model:
 
     def _hash(self) -> str:
         blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
-        return content_hash(self.stages, self.module, lambda: self(blank))
+        found = content_hash(self.stages, self.module, lambda: self(blank))
+        head, parts = self.head, getattr(self.stages[-1], "parts", None)
+        if head is None or (head.tokens == "pooled" and parts is not None):  # where it is as if built in
+            return found
+        return hash_with(found, head.tokens, head.tensors.values())
 
     @cached_property
     def libraries(self) -> dict[str, str]:

@@ -131,7 +131,8 @@ class Linear:
         if self.shared is None:
             return rows
         groups, heads = self.shared
-        return rows.unflatten(0, (groups, -1)).repeat_interleave(heads, dim=0).flatten(0, 1)
+        by_group = rows.view(groups, -1, *rows.shape[1:])
+        return by_group.repeat_interleave(heads, dim=0).flatten(0, 1)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -147,14 +148,14 @@ class Linear:
 class Chain:
     """Maps that follow each other, such as a projection and a classifier that was put on it."""
 
-    maps: tuple[Any, ...]
+    maps: tuple[nn.Module | Linear, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         for each in self.maps:
             x = each(x)
         return x
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[nn.Module | Linear]:
         return iter(self.maps)
 
 
@@ -361,6 +362,25 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
+class Latents:
+    """Learned tokens whose queries gather the stream.
+
+    Attributes:
+        tokens: `(latent, width)`.
+        query: from them, normed, to all heads' queries; None where they are these queries.
+        norm: of them, or None.
+    """
+
+    tokens: Float[Tensor, "latent width"]
+    query: Linear | None = None
+    norm: Norm | None = None
+
+    def __call__(self) -> Float[Tensor, "latent head*d_head"]:
+        tokens = self.tokens if self.norm is None else self.norm(self.tokens)
+        return tokens if self.query is None else self.query(tokens)
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """What multi-head self-attention is made of.
 
@@ -382,7 +402,7 @@ class Attention:
         across: the norm of all heads' outputs joined, before `out`, or None; with it every head writes by the
             scale of all.
         derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
-        latents: gives learned queries, the same for all images, `(latent, head * d_head)`; or None.
+        latents: learned queries, the same for all images, or None.
     """
 
     heads: int
@@ -400,7 +420,7 @@ class Attention:
     difference: Difference | None = None
     across: Norm | None = None
     derived: Derived = field(default_factory=Derived)
-    latents: Callable[[], Float[Tensor, "latent width"]] | None = None
+    latents: Latents | None = None
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:
@@ -512,6 +532,11 @@ class Readout:
     def __call__(self, stream: Tensor) -> Float[Tensor, "batch classes"]:
         pooled = self.after(self.pool(self.norm(stream)))
         return torch.stack([head(pooled[:, place]) for place, head in enumerate(self.heads)]).mean(dim=0)
+
+    @property
+    def maps(self) -> tuple[nn.Module | Linear, ...]:
+        """All that the classifiers are made of, one after the other."""
+        return tuple(each for head in self.heads for each in (head if isinstance(head, Chain) else (head,)))
 
     def with_rules(self, rules: BackwardRules) -> Readout:
         """The same with norms that are differentiated by the rules."""

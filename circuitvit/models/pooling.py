@@ -15,7 +15,7 @@ from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import RESIDUAL
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.parts import Attention, Norm
-from circuitvit.models.stages import Reads
+from circuitvit.models.stages import Content, Reads
 
 POOL = "pool"
 """What a pool is called: its nodes `pool.h0`, ..., `pool.mlp`, and the part of the stream that they write."""
@@ -58,6 +58,11 @@ class PoolingStage(AttentionStage):
     def _take(self, heads: Sequence[int]) -> None:
         super()._take(heads)
         self.nodes = replace(self.nodes, name=self.pool, reads_from=self.reads_from, writes_to=self.pool)
+
+    def contents(self) -> tuple[Content, ...]:
+        latents = self.attention.latents
+        assert latents is not None, "a pool has learned queries"
+        return (*super().contents(), latents.tokens, latents.norm, latents.query, self.positions)
 
     def add(self, stream: Tensor, compact: Tensor) -> Tensor:
         return self.total(compact)

@@ -1,8 +1,8 @@
 """Pictures to inputs as the image processors of transformers do it, to the last bit.
 
-timm resizes the picture by Pillow and crops to the nearest pixel; transformers resizes a tensor by torchvision, and
-rounds crops down. The difference is a pixel here and there, and a level of brightness, but then the numbers are
-not those that a user of the library has.
+timm resizes the picture by Pillow and crops to the nearest pixel; transformers resizes a tensor by
+torchvision, and rounds crops down. The difference is a level of brightness and a pixel here and there, but
+then the numbers are not those that a user of the library has.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MODES = {"nearest": "NEAREST_EXACT", "lanczos": "LANCZOS", "bilinear": "BILINEAR
 class ProcessorSpec(InputSpec):
     """How pictures become the input of a model of transformers; `crop_pct` says nothing here.
 
-    What is resized is a tensor of bytes. The middle of `size` is cropped out of it, with black around where it is
-    smaller.
+    What is resized is a tensor of bytes. The middle of `size` is cropped out of it, with black around where
+    it is smaller.
 
     Attributes:
         resize: height and width that a picture is squeezed to; or the length of its short side; or nothing,

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.families import Family
 
-
 QUANTIZED = frozenset(
     {"auto_gptq", "awq", "bitsandbytes", "gptqmodel", "hqq", "quanto", "quantized", "torchao"}
 )
@@ -74,9 +73,9 @@ def refuse_unknown(module: nn.Module) -> None:
     for place, part in module.named_modules():
         if isinstance(part, nn.TransformerEncoderLayer) and not part.norm_first:
             raise UnsupportedModelError(
-                f"{kind} cannot be decomposed: {place or 'it'} norms the stream after adding to it (post-norm, "
-                "norm_first=False), so that what a part writes is rescaled by every later norm, later parts read no sum "
-                "of what earlier ones wrote, and there are no edges to find"
+                f"{kind} cannot be decomposed: {place or 'it'} norms the stream after adding to it "
+                "(post-norm, norm_first=False), so that what a part writes is rescaled by every later norm, "
+                "later parts read no sum of what earlier ones wrote, and there are no edges to find"
             )
 
 
@@ -105,7 +104,7 @@ def refuse_unsound(module: nn.Module) -> None:
         kind = type(part).__module__
         if "_hf_hook" in vars(part):
             raise UnsupportedModelError(
-                f"{where} has a hook of accelerate (device_map), which moves weights and inputs at every run: "
+                f"{where} has a hook of accelerate (device_map), which moves weights at every run: "
                 "load the model without device_map, or call accelerate.hooks.remove_hook_from_module(model, "
                 "recurse=True)"
             )
@@ -121,7 +120,7 @@ def refuse_unsound(module: nn.Module) -> None:
             )
         if kind.partition(".")[0] == "peft":
             raise UnsupportedModelError(
-                f"{where} is a {type(part).__name__} of an adapter (PEFT), whose weights are not in the layer: "
+                f"{where} is a {type(part).__name__} of an adapter (PEFT), with weights beside the layer's: "
                 "merge them first, with merge_and_unload of the PeftModel"
             )
         own = part.parameters(recurse=False)

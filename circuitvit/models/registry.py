@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,6 +105,7 @@ CLASSIFIERS = ("head", "head_dist")
 SOURCES: dict[str, str] = {
     "hf": "circuitvit.models.families.hf_load:load_hf",
     "open_clip": "circuitvit.models.families.open_clip_load:load_open_clip",
+    "torchvision": "circuitvit.models.families.torchvision_vit:load_torchvision",
 }
 """Who loads names with this word before a colon, such as "hf:google/vit-base-patch16-224": "module:function",
 of the rest of the name and of keywords of `load`, to a `Loaded`.
@@ -118,8 +120,8 @@ INSIDE = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
 }
-"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute that
-holds the plain one, or the image tower.
+"""Wrappers that change nothing of what a module computes, and models of images and texts; and the attribute
+that holds the plain one, or the image tower.
 """
 
 
@@ -370,9 +372,10 @@ def family_of(module: nn.Module) -> Family | Layout:
     Raises:
         UnsupportedModelError: if there is none.
     """
-    found = next(filter(None, (FAMILIES.get(_full_name(kind)) for kind in type(module).__mro__)), None)
-    if found is not None:
-        return _found(found) if isinstance(found, str) else found
+    found = [FAMILIES[name] for kind in type(module).__mro__ if (name := _full_name(kind)) in FAMILIES]
+    if found:
+        family: Family | Layout = _found(found[0]) if isinstance(found[0], str) else found[0]
+        return family
     refuse_unknown(module)
     for place, part in module.named_modules():
         if is_known(type(part)):
@@ -387,6 +390,22 @@ def family_of(module: nn.Module) -> Family | Layout:
         f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
         "classes derived from them. Teach the library yours with circuitvit.register"
     )
+
+
+def libraries() -> dict[str, tuple[str, ...]]:
+    """The architectures that have a family, by the library that they are of, in alphabetical order.
+
+    Example:
+        >>> libraries()["torchvision"]
+        ('VisionTransformer',)
+    """
+    found: dict[str, set[str]] = {}
+    for name in FAMILIES:
+        library, kind = name.partition(".")[0], name.rpartition(".")[2]
+        if library == "transformers":  # ViTModel, ViTForImageClassification: one architecture
+            kind = re.split(r"(?:Vision)?(?:Model|For)", kind)[0]
+        found.setdefault(library, set()).add(kind)
+    return {library: tuple(sorted(found[library], key=str.lower)) for library in sorted(found)}
 
 
 def is_known(kind: type) -> bool:

@@ -1,8 +1,9 @@
 """What weights a model has, whatever the layout: the same for timm, torchvision, transformers and open_clip.
 
-Stages name their tensors in an order of their own: norms, queries, keys, values, outputs, MLPs, the readout. So it does not
-matter whether a module keeps queries, keys and values together or apart, or what it calls them. The others, such
-as those of the embedding, come in the order in which the module's own forward first uses them.
+Stages name their tensors in an order of their own: norms, queries, keys, values, outputs, MLPs, the readout.
+So it does not matter whether a module keeps queries, keys and values together or apart, or what it calls
+them. The others, such as those of the embedding, come in the order in which the module's own forward first
+uses them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ LIBRARIES = ("clip", "open_clip", "timm", "torch", "torchvision", "transformers"
 def content_hash(stages: Sequence[Stage], module: nn.Module, run: Callable[[], object]) -> str:
     """SHA-256 over the values of all tensors that a model computes with, with `VERSION` before it.
 
-    A tensor that changes nothing, a bias of zeros or a factor of ones, counts as one that is not there. Shapes
-    count without dimensions of size 1.
+    A tensor that changes nothing, a bias of zeros or a factor of ones, counts as one that is not there.
+    Shapes count without dimensions of size 1.
 
     Args:
         stages: of the model.
@@ -57,6 +58,15 @@ def content_hash(stages: Sequence[Stage], module: nn.Module, run: Callable[[], o
     for tensor in others.used.values():
         digest.update(b"|")
         _add(digest, tensor, 0.0)
+    return f"{VERSION}-{digest.hexdigest()}"
+
+
+def hash_with(found: str, what: str, tensors: Iterable[Tensor]) -> str:
+    """A hash of weights with something more in it, of the same kind."""
+    digest = hashlib.sha256(f"{found}|{what}".encode())
+    for tensor in tensors:
+        digest.update(b"|")
+        _add(digest, tensor, None)
     return f"{VERSION}-{digest.hexdigest()}"
 
 

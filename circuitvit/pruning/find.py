@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from circuitvit.attribution.budget import seconds
 from circuitvit.attribution.scoring import attribute, provenance_of
 from circuitvit.engine import Evaluator, Saved, StateFile, announce, progress_bar
-from circuitvit.errors import DataError, OptionError, check_number, check_whole
+from circuitvit.errors import DataError, OptionError, check_number, check_whole, counted
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.models import Model
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
@@ -227,7 +227,7 @@ def _find(
 
 
 def _plan(evaluator: Evaluator, deadline: float, batch_size: int, seed: int) -> tuple[Plan, float]:
-    """Turn seconds into numbers of steps and runs, from a few measured ones; and the seconds that they need."""
+    """Turn seconds into numbers of steps and runs, from a few measured ones, and say what these will take."""
     prepared, settings = evaluator.prepared, MaskSettings(batch_size=batch_size)
     trainer = MaskTrainer(prepared, prepared.graph.n_edges, settings, evaluator=evaluator)
     trainer.step()  # the first one allocates
@@ -328,7 +328,7 @@ def _smallest(candidates: tuple[Candidate, ...], band: Band) -> Candidate:
 
 def _summary(prepared: PreparedTask, plan: Plan, start: Candidate, refined: Refinement, band: Band) -> str:
     circuit = refined.circuit
-    pairs = f"{len(prepared)} pair{'s' if len(prepared) > 1 else ''}"
+    pairs = counted(len(prepared), "pair")
     within = f"in the band [{band[0]:.2f}, {band[1]:.2f}]"
     learned = (
         f"A mask was learned in up to {plan.steps} steps on {pairs}. Its smallest circuit {within} had "

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models import Model
+from circuitvit.tasks.ablations import same_ablation
 from circuitvit.tasks.classes import ClassSpec as ClassSpec
 from circuitvit.tasks.classes import class_indices, class_label, classes_label
 from circuitvit.tasks.images import ImageSpec
@@ -351,7 +352,8 @@ def same_metric(one: BoundMetric, other: BoundMetric) -> bool:
         [PerPair if isinstance(side, PerPair) else side for side in (each.target, each.foil)]
         for each in (mine, theirs)
     ]
-    return formulas[0] == formulas[1] and (said[0] == said[1] or one.label == other.label)
+    alike = said[0] == said[1] or one.label == other.label
+    return formulas[0] == formulas[1] and alike and same_ablation(mine.to, theirs.to)
 
 
 # -- inside --------------------------------------------------------------------------------------

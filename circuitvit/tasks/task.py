@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, counted
 from circuitvit.graph import Direction, Graph, notebook
 from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
@@ -212,6 +212,11 @@ class Task:
         with torch.no_grad():
             n_tokens = model.embed(image).shape[1]
         groups = GROUPS[self.groups](model, n_tokens) if isinstance(self.groups, str) else self.groups
+        for part in model.graph.parts[1:]:
+            if part in groups.names:
+                raise OptionError(
+                    f"a token group cannot be called {part!r}, which is that of the pooled tokens of {model.name}"
+                )
         if groups.members.shape[-1] != n_tokens:
             raise DataError(
                 f"token groups for {groups.members.shape[-1]} tokens, but the model sees {n_tokens}"
@@ -296,8 +301,7 @@ class PreparedTask:
     @property
     def label(self) -> str:
         """One line for reports and files."""
-        pairs = "pair" if self.corrupt is not None else "image"
-        count = f"{len(self)} {pairs}{'' if len(self) == 1 else 's'}"
+        count = counted(len(self), "image" if self.corrupt is None else "pair")
         return f"{count}, {self.metric.label}, {self.ablation.name} ablation, {self.direction}"
 
     def batches(self, size: int) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from circuitvit.engine import Evaluator
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, counted
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -50,8 +50,8 @@ def assert_faithful(
     _check_range(at_least, at_most)
     evaluator, circuit = _evaluator(model, task, circuit, batch_size)
     found = ratio_interval(evaluator.values(circuit.kept) - evaluator.nothing, evaluator.effect, Bootstrap())
-    wish = f"{at_least:g} to {at_most:g}"
-    said = f"faithfulness of {len(circuit):,} edges on {_pairs(evaluator)} is {found}; asked for: {wish}"
+    size, wish = f"{len(circuit):,} edges", f"{at_least:g} to {at_most:g}"
+    said = f"faithfulness of {size} on {counted(len(evaluator), 'pair')} is {found}; asked for: {wish}"
     record("assert_faithful", _sure(said, found, sure), _inside(found, at_least, at_most, sure))
     return found
 
@@ -79,7 +79,7 @@ def assert_necessary(
     found = ratio_interval(evaluator.whole - evaluator.values((~circuit).kept), evaluator.effect, Bootstrap())
     said = (
         f"without the circuit's {len(circuit):,} edges {found} of the behaviour is lost on "
-        f"{_pairs(evaluator)}; asked for: at least {at_least:g}"
+        f"{counted(len(evaluator), 'pair')}; asked for: at least {at_least:g}"
     )
     record("assert_necessary", _sure(said, found, sure), _inside(found, at_least, math.inf, sure))
     return found
@@ -119,7 +119,7 @@ def assert_minimal(
     found = dict(zip(circuit, changes.tolist(), strict=True))
     idle = [f"{name} ({change:+.2g})" for name, change in found.items() if abs(change) < least]
     few = f"{len(idle)} of {len(found)} edges"
-    said = f"{few} change faithfulness by less than {least:g} on {_pairs(evaluator)}"
+    said = f"{few} change faithfulness by less than {least:g} on {counted(len(evaluator), 'pair')}"
     record("assert_minimal", f"{said}: {_some(idle)}" if idle else said, held=not idle)
     return found
 
@@ -232,10 +232,6 @@ def _sure(said: str, found: Estimate, sure: bool) -> str:
     return said + (
         " by all of the interval" if found.low is not None else " by an interval, for which pairs are too few"
     )
-
-
-def _pairs(evaluator: Evaluator) -> str:
-    return "1 pair" if len(evaluator) == 1 else f"{len(evaluator)} pairs"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,19 +6,12 @@ connected circuits as the null, robustness, stability, and activation patching.
 """
 
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
+from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
-from circuitvit.verification.hypotheses import (
-    BeatsRandom,
-    Expectation,
-    Falls,
-    Flips,
-    Hypothesis,
-    Rises,
-    Unchanged,
-    check_hypotheses,
-)
+from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
 from circuitvit.verification.hypothesis_file import HypothesisFile, read_hypotheses
-from circuitvit.verification.ideals import completeness_test, independence_test, minimality_test
+from circuitvit.verification.ideals import completeness_test, minimality_test
+from circuitvit.verification.independence import hsic_permutation_p, independence_test
 from circuitvit.verification.interventions import Flip, FlipSearch, PatchingMap, flip_search, patching_map
 from circuitvit.verification.null import complement_circuits, connected_circuits, stage_profile
 from circuitvit.verification.patterns import select_edges
@@ -27,7 +20,6 @@ from circuitvit.verification.robustness import Robustness, robustness, stability
 from circuitvit.verification.statistics import (
     Bootstrap,
     Estimate,
-    hsic_permutation_p,
     mean_above,
     mean_interval,
     ratio_interval,

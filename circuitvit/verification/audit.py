@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from circuitvit.engine import Evaluator
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, counted
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.verification.faithfulness import origin_differs
-from circuitvit.verification.ideals import completeness_test, independence_test, minimality_test
+from circuitvit.verification.ideals import completeness_test, minimality_test
+from circuitvit.verification.independence import independence_test
 from circuitvit.verification.null import complement_circuits, connected_circuits
 from circuitvit.verification.statistics import (
     MIN_PAIRS,
@@ -271,7 +272,7 @@ def equivalence_test(
     p_value = equivalence_p(difference, room, draws, clusters)
     outside = beyond_p(difference, room, draws, clusters)
     within = f"within {1 - margin:g} to {1 + margin:g}"
-    verdict, found = UNDECIDED, f"{len(evaluator)} pair(s) do not show whether it lies {within}"
+    verdict, found = UNDECIDED, f"{counted(len(evaluator), 'pair')} do not show whether it lies {within}"
     if p_value is None or outside is None:
         found += f"; it takes {MIN_PAIRS} or more"
     elif p_value <= alpha:

@@ -25,15 +25,8 @@ from circuitvit.graph import Circuit
 from circuitvit.graph.files import check_shape
 from circuitvit.tasks import Task, ablation_names, metric_names
 from circuitvit.tasks.metrics import ClassSpec, as_metric
-from circuitvit.verification.hypotheses import (
-    BeatsRandom,
-    Expectation,
-    Falls,
-    Flips,
-    Hypothesis,
-    Rises,
-    Unchanged,
-)
+from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
+from circuitvit.verification.hypotheses import Hypothesis
 from circuitvit.verification.verdict import REFUTED, SCOPES, SUPPORTED, UNDECIDED
 
 HYPOTHESES_SCHEMA = "circuitvit.hypotheses/1"

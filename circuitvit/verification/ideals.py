@@ -1,4 +1,4 @@
-"""Ideals that few circuits meet: every edge is needed, nothing is missing, the rest knows nothing.
+"""Ideals that few circuits meet: every edge is needed, and nothing is missing.
 
 *Minimality.* Any edge has some effect, so "does ablating it change anything" is the wrong question. The right
 one is whether it changes more than an edge that has no business in the circuit: a random path from input to
@@ -7,8 +7,6 @@ logits is added to the circuit, and one of the edges that came with it is knocke
 *Completeness.* A circuit that holds one of two interchangeable parts is faithful and not complete: the model
 does not miss that part, the circuit does. What tells is a set of its edges ablated in the circuit and in the
 model: both must fail alike.
-
-*Independence.* Does what the complement says depend on how strong the behaviour is? HSIC with permutations.
 """
 
 from __future__ import annotations
@@ -27,15 +25,10 @@ from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.pruning.refine import changed
 from circuitvit.verification.null import random_path
 from circuitvit.verification.statistics import (
-    ALTERNATIVE,
-    ROUNDING,
     Bootstrap,
     Estimate,
     beyond_p,
-    detection_power,
     equivalence_p,
-    hsic,
-    hsic_permutation_p,
     power_of_equivalence,
     rank_p,
     ratio_interval,
@@ -47,8 +40,6 @@ POWER_RESAMPLES = 50
 
 GREEDY_CANDIDATES = 10
 """Edges tried in each greedy step."""
-
-ENOUGH_POWER = 0.8
 
 
 def minimality_test(
@@ -280,64 +271,6 @@ def knock_outs(
     return list(reversed(distinct.values()))
 
 
-def independence_test(
-    evaluator: Evaluator,
-    circuit: CircuitLike,
-    settings: AuditSettings | None = None,
-    *,
-    n_permutations: int = 999,
-) -> Verdict:
-    """Is what the rest of the model says independent of what the model says?
-
-    Null hypothesis: over pairs, `m(all) - m(none)` and `m(everything but C) - m(none)` are independent. Both
-    are measured from the ablated run, so that a scene's brightness, say, which every run shares, does not
-    count as knowledge of the behaviour.
-    Statistic: HSIC; p-value by permutation of the pairs, `(b + 1) / (n + 1)`.
-    Verdict: refuted when the null is rejected. Not rejecting shows little by itself, so it is supported only
-    where the power against a correlation of 0.5 is at least 0.8 (simulated at this number of pairs).
-    Assumed: pairs are independent draws.
-    An ideal rather than a requirement: a complement that carries a thousandth of the behaviour, but always
-    the same thousandth, is dependent. See the size of the effect.
-    Source: the independence test of Shi et al. 2024, arXiv:2410.13032; Gretton et al. 2008.
-
-    Args:
-        evaluator: of the task.
-        circuit: to test.
-        settings: level and seed.
-        n_permutations: how many.
-    """
-    settings, circuit = settings or AuditSettings(), as_circuit(circuit, evaluator.graph)
-    alpha, seed = settings.alpha, settings.seed
-    full, rest = evaluator.effect, evaluator.values(~circuit.kept) - evaluator.nothing
-    n = len(full)
-    varies = n < 3 or bool(min(np.ptp(full), np.ptp(rest)) > ROUNDING * np.abs(full).max())
-    p_value = hsic_permutation_p(full, rest, n_permutations, seed) if n > 2 and varies else None
-    power = detection_power(n, alpha, seed) if n > 2 else None
-    correlation = float(np.corrcoef(full, rest)[0, 1]) if n > 2 and varies else 0.0
-    share = float(rest.sum() / full.sum())
-    verdict, why, more = _independence_verdict(p_value, power, varies, alpha)
-    carries = f"the complement carries {round(share, 3) + 0.0:.1%} of the behaviour on average"
-    return Verdict(
-        claim="independence of the complement",
-        verdict=verdict,
-        reason=f"{why}; {carries}.{more}",
-        expectation="the rest of the model knows nothing of the behaviour",
-        null="what the complement restores is independent of how strong the behaviour is",
-        statistic="correlation",
-        effect=Estimate(correlation),
-        p_value=p_value,
-        n=n,
-        alpha=alpha,
-        power=power,
-        assumes="Pairs are independent draws. Power is that of finding a correlation of 0.5 (normal data).",
-        source="Gretton et al. 2008; Shi et al. 2024, arXiv:2410.13032",
-        scope="all such pairs",
-        edges=len(circuit),
-        decisive=False,
-        details={"hsic": hsic(full, rest) if varies else 0.0, "share_kept_by_complement": share},
-    )
-
-
 # -- inside --------------------------------------------------------------------------------------
 
 
@@ -460,21 +393,3 @@ def _completeness_reason(verdict: str, worst: KnockOut, share: float, margin: fl
         f"Of {n_sets} sets of its edges, circuit and model differ most without {worst.name} "
         f"({int(worst.edges.sum())} edges): by {share:+.3f} of the behaviour{ending[verdict]}"
     )
-
-
-def _independence_verdict(
-    p_value: float | None, power: float | None, varies: bool, alpha: float
-) -> tuple[str, str, str]:
-    """The verdict, why, and what else there is to say."""
-    if p_value is None and varies:
-        return UNDECIDED, "There are too few pairs to tell", ""
-    if p_value is None:
-        return SUPPORTED, "What the complement says does not vary", ""
-    if p_value <= alpha:
-        return REFUTED, "What the complement says depends on the behaviour", ""
-    if power is not None and power >= ENOUGH_POWER:
-        return SUPPORTED, "No dependence was found", ""
-    seldom = (
-        f" A correlation of {ALTERNATIVE} would have been found in {power or 0:.0%} of such samples only."
-    )
-    return UNDECIDED, "No dependence was found", seldom

@@ -42,6 +42,7 @@ from circuitvit.engine import (
     patch_sender,
     patch_stream,
     progress_bar,
+    token_parts,
 )
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.models import Model
@@ -380,9 +381,10 @@ def _patching(patch: Callable[..., Tensor], *where: int) -> Run:
 
 
 def _token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[str, Tensor]:
-    with torch.no_grad():
-        n = model.embed(prepared.base.take(0, 1).to(model.device, model.dtype)).shape[1]
-    kinds = model.token_kinds(n)
+    parts = token_parts(model, capture(model, prepared.base.take(0, 1).to(model.device, model.dtype)))
+    own, *others = parts.items()
+    kinds = (*model.token_kinds(len(own[1])), *(part for part, mine in others for _ in mine))
+    n = len(kinds)
     if tokens == "each":
         chosen: Mapping[str, Sequence[int]] = {_token_name(kinds, token): [token] for token in range(n)}
     elif tokens in ("kind", "all"):

@@ -25,15 +25,13 @@ binomial tests, the t distribution and the power that follows from it are scipy'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
-from scipy.spatial.distance import pdist, squareform
 
-from circuitvit.errors import DataError, OptionError, check_whole
+from circuitvit.errors import DataError, OptionError, check_whole, counted
 
 MIN_PAIRS = 5
 """Fewest pairs that give an interval."""
@@ -115,7 +113,7 @@ def mean_interval(
         >>> mean_interval([4.2])
         Estimate(value=4.2, low=None, high=None)
     """
-    values = _pairs(values)
+    values = as_pairs(values)
     sums, counts = cluster_sums(clusters, values, np.ones_like(values))
     return _ratio(sums, counts, settings or Bootstrap())
 
@@ -148,7 +146,7 @@ def mean_above(
         >>> mean_above([2.0, 3.0]) is None
         True
     """
-    values = _pairs(values) - null
+    values = as_pairs(values) - null
     sums, counts = cluster_sums(clusters, values, np.ones_like(values))
     if len(sums) < MIN_PAIRS:
         return None
@@ -182,7 +180,7 @@ def ratio_interval(
         >>> ratio_interval([1.0, 3.0], [2.0, 10.0]).value  # not (0.5 + 0.3) / 2
         0.3333333333333333
     """
-    numerator, denominator = _pairs(numerator), _pairs(denominator)
+    numerator, denominator = as_pairs(numerator), as_pairs(denominator)
     if numerator.shape != denominator.shape:
         raise DataError(f"{len(numerator)} numerators and {len(denominator)} denominators: give one per pair")
     settings = settings or Bootstrap()
@@ -190,7 +188,7 @@ def ratio_interval(
     if low <= 0 <= high:
         raise DataError(
             f"the denominator of the ratio is not distinguishable from 0: mean {denominator.mean():.4g}, "
-            f"between {low:.4g} and {high:.4g} over {len(denominator)} pair(s)"
+            f"between {low:.4g} and {high:.4g} over {counted(len(denominator), 'pair')}"
         )
     above, below = cluster_sums(clusters, numerator, denominator)
     return _ratio(above, below, settings)
@@ -210,7 +208,7 @@ def share_interval(hits: ArrayLike, settings: Bootstrap | None = None) -> Estima
         >>> print(share_interval([True] * 8))
         1.000 (0.631 to 1.000)
     """
-    marks = _pairs(hits)
+    marks = as_pairs(hits)
     share = float(marks.mean())
     if len(marks) < MIN_PAIRS:
         return Estimate(share)
@@ -359,69 +357,6 @@ def power_of_mean(
     return float(stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift / spread))
 
 
-# -- independence ------------------------------------------------------------------------------------
-
-ALTERNATIVE = 0.5
-"""The correlation that the power of a test of independence is reported for."""
-
-POWER_SIMULATIONS = 100
-POWER_PAIRS = 150
-"""More pairs than this are simulated as so many: their power is 1 to two digits."""
-
-
-def hsic(x: ArrayLike, y: ArrayLike) -> float:
-    """The Hilbert-Schmidt independence criterion of two samples, 0 when there is no dependence at all.
-
-    `sum(HKH * L) / n^2` with Gaussian kernels whose width is the median distance, `H` centring.
-
-    Gretton et al. 2005, "Measuring statistical dependence with Hilbert-Schmidt norms", ALT.
-
-    Args:
-        x: `(pair,)`.
-        y: `(pair,)`.
-
-    Example:
-        >>> x = np.linspace(-1, 1, 40)
-        >>> hsic(x, x**2) > 5 * hsic(x, np.random.default_rng(0).permutation(x**2))
-        True
-    """
-    first, second = _kernel(_pairs(x)), _kernel(_pairs(y))
-    return float((_centred(first) * second).mean())
-
-
-def hsic_permutation_p(x: ArrayLike, y: ArrayLike, n_permutations: int = 999, seed: int = 0) -> float:
-    """The p-value of "x and y are independent", from permuting which y goes with which x.
-
-    Null hypothesis: x and y are independent. Exact for independent pairs, whatever their distributions.
-
-    Gretton et al. 2008, "A kernel statistical test of independence", NIPS.
-
-    Raises:
-        DataError: if x and y differ in length.
-    """
-    x, y = _pairs(x), _pairs(y)
-    if len(x) != len(y):
-        raise DataError(f"{len(x)} and {len(y)} values: independence is asked of pairs")
-    first, second = _centred(_kernel(x)), _kernel(y)
-    rng = np.random.default_rng(seed)
-    orders = np.array([rng.permutation(len(y)) for _ in range(n_permutations)])
-    drawn = [float((first * second[np.ix_(order, order)]).mean()) for order in orders]
-    return rank_p(float((first * second).mean()), drawn)
-
-
-@lru_cache(maxsize=64)
-def detection_power(n: int, alpha: float, seed: int = 0) -> float:
-    """How often the test finds a correlation of 0.5 between normal variables in `n` pairs, simulated."""
-    n = min(n, POWER_PAIRS)
-    rng = np.random.default_rng([seed, n])
-    found = 0
-    for trial in range(POWER_SIMULATIONS):
-        x = rng.normal(size=n)
-        y = ALTERNATIVE * x + np.sqrt(1 - ALTERNATIVE**2) * rng.normal(size=n)
-        found += hsic_permutation_p(x, y, 99, trial) <= alpha
-    return found / POWER_SIMULATIONS
-
-
 # -- inside --------------------------------------------------------------------------------------
 
 
@@ -501,7 +436,12 @@ def _acceleration(left_out: NDArray[np.float64]) -> float:
     return float((pull**3).sum()) / (6 * spread) if spread > 0 else 0.0
 
 
-def _pairs(values: ArrayLike) -> NDArray[np.float64]:
+def as_pairs(values: ArrayLike) -> Float[NDArray[np.float64], " pair"]:
+    """One finite number for each pair, checked.
+
+    Raises:
+        DataError: naming the first pair that has none.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise DataError(f"expected one number for each pair, (pair,), found shape {array.shape}")
@@ -510,14 +450,3 @@ def _pairs(values: ArrayLike) -> NDArray[np.float64]:
             f"pair {int(np.flatnonzero(~np.isfinite(array))[0])} has a value that is NaN or infinite"
         )
     return array
-
-
-def _kernel(x: NDArray[np.float64]) -> Float[NDArray[np.float64], "pair pair"]:
-    distances = pdist(x[:, None])
-    positive = distances[distances > 0]
-    width = float(np.median(positive)) if len(positive) else 1.0
-    return np.asarray(np.exp(-0.5 * squareform(distances) ** 2 / width**2))
-
-
-def _centred(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(kernel - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True) + kernel.mean())

@@ -126,10 +126,11 @@ class AttentionPatterns:
 
         row, token, n_prefix = self.subjects.index(image), self.token(query), self.subjects.n_prefix
         heads = self.heads[:MOST_HEADS]
+        where = "Pool" if self.pools else f"Layer {self.layer}"
         behind = self.subjects.pictures[row] if picture else None
         kinds = [kind for kind in kinds if not np.isnan(self.of_kind(kind)).any()]
         colours = canvas.rising_colours(clear=picture)
-        title = f"Layer {self.layer}, query {self.query_name(token)}, {self.subjects.names[row]}"
+        title = f"{where}, query {self.query_name(token)}, {self.subjects.names[row]}"
         with canvas.styled():
             sheet = self.subjects.sheet
             wide, high = canvas.proportions(sheet, 1.55, 4.6)

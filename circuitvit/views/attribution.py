@@ -29,7 +29,7 @@ from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
@@ -62,7 +62,7 @@ class DirectAttribution:
         subjects: the images.
         label: of the quantity, such as "cat - dog".
         senders: names of input, heads and MLPs that write what is read out, in running order.
-        layers: the layer of each sender.
+        layers: the number of each sender's layer; "pool" for one of a pool.
         by_token: `(image, sender, token)`, shares by the token that a sender writes to.
         by_source: `(image, sender, token)`, shares by the token that a head reads its values from, by
             attention pattern times value; for other senders as `by_token`, and 0 for a pool's MLP, which
@@ -76,7 +76,7 @@ class DirectAttribution:
     subjects: Subjects
     label: str
     senders: tuple[str, ...]
-    layers: tuple[int, ...]
+    layers: tuple[int | str, ...]
     by_token: NDArray[np.float64]
     by_source: NDArray[np.float64]
     constants: tuple[str, ...]
@@ -283,7 +283,7 @@ def _attribute(
         subjects_of(model, images),
         label,
         senders=tuple(name for stage in stages for name in stage.nodes.senders),
-        layers=tuple(stage.nodes.layer for stage in stages for _ in stage.nodes.senders),
+        layers=tuple(_layer(stage.nodes) for stage in stages for _ in stage.nodes.senders),
         by_token=torch.cat(by_token).numpy(),
         by_source=torch.cat(by_source).numpy(),
         constants=tuple(constants[0]),
@@ -321,6 +321,10 @@ def _shares(
         {name: values.double().cpu() for name, values in constants.items()},
         logits.double().cpu(),
     )
+
+
+def _layer(nodes: StageNodes) -> int | str:
+    return nodes.layer if nodes.writes_to == RESIDUAL else nodes.writes_to
 
 
 def _direct(model: Model) -> list[tuple[int, Stage]]:
@@ -408,16 +412,14 @@ def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], wh
 def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]) -> None:
     from circuitvit.views import canvas
 
-    layers = sorted(set(view.layers))
+    layers = list(dict.fromkeys(view.layers))
     heads = {layer: [place for place in view._heads() if view.layers[place] == layer] for layer in layers}
     width = max(map(len, heads.values()), default=0)
     table = np.full((len(layers), width + 1), np.nan)
     for row, layer in enumerate(layers):
         table[row, : len(heads[layer])] = shares[heads[layer]]
-        mlps = [place for place, name in enumerate(view.senders) if name in (f"m{layer}", "pool.mlp")]
-        for place in mlps:
-            if view.layers[place] == layer:
-                table[row, width] = shares[place]
+        for name in {f"m{layer}", f"{layer}.mlp"}.intersection(view.senders):
+            table[row, width] = shares[view.senders.index(name)]
     names = [f"h{head}" if width <= 6 else str(head) if head % 3 == 0 else "" for head in range(width)]
     colours, norm = canvas.signed_colours(), canvas.even_norm(table)
     drawn = canvas.model_map(axes, table, layers, names, cmap=colours, norm=norm)

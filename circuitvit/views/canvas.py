@@ -224,14 +224,14 @@ def log_axis(axes: Axes, name: str) -> None:
 
 
 def model_map(
-    axes: Axes, table: NDArray[np.float64], layers: Sequence[int], heads: Sequence[str], **look: Any
+    axes: Axes, table: NDArray[np.float64], layers: Sequence[int | str], heads: Sequence[str], **look: Any
 ) -> AxesImage:
     """A map of the model: layers from bottom to top, heads and, last, the MLP from left to right.
 
     Args:
         axes: to draw on.
         table: `(layer, head + 1)`; NaN where there is no such node.
-        layers: number of each row's layer.
+        layers: number of each row's layer, or what else to call it.
         heads: what to write below the heads.
         **look: for matplotlib's `imshow`.
     """

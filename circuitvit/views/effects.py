@@ -29,7 +29,7 @@ class EffectHeatmap:
 
     Attributes:
         label: the scoring method, for titles.
-        layers: number of each row's layer.
+        layers: number of each row's layer; "pool" for that of a pool.
         heads: `(layer, head)`, in units of the metric; positive supports the behaviour.
         mlps: `(layer,)`.
         others: senders that are neither, such as `input`, by name.
@@ -37,7 +37,7 @@ class EffectHeatmap:
     """
 
     label: str
-    layers: tuple[int, ...]
+    layers: tuple[int | str, ...]
     heads: NDArray[np.float64]
     mlps: NDArray[np.float64]
     others: dict[str, float]
@@ -96,22 +96,24 @@ def effect_heatmap(scores: EdgeScores, by: By = "signed") -> EffectHeatmap:
     values = scores.support if by == "signed" else np.abs(scores.values)
     effects = values.sum(axis=(1, 2))
     stages = [stage for stage in scores.graph.stages if stage.senders]
-    layers = sorted({stage.layer for stage in stages if stage.kind != "input"})
+    blocks = list(dict.fromkeys(stage.block for stage in stages if stage.receivers))
+    named: dict[str, int | str] = {f"layer {stage.layer}": stage.layer for stage in stages}
     width = max((len(stage.senders) for stage in stages if stage.kind == "attention"), default=0)
-    heads, mlps = np.full((len(layers), width), np.nan), np.full(len(layers), np.nan)
+    heads, mlps = np.full((len(blocks), width), np.nan), np.full(len(blocks), np.nan)
     others: dict[str, float] = {}
     place = 0
     for stage in stages:
         mine = effects[place : place + len(stage.senders)]
         place += len(stage.senders)
-        row = layers.index(stage.layer) if stage.layer in layers else -1
+        row = blocks.index(stage.block) if stage.block in blocks else -1
         if stage.kind == "attention":
             heads[row, : len(mine)] = mine
         elif stage.kind == "mlp" and len(mine) == 1:
             mlps[row] = mine[0]
         else:
             others |= dict(zip(stage.senders, mine.tolist(), strict=True))
-    return EffectHeatmap(scores.method or "scores", tuple(layers), heads, mlps, others, by)
+    layers = tuple(named.get(block, block) for block in blocks)
+    return EffectHeatmap(scores.method or "scores", layers, heads, mlps, others, by)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

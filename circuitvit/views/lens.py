@@ -335,7 +335,7 @@ def positions_of(model: Model, detail: Detail) -> dict[int, str]:
         if detail == "stage":
             named[place] = before.name
         elif before.layer != here.layer:
-            named[place] = f"layer {before.layer}"
+            named[place] = before.block
     return named
 
 

@@ -173,7 +173,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         calibrated(scores, 40, seed=-1)
     with pytest.raises(OptionError, match="a seed must be at least 0"):
         cv.attribute(CASE.model, CASE.task(), "random", seed=-1, progress=False)
-    with pytest.raises(OptionError, match="the task of"):
+    with pytest.raises(OptionError, match="belongs to another graph"):
         cv.calibrate(CASE.model, CASE.task(groups="kind"), scores, progress=False)
     with pytest.raises(OptionError, match=r"circuitvit\.calibrate"):
         scores.interval("input->m0")

@@ -65,16 +65,16 @@ def test_verify_without_a_folder_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_verify_remarks_on_other_weights(
+def test_verify_says_once_that_a_circuit_was_found_on_other_weights(
     run: Run, behaviour: list[object], discovered: tuple[Path, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "circuit.json"
     text = (discovered[0] / "circuit.json").read_text()
     weights = Circuit.load(discovered[0] / "circuit.json").provenance.weights
-    path.write_text(text.replace(weights, "0" * 64))
+    path.write_text(text.replace(weights, weights[:-64] + "0" * 64))
     result = run("verify", path, *behaviour, "--random", 0)
     assert result.exit_code == 0
-    assert "note: the circuit was found on other weights (catdog-tiny, 000000000000)" in result.stderr
+    assert " ".join(result.output.split()).count("found on other weights (catdog-tiny, ") == 1
 
 
 @pytest.mark.parametrize("ending", ["svg", "html", "dot", "graphml", "json"])

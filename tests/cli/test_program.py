@@ -123,9 +123,18 @@ def test_models_fits_a_terminal_of_80_columns(run: Run, monkeypatch: pytest.Monk
     assert "10 classes (0, 1, 2, 3, ...), 3 layers of 4 heads" in " ".join(" ".join(bundled).split())
 
 
+def test_models_says_what_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"timm": ["timm"]})
+    text = run("models").output
+    assert "pip install 'circuitvit[transformers]'" in text
+    assert "timm 1." in text
+
+
 def test_models_lists_bundled_models_and_families(run: Run) -> None:
     text = run("models").output
     assert "catdog-tiny" in text
     assert "vit_tiny_patch16_224" in text
+    assert "--model hf:NAME_OR_FOLDER" in text
+    assert "Dinov2WithRegisters" in text
     names = run("models", "--all").output.split()
     assert {"vit_base_patch16_224", "deit3_small_patch16_224"} <= set(names)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from circuitvit.errors import NameNotFoundError
 from circuitvit.graph import Edge, edge_name, node_of, parse_edge, port_of
-from circuitvit.graph.topology import check_name
+from circuitvit.graph.names import check_name
 
 NODES = st.from_regex(r"[a-zA-Z0-9_.\-\"'&;:\\äß木]{1,12}", fullmatch=True)
 PORTS = st.sampled_from(["", "<q>", "<k>", "<v>", "<gate>"])

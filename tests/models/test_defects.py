@@ -28,7 +28,6 @@ from tests.reference.literal_methods import InteractionViT, RelevanceViT
 from tests.reference.literal_module import ModuleViT
 from tests.reference.literal_vit import LiteralViT
 from tests.rightness import (
-    CLASSES,
     CLEAN,
     CORRUPT,
     MICRO,
@@ -952,21 +951,6 @@ def in_peft(module: nn.Module) -> nn.Module:
     return as_class("PeftModel", "peft.peft_model")("base_model", tuner).eval()
 
 
-def in_open_clip(module: nn.Module) -> nn.Module:
-    """As open_clip's `TimmModel`: a trunk, and a projection behind it."""
-
-    class Projected(Holder):
-        def __init__(self, trunk: nn.Module) -> None:
-            super().__init__("trunk", trunk)
-            self.head = nn.Linear(CLASSES, CLASSES).double()
-
-        def forward(self, *inputs: Any) -> Tensor:
-            return self.head(super().forward(*inputs))
-
-    kind = type("TimmModel", (Projected,), {"__module__": "open_clip.timm_model"})
-    return kind(module).eval()
-
-
 WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "torch.compile": (torch.compile, "_orig_mod"),
     "DataParallel": (nn.DataParallel, ".module"),
@@ -975,7 +959,6 @@ WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
         ".module",
     ),
     "PEFT": (in_peft, ".base_model.model"),
-    "open_clip": (in_open_clip, ".trunk"),
     "a-wrapper-of-ones-own": (lambda module: Holder("backbone", module), ".backbone"),
 }
 

@@ -39,6 +39,11 @@ def gated(**others: Any) -> Any:
     return with_attention(Attention, {"gated": True}, **others)
 
 
+def gated_together(**others: Any) -> Any:
+    """Gates behind a norm across heads."""
+    return with_attention(Attention, {"gated": True, "scale_norm": True}, **others)
+
+
 def differential(**options: Any) -> Any:
     return with_attention(DiffAttention, options)
 
@@ -56,15 +61,20 @@ def hooked_gates(module: Any) -> HookedModule:
     return HookedModule(plain.run, plain.senders, {**plain.receivers, **gates})
 
 
+@pytest.mark.parametrize("build", [gated, gated_together], ids=["alone", "normed-together"])
 @pytest.mark.parametrize("options", [{}, {"init_values": 0.1, "global_pool": "avg"}], ids=["plain", "scaled"])
-def test_edges_of_gated_heads_are_those_of_hooks_on_the_original(options: dict[str, Any]) -> None:
-    module = gated(**options)
+def test_edges_of_gated_heads_are_those_of_hooks_on_the_original(build: Any, options: dict[str, Any]) -> None:
+    module = build(**options)
     model = cv.wrap(module)
     assert model.graph.receivers[6:8] == ("a0.h0<g>", "a0.h1<g>")
     prove(model, hooked_gates(module), CLEAN, CORRUPT)
 
 
-@pytest.mark.parametrize("options", [{}, {"dual_lambda": True, "qk_norm": True}], ids=["plain", "normed"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dual_lambda": True, "qk_norm": True}, {"scale_norm": True}],
+    ids=["plain", "normed", "across"],
+)
 def test_edges_of_differential_heads_are_those_of_hooks_on_the_original(options: dict[str, Any]) -> None:
     module = differential(**options)
     prove(cv.wrap(module), hooked(module), CLEAN, CORRUPT)
@@ -92,7 +102,9 @@ def test_a_part_of_the_stage_is_a_part_of_the_whole(build: Any) -> None:
         assert_close(pulled, Stage.pull_back(part, stream, found, d_reads).expand())
 
 
-@pytest.mark.parametrize("build", [gated, differential], ids=["gated", "differential"])
+@pytest.mark.parametrize(
+    "build", [gated, gated_together, differential], ids=["gated", "gated-together", "differential"]
+)
 def test_the_pattern_times_the_values_and_the_gain_is_what_a_head_writes(build: Any) -> None:
     stage = cv.wrap(build()).stages[1]
     reads = stage.read(torch.randn(2, 5, 2 * WIDTH, dtype=torch.float64))

@@ -41,6 +41,13 @@ def bare(module: Any) -> Any:
     return without
 
 
+class Bent(nn.Module):
+    """No norm that is known."""
+
+    def forward(self, normed: Tensor) -> Tensor:
+        return normed.tanh()
+
+
 def drawn(*shape: int, seed: int = 7) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -64,6 +71,7 @@ def test_a_head_on_features_is_the_classifier_built_in(name: str) -> None:
     for model in (put_on, replaced):
         assert_close(model(recipe.images(3)), module(recipe.images(3)), 1e-10)
         assert (model.leading, model.n_logits, model.has_classes) == (built_in.leading, recipe.classes, True)
+        assert model.weights_hash == built_in.weights_hash
         for method in ("eap", "exact", "local", "eap-ig", "relp"):
             expected = scores(built_in, recipe, method)
             assert abs(scores(model, recipe, method) - expected).max() <= 1e-10 * abs(expected).max(), method
@@ -147,6 +155,18 @@ def test_the_features_of_other_libraries_take_a_head(make: Any) -> None:
     assert abs(cv.attribute(unprojected, cv.Task(CLEAN, CORRUPT, METRIC), "relp").values).max() > 0
 
 
+def test_attention_pooling_stays_and_its_edges_too() -> None:
+    module = micro(global_pool="map", class_token=False)
+    model, weight = cv.wrap(module), drawn(3, WIDTH)
+    without = copy.deepcopy(module)
+    without.head = nn.Identity()
+    headed = cv.with_head(model, weight)
+    assert_close(headed(CLEAN), without(CLEAN) @ weight.T, 1e-10)
+    assert headed.graph == model.graph
+    with pytest.raises(UnsupportedModelError, match=r"pools by stages of its own.*leave out tokens"):
+        cv.with_head(model, weight, tokens="mean")
+
+
 # -- every method works on it --------------------------------------------------------------------
 
 
@@ -227,6 +247,18 @@ def test_edits_of_head_and_module_are_noticed() -> None:
     module.blocks[0].norm1 = nn.LayerNorm(WIDTH).double()
     with pytest.raises(ModelError, match="wrap the module again"):
         cv.attribute(model, task, "eap", progress=False)
+
+
+def test_the_hash_tells_heads_and_what_they_read_apart() -> None:
+    module = micro()
+    model, weight = cv.wrap(module), drawn(2, WIDTH)
+    heads = [cv.with_head(model, weight, tokens=tokens) for tokens in ("pooled", "mean")]
+    heads += [cv.with_head(model, 2 * weight), cv.with_head(model, 2 * weight, tokens="mean")]
+    heads += [cv.with_head(model, None), cv.with_head(model, None, tokens="mean")]
+    assert len({model.weights_hash, *(each.weights_hash for each in heads)}) == 7
+    module.norm = Bent().eval()
+    heads = [cv.with_head(cv.wrap(bare(module)), factor * weight) for factor in (1, 2)]
+    assert heads[0].weights_hash != heads[1].weights_hash
 
 
 def test_the_model_stays_as_it_was_and_a_copy_stands_alone() -> None:
@@ -324,11 +356,6 @@ def test_what_cannot_have_this_head() -> None:
     without_token = cv.wrap(micro(class_token=False, global_pool="avg"))
     with pytest.raises(OptionError, match="no class token"):
         cv.with_head(without_token, weight, tokens="cls")
-
-    class Bent(nn.Module):
-        def forward(self, normed: Tensor) -> Tensor:
-            return normed.tanh()
-
     module = micro()
     module.norm = Bent().eval()
     with pytest.raises(UnsupportedModelError, match="num_classes=0"):

@@ -187,7 +187,7 @@ def test_siglip2_squeezes_pictures_to_a_square_which_square_ones_are() -> None:
     ids=["any long side", "longest side", "any size", "box"],
 )
 def test_inputs_of_no_fixed_size_are_refused(processor: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="ViTImageProcessor.*give tensors"):
+    with pytest.raises(UnsupportedModelError, match=r"ViTImageProcessor.*give tensors"):
         input_spec(processor())
 
 
@@ -265,7 +265,7 @@ def test_weights_that_could_run_code_are_not_read(folder: Path, tmp_path: Path) 
     torch.save(
         hf.ViTForImageClassification.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin"
     )
-    with pytest.raises(ModelError, match="no file named model.safetensors"):
+    with pytest.raises(ModelError, match=r"no file named model\.safetensors"):
         cv.load(name)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import circuitvit as cv
 from circuitvit.errors import ModelError, UnsupportedModelError
-from tests.hf_models import MODELS, SMALL, TEXT, hf, hooked, own_output
+from tests.hf_models import MODELS, SMALL, TEXT, hf, hooked, own_output, siglip
 from tests.reference.hooked import Receiver
 from tests.rightness import CLEAN, CORRUPT, finished, prove, scored, task_of
 from tests.strategies import assert_close
@@ -52,7 +52,7 @@ def test_a_class_is_taken_apart_into_what_it_computes(name: str) -> None:
     ):
         assert (found - told).abs().max() <= tolerance
     assert cv.wrap(module).has_classes == (
-        hasattr(module, "classifier") and "no classes" not in name or "teacher" in name
+        (hasattr(module, "classifier") and "no classes" not in name) or "teacher" in name
     )
     assert model.grid == (2, 2)
     assert model.stages[-1].parts is not None  # so that direct attribution and backward rules know it
@@ -119,6 +119,14 @@ def test_edges_are_those_of_hooks_on_the_original(name: str) -> None:
     if name == "mae":  # which shuffles its patches, others in every run
         nodes = replace(nodes, run=lambda images: module(images, noise=ORDER).last_hidden_state[:, 0])
     prove(wrapped(module), nodes, CLEAN, CORRUPT)
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2"])
+def test_edges_into_and_out_of_siglip_s_pool_are_those_of_hooks(name: str) -> None:
+    module = micro(name)
+    model = wrapped(module)
+    assert {"m1->pool.h0<k>", "pool.h1->pool.mlp", "pool.mlp->logits"} <= set(model.graph.edges)
+    prove(model, siglip(module), CLEAN, CORRUPT)
 
 
 # -- what transformers does around -----------------------------------------------------------------
@@ -243,6 +251,20 @@ def test_names_of_classes_are_those_of_the_configuration() -> None:
     assert cv.wrap(micro("vit, classes")).classes is None
     features = hf.ViTModel(hf.ViTConfig(**SMALL, id2label={0: "cat", 1: "dog", 2: "owl"})).eval()
     assert cv.wrap(features).classes is None
+
+
+def test_a_text_tower_is_not_copied_to_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, copied = micro("clip, both towers"), list[type]()
+    plain = nn.Module.to
+
+    def noting(part: nn.Module, *args: Any, **options: Any) -> nn.Module:
+        copied.extend(type(each) for each in part.modules())
+        return plain(part, *args, **options)
+
+    monkeypatch.setattr(nn.Module, "to", noting)
+    cv.wrap(module)
+    assert hf.CLIPVisionModel in copied
+    assert hf.CLIPTextModel not in copied
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -76,7 +76,9 @@ def test_edges_of_a_model_by_a_table_are_those_of_hooks(hidden: int, ends: dict[
 
 
 class Apart(nn.Module):
-    """Attention with three projections, heads wider than the stream, norms of queries and a scale of its own."""
+    """Attention with three projections, heads wider than the stream, norms of queries and a scale of its
+    own.
+    """
 
     def __init__(self, width: int, heads: int, d_head: int, scale: float) -> None:
         super().__init__()
@@ -254,7 +256,9 @@ def test_blocks_without_a_residual_stream_are_refused_with_the_reason() -> None:
 
 
 class TimmNamed(nn.Module):
-    """The hand-written ViTs of the development data, by the names of their files: attention, and mostly an MLP."""
+    """The hand-written ViTs of the development data, by the names of their files: attention, and mostly an
+    MLP.
+    """
 
     def __init__(self, given: dict[str, Any], act: nn.Module, eps: float) -> None:
         super().__init__()

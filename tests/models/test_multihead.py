@@ -1,8 +1,12 @@
-"""Models built on torch's `nn.MultiheadAttention`, against hooks on the originals: torchvision, open_clip, clip."""
+"""Models built on torch's `nn.MultiheadAttention`, against hooks on the originals: torchvision, open_clip,
+clip.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.errors import ModelError, UnsupportedModelError
+from circuitvit.errors import CircuitViTError, ModelError, UnsupportedModelError
 from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.timm_import import import_timm
 from tests.reference.hooked import (
@@ -20,6 +24,7 @@ from tests.reference.hooked import (
     exchanged_in_multihead,
     given,
     gives,
+    one_head,
     written_by_multihead,
 )
 from tests.rightness import CLEAN, CORRUPT, finished, prove
@@ -50,7 +55,7 @@ def torchvision_vit(**options: Any) -> Any:
 def open_clip_tower(**options: Any) -> Any:
     transformer = pytest.importorskip("open_clip.transformer")
     shape = {"image_size": 32, "patch_size": 16, "width": 24, "layers": 2, "heads": 2, "mlp_ratio": 2.0}
-    return finished(transformer.VisionTransformer(**shape, output_dim=CLASSES, **options))
+    return finished(transformer.VisionTransformer(**{**shape, "output_dim": CLASSES, **options}))
 
 
 def token_first_tower() -> Any:
@@ -64,7 +69,9 @@ def token_first_tower() -> Any:
 
 @pytest.fixture
 def openai(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The file of OpenAI's models, whose LayerNorms compute in the dtype that they are given: float64 can be proved."""
+    """The file of OpenAI's models, whose LayerNorms compute in the dtype that they are given: float64 can be
+    proved.
+    """
     pytest.importorskip("pkg_resources", exc_type=ImportError)
     model = pytest.importorskip("clip.model")
     monkeypatch.setattr(model.LayerNorm, "forward", nn.LayerNorm.forward)
@@ -78,7 +85,9 @@ def openai_tower(model: Any) -> Any:
 def hooked(
     module: Any, blocks: Any, attention: str, last: nn.Module, pool: Callable[[Tensor], Tensor] = Tensor.clone
 ) -> HookedModule:
-    """Where models with torch's attention keep their nodes; `pool` is what the last norm is given of a stream."""
+    """Where models with torch's attention keep their nodes; `pool` is what the last norm is given of a
+    stream.
+    """
     senders = {"input": Sender(blocks[0], given)}
     receivers = {"logits": Receiver(last, last, pool=pool)}
     for layer, block in enumerate(blocks):
@@ -150,6 +159,45 @@ def test_edges_of_openai_clip_are_those_of_hooks(openai: Any) -> None:
     )
 
 
+def written_through(head: int) -> Callable[..., Tensor]:
+    """What a head of CoCa's pool writes: the pool with one head alone."""
+
+    def of(pool: Any, stream: Tensor, _: Tensor) -> Tensor:
+        alone = copy.deepcopy(pool)
+        for part in alone.modules():
+            part._forward_hooks.clear()
+        alone.attn = one_head(alone.attn, head)
+        return alone(stream)  # type: ignore[no-any-return]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pool_type": "avg", "attn_pooler_queries": 4, "final_ln_after_pool": True}, {"output_dim": 24}],
+    ids=["first-latent", "mean-of-latents", "packed"],
+)
+def test_edges_of_cocas_pool_are_those_of_hooks(options: dict[str, Any]) -> None:
+    """Whose latents are narrower than the stream, or as wide."""
+    module = open_clip_tower(
+        **{"output_dim": 6, "attn_pooler_heads": 2, "attn_pooler_queries": 3, **options},
+        attentional_pool=True,
+        output_tokens=True,
+    )
+    names = [str(number) for number in range(module.output_dim)]
+    model = cv.wrap(module, classes=names)
+    assert "pool.h1<v>->logits" not in model.graph.edges
+    assert "m1->pool.h1<v>" in model.graph.edges
+    plain, pool = hooked(module, module.transformer.resblocks, "attn", module.ln_post), module.attn_pool
+    senders, receivers = dict(plain.senders), dict(plain.receivers)
+    for head in range(2):
+        senders[f"pool.h{head}"] = Sender(pool, written_through(head))
+        for port, name in ((1, "k"), (2, "v")):
+            exchanged = exchanged_in_multihead(head, port)
+            receivers[f"pool.h{head}<{name}>"] = Receiver(pool.ln_k, pool.attn, exchanged=exchanged)
+    prove(model, HookedModule(plain.run, senders, receivers), CLEAN, CORRUPT)
+
+
 # -- whole models, trunks, precision ---------------------------------------------------------------
 
 
@@ -170,6 +218,16 @@ def test_a_model_of_images_and_texts_is_taken_for_its_image_tower(kind: str) -> 
     direction = torch.randn(CLASSES, dtype=torch.float64)
     scores = cv.attribute(model, cv.Task(CLEAN, CORRUPT, lambda features: features @ direction), "exact")
     assert abs(scores.values).max() > 1e-3
+
+
+def test_a_captioner_is_taken_for_its_image_tower() -> None:
+    library = pytest.importorskip("open_clip")
+    text = {"context_length": 8, "vocab_size": 50, "width": 24, "heads": 2, "layers": 1}
+    pool = {"attentional_pool": True, "attn_pooler_heads": 1, "attn_pooler_queries": 3, "output_tokens": True}
+    vision = {"image_size": 32, "patch_size": 16, "width": 24, "layers": 2, "head_width": 12, **pool}
+    whole = finished(library.CoCa(CLASSES, text, text, vision))
+    model = cv.wrap(whole)
+    assert_close(model(CLEAN), whole.visual(CLEAN)[0])
 
 
 def test_a_subclass_of_such_a_model_is_told_which_part_to_wrap() -> None:
@@ -243,7 +301,7 @@ def test_weights_of_two_dtypes_are_refused_with_the_way_out() -> None:
         ({"scale_attn": True}, "scale_attn=True"),
         ({"scale_heads": True}, "scale_heads=True"),
         ({"scaled_cosine_attn": True}, "scaled_cosine=True|the model fails"),
-        ({"attentional_pool": "parallel", "attn_pooler_heads": 1}, "attentional_pool"),
+        ({"attentional_pool": "parallel", "attn_pooler_heads": 1}, "attentional_pool='parallel'|the model"),
     ],
 )
 def test_switches_of_open_clip_that_are_not_known_are_refused(options: dict[str, Any], switch: str) -> None:
@@ -298,3 +356,34 @@ def test_what_a_module_hides_is_refused(place: int) -> None:
 def test_wrappers_that_change_nothing_are_taken_off() -> None:
     module = torchvision_vit()
     assert cv.wrap(nn.DataParallel(module)).graph == cv.wrap(module).graph
+
+
+# -- torchvision by name -----------------------------------------------------------------------------
+
+
+def test_torchvision_by_name(tmp_path: Path) -> None:
+    from torchvision.models import get_model
+
+    shape = {"image_size": 32, "num_classes": 3}
+    module = get_model("vit_b_32", weights=None, **shape).eval()
+    older = {
+        name.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): tensor
+        for name, tensor in module.state_dict().items()
+    }
+    torch.save(older, tmp_path / "vit.pth")  # as torchvision's own files still call them
+    model = cv.load("torchvision:vit_b_32", checkpoint=tmp_path / "vit.pth", **shape)
+    images = torch.randn(2, 3, 32, 32)
+    assert_close(model(images), module(images), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vit_b_31", {}, "unknown model of torchvision 'vit_b_31': did you mean"),
+        ("vit_b_16", {}, "has no weights yet"),
+        ("vit_b_16", {"checkpoint": "no.pth"}, "there is no such file"),
+    ],
+)
+def test_names_of_torchvision_that_lead_nowhere(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CircuitViTError, match=message):
+        cv.load(f"torchvision:{name}", **options)

@@ -1,4 +1,6 @@
-"""`cv.load("open_clip:MODEL/…")`: names, files, preprocessing, and what it says where something is missing."""
+"""`cv.load("open_clip:MODEL/…")`: names, files, preprocessing, and what it says where something is
+missing.
+"""
 
 from __future__ import annotations
 

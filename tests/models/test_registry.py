@@ -23,7 +23,7 @@ from circuitvit.errors import (
     OptionError,
     UnsupportedModelError,
 )
-from circuitvit.models import checkpoints
+from circuitvit.models import checkpoints, decompose
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import zoo_names
 from tests.strategies import scramble
@@ -338,3 +338,19 @@ def test_a_download_that_fails_later_is_told_the_same_way(monkeypatch: pytest.Mo
 def test_every_error_here_is_one_of_the_librarys() -> None:
     for kind in (FileError, ModelError, NameNotFoundError, OptionError, UnsupportedModelError):
         assert issubclass(kind, CircuitViTError)
+
+
+def test_the_ends_of_a_model_are_copied_once_as_they_are_and_once_redrawn(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+    wide = decompose._wide
+
+    def counted(part: nn.Module, without: Any = (), redrawn: bool = False) -> nn.Module:
+        if without:
+            made.append(redrawn)
+        return wide(part, without, redrawn)
+
+    monkeypatch.setattr(decompose, "_wide", counted)
+    cv.wrap(module)
+    assert sorted(made) == [False, True]

@@ -56,6 +56,20 @@ FROM_OPEN_CLIP = {
 }
 
 
+FROM_TRANSFORMERS = {
+    "vit.embeddings.cls_token": "cls_token",
+    "vit.embeddings.position_embeddings": "pos_embed",
+    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "vit.layers": "blocks",
+    "vit.layernorm": "norm",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.o_proj": "attn.proj",
+    "attention": "attn",
+    "classifier": "head",
+}
+
+
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors under timm's names."""
     found = {}
@@ -89,6 +103,20 @@ def from_open_clip(**options: Any) -> tuple[Any, Any]:
     return own, other
 
 
+def from_transformers() -> tuple[Any, Any]:
+    """A model of transformers', whose queries, keys and values are kept apart."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.ViTConfig(**shape, image_size=32, patch_size=16, num_labels=5, layer_norm_eps=1e-6)
+    own, other = finished(transformers.ViTForImageClassification(config)), micro()
+    state, packed = renamed(own.state_dict(), FROM_TRANSFORMERS), {}
+    for name in [name for name in state if "attn.q_proj" in name]:
+        ports = [state.pop(name.replace("q_proj", f"{port}_proj")) for port in "qkv"]
+        packed[name.replace("q_proj", "qkv")] = torch.cat(ports)
+    other.load_state_dict({**state, **packed})
+    return own, other
+
+
 def by_layout() -> tuple[Any, Any]:
     """A model of torchvision's once more, opened by a table."""
     own, _ = from_torchvision()
@@ -109,6 +137,7 @@ CASES = {
     "open_clip": from_open_clip,
     "open_clip-norms": lambda: from_open_clip(qk_norm=True, ls_init_value=0.4),
     "open_clip-across": lambda: from_open_clip(scale_attn_inner=True),
+    "transformers": from_transformers,
     "layout": by_layout,
 }
 

@@ -12,6 +12,7 @@ import circuitvit as cv
 from circuitvit.errors import DataError, UnsupportedModelError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
+from tests.models import test_pooling
 from tests.models.test_hooked import HEADS, WIDTH, hooked
 from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
 from tests.rightness import CLASSES, CLEAN, CORRUPT, METRIC, MICRO, finished, micro, prove
@@ -96,9 +97,15 @@ def test_images_are_padded_where_the_module_pads_them(kind: str) -> None:
         plain.grid_at(33, 40)
 
 
-def test_attention_pooling_and_none_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match="AttentionPoolLatent"):
-        cv.wrap(naflex(global_pool="map"), preprocessing=SPEC)
+@pytest.mark.parametrize("include_prefix", [False, True])
+def test_edges_of_attention_pooling_are_those_of_hooks_on_the_original(include_prefix: bool) -> None:
+    module = naflex(global_pool="map", reg_tokens=1, pool_include_prefix=include_prefix)
+    model = cv.wrap(module, preprocessing=SPEC)
+    module.num_prefix_tokens *= not include_prefix  # what the hooks leave out of the pool
+    prove(model, test_pooling.hooked(module), CLEAN, CORRUPT)
+
+
+def test_no_pooling_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match="global_pool=''"):
         cv.wrap(naflex(global_pool=""), preprocessing=SPEC)
 

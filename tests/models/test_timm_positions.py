@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
+from bench.models_tried import summed
 from circuitvit.engine import batch_runs, capture, soft_run
 from circuitvit.engine.patching import patch_pattern
 from circuitvit.errors import DataError, ModelError, UnsupportedModelError
 from circuitvit.views import attention_patterns, attribution_of_task, logit_lens
 from tests.reference import literal_acdc
 from tests.reference.hooked import HookedModule, Receiver, Sender, given, written_by_head
-from tests.rightness import CLEAN, CORRUPT, METRIC, drawn_circuit, formula, micro, prove, timm
+from tests.rightness import CLEAN, CORRUPT, METRIC, drawn_circuit, finished, formula, micro, prove, timm
 from tests.strategies import assert_close
 
 Eva = timm.models.eva.Eva
@@ -127,6 +129,38 @@ def test_edges_are_those_of_hooks_on_the_original(build: Any) -> None:
     prove(cv.wrap(module), hooked(module), CLEAN, CORRUPT)
 
 
+NAMES = (
+    "beit_base_patch16_224",
+    "beitv2_base_patch16_224",
+    "eva_giant_patch14_224",
+    "eva02_base_patch16_clip_224",
+    "eva02_tiny_patch14_224",
+    "vit_pe_core_tiny_patch16_384",
+    "vit_pe_spatial_base_patch16_512",
+    "vit_relpos_base_patch16_cls_224",
+    "vit_relpos_small_patch16_224",
+    "vit_small_patch16_dinov3",
+    "vit_small_patch16_rope_ape_224",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_srelpos_small_patch16_224",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_timms_own_configurations_are_taken_apart(name: str) -> None:
+    """All of them are tried by `python -m bench.models_tried`."""
+    patch = int(name.partition("patch")[2].partition("_")[0])
+    small = {"img_size": 3 * patch, "depth": 2, "embed_dim": 48, "num_heads": 2, "num_classes": 5}
+    module = finished(timm.create_model(name, pretrained=False, **small))
+    model = cv.wrap(module)
+    images = torch.randn(2, *model.preprocessing.size, generator=torch.Generator().manual_seed(5))
+    images = images.bfloat16().double()  # which a task keeps as they are
+    with torch.no_grad():
+        expected = module(images)
+        assert_close(summed(model, images), expected)
+    assert_close(cv.run(model, cv.Task(images, images, METRIC), cv.Circuit.full(model.graph)), expected)
+
+
 # -- heads that are normed together ------------------------------------------------------------------
 
 
@@ -175,6 +209,9 @@ class Literal:
     def senders_before(self, receiver: str) -> list[str]:
         stage = self.graph.receiver_stages[self.graph.receiver_index[receiver]]
         return list(self.graph.senders[: self.graph.sender_slices[stage].start])
+
+    def groups_at(self, receiver: str, groups: Any = None) -> None:
+        return None
 
     def run(self, clean: Tensor, reference: Any = None, kept: Any = None, groups: Any = None) -> Any:
         mask = torch.zeros(self.graph.shape, dtype=torch.float64)
@@ -270,11 +307,6 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         partial(micro, RelPos, block_fn=ResPostRelPosBlock),
         ("blocks.0", "ResPostRelPosBlock", "no head has an output of its own"),
     ),
-    "shared-keys": (
-        partial(micro, Eva, num_kv_heads=1, attn_type="rope", qkv_fused=False),
-        ("blocks.0.attn", "num_kv_heads"),
-    ),
-    "attention-pooling": (partial(micro, Eva, global_pool="map"), ("attn_pool", "global_pool='map'")),
     "no-pooling": (partial(micro, Beit, global_pool=""), ("global_pool=''",)),
 }
 
@@ -338,11 +370,12 @@ def test_a_table_that_was_exchanged_is_told() -> None:
 def test_a_copied_model_turns_by_its_own_table() -> None:
     module = micro(Eva, **ROPE, rope_type="mixed")
     model = cv.wrap(module)
-    twin = copy.deepcopy(model)
+    twin, read = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     expected = capture(model, CLEAN).logits
     with torch.no_grad():
         module.rope.freqs.mul_(2)
-    assert_close(capture(twin, CLEAN).logits, expected)
+    for other in (twin, read):
+        assert_close(capture(other, CLEAN).logits, expected)
     assert not torch.allclose(capture(model, CLEAN).logits, expected)
 
 
@@ -352,7 +385,7 @@ def test_rotations_are_of_one_image_size_and_learned_positions_of_any() -> None:
     with torch.no_grad():
         assert_close(capture(cv.wrap(learned), images).logits, learned(images))
     turned = cv.wrap(micro(Eva, **ROPE, dynamic_img_size=True))
-    with pytest.raises(DataError, match=r"set_input_size\(\(32, 64\)\)"):
+    with pytest.raises(DataError, match="32 x 32 pixels, not of 32 x 64"):
         turned.embed(images)
     with pytest.raises(DataError):
         cv.attribute(turned, cv.Task(images, images, METRIC), "eap", progress=False)

@@ -318,7 +318,6 @@ def weight_norm(module: nn.Module) -> nn.Module:
         return nn.utils.weight_norm(module)
 
 
-gated = partial(layers.Attention, 12, 2, qkv_bias=True, gated=True)
 blocks = timm.models.vision_transformer
 
 # What it is; how it is made; what the message must say: the module, the switch, the reason.
@@ -341,11 +340,6 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     ),
     "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "AttentionPoolPrr")),
     "no-pooling": (partial(micro, global_pool=""), ("global_pool=''",)),
-    "differential": (
-        partial(micro, attn_layer="diff", embed_dim=16),
-        ("blocks.0.attn", "DiffAttention", "attn_layer"),
-    ),
-    "gated": (partial(with_part, "blocks.1.attn", lambda _: gated()), ("blocks.1.attn", "gated=True")),
     "unknown-block": (
         partial(with_part, "blocks.1", lambda block: nn.Sequential(block)),
         ("blocks.1", "Sequential"),

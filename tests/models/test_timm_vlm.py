@@ -87,6 +87,11 @@ def test_an_encoder_alone_is_wrapped_where_it_gives_one_vector() -> None:
         cv.wrap(finished(QwenEncoder(**options, out_features=6)))
 
 
+def test_what_follows_the_blocks_is_known_where_there_is_no_projector() -> None:
+    for name, known in (("qwen", True), ("deepseek", True), ("qwen-merged", False)):
+        assert (cv.wrap(built(name)).stages[-1].parts is not None) == known
+
+
 def test_images_of_another_size_are_refused_as_their_angles_are_not_known() -> None:
     model = cv.wrap(built("deepseek"))
     assert model.grid == (2, 2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import circuitvit as cv
-from circuitvit.engine import evaluator
+from circuitvit.engine import batches, evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.eap_ig import transformer_graph
 from tests.pruning.test_find import images, small_module
@@ -88,7 +88,7 @@ def test_more_pairs_than_memory_holds(
     settings = cv.MaskSettings(steps=20, batch_size=1)
     learned = cv.learn_mask(model, task, 10, settings, progress=False)
     monkeypatch.setattr(evaluator, "HELD_BYTES", 1000)
-    monkeypatch.setattr(evaluator, "CPU_BUDGET", 1000)
+    monkeypatch.setattr(batches, "CPU_BUDGET", 1000)
     with pytest.raises(DataError, match="at most 1 pairs"):
         SEARCHES["acdc"](model, task)
     again = cv.learn_mask(model, task, 10, settings, progress=False)

@@ -85,8 +85,8 @@ def written_by_multihead(head: int, gamma: Tensor | None = None) -> Callable[...
 
 
 def exchanged_in_multihead(head: int, port: int) -> Callable[..., Any]:
-    """What torch's `nn.MultiheadAttention` gives when one head alone has another query (0), key (1) or value (2)
-    input.
+    """What torch's `nn.MultiheadAttention` gives when one head alone has another query (0), key (1) or value
+    (2) input.
     """
 
     def exchanged(attention: Any, inputs: Any, output: Any, other: Tensor) -> Any:

@@ -27,8 +27,8 @@ function effectOf(edge) {
 
 /** The kind of a node in words. */
 function kindOf(node) {
-  if (node.kind === "head") return `attention head, layer ${node.layer}`;
-  if (node.kind === "mlp") return `layer ${node.layer}`;
+  if (node.kind === "head") return `attention head, ${node.block}`;
+  if (node.kind === "mlp") return node.block;
   return node.out.length ? "what enters the first layer" : "what the circuit explains";
 }
 

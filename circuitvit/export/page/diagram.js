@@ -14,10 +14,10 @@ function draw(tag, attributes, parent, text) {
 
 function drawBackground() {
   const [width, height] = DATA.size, group = draw("g", { "aria-hidden": "true" }, svg);
-  DATA.stripes.forEach(([layer, top, bottom], index) => {
+  DATA.stripes.forEach(([block, top, bottom], index) => {
     if (index % 2 === 0)
       draw("rect", { class: "stripe", x: -MARGIN.left, y: top, width: width + MARGIN.left + MARGIN.right, height: bottom - top }, group);
-    draw("text", { class: "label", x: 6 - MARGIN.left, y: (top + bottom) / 2 + 4 }, group, "layer " + layer);
+    draw("text", { class: "label", x: 6 - MARGIN.left, y: (top + bottom) / 2 + 4 }, group, block);
   });
   for (const [name, x] of DATA.columns)
     draw("text", { class: "label", x, y: height + 18, "text-anchor": "middle" }, group, name);

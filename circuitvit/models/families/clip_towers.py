@@ -1,9 +1,11 @@
-"""CLIP's image towers as OpenAI's `clip` and `open_clip` write them: `VisionTransformer` with packed projections.
+"""CLIP's image towers as OpenAI's `clip` and `open_clip` write them: `VisionTransformer` with packed
+projections.
 
-Their features are the logits of a model without classes: the class token, or the mean of the patches, after the
-last norm and times `proj`. A whole `CLIP` model is taken for its image tower, `visual`.
+Their features are the logits of a model without classes: the class token, or the mean of the patches, after
+the last norm and times `proj`. A whole `CLIP` model is taken for its image tower, `visual`.
 
-Radford et al. 2021, "Learning transferable visual models from natural language supervision", arXiv:2103.00020.
+Radford et al. 2021, "Learning transferable visual models from natural language supervision",
+arXiv:2103.00020.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
-from circuitvit.models.families.torch_layers import multihead
+from circuitvit.models.families.torch_layers import cross_attention, multihead
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Attention, Linear, Readout, norm_of
+from circuitvit.models.parts import MLP, Attention, Linear, Norm, Readout, norm_of
+from circuitvit.models.pooling import PoolingStage
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import InputSpec
 
@@ -88,7 +91,7 @@ class OpenAIClip(Family):
 
 
 class OpenClip(OpenAIClip):
-    """`VisionTransformer` of `open_clip`, with its switches; blocks take the batch first since its version 2.27."""
+    """`VisionTransformer` of `open_clip`, with its switches; its blocks take the batch first by now."""
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
         patches = module.conv1(images).flatten(2).transpose(1, 2)
@@ -102,21 +105,27 @@ class OpenClip(OpenAIClip):
     def token_first(self, module: Any) -> bool:
         return not getattr(module.transformer, "batch_first", False)
 
+    def pool(self, module: Any) -> tuple[Stage, ...]:
+        if module.attn_pool is None:
+            return ()
+        return (PoolingStage(len(module.transformer.resblocks), *_pooling(module.attn_pool)),)
+
     def readout(self, module: Any, stream: Tensor) -> Tensor:
-        normed = stream if module.final_ln_after_pool else module.ln_post(stream)
-        pooled = module._global_pool(normed)[0]
-        return _projected(module, module.ln_post(pooled) if module.final_ln_after_pool else pooled)
+        norms_after = _norms_after(module)
+        pooled = module._global_pool(stream if norms_after else module.ln_post(stream))[0]
+        return _projected(module, module.ln_post(pooled) if norms_after else pooled)
 
     def readout_parts(self, module: Any) -> Readout:
         none, norm = norm_of(nn.Identity(), "none"), norm_of(module.ln_post, "ln_post")
-        before, after = (none, norm) if module.final_ln_after_pool else (norm, none)
+        before, after = (none, norm) if _norms_after(module) else (norm, none)
         return Readout(before, partial(_pooled, module), after, (_projection(module),), ("proj",))
 
     def refuse(self, module: Any) -> None:
         super().refuse(module)
-        if module.attn_pool is not None:
+        if getattr(module, "attn_pool_contrastive", None) is not None:
             raise UnsupportedModelError(
-                "attn_pool is an AttentionalPooler (attentional_pool=True), which is not supported"
+                f"attn_pool_contrastive (attentional_pool={module.attn_pool_type!r}) is a second pool, which is "
+                "not supported: attentional_pool=True is"
             )
         if module.pool_type == "none":
             raise UnsupportedModelError(
@@ -128,7 +137,7 @@ class OpenClip(OpenAIClip):
 
 
 class TimmTrunk(Family):
-    """open_clip's `TimmModel`: a model of timm's, of a family of its own, and a projection that reads its output."""
+    """open_clip's `TimmModel`: a model of timm's, of a family of its own, and a projection behind it."""
 
     def _family(self, module: Any) -> Family:
         from circuitvit.models.registry import family_of  # which looks families up and comes after them
@@ -159,7 +168,8 @@ class TimmTrunk(Family):
         return module.head(self._family(module).readout(module.trunk, stream))  # type: ignore[no-any-return]
 
     def readout_parts(self, module: Any) -> Readout | None:
-        parts, layers = self._family(module).readout_parts(module.trunk), list(module.head)
+        parts, head = self._family(module).readout_parts(module.trunk), module.head
+        layers = list(head) if isinstance(head, nn.Sequential) else [head]
         layers = [layer for layer in layers if not isinstance(layer, nn.Dropout)]
         if parts is None or not layers:
             return parts
@@ -183,6 +193,8 @@ class TimmTrunk(Family):
         return False
 
     def preprocessing(self, module: Any) -> InputSpec | None:
+        if not hasattr(module, "preprocess_cfg"):
+            return self._family(module).preprocessing(module.trunk)
         return _input_spec(module)
 
     def name(self, module: Any) -> str:
@@ -195,8 +207,8 @@ OPENAI, OPEN_CLIP, TIMM_TRUNK = OpenAIClip(), OpenClip(), TimmTrunk()
 def _input_spec(module: Any) -> InputSpec | None:
     """What open_clip's `preprocess_cfg` says of images.
 
-    None where it fills up what is not square, or crops to what is not square, which it does by an interpolation of
-    its own.
+    None where it fills up what is not square, or crops to what is not square, which it does by an
+    interpolation of its own.
     """
     config = getattr(module, "preprocess_cfg", None) or {}
     modes = {"shortest": "center", "squash": "squash"}
@@ -221,7 +233,7 @@ def _block_problems(block: Any) -> Iterator[str]:
     if hasattr(block, "ln_1_kv"):
         yield "attends to other tokens than its own (is_cross_attention=True)"
     if not isinstance(getattr(block, "ln_attn", nn.Identity()), nn.Identity):
-        yield "norms what its heads write together (scale_attn=True), so that no head has an output of its own"
+        yield "norms what its heads write together (scale_attn=True), so that none has an output of its own"
 
 
 def _attention(module: Any, where: str) -> Attention:
@@ -262,6 +274,29 @@ def _gamma(scale: Any, where: str) -> Tensor | None:
             f"{where} is a {type(scale).__name__}: only LayerScale and Identity are known"
         )
     return scale.gamma  # type: ignore[no-any-return]
+
+
+def _pooling(pool: Any) -> tuple[Norm, Attention]:
+    """CoCa's `AttentionalPooler`: learned queries of torch's attention, which has a width of its own.
+
+    Yu et al. 2022, "CoCa: contrastive captioners are image-text foundation models", arXiv:2205.01917.
+    """
+    if type(pool).__name__ != "AttentionalPooler":
+        raise UnsupportedModelError(
+            f"attn_pool is a {type(pool).__name__}: only open_clip's AttentionalPooler is known"
+        )
+    query, attention = cross_attention(pool.attn, "attn_pool.attn")
+    latents = partial(_latents, pool, query)
+    return norm_of(pool.ln_k, "attn_pool.ln_k"), replace(attention, latents=latents)
+
+
+def _latents(pool: Any, query: Linear) -> Tensor:
+    return query(pool.ln_q(pool.query))
+
+
+def _norms_after(module: Any) -> bool:
+    """Whether the last norm comes after pooling; of latents it never does."""
+    return bool(module.final_ln_after_pool and module.attn_pool is None)
 
 
 def _projection(module: Any) -> nn.Module | Linear:

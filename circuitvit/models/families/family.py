@@ -104,6 +104,10 @@ class Family(ABC):
         """Whether its blocks take and give the stream as `(token, batch, d_model)`."""
         return False
 
+    def unused(self, module: Any) -> Sequence[nn.Module]:
+        """Parts that no image passes, such as a text tower; they are not copied when the module is checked."""
+        return ()
+
     def refuse(self, module: Any) -> None:  # noqa: B027 - most families have nothing to refuse
         """Refuse a module with a part around its blocks that is not known.
 

@@ -1,7 +1,7 @@
 """Models of transformers by name or folder, with their own preprocessing and class names.
 
-Weights are read from safetensors alone, in the dtype asked for, tensor by tensor; code from the hub never runs.
-Of a model of images and texts its image tower is loaded and nothing else.
+Weights are read from safetensors alone, in the dtype asked for, tensor by tensor; code from the hub never
+runs. Of a model of images and texts its image tower is loaded and nothing else.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def load_hf(
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # what an encoder sees after training
     # How clips are prepared, the family knows.
-    spec = None if _sees_clips(config) else _preprocessing(transformers, name, options)
+    clips = _sees_clips(config)
+    spec = None if clips else _preprocessing(transformers, name, _channels(config), options)
     with _told(name), _quiet(transformers):
         module = _filled(kind, name, config, dtype or torch.float32, options)
     return Loaded(module.eval(), spec)
@@ -107,8 +108,9 @@ def _kind(transformers: ModuleType, config: Any, name: str) -> type[nn.Module]:
     kind = getattr(transformers, TOWERS.get(named, named), None)
     if kind is None or not registry.is_known(kind):
         raise UnsupportedModelError(
-            f"hf:{name} is a {named or config.model_type}, whose parts are not known. Where it holds a vision tower "
-            "of a known class, load it with transformers and wrap that (of a LLaVA: model.model.vision_tower)"
+            f"hf:{name} is a {named or config.model_type}, whose parts are not known. Where it holds a vision "
+            "tower of a known class, load it with transformers and wrap that (of a LLaVA: "
+            "model.model.vision_tower)"
         )
     found: type[nn.Module] = kind
     return found
@@ -190,7 +192,9 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
 # -- preprocessing -------------------------------------------------------------------------------
 
 
-def _preprocessing(transformers: ModuleType, name: str, options: dict[str, Any]) -> ProcessorSpec | None:
+def _preprocessing(
+    transformers: ModuleType, name: str, channels: int, options: dict[str, Any]
+) -> ProcessorSpec | None:
     """What the image processor beside the weights does; None, with a warning, where there is none."""
     auto = transformers.AutoImageProcessor
     try:
@@ -203,17 +207,17 @@ def _preprocessing(transformers: ModuleType, name: str, options: dict[str, Any])
             stacklevel=4,
         )
         return None
-    return input_spec(processor)
+    return input_spec(processor, channels)
 
 
 def spec_beside(config: Any) -> ProcessorSpec | None:
-    """How images became inputs for the model that a configuration was read with, if its files are on this machine.
+    """How images become inputs of the model with this configuration, if its files are on this machine.
 
     Raises:
         UnsupportedModelError: if they say something that cannot be expressed.
     """
     processor = _beside(config, "AutoImageProcessor", backend="torchvision")
-    return None if processor is None else input_spec(processor)
+    return None if processor is None else input_spec(processor, _channels(config))
 
 
 def clips_beside(config: Any, frames: int) -> ProcessorClips | None:
@@ -225,14 +229,14 @@ def clips_beside(config: Any, frames: int) -> ProcessorClips | None:
     processor = _beside(config, "AutoVideoProcessor")
     if processor is None:
         return None
-    spec = input_spec(processor)
+    spec = input_spec(processor, _channels(config))
     return ProcessorClips(
         spec.size, spec.mean, spec.std, spec.interpolation, resize=spec.resize, frames=frames
     )
 
 
 def _beside(config: Any, kind: str, **options: Any) -> Any:
-    """The processor in the files that a configuration was read with; None where there is none on this machine."""
+    """The processor beside the configuration; None where there is none on this machine."""
     name = config.name_or_path
     if not name:
         return None
@@ -246,55 +250,65 @@ def _beside(config: Any, kind: str, **options: Any) -> Any:
         return None
 
 
-def input_spec(processor: Any) -> ProcessorSpec:
+def input_spec(processor: Any, channels: int = 3) -> ProcessorSpec:
     """What an image processor of transformers does, to the last bit.
 
-    SigLIP 2's own keeps the proportions of a picture in as many patches as fit; as a circuit has one number of
-    tokens, pictures are squeezed to a square here, which is the same for square ones.
+    SigLIP 2's own keeps the proportions of a picture in as many patches as fit; as a circuit has one number
+    of tokens, pictures are squeezed to a square here, which changes nothing of square ones.
+
+    Args:
+        processor: of the model.
+        channels: of the model's images, where the processor does not say it.
 
     Raises:
         UnsupportedModelError: for inputs whose size depends on the picture, or for what is unknown here.
     """
-    kind = type(processor).__name__
-    interpolation = (
-        RESAMPLING.get(int(processor.resample or 0), "nearest") if processor.do_resize else "bicubic"
-    )
-    if hasattr(processor, "max_num_patches"):
-        side = int(processor.max_num_patches**0.5) * processor.patch_size
-        resize, crop = (side, side), {}
-    else:
-        resize = _resize(processor, kind)
-        crop = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
-    size = (crop["height"], crop["width"]) if crop.get("height") else resize
-    if len(size) != 2 or interpolation not in MODES or getattr(processor, "do_pad", False):
+    resize, interpolation = _resize(processor), "bicubic"
+    if resize:
+        interpolation = RESAMPLING.get(2 if processor.resample is None else int(processor.resample), "")
+    size = resize
+    if getattr(processor, "do_center_crop", False):
+        size = processor.crop_size["height"], processor.crop_size["width"]
+    if len(size) != 2 or not all(size) or interpolation not in MODES or getattr(processor, "do_pad", False):
+        said = {name: getattr(processor, name, None) for name in ("size", "crop_size", "resample", "do_pad")}
         raise UnsupportedModelError(
-            f"{kind} (size={processor.size}, crop_size={getattr(processor, 'crop_size', None)}, "
-            f"resample={interpolation}) makes inputs whose size depends on the picture, or in a way that is not "
-            "known here: give tensors, and wrap the module with preprocessing=InputSpec(...)"
+            f"{type(processor).__name__} ({said}) makes inputs whose size depends on the picture, or in a way "
+            "that is not known here: give tensors, and wrap the module with preprocessing=InputSpec(...)"
         )
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+<<<<<<< HEAD
     mean, std = processor.image_mean, processor.image_std
     if not processor.do_normalize:
         mean, std = (0.0,), (1.0,)
     mean, std = ([each] if isinstance(each, (int, float)) else each for each in (mean, std))
     count = max(len(mean), 3) if len(mean) > 1 or not processor.do_normalize else 3
     means, stds = (tuple(each) if len(each) > 1 else (*each,) * count for each in (mean, std))
+=======
+    colours = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    mean, std = (_by_channel(each, channels) for each in colours)
+    kind = type(processor).__name__
+>>>>>>> main
     shift = 1.0 if kind.startswith("Vivit") and processor.do_rescale else 0.0  # it takes 1 off first
     mean, std = tuple((each + shift) / scale for each in means), tuple(each / scale for each in stds)
     floats = kind.startswith("DINOv3")
     return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
 
 
-def _resize(processor: Any, kind: str) -> tuple[int, ...]:
-    """Height and width, or the short side, or nothing."""
-    if not processor.do_resize:
+def _channels(config: Any) -> int:
+    found: int = getattr(getattr(config, "vision_config", config), "num_channels", 3)
+    return found
+
+
+def _by_channel(values: Any, channels: int) -> tuple[float, ...]:
+    found = (values,) if isinstance(values, (int, float)) else tuple(values)
+    return found * channels if len(found) == 1 else found
+
+
+def _resize(processor: Any) -> tuple[int, ...]:
+    """Height and width; or the short side; or nothing, where pictures are taken as they are."""
+    if hasattr(processor, "max_num_patches"):
+        return (int(processor.max_num_patches**0.5) * processor.patch_size,) * 2
+    asked = {name: value for name, value in dict(processor.size or {}).items() if value}
+    if not processor.do_resize or set(asked) not in ({"height", "width"}, {"shortest_edge"}):
         return ()
-    asked = {name: value for name, value in dict(processor.size).items() if value}
-    if set(asked) == {"height", "width"}:
-        return asked["height"], asked["width"]
-    if set(asked) == {"shortest_edge"}:
-        return (asked["shortest_edge"],)
-    raise UnsupportedModelError(
-        f"{kind} (size={asked}) makes inputs whose size depends on the picture: give tensors, and wrap the module "
-        "with preprocessing=InputSpec(...)"
-    )
+    return tuple(asked[name] for name in ("height", "width", "shortest_edge") if name in asked)

@@ -1,13 +1,13 @@
 """Vision Transformers of transformers 5: a table of where each architecture keeps its parts.
 
-Known: ViT, DeiT (with a teacher or without), MSN, I-JEPA, MAE's encoder, DINOv2 (with registers or without), DINOv3,
-BEiT, CLIP, SigLIP and SigLIP 2, each alone and with whatever transformers puts on it to classify or to project.
-Without a classifier the logits are features: what the model itself calls its pooled output, projected where it
-has a projection; and of a model that pools nothing the class token after the last norm, or the mean of all tokens
-where there is none.
+Known: ViT, DeiT (with a teacher or without), MSN, I-JEPA, MAE's encoder, DINOv2 (with registers or without),
+DINOv3, BEiT, CLIP, SigLIP and SigLIP 2, each alone and with what transformers puts on it to classify or to
+project. Without a classifier the logits are features: what the model itself calls its pooled output,
+projected where it has a projection; and of a model that pools nothing the class token after the last norm, or
+the mean of all tokens where there is none.
 
-Attention runs by torch's own kernel in the frozen copy, whatever backend the user's module has: it computes the
-same, in any dtype.
+Attention runs by torch's own kernel in the frozen copy, whatever backend the user's module has: it computes
+the same, in any dtype.
 
 Dosovitskiy et al. 2021, arXiv:2010.11929; Touvron et al. 2021, "DeiT", arXiv:2012.12877; Radford et al. 2021,
 "CLIP", arXiv:2103.00020; Oquab et al. 2023, "DINOv2", arXiv:2304.07193; Siméoni et al. 2025, "DINOv3",
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from operator import attrgetter
@@ -32,8 +33,10 @@ from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.families.hf_load import spec_beside
+from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parts import MLP, Added, Attention, Derived, Linear, Readout, Turn, norm_of
+from circuitvit.models.pooling import POOL, PoolingStage
 from circuitvit.models.processor import ProcessorSpec
 from circuitvit.models.stages import Stage, places
 from circuitvit.models.zoo import InputSpec
@@ -168,7 +171,7 @@ class ViT(Family):
         return self.usual(module) if beside is None else beside
 
     def usual(self, module: Any) -> InputSpec:
-        """How images of this architecture usually become inputs, where nothing says how they did for this one."""
+        """How images of this architecture usually become inputs, where nothing says it of this one."""
         config = self.tower(module).config
         height, width = pair(config.image_size)
         channels = config.num_channels
@@ -181,7 +184,7 @@ class ViT(Family):
 
 
 class DeiT(ViT):
-    """DeiT, whose second token learned from a teacher: with a head of its own, the logits are the mean of both."""
+    """DeiT, whose second token learned from a teacher; with a head for each the logits are their mean."""
 
     inner, colours = "deit", IMAGENET
 
@@ -210,13 +213,13 @@ class MAE(ViT):
         super().refuse(module)
         if module.config.mask_ratio != 0:
             raise UnsupportedModelError(
-                f"{type(module).__name__} hides {module.config.mask_ratio:.0%} of the patches, others in every "
-                "run (mask_ratio): set module.config.mask_ratio = 0.0 before wrapping"
+                f"{type(module).__name__} hides {module.config.mask_ratio:.0%} of the patches, others in "
+                "every run (mask_ratio): set module.config.mask_ratio = 0.0 before wrapping"
             )
 
     @staticmethod
     def _order(module: Any, images: Tensor) -> Float[Tensor, "batch patch"]:
-        """Noise by which the patches stay in order: without it they are shuffled even where none is hidden."""
+        """Noise by which the patches stay in order; without it even patches that all stay are shuffled."""
         patches = module.embeddings.patch_embeddings.num_patches
         return torch.arange(patches, device=images.device, dtype=torch.float32).expand(len(images), -1)
 
@@ -325,9 +328,13 @@ class CLIP(ViT):
             norm_of(tower.post_layernorm, self.last), _first, none, (head,), ("visual_projection",)
         )
 
+    def unused(self, module: Any) -> Sequence[nn.Module]:
+        return (module.text_model,) if hasattr(module, "text_model") else ()
+
     def run(self, module: Any, images: Tensor) -> Tensor:
         if hasattr(module, "text_model"):
-            return module.get_image_features(images, return_dict=True).pooler_output  # type: ignore[no-any-return]
+            found: Tensor = module.get_image_features(images, return_dict=True).pooler_output
+            return found
         return super().run(module, images)
 
 
@@ -342,23 +349,37 @@ class Siglip(CLIP):
     def prefix(self, module: Any) -> tuple[str, ...]:
         return ()
 
-    def readout_parts(self, module: Any) -> Readout:
-        norm, none = norm_of(self.tower(module).post_layernorm, self.last), norm_of(nn.Identity(), "none")
-        head, name = (
-            (module.classifier, "classifier") if hasattr(module, "classifier") else (nn.Identity(), "none")
+    def pool(self, module: Any) -> tuple[Stage, ...]:
+        tower = self.tower(module)
+        if not self._pools(module):
+            return ()
+        layer, head = len(self.blocks(module)), tower.head
+        both, own = multihead(head.attention, "head.attention"), head.attention
+        packed = Linear(own.in_proj_weight, own.in_proj_bias)
+        query, width = packed.part(0, 3), own.embed_dim
+        attention = replace(
+            both,
+            query=None,
+            packed=replace(packed, rows=(width, 3 * width)),
+            latents=lambda: query(head.probe[0]),
         )
-        return Readout(norm, _patches, none, (head,), (name,))
+        first = PoolingStage(layer, norm_of(tower.post_layernorm, self.last), attention)
+        norm = norm_of(head.layernorm, "head.layernorm")
+        return first, MLPStage(layer, norm, mlp_of(head.mlp), part=POOL)
+
+    def readout_parts(self, module: Any) -> Readout:
+        none = norm_of(nn.Identity(), "none")
+        if self._pools(module):
+            return Readout(none, _first, none, (nn.Identity(),))
+        norm = norm_of(self.tower(module).post_layernorm, self.last)
+        return Readout(norm, _patches, none, (getattr(module, "classifier", nn.Identity()),), ("classifier",))
 
     def featured(self, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
         return _patches(normed)
 
-    def refuse(self, module: Any) -> None:
-        super().refuse(module)
-        if not hasattr(module, "classifier") and self.tower(module).use_head:
-            raise UnsupportedModelError(
-                f"head is a {type(self.tower(module).head).__name__} (vision_use_head=True): attention pooling is "
-                "not supported"
-            )
+    def _pools(self, module: Any) -> bool:
+        """Whether its features are what a head with a query of its own gathers; a classifier has none."""
+        return not hasattr(module, "classifier") and self.tower(module).use_head
 
 
 class Siglip2(Siglip):

@@ -1,8 +1,8 @@
 """A family made from a table of places: a hand-written Vision Transformer in one line.
 
 Only the blocks have to be described. The embedding is whatever enters the first block, and the readout is
-whatever follows the last: the module's own forward, with its blocks left out. That the table is right is found
-out when the module is wrapped.
+whatever follows the last: the module's own forward, with its blocks left out. That the table is right is
+found out when the module is wrapped.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
 class Layout:
     """Where the parts of a hand-written Vision Transformer are, for `circuitvit.wrap(module, layout=...)`.
 
-    A block is pre-norm: `x = x + out(attention(q, k, v of norm(x)))`, then `x = x + mlp(norm(x))`. Places are names
-    with dots, those of a block's parts from the block on. What is not said is found out; what is wrong is
-    refused, with the first stage that differs from the module's own forward.
+    A block is pre-norm: `x = x + out(attention(q, k, v of norm(x)))`, then `x = x + mlp(norm(x))`. Places
+    are names with dots, those of a block's parts from the block on. What is not said is found out; what is
+    wrong is refused, with the first stage that differs from the module's own forward.
 
     Attributes:
         blocks: the list of blocks.
@@ -106,7 +106,8 @@ class Layout:
         given = [name for name in kept if getattr(self, name) is not None]
         if len(given) != 1 or None in kept[given[0]]:
             raise OptionError(
-                "a layout says where attention is in one of three ways: q=, k=, v= and out=; qkv= and out=; or "
+                "a layout says where attention is in one of three ways: q=, k=, v= and out=; qkv= "
+                "and out=; or "
                 "attention=, for torch's nn.MultiheadAttention"
             )
         if len(self.norms) != 2 and (self.mlp is not None or len(self.norms) != 1):
@@ -195,7 +196,8 @@ class LayoutFamily(Family):
         if isinstance(found, (nn.ModuleList, nn.Sequential, list, tuple)) and len(found):
             return tuple(found)
         raise UnsupportedModelError(
-            f"{self.layout.blocks} of {type(module).__name__} is a {type(found).__name__}: blocks= is the place "
+            f"{self.layout.blocks} of {type(module).__name__} is a {type(found).__name__}: blocks= is "
+            f"the place "
             "of a list of blocks, with at least one"
         )
 
@@ -224,7 +226,8 @@ class LayoutFamily(Family):
             return self._frame(module)(blank)  # type: ignore[no-any-return]
         except Exception as error:  # the forward is somebody else's code, and may want more of its blocks
             raise UnsupportedModelError(
-                f"{type(module).__name__} cannot be run without its blocks ({type(error).__name__}: {error}): say "
+                f"{type(module).__name__} cannot be run without its blocks ({type(error).__name__}: "
+                f"{error}): say "
                 "what follows them in the layout, by norm=, pool= and readout="
             ) from error
         finally:
@@ -255,7 +258,8 @@ class LayoutFamily(Family):
 
 
 def families(layout: Layout, module: Any, size: tuple[int, ...]) -> tuple[LayoutFamily, ...]:
-    """What a layout may mean: the number of heads and the scale, where it does not say them, are to be found out.
+    """What a layout may mean: the number of heads and the scale, where it does not say them, are to be found
+    out.
 
     Raises:
         UnsupportedModelError: if a place of the layout is not there.
@@ -338,8 +342,9 @@ def _attention(layout: Layout, block: Any, where: str) -> Attention:
         ports = [Linear.of(linear(place, said=said)) for said, place in places]
         widths = {width, *(len(port.weight) for port in ports)}
     if len(widths) > 1 or heads < 1 or width % heads:
+        read = ", ".join(str(len(port.weight)) for port in ports)
         raise UnsupportedModelError(
-            f"{where}: queries, keys and values of {', '.join(str(len(port.weight)) for port in ports)} numbers, and "
+            f"{where}: queries, keys and values of {read} numbers, and "
             f"an output projection of {width}, are not those of {heads} heads of one width"
         )
     scale = (width // heads) ** -0.5 if layout.scale is None else _number(block, layout.scale, where, "scale")

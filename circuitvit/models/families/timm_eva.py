@@ -2,9 +2,9 @@
 
 Known: rotations of the patches by any of timm's tables, learned ones included ("mixed"), in both layouts;
 projections together or apart, with biases of their own; `qk_norm`, a norm across heads
-(`scale_attn_inner`), `gamma_1` and `gamma_2`, any MLP, average, maximum and token pooling. Everything else is
-refused by name. A model with rotations takes images of its own size alone, as the angles of a token follow
-from rows and columns of patches, which the stream does not show.
+(`scale_attn_inner`), `gamma_1` and `gamma_2`, any MLP, any pooling that `VisionTransformer` may have.
+Everything else is refused by name. A model with rotations takes images of its own size alone, as the angles
+of a token follow from rows and columns of patches, which the stream does not show.
 
 Fang et al. 2023, "EVA-02", arXiv:2303.11331; Siméoni et al. 2025, "DINOv3", arXiv:2508.10104; Heo et al.
 2024, "Rotary position embedding for Vision Transformer", arXiv:2403.13298.

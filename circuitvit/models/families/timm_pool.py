@@ -9,7 +9,6 @@ Zhai et al. 2022, "Scaling Vision Transformers", arXiv:2106.04560 (the MAP head)
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +17,28 @@ from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Attention, Linear, Norm, norm_of
+from circuitvit.models.parts import MLP, Attention, Latents, Linear, Norm, norm_of
 from circuitvit.models.pooling import POOL, PoolingStage
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
+
+
+def refuse_pool(pool: Any) -> None:
+    """Refuse another attention pooling than `AttentionPoolLatent`, or one that gives several vectors.
+
+    Raises:
+        UnsupportedModelError: naming it and its switch.
+    """
+    if type(pool) is not import_timm().layers.AttentionPoolLatent:
+        raise UnsupportedModelError(
+            f"attn_pool is a {type(pool).__name__}: only timm's AttentionPoolLatent (global_pool='map') is "
+            "known of what pools by attention"
+        )
+    if pool.pool not in ("token", "avg"):
+        raise UnsupportedModelError(
+            f"attn_pool gives one vector for each latent (pool_type={pool.pool!r}); the logits must be "
+            "(batch, class)"
+        )
 
 
 def attention_pool(
@@ -35,20 +52,7 @@ def attention_pool(
         norm: of the stream, before it.
         skip: how many of the first tokens it is not given.
         mlp_of: from timm's MLPs to parts.
-
-    Raises:
-        UnsupportedModelError: if it is of another class, or gives more than one vector.
     """
-    kind = type(pool).__name__
-    if type(pool) is not import_timm().layers.AttentionPoolLatent:
-        raise UnsupportedModelError(
-            f"attn_pool is a {kind}: only timm's AttentionPoolLatent (global_pool='map') is known"
-        )
-    if pool.pool not in ("token", "avg"):
-        raise UnsupportedModelError(
-            f"attn_pool gives one vector for each latent (pool_type={pool.pool!r}); "
-            "the logits must be (batch, class)"
-        )
     both, norms = Linear.of(pool.kv), []
     for name, each in (("q_norm", pool.q_norm), ("k_norm", pool.k_norm)):
         norms.append(None if isinstance(each, nn.Identity) else norm_of(each, f"attn_pool.{name}"))
@@ -62,7 +66,7 @@ def attention_pool(
         packed=both,
         query_norm=norms[0],
         key_norm=norms[1],
-        latents=partial(_latents, pool),
+        latents=Latents(pool.latent[0], Linear.of(pool.q) if isinstance(pool.q, nn.Linear) else None),
     )
     stage = PoolingStage(layer, norm, attention, skip=skip, positions=pool.pos_embed)
     if pool.mlp is None:
@@ -73,11 +77,6 @@ def attention_pool(
 def pooled(pool: Any, latents: Float[Tensor, "batch latent width"]) -> Float[Tensor, "batch width"]:
     """What an `AttentionPoolLatent` makes of its latents at the end."""
     return latents[:, 0] if pool.pool == "token" else latents.mean(dim=1)
-
-
-def _latents(pool: Any) -> Float[Tensor, "latent width"]:
-    queries: Tensor = pool.q(pool.latent)
-    return queries[0]
 
 
 def _output(pool: Any) -> Linear:

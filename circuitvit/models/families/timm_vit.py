@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
-from circuitvit.models.families.timm_pool import attention_pool, pooled
+from circuitvit.models.families.timm_pool import attention_pool, pooled, refuse_pool
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parts import MLP, Attention, Difference, Linear, Norm, Readout, norm_of
 from circuitvit.models.stages import Stage
@@ -69,7 +69,7 @@ class TimmViT(Family):
     def pool(self, module: Any) -> tuple[Stage, ...]:
         if not _pools_by_attention(module):
             return ()
-        skip = 0 if module.pool_include_prefix else module.num_prefix_tokens
+        skip = 0 if getattr(module, "pool_include_prefix", True) else module.num_prefix_tokens
         norm = norm_of(module.norm, "norm")
         return attention_pool(module.attn_pool, len(module.blocks), norm, skip, mlp_of)
 
@@ -105,6 +105,8 @@ class TimmViT(Family):
     def refuse(self, module: Any) -> None:
         if not len(module.blocks):
             raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
+        if _pools_by_attention(module):
+            refuse_pool(module.attn_pool)
         if module.global_pool == "" and not _is_distilled(module):
             raise UnsupportedModelError(
                 "global_pool='' gives one vector for each token; the logits must be (batch, class)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
@@ -58,7 +59,11 @@ class TimmVLM(TimmEva):
         return logits
 
     def readout_parts(self, module: Any) -> Readout | None:
-        return None
+        encoder = encoder_of(module)
+        if encoder is module or projector_of(encoder) is not None:
+            return None
+        norm = norm_of(getattr(encoder, "norm", nn.Identity()), "encoder.norm")
+        return Readout(norm, _mean, norm_of(module.norm, "norm"), (module.head,))
 
     def refuse(self, module: Any) -> None:
         encoder = encoder_of(module)
@@ -66,8 +71,8 @@ class TimmVLM(TimmEva):
             raise UnsupportedModelError("the model has no blocks, so there is no circuit to look for")
         if module.global_pool != "avg":
             raise UnsupportedModelError(
-                f"global_pool={module.global_pool!r} gives one vector for each token, for a language model to "
-                "read; the logits must be (batch, class): build it with global_pool='avg'"
+                f"global_pool={module.global_pool!r} gives one vector for each token, for a language model "
+                "to read; the logits must be (batch, class): build it with global_pool='avg'"
             )
 
     def prefix(self, module: Any) -> tuple[str, ...]:
@@ -94,3 +99,8 @@ def encoder_of(module: Any) -> Any:
 def projector_of(encoder: Any) -> nn.Module | None:
     """What makes tokens of a language model of the patches, or None."""
     return next((part for name in PROJECTORS if (part := getattr(encoder, name, None)) is not None), None)
+
+
+def _mean(normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:
+    """Of all patches."""
+    return normed.mean(dim=1, keepdim=True)

@@ -23,29 +23,57 @@ def multihead(module: Any, where: str) -> Attention:
     Raises:
         UnsupportedModelError: if it is another class, or keeps or adds what self-attention has not.
     """
-    kind = type(module).__name__
-    if not isinstance(module, nn.MultiheadAttention):
-        raise UnsupportedModelError(f"{where} is a {kind}: only torch's nn.MultiheadAttention is known there")
+    _refuse(module, where)
     if module.in_proj_weight is None:
         raise UnsupportedModelError(
             f"{where} keeps q_proj_weight, k_proj_weight and v_proj_weight apart (kdim={module.kdim}, "
             f"vdim={module.vdim}): it attends to something else than the stream that it writes to"
         )
+    packed = Linear(module.in_proj_weight, module.in_proj_bias)
+    out = Linear.of(module.out_proj)
+    return Attention.of_packed(module.num_heads, packed, out, module.head_dim**-0.5)
+
+
+def cross_attention(module: Any, where: str) -> tuple[Linear, Attention]:
+    """The projection of queries, and the parts of torch's `nn.MultiheadAttention` whose queries are not tokens.
+
+    Raises:
+        UnsupportedModelError: as `multihead`.
+    """
+    _refuse(module, where)
+    if module.in_proj_weight is not None:
+        packed = Linear(module.in_proj_weight, module.in_proj_bias)
+        query, key, value = (packed.part(number, 3) for number in range(3))
+    else:
+        bias = module.in_proj_bias
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        weights = module.q_proj_weight, module.k_proj_weight, module.v_proj_weight
+        query, key, value = (Linear(*both) for both in zip(weights, biases, strict=True))
+    out, scale = Linear.of(module.out_proj), module.head_dim**-0.5
+    return query, Attention(module.num_heads, None, key, value, out, scale)
+
+
+def _refuse(module: Any, where: str) -> None:
+    """Refuse what is no attention of torch's, or adds something to it."""
+    if not isinstance(module, nn.MultiheadAttention):
+        raise UnsupportedModelError(
+            f"{where} is a {type(module).__name__}: only torch's nn.MultiheadAttention is known there"
+        )
     if module.bias_k is not None or module.bias_v is not None:
         raise UnsupportedModelError(
-            f"{where} adds a learned key and value to those of the tokens (add_bias_kv=True): these belong to no "
+            f"{where} adds a learned key and value to those of the tokens (add_bias_kv=True): these "
+            f"belong to no "
             "token, so that no edge could carry them; this is not supported"
         )
     if module.add_zero_attn:
         raise UnsupportedModelError(
-            f"{where} adds a key and a value of zeros to those of the tokens (add_zero_attn=True), which is not "
+            f"{where} adds a key and a value of zeros to those of the tokens (add_zero_attn=True), "
+            f"which is not "
             "supported"
         )
     if not isinstance(module.out_proj, nn.Linear):
         raise UnsupportedModelError(
-            f"{where}.out_proj is a {type(module.out_proj).__name__}: only a plain nn.Linear can be told apart "
+            f"{where}.out_proj is a {type(module.out_proj).__name__}: only a plain nn.Linear can be "
+            f"told apart "
             "by head"
         )
-    packed = Linear(module.in_proj_weight, module.in_proj_bias)
-    out = Linear.of(module.out_proj)
-    return Attention.of_packed(module.num_heads, packed, out, module.head_dim**-0.5)

@@ -6,23 +6,29 @@ Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv:2010.11929.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from circuitvit.errors import UnsupportedModelError
+from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.models import checkpoints
 from circuitvit.models.attention import AttentionStage
-from circuitvit.models.families.family import Family, Grid
+from circuitvit.models.families.family import Family, Grid, Loaded
 from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parts import MLP, Readout, norm_of
 from circuitvit.models.stages import Stage
+from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 224 / 256
-"""Of the weights named IMAGENET1K_V1; those named SWAG are resized by bicubic interpolation and not cropped."""
+"""Of the weights named IMAGENET1K_V1; those named SWAG are resized by bicubic interpolation and not
+cropped.
+"""
 
 
 class TorchvisionViT(Family):
@@ -77,6 +83,42 @@ class TorchvisionViT(Family):
 
 
 FAMILY = TorchvisionViT()
+
+
+def load_torchvision(
+    name: str, *, checkpoint: str | Path | None = None, dtype: torch.dtype | None = None, **architecture: Any
+) -> Loaded:
+    """One of torchvision's models by name, such as `"torchvision:vit_b_16"`.
+
+    Args:
+        name: as torchvision calls it.
+        checkpoint: weights in torchvision's layout, tensors only.
+        dtype: of the weights; `circuitvit.load` sees to it.
+        **architecture: passed on to torchvision, such as `image_size=384`.
+
+    Raises:
+        NameNotFoundError: if the name is unknown; the message suggests the nearest.
+        FileError: if the file is missing or unreadable.
+        ModelError: if the weights do not fit, or torchvision cannot build the model.
+        OptionError: if there are no weights.
+    """
+    import_timm()  # after which torchvision can be imported
+    models = import_module("torchvision.models")
+    known = models.list_models(module=models, include="vit_*")
+    if name not in known:
+        raise unknown_name("model of torchvision", name, known)
+    if checkpoint is None:
+        raise OptionError(f"torchvision:{name} has no weights yet: give checkpoint=FILE")
+    state = checkpoints.read(checkpoint)
+    state = {
+        key.replace("linear_1", "0").replace("linear_2", "3"): state[key] for key in state
+    }  # of older files
+    try:
+        module = models.get_model(name, weights=None, **architecture)
+    except Exception as error:  # constructors raise whatever an odd argument makes them raise
+        raise ModelError(f"torchvision cannot build {name}: {type(error).__name__}: {error}") from error
+    checkpoints.fill(module, state, checkpoint)
+    return Loaded(module)
 
 
 def _class_token(normed: Tensor) -> Tensor:
