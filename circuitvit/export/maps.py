@@ -165,13 +165,7 @@ def _side(
             continue
         every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place), order)
         heads.update({name: every[name] for name in wanted if name in every})
-<<<<<<< HEAD
-        if (
-            not every and stage.nodes.writes_to == RESIDUAL
-        ):  # what latents are written has no place on the image
-=======
         if not every and stage.nodes.writes_to == RESIDUAL:  # latents have no place on the image
->>>>>>> main
             lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))[:, order]
             all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
             writes.update({name: all_writes[name] for name in wanted})

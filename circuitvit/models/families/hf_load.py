@@ -276,18 +276,9 @@ def input_spec(processor: Any, channels: int = 3) -> ProcessorSpec:
             "that is not known here: give tensors, and wrap the module with preprocessing=InputSpec(...)"
         )
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-<<<<<<< HEAD
-    mean, std = processor.image_mean, processor.image_std
-    if not processor.do_normalize:
-        mean, std = (0.0,), (1.0,)
-    mean, std = ([each] if isinstance(each, (int, float)) else each for each in (mean, std))
-    count = max(len(mean), 3) if len(mean) > 1 or not processor.do_normalize else 3
-    means, stds = (tuple(each) if len(each) > 1 else (*each,) * count for each in (mean, std))
-=======
     colours = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    mean, std = (_by_channel(each, channels) for each in colours)
+    means, stds = (_by_channel(each, channels) for each in colours)
     kind = type(processor).__name__
->>>>>>> main
     shift = 1.0 if kind.startswith("Vivit") and processor.do_rescale else 0.0  # it takes 1 off first
     mean, std = tuple((each + shift) / scale for each in means), tuple(each / scale for each in stds)
     floats = kind.startswith("DINOv3")
