@@ -71,8 +71,10 @@ class Stage(ABC):
     nodes: StageNodes
 
     @property
-    def constant(self) -> Float[Tensor, " d_model"] | None:
-        """What the stage adds to every token that no sender owns, such as the attention output bias."""
+    def constant(self) -> Float[Tensor, " d_model"] | Float[Tensor, "token d_model"] | None:
+        """What the stage adds that no sender owns, such as the attention output bias: to every token, or to
+        each its own.
+        """
         return None
 
     @abstractmethod

@@ -136,7 +136,7 @@ class PositionHeads:
                 for axis, head in zip(line, found, strict=True):
                     cells = subjects.on_sheet(self.means[self.heads.index(head), token])
                     norm = canvas.scale(np.append(cells, 0.0))
-                    look = {"cmap": canvas.rising_colours(), "norm": norm}
+                    look: dict[str, Any] = {"cmap": canvas.rising_colours(), "norm": norm}
                     canvas.overlay(axis, cells, None, sheet=sheet, **look)
                     canvas.mark(axis, *sheet.place(token - subjects.n_prefix))
             for axis, head in zip(axes[0], found, strict=True):
