@@ -11,9 +11,9 @@ from circuitvit.models.stages import Reads, Stage, places, repeated
 __all__ = [
     "BackwardRules",
     "Factored",
-    "Layout",
     "Head",
     "HeadTokens",
+    "Layout",
     "Model",
     "Reads",
     "Stage",
