@@ -35,7 +35,8 @@ from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.metrics import BoundMetric
-from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.tasks.task import BATCH, batches_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -44,8 +44,9 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
+from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions
-from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
