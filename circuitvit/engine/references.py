@@ -263,7 +263,7 @@ class Sources:
     @cached_property
     def differs(self) -> bool:
         """Whether any sender's reference output differs from what it wrote: else no edge has an effect."""
-        return any(bool(each.narrow.any()) for each in self.factored_deltas)
+        return any(not each.vanishes for each in self.factored_deltas)
 
     def parts(self, size: int) -> list[Sources]:
         """Itself, a few images at a time; nothing is copied."""

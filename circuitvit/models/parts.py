@@ -298,7 +298,13 @@ def norm_of(module: nn.Module, where: str) -> Norm:
             f"{where} is a {kind.__name__}, a norm this library cannot differentiate: "
             "LayerNorm, RMSNorm and Identity are known"
         )
-    if not _keeps_to_formula(norm):
+    try:
+        keeps = _keeps_to_formula(norm)
+    except RuntimeError as error:  # such as OpenAI's, which make float32 of any input, with other weights
+        raise UnsupportedModelError(
+            f"{where} is a {kind.__name__} that cannot be run in the dtype of its weights: {error}"
+        ) from error
+    if not keeps:
         raise UnsupportedModelError(
             f"{where} is a {kind.__name__} that computes something else than LayerNorm and RMSNorm do"
         )
@@ -366,17 +372,19 @@ class Latents:
     """Learned tokens whose queries gather the stream.
 
     Attributes:
-        tokens: `(latent, width)`.
+        tokens: `(latent, width)`, or one image of them, `(1, latent, width)`: the module's own tensor, as a
+            view of it would be a tensor of its own in a copy.
         query: from them, normed, to all heads' queries; None where they are these queries.
         norm: of them, or None.
     """
 
-    tokens: Float[Tensor, "latent width"]
+    tokens: Float[Tensor, "*image latent width"]
     query: Linear | None = None
     norm: Norm | None = None
 
     def __call__(self) -> Float[Tensor, "latent head*d_head"]:
-        tokens = self.tokens if self.norm is None else self.norm(self.tokens)
+        tokens = self.tokens.flatten(0, -2)
+        tokens = tokens if self.norm is None else self.norm(tokens)
         return tokens if self.query is None else self.query(tokens)
 
 
