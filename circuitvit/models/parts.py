@@ -298,7 +298,13 @@ def norm_of(module: nn.Module, where: str) -> Norm:
             f"{where} is a {kind.__name__}, a norm this library cannot differentiate: "
             "LayerNorm, RMSNorm and Identity are known"
         )
-    if not _keeps_to_formula(norm):
+    try:
+        keeps = _keeps_to_formula(norm)
+    except RuntimeError as error:  # such as OpenAI's, which make float32 of any input, with other weights
+        raise UnsupportedModelError(
+            f"{where} is a {kind.__name__} that cannot be run in the dtype of its weights: {error}"
+        ) from error
+    if not keeps:
         raise UnsupportedModelError(
             f"{where} is a {kind.__name__} that computes something else than LayerNorm and RMSNorm do"
         )

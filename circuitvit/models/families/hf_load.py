@@ -276,10 +276,10 @@ def input_spec(processor: Any, channels: int = 3) -> ProcessorSpec:
         )
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     colours = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    mean, std = (_by_channel(each, channels) for each in colours)
+    means, stds = (_by_channel(each, channels) for each in colours)
     kind = type(processor).__name__
     shift = 1.0 if kind.startswith("Vivit") and processor.do_rescale else 0.0  # it takes 1 off first
-    mean, std = tuple((each + shift) / scale for each in mean), tuple(each / scale for each in std)
+    mean, std = tuple((each + shift) / scale for each in means), tuple(each / scale for each in stds)
     floats = kind.startswith("DINOv3")
     return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
 

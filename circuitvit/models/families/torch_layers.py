@@ -35,7 +35,7 @@ def multihead(module: Any, where: str) -> Attention:
 
 
 def cross_attention(module: Any, where: str) -> tuple[Linear, Attention]:
-    """The projection of queries, and the parts of torch's `nn.MultiheadAttention` whose queries are not tokens.
+    """The projection of queries, and the parts of an `nn.MultiheadAttention` whose queries are no tokens.
 
     Raises:
         UnsupportedModelError: as `multihead`.
