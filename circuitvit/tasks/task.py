@@ -218,7 +218,7 @@ class Task:
         for part in model.graph.parts[1:]:
             if part in groups.names:
                 raise OptionError(
-                    f"a token group cannot be called {part!r}, which is that of the pooled tokens of {model.name}"
+                    f"a token group cannot be called {part!r}: the pooled tokens of {model.name} are"
                 )
         if groups.members.shape[-1] != n_tokens:
             raise DataError(
