@@ -99,12 +99,17 @@ class Linear:
         rows: the first and the last but one of the rows that are meant; None for all.
         shared: into how many groups these fall, and how many heads share each, where they do: every head is
             then taken to have a copy of its own.
+        bias_rows: the rows of the bias, where they are others than those of the weight.
+        transposed: whether the module keeps the weight as `(in, out)`. That is said and not done, as a view of
+            a tensor would be a tensor of its own in a copied model.
     """
 
     full_weight: Float[Tensor, "out in"]
     full_bias: Float[Tensor, " out"] | tuple[Tensor, ...] | None = None
     rows: tuple[int, int] | None = None
     shared: tuple[int, int] | None = None
+    bias_rows: tuple[int, int] | None = None
+    transposed: bool = False
 
     @classmethod
     def of(cls, module: Any, shared: tuple[int, int] | None = None) -> Linear:
@@ -118,16 +123,16 @@ class Linear:
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        return self._meant(self.full_weight)
+        return self._meant(self.full_weight.T if self.transposed else self.full_weight, self.rows)
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         bias = torch.cat(self.full_bias) if isinstance(self.full_bias, tuple) else self.full_bias
-        return None if bias is None else self._meant(bias)
+        return None if bias is None else self._meant(bias, self.bias_rows or self.rows)
 
-    def _meant(self, of_all: Tensor) -> Tensor:
+    def _meant(self, of_all: Tensor, which: tuple[int, int] | None) -> Tensor:
         """Of a weight or a bias, the rows that are meant, once for each head."""
-        rows = of_all if self.rows is None else of_all[slice(*self.rows)]
+        rows = of_all if which is None else of_all[slice(*which)]
         if self.shared is None:
             return rows
         groups, heads = self.shared

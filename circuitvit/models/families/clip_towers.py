@@ -296,7 +296,7 @@ def _norms_after(module: Any) -> bool:
 
 
 def _projection(module: Any) -> nn.Module | Linear:
-    return nn.Identity() if module.proj is None else Linear(module.proj.T)
+    return nn.Identity() if module.proj is None else Linear(module.proj, transposed=True)
 
 
 def _projected(module: Any, pooled: Tensor) -> Tensor:
