@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from circuitvit.errors import FileError, OptionError, unknown_name
 from circuitvit.graph import notebook
 from circuitvit.graph.files import COUNT, TEXT, record
-from circuitvit.graph.names import Edge, check_name, edge_name, node_of, parse_edge
+from circuitvit.graph.names import Edge, check_name, edge_name, node_of, parse_edge, port_of
 
 A = TypeVar("A", NDArray[np.bool_], NDArray[np.float64])
 
