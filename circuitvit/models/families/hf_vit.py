@@ -123,9 +123,11 @@ class ViT(Family):
     # -- after the blocks ----------------------------------------------------------------------------
 
     def readout(self, module: Any, stream: Tensor) -> Tensor:
-        return self.readout_parts(module)(stream)
+        parts = self.readout_parts(module)
+        assert parts is not None, "a family whose readout has no known parts says itself what it does"
+        return parts(stream)
 
-    def readout_parts(self, module: Any) -> Readout:
+    def readout_parts(self, module: Any) -> Readout | None:
         tower, none = self.tower(module), norm_of(nn.Identity(), "none")
         norm = norm_of(attrgetter(self.last)(tower), self.last)
         if hasattr(module, "classifier"):
