@@ -34,6 +34,7 @@ FIND: dict[str, tuple[Any, ...]] = {
     "memory": (0, 1.5, "2GB"),
     "plan": (3, (1, 2, 3), cv.Plan),
     "start": (3, "half"),
+    "state": (3, []),
 }
 
 

@@ -44,6 +44,7 @@ from circuitvit.engine import (
     output_gradients,
     progress_bar,
 )
+from circuitvit.graph import port_of
 from circuitvit.models import BackwardRules, Model, Reads
 from circuitvit.tasks import PreparedTask
 
@@ -80,7 +81,7 @@ def _scores(prepared: PreparedTask, how: Running, name: str, dropped: Sequence[i
             totals += _first_order(run, found)
             slopes = [output_gradients(each) for each in found]
             for index, stage in enumerate(prepared.model.stages):
-                if stage.nodes.kind == "attention":
+                if any(map(port_of, stage.nodes.receivers)):
                     at_outputs = [d_compacts[index] for d_compacts in slopes]
                     _exact_patterns(totals, run, found, at_outputs, index)
             bar.update(len(run.batch.rows))
@@ -97,8 +98,8 @@ def _first_order(run: BatchRun, found: Sequence[Gradients]) -> NDArray[np.float6
         total = new_total(run.prepared)
         add_products(total, graph, deltas, each.by_stage(), run.batch.members)
         totals.append(total.cpu().numpy())
-    kinds = np.array([graph.stages[stage].kind for stage in graph.receiver_stages])
-    return np.where((kinds == "attention")[None, None, :, None], 0.0, np.stack(totals))
+    of_heads = np.array([bool(port_of(receiver)) for receiver in graph.receivers])
+    return np.where(of_heads[None, None, :, None], 0.0, np.stack(totals))
 
 
 @torch.no_grad()
@@ -121,6 +122,7 @@ def _exact_patterns(
     stage, graph = run.prepared.model.essential[index], run.prepared.graph
     stream = found[0].capture.stream(index)
     receivers, reads = graph.receiver_slices[index], found[0].reads[index]
+    of_heads = np.array([[bool(port_of(receiver))] for receiver in stage.nodes.receivers])
     for places, streams in candidate_streams(run, index, stream):
         shared = stream.expand_as(streams).flatten(0, 1).clone()
         moved: Reads = torch.func.jvp(stage.read, (shared,), ((streams - stream).flatten(0, 1),))[1]
@@ -129,7 +131,7 @@ def _exact_patterns(
         )
         for total, each, d_compact in zip(totals, found, d_compacts, strict=True):
             effects = stage.answers(reads, others, each.d_reads[index], d_compact)
-            summed = effects.double().sum(dim=-1).cpu().numpy()
+            summed = effects.double().sum(dim=-1).cpu().numpy() * of_heads
             total[places[:, 0], receivers, places[:, 1]] += summed.T
 
 

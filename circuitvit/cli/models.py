@@ -39,8 +39,8 @@ OWN = (
 @command("Models", every="--all")
 def models(every: bool = False) -> None:
     """List the models that can be used: the bundled ones with what their cards say, and the architectures of
-    each library, with what is installed. A model that cannot be taken apart (norms after attention, windows) is
-    refused with the reason when it is loaded.
+    each library, with what is installed. A model that cannot be taken apart (norms after attention, windows)
+    is refused with the reason when it is loaded.
 
     For example:
 

@@ -232,6 +232,7 @@ def pieces(sources: Sources, index: int, need: NDArray[np.int8]) -> Iterator[Pie
             apart = min(leading, tokens)
             mixes = any(stage.nodes.mixes or ())
             part, tokens = (part.leading(leading), tokens) if mixes else (part, apart)
+            apart = tokens if mixes and part.cut is None else apart
         receivers = [graph.receiver_index[name] for name in part.nodes.receivers]
         yield Piece(index, part, wanted + slots.start, receivers, tokens, apart)
 

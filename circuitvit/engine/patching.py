@@ -80,7 +80,10 @@ def patch_pattern(
     Raises:
         UnsupportedModelError: if the stage is not attention.
     """
-    part = model.stages[stage]
+    for part in model.stages[stage].branches:
+        if sender < len(part.nodes.senders):
+            break
+        sender -= len(part.nodes.senders)
     mine, theirs = part.read(base.stream(stage)), part.read(other.stream(stage))
     own = part.pattern(mine)
     looked = own.clone()

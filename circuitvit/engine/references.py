@@ -24,6 +24,7 @@ from circuitvit.graph import Graph
 from circuitvit.models import Factored, Model, Reads, Stage
 from circuitvit.tasks import Batch, Constants, Mean, Noise, Patch, PreparedTask, Resample, Zero
 from circuitvit.tasks.images import Images, as_images
+from circuitvit.tasks.task import batches_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +263,7 @@ class Sources:
     @cached_property
     def differs(self) -> bool:
         """Whether any sender's reference output differs from what it wrote: else no edge has an effect."""
-        return any(bool(each.narrow.any()) for each in self.factored_deltas)
+        return any(not each.vanishes for each in self.factored_deltas)
 
     def parts(self, size: int) -> list[Sources]:
         """Itself, a few images at a time; nothing is copied."""
@@ -361,8 +362,7 @@ def _mean_compacts(prepared: PreparedTask, ablation: Mean, batch_size: int) -> t
     total: list[Tensor] = []
     sources = _mean_images(prepared, ablation)
     for images in sources:
-        for start in range(0, len(images), batch_size):
-            batch = images.take(start, min(start + batch_size, len(images))).to(model.device, model.dtype)
+        for batch in batches_of(model, images, batch_size):
             sums = [each.sum(dim=0, keepdim=True) for each in capture(model, batch).compacts[:-1]]
             total = [one.add_(other) for one, other in zip(total, sums, strict=True)] if total else sums
     if not all(each.isfinite().all() for each in total):

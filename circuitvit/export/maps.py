@@ -160,15 +160,18 @@ def _side(
     heads: dict[str, HeadMap] = {}
     writes: dict[str, Array] = {}
     for place, stage in enumerate(model.stages):
-        wanted = [name for name in stage.nodes.senders if nodes is None or name in nodes]
-        if not wanted:
+        if stage.is_readout:
             continue
-        every = {} if stage.nodes.kind != "attention" else _attention(stage, base.stream(place), order)
-        heads.update({name: every[name] for name in wanted if name in every})
-        if not every and stage.nodes.writes_to == RESIDUAL:  # latents have no place on the image
-            lengths = _array(stage.expand(base.compacts[place])[:, 0].norm(dim=-1))[:, order]
-            all_writes = dict(zip(stage.nodes.senders, lengths, strict=True))
-            writes.update({name: all_writes[name] for name in wanted})
+        for part, compact in zip(stage.branches, stage.split(base.compacts[place]), strict=True):
+            wanted = [name for name in part.nodes.senders if nodes is None or name in nodes]
+            if not wanted:
+                continue
+            every = {} if part.nodes.kind != "attention" else _attention(part, base.stream(place), order)
+            heads.update({name: every[name] for name in wanted if name in every})
+            if not every and part.nodes.writes_to == RESIDUAL:  # latents have no place on the image
+                lengths = _array(part.expand(compact)[:, 0].norm(dim=-1))[:, order]
+                all_writes = dict(zip(part.nodes.senders, lengths, strict=True))
+                writes.update({name: all_writes[name] for name in wanted})
     return Side(picture_on(sheet, image[0], prepared.spec), heads, writes)
 
 

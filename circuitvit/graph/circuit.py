@@ -249,7 +249,7 @@ class Circuit(Remade):
         result: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         for node in self.nodes:
             stage = self.graph.stage_of_node[node]
-            result.add_node(node, kind=stage.kind, layer=stage.layer)
+            result.add_node(node, kind=stage.kind_of(node), layer=stage.layer)
         for name in self:
             edge = parse_edge(name)
             data: dict[str, Any] = {"receiver": edge.receiver, "group": edge.group}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from circuitvit.errors import FileError, OptionError, unknown_name
 from circuitvit.graph import notebook
 from circuitvit.graph.files import COUNT, TEXT, record
-from circuitvit.graph.names import Edge, check_name, edge_name, node_of, parse_edge
+from circuitvit.graph.names import Edge, check_name, edge_name, node_of, parse_edge, port_of
 
 A = TypeVar("A", NDArray[np.bool_], NDArray[np.float64])
 
@@ -117,6 +117,13 @@ class StageNodes(Remade):
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that write or read here; one that does both stands twice."""
         return *self.senders, *map(node_of, self.receivers)
+
+    def kind_of(self, node: str) -> str:
+        """The kind of one of its nodes; in a parallel block those with several inputs are heads."""
+        if self.kind != "block":
+            return self.kind
+        heads = any(port_of(receiver) for receiver in self.receivers if node_of(receiver) == node)
+        return "attention" if heads else "mlp"
 
     @property
     def block(self) -> str:

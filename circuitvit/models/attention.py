@@ -47,10 +47,13 @@ class AttentionStage(Stage):
         norm: before the projections.
         attention: the parts.
         gamma: LayerScale's factor `(d_model,)`, or None.
+        first: number of its first head, for the names.
     """
 
-    def __init__(self, layer: int, norm: Norm, attention: Attention, gamma: Tensor | None = None) -> None:
-        self.layer, self.norm, self.attention, self.gamma = layer, norm, attention, gamma
+    def __init__(
+        self, layer: int, norm: Norm, attention: Attention, gamma: Tensor | None = None, *, first: int = 0
+    ) -> None:
+        self.layer, self.norm, self.attention, self.gamma, self.first = layer, norm, attention, gamma, first
         self.rules: BackwardRules | None = None
         self.queries: int | None = None
         self._derived = attention.derived
@@ -64,7 +67,9 @@ class AttentionStage(Stage):
         self.has_all, self.sends_all = self.heads == every, self.senders == every
         self._chosen, self._sent = places(self.heads), places(self.senders)
         self._parts: dict[tuple[tuple[int, ...], int | None], AttentionStage] = {}
-        names, reading = ([f"{self.name}.h{head}" for head in each] for each in (self.senders, self.heads))
+        names, reading = (
+            [f"{self.name}.h{self.first + head}" for head in each] for each in (self.senders, self.heads)
+        )
         ports = self.attention.ports
         receivers = tuple(f"{name}<{port}>" for port in ports for name in reading)
         mixes = tuple(port in MIXES for port in ports for _ in reading)
@@ -137,7 +142,8 @@ class AttentionStage(Stage):
     def contents(self) -> tuple[Content, ...]:
         parts = self.attention
         norms = self.norm, parts.query_norm, parts.key_norm, parts.across
-        return *norms, *parts.ports.values(), parts.out, self.gamma
+        learned = parts.latents and (parts.latents.norm, parts.latents.tokens, parts.latents.query)
+        return *norms, *parts.ports.values(), parts.out, self.gamma, *(learned or ())
 
     def forget(self) -> None:
         self._derived.forget()
@@ -238,10 +244,13 @@ class AttentionStage(Stage):
             return norm(read)
         return torch.cat([norm(half) for half in read.chunk(2, dim=-1)], dim=-1)
 
-    def _added(self, query: Tensor) -> Float[Tensor, "head query key"] | None:
-        """What is added to the scores of these queries, of the first tokens, in their dtype."""
+    def _added(self, query: Tensor) -> Float[Tensor, "1 head query key"] | None:
+        """What is added to the scores of these queries, of the first tokens, in their dtype.
+
+        With a dimension for images: fused attention takes its time over a bias without one.
+        """
         added = self.attention.added
-        return None if added is None else added(self.heads)[:, : query.shape[2]].to(query.dtype)
+        return None if added is None else added(self.heads)[None, :, : query.shape[2]].to(query.dtype)
 
     def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
         if self.attention.difference is not None:

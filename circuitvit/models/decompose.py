@@ -103,9 +103,9 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
         ModelError: if the module cannot be run, or its logits are NaN or infinite.
     """
     family.refuse(twin)
-    run = _observed(family, twin, images)
     stages = family.stages(twin)
     _check_parts(stages)
+    run = _observed(family, twin, images)
     _check_chain(family, twin, stages, images, run)
     ends = _ends(family, twin, redrawn=True)
     _check_ends(family, twin, ends, images, run)
@@ -120,8 +120,9 @@ def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[S
         except UnsupportedModelError:  # it is made for one number of tokens, or not what it seems
             _check_block(name, where, redrawn, parts, call)
         for part, own in zip(parts, stages[place : place + len(parts)], strict=True):
-            if isinstance(part, MLPStage) and isinstance(own, MLPStage):
-                _check_mlp(where, part, own, *call.stream.shape[1:])
+            for piece, same in zip(part.branches, own.branches, strict=True):
+                if isinstance(piece, MLPStage) and isinstance(same, MLPStage):
+                    _check_mlp(where, piece, same, *call.stream.shape[1:])
         place += len(parts)
     _check_readout(family, twin, ends, stages, run)
     return stages, run.logits
@@ -453,7 +454,8 @@ def _check_block(
     output, stream = _ordered(_first(output), call.token_first), start
     for part in parts:
         with _runnable(f"{where}: {part.nodes.name}"):
-            _check_reading(where, block, part, stream)
+            for piece in part.branches:
+                _check_reading(where, block, piece, stream)
             stream = _through((part,), stream)
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())

@@ -48,6 +48,11 @@ class Factored:
         return replace(self, narrow=self.narrow * factor, along=tuple(along * factor for along in self.along))
 
     @property
+    def vanishes(self) -> bool:
+        """Whether it is 0 everywhere, so far as its narrow factors show."""
+        return not bool(self.narrow.any())
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """`(row, *place, d_model)`, the shape of the expanded tensor."""
         widest = self.narrow if self.weight is None else self.weight
@@ -98,6 +103,47 @@ class Factored:
         for along, x_hat in terms:
             made = torch.addcmul(made, x_hat, along, value=-1.0)
         return made if out is None else out.copy_(made)
+
+
+class Stacked(Factored):
+    """Rows of several such tensors, one below the other: of stages that are side by side."""
+
+    parts: tuple[Factored, ...]
+
+    def __init__(self, *parts: Factored) -> None:
+        super().__init__(parts[0].narrow)
+        object.__setattr__(self, "parts", parts)
+
+    def __add__(self, other: Factored) -> Factored:
+        assert isinstance(other, Stacked), "both are of one stage"
+        return Stacked(*(one + more for one, more in zip(self.parts, other.parts, strict=True)))
+
+    def times(self, factor: float) -> Factored:
+        return Stacked(*(part.times(factor) for part in self.parts))
+
+    @property
+    def vanishes(self) -> bool:
+        return all(part.vanishes for part in self.parts)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        return (sum(part.shape[0] for part in self.parts), *first[1:])
+
+    def at(self, tokens: int, places: Tensor | None = None) -> Factored:
+        return Stacked(*(part.at(tokens, places) for part in self.parts))
+
+    def between(self, start: int, end: int) -> Factored:
+        return Stacked(*(part.between(start, end) for part in self.parts))
+
+    def expand(self, out: Tensor | None = None) -> Float[Tensor, "row *place d_model"]:
+        if out is None:
+            return torch.cat([part.expand() for part in self.parts])
+        first = 0
+        for part in self.parts:
+            part.expand(out[first : first + part.shape[0]])
+            first += part.shape[0]
+        return out
 
 
 def products(

@@ -58,6 +58,7 @@ class MLPStage(Stage):
         mixes: whether it may carry something from one token to another; `wrap` finds out.
         part: of the stream that is read and written; the MLP of another than the residual one is called
             after it, such as `pool.mlp`.
+        number: of the MLP, where a block has several side by side: `m3`, `m3.1`.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class MLPStage(Stage):
         *,
         mixes: bool = True,
         part: str = RESIDUAL,
+        number: int = 0,
     ) -> None:
+        self.number = number
         self.layer, self.norm, self.mlp, self.gamma, self.part = layer, norm, mlp, gamma, part
         self.rules: BackwardRules | None = None
         self.set_mixing(mixes)
@@ -77,6 +80,8 @@ class MLPStage(Stage):
     def set_mixing(self, mixes: bool) -> None:
         """Note whether it carries something from one token to another."""
         own, stage = f"m{self.layer}", f"mlp{self.layer}"
+        if self.number:
+            own, stage = f"{own}.{self.number}", f"{stage}.{self.number}"
         if self.part != RESIDUAL:
             own = stage = f"{self.part}.mlp"
         self.nodes = StageNodes(

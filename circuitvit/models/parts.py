@@ -99,12 +99,17 @@ class Linear:
         rows: the first and the last but one of the rows that are meant; None for all.
         shared: into how many groups these fall, and how many heads share each, where they do: every head is
             then taken to have a copy of its own.
+        bias_rows: the rows of the bias, where they are others than those of the weight.
+        transposed: whether the module keeps the weight as `(in, out)`. That is said and not done, as a view of
+            a tensor would be a tensor of its own in a copied model.
     """
 
     full_weight: Float[Tensor, "out in"]
     full_bias: Float[Tensor, " out"] | tuple[Tensor, ...] | None = None
     rows: tuple[int, int] | None = None
     shared: tuple[int, int] | None = None
+    bias_rows: tuple[int, int] | None = None
+    transposed: bool = False
 
     @classmethod
     def of(cls, module: Any, shared: tuple[int, int] | None = None) -> Linear:
@@ -118,16 +123,16 @@ class Linear:
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        return self._meant(self.full_weight)
+        return self._meant(self.full_weight.T if self.transposed else self.full_weight, self.rows)
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         bias = torch.cat(self.full_bias) if isinstance(self.full_bias, tuple) else self.full_bias
-        return None if bias is None else self._meant(bias)
+        return None if bias is None else self._meant(bias, self.bias_rows or self.rows)
 
-    def _meant(self, of_all: Tensor) -> Tensor:
+    def _meant(self, of_all: Tensor, which: tuple[int, int] | None) -> Tensor:
         """Of a weight or a bias, the rows that are meant, once for each head."""
-        rows = of_all if self.rows is None else of_all[slice(*self.rows)]
+        rows = of_all if which is None else of_all[slice(*which)]
         if self.shared is None:
             return rows
         groups, heads = self.shared
@@ -298,7 +303,13 @@ def norm_of(module: nn.Module, where: str) -> Norm:
             f"{where} is a {kind.__name__}, a norm this library cannot differentiate: "
             "LayerNorm, RMSNorm and Identity are known"
         )
-    if not _keeps_to_formula(norm):
+    try:
+        keeps = _keeps_to_formula(norm)
+    except RuntimeError as error:  # such as OpenAI's, which make float32 of any input, with other weights
+        raise UnsupportedModelError(
+            f"{where} is a {kind.__name__} that cannot be run in the dtype of its weights: {error}"
+        ) from error
+    if not keeps:
         raise UnsupportedModelError(
             f"{where} is a {kind.__name__} that computes something else than LayerNorm and RMSNorm do"
         )
@@ -366,17 +377,19 @@ class Latents:
     """Learned tokens whose queries gather the stream.
 
     Attributes:
-        tokens: `(latent, width)`.
+        tokens: `(latent, width)`, or one image of them, `(1, latent, width)`: the module's own tensor, as a
+            view of it would be a tensor of its own in a copy.
         query: from them, normed, to all heads' queries; None where they are these queries.
         norm: of them, or None.
     """
 
-    tokens: Float[Tensor, "latent width"]
+    tokens: Float[Tensor, "*image latent width"]
     query: Linear | None = None
     norm: Norm | None = None
 
     def __call__(self) -> Float[Tensor, "latent head*d_head"]:
-        tokens = self.tokens if self.norm is None else self.norm(self.tokens)
+        tokens = self.tokens.flatten(0, -2)
+        tokens = tokens if self.norm is None else self.norm(tokens)
         return tokens if self.query is None else self.query(tokens)
 
 

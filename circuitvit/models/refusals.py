@@ -36,16 +36,17 @@ PYRAMIDS = (
     *("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
 )
 NO_EDGES = {
-    "timm.models.cait": "its heads are mixed before and after the softmax (talking heads), so that none has a "
-    "pattern or an output of its own, and its class token joins the others after most blocks (class attention)",
+    "timm.models.cait": "its heads are mixed before and after the softmax (talking heads), so that none has "
+    "a pattern or an output of its own, and its class token joins the others after most blocks (class "
+    "attention)",
     "timm.models.convit": "its class token joins the others after most blocks, so that no one stream leads "
     "from the first block to the last",
     "timm.models.crossvit": "it has two streams, of small and of large patches, which read each other",
     "timm.models.gemma4_vit": SANDWICH,
     "timm.models.tnt": "it has two streams, of patches and of the pixels in each, of which one is added to "
     "the other in every block",
-    "timm.models.vision_transformer_sam": "it attends within windows, padded where they do not fit, adds what "
-    "depends on the query to its scores, and ends in convolutions: no stage says that yet",
+    "timm.models.vision_transformer_sam": "it attends within windows, padded where they do not fit, adds "
+    "what depends on the query to its scores, and ends in convolutions: no stage says that yet",
     "timm.models.volo": "its first blocks attend to what lies around a token by weights that are no products "
     "of queries and keys, and its tokens are merged on the way",
     "timm.models.xcit": "its heads attend from channel to channel, of all tokens at once "

@@ -139,7 +139,8 @@ def load(
 
     Args:
         name: "catdog-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such as
-            "vit_tiny_patch16_224"; or the path of what `circuitvit train` wrote.
+            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or a name of another library's:
+            "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
         checkpoint: weights in timm's layout, `.safetensors`, or `.pt`/`.pth` holding tensors only.
         pretrained: download timm's own weights; needs a connection the first time.
         device: where the model runs.

@@ -55,7 +55,7 @@ def ruled_attention(
         key: of each token.
         value: of each token.
         scale: of the scores.
-        added: to the scores, `(head, query, key)`, or None.
+        added: to the scores, `(1, head, query, key)`, or None.
         rules: of the gradient.
     """
     query, key = damped(query, rules.query_key_share), damped(key, rules.query_key_share)

@@ -71,8 +71,10 @@ class Stage(ABC):
     nodes: StageNodes
 
     @property
-    def constant(self) -> Float[Tensor, " d_model"] | None:
-        """What the stage adds to every token that no sender owns, such as the attention output bias."""
+    def constant(self) -> Float[Tensor, " d_model"] | Float[Tensor, "token d_model"] | None:
+        """What the stage adds that no sender owns, such as the attention output bias: to every token, or to
+        each its own.
+        """
         return None
 
     @abstractmethod
@@ -289,6 +291,15 @@ class Stage(ABC):
         The same for what the stage wrote, in compact form.
         """
         return reads
+
+    @property
+    def branches(self) -> tuple[Stage, ...]:
+        """The stages that are side by side in it; most are alone."""
+        return (self,)
+
+    def split(self, compact: Tensor) -> tuple[Tensor, ...]:
+        """Of what the stage wrote, that of each of its branches."""
+        return (compact,)
 
     @property
     def cut(self) -> int | None:

@@ -169,6 +169,8 @@ def find(
     check_whole("a seed", seed, 0)
     if plan is not None and not isinstance(plan, Plan):
         raise OptionError(f"a plan is a cv.Plan, such as finding.plan, not {plan!r}")
+    if state is not None and not isinstance(state, (str, Path)):
+        raise OptionError(f"state= is the path of a file, not {state!r}")
     if start not in (None, "mask", "whole"):
         raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)

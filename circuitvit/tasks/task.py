@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError, counted
+from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import Direction, Graph, notebook
 from circuitvit.models import Model
 from circuitvit.models.zoo import InputSpec
@@ -42,6 +42,9 @@ GROUPS: dict[str, Callable[[Model, int], TokenGroups]] = {
     "frame": TokenGroups.by_frame,
 }
 """Token groups by name, made of a model and its number of tokens."""
+
+BATCH = 8
+"""Images run at once where there are few of them: memory grows with this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +218,7 @@ class Task:
         for part in model.graph.parts[1:]:
             if part in groups.names:
                 raise OptionError(
-                    f"a token group cannot be called {part!r}, which is that of the pooled tokens of {model.name}"
+                    f"a token group cannot be called {part!r}: the pooled tokens of {model.name} are"
                 )
         if groups.members.shape[-1] != n_tokens:
             raise DataError(
@@ -427,8 +430,18 @@ def _output(model: Model, images: Images, clean: Images) -> tuple[Tensor, bool]:
 
 def _top_classes(model: Model, images: Images) -> Tensor:
     """The model's top class of each image `(image,)`."""
-    tops = []
-    for start in range(0, len(images), 16):
-        batch = images.take(start, min(start + 16, len(images))).to(model.device, model.dtype)
-        tops.append(model(batch).argmax(dim=-1).cpu())
-    return torch.cat(tops)
+    return torch.cat([model(batch).argmax(dim=-1).cpu() for batch in batches_of(model, images, 16)])
+
+
+def batches_of(
+    model: Model, images: Images, batch_size: int | None = None
+) -> Iterator[Float[Tensor, "batch *shape"]]:
+    """The images in order, on the model's device and in its dtype, a few at a time.
+
+    Raises:
+        OptionError: if the batch size is not positive.
+    """
+    size = BATCH if batch_size is None else batch_size
+    check_whole("the batch size (batch_size)", size)
+    for start in range(0, len(images), size):
+        yield images.take(start, min(start + size, len(images))).to(model.device, model.dtype)

@@ -23,7 +23,7 @@ from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.models import HeadTokens, Model, with_head
 from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images, list_images
-from circuitvit.tasks.task import check_size
+from circuitvit.tasks.task import batches_of, check_size
 
 Labels = Sequence[int | str] | NDArray[Any] | Tensor
 
@@ -166,8 +166,7 @@ def _features(bare: Model, images: Images, batch_size: int, progress: bool) -> N
     """The features of all images, `(image, width)`."""
     found = []
     with progress_bar(len(images), "features", progress, unit="image") as bar:
-        for start in range(0, len(images), batch_size):
-            batch = images.take(start, min(start + batch_size, len(images))).to(bare.device, bare.dtype)
+        for batch in batches_of(bare, images, batch_size):
             found.append(bare(batch).double().cpu())
             bar.update(len(batch))
     features = torch.cat(found)

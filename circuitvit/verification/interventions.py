@@ -370,8 +370,8 @@ def _runs(model: Model, site: Site) -> dict[str, Run]:
         if site == "stream":
             found[f"before {stage.nodes.name}"] = _patching(patch_stream, place)
         wanted = {"heads": "attention", "patterns": "attention", "mlps": "mlp"}.get(site)
-        if stage.nodes.kind == wanted:
-            for sender, name in enumerate(stage.nodes.senders):
+        for sender, name in enumerate(stage.nodes.senders):
+            if stage.nodes.kind_of(name) == wanted:
                 found[name] = _patching(patch, place, sender)
     return found
 

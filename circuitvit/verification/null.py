@@ -364,8 +364,8 @@ def _edge_kinds(graph: Graph) -> dict[tuple[str, ...], list[Place]]:
     found: dict[tuple[str, ...], list[Place]] = {}
     for sender, receiver, group in np.argwhere(graph.edge_mask).tolist():
         kind = (
-            graph.stages[graph.sender_stages[sender]].kind,
-            graph.stages[graph.receiver_stages[receiver]].kind,
+            graph.stages[graph.sender_stages[sender]].kind_of(graph.senders[sender]),
+            graph.stages[graph.receiver_stages[receiver]].kind_of(node_of(graph.receivers[receiver])),
             port_of(graph.receivers[receiver]),
             graph.groups[group],
         )

@@ -18,7 +18,8 @@ from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
-from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.tasks.task import batches_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -182,29 +183,30 @@ def attention_patterns(
     """
     found = images_of(model, images)
     place = attention_stage(model, layer)
-    stage = model.stages[place]
+    nodes, stages = model.stages[place].nodes, attentions(model, place)
     parts: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in KINDS}
     with torch.no_grad():
         for batch in batches_of(model, found, batch_size):
-            reads = stage.read(capture(model, batch).stream(place))
-            pattern = stage.pattern(reads)
-            for kind, values in (
-                ("pattern", pattern),
-                ("scores", _known(stage.scores, reads, pattern)),
-                ("weighted", _known(partial(_weighted, stage), reads, pattern)),
-            ):
-                parts[kind].append(values.float().cpu().numpy())
+            stream = capture(model, batch).stream(place)
+            seen = [_seen(stage, stage.read(stream)) for stage in stages]
+            for kind, values in zip(KINDS, zip(*seen, strict=True), strict=True):
+                parts[kind].append(torch.cat(values, dim=1).float().cpu().numpy())
     return AttentionPatterns(
         subjects_of(model, found),
-        stage.nodes.layer,
-        stage.nodes.senders,
+        nodes.layer,
+        tuple(name for stage in stages for name in stage.nodes.senders),
         *(np.concatenate(parts[kind]) for kind in KINDS),
     )
 
 
 def attention_places(model: Model) -> list[int]:
     """The places among the model's stages of those whose senders are attention heads."""
-    return [place for place, stage in enumerate(model.stages) if stage.nodes.kind == "attention"]
+    return [place for place in range(len(model.stages)) if attentions(model, place)]
+
+
+def attentions(model: Model, place: int) -> list[Stage]:
+    """The attentions of a stage: itself, or those that are side by side in it."""
+    return [part for part in model.stages[place].branches if part.nodes.kind == "attention"]
 
 
 def attention_stage(model: Model, layer: int) -> int:
@@ -219,6 +221,13 @@ def attention_stage(model: Model, layer: int) -> int:
     if wanted not in layers:
         raise OptionError(f"no attention in layer {layer}: {model.name} has it in layers {layers}")
     return places[layers.index(wanted)]
+
+
+def _seen(stage: Stage, reads: Reads) -> tuple[Tensor, Tensor, Tensor]:
+    """What there is of each of `KINDS`."""
+    pattern = stage.pattern(reads)
+    weighted = _known(partial(_weighted, stage), reads, pattern)
+    return pattern, _known(stage.scores, reads, pattern), weighted
 
 
 def _known(of: Callable[[Reads], Tensor], reads: Reads, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.metrics import BoundMetric
-from circuitvit.views.subjects import BATCH, ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.tasks.task import BATCH, batches_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -303,16 +304,16 @@ def _shares(
     weights, named = model.stages[-1].affine(run.stream(len(model.stages) - 1), of)
     by_token, by_source, constants = [], [], {}
     for place, stage in _direct(model):
-        written = stage.expand(run.compacts[place])
-        shares = torch.einsum("sitd,itd->ist", written, weights)
-        by_token.append(shares)
-        if stage.nodes.kind == "attention":
-            shares = _by_source(stage, run, place, weights)
-        elif stage.nodes.writes_to != RESIDUAL:  # latents have no place among the tokens
-            shares = shares.new_zeros(*shares.shape[:2], run.stream(1).shape[1])
-        by_source.append(shares)
+        for part, compact in zip(stage.branches, stage.split(run.compacts[place]), strict=True):
+            shares = torch.einsum("sitd,itd->ist", part.expand(compact), weights)
+            by_token.append(shares)
+            if part.nodes.kind == "attention":
+                shares = _by_source(part, run, place, weights)
+            elif part.nodes.writes_to != RESIDUAL:  # latents have no place among the tokens
+                shares = shares.new_zeros(*shares.shape[:2], run.stream(1).shape[1])
+            by_source.append(shares)
         if stage.constant is not None:
-            constants[f"{stage.nodes.name}.bias"] = weights.sum(dim=1) @ stage.constant
+            constants[f"{stage.nodes.name}.bias"] = (weights * stage.constant).sum(dim=(1, 2))
     constants |= named
     logits = (run.logits * of).sum(dim=1)
     return (
@@ -374,9 +375,9 @@ def _panels(title: str, sheet: Sheet, heads: int) -> tuple[Picture, Axes, Axes, 
         _, high = canvas.proportions(sheet, 2.0, 8.0)
         below = (high + 0.35) * (1 + heads)
         figure = canvas.blank(9.2, 3.4 + below, title)
-        upper, lower = figure.subfigures(2, 1, height_ratios=[3.1, below])
-        bars, grid = upper.subplots(1, 2, width_ratios=[1.15, 1])
-        patches, *each = lower.subplots(1 + heads, 1, squeeze=False)[:, 0]
+        halves = figure.subfigures(2, 1, height_ratios=[3.1, below], squeeze=False)
+        bars, grid = halves[0, 0].subplots(1, 2, width_ratios=[1.15, 1])
+        patches, *each = halves[1, 0].subplots(1 + heads, 1, squeeze=False)[:, 0]
         return figure, bars, grid, patches, each
     figure = canvas.blank(9.2, 3.9 + (2.0 if heads else 0.0), title)
     lines = figure.subfigures(2 if heads else 1, 1, height_ratios=[3.6, 2][: 1 + bool(heads)], squeeze=False)
@@ -436,7 +437,7 @@ def _draw_patches(
     norm = canvas.even_norm(values, 0.985)
     weight = 0.15 + 0.75 * np.sqrt(np.clip(np.abs(values) / norm.vmax, 0, 1))
     opacity = 1.0 if picture is None else weight
-    look = {"cmap": canvas.signed_colours(), "norm": norm, "alpha": opacity}
+    look: dict[str, Any] = {"cmap": canvas.signed_colours(), "norm": norm, "alpha": opacity}
     drawn = canvas.overlay(axes, values, picture, sheet=sheet, **look)
     axes.set_title(title)
     axes.figure.colorbar(drawn, ax=axes, shrink=0.7, extend="both")

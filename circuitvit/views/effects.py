@@ -98,7 +98,8 @@ def effect_heatmap(scores: EdgeScores, by: By = "signed") -> EffectHeatmap:
     stages = [stage for stage in scores.graph.stages if stage.senders]
     blocks = list(dict.fromkeys(stage.block for stage in stages if stage.receivers))
     named: dict[str, int | str] = {f"layer {stage.layer}": stage.layer for stage in stages}
-    width = max((len(stage.senders) for stage in stages if stage.kind == "attention"), default=0)
+    kinds = {stage.name: [stage.kind_of(sender) for sender in stage.senders] for stage in stages}
+    width = max((kind.count("attention") for kind in kinds.values()), default=0)
     heads, mlps = np.full((len(blocks), width), np.nan), np.full(len(blocks), np.nan)
     others: dict[str, float] = {}
     place = 0
@@ -106,12 +107,17 @@ def effect_heatmap(scores: EdgeScores, by: By = "signed") -> EffectHeatmap:
         mine = effects[place : place + len(stage.senders)]
         place += len(stage.senders)
         row = blocks.index(stage.block) if stage.block in blocks else -1
-        if stage.kind == "attention":
-            heads[row, : len(mine)] = mine
-        elif stage.kind == "mlp" and len(mine) == 1:
-            mlps[row] = mine[0]
-        else:
-            others |= dict(zip(stage.senders, mine.tolist(), strict=True))
+        of_kind = {
+            kind: [at for at, own in enumerate(kinds[stage.name]) if own == kind]
+            for kind in kinds[stage.name]
+        }
+        for kind, places in of_kind.items():
+            if kind == "attention":
+                heads[row, : len(places)] = mine[places]
+            elif kind == "mlp" and len(places) == 1:
+                mlps[row] = mine[places[0]]
+            else:
+                others |= {stage.senders[at]: float(mine[at]) for at in places}
     layers = tuple(named.get(block, block) for block in blocks)
     return EffectHeatmap(scores.method or "scores", layers, heads, mlps, others, by)
 

@@ -29,7 +29,8 @@ from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index, class_label
-from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.tasks.task import batches_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
 from circuitvit.views.symbols import as_page, as_text
 
 if TYPE_CHECKING:

@@ -44,8 +44,9 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
-from circuitvit.views.attention import attention_places
-from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.tasks.task import batches_of
+from circuitvit.views.attention import attention_places, attentions
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -136,7 +137,7 @@ class PositionHeads:
                 for axis, head in zip(line, found, strict=True):
                     cells = subjects.on_sheet(self.means[self.heads.index(head), token])
                     norm = canvas.scale(np.append(cells, 0.0))
-                    look = {"cmap": canvas.rising_colours(), "norm": norm}
+                    look: dict[str, Any] = {"cmap": canvas.rising_colours(), "norm": norm}
                     canvas.overlay(axis, cells, None, sheet=sheet, **look)
                     canvas.mark(axis, *sheet.place(token - subjects.n_prefix))
             for axis, head in zip(axes[0], found, strict=True):
@@ -182,19 +183,21 @@ def position_heads(model: Model, images: ImageSpec, *, batch_size: int | None = 
         for batch in batches_of(model, found, batch_size):
             run = capture(model, batch)
             for place in places:
-                stage = model.stages[place]
-                pattern = stage.pattern(stage.read(run.stream(place))).double()
+                stream = run.stream(place)
+                seen = [stage.pattern(stage.read(stream)) for stage in attentions(model, place)]
+                pattern = torch.cat(seen, dim=1).double()
                 sums[place] = sums.get(place, 0) + pattern.sum(dim=0).cpu().numpy()
                 squares[place] = squares.get(place, 0) + pattern.square().sum(dim=0).cpu().numpy()
     subjects = subjects_of(model, found)
     heads: list[HeadPosition] = []
     means: list[NDArray[np.float32]] = []
     for place in places:
-        nodes = model.stages[place].nodes
+        layer = model.stages[place].nodes.layer
+        names = [name for stage in attentions(model, place) for name in stage.nodes.senders]
         mean, mean_square = sums[place] / len(found), squares[place] / len(found)
-        for index, name in enumerate(nodes.senders):
+        for index, name in enumerate(names):
             described = describe(mean[index], mean_square[index], len(found), subjects)
-            heads.append(HeadPosition(name, nodes.layer, **described))
+            heads.append(HeadPosition(name, layer, **described))
         means.append(mean.astype(np.float32))
     return PositionHeads(subjects, tuple(heads), np.concatenate(means))
 

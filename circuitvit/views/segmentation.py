@@ -23,9 +23,10 @@ from circuitvit.export.style import INK, MUTED
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
+from circuitvit.tasks.task import batches_of
 from circuitvit.views.attribution import direct_logit_attribution
 from circuitvit.views.lens import position_index, positions_of, token_logits
-from circuitvit.views.subjects import ImageSpec, Subjects, batches_of, images_of, subjects_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture

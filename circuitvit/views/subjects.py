@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.errors import OptionError, check_whole
+from circuitvit.errors import OptionError
 from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.models import Model
@@ -24,9 +23,6 @@ from circuitvit.tasks.task import check_size
 
 ImageSpec = Images | Tensor | NDArray[Any] | str | Path | Sequence[str | Path]
 """Preprocessed images as a tensor; or a file, a folder or a list of files, preprocessed as the model says."""
-
-BATCH = 8
-"""Images run at once unless told otherwise: views are of few images, and memory grows with this."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,20 +115,6 @@ def images_of(model: Model, images: ImageSpec) -> Images:
     found.check(quiet=True)
     check_size(found, model)
     return found
-
-
-def batches_of(
-    model: Model, images: Images, batch_size: int | None = None
-) -> Iterator[Float[Tensor, "batch *shape"]]:
-    """The images in order, on the model's device, a few at a time.
-
-    Raises:
-        OptionError: if the batch size is not positive.
-    """
-    size = BATCH if batch_size is None else batch_size
-    check_whole("the batch size (batch_size)", size)
-    for start in range(0, len(images), size):
-        yield images.take(start, min(start + size, len(images))).to(model.device, model.dtype)
 
 
 def subjects_of(model: Model, images: Images) -> Subjects:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, UnsupportedModelError
 from circuitvit.models import registry
 from circuitvit.tasks.images import as_images
 from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
 from tests.rightness import finished, prove
+from tests.strategies import assert_close
 
 transformers = pytest.importorskip("transformers")
 
@@ -53,6 +55,11 @@ def vjepa2(kind: str = "VJEPA2ForVideoClassification", **options: Any) -> Any:
         crop_size=16, patch_size=8, frames_per_clip=4, tubelet_size=2, mlp_ratio=2, num_pooler_layers=1,
         pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=1, **{**SHARED, **options},
     )  # fmt: skip
+    return finished(getattr(transformers, kind)(config))
+
+
+def timesformer(kind: str = "TimesformerForVideoClassification", **options: Any) -> Any:
+    config = transformers.TimesformerConfig(patch_size=8, **{**CLIP, **options})
     return finished(getattr(transformers, kind)(config))
 
 
@@ -142,6 +149,72 @@ def hooked_vjepa2(module: Any) -> HookedModule:
     return apart(run, tower.encoder.layer, Receiver(norm, norm), vjepa2_parts)
 
 
+PLACES, FRAMES = 4, 4
+
+
+def by_place(stream: Tensor) -> Tensor:
+    """TimeSformer's patches, each place a sequence in time."""
+    return stream[:, 1:].reshape(-1, FRAMES, stream.shape[-1])
+
+
+def by_frame(stream: Tensor) -> Tensor:
+    """TimeSformer's class token and patches, each frame a sequence."""
+    patches = stream[:, 1:].unflatten(1, (PLACES, FRAMES)).transpose(1, 2)
+    return torch.cat([stream[:, None, :1].expand(-1, FRAMES, -1, -1), patches], dim=2).flatten(0, 1)
+
+
+def written_in_time(head: int, last: Any) -> Callable[..., Tensor]:
+    """What a head along time writes to the stream, by way of a second projection."""
+    of = written_by_head(head, WIDTH)
+
+    def written(projection: Any, joined: Tensor, output: Tensor) -> Tensor:
+        found = of(projection, joined, output) @ last.weight.T
+        patches = found.reshape(-1, PLACES * FRAMES, found.shape[-1])
+        return torch.cat([torch.zeros_like(patches[:, :1]), patches], dim=1)
+
+    return written
+
+
+def written_in_space(head: int) -> Callable[..., Tensor]:
+    """What a head inside of frames writes, the mean over frames to the class token."""
+    of = written_by_head(head, WIDTH)
+
+    def written(projection: Any, joined: Tensor, output: Tensor) -> Tensor:
+        found = of(projection, joined, output).unflatten(0, (-1, FRAMES))
+        patches = found[:, :, 1:].transpose(1, 2).flatten(1, 2)
+        return torch.cat([found[:, :, 0].mean(dim=1, keepdim=True), patches], dim=1)
+
+    return written
+
+
+def hooked_timesformer(module: Any) -> HookedModule:
+    tower = getattr(module, "timesformer", module)
+    senders = {"input": Sender(tower.encoder.layer[0], given)}
+    receivers = {"logits": Receiver(tower.layernorm, tower.layernorm)}
+    for layer, block in enumerate(tower.encoder.layer):
+        senders[f"m{layer}"] = Sender(block.output, gives)
+        receivers[f"m{layer}"] = Receiver(block.layernorm_after, block.layernorm_after)
+        time, space = block.temporal_attention, block.attention
+        for head in range(HEADS):
+            in_time, in_space = written_in_time(head, block.temporal_dense), written_in_space(head)
+            senders[f"t{layer}.h{head}"] = Sender(time.output.dense, in_time)
+            senders[f"a{layer}.h{head}"] = Sender(space.output.dense, in_space)
+            for port, name in enumerate("qkv"):
+                first = (port * HEADS + head) * WIDTH
+                columns = slice(first, first + WIDTH)
+                for letter, norm, own, pool in (
+                    ("t", block.temporal_layernorm, time, by_place),
+                    ("a", block.layernorm_before, space, by_frame),
+                ):
+                    place = Receiver(norm, own.attention.qkv, columns, pool=pool)
+                    receivers[f"{letter}{layer}.h{head}<{name}>"] = place
+
+    def run(images: Tensor) -> Tensor:
+        return module(images).logits if tower is not module else module(images).last_hidden_state[:, 0]
+
+    return HookedModule(run, senders, receivers)
+
+
 def hooked_tubelet(module: Any) -> HookedModule:
     senders = {"input": Sender(module.blocks[0], given)}
     receivers = {"logits": Receiver(module.norm, module.norm)}
@@ -169,6 +242,8 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[Any], HookedModule]]] = {
     "videomae-features": (partial(videomae, "VideoMAEModel", use_mean_pooling=False), hooked_videomae),
     "vjepa2": (vjepa2, hooked_vjepa2),
     "vjepa2-features": (partial(vjepa2, "VJEPA2Model"), hooked_vjepa2),
+    "timesformer": (timesformer, hooked_timesformer),
+    "timesformer-features": (partial(timesformer, "TimesformerModel", qkv_bias=False), hooked_timesformer),
 }
 
 
@@ -186,7 +261,7 @@ def test_edges_are_those_of_hooks_on_the_original(name: str) -> None:
     prove(cv.wrap(module, classes=names), hooked(module), CLEAN, CORRUPT)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("timesformer")])
 def test_tokens_form_a_grid_with_time(name: str) -> None:
     module = MODELS[name][0]()
     model = cv.wrap(module)
@@ -200,7 +275,38 @@ def test_tokens_form_a_grid_with_time(name: str) -> None:
     assert changed == [len(model.prefix) + 5]
 
 
-@pytest.mark.parametrize("make", [vivit, videomae, vjepa2])
+def test_divided_attention_is_put_together() -> None:
+    """The pattern over all tokens gives what the heads write; masked runs and scores know both stages."""
+    model = cv.wrap(timesformer())
+    assert [stage.nodes.name for stage in model.layers[:3]] == ["time0", "attn0", "mlp0"]
+    stream = model.embed(CLEAN)
+    for stage in model.layers[:2]:
+        reads = stage.read(stream)
+        pattern = stage.pattern(reads)
+        torch.testing.assert_close(stage.attend(reads, pattern), stage.write(reads))
+        sums = torch.ones(17, dtype=torch.float64)
+        sums[0] = float(stage.nodes.name == "attn0")  # along time the class token looks nowhere
+        torch.testing.assert_close(pattern.sum(dim=-1), sums.expand(2, HEADS, -1))
+        with pytest.raises(UnsupportedModelError, match="attend in groups apart"):
+            stage.scores(reads)
+        parts = stage.expand(stage.write(reads)).sum(dim=0) + stage.constant
+        torch.testing.assert_close(parts, stage.total(stage.write(reads)))
+    task = cv.Task(CLEAN, CORRUPT, cv.logit_diff(0, 1)).prepare(model)
+    whole, exact = cv.Circuit.full(model.graph), cv.attribute(model, task, "exact", progress=False)
+    assert_close(cv.run(model, task, whole), model(CLEAN))
+    assert_close(cv.run(model, task, cv.Circuit.empty(model.graph)), model(CORRUPT))
+    evaluator = Evaluator(task)
+    without = evaluator.many([(whole - cv.Circuit.from_edges(model.graph, [edge])).kept for edge in whole])
+    for edge, metric in zip(whole, without, strict=True):
+        effect = float((metric - evaluator.whole).mean())
+        assert abs(effect - exact[edge]) < 1e-9 * np.abs(exact.values).max(), edge
+    with pytest.raises(DataError, match="form no grid"):
+        cv.TokenGroups.by_frame(model, 17)
+    with pytest.raises(UnsupportedModelError, match="knows no backward rules"):
+        cv.attribute(model, cv.Task(CLEAN, CORRUPT, cv.logit_diff(0, 1)), "relp", progress=False)
+
+
+@pytest.mark.parametrize("make", [vivit, videomae, vjepa2, timesformer])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_any_attention_backend_is_the_same_model(make: Callable[..., Any], backend: str) -> None:
     module = make().float()
@@ -258,9 +364,9 @@ def test_an_edit_between_two_calls_is_seen(place: str) -> None:
 
 
 def test_what_is_not_known_is_refused_by_name() -> None:
-    config = transformers.TimesformerConfig(patch_size=8, **CLIP)
-    with pytest.raises(UnsupportedModelError, match=r"class token.*frame"):
-        cv.wrap(finished(transformers.TimesformerForVideoClassification(config)))
+    for kind in ("joint_space_time", "space_only"):
+        with pytest.raises(UnsupportedModelError, match=f"attention_type='{kind}'"):
+            cv.wrap(timesformer(attention_type=kind))
     with pytest.raises(UnsupportedModelError, match="VideoMAEForPreTraining cannot be decomposed as it is"):
         cv.wrap(transformers.VideoMAEForPreTraining(videomae().config).eval())
 

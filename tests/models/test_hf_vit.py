@@ -196,18 +196,31 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     assert scored(wrapped(module), "eap") == scored(wrapped(micro("vit")), "eap")
 
 
-def test_weights_edited_after_wrapping_are_seen() -> None:
-    for name, place in (
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
         ("beit, shared", "shared_position_bias.relative_position_bias_table"),
+        ("beit", "layers.1.relative_position_bias.relative_position_bias_table"),
         ("dinov3", "rope_embeddings.inv_freq"),
         ("dinov2", "encoder.layer.0.layer_scale1.lambda1"),
-    ):
-        module = micro(name)
-        model = wrapped(module)
-        model(CLEAN)
-        with torch.no_grad():
-            dict([*module.named_parameters(), *module.named_buffers()])[place].mul_(1.5)
-        assert scored(model, "eap") == scored(wrapped(copy.deepcopy(module)), "eap")
+        ("siglip", "head.probe"),
+    ],
+)
+@pytest.mark.parametrize("copied", [False, True], ids=["itself", "a copy"])
+def test_weights_edited_after_wrapping_are_seen(name: str, place: str, copied: bool) -> None:
+    module = micro(name)
+    model = wrapped(module)
+    before = scored(model, "eap")
+    model = copy.deepcopy(model) if copied else model
+    assert scored(model, "eap") == before
+    for edited in {id(each): each for each in (module, model.module)}.values():
+        if copied or edited is module:
+            tensors = dict([*edited.named_parameters(), *edited.named_buffers()])
+            with torch.no_grad():
+                tensors[place].mul_(1.5)
+    anew = scored(wrapped(copy.deepcopy(module)), "eap")
+    assert anew != before
+    assert scored(model, "eap") == anew
 
 
 def test_half_precision_is_no_obstacle() -> None:
@@ -368,7 +381,7 @@ class Gated(nn.Module):
         super().__init__()
         for name, value in (*own.named_children(), ("config", own.config)):
             setattr(self, name, value)
-        self.head_dim, self.scaling, self.own = own.head_dim, own.scaling, own
+        self.num_attention_heads, self.own = own.num_attention_heads, own
 
     def forward(self, *args: Any, **options: Any) -> Any:
         written, pattern = self.own(*args, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from bench import models_tried
 from bench.models_tried import FILES, Tried, architectures, redraw, report, small, tried
+from circuitvit.models.refusals import NO_EDGES
+from circuitvit.models.timm_import import import_timm
 
 HANDFUL = {
     "vit_tiny_patch16_224": True,
@@ -39,6 +42,14 @@ def test_a_handful_is_accepted_or_refused_with_a_reason(name: str) -> None:
     assert found.outcome == ("accepted" if HANDFUL[name] else "refused")
     assert bool(found.reason) != HANDFUL[name]
     assert found.error is None or found.error < 1e-9
+
+
+def test_files_whose_models_have_no_edges_are_there() -> None:
+    import_timm()  # after which torchvision can be imported
+    for name in NO_EDGES:
+        library = name.partition(".")[0]
+        if importlib.util.find_spec(library) is not None:
+            assert importlib.util.find_spec(name) is not None, name
 
 
 def test_every_weight_is_drawn_anew_and_small() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -240,6 +241,20 @@ def test_files_say_which_libraries_a_model_is_made_of(tmp_path: Path) -> None:
         said = cv.Circuit.load(tmp_path / "circuit.json").provenance.libraries
         assert set(said) == {"torch", library}
         assert said["torch"] == torch.__version__
+
+
+def test_older_files_load(tmp_path: Path) -> None:
+    task = cv.Task(CLEAN, CORRUPT, cv.logit_diff(0, 1))
+    model = cv.wrap(micro())
+    circuit = cv.attribute(model, task, "eap", progress=False).top(5)
+    circuit.save(tmp_path / "circuit.json")
+    content = json.loads((tmp_path / "circuit.json").read_text())
+    del content["provenance"]["libraries"]
+    content["provenance"]["weights"] = "0" * 64
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = cv.Circuit.load(tmp_path / "old.json")
+    assert set(old) == set(circuit)
+    assert origin_differs(old, model) == ""  # nothing is known to differ
 
 
 def test_hashes_of_older_files_are_not_compared_with_those_of_now() -> None:

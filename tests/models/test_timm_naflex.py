@@ -42,8 +42,9 @@ def naflex(**options: Any) -> Any:
         {"class_token": True, "reg_tokens": 2, "global_pool": "token", "init_values": 0.1},
         {"pos_embed": "factorized", "pos_embed_ar_preserving": True, "qk_norm": True},
         {"embed_proj_type": "conv", "pre_norm": True, "reg_tokens": 1, "final_norm": False},
+        {"patch_size": (16, 8), "patchify_channels_last": False, "pos_embed": "none"},
     ],
-    ids=["tokens", "factorised", "convolution"],
+    ids=["tokens", "factorised", "convolution", "oblong"],
 )
 def test_edges_are_those_of_hooks_on_the_original(options: dict[str, Any]) -> None:
     module = naflex(**options)

@@ -326,18 +326,6 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         partial(micro, block_fn=blocks.ResPostBlock),
         ("blocks.0", "ResPostBlock", "block_fn", "post-norm"),
     ),
-    "parallel-scaling": (
-        partial(micro, block_fn=blocks.ParallelScalingBlock),
-        ("blocks.0", "ParallelScalingBlock", "block_fn", "parallel"),
-    ),
-    "parallel-things": (
-        partial(micro, block_fn=blocks.ParallelThingsBlock),
-        ("blocks.0", "ParallelThingsBlock", "block_fn", "parallel"),
-    ),
-    "differential-parallel": (
-        partial(micro, block_fn=blocks.DiffParallelScalingBlock, embed_dim=16),
-        ("blocks.0", "DiffParallelScalingBlock", "block_fn", "parallel"),
-    ),
     "attention-pooling-prr": (partial(micro, global_pool="prr"), ("attn_pool", "AttentionPoolPrr")),
     "no-pooling": (partial(micro, global_pool=""), ("global_pool=''",)),
     "unknown-block": (

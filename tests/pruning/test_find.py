@@ -169,7 +169,7 @@ class TestMask:
 
     @pytest.mark.parametrize("edges", [0, 10_000])
     def test_impossible_sizes_are_refused(self, model: cv.Model, task: cv.Task, edges: int) -> None:
-        with pytest.raises(OptionError, match="edges of a graph"):
+        with pytest.raises(OptionError, match=r"edges of a graph|edges must be at least 1"):
             cv.learn_mask(model, task, edges)
 
     @pytest.mark.parametrize("name", ["steps", "learning_rate", "batch_size"])

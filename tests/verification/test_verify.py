@@ -197,7 +197,8 @@ def test_caveats_are_said_where_they_hold() -> None:
     assert "found for another task" not in said(tiny_task(6), found)
     said_so = said(tiny_task(6, ablation="zero"), found)
     assert "found for another task (logit_diff(cat, dog | wolf), patch ablation, noising) than" in said_so
-    elsewhere = some_circuit().with_provenance(Provenance(model="vit", weights="0" * 64))
+    weights = MODEL.weights_hash[:-64] + "0" * 64
+    elsewhere = some_circuit().with_provenance(Provenance(model="vit", weights=weights))
     assert "other weights (vit" in said(tiny_task(), elsewhere)
 
 

@@ -23,7 +23,7 @@ from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.families.torch_layers import cross_attention, multihead
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Attention, Linear, Norm, Readout, norm_of
+from circuitvit.models.parts import MLP, Attention, Latents, Linear, Norm, Readout, norm_of
 from circuitvit.models.pooling import PoolingStage
 from circuitvit.models.stages import Stage
 from circuitvit.models.zoo import InputSpec
@@ -124,8 +124,8 @@ class OpenClip(OpenAIClip):
         super().refuse(module)
         if getattr(module, "attn_pool_contrastive", None) is not None:
             raise UnsupportedModelError(
-                f"attn_pool_contrastive (attentional_pool={module.attn_pool_type!r}) is a second pool, which is "
-                "not supported: attentional_pool=True is"
+                f"attn_pool_contrastive (attentional_pool={module.attn_pool_type!r}) is a second pool, "
+                "which is not supported: attentional_pool=True is"
             )
         if module.pool_type == "none":
             raise UnsupportedModelError(
@@ -286,12 +286,8 @@ def _pooling(pool: Any) -> tuple[Norm, Attention]:
             f"attn_pool is a {type(pool).__name__}: only open_clip's AttentionalPooler is known"
         )
     query, attention = cross_attention(pool.attn, "attn_pool.attn")
-    latents = partial(_latents, pool, query)
+    latents = Latents(pool.query, query, norm_of(pool.ln_q, "attn_pool.ln_q"))
     return norm_of(pool.ln_k, "attn_pool.ln_k"), replace(attention, latents=latents)
-
-
-def _latents(pool: Any, query: Linear) -> Tensor:
-    return query(pool.ln_q(pool.query))
 
 
 def _norms_after(module: Any) -> bool:
@@ -300,7 +296,7 @@ def _norms_after(module: Any) -> bool:
 
 
 def _projection(module: Any) -> nn.Module | Linear:
-    return nn.Identity() if module.proj is None else Linear(module.proj.T)
+    return nn.Identity() if module.proj is None else Linear(module.proj, transposed=True)
 
 
 def _projected(module: Any, pooled: Tensor) -> Tensor:

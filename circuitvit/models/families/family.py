@@ -105,7 +105,7 @@ class Family(ABC):
         return False
 
     def unused(self, module: Any) -> Sequence[nn.Module]:
-        """Parts that no image passes, such as a text tower; they are not copied when the module is checked."""
+        """Parts that no image passes, such as a text tower; they are not copied in the checks."""
         return ()
 
     def refuse(self, module: Any) -> None:  # noqa: B027 - most families have nothing to refuse

@@ -108,9 +108,8 @@ def _kind(transformers: ModuleType, config: Any, name: str) -> type[nn.Module]:
     kind = getattr(transformers, TOWERS.get(named, named), None)
     if kind is None or not registry.is_known(kind):
         raise UnsupportedModelError(
-            f"hf:{name} is a {named or config.model_type}, whose parts are not known. Where it holds a vision "
-            "tower of a known class, load it with transformers and wrap that (of a LLaVA: "
-            "model.model.vision_tower)"
+            f"hf:{name} is a {named or config.model_type}, whose parts are not known. Where it holds a tower "
+            "of a known class, load it with transformers and wrap that (of a LLaVA: model.model.vision_tower)"
         )
     found: type[nn.Module] = kind
     return found
@@ -272,15 +271,15 @@ def input_spec(processor: Any, channels: int = 3) -> ProcessorSpec:
     if len(size) != 2 or not all(size) or interpolation not in MODES or getattr(processor, "do_pad", False):
         said = {name: getattr(processor, name, None) for name in ("size", "crop_size", "resample", "do_pad")}
         raise UnsupportedModelError(
-            f"{type(processor).__name__} ({said}) makes inputs whose size depends on the picture, or in a way "
-            "that is not known here: give tensors, and wrap the module with preprocessing=InputSpec(...)"
+            f"{type(processor).__name__} ({said}) makes inputs whose size depends on the picture, or in a "
+            "way that is not known here: give tensors, and wrap the module with preprocessing=InputSpec(...)"
         )
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     colours = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    mean, std = (_by_channel(each, channels) for each in colours)
+    means, stds = (_by_channel(each, channels) for each in colours)
     kind = type(processor).__name__
     shift = 1.0 if kind.startswith("Vivit") and processor.do_rescale else 0.0  # it takes 1 off first
-    mean, std = tuple((each + shift) / scale for each in mean), tuple(each / scale for each in std)
+    mean, std = tuple((each + shift) / scale for each in means), tuple(each / scale for each in stds)
     floats = kind.startswith("DINOv3")
     return ProcessorSpec((len(mean), *size), mean, std, interpolation, resize=resize, floats=floats)
 

@@ -1,7 +1,8 @@
-"""transformers' models that see clips: ViViT with joint attention, VideoMAE, V-JEPA 2, classifying or not.
+"""transformers' models that see clips: ViViT, VideoMAE, V-JEPA 2 and TimeSformer, classifying or not.
 
-All take clips `(clip, time, channel, height, width)`, and tokens run through time slowest. Without a
-classifier the logits are features: ViViT's pooler or class token, and else the mean of the normed tokens.
+All take clips `(clip, time, channel, height, width)`, and tokens run through time slowest, but for
+TimeSformer's. Without a classifier the logits are features: ViViT's pooler, the class token after the last
+norm, or the mean of all tokens where there is none.
 What a model does between its last block and its logits is the readout. V-JEPA 2's attentive pooler is part of
 it: it has layers of its own, but they read what was normed before, and so no stream that heads write to.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
+from circuitvit.models.divided import SpaceAttention, TimeAttention, Twice
 from circuitvit.models.families.family import Grid
 from circuitvit.models.families.hf_load import clips_beside
 from circuitvit.models.families.hf_vit import HALF, IMAGENET, ViT, linear, mlp_of, pair
@@ -92,14 +95,13 @@ class VideoMAE(Clips):
         return self.tower(module).embeddings(images, None)  # type: ignore[no-any-return]
 
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
-        own, place, first = block.attention.attention, f"{where}.attention", block.intermediate
-        ports = (linear(getattr(own, name), f"{place}.attention.{name}") for name in ("query", "key", "value"))
+        own, place = block.attention.attention, f"{where}.attention"
+        names = "query", "key", "value"
+        query, key, value = (linear(getattr(own, name), f"{place}.attention.{name}") for name in names)
         out = linear(block.attention.output.dense, f"{place}.output.dense")
-        attention = Attention(own.num_attention_heads, *ports, out, own.scaling)
-        mlp = nn.Sequential(first.dense, first.intermediate_act_fn, block.output.dense)
+        attention = Attention(own.num_attention_heads, query, key, value, out, own.scaling)
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in self.norms)
-        second = MLPStage(layer, norm2, MLP(mlp, True, "1", (), None, "2"))
-        return AttentionStage(layer, norm1, attention), second
+        return AttentionStage(layer, norm1, attention), MLPStage(layer, norm2, _mlp(block))
 
     def readout_parts(self, module: Any) -> Readout:
         tower, none = self.tower(module), norm_of(nn.Identity(), "none")
@@ -131,15 +133,16 @@ class VJEPA2Encoder(Clips):
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
         own, place = block.attention, f"{where}.attention"
         names = ("query", "key", "value", "proj")
-        ports = (linear(getattr(own, name), f"{place}.{name}") for name in names)
+        query, key, value, out = (linear(getattr(own, name), f"{place}.{name}") for name in names)
 
         def turn(x: Tensor, heads: Sequence[int]) -> Tensor:
             turned: Tensor = own.apply_rotary_embeddings(x, own.get_position_ids(x[:, 0]))
             return turned
 
-        attention = Attention(own.num_attention_heads, *ports, own.scaling, turn=turn)
+        heads = own.num_attention_heads
+        attention = Attention(heads, query, key, value, out, own.scaling, turn=turn)
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in self.norms)
-        return AttentionStage(layer, norm1, attention), MLPStage(layer, norm2, mlp_of(block.mlp))
+        return AttentionStage(layer, norm1, attention), MLPStage(layer, norm2, mlp_of(block))
 
     def readout(self, module: Any, stream: Tensor) -> Tensor:
         normed = self.tower(module).encoder.layernorm(stream)
@@ -147,7 +150,7 @@ class VJEPA2Encoder(Clips):
             return _mean(normed)[:, 0]
         return module.classifier(module.pooler(normed))  # type: ignore[no-any-return]
 
-    def readout_parts(self, module: Any) -> Readout | None:
+    def readout_parts(self, module: Any) -> Readout | None:  # type: ignore[override]
         if self.tower(module) is not module:
             return None  # the pooler attends
         norm, none = norm_of(module.encoder.layernorm, "layernorm"), norm_of(nn.Identity(), "none")
@@ -160,7 +163,11 @@ class VJEPA2Encoder(Clips):
 
 
 class TimeSformer(Clips):
-    """TimeSformer, which is refused, with the reason."""
+    """TimeSformer with divided attention: along time (`t0.h0`), then in each frame (`a0.h0`).
+
+    Its tokens run through time fastest, so that they form no grid with time first: views and groups by frame
+    are refused.
+    """
 
     inner, layers = "timesformer", "encoder.layer"
     colours = ((0.45,) * 3, (0.225,) * 3)
@@ -168,12 +175,37 @@ class TimeSformer(Clips):
     def tubelet(self, config: Any) -> tuple[int, int, int]:
         return 1, *pair(config.patch_size)
 
+    def prefix(self, module: Any) -> tuple[str, ...]:
+        return ("cls",)
+
+    def grid(self, module: Any, height: int, width: int) -> None:  # type: ignore[override]
+        return None
+
     def refuse(self, module: Any) -> None:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} (attention_type={module.config.attention_type!r}): TimeSformer's class "
-            "token attends in every frame apart, by a softmax of its own, and takes the mean, and its tokens "
-            "run through time fastest: neither can be said with one attention over one grid yet. ViViT, "
-            "VideoMAE and V-JEPA 2 are known"
+        super().refuse(module)
+        kind = module.config.attention_type
+        if kind != "divided_space_time":
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has attention_type={kind!r}: only 'divided_space_time' is known"
+            )
+
+    def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
+        frames, _, height, width = self.clip(module.config)
+        _, rows, columns = self.tubelet(module.config)
+        grid = (height // rows) * (width // columns), frames
+        first, then = (
+            _divided(block.temporal_attention, f"{where}.temporal_attention"),
+            f"{where}.temporal_dense",
+        )
+        last = linear(block.temporal_dense, then)
+        out = Twice(first.out.full_weight, first.out.full_bias, then=last)
+        names = "temporal_layernorm", "layernorm_before", "layernorm_after"
+        norms = [norm_of(getattr(block, name), f"{where}.{name}") for name in names]
+        second = _divided(block.attention, f"{where}.attention")
+        return (
+            TimeAttention(layer, norms[0], replace(first, out=out), grid),
+            SpaceAttention(layer, norms[1], second, grid),
+            MLPStage(layer, norms[2], _mlp(block)),
         )
 
 
@@ -181,6 +213,21 @@ VIVIT, VIDEOMAE, VJEPA2, TIMESFORMER = Vivit(), VideoMAE(), VJEPA2Encoder(), Tim
 
 
 # -- parts ---------------------------------------------------------------------------------------
+
+
+def _mlp(block: Any) -> MLP:
+    """That of blocks that keep its two halves apart."""
+    first = block.intermediate
+    mlp = nn.Sequential(first.dense, first.intermediate_act_fn, block.output.dense)
+    return MLP(mlp, True, "1", (), None, "2")
+
+
+def _divided(module: Any, where: str) -> Attention:
+    """One of TimeSformer's two attentions."""
+    own = module.attention
+    packed = linear(own.qkv, f"{where}.attention.qkv")
+    out = linear(module.output.dense, f"{where}.output.dense")
+    return Attention.of_packed(own.num_heads, packed, out, own.scale)
 
 
 def _first(normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:

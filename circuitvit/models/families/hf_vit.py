@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -35,7 +36,7 @@ from circuitvit.models.families.family import Family, Grid
 from circuitvit.models.families.hf_load import spec_beside
 from circuitvit.models.families.torch_layers import multihead
 from circuitvit.models.layers import MLPStage
-from circuitvit.models.parts import MLP, Added, Attention, Derived, Linear, Readout, Turn, norm_of
+from circuitvit.models.parts import MLP, Attention, Derived, Latents, Linear, Readout, norm_of
 from circuitvit.models.pooling import POOL, PoolingStage
 from circuitvit.models.processor import ProcessorSpec
 from circuitvit.models.stages import Stage, places
@@ -46,6 +47,9 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Means and standard deviations of colours."""
 
+PORTS = "query", "key", "value"
+"""What projections were called before they were `q_proj`, `k_proj` and `v_proj`."""
+
 LABEL = re.compile(r"LABEL_\d+")
 """What transformers calls classes that nobody has named."""
 
@@ -53,12 +57,14 @@ LABEL = re.compile(r"LABEL_\d+")
 class ViT(Family):
     """ViT, MSN, and what the others have in common; each says what is different in it.
 
+    Places are separated by "|" where versions of transformers differ.
+
     Attributes:
         inner: what holds the tower, in a model with something on it.
         layers: the blocks, from the tower.
         norms: of a block.
-        attention: of a block.
-        out: the output projection, from the attention.
+        attention: of a block, what holds the projections to queries, keys and values.
+        out: the output projection, from a block.
         gammas: of LayerScale, from a block; None where there is none.
         last: the norm after the last block, from the tower.
         colours: mean and standard deviation that its images usually have.
@@ -66,10 +72,10 @@ class ViT(Family):
     """
 
     inner = "vit"
-    layers = "layers"
+    layers = "layers|encoder.layer"
     norms = ("layernorm_before", "layernorm_after")
-    attention = "attention"
-    out = "o_proj"
+    attention = "attention.attention|attention"
+    out = "attention.o_proj|attention.output.dense"
     gammas: tuple[str, str] | None = None
     last = "layernorm"
     colours, squeezed = HALF, True
@@ -81,7 +87,9 @@ class ViT(Family):
     # -- before the blocks ---------------------------------------------------------------------------
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
-        return self.tower(module).embeddings(images)  # type: ignore[no-any-return]
+        given = self.tower(module).embeddings(images)
+        embedded: Tensor = given[0] if isinstance(given, tuple) else given
+        return embedded
 
     def prefix(self, module: Any) -> tuple[str, ...]:
         return ("cls",)
@@ -93,20 +101,20 @@ class ViT(Family):
     # -- the blocks ----------------------------------------------------------------------------------
 
     def blocks(self, module: Any) -> Sequence[nn.Module]:
-        return tuple(attrgetter(self.layers)(self.tower(module)))
+        return tuple(at(self.tower(module), self.layers)[1])
 
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
-        own = getattr(block, self.attention)
-        place = f"{where}.{self.attention}"
-        names = ("q_proj", "k_proj", "v_proj", self.out)
-        query, key, value, out = (linear(getattr(own, name), f"{place}.{name}") for name in names)
-        heads = len(query.full_weight) // own.head_dim
-        scale = own.scaling if hasattr(own, "scaling") else own.scale
+        place, own = at(block, self.attention)
+        named = [at(own, f"{port}_proj|{name}") for port, name in zip("qkv", PORTS, strict=True)]
+        query, key, value = (linear(part, f"{where}.{place}.{name}") for name, part in named)
+        name, part = at(block, self.out)
+        out, heads = linear(part, f"{where}.{name}"), at(own, "num_heads|num_attention_heads")[1]
+        scale = (len(query.full_weight) / heads) ** -0.5
         attention = Attention(heads, query, key, value, out, scale, **self.positions(module, block))
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in self.norms)
         gamma1, gamma2 = (_gamma(block, name) for name in self.gammas or (None, None))
         first = AttentionStage(layer, norm1, attention, gamma1)
-        return first, MLPStage(layer, norm2, mlp_of(block.mlp), gamma2)
+        return first, MLPStage(layer, norm2, mlp_of(block), gamma2)
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
         """What in attention depends on places: `turn` or `added`, and what is derived for it."""
@@ -115,9 +123,11 @@ class ViT(Family):
     # -- after the blocks ----------------------------------------------------------------------------
 
     def readout(self, module: Any, stream: Tensor) -> Tensor:
-        return self.readout_parts(module)(stream)
+        parts = self.readout_parts(module)
+        assert parts is not None, "a family whose readout has no known parts says itself what it does"
+        return parts(stream)
 
-    def readout_parts(self, module: Any) -> Readout:
+    def readout_parts(self, module: Any) -> Readout | None:
         tower, none = self.tower(module), norm_of(nn.Identity(), "none")
         norm = norm_of(attrgetter(self.last)(tower), self.last)
         if hasattr(module, "classifier"):
@@ -242,7 +252,7 @@ class IJepa(ViT):
 class Dinov2(ViT):
     """DINOv2; a classifier reads the class token beside the mean of the patches."""
 
-    inner, layers, norms = "dinov2", "encoder.layer", ("norm1", "norm2")
+    inner, norms = "dinov2", ("norm1", "norm2")
     gammas = "layer_scale1.lambda1", "layer_scale2.lambda1"
     colours, squeezed = IMAGENET, False
 
@@ -262,11 +272,11 @@ class Dinov2WithRegisters(Dinov2):
 class DINOv3(Dinov2WithRegisters):
     """DINOv3: queries and keys of the patches are turned by their places, so that images have one size."""
 
-    layers, last, squeezed = "model.layer", "norm", True
+    layers, last, squeezed = "model.layer|layer", "norm", True
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
         derived = Derived()
-        return {"turn": _turn(module, len(self.prefix(module)), derived), "derived": derived}
+        return {"turn": partial(_turned, module, len(self.prefix(module)), derived), "derived": derived}
 
     def settle(self, module: Any, spec: InputSpec) -> None:
         super().settle(module, spec)
@@ -281,13 +291,14 @@ class Beit(ViT):
 
     def positions(self, module: Any, block: Any) -> dict[str, Any]:
         tower = self.tower(module)
-        tables = [
-            each for each in (tower.shared_position_bias, block.relative_position_bias) if each is not None
-        ]
+        shared = _if_any(tower, "shared_position_bias|encoder.relative_position_bias")
+        own = _if_any(block, "relative_position_bias|attention.attention.relative_position_bias")
+        tables = [each for each in (shared, own) if each is not None]
         if not tables:
             return {}
         derived = Derived()
-        added = _added(tables, self.grid(module, *tower.config.image_size), block, derived)
+        weight = at(block, self.out)[1].weight
+        added = partial(_biases, tables, self.grid(module, *tower.config.image_size), weight, derived)
         return {"added": added, "derived": derived}
 
     def readout_parts(self, module: Any) -> Readout:
@@ -312,7 +323,7 @@ class CLIP(ViT):
     """CLIP's image tower, alone, projected, with a classifier, and in the whole model; texts take no part."""
 
     inner, layers, norms = "vision_model", "encoder.layers", ("layer_norm1", "layer_norm2")
-    attention, out, last = "self_attn", "out_proj", "post_layernorm"
+    attention, out, last = "self_attn", "self_attn.out_proj", "post_layernorm"
     colours, squeezed = OPENAI, False
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
@@ -356,16 +367,16 @@ class Siglip(CLIP):
         layer, head = len(self.blocks(module)), tower.head
         both, own = multihead(head.attention, "head.attention"), head.attention
         packed = Linear(own.in_proj_weight, own.in_proj_bias)
-        query, width = packed.part(0, 3), own.embed_dim
+        width = own.embed_dim
         attention = replace(
             both,
             query=None,
             packed=replace(packed, rows=(width, 3 * width)),
-            latents=lambda: query(head.probe[0]),
+            latents=Latents(head.probe, packed.part(0, 3)),
         )
         first = PoolingStage(layer, norm_of(tower.post_layernorm, self.last), attention)
         norm = norm_of(head.layernorm, "head.layernorm")
-        return first, MLPStage(layer, norm, mlp_of(head.mlp), part=POOL)
+        return first, MLPStage(layer, norm, mlp_of(head), part=POOL)
 
     def readout_parts(self, module: Any) -> Readout:
         none = norm_of(nn.Identity(), "none")
@@ -420,8 +431,31 @@ CLIP_TOWER, SIGLIP, SIGLIP2 = CLIP(), Siglip(), Siglip2()
 # -- parts ---------------------------------------------------------------------------------------
 
 
-def mlp_of(module: Any) -> MLP:
-    """An MLP of transformers with the names of its parts; of any other class the module alone."""
+def at(owner: Any, places: str) -> tuple[str, Any]:
+    """The first of these places that an owner has, and what is there.
+
+    Raises:
+        AttributeError: if it has none of them.
+    """
+    for place in places.split("|"):
+        with suppress(AttributeError):
+            return place, attrgetter(place)(owner)
+    raise AttributeError(f"{type(owner).__name__} has no {places.replace('|', ' and no ')}")
+
+
+def _if_any(owner: Any, places: str) -> Any:
+    """What is at the first of these places that an owner has; None where it has none of them."""
+    with suppress(AttributeError):
+        return at(owner, places)[1]
+    return None
+
+
+def mlp_of(block: Any) -> MLP:
+    """The MLP of a block, with the names of its parts if it is one of transformers' own."""
+    if hasattr(block, "intermediate"):
+        first, last = block.intermediate, block.output.dense
+        return MLP(nn.Sequential(first.dense, first.intermediate_act_fn, last), True, "1", (), None, "2")
+    module = block.mlp
     names = {name for name, _ in module.named_children()}
     known = {
         ("activation", "fc1", "fc2"): ("activation", (), "fc2"),
@@ -449,39 +483,35 @@ def _gamma(block: Any, name: str | None) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _turn(module: Any, prefix: int, derived: Derived) -> Turn:
+def _turned(module: Any, prefix: int, derived: Derived, x: Tensor, heads: Sequence[int]) -> Tensor:
     """What DINOv3 does to queries and keys: patches are turned, tokens before them are not."""
     rope = module.rope_embeddings
+    tables = derived.get("turn", tuple(rope.buffers()), partial(_tables, module, prefix))
+    cosines, sines = (each[: x.shape[2]].to(x) for each in tables)
     rotate_half = import_module("transformers.models.dinov3_vit.modeling_dinov3_vit").rotate_half
-
-    def table() -> tuple[Tensor, Tensor]:
-        weight = module.embeddings.patch_embeddings.weight
-        blank = weight.new_zeros(1, weight.shape[1], *pair(module.config.image_size))
-        cosines, sines = rope(blank)
-        still = cosines.new_zeros(prefix, cosines.shape[1])
-        return torch.cat([still + 1, cosines]), torch.cat([still, sines])
-
-    def turn(x: Tensor, heads: Sequence[int]) -> Tensor:
-        tables = derived.get("turn", tuple(rope.buffers()), table)
-        cosines, sines = (each[: x.shape[2]].to(x) for each in tables)
-        turned: Tensor = x * cosines + rotate_half(x) * sines
-        return turned
-
-    return turn
+    turned: Tensor = x * cosines + rotate_half(x) * sines
+    return turned
 
 
-def _added(tables: Sequence[Any], grid: Grid, block: Any, derived: Derived) -> Added:
-    """The sum of BEiT's biases for a grid of patches."""
-    weight = block.attention.o_proj.weight
-    sources = [table.relative_position_bias_table for table in tables]
+def _tables(module: Any, prefix: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by token, `(token, d_head)` each."""
+    weight = module.embeddings.patch_embeddings.weight
+    blank = weight.new_zeros(1, weight.shape[1], *pair(module.config.image_size))
+    cosines, sines = module.rope_embeddings(blank)
+    still = cosines.new_zeros(prefix, cosines.shape[1])
+    return torch.cat([still + 1, cosines]), torch.cat([still, sines])
+
+
+def _biases(
+    tables: Sequence[Any], grid: Grid, weight: Tensor, derived: Derived, heads: Sequence[int]
+) -> Float[Tensor, "head query key"]:
+    """The sum of BEiT's biases for a grid of patches, in the dtype of a weight."""
 
     def make() -> Float[Tensor, "head query key"]:
         return torch.stack([table(grid)[0].to(weight) for table in tables]).sum(dim=0)
 
-    def added(heads: Sequence[int]) -> Float[Tensor, "head query key"]:
-        return derived.get("added", sources, make)[places(heads)]
-
-    return added
+    sources = [table.relative_position_bias_table for table in tables]
+    return derived.get("added", sources, make)[places(heads)]
 
 
 def _first(normed: Tensor) -> Float[Tensor, "batch 1 d_model"]:

@@ -66,7 +66,7 @@ def attention_pool(
         packed=both,
         query_norm=norms[0],
         key_norm=norms[1],
-        latents=Latents(pool.latent[0], Linear.of(pool.q) if isinstance(pool.q, nn.Linear) else None),
+        latents=Latents(pool.latent, Linear.of(pool.q) if isinstance(pool.q, nn.Linear) else None),
     )
     stage = PoolingStage(layer, norm, attention, skip=skip, positions=pool.pos_embed)
     if pool.mlp is None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.families.family import Family, Grid
+from circuitvit.models.families.timm_parallel import scaling_block, things_block
 from circuitvit.models.families.timm_pool import attention_pool, pooled, refuse_pool
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parts import MLP, Attention, Difference, Linear, Norm, Readout, norm_of
@@ -37,9 +38,6 @@ REASONS = {
     "ResPostBlock": POST_NORM,
     "EvaBlockPostNorm": f"with use_post_norm=True {POST_NORM}",
     "ResPostRelPosBlock": POST_NORM,
-    "ParallelScalingBlock": "its attention and MLP run in parallel",
-    "DiffParallelScalingBlock": "its attention and MLP run in parallel, with differential attention",
-    "ParallelThingsBlock": "it has several attentions and MLPs in parallel",
 }
 
 NORMS = {"query_norm": "q_norm", "key_norm": "k_norm", "across": "norm"}
@@ -60,7 +58,15 @@ class TimmViT(Family):
         return tuple(module.blocks)
 
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
-        refuse_block(block, where, "Block", ("Attention", "AttentionRope", "DiffAttention"))
+        attentions = "Attention", "AttentionRope", "DiffAttention"
+        kinds = import_timm().models.vision_transformer
+        if type(block) in (kinds.ParallelScalingBlock, kinds.DiffParallelScalingBlock):
+            return scaling_block(block, layer, where, gamma_of)
+        if type(block) is kinds.ParallelThingsBlock:
+            for number, branch in enumerate(block.attns):
+                refuse_attention(branch.attn, f"{where}.attns.{number}", attentions)
+            return things_block(block, layer, where, gamma_of, attention_of, mlp_of)
+        refuse_block(block, where, "Block", attentions)
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in ("norm1", "norm2"))
         gamma1, gamma2 = (gamma_of(getattr(block, name), f"{where}.{name}") for name in ("ls1", "ls2"))
         attention = AttentionStage(layer, norm1, attention_of(block.attn, where), gamma1)
@@ -222,7 +228,16 @@ def refuse_block(block: Any, where: str, kind: str, attentions: tuple[str, ...])
         raise UnsupportedModelError(
             f"{where} is a {found} (block_fn={found}): {reason}; only timm's plain {kind} is supported"
         )
-    for cause in _attention_problems(block.attn, attentions):
+    refuse_attention(block.attn, where, attentions)
+
+
+def refuse_attention(attention: Any, where: str, kinds: tuple[str, ...]) -> None:
+    """Refuse an attention that is not known.
+
+    Raises:
+        UnsupportedModelError: naming the part and the switch.
+    """
+    for cause in _attention_problems(attention, kinds):
         raise UnsupportedModelError(f"{where}.attn {cause}")
 
 

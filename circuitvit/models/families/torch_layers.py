@@ -35,7 +35,7 @@ def multihead(module: Any, where: str) -> Attention:
 
 
 def cross_attention(module: Any, where: str) -> tuple[Linear, Attention]:
-    """The projection of queries, and the parts of torch's `nn.MultiheadAttention` whose queries are not tokens.
+    """The projection of queries, and the parts of an `nn.MultiheadAttention` whose queries are no tokens.
 
     Raises:
         UnsupportedModelError: as `multihead`.
@@ -45,10 +45,12 @@ def cross_attention(module: Any, where: str) -> tuple[Linear, Attention]:
         packed = Linear(module.in_proj_weight, module.in_proj_bias)
         query, key, value = (packed.part(number, 3) for number in range(3))
     else:
-        bias = module.in_proj_bias
-        biases = (None, None, None) if bias is None else bias.chunk(3)
+        width, bias = module.embed_dim, module.in_proj_bias
         weights = module.q_proj_weight, module.k_proj_weight, module.v_proj_weight
-        query, key, value = (Linear(*both) for both in zip(weights, biases, strict=True))
+        query, key, value = (
+            Linear(weight, bias, bias_rows=(port * width, (port + 1) * width))
+            for port, weight in enumerate(weights)
+        )
     out, scale = Linear.of(module.out_proj), module.head_dim**-0.5
     return query, Attention(module.num_heads, None, key, value, out, scale)
 

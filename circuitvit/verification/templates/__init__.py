@@ -71,5 +71,6 @@ def _origin(provenance: Provenance) -> str:
         *(f"{key} {value}" for key, value in provenance.parameters.items()),
         f"seed {provenance.seed}" if provenance.seed is not None else "",
         f"circuitvit {provenance.library}",
+        *(f"{name} {version}" for name, version in provenance.libraries.items()),
     ]
     return ", ".join(part for part in parts if part)
