@@ -1007,6 +1007,19 @@ def test_a_part_that_is_exchanged_after_wrapping_is_told(change: Callable[[Any],
         scored(cv.wrap(module), "eap")
 
 
+class MoreTokens(VisionTransformer):  # type: ignore[misc, valid-type]
+    """With registers that its attributes do not tell."""
+
+    def _pos_embed(self, patches: Tensor) -> Tensor:
+        tokens = super()._pos_embed(patches)
+        return torch.cat([tokens[:, :1], tokens[:, :1] / 2, tokens[:, 1:]], dim=1)
+
+
+def test_tokens_that_the_family_does_not_count_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="has 6 tokens in its blocks, which are not 1 before 2x2"):
+        cv.wrap(finished(MoreTokens(**MICRO)))
+
+
 class Counting(VisionTransformer):  # type: ignore[misc, valid-type]
     runs = 0
 
