@@ -327,8 +327,9 @@ def _refuse_other_tokens(family: Family, twin: nn.Module, spec: InputSpec, token
     if tokens <= before or (grid is not None and tokens != before + math.prod(grid)):
         patches = "any patches" if grid is None else f"{'x'.join(map(str, grid))} patches"
         raise UnsupportedModelError(
-            f"{type(twin).__name__} has {tokens} tokens in its blocks, which are not {before} before {patches}: "
-            "say what they are, by prefix and grid of a family for circuitvit.register, or by tokens= of a layout"
+            f"{type(twin).__name__} has {tokens} tokens in its blocks, which are not {before} before "
+            f"{patches}: say what they are, by prefix and grid of a family for circuitvit.register, "
+            "or by tokens= of a layout"
         )
 
 

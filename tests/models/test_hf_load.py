@@ -248,7 +248,12 @@ def damaged(folder: Path, to: Path, **changes: Any) -> str:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_attention_heads": 0}, {"hidden_size": "big"}, {"architectures": [7]}, {"architectures": ["CLIPModel"]}],
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": "big"},
+        {"architectures": [7]},
+        {"architectures": ["CLIPModel"]},
+    ],
     ids=str,
 )
 def test_a_configuration_that_makes_no_sense_is_told(
@@ -279,7 +284,9 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
         cv.load(damaged(folder, tmp_path / "b", hidden_size=36))
     with pytest.raises(ModelError, match=r"has no weights for vit.layers.2"):
         cv.load(damaged(folder, tmp_path / "c", num_hidden_layers=3))
-    with pytest.raises(ModelError, match=r"has weights for vit.layers.1.* of which its configuration has fewer"):
+    with pytest.raises(
+        ModelError, match=r"has weights for vit.layers.1.* of which its configuration has fewer"
+    ):
         cv.load(damaged(folder, tmp_path / "e", num_hidden_layers=1))
     name = damaged(folder, tmp_path / "d")
     (tmp_path / "d" / "config.json").write_text("{")

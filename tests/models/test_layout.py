@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import json
+import math
 import pickle
 import runpy
 from collections.abc import Callable
@@ -229,8 +229,9 @@ def test_a_table_says_attention_in_one_way(table: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "table",
     [
-        {"blocks": None}, {"blocks": 3}, {"q_norm": 3}, {"norms": None}, {"norms": "norm1"}, {"gammas": (None,)},
-        {"mlp": ()}, {"mlp": 3}, {"heads": math.nan}, {"heads": 2.5}, {"scale": math.nan}, {"tokens": "cls"},
+        {"blocks": None}, {"blocks": 3}, {"q_norm": 3}, {"norms": None}, {"norms": "norm1"},
+        {"gammas": (None,)}, {"mlp": ()}, {"mlp": 3},
+        {"heads": math.nan}, {"heads": 2.5}, {"scale": math.nan}, {"tokens": "cls"},
     ],
     ids=str,
 )  # fmt: skip
@@ -242,7 +243,7 @@ def test_an_entry_of_another_kind_is_refused(table: dict[str, Any]) -> None:
 
 def test_more_tokens_before_the_patches_than_there_are_are_refused() -> None:
     module = small()
-    with pytest.raises(UnsupportedModelError, match="tokens in its blocks, which are not 99 before any patches"):
+    with pytest.raises(UnsupportedModelError, match="which are not 99 before any patches"):
         opened(finished(module), tokens=("cls",) * 99)
 
 

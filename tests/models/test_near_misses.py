@@ -987,7 +987,7 @@ def other_forward(module: Any) -> None:
 def test_images_that_patches_do_not_fit_are_refused_where_any_size_is_taken() -> None:
     model = cv.wrap(micro(dynamic_img_size=True))
     oblong = torch.zeros(2, 3, 40, 32, dtype=torch.float64)
-    with pytest.raises(DataError, match="takes no image of 40 x 32: .*divisible by patch size"):
+    with pytest.raises(DataError, match=r"takes no image of 40 x 32: .*divisible by patch size"):
         cv.attribute(model, cv.Task(oblong, metric=METRIC, ablation="zero"), progress=False)
 
 

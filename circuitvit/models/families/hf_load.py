@@ -19,7 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuitvit.errors import CircuitViTError, FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import (
+    CircuitViTError,
+    FileError,
+    ModelError,
+    OptionError,
+    UnsupportedModelError,
+    unknown_name,
+)
 from circuitvit.models import checkpoints
 from circuitvit.models.families.family import Loaded
 from circuitvit.models.processor import MODES, ProcessorClips, ProcessorSpec
