@@ -183,6 +183,7 @@ def load(
         module, card = load_zoo_module(name), zoo_card(name)
     elif path.suffix in {".safetensors", ".json"}:
         _refuse_options(name, checkpoint, pretrained, architecture)
+        _refuse_bare_weights(path)
         module, card = load_module(path.with_suffix(".json"))
     else:
         module = _timm_module(name, checkpoint, pretrained, architecture)
@@ -451,6 +452,15 @@ def _refuse_options(name: str, checkpoint: object, pretrained: bool, architectur
     given = [*(["checkpoint"] if checkpoint else []), *(["pretrained"] if pretrained else []), *architecture]
     if given:
         raise OptionError(f"{name} comes with its own weights and architecture: leave out {', '.join(given)}")
+
+
+def _refuse_bare_weights(path: Path) -> None:
+    """Refuse weights that have no card beside them, and so are none of `circuitvit train`."""
+    if not path.is_file() or path.with_suffix(".json").is_file():
+        return
+    if (path.parent / "config.json").is_file():
+        raise OptionError(f"{path} is part of a folder of transformers: load hf:{path.parent}")
+    raise OptionError(f"{path} holds weights and does not say of what: name the model, with checkpoint={path}")
 
 
 def _timm_module(
