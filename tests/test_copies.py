@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from circuitvit.engine import Evaluator
 from circuitvit.graph import Circuit, EdgeScores, Graph, Provenance
 from circuitvit.models.rules import BackwardRules
 from circuitvit.tasks.metrics import metric_names
-from tests.rightness import images, micro
+from tests.rightness import MICRO, VisionTransformer, finished, images, micro
 
 Copier = Callable[[Any], Any]
 
@@ -89,6 +90,27 @@ def test_a_model_runs_on_weights_of_its_own(copied: Copier) -> None:
     full = Evaluator(cv.Task(images(), images(seed=1), metric=first_logit).prepare(again))
     assert np.allclose(full.whole, first_logit(again(images())))
     assert not torch.allclose(again(images()), model(images()))
+
+
+def relative() -> Any:
+    hf_models = pytest.importorskip("tests.hf_models")
+    return hf_models.MODELS["beit, classes"]()
+
+
+@both
+@pytest.mark.parametrize(
+    "build",
+    [partial(VisionTransformer, **{**MICRO, "global_pool": "map", "class_token": False}), relative],
+    ids=["latents of a pool", "tables of transformers"],
+)
+def test_a_copy_notices_edits_of_what_its_stages_keep(copied: Copier, build: Callable[[], Any]) -> None:
+    again = copied(cv.wrap(finished(build())))
+    with torch.no_grad():
+        for name, tensor in again.module.named_parameters():
+            if "latent" in name or "table" in name:
+                tensor.normal_(generator=torch.Generator().manual_seed(0))
+    full = cv.run(again, cv.Task(images(), images(seed=1), metric=first_logit), cv.Circuit.full(again.graph))
+    assert torch.allclose(full, again(images()), atol=1e-10)
 
 
 @both

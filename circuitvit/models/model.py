@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +71,6 @@ class Model:
     under: Model | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
     rules: BackwardRules | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
-        return replace(
-            self, **{each.name: copy.deepcopy(getattr(self, each.name), memo) for each in fields(self)}
-        )
 
     @cached_property
     def graph(self) -> Graph:

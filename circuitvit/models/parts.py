@@ -100,8 +100,8 @@ class Linear:
         shared: into how many groups these fall, and how many heads share each, where they do: every head is
             then taken to have a copy of its own.
         bias_rows: the rows of the bias, where they are others than those of the weight.
-        transposed: whether the module keeps the weight as `(in, out)`. That is said and not done, as a view of
-            a tensor would be a tensor of its own in a copied model.
+        transposed: whether the module keeps the weight as `(in, out)`. That is said and not done, as a view
+            of a tensor would be a tensor of its own in a copied model.
     """
 
     full_weight: Float[Tensor, "out in"]

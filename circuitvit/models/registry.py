@@ -322,8 +322,9 @@ def _first_that_fits(
 
 
 def _made_again(model: Model) -> tuple[Any, ...]:
-    """How a model is pickled, for worker processes: its module and what was said of it. Where it is read, it
-    is wrapped and checked again, as stages and a module that are read apart might not share their weights.
+    """How a model is pickled, for worker processes, and copied: its module and what was said of it. Where it
+    is read, it is wrapped and checked again, as stages and a module that are read apart might not share their
+    weights.
     """
     if model.under is not None:
         return _headed, (model.under, model.head, model.rules)

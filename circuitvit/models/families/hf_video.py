@@ -150,7 +150,7 @@ class VJEPA2Encoder(Clips):
             return _mean(normed)[:, 0]
         return module.classifier(module.pooler(normed))  # type: ignore[no-any-return]
 
-    def readout_parts(self, module: Any) -> Readout | None:  # type: ignore[override]
+    def readout_parts(self, module: Any) -> Readout | None:
         if self.tower(module) is not module:
             return None  # the pooler attends
         norm, none = norm_of(module.encoder.layernorm, "layernorm"), norm_of(nn.Identity(), "none")

@@ -201,7 +201,7 @@ class DeiT(ViT):
     def prefix(self, module: Any) -> tuple[str, ...]:
         return ("cls", "dist")
 
-    def readout_parts(self, module: Any) -> Readout:
+    def readout_parts(self, module: Any) -> Readout | None:
         if not hasattr(module, "cls_classifier"):
             return super().readout_parts(module)
         norm, none = norm_of(module.deit.layernorm, "layernorm"), norm_of(nn.Identity(), "none")
