@@ -135,13 +135,12 @@ def load(
     classes: Sequence[str] | None = None,
     **architecture: Any,
 ) -> Model:
-    """A model by name: a bundled one, one trained by `circuitvit train`, or one of timm, transformers, open_clip
-    or torchvision.
+    """A model by name: a bundled one, one that `circuitvit train` made, or one of another library.
 
     Args:
         name: "catdog-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such as
-            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or a name of another library's:
-            "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
+            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or of transformers, open_clip and
+            torchvision "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
         checkpoint: weights in the library's own layout, `.safetensors`, or `.pt`/`.pth` holding tensors only;
             for models of timm, torchvision and open_clip.
         pretrained: download timm's own weights; needs a connection the first time.
@@ -272,8 +271,8 @@ def _wrapped(
         spec = preprocessing or (None if isinstance(said, Layout) else said.preprocessing(twin))
         if spec is None:
             raise OptionError(
-                f"{type(module).__name__} does not say how images become inputs: give preprocessing=, such as "
-                "circuitvit.models.zoo.InputSpec((3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)"
+                f"{type(module).__name__} does not say how images become inputs: give preprocessing=, such "
+                "as circuitvit.models.zoo.InputSpec((3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)"
             )
         meant = layouts.families(said, twin, spec.shape) if isinstance(said, Layout) else (said,)
         meant[0].settle(twin, spec)
@@ -435,7 +434,9 @@ def _full_name(kind: type) -> str:
 def _unwrapped(module: nn.Module) -> nn.Module:
     """What is inside wrappers that change nothing, such as that of `torch.compile`."""
     if not isinstance(module, nn.Module):
-        raise UnsupportedModelError(f"{type(module).__name__} is no torch module: cv.load takes names and files")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} is no torch module: cv.load takes names and files"
+        )
     while (attribute := INSIDE.get(_full_name(type(module)))) is not None:
         module = getattr(module, attribute)
     return module
@@ -461,7 +462,9 @@ def _refuse_bare_weights(path: Path) -> None:
         return
     if (path.parent / "config.json").is_file():
         raise OptionError(f"{path} is part of a folder of transformers: load hf:{path.parent}")
-    raise OptionError(f"{path} holds weights and does not say of what: name the model, with checkpoint={path}")
+    raise OptionError(
+        f"{path} holds weights and does not say of what: name the model, with checkpoint={path}"
+    )
 
 
 def _timm_module(
