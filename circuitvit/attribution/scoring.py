@@ -161,9 +161,11 @@ def require_slope(prepared: PreparedTask, method: str) -> None:
     """
     require_gradient(prepared, method)
     if without_gradient(prepared):
+        metric = prepared.metric.metric
+        other = "logit_diff or log_probability" if metric.of_classes else "similarity to something else (to=)"
         raise OptionError(
-            f"{prepared.metric.metric.name} is flat at the clean run, where {method} takes its gradient: "
-            "every score would be 0. Use logit_diff or log_probability, or method='eap-ig' or 'exact'"
+            f"{metric.name} is flat at the clean run, where {method} takes its gradient: every score would "
+            f"be 0. Use {other}, or method='eap-ig' or 'exact'"
         )
 
 

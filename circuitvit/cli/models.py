@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 HOW = {
     "timm": "its own names, such as vit_tiny_patch16_224, with --checkpoint FILE or --pretrained",
     "transformers": "--model hf:NAME_OR_FOLDER",
-    "open_clip": "--model open_clip:MODEL[/TAG_OR_FILE]",
+    "open_clip": "--model open_clip:MODEL/TAG_OR_FILE",
+    "torchvision": "--model torchvision:MODEL, with --checkpoint FILE",
 }
 """How models of a library are asked for; those of others are wrapped in Python."""
 

@@ -472,7 +472,7 @@ def _check_block(
         share = off / max(size, 1e-300)
         raise UnsupportedModelError(
             f"{place}: {first}the sum of its parts differs from its own forward by {share:.1e} "
-            "of what it adds: it does something that this library does not know of"
+            "of what it adds: it does something that its family or layout does not say"
         )
 
 

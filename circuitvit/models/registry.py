@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import ModelError, NameNotFoundError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.models import checkpoints
 from circuitvit.models.decompose import decomposed, frozen_twin
 from circuitvit.models.families import Family
@@ -136,13 +136,14 @@ def load(
     classes: Sequence[str] | None = None,
     **architecture: Any,
 ) -> Model:
-    """A model by name: a bundled one, one of timm's, or one trained by `circuitvit train`.
+    """A model by name: a bundled one, one that `circuitvit train` made, or one of another library.
 
     Args:
         name: "catdog-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such as
-            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or a name of another library's:
-            "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
-        checkpoint: weights in timm's layout, `.safetensors`, or `.pt`/`.pth` holding tensors only.
+            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or of transformers, open_clip and
+            torchvision "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
+        checkpoint: weights in the library's own layout, `.safetensors`, or `.pt`/`.pth` holding tensors only;
+            for models of timm, torchvision and open_clip.
         pretrained: download timm's own weights; needs a connection the first time.
         device: where the model runs.
         dtype: of the weights; float32 by default.
@@ -166,7 +167,9 @@ def load(
         names = ", ".join(map(str, DTYPES))
         raise OptionError(f"the dtype of weights is one of {names}, not {dtype!r}")
     if not isinstance(name, (str, Path)):
-        raise OptionError(f"a model is loaded by its name or a file, not by {name!r}: cv.wrap takes modules")
+        raise OptionError(
+            f"a model is loaded by its name or a file, not by {type(name).__name__}: cv.wrap takes modules"
+        )
     name = str(name)
     source, colon, rest = name.partition(":")
     if colon and source in SOURCES:
@@ -180,6 +183,7 @@ def load(
         module, card = load_zoo_module(name), zoo_card(name)
     elif path.suffix in {".safetensors", ".json"}:
         _refuse_options(name, checkpoint, pretrained, architecture)
+        _refuse_bare_weights(path)
         module, card = load_module(path.with_suffix(".json"))
     else:
         module = _timm_module(name, checkpoint, pretrained, architecture)
@@ -268,7 +272,8 @@ def _wrapped(
         spec = preprocessing or (None if isinstance(said, Layout) else said.preprocessing(twin))
         if spec is None:
             raise OptionError(
-                f"{type(module).__name__} does not say how images become inputs: give preprocessing="
+                f"{type(module).__name__} does not say how images become inputs: give preprocessing=, such "
+                "as circuitvit.models.zoo.InputSpec((3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)"
             )
         meant = layouts.families(said, twin, spec.shape) if isinstance(said, Layout) else (said,)
         meant[0].settle(twin, spec)
@@ -408,7 +413,8 @@ def family_of(module: nn.Module) -> Family | Layout:
     libraries = ", ".join(sorted({name.partition(".")[0] for name in FAMILIES}))
     raise UnsupportedModelError(
         f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
-        "classes derived from them. Teach the library yours with circuitvit.register"
+        "classes derived from them. If it is one of your own, say where its parts are: "
+        "cv.wrap(module, layout=cv.Layout(...)), or teach the library its class with circuitvit.register"
     )
 
 
@@ -446,7 +452,9 @@ def _full_name(kind: type) -> str:
 def _unwrapped(module: nn.Module) -> nn.Module:
     """What is inside wrappers that change nothing, such as that of `torch.compile`."""
     if not isinstance(module, nn.Module):
-        raise UnsupportedModelError(f"{type(module).__name__} is no torch module")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} is no torch module: cv.load takes names and files"
+        )
     while (attribute := INSIDE.get(_full_name(type(module)))) is not None:
         module = getattr(module, attribute)
     return module
@@ -466,14 +474,29 @@ def _refuse_options(name: str, checkpoint: object, pretrained: bool, architectur
         raise OptionError(f"{name} comes with its own weights and architecture: leave out {', '.join(given)}")
 
 
+def _refuse_bare_weights(path: Path) -> None:
+    """Refuse weights that have no card beside them, and so are none of `circuitvit train`."""
+    if not path.is_file() or path.with_suffix(".json").is_file():
+        return
+    if (path.parent / "config.json").is_file():
+        raise OptionError(f"{path} is part of a folder of transformers: load hf:{path.parent}")
+    raise OptionError(
+        f"{path} holds weights and does not say of what: name the model, with checkpoint={path}"
+    )
+
+
 def _timm_module(
     name: str, checkpoint: str | Path | None, pretrained: bool, architecture: dict[str, Any]
 ) -> nn.Module:
     timm = import_timm()
     base = name.partition(".")[0]
     if not timm.is_model(base):
+        if (Path(name) / "config.json").is_file():  # what save_pretrained writes
+            raise OptionError(f"{name} is a folder of transformers: load hf:{name}")
         plain = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
-        raise unknown_name("model", name, [*zoo_names(), *plain])
+        prefixes = [f"{source}:{name.partition(':')[2]}" for source in SOURCES if ":" in name]
+        unknown = unknown_name("model", name, [*zoo_names(), *plain, *prefixes])
+        raise NameNotFoundError(f"{unknown} One of a hub is hf:{name}") if "/" in base else unknown
     if checkpoint is None and not pretrained:
         raise OptionError(
             f"{name} has no weights yet: give checkpoint=FILE, or pretrained=True to download timm's"

@@ -22,8 +22,8 @@ def class_index(model: Model, wanted: int | str) -> int:
     Args:
         model: whose classes are meant.
         wanted: an index, also as text ("281"); a class's whole name or any of its comma-separated synonyms,
-            in upper or lower case; or a WordNet id, for ImageNet models. A name goes before an index, so
-            that a class called "7" is found.
+            in upper or lower case, with spaces or underscores; or a WordNet id, for ImageNet models. A name
+            goes before an index, so that a class called "7" is found.
 
     Raises:
         NameNotFoundError: if there is no such class; the message suggests the nearest.
@@ -125,15 +125,20 @@ def _first_synonym(model: Model, index: int) -> str:
 
 
 def _named(model: Model, name: str) -> list[int]:
-    """The classes that go by `name`, whole or as a synonym, whatever the case of its letters."""
-    folded = name.casefold()
+    """The classes that go by `name`, whole or as a synonym, whatever its case and underscores."""
+    folded = _folded(name)
     if not folded:  # classes without a name are not called ""
         return []
     return [
         index
         for index, names in enumerate(model.classes or ())
-        if folded in {names.strip().casefold(), *(synonym.casefold() for synonym in _synonyms(names))}
+        if folded in map(_folded, (names, *_synonyms(names)))
     ]
+
+
+def _folded(name: str) -> str:
+    """A name as it is compared: one library writes "Border collie", another "Border_collie"."""
+    return name.strip().casefold().replace("_", " ")
 
 
 def _with_synset(model: Model, name: str) -> list[int]:

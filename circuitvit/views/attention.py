@@ -94,7 +94,7 @@ class AttentionPatterns:
     @property
     def pools(self) -> bool:
         """Whether queries are the latents of a pool, and not tokens."""
-        return not self.heads[0].startswith(f"a{self.layer}.")
+        return _pools(self.heads)
 
     def query_name(self, query: int) -> str:
         """What to call a query: a token's name, or "latent 0"."""
@@ -219,8 +219,14 @@ def attention_stage(model: Model, layer: int) -> int:
     layers = [model.stages[place].nodes.layer for place in places]
     wanted = layers[layer] if -len(layers) <= layer < 0 else layer
     if wanted not in layers:
-        raise OptionError(f"no attention in layer {layer}: {model.name} has it in layers {layers}")
+        pool = ", of which the last is the pool" if _pools(model.stages[places[-1]].nodes.senders) else ""
+        raise OptionError(f"no attention in layer {layer}: {model.name} has it in layers {layers}{pool}")
     return places[layers.index(wanted)]
+
+
+def _pools(heads: Sequence[str]) -> bool:
+    """Whether heads of these names are those of an attention pool."""
+    return heads[0].startswith("pool.")
 
 
 def _seen(stage: Stage, reads: Reads) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,7 +262,10 @@ def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key
 def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: str) -> str:
     """The scale of a map in words, and what of a pattern falls on tokens that are no patches."""
     if kind == "scores":
-        return f"{values.min():.1f} to {values.max():.1f} nats"
+        from circuitvit.views import canvas
+
+        digits = canvas.decimals(float(np.abs(values).max()), 1)
+        return f"{values.min():.{digits}f} to {values.max():.{digits}f} nats"
     if kind == "weighted":
         return f"at most {values.max():.2g}"
     off = f", {elsewhere.sum():.0%} off the image" if elsewhere.size else ""

@@ -175,8 +175,9 @@ class DirectAttribution:
             _draw_model(grid, self, shares)
             where = f" of {canvas.label(name, 18)}" if mean else ""
             draw(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
+            digits = canvas.decimals(max((abs(shares[place]) for place in chosen), default=0.0), 2)
             for axes, place in zip(below, chosen, strict=True):
-                draw(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.2f}")
+                draw(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.{digits}f}")
         return figure
 
     def _heads(self) -> list[int]:
@@ -397,7 +398,8 @@ def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], wh
     values = [value for _, value in bars]
     colours = [COLOURS["supports" if value > 0 else "opposes"] for value in values[:-1]]
     drawn = axes.barh(range(len(bars)), values, color=[*colours, INK], height=0.72)
-    axes.bar_label(drawn, [f"{value:+.2f}" for value in values], padding=2, fontsize=6.5)
+    digits = canvas.decimals(max(map(abs, values)), 2)
+    axes.bar_label(drawn, [f"{value:+.{digits}f}" for value in values], padding=2, fontsize=6.5)
     axes.axvline(0, color=MUTED, linewidth=0.6)
     axes.axhline(len(bars) - 1.5, color=MUTED, linewidth=0.5)
     axes.set_yticks(range(len(bars)), [canvas.label(name) for name, _ in bars], color=INK)

@@ -7,6 +7,7 @@ figure is saved with `save`, shown by a notebook, and the same bytes every time.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -140,6 +141,16 @@ def label(text: str, longest: int = 40) -> str:
     """
     short = clean(text)
     return short if len(short) <= longest else short[: longest - 1].rstrip() + "…"
+
+
+def decimals(largest: float, least: int) -> int:
+    """How many decimals show two digits of the largest of some numbers; at least so many.
+
+    Example:
+        >>> decimals(12.3, 2), decimals(0.0047, 2)
+        (2, 4)
+    """
+    return max(least, 1 - math.floor(math.log10(largest))) if 0 < largest < math.inf else least
 
 
 def drawable(text: str) -> bool:

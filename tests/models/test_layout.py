@@ -198,7 +198,7 @@ def test_edits_of_weights_are_seen_and_models_are_read_back() -> None:
         ({"mlp": None}, r"blocks\.0 of HandViT \(Block\): .*differs from its own forward"),
         (
             {"mlp": "mpl"},
-            r"blocks\.0 has no mpl \(mlp= of the layout\): there is no mpl in its Block, but mlp",
+            r"blocks\.0 has no mpl \(mlp= of the layout\): there is no mpl in it, but mlp",
         ),
         ({"out": "mlp.2"}, "an output projection of 12, are not those of"),
         ({"qkv": "mlp.0"}, "are not those of"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -150,6 +151,29 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) ->
         cv.load(name)
     assert repr(name) in str(caught.value)
     assert repr(nearest) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("openclip:ViT-B-32", "did you mean 'open_clip:ViT-B-32'"),
+        ("google/vit-base-patch16-224", "One of a hub is hf:google/vit-base-patch16-224"),
+    ],
+)
+def test_a_name_of_another_library_is_told_how_it_is_written(name: str, hint: str) -> None:
+    with pytest.raises(NameNotFoundError, match=hint):
+        cv.load(name)
+
+
+def test_a_folder_of_transformers_and_bare_weights_are_told_how_they_are_loaded(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"")
+    with pytest.raises(OptionError, match=r"name the model, with checkpoint=.*model\.safetensors"):
+        cv.load(weights)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    for asked in (weights, tmp_path):
+        with pytest.raises(OptionError, match=f"load hf:{re.escape(str(tmp_path))}$"):
+            cv.load(asked)
 
 
 def test_a_model_without_weights_is_refused() -> None:

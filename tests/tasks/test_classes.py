@@ -62,7 +62,7 @@ class TestIndices:
 
 
 class TestNames:
-    @pytest.mark.parametrize("wanted", ["tabby, tabby cat", "tabby", "Tabby Cat", " TABBY "])
+    @pytest.mark.parametrize("wanted", ["tabby, tabby cat", "tabby", "Tabby Cat", " TABBY ", "tabby_cat"])
     def test_whole_or_synonym_in_any_case(self, animals: Model, wanted: str) -> None:
         assert class_index(animals, wanted) == 0
 

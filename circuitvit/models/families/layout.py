@@ -340,8 +340,9 @@ def _at(holder: Any, place: str, where: str, said: str) -> Any:
             there = [*dict(found.named_children())] if isinstance(found, nn.Module) else []
             near = difflib.get_close_matches(name, there, n=1, cutoff=0.5) or there
             raise UnsupportedModelError(
-                f"{where} has no {place} ({said}= of the layout): there is no {name} in its "
-                f"{type(found).__name__}" + (f", but {', '.join(near)}" if near else "")
+                f"{where} has no {place} ({said}= of the layout): there is no {name} in "
+                f"{'it' if found is holder else f'its {type(found).__name__}'}"
+                + (f", but {', '.join(near)}" if near else "")
             )
         found = getattr(found, name)
     return found
