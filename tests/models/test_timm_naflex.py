@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -102,8 +103,9 @@ def test_images_are_padded_where_the_module_pads_them(kind: str) -> None:
 def test_edges_of_attention_pooling_are_those_of_hooks_on_the_original(include_prefix: bool) -> None:
     module = naflex(global_pool="map", reg_tokens=1, pool_include_prefix=include_prefix)
     model = cv.wrap(module, preprocessing=SPEC)
-    module.num_prefix_tokens *= not include_prefix  # what the hooks leave out of the pool
-    prove(model, test_pooling.hooked(module), CLEAN, CORRUPT)
+    original = copy.deepcopy(module)
+    original.num_prefix_tokens *= not include_prefix  # what the hooks leave out of the pool
+    prove(model, test_pooling.hooked(original), CLEAN, CORRUPT)
 
 
 def test_no_pooling_is_refused_by_name() -> None:
