@@ -139,8 +139,8 @@ def load(
 
     Args:
         name: "catdog-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such as
-            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or of transformers, open_clip and
-            torchvision "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
+            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or, of transformers, open_clip
+            and torchvision, "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
         checkpoint: weights in the library's own layout, `.safetensors`, or `.pt`/`.pth` holding tensors only;
             for models of timm, torchvision and open_clip.
         pretrained: download timm's own weights; needs a connection the first time.
