@@ -139,12 +139,7 @@ class Model:
                 "resize and crop them to that"
             )
         grid = self.family.grid(self.module, height, width)
-        blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)
-        try:
-            with torch.no_grad():
-                patches = self.embed(blank).shape[1] - len(self.prefix)
-        except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
-            raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
+        patches = self.refuse_size(height, width) - len(self.prefix)
         if grid is None and len(before) == 1:  # of all rectangles, the one most like the image
             grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
             unlike = {grid: abs(math.log(grid[0] * width / (grid[1] * height))) for grid in grids}
@@ -154,6 +149,20 @@ class Model:
         if not grid or math.prod(grid) != patches:
             raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
         return grid
+
+    def refuse_size(self, height: int, width: int) -> int:
+        """Refuse images of a size that the module's own embedding fails on; the number of tokens of others.
+
+        Raises:
+            DataError: with what the module says.
+        """
+        *before, _, _ = self.preprocessing.shape
+        blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)
+        try:
+            with torch.no_grad():
+                return self.embed(blank).shape[1]
+        except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
+            raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
 
     @property
     def resizable(self) -> bool:
@@ -282,13 +291,16 @@ class Origin:
         self.edits = 0
         self._look: list[float] | None = None
         self._hash: tuple[int, str] | None = None
+        self._counters: frozenset[tuple[str, str]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return Origin(None)  # a copied model has weights of its own
 
     def afresh(self) -> Origin:
         """The same module for another model, which has looked at nothing yet."""
-        return Origin(None if self._module is None else self._module())
+        origin = Origin(None if self._module is None else self._module())
+        origin._counters = self._counters
+        return origin
 
     def check(self, twin: nn.Module) -> None:
         """Refuse a module whose tensors are no longer those of its twin.
@@ -315,13 +327,23 @@ class Origin:
     def _check_structure(self, twin: nn.Module, module: nn.Module) -> None:
         """Refuse a module with other parts, or other settings of a part, than when it was wrapped.
 
+        What differs when a model is made counts the runs of the twin, and is no setting.
+
         Raises:
             ModelError: naming the part.
         """
         ours, theirs = dict(twin.named_modules()), dict(module.named_modules())
-        for name in (*ours, *theirs):
-            before, after = (_said(parts.get(name)) for parts in (ours, theirs))
-            changed = [key for key, value in before.items() if after.get(key) != value]
+        said = {name: tuple(_said(parts.get(name)) for parts in (ours, theirs)) for name in (*ours, *theirs)}
+        differing = {
+            (name, key)
+            for name, (before, after) in said.items()
+            for key, value in before.items()
+            if after.get(key) != value
+        }
+        if self._counters is None:
+            self._counters = frozenset(differing)
+        for name, (before, _) in said.items():
+            changed = [key for key in before if (name, key) in differing - self._counters]
             if changed or not before:
                 raise ModelError(
                     f"{name or type(module).__name__} of the module that was wrapped has been changed since "
@@ -344,11 +366,14 @@ class Origin:
 
 
 def _said(part: nn.Module | None) -> dict[str, object]:
-    """The class of a part, and its settings that are words, truth values or fractions."""
+    """The class of a part, its settings that are words, truth values or numbers, and whether its forward is
+    that of the class.
+    """
     if part is None:
         return {}
-    said = {name: value for name, value in vars(part).items() if isinstance(value, (str, bool, float))}
-    return {**said, "training": None, "class": type(part).__name__}
+    said = {name: value for name, value in vars(part).items() if isinstance(value, (str, int, float))}
+    forward = "forward" in vars(part) and "replaced"
+    return {**said, "training": None, "class": type(part).__name__, "forward": forward}
 
 
 ROWS = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -290,6 +291,7 @@ def _wrapped(
         images = _noise(twin, spec)
         look_at_hooks(module, meant[0], twin, images)
         family, stages, logits = _first_that_fits(meant, twin, images)
+        _refuse_other_tokens(family, twin, spec, stages[0].write((images[:1],)).shape[1])
         classes = classes or family.classes(twin)
         if classes is not None and len(classes) != logits.shape[-1]:
             raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
@@ -329,6 +331,22 @@ def _first_that_fits(
         except UnsupportedModelError as error:
             refusals.append(error)
     raise refusals[0]
+
+
+def _refuse_other_tokens(family: Family, twin: nn.Module, spec: InputSpec, tokens: int) -> None:
+    """Refuse a module with other tokens than its family counts: groups of tokens would have wrong names.
+
+    Raises:
+        UnsupportedModelError: with the numbers.
+    """
+    before, grid = len(family.prefix(twin)), family.grid(twin, *spec.size[1:])
+    if tokens <= before or (grid is not None and tokens != before + math.prod(grid)):
+        patches = "any patches" if grid is None else f"{'x'.join(map(str, grid))} patches"
+        raise UnsupportedModelError(
+            f"{type(twin).__name__} has {tokens} tokens in its blocks, which are not {before} before "
+            f"{patches}: say what they are, by prefix and grid of a family for circuitvit.register, "
+            "or by tokens= of a layout"
+        )
 
 
 def _made_again(model: Model) -> tuple[Any, ...]:

@@ -411,11 +411,13 @@ def check_size(images: Images, model: Model) -> None:
     """Refuse images of another size than the model takes.
 
     Raises:
-        DataError: naming both sizes.
+        DataError: naming both sizes, or what the model says of this one.
     """
     spec = model.preprocessing
     fits = images.shape == spec.shape or (model.resizable and images.shape[:-2] == spec.shape[:-2])
     refuse_other(images.shape, spec, fits)
+    if images.shape != spec.shape:
+        model.refuse_size(*images.shape[-2:])
 
 
 def _output(model: Model, images: Images, clean: Images) -> tuple[Tensor, bool]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import progress_bar
-from circuitvit.errors import DataError, ModelError, OptionError
+from circuitvit.errors import DataError, ModelError, OptionError, check_whole
 from circuitvit.models import HeadTokens, Model, with_head
 from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images, list_images
 from circuitvit.tasks.task import batches_of, check_size
@@ -90,10 +90,15 @@ def fit_head(
         >>> fitted.model.classes, fitted.accuracy > 0.9
         (('cat', 'dog'), True)
     """
+    if not isinstance(model, Model):
+        way = "wrap it with cv.wrap first" if isinstance(model, torch.nn.Module) else "give what cv.load gave"
+        raise OptionError(f"{type(model).__name__} is no model of circuitvit: {way}")
+    check_whole("folds", folds)
     if folds < 2:
         raise OptionError(f"cross-validation needs at least two folds, not {folds}")
-    if not 0 < strength < float("inf"):
-        raise OptionError(f"the strength of a fit is above 0, not {strength}")
+    given: object = strength
+    if not isinstance(given, (int, float)) or not 0 < given < float("inf"):
+        raise OptionError(f"the strength of a fit is a number above 0, not {strength!r}")
     _regression()
     model.refresh()
     bare = with_head(model, None, tokens=tokens)

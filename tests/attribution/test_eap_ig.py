@@ -108,5 +108,5 @@ def test_a_path_needs_a_step(steps: int) -> None:
 
 def test_rules_have_names() -> None:
     case = Case(Recipe(depth=1))
-    with pytest.raises(NameNotFoundError, match="'gauss': choose from midpoint, gauss-legendre, left"):
+    with pytest.raises(NameNotFoundError, match="rule 'gauss': did you mean 'gauss-legendre'"):
         cv.attribute(case.model, case.task(), "eap-ig", rule="gauss")

@@ -246,6 +246,37 @@ def damaged(folder: Path, to: Path, **changes: Any) -> str:
     return f"hf:{to}"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": "big"},
+        {"architectures": [7]},
+        {"architectures": ["CLIPModel"]},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_makes_no_sense_is_told(
+    changes: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        cv.load(damaged(folder, tmp_path, **changes))
+
+
+def test_files_that_are_cut_off_or_hold_code_are_told(folder: Path, tmp_path: Path) -> None:
+    cut, code = (damaged(folder, tmp_path / name) for name in ("cut", "code"))
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        cv.load(cut)
+    processor = {"image_processor_type": "Mine", "auto_map": {"AutoImageProcessor": "mine.Mine"}}
+    (tmp_path / "code" / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(ModelError, match="custom code"):
+        cv.load(code)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        cv.load("hf:no name")
+
+
 def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="is a SwinModel, whose parts are not known"):
         cv.load(damaged(folder, tmp_path / "a", architectures=["SwinModel"]))
@@ -253,6 +284,10 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
         cv.load(damaged(folder, tmp_path / "b", hidden_size=36))
     with pytest.raises(ModelError, match=r"has no weights for vit.layers.2"):
         cv.load(damaged(folder, tmp_path / "c", num_hidden_layers=3))
+    with pytest.raises(
+        ModelError, match=r"has weights for vit.layers.1.* of which its configuration has fewer"
+    ):
+        cv.load(damaged(folder, tmp_path / "e", num_hidden_layers=1))
     name = damaged(folder, tmp_path / "d")
     (tmp_path / "d" / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not a valid JSON file"):

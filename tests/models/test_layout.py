@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import runpy
 from collections.abc import Callable
@@ -223,6 +224,27 @@ def test_a_wrong_table_is_refused(table: dict[str, Any], message: str) -> None:
 def test_a_table_says_attention_in_one_way(table: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="in one of three ways"):
         cv.Layout(blocks="blocks", **table)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"blocks": None}, {"blocks": 3}, {"q_norm": 3}, {"norms": None}, {"norms": "norm1"},
+        {"gammas": (None,)}, {"mlp": ()}, {"mlp": 3},
+        {"heads": math.nan}, {"heads": 2.5}, {"scale": math.nan}, {"tokens": "cls"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_entry_of_another_kind_is_refused(table: dict[str, Any]) -> None:
+    (name,) = table
+    with pytest.raises(OptionError, match=f"{name}=.* of a layout is no"):
+        cv.Layout(**{**TABLE, **table})
+
+
+def test_more_tokens_before_the_patches_than_there_are_are_refused() -> None:
+    module = small()
+    with pytest.raises(UnsupportedModelError, match="which are not 99 before any patches"):
+        opened(finished(module), tokens=("cls",) * 99)
 
 
 def test_names_that_are_none_are_refused() -> None:

@@ -28,6 +28,7 @@ from tests.reference.literal_vit import LiteralViT
 from tests.rightness import (
     CLEAN,
     CORRUPT,
+    METRIC,
     MICRO,
     VisionTransformer,
     assert_right,
@@ -975,7 +976,25 @@ def one_part_more(module: Any) -> None:
     module.blocks[1].mlp.extra = nn.Identity()
 
 
-@pytest.mark.parametrize("change", [other_activation, other_pooling, other_eps, one_part_more])
+def other_heads(module: Any) -> None:
+    module.blocks[1].attn.num_heads, module.blocks[1].attn.head_dim = 4, 6
+
+
+def other_forward(module: Any) -> None:
+    module.blocks[0].mlp.forward = torch.zeros_like
+
+
+def test_images_that_patches_do_not_fit_are_refused_where_any_size_is_taken() -> None:
+    model = cv.wrap(micro(dynamic_img_size=True))
+    oblong = torch.zeros(2, 3, 40, 32, dtype=torch.float64)
+    with pytest.raises(DataError, match=r"takes no image of 40 x 32: .*divisible by patch size"):
+        cv.attribute(model, cv.Task(oblong, metric=METRIC, ablation="zero"), progress=False)
+
+
+CHANGES = [other_activation, other_pooling, other_eps, one_part_more, other_heads, other_forward]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_part_that_is_exchanged_after_wrapping_is_told(change: Callable[[Any], None]) -> None:
     module = micro()
     model = cv.wrap(module)
@@ -984,7 +1003,37 @@ def test_a_part_that_is_exchanged_after_wrapping_is_told(change: Callable[[Any],
     change(module)
     with pytest.raises(ModelError, match=r"has been changed since.*wrap the module again"):
         scored(model, "eap")
-    scored(cv.wrap(module), "eap")
+    if change not in (other_heads, other_forward):  # which are refused
+        scored(cv.wrap(module), "eap")
+
+
+class MoreTokens(VisionTransformer):  # type: ignore[misc, valid-type]
+    """With registers that its attributes do not tell."""
+
+    def _pos_embed(self, patches: Tensor) -> Tensor:
+        tokens = super()._pos_embed(patches)
+        return torch.cat([tokens[:, :1], tokens[:, :1] / 2, tokens[:, 1:]], dim=1)
+
+
+def test_tokens_that_the_family_does_not_count_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="has 6 tokens in its blocks, which are not 1 before 2x2"):
+        cv.wrap(finished(MoreTokens(**MICRO)))
+
+
+class Counting(VisionTransformer):  # type: ignore[misc, valid-type]
+    runs = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.runs += 1
+        return super().forward(images)  # type: ignore[no-any-return]
+
+
+def test_a_number_that_counts_runs_is_no_setting() -> None:
+    module = finished(Counting(**MICRO))
+    module.runs = 1
+    model = cv.wrap(module)
+    module(CLEAN)
+    scored(model, "eap")
 
 
 # -- what is switched on or off around searches -------------------------------------------------------

@@ -125,7 +125,9 @@ def test_it_replaces_a_classifier_of_the_models_own(images: Tensor) -> None:
         ({"labels": None}, "tensors have no folders"),
         ({"images": torch.zeros(32, 3, 8, 8)}, "images of shape"),
         ({"folds": 1}, "at least two folds"),
+        ({"folds": 2.5}, "folds must be a whole number"),
         ({"strength": 0}, "above 0"),
+        ({"strength": "strong"}, "a number above 0, not 'strong'"),
     ],
 )
 def test_what_cannot_be_fitted(
@@ -133,6 +135,11 @@ def test_what_cannot_be_fitted(
 ) -> None:
     with pytest.raises((DataError, OptionError), match=message):
         fitted(features, **{"images": images, **changes})
+
+
+def test_a_plain_module_is_no_model(images: Tensor) -> None:
+    with pytest.raises(OptionError, match=r"wrap it with cv\.wrap first"):
+        cv.fit_head(cv.load("catdog-tiny").module, images, CAT_DOG, progress=False)  # type: ignore[arg-type]
 
 
 def test_without_scikit_learn(features: cv.Model, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

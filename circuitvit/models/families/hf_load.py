@@ -6,8 +6,9 @@ runs. Of a model of images and texts its image tower is loaded and nothing else.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -18,7 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import (
+    CircuitViTError,
+    FileError,
+    ModelError,
+    OptionError,
+    UnsupportedModelError,
+    unknown_name,
+)
 from circuitvit.models import checkpoints
 from circuitvit.models.families.family import Loaded
 from circuitvit.models.processor import MODES, ProcessorClips, ProcessorSpec
@@ -37,6 +45,8 @@ TOWERS = {
 
 OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
 """Of `from_pretrained`, on where the files are."""
+
+NUMBER = re.compile(r"\b\d+\b")
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Pillow's numbers, which image processors keep."""
@@ -80,17 +90,17 @@ def load_hf(
     if unknown:
         raise OptionError(str(unknown_name("option of hf:", unknown[0], OPTIONS)))
     transformers = import_transformers()
-    _refuse_absent(name, options)
     with _told(name):
+        _refuse_absent(name, options)
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-    kind = _kind(transformers, config, name)
-    if hasattr(config, "mask_ratio"):
-        config.mask_ratio = 0.0  # what an encoder sees after training
-    # How clips are prepared, the family knows.
-    clips = _sees_clips(config)
-    spec = None if clips else _preprocessing(transformers, name, _channels(config), options)
-    with _told(name), _quiet(transformers):
-        module = _filled(kind, name, config, dtype or torch.float32, options)
+        kind = _kind(transformers, config, name)
+        if hasattr(config, "mask_ratio"):
+            config.mask_ratio = 0.0  # what an encoder sees after training
+        # How clips are prepared, the family knows.
+        clips = _sees_clips(config)
+        spec = None if clips else _preprocessing(transformers, name, _channels(config), options)
+        with _quiet(transformers):
+            module = _filled(kind, name, config, dtype or torch.float32, options)
     return Loaded(module.eval(), spec)
 
 
@@ -119,7 +129,8 @@ def _filled(kind: Any, name: str, config: Any, dtype: torch.dtype, options: dict
     """The model with its weights; without a pooler that the checkpoint has no weights for.
 
     Raises:
-        ModelError: if other weights are missing or do not fit, which transformers would draw at random.
+        ModelError: if other weights are missing or do not fit, which transformers would draw at random; or
+            if there are weights for more blocks than the configuration has.
     """
     own = config
     if hasattr(config, "vision_config") and not issubclass(kind.config_class, type(config)):
@@ -139,7 +150,18 @@ def _filled(kind: Any, name: str, config: Any, dtype: torch.dtype, options: dict
     for key, saved, wanted in told["mismatched_keys"]:
         raise ModelError(f"hf:{name}: {key} is {tuple(saved)} in the file and {tuple(wanted)} in the model")
     found: nn.Module = module
+    for key in _more_blocks(found, told["unexpected_keys"]):
+        raise ModelError(
+            f"hf:{name} has weights for {key}, and maybe others, of which its configuration has fewer"
+        )
     return found
+
+
+def _more_blocks(module: Any, unexpected: Iterable[str]) -> list[str]:
+    """Of names of tensors that found no place, those that differ from one that did in a number alone."""
+    own = {NUMBER.sub("#", name) for name in module.state_dict()}
+    own |= {f"{prefix}.{name}" for name in own for prefix in (module.base_model_prefix, "vision_model")}
+    return sorted(key for key in unexpected if NUMBER.search(key) and NUMBER.sub("#", key) in own)
 
 
 # -- what can go wrong ---------------------------------------------------------------------------
@@ -168,7 +190,9 @@ def _told(name: str) -> Iterator[None]:
     """Say what transformers says in one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except CircuitViTError:
+        raise
+    except Exception as error:  # configurations may hold anything, and files may be cut off
         reason = " ".join(str(error).split())
         raise ModelError(f"hf:{name} cannot be loaded: {reason[:300]}") from error
 

@@ -39,6 +39,42 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
 """The class token, the mean of all tokens, the mean of all but the class token."""
 
 
+def _is_place(given: object) -> bool:
+    return given is None or (isinstance(given, str) and given != "")
+
+
+def _are_places(given: object) -> bool:
+    return isinstance(given, (tuple, list)) and all(map(_is_place, given))
+
+
+def _is_number_or_place(given: object) -> bool:
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    return math.isfinite(given) if is_number else _is_place(given)  # type: ignore[arg-type]
+
+
+PLACES = ("q", "k", "v", "qkv", "out", "attention", "q_norm", "k_norm", "norm", "after", "readout")
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "blocks": lambda given: given is not None and _is_place(given),
+    **dict.fromkeys(PLACES, _is_place),
+    "norms": _are_places,
+    "gammas": lambda given: _are_places(given) and len(given) == 2,
+    "mlp": lambda given: _is_place(given) or (_are_places(given) and len(given) > 0 and None not in given),
+    "heads": lambda given: _is_number_or_place(given) and not isinstance(given, float),
+    "scale": _is_number_or_place,
+    "tokens": lambda given: given is None or (_are_places(given) and None not in given),
+}
+"""What each entry of a layout may be."""
+
+WORDS = {
+    "norms": "pair of places or None, such as ('norm1', 'norm2')",
+    "gammas": "pair of places or None, such as ('ls1.gamma', None)",
+    "mlp": "place, nor places of layers one after the other",
+    "heads": "whole number, nor the place of one",
+    "scale": "number, nor the place of one",
+    "tokens": "tuple of words, such as ('cls',)",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where the parts of a hand-written Vision Transformer are, for `circuitvit.wrap(module, layout=...)`.
@@ -98,6 +134,9 @@ class Layout:
     tokens: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name, fits in KINDS.items():
+            if not fits(given := getattr(self, name)):
+                raise OptionError(f"{name}={given!r} of a layout is no {WORDS.get(name, 'place')}")
         kept = {
             "attention": [self.attention],
             "qkv": [self.qkv, self.out],
