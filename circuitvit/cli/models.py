@@ -34,6 +34,7 @@ EXTRAS = {
 OWN = (
     "out/birds.json, written by `circuitvit train birds/ --out out/birds`",
     "a fine-tuned model: its timm name, --checkpoint FILE, --arch num_classes=37 and --classes NAMES.txt",
+    "a class that you wrote: cv.wrap(module, layout=cv.Layout(...)) in Python",
 )
 
 
@@ -52,7 +53,7 @@ def models(every: bool = False) -> None:
     ```
 
     Args:
-        every: list timm's names instead, of the files with most of its plain ViTs, one on each line.
+        every: list timm's names instead, of the files most of whose models open, one on each line.
     """
     if every:
         _list_timm()
@@ -65,7 +66,7 @@ def models(every: bool = False) -> None:
 
 def _list_timm() -> None:
     timm = cv.models.timm_import.import_timm()
-    for module in ("vision_transformer", "deit"):
+    for module in cv.models.registry.TIMM_FILES:
         for name in timm.list_models(module=module):
             show(name)
 

@@ -171,9 +171,10 @@ def picture_of(
     counts += f"{len(circuit.nodes):,} of {len(graph.nodes):,} nodes"
     if len(edges) < len(circuit):
         counts += f"; drawn: the {len(edges):,} strongest"
-    known = {"model": made.model, "method": made.method, "task": made.task}
+    model = _short(made.model)
+    known = {"model": model, "method": made.method, "task": made.task}
     origin = [f"{key}: {value}" for key, value in known.items() if value]
-    named = f"Circuit of {made.model}" if made.model else "Circuit"
+    named = f"Circuit of {model}" if model else "Circuit"
     return Picture(
         title=clean(named if title is None else title),
         nodes=_nodes(graph, edges, dict.fromkeys(thumbs, thumb)),
@@ -186,6 +187,17 @@ def picture_of(
         counts=counts,
         origin=clean(" · ".join([*origin, f"circuitvit {made.library}"])) if origin else "",
     )
+
+
+def _short(model: str) -> str:
+    """What a model is called in a picture: of a folder that is deep in others the last name.
+
+    Example:
+        >>> _short("hf:/home/me/models/owls"), _short("hf:google/vit-base-patch16-224")
+        ('hf:owls', 'hf:google/vit-base-patch16-224')
+    """
+    source, colon, path = model.rpartition(":")
+    return f"{source}{colon}{path.rstrip('/').rpartition('/')[2]}" if path.count("/") > 1 else model
 
 
 def _direction(circuit: Circuit, wanted: Direction | None) -> Direction:

@@ -91,8 +91,10 @@ def width_of(share: float, max_width: float) -> float:
 
 
 def dash_of(group: int) -> str:
-    """The dash pattern of a token group; the first is solid, and the patterns repeat after six."""
-    return _DASHES[group % len(_DASHES)]
+    """The dash pattern of a token group; the first is solid. Those of many groups, such as the frames of a
+    clip, are a dash and ever more dots, so that no two are alike.
+    """
+    return _DASHES[group] if group < len(_DASHES) else "10 2.5" + " 1.2 2.5" * (group + 2 - len(_DASHES))
 
 
 # -- text: made inert, measured without a font, cut or wrapped to fit ------------------------------

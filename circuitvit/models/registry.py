@@ -31,6 +31,17 @@ from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module,
 
 IMAGENET_CLASSES = 1000
 
+TIMM_FILES = (
+    "vision_transformer",
+    "vision_transformer_hybrid",
+    "vision_transformer_relpos",
+    "deit",
+    "beit",
+    "eva",
+    "naflexvit",
+)
+"""Files of timm's whose models have a family, most of them: where names are listed and suggested from."""
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What weights may be kept in."""
 
@@ -140,8 +151,8 @@ def load(
 
     Args:
         name: "catdog-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such as
-            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or of transformers, open_clip
-            and torchvision "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
+            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or, of transformers, open_clip
+            and torchvision, "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
         checkpoint: weights in the library's own layout, `.safetensors`, or `.pt`/`.pth` holding tensors only;
             for models of timm, torchvision and open_clip.
         pretrained: download timm's own weights; needs a connection the first time.
@@ -493,7 +504,7 @@ def _timm_module(
     if not timm.is_model(base):
         if (Path(name) / "config.json").is_file():  # what save_pretrained writes
             raise OptionError(f"{name} is a folder of transformers: load hf:{name}")
-        plain = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+        plain = [each for file in TIMM_FILES for each in timm.list_models(module=file)]
         prefixes = [f"{source}:{name.partition(':')[2]}" for source in SOURCES if ":" in name]
         unknown = unknown_name("model", name, [*zoo_names(), *plain, *prefixes])
         raise NameNotFoundError(f"{unknown} One of a hub is hf:{name}") if "/" in base else unknown

@@ -1,5 +1,6 @@
 """The behaviour under study: image pairs, a metric on logits, and what ablation means."""
 
+from circuitvit.tasks import corruptions
 from circuitvit.tasks.ablations import Ablation, Constants, Mean, Noise, Patch, Resample, Zero, ablation_names
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.metrics import (
@@ -39,6 +40,7 @@ __all__ = [
     "ablation_names",
     "accuracy",
     "as_task",
+    "corruptions",
     "cross_entropy",
     "divergence",
     "kl_divergence",

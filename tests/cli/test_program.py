@@ -137,4 +137,4 @@ def test_models_lists_bundled_models_and_families(run: Run) -> None:
     assert "--model hf:NAME_OR_FOLDER" in text
     assert "Dinov2WithRegisters" in text
     names = run("models", "--all").output.split()
-    assert {"vit_base_patch16_224", "deit3_small_patch16_224"} <= set(names)
+    assert {"vit_base_patch16_224", "deit3_small_patch16_224", "eva02_tiny_patch14_224"} <= set(names)
