@@ -139,7 +139,7 @@ class Model:
                 "resize and crop them to that"
             )
         grid = self.family.grid(self.module, height, width)
-        patches = self.refuse_size(height, width) - len(self.prefix)
+        patches = self.tokens_at(height, width) - len(self.prefix)
         if grid is None and len(before) == 1:  # of all rectangles, the one most like the image
             grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
             unlike = {grid: abs(math.log(grid[0] * width / (grid[1] * height))) for grid in grids}
@@ -150,11 +150,11 @@ class Model:
             raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
         return grid
 
-    def refuse_size(self, height: int, width: int) -> int:
-        """Refuse images of a size that the module's own embedding fails on; the number of tokens of others.
+    def tokens_at(self, height: int, width: int) -> int:
+        """The number of tokens of an image of this size, of a clip with all its frames.
 
         Raises:
-            DataError: with what the module says.
+            DataError: if the module takes no image of this size; with what it says.
         """
         *before, _, _ = self.preprocessing.shape
         blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)

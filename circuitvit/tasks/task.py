@@ -417,7 +417,7 @@ def check_size(images: Images, model: Model) -> None:
     fits = images.shape == spec.shape or (model.resizable and images.shape[:-2] == spec.shape[:-2])
     refuse_other(images.shape, spec, fits)
     if images.shape != spec.shape:
-        model.refuse_size(*images.shape[-2:])
+        model.tokens_at(*images.shape[-2:])
 
 
 def _output(model: Model, images: Images, clean: Images) -> tuple[Tensor, bool]:

@@ -97,10 +97,8 @@ def test_images_that_are_no_rectangle_of_patches_are_refused() -> None:
             preprocessing=SimpleNamespace(shape=(3, height, width)),
             family=unknown,
             module=None,
-            device="cpu",
-            dtype=torch.float32,
             prefix=("cls",),
-            embed=lambda images: torch.zeros(1, patches + 1, 4),
+            tokens_at=lambda height, width: patches + 1,
         )
         return Model.grid_at(model, height, width)  # type: ignore[arg-type]
 
