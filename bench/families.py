@@ -38,11 +38,7 @@ def timms() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     yield "timm, parallel blocks", lambda: plain(**SHAPE, block_fn=blocks.ParallelScalingBlock)
     yield "timm Eva, rotary", lambda: models.eva.Eva(**SHAPE, use_rot_pos_emb=True, global_pool="token")
     yield "timm Beit, relative bias", lambda: models.beit.Beit(**SHAPE, use_rel_pos_bias=True)
-    yield "timm NaFlexVit", lambda: models.naflexvit.NaFlexVit(img_size=224, **_naflex())
-
-
-def _naflex() -> dict[str, Any]:
-    return {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3, "class_token": True}
+    yield "timm NaFlexVit", lambda: models.naflexvit.NaFlexVit(**SHAPE, class_token=True)
 
 
 def others() -> Iterator[tuple[str, Callable[[], nn.Module]]]:

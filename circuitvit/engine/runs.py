@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import ModelError
-from circuitvit.models import Factored, Model, Stage
+from circuitvit.models import Factored, Model, Stage, through
 from circuitvit.tasks import Batch
 
 
@@ -67,10 +67,7 @@ def run_from(
     model: Model, stage: int, stream: Float[Tensor, "batch token d_model"]
 ) -> Float[Tensor, "batch class"]:
     """The logits when stage number `stage` and all after it run plainly on `stream`."""
-    *layers, readout = model.essential[stage:]
-    for layer in layers:
-        stream = layer.add(stream, layer.write(layer.read(stream)))
-    return readout.write(readout.read(stream))
+    return through(model.essential[stage:], stream)
 
 
 def outputs(

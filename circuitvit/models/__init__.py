@@ -6,7 +6,7 @@ from circuitvit.models.heads import Head, HeadTokens, with_head
 from circuitvit.models.model import Model
 from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.stages import Reads, Stage, places, repeated
+from circuitvit.models.stages import Reads, Stage, places, repeated, through
 
 __all__ = [
     "BackwardRules",
@@ -21,6 +21,7 @@ __all__ = [
     "places",
     "register",
     "repeated",
+    "through",
     "with_head",
     "wrap",
 ]

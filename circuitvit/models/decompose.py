@@ -29,7 +29,7 @@ from circuitvit.graph import RESIDUAL
 from circuitvit.models.families import Family
 from circuitvit.models.layers import MLPStage, ReadoutStage
 from circuitvit.models.parts import Norm, StandIn
-from circuitvit.models.stages import Stage
+from circuitvit.models.stages import Stage, through
 
 CLOSE = 1e-6
 """How far a stage may be from the block's own forward in float64, relative to what the block adds."""
@@ -242,8 +242,7 @@ def _check_chain(family: Family, twin: nn.Module, stages: Sequence[Stage], image
     with torch.no_grad(), _runnable(type(twin).__name__):
         embedded = stages[0].total(stages[0].write(stages[0].read(images)))
         pool = stages[len(stages) - 1 - len(family.pool(twin)) : -1]
-        pooled = _through(pool, run.calls[-1].output)
-        logits = stages[-1].write(stages[-1].read(pooled))
+        logits = through((*pool, stages[-1]), run.calls[-1].output)
     pairs = [("before blocks.0", embedded, run.calls[0].stream)]
     pairs += [
         (f"between blocks.{layer} and blocks.{layer + 1}", before.output, after.stream)
@@ -259,13 +258,6 @@ def _check_chain(family: Family, twin: nn.Module, stages: Sequence[Stage], image
                 f"{type(twin).__name__}: {where} the sum of its parts differs from its own forward by "
                 f"{off:.1e} (relative): it does something there that this library does not know of"
             )
-
-
-def _through(parts: Sequence[Stage], stream: Tensor) -> Tensor:
-    """The stream after these stages."""
-    for part in parts:
-        stream = part.add(stream, part.write(part.read(stream)))
-    return stream
 
 
 class _Through(StandIn):
@@ -307,7 +299,7 @@ def _check_ends(family: Family, twin: nn.Module, copied: nn.Module, images: Tens
         streams = [family.embed(copied, wide)]
         for block in blocks:
             streams.append(order(block.noised(order(streams[-1]))))
-        pooled = _through(family.pool(copied), streams[-1])
+        pooled = through(family.pool(copied), streams[-1])
         found = [family.readout(copied, pooled), *streams[:-1]]
     except Exception as error:  # parts that know one dtype only
         raise UnsupportedModelError(
@@ -456,7 +448,7 @@ def _check_block(
         with _runnable(f"{where}: {part.nodes.name}"):
             for piece in part.branches:
                 _check_reading(where, block, piece, stream)
-            stream = _through((part,), stream)
+            stream = through((part,), stream)
     added, expected = stream - start, output - start
     off, size = float((added - expected).abs().max()), float(expected.abs().max())
     if not off <= CLOSE * size + ROUNDING * float(start.abs().max()):
@@ -489,7 +481,7 @@ def _first_that_differs(
     if len(norms) != len(parts):
         return ""
     for part, following in zip(parts, norms[1:], strict=False):
-        start = _through((part,), start)
+        start = through((part,), start)
         own = seen.get(following)
         if own is not None and not _alike(start, _ordered(own, token_first)):
             return f"{part.nodes.name} is the first stage that differs, and "
@@ -589,7 +581,7 @@ def _check_readout(
             _check_reading("the pool", copied, part, stream)
             if isinstance(part, MLPStage) and isinstance(own, MLPStage):
                 _check_mlp("the pool", part, own, *stream.shape[1:])
-            stream = _through((part,), stream)
+            stream = through((part,), stream)
         parts, logits = family.readout_parts(copied), family.readout(copied, stream)
         if parts is None or not _alike(parts(stream), logits):
             readout.parts = None

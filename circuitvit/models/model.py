@@ -17,7 +17,7 @@ from circuitvit.graph import Graph
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.stages import Stage
+from circuitvit.models.stages import Stage, through
 from circuitvit.models.weights import content_hash, hash_with, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
@@ -184,15 +184,9 @@ class Model:
         """
         self._refuse_autocast()
         with torch.no_grad():
-            return self.family.run(self.module, images) if self.head is None else self._staged(images)
-
-    def _staged(self, images: Tensor) -> Tensor:
-        """The logits by the stages, where the module knows nothing of the readout."""
-        stream = self.embed(images)
-        *layers, readout = self.essential[1:]
-        for layer in layers:
-            stream = layer.add(stream, layer.write(layer.read(stream)))
-        return readout.write(readout.read(stream))
+            if self.head is None:
+                return self.family.run(self.module, images)
+            return through(self.essential[1:], self.embed(images))  # the module knows nothing of the head
 
     def with_rules(self, rules: BackwardRules) -> Model:
         """A model with the same outputs and other gradients; this one stays as it is.

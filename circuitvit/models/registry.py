@@ -46,37 +46,39 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What weights may be kept in."""
 
 TRANSFORMERS = {
-    "beit.modeling_beit": ("BEIT", "BeitForImageClassification BeitModel"),
+    "beit.modeling_beit": ("hf_vit:BEIT", "BeitForImageClassification BeitModel"),
     "clip.modeling_clip": (
-        "CLIP_TOWER",
+        "hf_vit:CLIP_TOWER",
         "CLIPForImageClassification CLIPModel CLIPVisionModel CLIPVisionModelWithProjection",
     ),
     "deit.modeling_deit": (
-        "DEIT",
+        "hf_vit:DEIT",
         "DeiTForImageClassification DeiTForImageClassificationWithTeacher DeiTModel",
     ),
-    "dinov2.modeling_dinov2": ("DINOV2", "Dinov2ForImageClassification Dinov2Model"),
+    "dinov2.modeling_dinov2": ("hf_vit:DINOV2", "Dinov2ForImageClassification Dinov2Model"),
     "dinov2_with_registers.modeling_dinov2_with_registers": (
-        "DINOV2_REGISTERS",
+        "hf_vit:DINOV2_REGISTERS",
         "Dinov2WithRegistersForImageClassification Dinov2WithRegistersModel",
     ),
-    "dinov3_vit.modeling_dinov3_vit": ("DINOV3", "DINOv3ViTModel"),
-    "ijepa.modeling_ijepa": ("I_JEPA", "IJepaForImageClassification IJepaModel"),
-    "siglip.modeling_siglip": ("SIGLIP", "SiglipForImageClassification SiglipModel SiglipVisionModel"),
-    "siglip2.modeling_siglip2": ("SIGLIP2", "Siglip2ForImageClassification Siglip2Model Siglip2VisionModel"),
-    "vit.modeling_vit": ("VIT", "ViTForImageClassification ViTModel"),
-    "vit_mae.modeling_vit_mae": ("MAE_ENCODER", "ViTMAEModel"),
-    "vit_msn.modeling_vit_msn": ("VIT", "ViTMSNForImageClassification ViTMSNModel"),
+    "dinov3_vit.modeling_dinov3_vit": ("hf_vit:DINOV3", "DINOv3ViTModel"),
+    "ijepa.modeling_ijepa": ("hf_vit:I_JEPA", "IJepaForImageClassification IJepaModel"),
+    "siglip.modeling_siglip": ("hf_vit:SIGLIP", "SiglipForImageClassification SiglipModel SiglipVisionModel"),
+    "siglip2.modeling_siglip2": (
+        "hf_vit:SIGLIP2",
+        "Siglip2ForImageClassification Siglip2Model Siglip2VisionModel",
+    ),
+    "vit.modeling_vit": ("hf_vit:VIT", "ViTForImageClassification ViTModel"),
+    "vit_mae.modeling_vit_mae": ("hf_vit:MAE_ENCODER", "ViTMAEModel"),
+    "vit_msn.modeling_vit_msn": ("hf_vit:VIT", "ViTMSNForImageClassification ViTMSNModel"),
+    "timesformer.modeling_timesformer": (
+        "hf_video:TIMESFORMER",
+        "TimesformerForVideoClassification TimesformerModel",
+    ),
+    "videomae.modeling_videomae": ("hf_video:VIDEOMAE", "VideoMAEForVideoClassification VideoMAEModel"),
+    "vivit.modeling_vivit": ("hf_video:VIVIT", "VivitForVideoClassification VivitModel"),
+    "vjepa2.modeling_vjepa2": ("hf_video:VJEPA2", "VJEPA2ForVideoClassification VJEPA2Model"),
 }
 """Files of `transformers.models`, our family of the classes in them, and these."""
-
-TRANSFORMERS_VIDEO = {
-    "timesformer.modeling_timesformer": ("TIMESFORMER", "TimesformerForVideoClassification TimesformerModel"),
-    "videomae.modeling_videomae": ("VIDEOMAE", "VideoMAEForVideoClassification VideoMAEModel"),
-    "vivit.modeling_vivit": ("VIVIT", "VivitForVideoClassification VivitModel"),
-    "vjepa2.modeling_vjepa2": ("VJEPA2", "VJEPA2ForVideoClassification VJEPA2Model"),
-}
-"""The same for models of clips."""
 
 FAMILIES: dict[str, str | Family | Layout] = {
     "clip.model.VisionTransformer": "circuitvit.models.families.clip_towers:OPENAI",
@@ -97,13 +99,8 @@ FAMILIES: dict[str, str | Family | Layout] = {
         "circuitvit.models.families.torchvision_vit:FAMILY"
     ),
     **{
-        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_vit:{family}"
+        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.{family}"
         for file, (family, kinds) in TRANSFORMERS.items()
-        for kind in kinds.split()
-    },
-    **{
-        f"transformers.models.{file}.{kind}": f"circuitvit.models.families.hf_video:{family}"
-        for file, (family, kinds) in TRANSFORMERS_VIDEO.items()
         for kind in kinds.split()
     },
 }

@@ -58,6 +58,14 @@ def places(numbers: Sequence[int]) -> slice | list[int]:
     return slice(first, last + 1) if follow else list(numbers)
 
 
+def through(stages: Sequence[Stage], stream: Tensor) -> Tensor:
+    """The stream `(batch, token, d_model)` after these stages, run plainly; of a readout the logits."""
+    for stage in stages:
+        written = stage.write(stage.read(stream))
+        stream = written if stage.is_readout else stage.add(stream, written)
+    return stream
+
+
 class Stage(ABC):
     """Receivers that read the residual stream at one position, and senders that add to it there.
 

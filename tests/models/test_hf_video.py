@@ -18,7 +18,15 @@ from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, UnsupportedModelError
 from circuitvit.models import registry
 from circuitvit.tasks.images import as_images
-from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
+from tests.reference.hooked import (
+    HookedModule,
+    Receiver,
+    Sender,
+    given,
+    gives,
+    packed_blocks,
+    written_by_head,
+)
 from tests.rightness import finished, prove
 from tests.strategies import assert_close
 
@@ -216,17 +224,8 @@ def hooked_timesformer(module: Any) -> HookedModule:
 
 
 def hooked_tubelet(module: Any) -> HookedModule:
-    senders = {"input": Sender(module.blocks[0], given)}
-    receivers = {"logits": Receiver(module.norm, module.norm)}
-    for layer, block in enumerate(module.blocks):
-        senders[f"m{layer}"] = Sender(block.mlp, gives)
-        receivers[f"m{layer}"] = Receiver(block.norm2, block.norm2)
-        for head in range(HEADS):
-            senders[f"a{layer}.h{head}"] = Sender(block.attn.proj, written_by_head(head, WIDTH))
-            for port, name in enumerate("qkv"):
-                first = (port * HEADS + head) * WIDTH
-                columns = slice(first, first + WIDTH)
-                receivers[f"a{layer}.h{head}<{name}>"] = Receiver(block.norm1, block.attn.qkv, columns)
+    senders, receivers = packed_blocks(module.blocks, HEADS, WIDTH)
+    receivers["logits"] = Receiver(module.norm, module.norm)
     return HookedModule(lambda images: module(images.movedim(1, 2)), senders, receivers)
 
 

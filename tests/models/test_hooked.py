@@ -8,7 +8,11 @@ import pytest
 from torch import nn
 
 import circuitvit as cv
-from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
+from tests.reference.hooked import (
+    HookedModule,
+    Receiver,
+    packed_blocks,
+)
 from tests.rightness import CLEAN, CORRUPT, micro, prove
 
 HEADS, WIDTH = 2, 12
@@ -16,18 +20,10 @@ HEADS, WIDTH = 2, 12
 
 def hooked(module: Any) -> HookedModule:
     """Where timm's `VisionTransformer` keeps its nodes."""
-    senders = {"input": Sender(module.blocks[0], given)}
-    receivers = {"logits": Receiver(module.norm, module.norm)}
-    for layer, block in enumerate(module.blocks):
-        senders[f"m{layer}"] = Sender(block.ls2, gives)
-        receivers[f"m{layer}"] = Receiver(block.norm2, block.norm2)
-        for head in range(HEADS):
-            written = written_by_head(head, WIDTH, getattr(block.ls1, "gamma", None))
-            senders[f"a{layer}.h{head}"] = Sender(block.attn.proj, written)
-            for port, name in enumerate("qkv"):
-                first = (port * HEADS + head) * WIDTH
-                columns = slice(first, first + WIDTH)
-                receivers[f"a{layer}.h{head}<{name}>"] = Receiver(block.norm1, block.attn.qkv, columns)
+    senders, receivers = packed_blocks(
+        module.blocks, HEADS, WIDTH, lambda block: block.ls2, lambda block: getattr(block.ls1, "gamma", None)
+    )
+    receivers["logits"] = Receiver(module.norm, module.norm)
     return HookedModule(module, senders, receivers)
 
 

@@ -12,7 +12,11 @@ import circuitvit as cv
 from circuitvit.errors import DataError, UnsupportedModelError
 from circuitvit.models.timm_import import import_timm
 from tests.models.test_hooked import HEADS, WIDTH, hooked
-from tests.reference.hooked import HookedModule, Receiver, Sender, given, gives, written_by_head
+from tests.reference.hooked import (
+    HookedModule,
+    Receiver,
+    packed_blocks,
+)
 from tests.rightness import CLEAN, CORRUPT, METRIC, MICRO, finished, prove
 from tests.strategies import assert_close
 
@@ -46,17 +50,8 @@ def hooked_encoder(module: Any) -> HookedModule:
     encoder = module.encoder
     ahead = torch.nn.Identity()  # stands where the readout begins, for a hook to be put on
     encoder.blocks.append(Passing(ahead))
-    senders = {"input": Sender(encoder.blocks[0], given)}
-    receivers = {"logits": Receiver(ahead, ahead)}
-    for layer, block in enumerate(encoder.blocks[:-1]):
-        senders[f"m{layer}"] = Sender(block.mlp, gives)
-        receivers[f"m{layer}"] = Receiver(block.norm2, block.norm2)
-        for head in range(HEADS):
-            senders[f"a{layer}.h{head}"] = Sender(block.attn.proj, written_by_head(head, WIDTH))
-            for port, name in enumerate("qkv"):
-                first = (port * HEADS + head) * WIDTH
-                columns = slice(first, first + WIDTH)
-                receivers[f"a{layer}.h{head}<{name}>"] = Receiver(block.norm1, block.attn.qkv, columns)
+    senders, receivers = packed_blocks(encoder.blocks[:-1], HEADS, WIDTH)
+    receivers["logits"] = Receiver(ahead, ahead)
     return HookedModule(module, senders, receivers)
 
 

@@ -8,7 +8,7 @@ corrupt run in place of that of the clean run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +106,36 @@ def given(_: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
 def gives(_: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
     """What the module gives."""
     return output
+
+
+def packed_blocks(
+    blocks: Sequence[Any],
+    heads: int,
+    width: int,
+    mlp: Callable[[Any], nn.Module] = lambda block: block.mlp,
+    gamma: Callable[[Any], Tensor | None] = lambda block: None,
+) -> tuple[dict[str, Sender], dict[str, Receiver]]:
+    """The nodes of blocks with `norm1`, `attn.qkv`, `attn.proj` and `norm2`, and what enters the first.
+
+    Args:
+        blocks: in running order.
+        heads: of each.
+        width: of a head.
+        mlp: whose output is the MLP's.
+        gamma: LayerScale's factor of the attention, where there is one.
+    """
+    senders, receivers = {"input": Sender(blocks[0], given)}, {}
+    for layer, block in enumerate(blocks):
+        senders[f"m{layer}"] = Sender(mlp(block), gives)
+        receivers[f"m{layer}"] = Receiver(block.norm2, block.norm2)
+        for head in range(heads):
+            written = written_by_head(head, width, gamma(block))
+            senders[f"a{layer}.h{head}"] = Sender(block.attn.proj, written)
+            for port, name in enumerate("qkv"):
+                first = (port * heads + head) * width
+                columns = slice(first, first + width)
+                receivers[f"a{layer}.h{head}<{name}>"] = Receiver(block.norm1, block.attn.qkv, columns)
+    return senders, receivers
 
 
 @dataclass(frozen=True)

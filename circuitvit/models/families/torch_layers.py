@@ -64,18 +64,15 @@ def _refuse(module: Any, where: str) -> None:
     if module.bias_k is not None or module.bias_v is not None:
         raise UnsupportedModelError(
             f"{where} adds a learned key and value to those of the tokens (add_bias_kv=True): these "
-            f"belong to no "
-            "token, so that no edge could carry them; this is not supported"
+            "belong to no token, so that no edge could carry them; this is not supported"
         )
     if module.add_zero_attn:
         raise UnsupportedModelError(
             f"{where} adds a key and a value of zeros to those of the tokens (add_zero_attn=True), "
-            f"which is not "
-            "supported"
+            "which is not supported"
         )
     if not isinstance(module.out_proj, nn.Linear):
         raise UnsupportedModelError(
             f"{where}.out_proj is a {type(module.out_proj).__name__}: only a plain nn.Linear can be "
-            f"told apart "
-            "by head"
+            "told apart by head"
         )
