@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from circuitvit.attribution import attribute as attribute
     from circuitvit.attribution import attribute_nodes as attribute_nodes
     from circuitvit.attribution import calibrate as calibrate
+    from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
     from circuitvit.graph import Circuit as Circuit
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from circuitvit.groundtruth import compiled as compiled
     from circuitvit.models import Layout as Layout
     from circuitvit.models import Model as Model
+    from circuitvit.models import add as add
+    from circuitvit.models import causal as causal
+    from circuitvit.models import clamp as clamp
+    from circuitvit.models import knock_out as knock_out
     from circuitvit.models import load as load
     from circuitvit.models import register as register
     from circuitvit.models import with_head as with_head
@@ -100,6 +105,9 @@ if TYPE_CHECKING:
     from circuitvit.verification import robustness as robustness
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import attention_patterns as attention_patterns
+    from circuitvit.views import direct_logit_attribution as direct_logit_attribution
+    from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
 else:
@@ -107,11 +115,11 @@ else:
         __name__,
         {
             "circuitvit.attribution": "METHODS attribute attribute_nodes calibrate",
-            "circuitvit.engine": "run",
+            "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
-            "circuitvit.models": "Layout Model load register with_head wrap",
+            "circuitvit.models": "Layout Model add causal clamp knock_out load register with_head wrap",
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
                 "learn_constants learn_mask refine score_curve"
@@ -125,6 +133,7 @@ else:
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "flip_search patching_map read_hypotheses robustness stability verify"
             ),
+            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens",
             "circuitvit.views.comparison": "Comparison compare",
         },
         submodules=(

@@ -1,5 +1,6 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
+from circuitvit.engine.activations import Activations, activations
 from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits
 from circuitvit.engine.contraction import add_products, members_at
 from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
@@ -19,6 +20,7 @@ from circuitvit.engine.runs import Capture, capture, check_logits, differences, 
 from circuitvit.engine.state import Saved, StateFile
 
 __all__ = [
+    "Activations",
     "BatchRun",
     "Capture",
     "Evaluator",
@@ -31,6 +33,7 @@ __all__ = [
     "Site",
     "Sources",
     "StateFile",
+    "activations",
     "add_products",
     "announce",
     "batch_runs",

@@ -52,7 +52,8 @@ def choose_batch_size(prepared: PreparedTask, memory: int | None = None) -> int:
         OptionError: if the budget is not positive.
     """
     budget = memory_budget(prepared.model, memory)
-    return max(1, min(len(prepared), budget // bytes_per_pair(prepared)))
+    chosen = max(1, min(len(prepared), budget // bytes_per_pair(prepared)))
+    return prepared.model.batch_of(len(prepared), chosen)
 
 
 def bytes_per_pair(prepared: PreparedTask) -> int:
@@ -61,7 +62,7 @@ def bytes_per_pair(prepared: PreparedTask) -> int:
     widest = max(len(stage.receivers) for stage in graph.stages)
     streams = 2 * len(graph.senders) + 2 * widest + STREAM_COPIES * len(model.stages) // 2
     with torch.no_grad():
-        stream = model.embed(prepared.base.take(0, 1).to(model.device, model.dtype))
+        stream = (model.bare or model).embed(prepared.base.take(0, 1).to(model.device, model.dtype))
     return streams * stream.numel() * stream.element_size()
 
 

@@ -156,7 +156,8 @@ def _widest(sources: Sources, kept: EdgeMask) -> int:
 def _images_at_once(sources: Sources, senders: int) -> int:
     stream = sources.base.stream(1)
     each = (1 + senders) * stream[0].numel() * stream.element_size()
-    return max(1, (CUDA_ROOM_BYTES if stream.is_cuda else ROOM_BYTES) // each)
+    fitting = max(1, (CUDA_ROOM_BYTES if stream.is_cuda else ROOM_BYTES) // each)
+    return sources.model.batch_of(len(stream), fitting)
 
 
 # -- pieces of stages ----------------------------------------------------------------------------

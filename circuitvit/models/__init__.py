@@ -1,14 +1,17 @@
 """A Vision Transformer as stages that read from and write to the residual stream."""
 
+from circuitvit.models.changes import At, add, causal, clamp, knock_out
 from circuitvit.models.factored import Factored
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, HeadTokens, with_head
 from circuitvit.models.model import Model
 from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
+from circuitvit.models.sites import Site, Sites
 from circuitvit.models.stages import Reads, Stage, places, repeated, through
 
 __all__ = [
+    "At",
     "BackwardRules",
     "Factored",
     "Head",
@@ -16,7 +19,13 @@ __all__ = [
     "Layout",
     "Model",
     "Reads",
+    "Site",
+    "Sites",
     "Stage",
+    "add",
+    "causal",
+    "clamp",
+    "knock_out",
     "load",
     "places",
     "register",

@@ -280,6 +280,9 @@ class AttentionStage(Stage):
     def carried(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         return reads[2]
 
+    def mixed(self, compact: Tensor) -> Float[Tensor, "batch head token d_head"]:
+        return compact
+
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         written = self._gated(self._finished(self._mixture(reads)), reads)
         return written if self.rules is None else damped(written, self.rules.output_share)

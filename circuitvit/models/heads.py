@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.graph.files import TEXT, check_version, record, write_bytes
+from circuitvit.models.edits import edited
 from circuitvit.models.layers import ReadoutStage
 from circuitvit.models.model import Model
 from circuitvit.models.parts import Chain, Linear, Readout
@@ -199,6 +200,8 @@ def with_head(
     else:
         names = None if classes is None else tuple(classes)
         head = Head(_tensor(weight, "weight"), _tensor(bias, "bias"), names, tokens)
+    if model.bare is not None:
+        return edited(with_head(model.bare, head), model.edits, model.rules)
     if model.head is not None:
         raise OptionError(f"{model.name} has a head put on already: give the model that it was put on")
     features = _features(model, head.tokens)

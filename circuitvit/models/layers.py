@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models.factored import Factored
-from circuitvit.models.parts import MLP, Norm, Readout
+from circuitvit.models.parts import MLP, Linear, Norm, Readout
 from circuitvit.models.rules import BackwardRules, damped
 from circuitvit.models.stages import Content, Reads, Stage
 
@@ -133,6 +133,22 @@ class MLPStage(Stage):
         base = (before(reads[0]) * slope).sum(dim=(1, 2))
         answered = before(others[0].flatten(0, 1)).view(len(others[0]), *slope.shape)
         return (torch.einsum("cbth,bth->cb", answered, slope) - base)[None]
+
+    def hidden(self, reads: Reads) -> Float[Tensor, "batch token hidden"]:
+        return self._ends()[0](reads[0])
+
+    def from_hidden(self, hidden: Tensor) -> Float[Tensor, "batch token d_model"]:
+        output = self._ends()[1](hidden)
+        return output if self.gamma is None else output * self.gamma
+
+    def _ends(self) -> tuple[Callable[[Tensor], Tensor], Linear]:
+        """What comes before the last linear layer, and that layer."""
+        ends = self.mlp.hidden() if type(self).write is MLPStage.write else None
+        if ends is None:
+            raise UnsupportedModelError(
+                f"{self.nodes.name} is an MLP whose last linear layer is not known, nor what its neurons are"
+            )
+        return ends
 
     def contents(self) -> tuple[Content, ...]:
         return self.norm, self.mlp.module, self.gamma

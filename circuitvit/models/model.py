@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,19 @@ from torch import Tensor, nn
 
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph
+from circuitvit.models.changes import Change, Value, description
+from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
+from circuitvit.models.refusals import hooks_of
 from circuitvit.models.rules import BackwardRules
+from circuitvit.models.sites import Groups, Sites, all_sites, listed
 from circuitvit.models.stages import Stage, through
 from circuitvit.models.weights import content_hash, hash_with, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
+    from circuitvit.engine.activations import Activations
     from circuitvit.models.heads import Head
 
 
@@ -48,6 +53,8 @@ class Model:
         under: the model that it was put on, or None.
         origin: the module that was wrapped, as long as somebody else holds it.
         rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
+        edits: what is changed in it, see `edit`.
+        bare: the model without its edits; None for one that has none.
 
     Example:
         >>> import circuitvit as cv
@@ -71,6 +78,8 @@ class Model:
     under: Model | None = None
     origin: Origin = field(default_factory=lambda: Origin(None))
     rules: BackwardRules | None = None
+    edits: tuple[Change, ...] = ()
+    bare: Model | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -85,6 +94,8 @@ class Model:
     @cached_property
     def d_model(self) -> int:
         """Width of the residual stream."""
+        if self.bare is not None:
+            return self.bare.d_model
         blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
         with torch.no_grad():
             return int(self.embed(blank).shape[-1])
@@ -105,6 +116,8 @@ class Model:
     @property
     def leading(self) -> int | None:
         """The number of tokens that the readout reads, if those are the first ones; None if it reads all."""
+        if any(change.sees_all for change in self.edits):
+            return None
         tokens: int | None = getattr(self.stages[-1], "tokens", None)
         return tokens
 
@@ -160,14 +173,16 @@ class Model:
         blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)
         try:
             with torch.no_grad():
-                return self.embed(blank).shape[1]
+                return (self.bare or self).embed(blank).shape[1]
         except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
             raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
 
     @property
     def resizable(self) -> bool:
-        """Whether the model takes images of other sizes than its own."""
-        return self.family.resizable(self.module)
+        """Whether the model takes images of other sizes than its own; with edits at places it does not."""
+        bound = any(change.is_bound or (change.constant is not None and change.constant.ndim == 2)
+                    for change in self.edits)  # fmt: skip
+        return not bound and self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images, or clips, as `preprocessing.shape` says, to the first layer's stream
@@ -176,17 +191,110 @@ class Model:
         source = self.stages[0]
         return source.total(source.write(source.read(images)))
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, *, grad: bool = False) -> Tensor:
         """The model's own forward: images, or clips, to logits `(batch, class)`.
 
+        Args:
+            images: as `preprocessing.shape` says, with a batch before it.
+            grad: keep the graph, so that the logits can be differentiated by the images, and by tensors in
+                edits.
+
         Raises:
-            OptionError: under `torch.autocast`, as `refresh`.
+            OptionError: under `torch.autocast`, as `refresh`; if edits are for other images than these.
+            ModelError: if there are torch's hooks on the module.
         """
         self._refuse_autocast()
-        with torch.no_grad():
-            if self.head is None:
+        self.origin.refuse_hooks(self.module)
+        with torch.set_grad_enabled(grad):
+            if self.head is None and not self.edits:
                 return self.family.run(self.module, images)
+            if self.edits and not self.resizable and images.shape[1:] != self.preprocessing.shape:
+                own, given = self.preprocessing.shape, tuple(images.shape[1:])
+                raise DataError(f"{self.name} takes images of {own}, not of {given}")
             return through(self.essential[1:], self.embed(images))  # the module knows nothing of the head
+
+    # -- looking inside and changing -----------------------------------------------------------------
+
+    @cached_property
+    def all_sites(self) -> Sites:
+        """Everything in the model that can be read or changed; of an edited one what the bare one has."""
+        return all_sites(self) if self.bare is None else self.bare.all_sites
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """The number of tokens of an image of the model's own size."""
+        return self.tokens_at(*self.preprocessing.size[1:])
+
+    def sites(self, names: str = "*") -> Sites:
+        """What can be read or changed by name: see `circuitvit.models.sites`.
+
+        Args:
+            names: with `*` for anything; of a node all that there is of it.
+
+        Raises:
+            NameNotFoundError: if there is none, with the nearest.
+
+        Example:
+            >>> import circuitvit as cv
+            >>> cv.load("catdog-tiny").sites("a1.h0")
+            7 sites
+            a1.h0<q>       37 x 16  token, d_head  projection
+            a1.h0<k>       37 x 16  token, d_head  projection
+            a1.h0<v>       37 x 16  token, d_head  projection
+            a1.h0.scores   37 x 37  query, key     nats
+            a1.h0.pattern  37 x 37  query, key     share of attention
+            a1.h0.z        37 x 16  token, d_head  mixed values
+            a1.h0          37 x 64  token, d_model  residual stream
+        """
+        return listed(self.all_sites, names)
+
+    def edit(self, edits: Mapping[str, Value], *, groups: Groups | None = None) -> Model:
+        """A model with some of its sites changed; this one stays as it is, and so does the user's module.
+
+        What is downstream answers to the change. An edited model is a model: it can be scored, searched,
+        tested, looked at, and edited again.
+
+        Args:
+            edits: by the names of sites, in order: a number, a tensor, a function of what is there (and of
+                where that is, see `circuitvit.models.changes.At`), or `cv.add`, `cv.clamp`, `cv.causal`,
+                `cv.knock_out`. A function gets a batch of images and must not mix them.
+            groups: token groups whose names may stand after an @.
+
+        Raises:
+            NameNotFoundError: if there is no such site, with the nearest.
+            OptionError: if a value does not fit, or there are no such tokens.
+
+        Example:
+            >>> import torch
+            >>> import circuitvit as cv
+            >>> model = cv.load("catdog-tiny")
+            >>> edited = model.edit({"m1": 0, "a1.*.pattern@patch->cls": cv.knock_out()})
+            >>> edited(torch.zeros(1, 3, 48, 48)).shape
+            torch.Size([1, 2])
+        """
+        return edit(self, edits, groups)
+
+    def activations(self, images: Any, names: str | Sequence[str], **options: Any) -> Activations:
+        """Activations by name, in memory or streamed into a file: see `circuitvit.engine.activations`."""
+        from circuitvit.engine.activations import activations
+
+        return activations(self, images, names, **options)
+
+    def batch_of(self, images: int, size: int) -> int:
+        """How many images to run at once, where it is not `size` because edits are for all of them.
+
+        Raises:
+            OptionError: if edits are for another number of images.
+        """
+        own = next((change.images for change in self.edits if change.images is not None), None)
+        if own is None:
+            return size
+        if own != images:
+            raise OptionError(
+                f"edits of {self.name} are for {own} images, and there are {images}: give a value for all "
+                "images, or run these images"
+            )
+        return own
 
     def with_rules(self, rules: BackwardRules) -> Model:
         """A model with the same outputs and other gradients; this one stays as it is.
@@ -241,6 +349,7 @@ class Model:
         """
         self._refuse_autocast()
         self.origin.check(self.module)
+        self.origin.refuse_hooks(self.module)
         if self.origin.looks_different(self._tensors()):
             for stage in self.stages:
                 stage.forget()
@@ -254,10 +363,14 @@ class Model:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over the values of all weights, the same for the same model in another library's layout."""
+        """SHA-256 over the values of all weights, and of edits; the same for the same model in another
+        library's layout.
+        """
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
+        if self.bare is not None:
+            return hash_with(self.bare.weights_hash, *description(self.edits))
         blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
         found = content_hash(self.stages, self.module, lambda: self(blank))
         head, parts = self.head, getattr(self.stages[-1], "parts", None)
@@ -286,6 +399,8 @@ class Origin:
         self._look: list[float] | None = None
         self._hash: tuple[int, str] | None = None
         self._counters: frozenset[tuple[str, str]] | None = None
+        parts = () if module is None else module.modules()
+        self._hooks = frozenset(id(hook) for part in parts for hook in hooks_of(part))  # told when wrapping
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return Origin(None)  # a copied model has weights of its own
@@ -293,7 +408,7 @@ class Origin:
     def afresh(self) -> Origin:
         """The same module for another model, which has looked at nothing yet."""
         origin = Origin(None if self._module is None else self._module())
-        origin._counters = self._counters
+        origin._counters, origin._hooks = self._counters, self._hooks
         return origin
 
     def check(self, twin: nn.Module) -> None:
@@ -343,6 +458,22 @@ class Origin:
                     f"{name or type(module).__name__} of the module that was wrapped has been changed since "
                     f"({', '.join(changed) or 'it is new'}): wrap the module again"
                 )
+
+    def refuse_hooks(self, twin: nn.Module) -> None:
+        """Refuse hooks of torch's that were put on the frozen copy, or on the module since it was wrapped.
+
+        Raises:
+            ModelError: naming the module that has one.
+        """
+        module = None if self._module is None else self._module()
+        for each, known in ((twin, frozenset[int]()), (module, self._hooks)):
+            for name, part in () if each is None else each.named_modules():
+                if any(id(hook) not in known for hook in hooks_of(part)):
+                    raise ModelError(
+                        f"{name or type(part).__name__} has a hook of torch's, which parts of this library "
+                        "would see and others not: remove it. To change activations, use "
+                        "model.edit({'a5.h2': ...}); to read them, model.activations(images, ['a5.h2'])"
+                    )
 
     def looks_different(self, tensors: Iterator[Tensor]) -> bool:
         """Whether the values have changed since the last look."""

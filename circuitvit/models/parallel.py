@@ -70,9 +70,11 @@ class ParallelStage(Stage):
 
     # -- side by side --------------------------------------------------------------------------------
 
-    def split_reads(self, reads: Reads) -> list[Reads]:
-        """What each part has read."""
-        return _split(self.apart, reads)
+    def split_reads(self, reads: Reads) -> tuple[Reads, ...]:
+        return tuple(_split(self.apart, reads))
+
+    def join(self, written: Sequence[Tensor]) -> Float[Tensor, "batch token width"]:
+        return _joined(written)
 
     def split(self, compact: Tensor) -> tuple[Tensor, ...]:
         return _unjoined(self.apart, compact)
@@ -86,7 +88,7 @@ class ParallelStage(Stage):
         return tuple(read for part in self.apart for read in part.read(stream))
 
     def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
-        before = self.split_reads(known) if known else [()] * len(self.apart)
+        before = self.split_reads(known) if known else ((),) * len(self.apart)
         reads: Reads = ()
         first = 0
         for part, own in zip(self.apart, before, strict=True):
@@ -102,7 +104,7 @@ class ParallelStage(Stage):
 
     def write(self, reads: Reads) -> Float[Tensor, "batch token width"]:
         pairs = zip(self.apart, self.split_reads(reads), strict=True)
-        return _joined([part.write(own) for part, own in pairs])
+        return self.join([part.write(own) for part, own in pairs])
 
     def total(self, compact: Tensor) -> Tensor:
         first, *others = (part.total(own) for part, own in self._each(compact))

@@ -184,7 +184,7 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
             "there are forward hooks for all modules (register_module_forward_hook), which would also run "
             "in the middle of this library's own runs: remove them"
         )
-    hooked = [name for name, part in module.named_modules() if any(_hooks_of(part))]
+    hooked = [name for name, part in module.named_modules() if any(hooks_of(part))]
     if not hooked:
         return
     for name, call in _calls(twin, family, images, hooked):
@@ -208,7 +208,8 @@ def look_at_hooks(module: nn.Module, family: Family, twin: nn.Module, images: Te
     )
 
 
-def _hooks_of(part: nn.Module) -> Iterator[Any]:
+def hooks_of(part: nn.Module) -> Iterator[Any]:
+    """The forward hooks that somebody has put on a module, other than those that only note what passes."""
     for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
         if getattr(hook, "__module__", None) != RECORDERS:
             yield hook

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from circuitvit.errors import ModelError, NameNotFoundError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.models import checkpoints
 from circuitvit.models.decompose import decomposed, frozen_twin
+from circuitvit.models.edits import edited
 from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
@@ -351,6 +352,8 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     is read, it is wrapped and checked again, as stages and a module that are read apart might not share their
     weights.
     """
+    if model.bare is not None:
+        return edited, (model.bare, model.edits, model.rules)
     if model.under is not None:
         return _headed, (model.under, model.head, model.rules)
     said = model.name, model.classes, model.preprocessing, model.card

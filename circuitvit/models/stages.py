@@ -246,6 +246,34 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is not attention: it has no scores and no pattern")
 
+    def seen(self, reads: Reads) -> Reads:
+        """What the receivers are taken to have read: `reads` themselves, but where they are edited."""
+        return reads
+
+    def mixed(self, compact: Tensor) -> Float[Tensor, "batch head token d_head"]:
+        """Of what the stage wrote, what each head had before its output projection.
+
+        Raises:
+            UnsupportedModelError: if the stage is not attention.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is not attention: it mixes no values")
+
+    def hidden(self, reads: Reads) -> Float[Tensor, "batch token hidden"]:
+        """Of an MLP, its neurons: what its last linear layer reads.
+
+        Raises:
+            UnsupportedModelError: if the stage is no MLP, or one whose last layer is not known.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is no MLP whose neurons are known")
+
+    def from_hidden(self, hidden: Float[Tensor, "batch token hidden"]) -> Tensor:
+        """What an MLP writes with these neurons, in the form of `write`.
+
+        Raises:
+            UnsupportedModelError: as `hidden`.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is no MLP whose neurons are known")
+
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
     ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:
@@ -308,6 +336,14 @@ class Stage(ABC):
     def split(self, compact: Tensor) -> tuple[Tensor, ...]:
         """Of what the stage wrote, that of each of its branches."""
         return (compact,)
+
+    def split_reads(self, reads: Reads) -> tuple[Reads, ...]:
+        """Of what the stage read, that of each of its branches."""
+        return (reads,)
+
+    def join(self, written: Sequence[Tensor]) -> Tensor:
+        """What the branches wrote, in the form of `write`."""
+        return written[0]
 
     @property
     def cut(self) -> int | None:

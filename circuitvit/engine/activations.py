@@ -1,0 +1,520 @@
+"""Activations by name: read from one plain run of a model, in memory or streamed into a file.
+
+A run stops after the last stage that is asked for, and keeps nothing else. A file is a safetensors file: it
+is laid out in full before the first image is run, each batch is written into its place, and a sidecar says
+how many images are done, so that an interrupted run goes on where it was and ends with the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from circuitvit._lock import Lock
+from circuitvit.engine.processes import progress_bar
+from circuitvit.errors import FileError, ModelError, OptionError, check_whole, unknown_name
+from circuitvit.models import Model
+from circuitvit.models.sites import (
+    Chosen,
+    Groups,
+    Mask,
+    Site,
+    Sites,
+    TokenSpec,
+    chosen,
+    heads_of,
+    kinds_at,
+    matching,
+    of_heads,
+    parsed,
+    read_of,
+    token_name,
+)
+from circuitvit.models.stages import Reads, Stage
+from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images
+from circuitvit.tasks.task import check_size
+
+FORMAT = "circuitvit activations 1"
+"""Stands in a file's metadata."""
+
+BATCH = 32
+"""Images that are run at once, unless told otherwise."""
+
+SHORT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""What safetensors calls the kinds of numbers."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Activations(Mapping[str, Tensor]):
+    """Activations of images, by the names that they were asked for under.
+
+    Attributes:
+        tensors: `(image, token, width)` each; of scores and patterns `(image, query, key)`, of logits
+            `(image, class)`. Of a file they are read when they are looked at.
+        images: names of the images.
+        tokens: by the name of each activation what its tokens (or queries) are: "cls", "patch (0, 3)", ...
+        model: the name of the model.
+
+    Example:
+        >>> import torch
+        >>> import circuitvit as cv
+        >>> model = cv.load("catdog-tiny")
+        >>> model.activations(torch.zeros(2, 3, 48, 48), ["resid1", "a1.h0.pattern"], tokens="cls")
+        Activations of catdog-tiny: 2 images (image 0, image 1)
+        resid1         2 x 1 x 64  cls
+        a1.h0.pattern  2 x 1 x 37  cls
+    """
+
+    tensors: Mapping[str, Tensor]
+    images: tuple[str, ...]
+    tokens: Mapping[str, tuple[str, ...]]
+    model: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise unknown_name("activation", name, tuple(self.tensors))
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __repr__(self) -> str:
+        images = ", ".join(self.images[:3]) + (", ..." if len(self.images) > 3 else "")
+        rows = [
+            (name, " x ".join(map(str, self.tensors[name].shape)), _few(self.tokens[name])) for name in self
+        ]
+        shown = rows if len(rows) <= 30 else [*rows[:25], ("...", f"{len(rows) - 25} more", "")]
+        wide, long = (max((len(row[column]) for row in shown), default=0) for column in (0, 1))
+        lines = [f"{name:<{wide}}  {shape:<{long}}  {tokens}".rstrip() for name, shape, tokens in shown]
+        count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
+        return "\n".join([f"Activations of {self.model}: {count} ({images})", *lines])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Activations:
+        """Read back what `activations(..., out=path)` has written; values stay in the file until looked at.
+
+        Raises:
+            FileError: if the file is missing, or is not such a file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileError(f"there is no file {path}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                said = _checked(dict(file.metadata() or {}), tuple(file.keys()), path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise FileError(f"{path} is no file of activations: {error}") from error
+        return cls(_Stored(path, tuple(said["tokens"])), tuple(said["images"]), said["tokens"], said["model"])
+
+
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of a file, which is mapped into memory when one of them is looked at."""
+
+    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
+        self._path, self._names = path, names
+
+    @cached_property
+    def _all(self) -> Mapping[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self._path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _checked(metadata: Mapping[str, str], names: tuple[str, ...], path: Path) -> dict[str, Any]:
+    """What a file says of itself.
+
+    Raises:
+        FileError: if it does not say what it should.
+    """
+    if metadata.get("format") != FORMAT:
+        raise FileError(f"{path} is no file of activations: its metadata do not say {FORMAT!r}")
+    said: Any = json.loads(metadata["said"])
+    fits = (
+        isinstance(said, dict)
+        and isinstance(said.get("model"), str)
+        and all(_are_texts(said.get(key)) for key in ("images", "names"))
+        and isinstance(said.get("tokens"), dict)
+        and set(said["tokens"]) == set(said["names"]) == set(names)
+        and all(_are_texts(each) for each in said["tokens"].values())
+    )
+    if not fits:
+        raise FileError(f"{path} is no file of activations: what it says of itself does not fit its tensors")
+    return {**said, "tokens": {name: tuple(said["tokens"][name]) for name in said["names"]}}
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _few(names: Sequence[str]) -> str:
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{len(names)} tokens: {names[0]}, {names[1]}, ... {names[-1]}"
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def activations(
+    model: Model,
+    images: ImageSpec,
+    names: str | Sequence[str],
+    *,
+    tokens: TokenSpec = None,
+    groups: Groups | None = None,
+    out: str | Path | None = None,
+    grad: bool = False,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Activations:
+    """The activations of a model on images, by name.
+
+    Args:
+        model: to run.
+        images: a preprocessed tensor, or files, read a batch at a time.
+        names: of sites, see `circuitvit.models.sites`: `"resid*"`, `"a5.h2.pattern@patch->cls"`.
+        tokens: for all that name none after an @: kinds ("cls+reg"), numbers, or a boolean mask `(token,)`;
+            of scores and patterns the queries. All by default.
+        groups: token groups whose names may stand after an @.
+        out: a safetensors file to stream them into. Called again after an interruption, it goes on.
+        grad: keep the graph, so that they can be differentiated; the images are a tensor then, run at once.
+        batch_size: images that run at once.
+        progress: whether a bar is shown.
+
+    Raises:
+        NameNotFoundError: if there is no such site, with the nearest.
+        OptionError: if there are no such tokens, or settings contradict each other.
+        DataError: if the images cannot be read, or have another size than the model takes.
+        ModelError: if an activation is NaN or infinite.
+        FileError: if the file holds something else, or cannot be written.
+
+    Example:
+        >>> import torch
+        >>> import circuitvit as cv
+        >>> found = cv.load("catdog-tiny").activations(torch.zeros(2, 3, 48, 48), "m*.hidden", tokens="cls")
+        >>> list(found), found["m0.hidden"].shape
+        (['m0.hidden', 'm1.hidden'], torch.Size([2, 1, 256]))
+    """
+    model.refresh()
+    asked = [names] if isinstance(names, str) else list(names)
+    if not asked:
+        raise OptionError("no activations are named: model.sites() lists what there is")
+    if batch_size is not None:
+        check_whole("the batch size (batch_size)", batch_size)
+    if grad and (out is not None or not isinstance(images, Tensor)):
+        raise OptionError("grad=True takes a tensor of images, and no file to write to")
+    found = as_images(images, model.preprocessing)
+    check_size(found, model)
+    count = model.all_sites[0].shape[0]
+    if found.shape != model.preprocessing.shape:
+        count = model.tokens_at(*found.shape[-2:])
+    wanted = _wanted(model, model.all_sites, asked, tokens, groups, count)
+    said = {each.name: each.tokens for each in wanted}
+    if grad:
+        assert isinstance(images, Tensor), "checked above"
+        given = (images if images.ndim == len(found.shape) + 1 else images[None]).to(
+            model.device, model.dtype
+        )
+        with torch.enable_grad():
+            return Activations(read_sites(model, given, wanted), found.names, said, model.name)
+    size = model.batch_of(len(found), batch_size or BATCH)
+    if out is None:
+        parts = [values for _, values in _runs(model, found, wanted, size, 0, progress)]
+        joined = {each.name: torch.cat([part[each.name] for part in parts]) for each in wanted}
+        return Activations(joined, found.names, said, model.name)
+    return _streamed(model, found, wanted, size, Path(out), progress)
+
+
+def _runs(
+    model: Model, images: Images, wanted: Sequence[_Wanted], size: int, start: int, progress: bool
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The activations batch by batch on the CPU, with the number of the first image.
+
+    Raises:
+        ModelError: naming the first image that gives NaN or infinite values.
+    """
+    with progress_bar(len(images), "activations", progress, unit=model.preprocessing.what) as bar:
+        bar.update(start)
+        for first in range(start, len(images), size):
+            batch = images.take(first, min(first + size, len(images))).to(model.device, model.dtype)
+            with torch.no_grad():
+                values = read_sites(model, batch, wanted)
+            values = {name: value.detach().cpu() for name, value in values.items()}
+            for each in wanted:
+                _refuse_nan(each, values[each.name], images.names[first : first + size])
+            yield first, values
+            bar.update(len(batch))
+
+
+def _refuse_nan(wanted: _Wanted, values: Tensor, names: Sequence[str]) -> None:
+    if wanted.site.kind == "scores":  # which are minus infinity where nothing may be looked at
+        bad = values.isnan().flatten(1).any(dim=1)
+    else:
+        bad = ~values.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        name = names[int(bad.nonzero()[0])]
+        raise ModelError(
+            f"{wanted.name} is NaN or infinite on {name}: check the model's weights and the image"
+        )
+
+
+# -- a file --------------------------------------------------------------------------------------
+
+
+def _streamed(
+    model: Model, images: Images, wanted: Sequence[_Wanted], size: int, out: Path, progress: bool
+) -> Activations:
+    """The activations written into a file, batch by batch."""
+    with torch.no_grad():
+        like = read_sites(model, images.take(0, size).to(model.device, model.dtype), wanted)
+    shapes = {name: (len(images), *value.shape[1:]) for name, value in like.items()}
+    identity = _identity(model, images, wanted)
+    header, starts = _header(model, images, wanted, shapes, identity)
+    if out.exists():
+        if _is_done(out, identity):
+            return Activations.load(out)
+        raise FileError(f"{out} is there already and holds something else: delete it, or write elsewhere")
+    part, sidecar = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "progress.json"))
+    try:
+        with Lock(out.with_name(f"{out.name}.lock"), f"the file {out}"):
+            done = _done(part, sidecar, identity)
+            with part.open("r+b" if done else "wb") as file:
+                if not done:
+                    file.write(header)
+                    file.truncate(len(header) + _total(shapes, model.dtype))
+                for first, values in _runs(model, images, wanted, size, done, progress):
+                    for name, value in values.items():
+                        file.seek(len(header) + starts[name] + first * _row(shapes[name], model.dtype))
+                        file.write(value.contiguous().view(torch.uint8).numpy().tobytes())
+                    file.flush()
+                    sidecar.write_text(json.dumps({"identity": identity, "done": first + len(value)}))
+            part.replace(out)
+            sidecar.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write {out}: {error.strerror or error}") from error
+    return Activations.load(out)
+
+
+def _header(
+    model: Model,
+    images: Images,
+    wanted: Sequence[_Wanted],
+    shapes: Mapping[str, tuple[int, ...]],
+    identity: str,
+) -> tuple[bytes, dict[str, int]]:
+    """What a safetensors file begins with, and where each tensor begins after it."""
+    said = {
+        "model": model.name,
+        "images": images.names,
+        "names": [each.name for each in wanted],
+        "tokens": {each.name: each.tokens for each in wanted},
+    }
+    table: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "identity": identity, "said": json.dumps(said)}
+    }
+    starts, at = {}, 0
+    for name, shape in shapes.items():
+        starts[name] = at
+        at += len(images) * _row(shape, model.dtype)
+        table[name] = {"dtype": SHORT[model.dtype], "shape": shape, "data_offsets": [starts[name], at]}
+    text = json.dumps(table).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, starts
+
+
+def _row(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """The bytes of one image's values."""
+    return prod(shape[1:]) * dtype.itemsize
+
+
+def _total(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    return sum(shape[0] * _row(shape, dtype) for shape in shapes.values())
+
+
+def _identity(model: Model, images: Images, wanted: Sequence[_Wanted]) -> str:
+    """What must be the same for a run to go on: weights and edits, images, and what is asked for."""
+    digest = hashlib.sha256(f"{model.weights_hash}|{images.shape}|{model.dtype}".encode())
+    for each in wanted:
+        digest.update(f"|{each.name}|{each.tokens}".encode())
+    if isinstance(images, FileImages):
+        for path in images.paths:
+            known = path.stat()
+            digest.update(f"|{path.name}|{known.st_size}|{known.st_mtime_ns}".encode())
+    else:
+        for first in range(len(images)):
+            digest.update(images.take(first, first + 1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_done(out: Path, identity: str) -> bool:
+    try:
+        with safe_open(str(out), "pt") as file:
+            return bool((file.metadata() or {}).get("identity") == identity)
+    except (SafetensorError, OSError):
+        return False
+
+
+def _done(part: Path, sidecar: Path, identity: str) -> int:
+    """How many images an earlier run has written; 0 where it was another, or left nothing."""
+    try:
+        said = json.loads(sidecar.read_text())
+        fits = part.is_file() and said["identity"] == identity
+        return int(said["done"]) if fits else 0
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
+# -- what is asked for ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One activation that is asked for.
+
+    Attributes:
+        name: under which it is given.
+        site: of the model.
+        rows: the tokens, or queries, that are kept; None for all.
+        columns: the keys that are kept; None for all.
+        tokens: names of the kept tokens.
+    """
+
+    name: str
+    site: Site
+    rows: Tensor | None
+    columns: Tensor | None
+    tokens: tuple[str, ...]
+
+    def of(self, value: Tensor) -> Tensor:
+        for axis, places in ((1, self.rows), (2, self.columns)):
+            if places is not None:
+                value = value.index_select(axis, places.to(value.device))
+        return value
+
+
+def _wanted(
+    model: Model, sites: Sites, names: Sequence[str], tokens: TokenSpec, groups: Groups | None, count: int
+) -> list[_Wanted]:
+    """What is asked for, in order and once each.
+
+    Args:
+        model: whose.
+        sites: all of its.
+        names: as they were given.
+        tokens: for all that do not say their own.
+        groups: whose names may be used.
+        count: of tokens of the images at hand.
+    """
+    found: dict[str, _Wanted] = {}
+    for key in names:
+        name, at, source = parsed(key)
+        for site in matching(sites, name):
+            if site.kind == "logits" and at is not None:
+                raise OptionError("logits have no tokens")
+            if source is not None and site.kind not in ("scores", "pattern"):
+                raise OptionError(f"{site.name} has no keys: write {site.name}@{at}")
+            rows_of, columns_of = kinds_at(model, site, count)
+            spec = tokens if at is None else at
+            rows = columns = None
+            if site.kind != "logits":
+                rows = _places(chosen(spec, rows_of, lambda: model.grid, groups), rows_of, site)
+                columns = _places(chosen(source, columns_of, lambda: model.grid, groups), columns_of, site)
+            kept = range(len(rows_of)) if rows is None else rows.tolist()
+            own = () if site.kind == "logits" else tuple(token_name(model, rows_of, place) for place in kept)
+            said = site.name if at is None else f"{site.name}@{key.partition('@')[2].strip()}"
+            found[said] = _Wanted(said, site, rows, columns, own)
+    return list(found.values())
+
+
+def _places(tokens: Chosen, kinds: Sequence[str], site: Site) -> Tensor | None:
+    mask: Mask | None = tokens.of(kinds)
+    if mask is None:
+        return None
+    if mask.ndim == 2 and bool((mask != mask[0]).any()):
+        raise OptionError(
+            f"{site.name}: the tokens differ between images, so that they cannot be one tensor: read all "
+            "tokens, and take those of each image"
+        )
+    return (mask if mask.ndim == 1 else mask[0]).nonzero().flatten()
+
+
+# -- one run -------------------------------------------------------------------------------------
+
+
+def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[str, Tensor]:
+    """The values of some sites on images `(image, *shape)`, from a run as far as the last of them."""
+    by_stage: dict[int, list[_Wanted]] = {}
+    for each in wanted:
+        by_stage.setdefault(each.site.stage, []).append(each)
+    found: dict[str, Tensor] = {}
+    stream, last = images, max(by_stage)
+    for place, stage in enumerate(model.stages[: last + 1]):
+        mine = by_stage.get(place, [])
+        found.update({each.name: each.of(stream) for each in mine if each.site.kind == "stream"})
+        inside = [each for each in mine if each.site.kind != "stream"]
+        if place == last and not inside:
+            break
+        reads = stage.read(stream)
+        compact = stage.write(reads)
+        if stage.is_readout:
+            found.update({each.name: compact for each in inside})
+            break
+        if inside:
+            found.update(_inside(stage, reads, compact, inside))
+        stream = stage.add(stream, compact) if place else stage.total(compact)
+    return {each.name: found[each.name] for each in wanted}
+
+
+def _inside(
+    stage: Stage, reads: Reads, compact: Tensor, wanted: Sequence[_Wanted]
+) -> Iterator[tuple[str, Tensor]]:
+    """What is asked for of a stage's nodes."""
+    pieces = zip(stage.branches, stage.split_reads(reads), stage.split(compact), strict=True)
+    for part, own, written in pieces:
+        looks: dict[str, Tensor] = {}
+        seen = part.seen(own)
+        for each in wanted:
+            site = each.site
+            if site.node not in part.nodes.senders:
+                continue
+            if site.kind == "output":
+                yield each.name, each.of(_output(part, written, site.node))
+            elif site.kind == "read":
+                yield each.name, each.of(read_of(part, seen, site.name))
+            elif site.kind == "hidden":
+                yield each.name, each.of(part.hidden(own))
+            else:
+                if site.kind not in looks:
+                    looks[site.kind] = of_heads(part, site.kind, own, written)
+                yield each.name, each.of(looks[site.kind][:, heads_of(part).index(site.node)])
+
+
+def _output(part: Stage, written: Tensor, node: str) -> Tensor:
+    """What one node writes, of which the others are not expanded."""
+    place = part.nodes.senders.index(node)
+    if len(part.nodes.senders) == 1:
+        return part.expand(written)[0]
+    alone = part.restrict([place])
+    return alone.expand(alone.pick((written,))[0])[0]

@@ -1,0 +1,462 @@
+"""Sites: the names of everything in a model that can be read or changed.
+
+| site | what it is | shape for each image |
+| --- | --- | --- |
+| `a5.h2`, `m3`, `input` | what a node writes to the stream | `(token, d_model)` |
+| `a5.h2<q>`, `<k>`, `<v>`, `<g>` | what a head reads: raw query, key, value, gate | `(token, d_head)` |
+| `a5.h2.scores`, `a5.h2.pattern` | before and after the softmax | `(query, key)` |
+| `a5.h2.z` | what a head writes, before its output projection | `(token, d_head)` |
+| `m3.hidden` | an MLP's neurons, after the activation | `(token, hidden)` |
+| `resid0` ... `residL` | the stream that enters block 0, ..., that the readout reads | `(token, d_model)` |
+| `mid3` | the stream between the attention and the MLP of block 3 | `(token, d_model)` |
+| `logits` | the model's output | `(class,)` |
+
+Nodes are those of the graph. `*` stands for anything: `a*.pattern` is the pattern of every head, and `a5.*`
+what every head of layer 5 writes. After `@` come tokens, joined by `+`: kinds (`cls`, `reg`, `patch`),
+numbers, `patch(3,5)` by row and column, `frame2` of a clip, or token groups. Of scores and patterns that is
+the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the class token, which attends to
+them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitvit.errors import DataError, NameNotFoundError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.graph import RESIDUAL
+from circuitvit.graph.names import node_of, port_of
+from circuitvit.models.stages import Reads, Stage
+
+if TYPE_CHECKING:
+    from circuitvit.models.model import Model
+
+LOOKS = ("scores", "pattern")
+"""What has queries and keys for its axes."""
+
+PARTS = (*LOOKS, "z", "hidden")
+"""What comes after a node's name and a dot."""
+
+PATCH = "patch"
+
+LATENT = "latent"
+"""The kind of the tokens of a pool."""
+
+TokenSpec = str | int | Sequence[str | int] | Tensor | None
+"""Tokens: "cls+reg", a number, several of them, or a boolean mask `(token,)` or `(image, token)`; None for
+all.
+"""
+
+Mask = Bool[Tensor, " token"] | Bool[Tensor, "image token"]
+
+
+class Groups(Protocol):
+    """What names tokens beyond their kinds: `circuitvit.TokenGroups`."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def members(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Site:
+    """One thing that can be read or changed.
+
+    Attributes:
+        name: such as `a5.h2.pattern`.
+        node: the node, or the stream, that it belongs to: `a5.h2`.
+        kind: "stream", "output", "read", "scores", "pattern", "z", "hidden" or "logits".
+        stage: place among the model's stages; of a stream the stage that reads it.
+        shape: for one image of the model's own size, such as `(197, 192)`.
+        unit: of its values, in words.
+    """
+
+    name: str
+    node: str
+    kind: str
+    stage: int
+    shape: tuple[int, ...]
+    unit: str
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What the sides of `shape` are."""
+        if self.kind in LOOKS:
+            return "query", "key"
+        return ("class",) if self.kind == "logits" else ("token", _WIDTHS[self.kind])
+
+
+_WIDTHS = {"stream": "d_model", "output": "d_model", "read": "d_head", "z": "d_head", "hidden": "neuron"}
+_UNITS = {
+    "stream": "residual stream",
+    "output": "residual stream",
+    "read": "projection",
+    "scores": "nats",
+    "pattern": "share of attention",
+    "z": "mixed values",
+    "hidden": "activation",
+    "logits": "logit",
+}
+
+
+class Sites(tuple[Site, ...]):
+    """Sites in the order in which a run passes them; printed as a table."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(site.name for site in self)
+
+    def __repr__(self) -> str:
+        rows = [
+            (site.name, " x ".join(map(str, site.shape)), ", ".join(site.axes), site.unit) for site in self
+        ]
+        shown = (
+            rows if len(rows) <= 60 else [*rows[:40], ("...", f"{len(rows) - 50} more", "", ""), *rows[-10:]]
+        )
+        widths = [max((len(row[column]) for row in shown), default=0) for column in range(3)]
+        lines = [
+            f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {axes:<{widths[2]}}  {unit}".rstrip()
+            for name, shape, axes, unit in shown
+        ]
+        return "\n".join([f"{len(self)} sites", *lines])
+
+
+# -- all sites of a model ------------------------------------------------------------------------
+
+
+def all_sites(model: Model) -> Sites:
+    """Every site of a model, found by one run on a blank image."""
+    blank = torch.zeros(1, *model.preprocessing.shape, device=model.device, dtype=model.dtype)
+    found: list[Site] = []
+    with torch.no_grad():
+        stream = blank
+        for place, stage in enumerate(model.stages):
+            reads = stage.read(stream)
+            compact = stage.write(reads)
+            if stream_name := stream_names(model).get(place):
+                found.append(_site(stream_name, "stream", place, stream))
+            if stage.is_readout:
+                found.append(_site("logits", "logits", place, compact))
+                break
+            for part, own, written in zip(
+                stage.branches, stage.split_reads(reads), stage.split(compact), strict=True
+            ):
+                found += _of_part(part, own, written, place)
+            stream = stage.add(stream, compact) if place else stage.total(compact)
+    return Sites(found)
+
+
+def _site(name: str, kind: str, place: int, like: Tensor, node: str | None = None) -> Site:
+    return Site(name, node or name, kind, place, tuple(like.shape[1:]), _UNITS[kind])
+
+
+def _of_part(part: Stage, reads: Reads, written: Tensor, place: int) -> Iterator[Site]:
+    """What can be read of one attention or MLP: by node its reads, patterns, z or neurons, and output."""
+    nodes, outputs = part.nodes, part.expand(written)
+    heads = {kind: of_heads(part, kind, reads, written) for kind in _known_kinds(part, reads, written)}
+    for number, node in enumerate(nodes.senders):
+        mine = [receiver for receiver in nodes.receivers if node_of(receiver) == node and port_of(receiver)]
+        for receiver in mine:
+            yield _site(receiver, "read", place, read_of(part, reads, receiver), node)
+        if mine:
+            for kind in (*LOOKS, "z"):
+                if kind in heads:
+                    yield _site(f"{node}.{kind}", kind, place, heads[kind][:, number], node)
+        elif nodes.receivers:
+            with suppress(UnsupportedModelError):
+                yield _site(f"{node}.hidden", "hidden", place, part.hidden(reads), node)
+        yield _site(node, "output", place, outputs[number])
+
+
+def _known_kinds(part: Stage, reads: Reads, written: Tensor) -> Iterator[str]:
+    """Which of scores, patterns and z there are."""
+    for kind in (*LOOKS, "z"):
+        try:
+            of_heads(part, kind, reads, written)
+        except UnsupportedModelError:
+            continue
+        yield kind
+
+
+def read_of(part: Stage, reads: Reads, receiver: str) -> Tensor:
+    """What one of a head's receivers reads, `(image, token, d_head)`."""
+    place = part.nodes.receivers.index(receiver)
+    heads = len(part.nodes.receivers) // len(reads)
+    return reads[place // heads][:, place % heads]
+
+
+def heads_of(part: Stage) -> list[str]:
+    """The heads that an attention computes with, in the order of its patterns; it may not send for all."""
+    return list(dict.fromkeys(node_of(receiver) for receiver in part.nodes.receivers))
+
+
+def of_heads(part: Stage, kind: str, reads: Reads, written: Tensor) -> Tensor:
+    """The scores, the patterns or the z of all heads that an attention computes with, `(image, head, ...)`.
+
+    Raises:
+        UnsupportedModelError: if it has none.
+    """
+    if kind == "z":
+        return part.mixed(written)
+    return part.scores(reads) if kind == "scores" else part.pattern(reads)
+
+
+def kinds_at(model: Model, site: Site, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The kinds of a site's tokens, or queries, and of its keys, for images of `count` tokens.
+
+    Those that stand behind a pool are latents.
+    """
+    nodes, own = model.stages[site.stage].nodes, model.token_kinds(count)
+    before = own if nodes.reads_from == RESIDUAL else (LATENT,) * site.shape[0]
+    after = own if nodes.writes_to == RESIDUAL else (LATENT,) * site.shape[0]
+    return (before if site.kind in ("stream", "read") else after), before
+
+
+def token_name(model: Model, kinds: Sequence[str], place: int) -> str:
+    """What to call a token: "cls", "reg 2", "latent 0", or "patch (3, 5)" for row and column, time first."""
+    kind = kinds[place]
+    alike = [each for each, other in enumerate(kinds) if other == kind]
+    number = alike.index(place)
+    if kind == PATCH:
+        try:
+            grid = model.grid
+        except DataError:  # its patches form none
+            return f"patch {number}"
+        if prod(grid) != len(alike):
+            return f"patch {number}"
+        return f"patch {tuple(int(at) for at in np.unravel_index(number, grid))}"
+    return kind if len(alike) == 1 else f"{kind} {number}"
+
+
+def stream_names(model: Model) -> dict[int, str]:
+    """The names of the streams by the place of the stage that reads them."""
+    found: dict[int, str] = {}
+    blocks = 1 + max((stage.nodes.layer for stage in _blocks(model)), default=-1)
+    seen: dict[int, int] = {}
+    for place, stage in enumerate(model.stages):
+        nodes = stage.nodes
+        if stage.is_source or nodes.kind == "edit":
+            continue
+        if nodes.reads_from != RESIDUAL:
+            if stage.is_readout or nodes.begins:
+                found[place] = f"{nodes.reads_from}.resid"
+        elif stage.is_readout or nodes.begins:
+            found.setdefault(place, f"resid{blocks}")
+        else:
+            count = seen.get(nodes.layer, 0)
+            seen[nodes.layer] = count + 1
+            name = f"mid{nodes.layer}" if count else f"resid{nodes.layer}"
+            found[place] = name if count < 2 else f"{name}.{count}"
+    return found
+
+
+def _blocks(model: Model) -> list[Stage]:
+    return [
+        stage
+        for stage in model.layers
+        if stage.nodes.reads_from == RESIDUAL and not stage.nodes.begins and stage.nodes.kind != "edit"
+    ]
+
+
+# -- finding sites by name -----------------------------------------------------------------------
+
+
+def matching(sites: Sites, wanted: str) -> Sites:
+    """The sites that a name with `*` in it means: of a node itself, or of the part that the name ends with.
+
+    Raises:
+        NameNotFoundError: if there is none, with the nearest.
+    """
+    node, part = _split(wanted)
+    found = Sites(
+        site
+        for site in sites
+        if fnmatchcase(_split(site.name)[0], node) and _is_part(_split(site.name)[1], part)
+    )
+    return found or _refuse(sites, wanted)
+
+
+def listed(sites: Sites, wanted: str) -> Sites:
+    """The sites to list for a name with `*` in it: without a part, all parts of the nodes that it means.
+
+    Raises:
+        NameNotFoundError: if there is none, with the nearest.
+    """
+    node, part = _split(wanted)
+    if part:
+        return matching(sites, wanted)
+    found = Sites(site for site in sites if fnmatchcase(site.node, node))
+    return found or _refuse(sites, wanted)
+
+
+def _refuse(sites: Sites, wanted: str) -> Sites:
+    node, part = _split(wanted)
+    nodes = {site.node for site in sites}
+    if part and any(fnmatchcase(each, node) for each in nodes):
+        own = sorted({_split(site.name)[1] for site in sites if fnmatchcase(site.node, node)} - {""})
+        has = f"has {', '.join(own)}" if own else "is all that there is of it"
+        raise NameNotFoundError(f"there is no {wanted!r}: {node} {has}")
+    if "*" in wanted or "?" in wanted:
+        raise NameNotFoundError(f"no site is called {wanted!r}: model.sites() lists them all")
+    raise unknown_name("site", wanted, sites.names)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Node and part: "a5.h2" and ".pattern", "<q>" or ""."""
+    if name.endswith(">"):
+        node, _, port = name.partition("<")
+        return node, f"<{port}"
+    node, dot, part = name.rpartition(".")
+    return (node, f".{part}") if dot and part in PARTS else (name, "")
+
+
+def _is_part(own: str, wanted: str) -> bool:
+    return own == wanted if "*" not in wanted else bool(own) and fnmatchcase(own, wanted)
+
+
+def parsed(key: str) -> tuple[str, str | None, str | None]:
+    """The name, and the tokens after `@`: those read or changed, and of scores and patterns the keys.
+
+    Example:
+        >>> parsed("a3.h1.pattern@patch->cls")
+        ('a3.h1.pattern', 'cls', 'patch')
+    """
+    name, at, tokens = key.partition("@")
+    if at and not tokens.strip():
+        raise OptionError(f"{key!r} names no tokens after the @: leave it out, or write @cls or @patch")
+    source, arrow, target = tokens.partition("->")
+    if not arrow:
+        return name.strip(), tokens.strip() or None, None
+    if not source.strip() or not target.strip():
+        raise OptionError(f"{key!r}: write where from and where to, as in @patch->cls")
+    return name.strip(), target.strip(), source.strip()
+
+
+# -- tokens --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Which tokens are meant, whatever their number.
+
+    Attributes:
+        mask: of all tokens of an image of the model's own size, `(token,)` or `(image, token)`; None for all.
+        kinds: where only these kinds are meant, wherever they are: such a choice fits any size of image.
+    """
+
+    mask: Mask | None = None
+    kinds: tuple[str, ...] | None = None
+
+    @property
+    def images(self) -> int | None:
+        """For how many images it is made; None for any."""
+        return None if self.mask is None or self.mask.ndim == 1 else len(self.mask)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it holds for one size of image only."""
+        return self.mask is not None and self.kinds is None
+
+    def of(self, kinds: Sequence[str]) -> Mask | None:
+        """The mask for tokens of these kinds, which may be the first of all tokens; None for all."""
+        if self.kinds is not None:
+            return torch.tensor([kind in self.kinds for kind in kinds])
+        return None if self.mask is None else self.mask[..., : len(kinds)]
+
+
+def chosen(
+    spec: TokenSpec, kinds: Sequence[str], grid: Callable[[], tuple[int, ...]], groups: Groups | None = None
+) -> Chosen:
+    """What tokens are meant.
+
+    Args:
+        spec: see `TokenSpec`.
+        kinds: of all tokens.
+        grid: rows and columns of the patches, of a clip with time first.
+        groups: whose names may be used.
+
+    Raises:
+        OptionError: if there are no such tokens.
+    """
+    if spec is None or spec == "all":
+        return Chosen()
+    if isinstance(spec, Tensor):
+        return Chosen(_checked(spec, len(kinds)))
+    words = [spec] if isinstance(spec, int) else spec.split("+") if isinstance(spec, str) else list(spec)
+    words = [word.strip() if isinstance(word, str) else word for word in words]
+    if words and all(word in kinds for word in words):
+        names = tuple(str(word) for word in words)
+        return Chosen(torch.tensor([kind in names for kind in kinds]), names)
+    masks = [_of_word(word, kinds, grid, groups) for word in words]
+    if not masks:
+        raise OptionError("no tokens are named: leave them out for all, or name some, such as 'cls'")
+    together = masks[0]
+    for mask in masks[1:]:
+        together = together | mask
+    return Chosen(together)
+
+
+def _checked(mask: Tensor, count: int) -> Tensor:
+    if mask.dtype != torch.bool or mask.ndim not in (1, 2) or mask.shape[-1] != count:
+        kind = str(mask.dtype).removeprefix("torch.")
+        raise OptionError(
+            f"a mask of tokens is boolean, (token,) or (image, token) with {count} tokens, not {kind} of "
+            f"shape {tuple(mask.shape)}"
+        )
+    return mask.clone().cpu()
+
+
+_PLACE = re.compile(r"patch\s*\(([\d\s,]+)\)")
+_FRAME = re.compile(r"frame\s*(\d+)")
+
+
+def _of_word(
+    word: str | int, kinds: Sequence[str], grid: Callable[[], tuple[int, ...]], groups: Groups | None
+) -> Mask:
+    count = len(kinds)
+    if groups is not None and word in groups.names:
+        return _checked(groups.members == groups.names.index(str(word)), count)
+    if isinstance(word, str) and word in kinds:
+        return torch.tensor([kind == word for kind in kinds])
+    if isinstance(word, bool) or (isinstance(word, str) and not word):
+        raise OptionError(f"{word!r} is no token")
+    if isinstance(word, int) or re.fullmatch(r"-?\d+", word):
+        number = int(word)
+        if not -count <= number < count:
+            raise OptionError(f"there is no token {number}: there are {count}, from 0")
+        return torch.arange(count) == number % count
+    if match := _PLACE.fullmatch(word):
+        return _patches(word, kinds, grid(), [int(each) for each in match[1].split(",") if each.strip()])
+    if (match := _FRAME.fullmatch(word)) and len(grid()) == 3:
+        return _patches(word, kinds, grid(), [int(match[1])])
+    known = list(dict.fromkeys((*kinds, "all", *(() if groups is None else groups.names))))
+    raise OptionError(
+        f"no tokens are called {word!r}: there are {', '.join(known)}; "
+        "numbers; and patch(3,5) by row and column"
+    )
+
+
+def _patches(word: str, kinds: Sequence[str], grid: tuple[int, ...], place: Sequence[int]) -> Mask:
+    """The patches of a frame, or the one at a place."""
+    if (
+        len(place) > len(grid)
+        or any(not at < size for at, size in zip(place, grid, strict=False))
+        or (len(place) != len(grid) and word.startswith("patch"))
+    ):
+        sides = " x ".join(map(str, grid))
+        raise OptionError(f"there is no {word}: the patches are {sides}, counted from 0")
+    patches = torch.zeros(grid, dtype=torch.bool)
+    patches[tuple(place)] = True
+    return torch.cat([torch.zeros(len(kinds) - prod(grid), dtype=torch.bool), patches.flatten()])
