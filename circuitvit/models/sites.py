@@ -209,7 +209,7 @@ def of_heads(part: Stage, kind: str, reads: Reads, written: Tensor) -> Tensor:
         UnsupportedModelError: if it has none.
     """
     if kind == "z":
-        return part.mixed(written)
+        return part.mixed(reads, written)
     return part.scores(reads) if kind == "scores" else part.pattern(reads)
 
 
