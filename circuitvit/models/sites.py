@@ -209,7 +209,7 @@ def of_heads(part: Stage, kind: str, reads: Reads, written: Tensor) -> Tensor:
         UnsupportedModelError: if it has none.
     """
     if kind == "z":
-        return part.mixed(written)
+        return part.mixed(reads, written)
     return part.scores(reads) if kind == "scores" else part.pattern(reads)
 
 
@@ -218,7 +218,7 @@ def kinds_at(model: Model, site: Site, count: int) -> tuple[tuple[str, ...], tup
 
     Those that stand behind a pool are latents.
     """
-    nodes, own = model.stages[site.stage].nodes, model.token_kinds(count)
+    nodes, own = (model.bare or model).stages[site.stage].nodes, model.token_kinds(count)
     before = own if nodes.reads_from == RESIDUAL else (LATENT,) * site.shape[0]
     after = own if nodes.writes_to == RESIDUAL else (LATENT,) * site.shape[0]
     return (before if site.kind in ("stream", "read") else after), before
