@@ -16,6 +16,9 @@ what every head of layer 5 writes. After `@` come tokens, joined by `+`: kinds (
 numbers, `patch(3,5)` by row and column, `frame2` of a clip, or token groups. Of scores and patterns that is
 the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the class token, which attends to
 them.
+
+`m3.hidden[17]` reads neuron 17 alone; likewise one coordinate of anything that has a width, and one class of
+the logits.
 """
 
 from __future__ import annotations
@@ -342,6 +345,32 @@ def parsed(key: str) -> tuple[str, str | None, str | None]:
     if not source.strip() or not target.strip():
         raise OptionError(f"{key!r}: write where from and where to, as in @patch->cls")
     return name.strip(), target.strip(), source.strip()
+
+
+_NUMBERED = re.compile(r"(.*)\[\s*(\d+)\s*\]")
+
+
+def numbered(name: str) -> tuple[str, int | None]:
+    """A name, and the neuron (coordinate, class) in brackets after it.
+
+    Example:
+        >>> numbered("m3.hidden[17]"), numbered("m3")
+        (('m3.hidden', 17), ('m3', None))
+    """
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def check_number_of(site: Site, number: int) -> None:
+    """Refuse a neuron (coordinate, class) that a site does not have.
+
+    Raises:
+        OptionError: naming how many there are, or how entries of patterns are named.
+    """
+    if site.kind in LOOKS:
+        raise OptionError(f"{site.name} has no neurons: its entries are named as {site.name}@3->cls")
+    if number >= site.shape[-1]:
+        raise OptionError(f"there is no {site.name}[{number}]: there are {site.shape[-1]}, from 0")
 
 
 # -- tokens --------------------------------------------------------------------------------------
