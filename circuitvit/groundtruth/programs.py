@@ -100,6 +100,28 @@ def draw(
     return _stacked(clean, n), _stacked(corrupt, n)
 
 
+def vary(
+    scenes: tuple[Scene, ...], n: int, seed: int
+) -> tuple[Bool[Tensor, "image feature patch"], dict[str, Bool[Tensor, " image"]]]:
+    """The features of `n` images, each change of each scene being made or not by the toss of a coin.
+
+    Returns:
+        The features, and by the name of each change whether it was made, `(image,)`.
+    """
+    names = [change for scene in scenes for change in scene.changes]
+    grids, tossed = [], np.zeros((n, len(names)), dtype=bool)
+    for image in range(n):
+        rng = np.random.default_rng([seed, image])
+        tossed[image] = rng.random(len(names)) < 0.5
+        made = {name for name, each in zip(names, tossed[image], strict=True) if each}
+        for scene in scenes:
+            roles = dict(scene.clean)
+            for change, moved in scene.changes.items():
+                roles.update(moved if change in made else {})
+            grids.append(_marked(roles, scene.places(rng)))
+    return _stacked(grids, n), {name: torch.from_numpy(tossed[:, at]) for at, name in enumerate(names)}
+
+
 def images_of(grids: Bool[Tensor, "image feature patch"]) -> Float[Tensor, "image channel height width"]:
     """Images that show these features: channel `i` is +1 in the patches where feature `i` is on, else -1."""
     signs = (2 * grids.float() - 1).view(*grids.shape[:-1], GRID, GRID)
