@@ -137,7 +137,8 @@ def compiled(
     "query", "hop" (positions) and "count" (uniform attention). Heads that the program does not need are
     decoys: they attend, write what differs between the images, and nobody reads them.
 
-    Further ones have something planted in them for tools that look inside: "factors" (one in each head).
+    Further ones have something planted in them for tools that look inside: "factors" (one in each head),
+    "duplicate" and "induction" (heads that look at a match, and at what follows it), "mirror" (pairs).
 
     Args:
         name: of the program.

@@ -60,11 +60,13 @@ class Scene:
         changes: by name, the features that are elsewhere in the corrupt picture.
         in_order: roles are played by neighbours, from a patch drawn at random on, in reading order and round
             the end; otherwise the order is random.
+        first: the patches from which the order may begin.
     """
 
     clean: Roles
     changes: Mapping[str, Roles] = field(default_factory=dict)
     in_order: bool = False
+    first: tuple[int, ...] = tuple(range(N_PATCHES))
 
     def corrupt(self, change: str) -> Roles:
         """The corrupt picture; a scene that does not know the change makes its own first one."""
@@ -74,7 +76,7 @@ class Scene:
     def places(self, rng: np.random.Generator) -> NDArray[np.intp]:
         """The patch of each role `(role,)`."""
         if self.in_order:
-            return (np.arange(N_PATCHES) + rng.integers(N_PATCHES)) % N_PATCHES
+            return (np.arange(N_PATCHES) + self.first[rng.integers(len(self.first))]) % N_PATCHES
         return rng.permutation(N_PATCHES)
 
 
