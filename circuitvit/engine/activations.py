@@ -469,8 +469,12 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
     for each in wanted:
         by_stage.setdefault(each.site.stage, []).append(each)
     found: dict[str, Tensor] = {}
-    stream, last = images, max(by_stage)
-    for place, stage in enumerate(model.stages[: last + 1]):
+    stream, place, last = images, -1, max(by_stage)
+    for stage in model.stages:
+        if stage.nodes.kind == "edit":  # no stage of the model without edits, by whose places sites go
+            stream = stage.add(stream, stage.write(stage.read(stream)))
+            continue
+        place += 1
         mine = by_stage.get(place, [])
         found.update({each.name: each.of(stream) for each in mine if each.site.kind == "stream"})
         inside = [each for each in mine if each.site.kind != "stream"]
@@ -483,6 +487,8 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
             break
         if inside:
             found.update(_inside(stage, reads, compact, inside))
+        if place == last:
+            break
         stream = stage.add(stream, compact) if place else stage.total(compact)
     return {each.name: found[each.name] for each in wanted}
 
