@@ -425,7 +425,8 @@ def chosen(
         return Chosen(_checked(spec, len(kinds)))
     words = [spec] if isinstance(spec, int) else spec.split("+") if isinstance(spec, str) else list(spec)
     words = [word.strip() if isinstance(word, str) else word for word in words]
-    if words and all(word in kinds for word in words):
+    own = () if groups is None else groups.names  # such as those patches that no mask covers
+    if words and all(word in kinds and word not in own for word in words):
         names = tuple(str(word) for word in words)
         return Chosen(torch.tensor([kind in names for kind in kinds]), names)
     masks = [_of_word(word, kinds, grid, groups) for word in words]
