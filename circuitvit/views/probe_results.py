@@ -267,16 +267,15 @@ class LinearProbes:
                 colour, aside = canvas.PALETTE[place], 0.08 * (place - (len(self.places) - 1) / 2)
                 found = [self.mean(site, place) for site in shown]
                 value = np.array([each.value for each in found])
-                low, high = (
-                    np.array([getattr(each, end) or each.value for each in found]) for end in ("low", "high")
-                )
-                axes.errorbar(steps + aside, value, (value - low, high - value), color=colour, marker="o",
-                              markersize=2.8, linewidth=1.2, elinewidth=0.7, label=canvas.label(name))  # fmt: skip
+                ends = np.array([(each.low, each.high) for each in found], dtype=np.float64).T
+                look: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 2.8, "elinewidth": 0.7}
+                reach = np.nan_to_num(np.abs(ends - value))
+                axes.errorbar(steps + aside, value, reach, label=canvas.label(name), linewidth=1.2, **look)
                 control = [self.mean_control(site, place).value for site in shown]
-                axes.plot(steps + aside, control, "--", color=colour, linewidth=0.9,
-                          label="control" if place == 0 else None)  # fmt: skip
-                axes.axhline(self.majority[place], color=colour, linewidth=0.6, linestyle=":",
-                             label="most frequent class" if place == 0 else None)  # fmt: skip
+                axes.plot(steps + aside, control, "--", color=colour, linewidth=0.9)
+                axes.axhline(self.majority[place], color=colour, linewidth=0.6, linestyle=":")
+            axes.plot([], [], "--", color=MUTED, linewidth=0.9, label="control")
+            axes.plot([], [], ":", color=MUTED, linewidth=0.6, label="most frequent class")
             turned = len(shown) > 8 or max(map(len, shown)) > 7
             axes.set_xticks(steps, shown, rotation=60 if turned else 0)
             axes.set_ylabel("accuracy on held-out images")
