@@ -19,6 +19,8 @@ from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
+from circuitvit.views.probe_results import LinearProbes, ProbeScores
+from circuitvit.views.probes import linear_probes
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
@@ -30,10 +32,12 @@ __all__ = [
     "EffectHeatmap",
     "FaithfulnessCurve",
     "HeadPosition",
+    "LinearProbes",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
     "PositionHeads",
+    "ProbeScores",
     "SegmentationScore",
     "Subjects",
     "attention_patterns",
@@ -43,6 +47,7 @@ __all__ = [
     "direct_logit_attribution",
     "effect_heatmap",
     "faithfulness_curve",
+    "linear_probes",
     "logit_lens",
     "patch_evidence",
     "position_heads",
