@@ -19,9 +19,11 @@ from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
+from circuitvit.views.ranking import Lift, Picks, Ranking
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.top_images import TopImages, top_images
 
 __all__ = [
     "AttentionPatterns",
@@ -30,12 +32,16 @@ __all__ = [
     "EffectHeatmap",
     "FaithfulnessCurve",
     "HeadPosition",
+    "Lift",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
+    "Picks",
     "PositionHeads",
+    "Ranking",
     "SegmentationScore",
     "Subjects",
+    "TopImages",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
@@ -46,4 +52,5 @@ __all__ = [
     "logit_lens",
     "patch_evidence",
     "position_heads",
+    "top_images",
 ]
