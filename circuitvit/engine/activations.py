@@ -514,8 +514,12 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
     for each in wanted:
         by_stage.setdefault(each.site.stage, []).append(each)
     found: dict[str, Tensor] = {}
-    stream, last = images, max(by_stage)
-    for place, stage in enumerate(model.stages[: last + 1]):
+    stream, last, place = images, max(by_stage), -1
+    for stage in model.stages:
+        if stage.nodes.kind == "edit":  # sites are those of the model without edits
+            stream = stage.add(stream, stage.write(stage.read(stream)))
+            continue
+        place += 1
         mine = by_stage.get(place, [])
         found.update({each.name: each.of(stream) for each in mine if each.site.kind == "stream"})
         inside = [each for each in mine if each.site.kind != "stream"]
@@ -528,6 +532,8 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
             break
         if inside:
             found.update(_inside(stage, reads, compact, inside))
+        if place == last:
+            break
         stream = stage.add(stream, compact) if place else stage.total(compact)
     return {each.name: found[each.name] for each in wanted}
 

@@ -212,7 +212,7 @@ def of_heads(part: Stage, kind: str, reads: Reads, written: Tensor) -> Tensor:
         UnsupportedModelError: if it has none.
     """
     if kind == "z":
-        return part.mixed(written)
+        return part.mixed(reads, written)
     return part.scores(reads) if kind == "scores" else part.pattern(reads)
 
 
@@ -221,7 +221,7 @@ def kinds_at(model: Model, site: Site, count: int) -> tuple[tuple[str, ...], tup
 
     Those that stand behind a pool are latents.
     """
-    nodes, own = model.stages[site.stage].nodes, model.token_kinds(count)
+    nodes, own = (model.bare or model).stages[site.stage].nodes, model.token_kinds(count)
     before = own if nodes.reads_from == RESIDUAL else (LATENT,) * site.shape[0]
     after = own if nodes.writes_to == RESIDUAL else (LATENT,) * site.shape[0]
     return (before if site.kind in ("stream", "read") else after), before
@@ -425,7 +425,8 @@ def chosen(
         return Chosen(_checked(spec, len(kinds)))
     words = [spec] if isinstance(spec, int) else spec.split("+") if isinstance(spec, str) else list(spec)
     words = [word.strip() if isinstance(word, str) else word for word in words]
-    if words and all(word in kinds for word in words):
+    own = () if groups is None else groups.names  # such as those patches that no mask covers
+    if words and all(word in kinds and word not in own for word in words):
         names = tuple(str(word) for word in words)
         return Chosen(torch.tensor([kind in names for kind in kinds]), names)
     masks = [_of_word(word, kinds, grid, groups) for word in words]
