@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
+    from circuitvit.views.top_images import top_images as top_images
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -137,6 +138,7 @@ else:
             ),
             "circuitvit.views": "attention_patterns direct_logit_attribution linear_probes logit_lens",
             "circuitvit.views.comparison": "Comparison compare",
+            "circuitvit.views.top_images": "top_images",
         },
         submodules=(
             "attribution datasets engine errors export graph groundtruth models pruning tasks testing "

@@ -21,9 +21,11 @@ from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
 from circuitvit.views.probe_results import LinearProbes, ProbeScores
 from circuitvit.views.probes import linear_probes
+from circuitvit.views.ranking import Lift, Picks, Ranking
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.top_images import TopImages, top_images
 
 __all__ = [
     "AttentionPatterns",
@@ -33,13 +35,17 @@ __all__ = [
     "FaithfulnessCurve",
     "HeadPosition",
     "LinearProbes",
+    "Lift",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
+    "Picks",
     "PositionHeads",
     "ProbeScores",
+    "Ranking",
     "SegmentationScore",
     "Subjects",
+    "TopImages",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
@@ -51,4 +57,5 @@ __all__ = [
     "logit_lens",
     "patch_evidence",
     "position_heads",
+    "top_images",
 ]
