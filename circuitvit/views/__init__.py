@@ -17,8 +17,11 @@ from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
+from circuitvit.views.equivariance import Equivariance, equivariance
+from circuitvit.views.head_kinds import HeadKinds, KindScore, head_kinds
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
+from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
@@ -28,12 +31,16 @@ __all__ = [
     "Comparison",
     "DirectAttribution",
     "EffectHeatmap",
+    "Equivariance",
     "FaithfulnessCurve",
+    "HeadKinds",
     "HeadPosition",
+    "KindScore",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
     "PositionHeads",
+    "RepeatedPatches",
     "SegmentationScore",
     "Subjects",
     "attention_patterns",
@@ -42,8 +49,11 @@ __all__ = [
     "compare",
     "direct_logit_attribution",
     "effect_heatmap",
+    "equivariance",
     "faithfulness_curve",
+    "head_kinds",
     "logit_lens",
     "patch_evidence",
     "position_heads",
+    "repeated_patches",
 ]
