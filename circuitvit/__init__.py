@@ -109,6 +109,8 @@ if TYPE_CHECKING:
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
     from circuitvit.views import linear_probes as linear_probes
+    from circuitvit.views import equivariance as equivariance
+    from circuitvit.views import head_kinds as head_kinds
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
@@ -137,6 +139,7 @@ else:
                 "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
             "circuitvit.views": "attention_patterns direct_logit_attribution linear_probes logit_lens",
+            "circuitvit.views": "attention_patterns direct_logit_attribution equivariance head_kinds logit_lens",
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.top_images": "top_images",
         },

@@ -17,11 +17,14 @@ from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
+from circuitvit.views.equivariance import Equivariance, equivariance
+from circuitvit.views.head_kinds import HeadKinds, KindScore, head_kinds
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
 from circuitvit.views.probe_results import LinearProbes, ProbeScores
 from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
+from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
@@ -32,10 +35,13 @@ __all__ = [
     "Comparison",
     "DirectAttribution",
     "EffectHeatmap",
+    "Equivariance",
     "FaithfulnessCurve",
+    "HeadKinds",
     "HeadPosition",
     "LinearProbes",
     "Lift",
+    "KindScore",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
@@ -43,6 +49,7 @@ __all__ = [
     "PositionHeads",
     "ProbeScores",
     "Ranking",
+    "RepeatedPatches",
     "SegmentationScore",
     "Subjects",
     "TopImages",
@@ -52,10 +59,16 @@ __all__ = [
     "compare",
     "direct_logit_attribution",
     "effect_heatmap",
+    "equivariance",
     "faithfulness_curve",
     "linear_probes",
     "logit_lens",
     "patch_evidence",
     "position_heads",
     "top_images",
+    "head_kinds",
+    "logit_lens",
+    "patch_evidence",
+    "position_heads",
+    "repeated_patches",
 ]
