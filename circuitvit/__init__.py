@@ -107,6 +107,8 @@ if TYPE_CHECKING:
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
+    from circuitvit.views import disentanglement as disentanglement
+    from circuitvit.views import feature_visualisation as feature_visualisation
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
@@ -133,7 +135,9 @@ else:
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "flip_search patching_map read_hypotheses robustness stability verify"
             ),
-            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens",
+            "circuitvit.views": (
+                "attention_patterns direct_logit_attribution disentanglement feature_visualisation logit_lens"
+            ),
             "circuitvit.views.comparison": "Comparison compare",
         },
         submodules=(

@@ -16,19 +16,23 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
+from circuitvit.views.disentanglement import Disentanglement, disentanglement
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
     "AttentionPatterns",
     "Comparison",
     "DirectAttribution",
+    "Disentanglement",
     "EffectHeatmap",
     "FaithfulnessCurve",
+    "FeatureVisualisation",
     "HeadPosition",
     "LogitLens",
     "MethodCurve",
@@ -41,8 +45,10 @@ __all__ = [
     "class_symbols",
     "compare",
     "direct_logit_attribution",
+    "disentanglement",
     "effect_heatmap",
     "faithfulness_curve",
+    "feature_visualisation",
     "logit_lens",
     "patch_evidence",
     "position_heads",
