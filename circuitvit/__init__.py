@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Unchanged as Unchanged
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
+    from circuitvit.verification import deciders as deciders
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
@@ -133,7 +134,7 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "flip_search patching_map read_hypotheses robustness stability verify"
+                "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
             "circuitvit.views": (
                 "attention_patterns direct_logit_attribution disentanglement feature_visualisation logit_lens"
