@@ -111,6 +111,8 @@ if TYPE_CHECKING:
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import equivariance as equivariance
     from circuitvit.views import head_kinds as head_kinds
+    from circuitvit.views import disentanglement as disentanglement
+    from circuitvit.views import feature_visualisation as feature_visualisation
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
@@ -140,6 +142,9 @@ else:
             ),
             "circuitvit.views": "attention_patterns direct_logit_attribution linear_probes logit_lens",
             "circuitvit.views": "attention_patterns direct_logit_attribution equivariance head_kinds logit_lens",
+            "circuitvit.views": (
+                "attention_patterns direct_logit_attribution disentanglement feature_visualisation logit_lens"
+            ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.top_images": "top_images",
         },

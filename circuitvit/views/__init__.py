@@ -16,6 +16,7 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
+from circuitvit.views.disentanglement import Disentanglement, disentanglement
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.equivariance import Equivariance, equivariance
 from circuitvit.views.head_kinds import HeadKinds, KindScore, head_kinds
@@ -29,15 +30,18 @@ from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patc
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
 from circuitvit.views.top_images import TopImages, top_images
+from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
     "AttentionPatterns",
     "Comparison",
     "DirectAttribution",
+    "Disentanglement",
     "EffectHeatmap",
     "Equivariance",
     "FaithfulnessCurve",
     "HeadKinds",
+    "FeatureVisualisation",
     "HeadPosition",
     "LinearProbes",
     "Lift",
@@ -58,10 +62,12 @@ __all__ = [
     "class_symbols",
     "compare",
     "direct_logit_attribution",
+    "disentanglement",
     "effect_heatmap",
     "equivariance",
     "faithfulness_curve",
     "linear_probes",
+    "feature_visualisation",
     "logit_lens",
     "patch_evidence",
     "position_heads",
