@@ -1,6 +1,6 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.activations import Activations, activations
+from circuitvit.engine.activations import Activations, activation_batches, activations
 from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits
 from circuitvit.engine.contraction import add_products, members_at
 from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
@@ -33,6 +33,7 @@ __all__ = [
     "Site",
     "Sources",
     "StateFile",
+    "activation_batches",
     "activations",
     "add_products",
     "announce",

@@ -31,10 +31,12 @@ from circuitvit.models.sites import (
     Site,
     Sites,
     TokenSpec,
+    check_number_of,
     chosen,
     heads_of,
     kinds_at,
     matching,
+    numbered,
     of_heads,
     parsed,
     read_of,
@@ -217,20 +219,9 @@ def activations(
         >>> list(found), found["m0.hidden"].shape
         (['m0.hidden', 'm1.hidden'], torch.Size([2, 1, 256]))
     """
-    model.refresh()
-    asked = [names] if isinstance(names, str) else list(names)
-    if not asked:
-        raise OptionError("no activations are named: model.sites() lists what there is")
-    if batch_size is not None:
-        check_whole("the batch size (batch_size)", batch_size)
     if grad and (out is not None or not isinstance(images, Tensor)):
         raise OptionError("grad=True takes a tensor of images, and no file to write to")
-    found = as_images(images, model.preprocessing)
-    check_size(found, model)
-    count = model.all_sites[0].shape[0]
-    if found.shape != model.preprocessing.shape:
-        count = model.tokens_at(*found.shape[-2:])
-    wanted = _wanted(model, model.all_sites, asked, tokens, groups, count)
+    found, wanted, size = _asked(model, images, names, tokens, groups, batch_size)
     said = {each.name: each.tokens for each in wanted}
     if grad:
         assert isinstance(images, Tensor), "checked above"
@@ -239,12 +230,59 @@ def activations(
         )
         with torch.enable_grad():
             return Activations(read_sites(model, given, wanted), found.names, said, model.name)
-    size = model.batch_of(len(found), batch_size or BATCH)
     if out is None:
         parts = [values for _, values in _runs(model, found, wanted, size, 0, progress)]
         joined = {each.name: torch.cat([part[each.name] for part in parts]) for each in wanted}
         return Activations(joined, found.names, said, model.name)
     return _streamed(model, found, wanted, size, Path(out), progress)
+
+
+def activation_batches(
+    model: Model,
+    images: ImageSpec,
+    names: str | Sequence[str],
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Activations of any number of images a batch at a time, of which nothing is kept.
+
+    Args:
+        model, images, names, batch_size, progress: as for `activations`.
+
+    Returns:
+        The number of the first image and the activations by name, for each batch; everything that can be
+        refused before the first run is refused at once.
+
+    Raises:
+        As `activations`.
+    """
+    found, wanted, size = _asked(model, images, names, None, None, batch_size)
+    return _runs(model, found, wanted, size, 0, progress)
+
+
+def _asked(
+    model: Model,
+    images: ImageSpec,
+    names: str | Sequence[str],
+    tokens: TokenSpec,
+    groups: Groups | None,
+    batch_size: int | None,
+) -> tuple[Images, list[_Wanted], int]:
+    """The images, what is asked for of them, and how many are run at once."""
+    model.refresh()
+    asked = [names] if isinstance(names, str) else list(names)
+    if not asked:
+        raise OptionError("no activations are named: model.sites() lists what there is")
+    if batch_size is not None:
+        check_whole("the batch size (batch_size)", batch_size)
+    found = as_images(images, model.preprocessing)
+    check_size(found, model)
+    count = model.all_sites[0].shape[0]
+    if found.shape != model.preprocessing.shape:
+        count = model.tokens_at(*found.shape[-2:])
+    wanted = _wanted(model, model.all_sites, asked, tokens, groups, count)
+    return found, wanted, model.batch_of(len(found), batch_size or BATCH)
 
 
 def _runs(
@@ -255,6 +293,7 @@ def _runs(
     Raises:
         ModelError: naming the first image that gives NaN or infinite values.
     """
+    names = images.names  # of files they are made anew each time
     with progress_bar(len(images), "activations", progress, unit=model.preprocessing.what) as bar:
         bar.update(start)
         for first in range(start, len(images), size):
@@ -263,7 +302,7 @@ def _runs(
                 values = read_sites(model, batch, wanted)
             values = {name: value.detach().cpu() for name, value in values.items()}
             for each in wanted:
-                _refuse_nan(each, values[each.name], images.names[first : first + size])
+                _refuse_nan(each, values[each.name], names[first : first + size])
             yield first, values
             bar.update(len(batch))
 
@@ -397,7 +436,7 @@ class _Wanted:
         name: under which it is given.
         site: of the model.
         rows: the tokens, or queries, that are kept; None for all.
-        columns: the keys that are kept; None for all.
+        columns: the keys, or neurons, that are kept; None for all.
         tokens: names of the kept tokens.
     """
 
@@ -430,6 +469,7 @@ def _wanted(
     found: dict[str, _Wanted] = {}
     for key in names:
         name, at, source = parsed(key)
+        name, number = numbered(name)
         for site in matching(sites, name):
             if site.kind == "logits" and at is not None:
                 raise OptionError("logits have no tokens")
@@ -443,7 +483,12 @@ def _wanted(
                 columns = _places(chosen(source, columns_of, lambda: model.grid, groups), columns_of, site)
             kept = range(len(rows_of)) if rows is None else rows.tolist()
             own = () if site.kind == "logits" else tuple(token_name(model, rows_of, place) for place in kept)
-            said = site.name if at is None else f"{site.name}@{key.partition('@')[2].strip()}"
+            said = site.name
+            if number is not None:
+                check_number_of(site, number)
+                one, said = torch.tensor([number]), f"{site.name}[{number}]"
+                rows, columns = (one, None) if site.kind == "logits" else (rows, one)
+            said = said if at is None else f"{said}@{key.partition('@')[2].strip()}"
             found[said] = _Wanted(said, site, rows, columns, own)
     return list(found.values())
 
@@ -469,8 +514,12 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
     for each in wanted:
         by_stage.setdefault(each.site.stage, []).append(each)
     found: dict[str, Tensor] = {}
-    stream, last = images, max(by_stage)
-    for place, stage in enumerate(model.stages[: last + 1]):
+    stream, last, place = images, max(by_stage), -1
+    for stage in model.stages:
+        if stage.nodes.kind == "edit":  # sites are those of the bare model, and a stream is what is read of it
+            stream = stage.add(stream, stage.write(stage.read(stream)))
+            continue
+        place += 1
         mine = by_stage.get(place, [])
         found.update({each.name: each.of(stream) for each in mine if each.site.kind == "stream"})
         inside = [each for each in mine if each.site.kind != "stream"]
@@ -483,6 +532,8 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
             break
         if inside:
             found.update(_inside(stage, reads, compact, inside))
+        if place == last:
+            break
         stream = stage.add(stream, compact) if place else stage.total(compact)
     return {each.name: found[each.name] for each in wanted}
 

@@ -280,7 +280,7 @@ class AttentionStage(Stage):
     def carried(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:
         return reads[2]
 
-    def mixed(self, compact: Tensor) -> Float[Tensor, "batch head token d_head"]:
+    def mixed(self, reads: Reads, compact: Tensor) -> Float[Tensor, "batch head token d_head"]:
         return compact
 
     def write(self, reads: Reads) -> Float[Tensor, "batch head token d_head"]:

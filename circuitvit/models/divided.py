@@ -21,6 +21,7 @@ from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
+from circuitvit.models.factored import Factored
 from circuitvit.models.parts import Attention, Linear, Norm
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Reads
@@ -125,7 +126,11 @@ class TimeAttention(_Grouped):
         return None if bias is None else F.pad(bias.expand(self.places * self.frames, -1), (0, 0, 1, 0))
 
     def total(self, compact: Tensor) -> Tensor:
-        return F.pad(super().total(compact)[:, 1:], (0, 0, 1, 0))
+        tokens = 1 + self.places * self.frames  # one token may stand for all
+        return F.pad(super().total(compact).expand(-1, tokens, -1)[:, 1:], (0, 0, 1, 0))
+
+    def factored(self, compact: Tensor) -> Factored:
+        return super().factored(F.pad(compact[:, :, 1:], (0, 0, 1, 0)))
 
     def _mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "batch head token d_head"]:
         mixed = self._inside(*(self._by_place(read) for read in (query, key, value)))

@@ -206,12 +206,8 @@ class EditedStage(Stage):
         alone = self.inner.carried(self.seen(reads))
         return self.inner.expand(alone).transpose(0, 1) if self.is_wide else alone
 
-    def mixed(self, compact: Tensor) -> Tensor:
-        if self.is_wide:
-            raise UnsupportedModelError(
-                f"the outputs of {self.nodes.name} are edited, after which there is no z to be read"
-            )
-        return self.inner.mixed(compact)
+    def mixed(self, reads: Reads, compact: Tensor) -> Tensor:
+        return self.inner.mixed(reads, self._written(self.inner, reads) if self.is_wide else compact)
 
     def hidden(self, reads: Reads) -> Tensor:
         changes = [change for change in self.changes if change.site.kind == "hidden"]

@@ -250,8 +250,12 @@ class Stage(ABC):
         """What the receivers are taken to have read: `reads` themselves, but where they are edited."""
         return reads
 
-    def mixed(self, compact: Tensor) -> Float[Tensor, "batch head token d_head"]:
-        """Of what the stage wrote, what each head had before its output projection.
+    def mixed(self, reads: Reads, compact: Tensor) -> Float[Tensor, "batch head token d_head"]:
+        """What each head had before its output projection.
+
+        Args:
+            reads: of the stage.
+            compact: what it wrote.
 
         Raises:
             UnsupportedModelError: if the stage is not attention.
