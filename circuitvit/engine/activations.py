@@ -516,7 +516,7 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
     found: dict[str, Tensor] = {}
     stream, last, place = images, max(by_stage), -1
     for stage in model.stages:
-        if stage.nodes.kind == "edit":  # sites are those of the bare model, and a stream is what is read of it
+        if stage.nodes.kind == "edit":  # sites are those of the model without edits
             stream = stage.add(stream, stage.write(stage.read(stream)))
             continue
         place += 1

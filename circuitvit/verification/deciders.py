@@ -190,7 +190,9 @@ class DeciderHeads:
             f"the best it is too high. p is for all of them together"
         ]
         if self.left_out:
-            said.append(f"{counted(len(self.left_out), 'pair')} left out, which the model does not tell apart")
+            said.append(
+                f"{counted(len(self.left_out), 'pair')} left out, which the model does not tell apart"
+            )
         if undecided:
             said.append(f"{undecided} of {counted(n, 'pair')} are flipped by no candidate alone")
         if n < 20:
@@ -204,7 +206,9 @@ class DeciderHeads:
             rate, toward = self.rates[place], float(self.toward[place].mean())
             between = "" if rate.low is None or rate.high is None else f"{rate.low:.0%} to {rate.high:.0%}"
             p = self.p_values[place]
-            lines.append(f"{self.names[place]:<16} {rate.value:>7.0%}  {between:<14} {p:>6.3f}  {toward:+.3f}")
+            lines.append(
+                f"{self.names[place]:<16} {rate.value:>7.0%}  {between:<14} {p:>6.3f}  {toward:+.3f}"
+            )
         return "\n".join(lines)
 
     def figure(self, *, most: int = 20) -> Picture:

@@ -402,8 +402,8 @@ def messages(
             reads = part.read(run.stream(place))
             pattern = part.pattern(reads)
             kept = keep[:, None, : pattern.shape[-2]]
-            sent, rest = (part.mixed(part.attend(reads, pattern * each)) for each in (kept, ~kept))
-            whole = part.mixed(part.attend(reads, pattern)).expand_as(sent)
+            sent, rest = (part.mixed(reads, part.attend(reads, pattern * each)) for each in (kept, ~kept))
+            whole = part.mixed(reads, part.attend(reads, pattern)).expand_as(sent)
             if not torch.allclose(sent + rest, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
                 raise UnsupportedModelError(
                     f"what heads of {part.nodes.name} mix is normed afterwards, so that there is no message "
