@@ -114,6 +114,7 @@ if TYPE_CHECKING:
     from circuitvit.views import disentanglement as disentanglement
     from circuitvit.views import feature_visualisation as feature_visualisation
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import registers as registers
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
     from circuitvit.views.top_images import top_images as top_images
@@ -145,6 +146,7 @@ else:
             "circuitvit.views": (
                 "attention_patterns direct_logit_attribution disentanglement feature_visualisation logit_lens"
             ),
+            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens registers",
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.top_images": "top_images",
         },

@@ -26,6 +26,7 @@ from circuitvit.views.probe_results import LinearProbes, ProbeScores
 from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
 from circuitvit.views.repeated import RepeatedPatches, repeated_patches
+from circuitvit.views.registers import Registers, Removal, registers
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
@@ -54,6 +55,8 @@ __all__ = [
     "ProbeScores",
     "Ranking",
     "RepeatedPatches",
+    "Registers",
+    "Removal",
     "SegmentationScore",
     "Subjects",
     "TopImages",
@@ -77,4 +80,5 @@ __all__ = [
     "patch_evidence",
     "position_heads",
     "repeated_patches",
+    "registers",
 ]
