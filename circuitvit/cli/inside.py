@@ -11,7 +11,7 @@ import typer
 import circuitvit as cv
 from circuitvit.cli.inputs import ModelOptions, load_model
 from circuitvit.cli.output import Row, show, show_notes, show_rows
-from circuitvit.cli.view import FIGURES, check_ending, look, view, write
+from circuitvit.cli.view import FIGURES, LISTED, check_ending, look, view, write, write_text
 from circuitvit.errors import OptionError
 
 
@@ -86,8 +86,6 @@ def probes(
     ]
     show_rows(f"Accuracy at {found.places[0]}: {', '.join(found.classes)}", rows, explain=True)
     show_notes("Bear in mind", found.notes)
-from circuitvit.cli.output import Row, show, show_rows
-from circuitvit.cli.view import FIGURES, LISTED, check_ending, look, view, write, write_text
 
 
 @look("views.disentanglement", names="--names SITE")

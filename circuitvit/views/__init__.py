@@ -25,8 +25,8 @@ from circuitvit.views.position import HeadPosition, PositionHeads, position_head
 from circuitvit.views.probe_results import LinearProbes, ProbeScores
 from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
-from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.registers import Registers, Removal, registers
+from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
@@ -41,12 +41,12 @@ __all__ = [
     "EffectHeatmap",
     "Equivariance",
     "FaithfulnessCurve",
-    "HeadKinds",
     "FeatureVisualisation",
+    "HeadKinds",
     "HeadPosition",
-    "LinearProbes",
-    "Lift",
     "KindScore",
+    "Lift",
+    "LinearProbes",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
@@ -54,9 +54,9 @@ __all__ = [
     "PositionHeads",
     "ProbeScores",
     "Ranking",
-    "RepeatedPatches",
     "Registers",
     "Removal",
+    "RepeatedPatches",
     "SegmentationScore",
     "Subjects",
     "TopImages",
@@ -69,16 +69,13 @@ __all__ = [
     "effect_heatmap",
     "equivariance",
     "faithfulness_curve",
-    "linear_probes",
     "feature_visualisation",
-    "logit_lens",
-    "patch_evidence",
-    "position_heads",
-    "top_images",
     "head_kinds",
+    "linear_probes",
     "logit_lens",
     "patch_evidence",
     "position_heads",
-    "repeated_patches",
     "registers",
+    "repeated_patches",
+    "top_images",
 ]

@@ -273,14 +273,14 @@ def _places(
     if (joined != joined[:1]).any():
         raise OptionError("tokens that differ between images have no probe each: choose reads='any'")
     single = np.flatnonzero(joined[0].any(axis=0))
-    return tuple(token_name(model, kinds, int(place)) for place in single), np.eye(len(kinds), dtype=bool)[
-        single
-    ][None]
+    return tuple(token_name(kinds, int(place), lambda: model.grid) for place in single), np.eye(
+        len(kinds), dtype=bool
+    )[single][None]
 
 
 def _called(model: Model, kinds: tuple[str, ...], spec: TokenSpec) -> str:
     if isinstance(spec, int):
-        return token_name(model, kinds, spec % len(kinds))
+        return token_name(kinds, spec % len(kinds), lambda: model.grid)
     return spec if isinstance(spec, str) else "tokens"
 
 

@@ -240,12 +240,18 @@ class Registers:
             histogram.set_yticks(lines[::2], self.positions[::2])
             histogram.set(title="norms of patches; line: threshold", xlabel="log10 of the norm")
             flat = self.where.reshape(-1, self.grid[-1])
-            canvas.overlay(grid, flat, None, cmap=canvas.rising_colours(), norm=canvas.scale(np.append(0, flat)))
+            canvas.overlay(
+                grid, flat, None, cmap=canvas.rising_colours(), norm=canvas.scale(np.append(0, flat))
+            )
             grid.set(title="outliers on the grid", xlabel=f"at most in {flat.max():.0%} of images")
             self._draw_readers(reads, figure)
             for axes, rows, name in (
                 (writes, self.writers()[:LISTED], "written by: share of their length"),
-                (breaks, self._broken(), f"without them: {'top class changes' if self._chooses else '1 - cosine'}"),
+                (
+                    breaks,
+                    self._broken(),
+                    f"without them: {'top class changes' if self._chooses else '1 - cosine'}",
+                ),
             ):
                 names, values = zip(*rows, strict=True) if rows else ((), ())
                 axes.barh(range(len(names)), values, color=COLOURS["supports"], height=0.7)
@@ -304,7 +310,9 @@ class Registers:
         from circuitvit.views import canvas
 
         blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in self.heads))
-        rows = [[at for at, name in enumerate(self.heads) if name.rpartition(".")[0] == one] for one in blocks]
+        rows = [
+            [at for at, name in enumerate(self.heads) if name.rpartition(".")[0] == one] for one in blocks
+        ]
         table = np.full((len(blocks), max(map(len, rows), default=1)), np.nan)
         for line, mine in enumerate(rows):
             table[line, : len(mine)] = self.attention[mine, QUERIES.index(PATCH)]
@@ -380,7 +388,9 @@ def registers(
     if position is not None and position not in places:
         raise unknown_name("position of the stream", position, tuple(places))
     if labels is not None and len(labels) != len(found):
-        raise DataError(f"{counted(len(labels), 'label')} for {counted(len(found), 'image')}: give one for each")
+        raise DataError(
+            f"{counted(len(labels), 'label')} for {counted(len(found), 'image')}: give one for each"
+        )
     wanted = None if labels is None else [set(class_indices(model, label)) for label in labels]
     rng = np.random.default_rng(seed)
     total = len(found) * (2 + len(ways) * (1 + (of == "outliers")))
@@ -469,7 +479,9 @@ class _Work:
     def looked(self, bar: Any) -> tuple[tuple[str, ...], tuple[str, ...], *tuple[NDArray[np.float64], ...]]:
         """Names of heads and nodes; attention, weighted attention, lengths written, and pushes."""
         model = self.model
-        stops = [place for place in attention_places(model) if model.stages[place].nodes.reads_from == RESIDUAL]
+        stops = [
+            place for place in attention_places(model) if model.stages[place].nodes.reads_from == RESIDUAL
+        ]
         writing = [
             place
             for place, stage in enumerate(model.stages)
@@ -499,7 +511,9 @@ class _Work:
     def _nodes(self, place: int) -> tuple[str, ...]:
         return tuple(self.model.stages[place].nodes.senders)
 
-    def _read(self, run: Capture, place: int, mask: Tensor, ordinary: Tensor) -> Float[Tensor, "image head 2 2"]:
+    def _read(
+        self, run: Capture, place: int, mask: Tensor, ordinary: Tensor
+    ) -> Float[Tensor, "image head 2 2"]:
         """What one stage's heads pay to the tokens, by image: by query, plain and weighted."""
         found = []
         for part in attentions(self.model, place):
@@ -530,7 +544,9 @@ class _Work:
         along = stream / stream.square().sum(dim=-1, keepdim=True)
         lengths, pushes = outputs.norm(dim=-1), (outputs * along).sum(dim=-1)
         parts = ((lengths, mask), (lengths, ordinary), (pushes, mask))
-        return torch.stack([(values * where).sum(dim=(1, 2)) for values, where in parts], dim=1).double().cpu()
+        return (
+            torch.stack([(values * where).sum(dim=(1, 2)) for values, where in parts], dim=1).double().cpu()
+        )
 
     def without(
         self, mask: NDArray[np.bool_], ways: Sequence[str], fixed: bool, rng: np.random.Generator, bar: Any
