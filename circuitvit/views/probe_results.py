@@ -191,7 +191,7 @@ class LinearProbes:
         subjects = subjects_of(model, pictures)
         number, count = self._place(place), len(subjects.kinds)
         if tokens is not None:
-            mask = chosen(tokens, subjects.kinds, lambda: model.grid).of(subjects.kinds)
+            mask = chosen(tokens, subjects.kinds, lambda: subjects.grid).of(subjects.kinds)
             asked = np.ones((1, count), bool) if mask is None else np.atleast_2d(mask.numpy())
         else:
             asked = self.tokens if self.reads == "each" else self.tokens[[number]]

@@ -12,7 +12,7 @@ What can be read need not be used by the model: steer along a probe's direction 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -119,7 +119,8 @@ def linear_probes(
     pictures, targets, names = _labels(model, images, labels, classes)
     check_size(pictures, model)
     kinds = model.token_kinds(model.tokens_at(*pictures.shape[-2:]))
-    places, masks = _places(model, kinds, tokens, groups, reads, len(pictures))
+    size = pictures.shape[-2:]
+    places, masks = _places(kinds, lambda: model.grid_at(*size), tokens, groups, reads, len(pictures))
     if targets.shape[1] > 1 and reads == "mean":
         raise OptionError(
             "labels of tokens are no labels of their mean: choose reads='any' for one probe of single "
@@ -134,22 +135,16 @@ def linear_probes(
     fold = _folds(targets, cluster, folds, seed)
     shuffled = [reading.targets(targets[_shuffle(fold, each, seed)]) for each in range(folds)]
     result = _Result.empty(len(found), len(places), len(pictures), len(names))
-    weights: dict[str, NDArray[np.float64]] = {}
-    size = model.batch_of(len(pictures), batch_size)
+    batch = model.batch_of(len(pictures), batch_size)
     with progress_bar(len(found) * len(places), "probes", progress, unit="probe") as bar:
         for part in _chunks(found, len(pictures) * own[0].size):
-            features = _features(model, pictures, [site.name for site in part], reading, size, progress)
+            features = _features(model, pictures, [site.name for site in part], reading, batch, progress)
             for name in list(features):
                 values, row = features.pop(name), [site.name for site in found].index(name)
-                weights[name] = np.full((len(places), len(names), values.shape[-1]), np.nan)
+                result.weights[name] = np.full((len(places), len(names), values.shape[-1]), np.nan)
                 for place in range(len(places)):
-                    x, y = values[:, place], own[:, place]
-                    if _can_be_told(y, len(names), folds):
-                        controls = [each[:, place] for each in shuffled]
-                        result.right[row, place], result.control[row, place] = _judged(
-                            x, y, controls, fold, len(names), strength
-                        )
-                        weights[name][place], result.biases[row, place] = _fit(x, y, len(names), strength)
+                    controls = [each[:, place] for each in shuffled]
+                    result.fit((row, name, place), values[:, place], own[:, place], controls, fold, strength)
                     bar.update(1)
     return LinearProbes(
         model=model.name,
@@ -163,7 +158,7 @@ def linear_probes(
         fold=fold,
         clusters=cluster,
         majority=_majority(own, len(names)),
-        weights=weights,
+        weights=result.weights,
         biases=result.biases,
         tokens=np.asarray(masks.any(axis=0)),
         kinds=kinds,
@@ -244,8 +239,8 @@ def _renamed(found: Sequence[str], classes: Sequence[str] | None, labels: Any) -
 
 
 def _places(
-    model: Model,
     kinds: tuple[str, ...],
+    grid_of: Callable[[], tuple[int, ...]],
     tokens: TokenSpec,
     groups: TokenGroups | None,
     reads: Reads,
@@ -257,13 +252,13 @@ def _places(
     specs: list[TokenSpec] = list(tokens) if isinstance(tokens, (list, tuple)) else [tokens]
     names, masks = [], []
     for spec in specs:
-        mask = chosen(spec, kinds, lambda: model.grid, groups).of(kinds)
+        mask = chosen(spec, kinds, grid_of, groups).of(kinds)
         found = np.ones((1, len(kinds)), bool) if mask is None else np.atleast_2d(mask.numpy())
         if len(found) not in (1, images):
             raise OptionError(f"a mask of tokens for {len(found)} images, and there are {images}")
         if not found.any(axis=1).all():
             raise OptionError(f"{spec!r}: image {int(np.argmin(found.any(axis=1)))} has no such tokens")
-        names.append(_called(model, kinds, spec))
+        names.append(_called(kinds, grid_of, spec))
         masks.append(found)
     if not names or len(set(names)) < len(names):
         raise OptionError(f"tokens are named once each, and at least one, not {', '.join(names) or 'none'}")
@@ -273,14 +268,13 @@ def _places(
     if (joined != joined[:1]).any():
         raise OptionError("tokens that differ between images have no probe each: choose reads='any'")
     single = np.flatnonzero(joined[0].any(axis=0))
-    return tuple(token_name(kinds, int(place), lambda: model.grid) for place in single), np.eye(
-        len(kinds), dtype=bool
-    )[single][None]
+    own = np.eye(len(kinds), dtype=bool)[single]
+    return tuple(token_name(kinds, int(place), grid_of) for place in single), own[None]
 
 
-def _called(model: Model, kinds: tuple[str, ...], spec: TokenSpec) -> str:
+def _called(kinds: tuple[str, ...], grid_of: Callable[[], tuple[int, ...]], spec: TokenSpec) -> str:
     if isinstance(spec, int):
-        return token_name(kinds, spec % len(kinds), lambda: model.grid)
+        return token_name(kinds, spec % len(kinds), grid_of)
     return spec if isinstance(spec, str) else "tokens"
 
 
@@ -450,14 +444,36 @@ def _features(
 
 @dataclass(frozen=True)
 class _Result:
+    """What is found out, filled in probe by probe; see `LinearProbes`."""
+
     right: NDArray[np.float64]
     control: NDArray[np.float64]
     biases: NDArray[np.float64]
+    weights: dict[str, NDArray[np.float64]]
 
     @classmethod
     def empty(cls, sites: int, places: int, images: int, classes: int) -> _Result:
         right, control = np.full((2, sites, places, images), np.nan)
-        return cls(right, control, np.full((sites, places, classes), np.nan))
+        return cls(right, control, np.full((sites, places, classes), np.nan), {})
+
+    def fit(
+        self,
+        at: tuple[int, str, int],
+        features: Float[NDArray[np.float32], "image sample width"],
+        targets: Int64[NDArray[np.int64], "image sample"],
+        controls: Sequence[Int64[NDArray[np.int64], "image sample"]],
+        fold: Int64[NDArray[np.int64], " image"],
+        strength: float,
+    ) -> None:
+        """Judge and fit the probe of a site (number and name) and a place, if its classes can be told."""
+        row, name, place = at
+        classes = self.biases.shape[-1]
+        if not _can_be_told(targets, classes, len(controls)):
+            return
+        judged = _judged(features, targets, controls, fold, classes, strength)
+        self.right[row, place], self.control[row, place] = judged
+        weight, self.biases[row, place] = _fit(features, targets, classes, strength)
+        self.weights[name][place] = weight
 
 
 def _can_be_told(targets: NDArray[np.int64], classes: int, folds: int) -> bool:

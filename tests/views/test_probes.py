@@ -425,8 +425,8 @@ def test_the_command_fits_keeps_and_asks(tmp_path: Path) -> None:
 
 
 def test_the_corners_of_a_photograph_know_the_animal(shared_data: Path) -> None:
-    """In ViT-Ti's late layers each corner tells cats from dogs, far better than the patch beside it, and on the
-    photograph of both it answers to either being blacked out.
+    """In ViT-Ti's late layers each corner tells cats from dogs, far better than the patch beside it, and on
+    the photograph of both it answers to either being blacked out.
     """
     name, photos = "vit_tiny_patch16_224", shared_data / "images"
     model = cv.load(name, checkpoint=shared_data / "weights" / f"{name}.safetensors")
