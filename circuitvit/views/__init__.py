@@ -22,7 +22,8 @@ from circuitvit.views.equivariance import Equivariance, equivariance
 from circuitvit.views.head_kinds import HeadKinds, KindScore, head_kinds
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
-from circuitvit.views.probe_results import LinearProbes, ProbeScores
+from circuitvit.views.probe_results import LinearProbes
+from circuitvit.views.probe_scores import ProbeScores
 from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
 from circuitvit.views.registers import Registers, Removal, registers
