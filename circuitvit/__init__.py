@@ -136,7 +136,9 @@ else:
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
-            "circuitvit.views": "attention_patterns direct_logit_attribution equivariance head_kinds logit_lens",
+            "circuitvit.views": (
+                "attention_patterns direct_logit_attribution equivariance head_kinds logit_lens"
+            ),
             "circuitvit.views.comparison": "Comparison compare",
         },
         submodules=(

@@ -232,7 +232,8 @@ def equivariance(
     Args:
         model: from `load`, `wrap` or `edit`.
         images: at least 8, preprocessed, or paths.
-        transforms: of `circuitvit.views.equivariance.MOVES`.
+        transforms: of "mirror", "flip" (top for bottom), "rotate 90", "rotate 180", "shift" (by a patch to
+            the right, and round the end) and "recolour" (red becomes green, green blue, blue red).
         sites: names of sites, see `model.sites`; all heads by default.
         content: take away what a unit does at a patch in every image alike. Without it heads that look by
             place alone, "previous" and "next", are found as pairs, and no match between images is asked for.
@@ -359,7 +360,7 @@ class _Runs:
         spec = self.model.preprocessing
         mean, std = images.new_tensor((spec.mean, spec.std))[:, :, None, None]
         pixels: Tensor = (images * std + mean).roll(1, dims=-3)
-        return (pixels - mean) / std
+        return torch.sub(pixels, mean).div(std)
 
     def moved(self, maps: Tensor, group: str, name: str) -> Tensor:
         """Maps, moved as the patches are."""
