@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -198,7 +198,8 @@ class Equivariance:
                     colour = canvas.PALETTE[number % len(canvas.PALETTE)] if number < named else INK
                     ends = [self.units.index(pair.one), self.units.index(pair.other)]
                     label = f"{pair.one}, {pair.other}" if number < named else None
-                    axis.scatter(own[ends], best[ends], s=9, color=colour, linewidths=0, label=label)
+                    look: dict[str, Any] = {"s": 12, "zorder": 3} if label else {"s": 4, "alpha": 0.5}
+                    axis.scatter(own[ends], best[ends], color=colour, linewidths=0, label=label, **look)
                 axis.axline((0, 0), slope=1, color=MUTED, linewidth=0.5, linestyle=(0, (4, 3)))
                 axis.set(xlim=(-0.5, 1.05), ylim=(-0.5, 1.05))
                 axis.set_title(f"{transform}: {len(pairs)} pair{'s' * (len(pairs) != 1)}")

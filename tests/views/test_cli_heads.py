@@ -44,7 +44,7 @@ def test_heads_of_noise_and_of_images(photos: Path, tmp_path: Path) -> None:
 def test_pairs_of_units(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "equivariance.png"
     options = ("--site", "m0.hidden", "--transform", "mirror", "--transform", "shift", "--out", out)
-    assert "Pairs, of 256 units" in run("equivariance", *MODEL, photos, *options)
+    assert "Pairs, of 128 units" in run("equivariance", *MODEL, photos, *options)
     assert out.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(CircuitViTError, match="did you mean 'mirror'"):
         run("equivariance", *MODEL, photos, "--transform", "miror")

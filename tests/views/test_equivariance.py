@@ -225,7 +225,7 @@ def test_the_figure_names_pairs(tmp_path: Path) -> None:
 
 
 def test_a_real_model_has_a_pair_of_heads_and_mirrored_neurons(shared_data: Path) -> None:
-    """Heads 0 and 2 of layer 1 look left and right; neurons 103 and 640 of the first MLP mirror one another."""
+    """Heads 0 and 2 of layer 1 look left and right; neurons 103 and 640 of the first MLP are a pair."""
     weights = shared_data / "weights/vit_tiny_patch16_224.safetensors"
     model = cv.load("vit_tiny_patch16_224", checkpoint=weights)
     photos = sorted((shared_data / "images/imagenet").rglob("*.jp*g"))[::80][:10]
