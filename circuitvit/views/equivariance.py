@@ -100,7 +100,7 @@ class Equivariance:
 
     Attributes:
         transforms: names.
-        units: such as "a5.h2", "a5.h2.pattern" or "m3.hidden 17".
+        units: such as "a5.h2", "a5.h2.pattern" or "m3.hidden[17]".
         groups: which units are matched with one another: places in `units`, by the name of the group.
         equivariant, invariant, pooled, control: see the top of this module.
         matches: by group, `(transform, unit, unit)`; the first unit sees the transformed image.
@@ -473,4 +473,4 @@ def _own(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _unit_names(site: Site) -> list[str]:
-    return [f"{site.name} {unit}" for unit in range(_n_units(site))] if site.kind == "hidden" else [site.name]
+    return [f"{site.name}[{unit}]" for unit in range(_n_units(site))] if site.kind == "hidden" else [site.name]

@@ -49,7 +49,7 @@ def test_mirrored_pairs_are_found_and_nothing_else() -> None:
     assert pairs == {
         frozenset(("a0.h0", "a0.h1")),
         frozenset(("a1.h0", "a1.h1")),
-        frozenset(("m0.hidden 0", "m0.hidden 1")),
+        frozenset(("m0.hidden[0]", "m0.hidden[1]")),
     }
     for pair in found.pairs("mirror"):
         assert pair.match == pytest.approx(1.0)
@@ -232,5 +232,5 @@ def test_a_real_model_has_a_pair_of_heads_and_mirrored_neurons(shared_data: Path
     found = cv.equivariance(model, photos, "mirror", ["a1.*", "m0.hidden"], progress=False)
     pairs = {(pair.one, pair.other): pair for pair in found.pairs("mirror")}
     assert pairs["a1.h0", "a1.h2"].match > 0.9
-    assert pairs["m0.hidden 103", "m0.hidden 640"].match > 0.95
+    assert pairs["m0.hidden[103]", "m0.hidden[640]"].match > 0.95
     assert 50 < len(pairs) < 250
