@@ -158,7 +158,7 @@ def visualise(
     random images and one's own have beside.
 
     ```sh
-    circuitvit view visualise --model catdog-tiny m3.hidden --unit 5 --reference photos/
+    circuitvit view visualise --model catdog-tiny m2.hidden --unit 5 --reference photos/
     ```
 
     Args:
