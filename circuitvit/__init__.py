@@ -109,9 +109,9 @@ if TYPE_CHECKING:
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import top_images as top_images
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
-    from circuitvit.views.top_images import top_images as top_images
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -135,9 +135,8 @@ else:
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
-            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens",
+            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens top_images",
             "circuitvit.views.comparison": "Comparison compare",
-            "circuitvit.views.top_images": "top_images",
         },
         submodules=(
             "attribution datasets engine errors export graph groundtruth models pruning tasks testing "

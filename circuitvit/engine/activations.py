@@ -528,7 +528,7 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
         reads = stage.read(stream)
         compact = stage.write(reads)
         if stage.is_readout:
-            found.update({each.name: compact for each in inside})
+            found.update({each.name: each.of(compact) for each in inside})
             break
         if inside:
             found.update(_inside(stage, reads, compact, inside))
