@@ -17,8 +17,8 @@ IMAGES = catdog_pairs(5, seed=0).clean
 
 
 def test_a_number_in_brackets_reads_one_neuron_coordinate_or_class(tmp_path: Path) -> None:
-    names = ["m1.hidden[17]", "resid2[3]@cls", "a0.h2[5]", "logits[1]"]
-    whole = MODEL.activations(IMAGES, ["m1.hidden", "resid2@cls", "a0.h2", "logits"])
+    names = ["m1.hidden[17]", "resid2[3]@cls", "a2.h3[5]", "logits[1]"]
+    whole = MODEL.activations(IMAGES, ["m1.hidden", "resid2@cls", "a2.h3", "logits"])
     one = MODEL.activations(IMAGES, names)
     assert list(one) == names
     for name, other, number in zip(names, whole, (17, 3, 5, 1), strict=True):
