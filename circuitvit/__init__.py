@@ -115,9 +115,9 @@ if TYPE_CHECKING:
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import registers as registers
+    from circuitvit.views import top_images as top_images
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
-    from circuitvit.views.top_images import top_images as top_images
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -143,10 +143,9 @@ else:
             ),
             "circuitvit.views": (
                 "attention_patterns direct_logit_attribution disentanglement equivariance "
-                "feature_visualisation head_kinds linear_probes logit_lens registers"
+                "feature_visualisation head_kinds linear_probes logit_lens registers top_images"
             ),
             "circuitvit.views.comparison": "Comparison compare",
-            "circuitvit.views.top_images": "top_images",
         },
         submodules=(
             "attribution datasets engine errors export graph groundtruth models pruning tasks testing "
