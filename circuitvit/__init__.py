@@ -107,8 +107,12 @@ if TYPE_CHECKING:
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_patterns as attention_patterns
+    from circuitvit.views import difference_of_means as difference_of_means
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
+    from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import steer as steer
+    from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
 else:
@@ -134,7 +138,10 @@ else:
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
-            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens",
+            "circuitvit.views": (
+                "attention_patterns difference_of_means direct_logit_attribution knock_outs logit_lens steer "
+                "token_ablations"
+            ),
             "circuitvit.views.comparison": "Comparison compare",
         },
         submodules=(

@@ -17,33 +17,54 @@ from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
+from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
+from circuitvit.views.outcomes import Outcomes
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
-from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
+from circuitvit.views.segmentation import (
+    PatchEvidence,
+    SegmentationChange,
+    SegmentationScore,
+    patch_evidence,
+    segmentation_change,
+)
+from circuitvit.views.steering import Direction, Steering, difference_of_means, steer
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.tokens import TokenAblations, token_ablations
 
 __all__ = [
     "AttentionPatterns",
     "Comparison",
     "DirectAttribution",
+    "Direction",
     "EffectHeatmap",
     "FaithfulnessCurve",
     "HeadPosition",
+    "KnockOuts",
     "LogitLens",
     "MethodCurve",
+    "Outcomes",
     "PatchEvidence",
     "PositionHeads",
+    "SegmentationChange",
     "SegmentationScore",
+    "Steering",
     "Subjects",
+    "TokenAblations",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
     "compare",
+    "difference_of_means",
     "direct_logit_attribution",
     "effect_heatmap",
     "faithfulness_curve",
+    "knock_outs",
     "logit_lens",
     "patch_evidence",
     "position_heads",
+    "segmentation_change",
+    "steer",
+    "token_ablations",
 ]
