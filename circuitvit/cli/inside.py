@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
+import json
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 import circuitvit as cv
 from circuitvit.cli.inputs import ModelOptions, load_model
 from circuitvit.cli.output import Row, show, show_notes, show_rows
-from circuitvit.cli.view import FIGURES, LISTED, Images, check_ending, given_images, look, view, write
+from circuitvit.cli.view import (
+    FIGURES,
+    LISTED,
+    Images,
+    check_ending,
+    given_images,
+    look,
+    view,
+    write,
+    write_text,
+)
 from circuitvit.errors import OptionError
 
 # -- attention, tokens and steering --------------------------------------------------------------
@@ -35,7 +48,8 @@ def knockouts(
 
     Args:
         way: what comes in its place: renormalise, mean, zero, causal-last or causal-first.
-        source: a kind of token that is no longer attended to (cls, reg, patch); all by default. Can be repeated.
+        source: a kind of token (cls, reg, patch) that is no longer attended to; all by default. Can be
+            repeated.
         to: a kind of token that no longer attends; all by default. Can be repeated.
         metric: a metric such as logit, probability, kl_divergence or accuracy.
     """
@@ -79,7 +93,8 @@ def tokens(
     ```
 
     Args:
-        token: a kind (cls, reg), a number, patch(2,3), or a share of the patches such as 0.1. Can be repeated.
+        token: a kind (cls, reg), a number, patch(2,3), or a share of the patches such as 0.1. Can be
+            repeated.
         way: remove, mean, shuffle or zero; all that there are by default. Can be repeated.
         metric: a metric such as logit, probability, kl_divergence or accuracy.
     """
@@ -101,8 +116,8 @@ def tokens(
     show(f"\nwrote {out}")
 
 
-@look("views.steer", direction="--direction FILE", away="--away PATH", site="--site NAME", scale="--scale NUMBER",
-      tokens="--tokens NAME", how="--how NAME")  # fmt: skip
+@look("views.steer", direction="--direction FILE", towards="--towards PATH", away="--away PATH",
+      site="--site NAME", scale="--scale NUMBER", tokens="--tokens NAME", how="--how NAME")  # fmt: skip
 def steering(
     model: ModelOptions,
     images: Images,
@@ -157,18 +172,7 @@ def steering(
     rows = [Row(f"{each:+g}", str(found.estimate(each))) for each in found.scales]
     show_rows(f"Change of {found.outcomes.metric} by scale, mean", rows)
     show_notes("Bear in mind", found.caveats)
-=======
-import json
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-import circuitvit as cv
-from circuitvit.cli.inputs import ModelOptions, load_model
-from circuitvit.cli.output import Row, show, show_notes, show_rows
-from circuitvit.cli.view import FIGURES, LISTED, check_ending, look, view, write, write_text
-from circuitvit.errors import OptionError
+    show(f"\nwrote {out}")
 
 
 @look("views.linear_probes", sites="--sites NAME", tokens="--tokens TOKENS", ask="--ask IMAGE",
@@ -329,20 +333,16 @@ def visualise(
     best = list(zip(found.best_names, sorted(found.reference, reverse=True), strict=False))
     rows += [Row(name, f"{value:.3g}", "") for name, value in best[:LISTED]]
     show_rows(found.label, rows, explain=True)
->>>>>>> main
     show(f"\nwrote {out}")
 
 
 VIEWS: dict[str, tuple[object, str]] = {
-<<<<<<< HEAD
     "knockouts": (knockouts, "Who must attend to whom."),
     "tokens": (tokens, "What is lost without some tokens."),
     "steering": (steering, "Whether a push along a direction moves the answer."),
-=======
     "probes": (probes, "What linear probes can read, at which layer and token."),
     "disentanglement": (disentanglement, "Which nodes carry which factor of drawn scenes."),
     "visualise": (visualise, "Images that something in the model answers to most."),
->>>>>>> main
 }
 
 for _name, (_command, _summary) in VIEWS.items():
