@@ -19,7 +19,7 @@ from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
-from circuitvit.views.registers import Registers, Removal, registers
+from circuitvit.views.registers import Registers, registers
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
@@ -36,7 +36,6 @@ __all__ = [
     "PatchEvidence",
     "PositionHeads",
     "Registers",
-    "Removal",
     "SegmentationScore",
     "Subjects",
     "attention_patterns",
