@@ -108,10 +108,16 @@ if TYPE_CHECKING:
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
+    from circuitvit.views import disentanglement as disentanglement
+    from circuitvit.views import equivariance as equivariance
+    from circuitvit.views import feature_visualisation as feature_visualisation
+    from circuitvit.views import head_kinds as head_kinds
+    from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import registers as registers
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
+    from circuitvit.views.top_images import top_images as top_images
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -135,8 +141,12 @@ else:
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
-            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens registers",
+            "circuitvit.views": (
+                "attention_patterns direct_logit_attribution disentanglement equivariance "
+                "feature_visualisation head_kinds linear_probes logit_lens registers"
+            ),
             "circuitvit.views.comparison": "Comparison compare",
+            "circuitvit.views.top_images": "top_images",
         },
         submodules=(
             "attribution datasets engine errors export graph groundtruth models pruning tasks testing "

@@ -16,37 +16,65 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
+from circuitvit.views.disentanglement import Disentanglement, disentanglement
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
+from circuitvit.views.equivariance import Equivariance, equivariance
+from circuitvit.views.head_kinds import HeadKinds, KindScore, head_kinds
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
+from circuitvit.views.probe_results import LinearProbes, ProbeScores
+from circuitvit.views.probes import linear_probes
+from circuitvit.views.ranking import Lift, Picks, Ranking
 from circuitvit.views.registers import Registers, registers
+from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.top_images import TopImages, top_images
+from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
     "AttentionPatterns",
     "Comparison",
     "DirectAttribution",
+    "Disentanglement",
     "EffectHeatmap",
+    "Equivariance",
     "FaithfulnessCurve",
+    "FeatureVisualisation",
+    "HeadKinds",
     "HeadPosition",
+    "KindScore",
+    "Lift",
+    "LinearProbes",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
+    "Picks",
     "PositionHeads",
+    "ProbeScores",
+    "Ranking",
     "Registers",
+    "RepeatedPatches",
     "SegmentationScore",
     "Subjects",
+    "TopImages",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
     "compare",
     "direct_logit_attribution",
+    "disentanglement",
     "effect_heatmap",
+    "equivariance",
     "faithfulness_curve",
+    "feature_visualisation",
+    "head_kinds",
+    "linear_probes",
     "logit_lens",
     "patch_evidence",
     "position_heads",
     "registers",
+    "repeated_patches",
+    "top_images",
 ]
