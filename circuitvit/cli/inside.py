@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import circuitvit as cv
-from circuitvit.cli.inputs import ModelOptions, load_model
+from circuitvit.cli.inputs import BehaviourOptions, ImageOptions, ModelOptions, load_model, make_task
 from circuitvit.cli.output import Row, show, show_notes, show_rows
 from circuitvit.cli.view import (
     FIGURES,
@@ -23,6 +23,7 @@ from circuitvit.cli.view import (
     write_text,
 )
 from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, counted
 
 # -- attention, tokens and steering --------------------------------------------------------------
 
@@ -465,6 +466,86 @@ def _row(text: str) -> str | float:
         return float(text)
     except ValueError:
         return text
+@look("verification.deciders", sites="--sites NAME", tokens="--tokens NAME")
+def deciders(
+    model: ModelOptions,
+    images: ImageOptions,
+    behaviour: BehaviourOptions,
+    sites: list[str] | None = None,
+    tokens: str = "all",
+    by: str = "sign",
+    seed: int = 0,
+    batch_size: int | None = None,
+    out: Path = Path("deciders.png"),
+) -> None:
+    """Which head or MLP, patched alone, flips the answer of how many pairs, and does the one that decides one
+    pair decide others? With the ending .json, the numbers.
+
+    ```sh
+    circuitvit view deciders --model vit_tiny_patch16_224 --checkpoint vit_tiny.safetensors \\
+        --pairs pairs.csv --target tabby --foil "Border collie"
+    ```
+
+    Args:
+        sites: heads, mlps or patterns; heads and mlps by default. Can be repeated.
+        tokens: at which they are patched: all, kind (all, and each kind alone) or each.
+        by: sign: the answer is the sign of the metric; top: it is the top class.
+        out: the ending chooses the format: .png, .svg, .pdf or .json.
+    """
+    check_ending(out, (*FIGURES, ".json"))
+    loaded = load_model(model)
+    task = make_task(images, behaviour, seed)
+    options: dict[str, Any] = {"sites": sites or ("heads", "mlps"), "tokens": tokens, "by": by}
+    found = cv.deciders(loaded, task, seed=seed, batch_size=batch_size, **options)
+    if out.suffix == ".json":
+        write_text(out, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
+    else:
+        write(out, lambda path: found.figure().save(path))
+    rows = [
+        Row(found.names[place], f"{found.rates[place]}", f"p {found.p_values[place]:.3f} for all together")
+        for place in found.order[:LISTED]
+    ]
+    rows.append(Row("carries over", f"{found.transfer:.1%}", f"of other pairs; chance {found.chance:.1%}"))
+    show_rows(f"Share of {counted(len(found.pairs), 'pair')} flipped", rows, explain=True)
+    show_notes("Bear in mind", found.caveats)
+    show(f"\nwrote {out}")
+
+
+@look("views.registers", position="--position NAME", ways="--ways NAME")
+def registers(
+    model: ModelOptions,
+    images: Images,
+    of: str | None = None,
+    position: str | None = None,
+    z: float = 6.0,
+    times: float = 3.0,
+    ways: list[str] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    out: Path = Path("registers.png"),
+) -> None:
+    """Which heads read a model's registers, who writes them, and what breaks without? Where it has none, of
+    patches whose norm is far above the others. With the ending .json, the numbers.
+
+    ```sh
+    circuitvit view registers --model vit_tiny_patch16_224 --checkpoint vit_tiny.safetensors photos/
+    ```
+
+    Args:
+        of: registers or outliers; registers by default where there are any.
+        ways: of losing them: remove, mean, shuffle or zero; all by default. Can be repeated.
+        out: the ending chooses the format: .png, .svg, .pdf or .json.
+    """
+    check_ending(out, (*FIGURES, ".json"))
+    options: dict[str, Any] = {"of": of, "position": position, "z": z, "times": times, "ways": ways or None}
+    found = cv.registers(load_model(model), given_images(images), seed=seed, batch_size=batch_size, **options)
+    if out.suffix == ".json":
+        write_text(out, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
+    else:
+        write(out, lambda path: found.figure().save(path))
+    show(found.table())
+    show_notes("Bear in mind", found.caveats)
+    show(f"\nwrote {out}")
 
 
 VIEWS: dict[str, tuple[object, str]] = {
@@ -477,6 +558,8 @@ VIEWS: dict[str, tuple[object, str]] = {
     "heads": (heads, "Which heads are which: matches, places, tokens."),
     "equivariance": (equivariance, "Units that move with the image, and mirrored pairs."),
     "top-images": (top_images, "What a head, neuron or class answers to most."),
+    "deciders": (deciders, "Which heads and MLPs, patched alone, flip the answer of how many pairs."),
+    "registers": (registers, "Who reads and writes registers and outlier patches, and what breaks without."),
 }
 
 for _name, (_command, _summary) in VIEWS.items():

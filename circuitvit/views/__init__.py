@@ -28,7 +28,7 @@ from circuitvit.views.probe_results import LinearProbes
 from circuitvit.views.probe_scores import ProbeScores
 from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
-from circuitvit.views.registers import Registers, Removal, registers
+from circuitvit.views.registers import Registers, registers
 from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.segmentation import (
     PatchEvidence,
@@ -69,7 +69,6 @@ __all__ = [
     "ProbeScores",
     "Ranking",
     "Registers",
-    "Removal",
     "RepeatedPatches",
     "SegmentationChange",
     "SegmentationScore",
