@@ -12,10 +12,10 @@
 | `logits` | the model's output | `(class,)` |
 
 Nodes are those of the graph. `*` stands for anything: `a*.pattern` is the pattern of every head, and `a5.*`
-what every head of layer 5 writes; `m*` are the MLPs, not the streams. After `@` come tokens, joined by `+`: kinds (`cls`, `reg`, `patch`),
-numbers, `patch(3,5)` by row and column, `frame2` of a clip, or token groups. Of scores and patterns that is
-the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the class token, which attends to
-them.
+what every head of layer 5 writes; `m*` are the MLPs, not the streams. After `@` come tokens, joined by `+`:
+kinds (`cls`, `reg`, `patch`), numbers, `patch(3,5)` by row and column, `frame2` of a clip, or token groups.
+Of scores and patterns that is the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the
+class token, which attends to them.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def test_hostile_files_are_refused(model: cv.Model, tmp_path: Path) -> None:
             Activations.load(bad)
     others: list[Any] = [
         None, 3, [], "x", {}, {**said, "images": 3}, {**said, "names": ["resid0"]}, {**said, "tokens": {}},
-        {**said, "model": None}, {**said, "tokens": {name: "x" for name in tensors}}, {**said, "images": [1, 2]},
+        {**said, "model": None}, {**said, "tokens": dict.fromkeys(tensors, "x")}, {**said, "images": [1, 2]},
         {**said, "names": [["x"]]}, {**said, "images": ["a"]}, {**said, "tokens": []},
     ]  # fmt: skip
     for other in others:
