@@ -264,7 +264,7 @@ class Change:
             pickle.dumps(self.value)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise OptionError(
-                f"the function for {self.site.name} cannot be pickled, and so cannot the model: write it with "
+                f"the function for {self.site.name} cannot be pickled, nor can the model: write it with "
                 "def in a module of its own"
             ) from error
         return vars(self)
