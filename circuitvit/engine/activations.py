@@ -115,8 +115,9 @@ class Activations(Mapping[str, Tensor]):
             raise FileError(f"there is no file {path}")
         try:
             with safe_open(str(path), "pt") as file:
-                said = _checked(dict(file.metadata() or {}), tuple(file.keys()), path)
-        except (SafetensorError, OSError, ValueError) as error:
+                counts = {name: (*file.get_slice(name).get_shape(), None)[0] for name in file.keys()}  # noqa: SIM118
+                said = _checked(dict(file.metadata() or {}), counts, path)
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
             raise FileError(f"{path} is no file of activations: {error}") from error
         return cls(_Stored(path, tuple(said["tokens"])), tuple(said["images"]), said["tokens"], said["model"])
 
@@ -143,8 +144,8 @@ class _Stored(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _checked(metadata: Mapping[str, str], names: tuple[str, ...], path: Path) -> dict[str, Any]:
-    """What a file says of itself.
+def _checked(metadata: Mapping[str, str], counts: Mapping[str, int | None], path: Path) -> dict[str, Any]:
+    """What a file says of itself, which has tensors for so many images by name.
 
     Raises:
         FileError: if it does not say what it should.
@@ -157,7 +158,8 @@ def _checked(metadata: Mapping[str, str], names: tuple[str, ...], path: Path) ->
         and isinstance(said.get("model"), str)
         and all(_are_texts(said.get(key)) for key in ("images", "names"))
         and isinstance(said.get("tokens"), dict)
-        and set(said["tokens"]) == set(said["names"]) == set(names)
+        and set(said["tokens"]) == set(said["names"]) == set(counts)
+        and set(counts.values()) == {len(said["images"])}
         and all(_are_texts(each) for each in said["tokens"].values())
     )
     if not fits:

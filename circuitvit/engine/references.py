@@ -266,9 +266,9 @@ class Sources:
         return any(not each.vanishes for each in self.factored_deltas)
 
     def parts(self, size: int) -> list[Sources]:
-        """Itself, a few images at a time; nothing is copied."""
+        """Itself, a few images at a time, but where edits have values for all; nothing is copied."""
         batch = self.shape[0]
-        if size >= batch:
+        if size >= batch or self.model.edited_images is not None:
             return [self]
         count = -(-batch // size)
         edges = [batch * place // count for place in range(count + 1)]

@@ -5,8 +5,11 @@ here.
 from __future__ import annotations
 
 import inspect
+import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -194,7 +197,7 @@ def _direction(direction: Any) -> Tensor:
         )
     if not bool(found.detach().isfinite().all()):
         raise OptionError("the direction holds NaN or infinite values")
-    return found.clone()
+    return found if found.requires_grad else found.clone()
 
 
 def _fitted(value: Tensor, x: Tensor, at: At) -> Tensor:
@@ -252,6 +255,19 @@ class Change:
     rows: Chosen = field(default_factory=Chosen)
     columns: Chosen = field(default_factory=Chosen)
     kinds: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Change:
+        return self  # nothing of it is ever changed
+
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            pickle.dumps(self.value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise OptionError(
+                f"the function for {self.site.name} cannot be pickled, nor can the model: write it with "
+                "def in a module of its own"
+            ) from error
+        return vars(self)
 
     @property
     def images(self) -> int | None:
@@ -371,11 +387,14 @@ def check_value(site: Site, value: Any) -> Value:
                 f"{site.name} is {site.shape} ({', '.join(site.axes)}) for each image, and the value is "
                 f"{tuple(value.shape)}"
             )
-        return value.clone() if value.requires_grad else value.detach().clone()
-    if isinstance(value, bool) or not (isinstance(value, (int, float)) or callable(value)):
+        return value if value.requires_grad else value.clone()
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if not math.isfinite(number) and (site.kind != "scores" or number != -math.inf):
+            raise OptionError(f"the value for {site.name} is {number}")
+        return number
+    if isinstance(value, bool) or not callable(value):
         raise OptionError(f"{site.name} becomes a number, a tensor or a function, not {type(value).__name__}")
-    if isinstance(value, (int, float)) and value != value:
-        raise OptionError(f"the value for {site.name} is NaN")
     if isinstance(value, (Add, Clamp)) and (
         site.kind in LOOKS or value.direction.shape[-1] != site.shape[-1]
     ):

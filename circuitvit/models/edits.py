@@ -32,6 +32,8 @@ def edit(model: Model, edits: Any, groups: Groups | None = None) -> Model:
     bare = model if model.bare is None else model.bare
     if not isinstance(edits, Mapping) or not len(edits):
         raise OptionError("edits are a table of sites and what becomes of them, such as {'m6': 0}")
+    if not all(isinstance(key, str) for key in edits):
+        raise OptionError("edits are named by sites, such as 'm6': model.sites() lists them all")
     changes = [change for key, value in edits.items() for change in _changes(bare, key, value, groups)]
     return edited(bare, (*model.edits, *changes), model.rules)
 

@@ -211,6 +211,7 @@ class Model:
             if self.edits and not self.resizable and images.shape[1:] != self.preprocessing.shape:
                 own, given = self.preprocessing.shape, tuple(images.shape[1:])
                 raise DataError(f"{self.name} takes images of {own}, not of {given}")
+            self.batch_of(len(images), len(images))
             return through(self.essential[1:], self.embed(images))  # the module knows nothing of the head
 
     # -- looking inside and changing -----------------------------------------------------------------
@@ -280,13 +281,18 @@ class Model:
 
         return activations(self, images, names, **options)
 
+    @property
+    def edited_images(self) -> int | None:
+        """The number of images that edits have values for, which have to be run together; None for any."""
+        return next((change.images for change in self.edits if change.images is not None), None)
+
     def batch_of(self, images: int, size: int) -> int:
         """How many images to run at once, where it is not `size` because edits are for all of them.
 
         Raises:
             OptionError: if edits are for another number of images.
         """
-        own = next((change.images for change in self.edits if change.images is not None), None)
+        own = self.edited_images
         if own is None:
             return size
         if own != images:

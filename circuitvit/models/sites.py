@@ -12,10 +12,10 @@
 | `logits` | the model's output | `(class,)` |
 
 Nodes are those of the graph. `*` stands for anything: `a*.pattern` is the pattern of every head, and `a5.*`
-what every head of layer 5 writes. After `@` come tokens, joined by `+`: kinds (`cls`, `reg`, `patch`),
-numbers, `patch(3,5)` by row and column, `frame2` of a clip, or token groups. Of scores and patterns that is
-the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the class token, which attends to
-them.
+what every head of layer 5 writes; `m*` are the MLPs, not the streams. After `@` come tokens, joined by `+`:
+kinds (`cls`, `reg`, `patch`), numbers, `patch(3,5)` by row and column, `frame2` of a clip, or token groups.
+Of scores and patterns that is the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the
+class token, which attends to them.
 
 `m3.hidden[17]` reads neuron 17 alone; likewise one coordinate of anything that has a width, and one class of
 the logits.
@@ -279,6 +279,8 @@ def _blocks(model: Model) -> list[Stage]:
 def matching(sites: Sites, wanted: str) -> Sites:
     """The sites that a name with `*` in it means: of a node itself, or of the part that the name ends with.
 
+    Streams are meant where no node is: `m*` are MLPs, `mid*` and `resid*` streams.
+
     Raises:
         NameNotFoundError: if there is none, with the nearest.
     """
@@ -288,7 +290,8 @@ def matching(sites: Sites, wanted: str) -> Sites:
         for site in sites
         if fnmatchcase(_split(site.name)[0], node) and _is_part(_split(site.name)[1], part)
     )
-    return found or _refuse(sites, wanted)
+    nodes = Sites(site for site in found if site.kind != "stream")
+    return nodes or found or _refuse(sites, wanted)
 
 
 def listed(sites: Sites, wanted: str) -> Sites:

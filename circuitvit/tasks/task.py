@@ -213,7 +213,7 @@ class Task:
             return None
         image = clean.take(0, 1).to(model.device, model.dtype)
         with torch.no_grad():
-            n_tokens = model.embed(image).shape[1]
+            n_tokens = (model.bare or model).embed(image).shape[1]
         groups = GROUPS[self.groups](model, n_tokens) if isinstance(self.groups, str) else self.groups
         for part in model.graph.parts[1:]:
             if part in groups.names:
@@ -441,9 +441,10 @@ def batches_of(
     """The images in order, on the model's device and in its dtype, a few at a time.
 
     Raises:
-        OptionError: if the batch size is not positive.
+        OptionError: if the batch size is not positive, or edits are for another number of images.
     """
     size = BATCH if batch_size is None else batch_size
     check_whole("the batch size (batch_size)", size)
+    size = model.batch_of(len(images), size)
     for start in range(0, len(images), size):
         yield images.take(start, min(start + size, len(images))).to(model.device, model.dtype)

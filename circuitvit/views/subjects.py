@@ -123,7 +123,7 @@ def subjects_of(model: Model, images: Images) -> Subjects:
     Raises:
         DataError: if the model's tokens do not form a grid over the image.
     """
-    n_tokens = int(model.embed(images.take(0, 1).to(model.device, model.dtype)).shape[1])
+    n_tokens = int((model.bare or model).embed(images.take(0, 1).to(model.device, model.dtype)).shape[1])
     kinds = model.token_kinds(n_tokens)
     grid = model.grid_at(*images.shape[-2:])
     pictures = [

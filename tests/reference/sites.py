@@ -25,6 +25,8 @@ Changes = Mapping[str, Callable[[Tensor], Tensor]]
 
 PORTS = "qkv"
 
+TORCH = F.scaled_dot_product_attention
+
 
 @dataclass(frozen=True)
 class Original:
@@ -81,11 +83,11 @@ class Original:
         found += ["pool.resid"] * (self.pool is not None)
         heads_of = (*self.attentions, *([name] for name in self.nodes.senders if name.startswith("t")))
         for heads in heads_of:
-            if not self._is_fused(heads[0]):
+            if not self.is_fused(heads[0]):
                 found += [f"{head}{part}" for head in heads for part in ("<q>", "<k>", "<v>", "<g>", ".z")]
         return [site for site in found if "<" not in site or site in self.nodes.receivers]
 
-    def _is_fused(self, head: str) -> bool:
+    def is_fused(self, head: str) -> bool:
         """Whether queries, keys, values and z are seen in torch's function alone."""
         return self.nodes.receivers[f"{head}<v>"].columns is None
 
@@ -102,7 +104,7 @@ class Original:
     def _whole(self, site: str, value: Tensor) -> Tensor:
         """A value of all tokens, in their order."""
         if site.startswith("pool") and "<" in site:
-            return F.pad(value, (0, 0, self.skipped, 0), value=math.nan)
+            return F.pad(value[:, self.skipped :], (0, 0, self.skipped, 0), value=math.nan)
         is_part = "<" in site or site.endswith(".z")
         return self.arranged[site[0]](value) if is_part and site[0] in self.arranged else value
 
@@ -130,6 +132,7 @@ class Original:
 
     def _hook(self, stack: ExitStack, site: str, change: Callable[[Tensor], Tensor]) -> None:
         """Put a hook where a site is; of scores and patterns there is none."""
+        change = self._skipping(site, change)
         if site.startswith("resid") or site == "input":
             layer = 0 if site == "input" else int(site.removeprefix("resid"))
             if layer == len(self.blocks):
@@ -153,12 +156,12 @@ class Original:
             handle = reader.register_forward_pre_hook(
                 lambda module, inputs: (_columns(inputs[0], columns, change),)
             )
-        elif "<" in site and not self._is_fused(site.partition("<")[0]):
+        elif "<" in site and not self.is_fused(site.partition("<")[0]):
             place = self.nodes.receivers[site]
             handle = place.projection.register_forward_hook(
                 lambda module, inputs, output: _columns(output, place.columns, change)
             )
-        elif site.endswith(".z") and not self._is_fused(site.removesuffix(".z")):
+        elif site.endswith(".z") and not self.is_fused(site.removesuffix(".z")):
             columns = self._z_columns(site.removesuffix(".z"))
             handle = self.nodes.senders[site.removesuffix(".z")].module.register_forward_pre_hook(
                 lambda module, inputs: (_columns(inputs[0], columns, change),)
@@ -172,6 +175,12 @@ class Original:
             return
         stack.callback(handle.remove)
 
+    def _skipping(self, site: str, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The change of what a pool is given, which lacks the tokens that it skips."""
+        if not (self.skipped and site.startswith("pool") and "<" in site):
+            return change
+        return lambda value: change(F.pad(value, (0, 0, self.skipped, 0)))[:, self.skipped :]
+
     def _hook_between(self, stack: ExitStack, layer: int, change: Callable[[Tensor], Tensor]) -> None:
         """Change the stream between attention and MLP: for the MLPs, and for what comes after the block."""
         moved: list[Tensor] = []
@@ -182,7 +191,7 @@ class Original:
             return (changed, *inputs[1:])
 
         for norm in self._between(layer):
-            stack.callback(norm.register_forward_pre_hook(enter).remove)
+            stack.callback(norm.register_forward_pre_hook(enter, prepend=True).remove)
         leave = self.blocks[layer].register_forward_hook(
             lambda module, inputs, output: _with_first(output, lambda stream: stream + moved[0])
         )
@@ -216,7 +225,7 @@ class Original:
             nonlocal number
             heads = self.attentions[number % len(self.attentions)]
             number += 1
-            fused = self._is_fused(heads[0])
+            fused = self.is_fused(heads[0])
             if fused:
                 query, key, value = (
                     each(x, heads, f"<{port}>") for x, port in zip((query, key, value), PORTS, strict=True)
@@ -300,15 +309,16 @@ def _moved(
 ) -> Any:
     """What a module gives when a node behind it writes something else, which LayerScale may follow."""
     first = output[0] if isinstance(output, tuple) else output
-    written = sender.of(module, inputs[0], first)
-    factor = _factor(sender, module, inputs[0], first)
+    with mock.patch.object(F, "scaled_dot_product_attention", TORCH):
+        written = sender.of(module, inputs[0], first)
+    factor = _factor(sender)
     moved = first + (change(written) - written) / factor
     return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 
-def _factor(sender: Sender, module: nn.Module, given: Tensor, output: Tensor) -> Tensor | float:
+def _factor(sender: Sender) -> Tensor | float:
     """LayerScale's, told from what the node is said to write."""
-    closed = [cell.cell_contents for cell in getattr(sender.of, "__closure__", None) or ()]
-    found = [each for each in closed if isinstance(each, Tensor) and each.ndim == 1]
-    bound = [each for each in getattr(sender.of, "args", ()) if isinstance(each, Tensor)]
-    return (found + bound)[0] if found + bound else 1.0
+    held = [cell.cell_contents for cell in getattr(sender.of, "__closure__", None) or ()]
+    held += getattr(sender.of, "args", ())
+    held += [block.ls.gamma for block in held if hasattr(block, "ls")]
+    return next((each for each in held if isinstance(each, Tensor) and each.ndim == 1), 1.0)

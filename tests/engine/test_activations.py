@@ -1,0 +1,193 @@
+"""Activations streamed into a file: interrupted, resumed, refused, and as small in memory as they are."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import circuitvit as cv
+from circuitvit.engine.activations import Activations
+from circuitvit.errors import FileError, ModelError, OptionError
+from tests.rightness import images, micro
+from tests.strategies import assert_close
+
+module: Any = sys.modules["circuitvit.engine.activations"]  # which has a function of the same name
+
+NAMES = ["resid*", "a1.h0.pattern@cls", "m0.hidden"]
+
+
+@pytest.fixture(scope="module")
+def model() -> cv.Model:
+    return cv.wrap(micro())
+
+
+def streamed(model: cv.Model, out: Path, count: int = 7, **options: Any) -> Activations:
+    defaults: dict[str, Any] = {"names": NAMES, "batch_size": 2, "progress": False}
+    return model.activations(images(count), out=out, **{**defaults, **options})
+
+
+def test_a_file_holds_what_memory_would(model: cv.Model, tmp_path: Path) -> None:
+    found = streamed(model, tmp_path / "acts.safetensors")
+    expected = model.activations(images(7), NAMES, progress=False)
+    assert list(found) == list(expected)
+    assert (found.images, found.tokens, found.model) == (expected.images, expected.tokens, expected.model)
+    for name in found:
+        assert found[name].dtype == torch.float64
+        assert_close(found[name], expected[name])
+    assert repr(found) == repr(expected)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == [
+        "acts.safetensors"
+    ]
+
+
+def test_interrupted_and_resumed_it_is_the_same_file(
+    model: cv.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed(model, tmp_path / "whole.safetensors")
+    own, runs = module.read_sites, 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs == 4:  # one for the shapes, two batches
+            raise KeyboardInterrupt
+        return own(*arguments)
+
+    monkeypatch.setattr(module, "read_sites", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        streamed(model, tmp_path / "acts.safetensors")
+    assert not (tmp_path / "acts.safetensors").exists()
+    runs = 10
+    streamed(model, tmp_path / "acts.safetensors")
+    assert runs == 10 + 1 + 2  # the first two batches are not run again
+    whole, resumed = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "acts"))
+    assert resumed == whole
+    runs = 20
+    streamed(model, tmp_path / "acts.safetensors")
+    assert runs <= 21  # recalled
+
+
+KILLED = """
+import sys, time
+import torch
+import circuitvit as cv
+import circuitvit.engine.activations
+module = sys.modules["circuitvit.engine.activations"]
+own = module.read_sites
+def slow(*arguments):
+    time.sleep(0.3)
+    return own(*arguments)
+module.read_sites = slow
+images = torch.linspace(-1, 1, 12 * 3 * 48 * 48).reshape(12, 3, 48, 48)
+cv.load("catdog-tiny").activations(images, "resid*", out=sys.argv[1], batch_size=1, progress=False)
+"""
+
+
+def test_a_killed_process_leaves_something_to_resume(tmp_path: Path) -> None:
+    out = tmp_path / "acts.safetensors"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)])
+    sidecar, until = tmp_path / "acts.safetensors.progress.json", time.monotonic() + 60
+    while not sidecar.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert 0 < json.loads(sidecar.read_text())["done"] < 12
+    seen = torch.linspace(-1, 1, 12 * 3 * 48 * 48).reshape(12, 3, 48, 48)
+    own = cv.load("catdog-tiny")
+    for path in (out, tmp_path / "whole.safetensors"):
+        own.activations(seen, "resid*", out=path, batch_size=1, progress=False)
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"count": 6}, {"names": ["resid1"]}, {"names": [*NAMES[:1], "a1.h0.pattern@patch", NAMES[2]]}],
+    ids=["images", "names", "tokens"],
+)
+def test_a_file_of_something_else_is_refused(model: cv.Model, tmp_path: Path, change: Any) -> None:
+    out = tmp_path / "acts.safetensors"
+    streamed(model, out)
+    before = out.read_bytes()
+    with pytest.raises(FileError, match="holds something else"):
+        streamed(model, out, **change)
+    with pytest.raises(FileError, match="holds something else"):
+        streamed(model.edit({"m0": 0}), out)
+    assert out.read_bytes() == before
+
+
+def test_files_of_images_are_named(model: cv.Model, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 9, 9)).save(tmp_path / "photos" / f"{number}.png")
+    found = model.activations(tmp_path / "photos", "resid2@cls", out=tmp_path / "acts.st", progress=False)
+    assert [Path(name).name for name in found.images] == ["0.png", "1.png", "2.png"]
+    assert found["resid2@cls"].shape == (3, 1, 24)
+
+
+# -- files that are none ---------------------------------------------------------------------------
+
+
+def test_hostile_files_are_refused(model: cv.Model, tmp_path: Path) -> None:
+    out = tmp_path / "acts.safetensors"
+    found = streamed(model, out, count=2)
+    whole, tensors = out.read_bytes(), {name: found[name].clone() for name in found}
+    said = {
+        "model": "m",
+        "images": ["a", "b"],
+        "names": list(tensors),
+        "tokens": {name: ["x"] for name in tensors},
+    }
+    bad = tmp_path / "bad.safetensors"
+    for size in (0, 4, 8, 100, len(whole) - 1):
+        bad.write_bytes(whole[:size])
+        with pytest.raises(FileError, match="no file of activations"):
+            Activations.load(bad)
+    others: list[Any] = [
+        None, 3, [], "x", {}, {**said, "images": 3}, {**said, "names": ["resid0"]}, {**said, "tokens": {}},
+        {**said, "model": None}, {**said, "tokens": dict.fromkeys(tensors, "x")}, {**said, "images": [1, 2]},
+        {**said, "names": [["x"]]}, {**said, "images": ["a"]}, {**said, "tokens": []},
+    ]  # fmt: skip
+    for other in others:
+        save_file(tensors, bad, {"format": module.FORMAT, "identity": "x", "said": json.dumps(other)})
+        with pytest.raises(FileError, match="no file of activations"):
+            Activations.load(bad)
+    for metadata in ({}, {"format": "x"}, {"format": module.FORMAT}, {"format": module.FORMAT, "said": "{"}):
+        save_file(tensors, bad, metadata)
+        with pytest.raises(FileError, match="no file of activations"):
+            Activations.load(bad)
+    with pytest.raises(FileError, match="there is no file"):
+        Activations.load(tmp_path / "none")
+
+
+def test_what_is_left_of_another_run_is_begun_anew(model: cv.Model, tmp_path: Path) -> None:
+    out = tmp_path / "acts.safetensors"
+    streamed(model, tmp_path / "whole.safetensors")
+    for left in ("{", "[]", '{"identity": "x", "done": 3}', '{"identity": 1}', ""):
+        out.unlink(missing_ok=True)
+        out.with_name("acts.safetensors.part").write_bytes(b"xyz")
+        out.with_name("acts.safetensors.progress.json").write_text(left)
+        streamed(model, out)
+        assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"names": []}, {"batch_size": 0}, {"grad": True}])
+def test_settings_that_make_no_sense_are_refused(model: cv.Model, tmp_path: Path, options: Any) -> None:
+    with pytest.raises(OptionError):
+        streamed(model, tmp_path / "acts.safetensors", **options)
+
+
+def test_values_that_are_not_finite_are_named(model: cv.Model, tmp_path: Path) -> None:
+    edited = model.edit({"m1": lambda x: x / torch.zeros_like(x)})
+    with pytest.raises(ModelError, match="m1 is NaN or infinite on image 0"):
+        edited.activations(images(2), "m1", progress=False)
