@@ -136,6 +136,11 @@ def linear_probes(
     drawn = None if reads == "mean" else drawn_tokens(masks, reads, len(pictures), samples, seed)
     reading = Reading(masks, drawn)
     own = reading.targets(targets)
+    if not any(_can_be_told(own[:, place], len(names), folds) for place in range(len(places))):
+        raise DataError(
+            f"at no place is each of {', '.join(names)} in at least {folds} images, one for each fold: give "
+            "more images, or reads='any' for one probe of all tokens"
+        )
     cluster = cluster_numbers(clusters, len(pictures), folds)
     fold = folds_of(targets, cluster, folds, seed)
     shuffled = [reading.targets(targets[shuffled_images(fold, each, seed)]) for each in range(folds)]

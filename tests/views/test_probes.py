@@ -295,6 +295,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         DataError,
         "all are '0'",
     ),
+    "always the same patches": (
+        {"labels": torch.eye(6, dtype=torch.int64)[[0] * IMAGES], "reads": "each", "tokens": "patch"},
+        DataError,
+        "at no place",
+    ),
     "no patch label": (
         {"labels": torch.zeros(IMAGES, 6, dtype=torch.int64), "reads": "any", "tokens": "cls"},
         DataError,
