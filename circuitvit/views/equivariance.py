@@ -201,7 +201,7 @@ class Equivariance:
                     look: dict[str, Any] = {"s": 12, "zorder": 3} if label else {"s": 4, "alpha": 0.5}
                     axis.scatter(own[ends], best[ends], color=colour, linewidths=0, label=label, **look)
                 axis.axline((0, 0), slope=1, color=MUTED, linewidth=0.5, linestyle=(0, (4, 3)))
-                axis.set(xlim=(-0.5, 1.05), ylim=(-0.5, 1.05))
+                axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
                 axis.set_title(f"{transform}: {len(pairs)} pair{'s' * (len(pairs) != 1)}")
                 axis.set_xlabel("match with itself", fontsize=7)
                 axis.set_ylabel("best match with another", fontsize=7)
