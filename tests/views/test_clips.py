@@ -237,7 +237,7 @@ def test_maps_lie_on_the_sheet(model: Model, tmp_path: Path) -> None:
 
 
 def test_top_patches_of_clips_lie_in_their_frames(model: Model) -> None:
-    """The brightest tubelet is found in its frame, and its surroundings stay within that."""
+    """A patch of a clip has a frame, and its surroundings stay within that."""
     found = views.top_images(model, CLIPS, "m0", by="patch", count=3, rows=("top",))
     assert all(
         len(place) == 3 for place in (found.subjects.place(int(at)) for at in found.picks("m0").tokens)
@@ -249,3 +249,13 @@ def test_top_patches_of_clips_lie_in_their_frames(model: Model) -> None:
         assert values[found.subjects.place(int(token))] == value
     lefts = [int(left) % 4 for left in re.findall(r'<figure><svg viewBox="(\d+) \d+ 4 4"', found.to_html())]
     assert lefts == [0, 0, 0]
+
+
+def test_clips_are_visualised_frame_by_frame(model: Model, tmp_path: Path) -> None:
+    made = views.feature_visualisation(
+        model, "logits", unit="left", reference=CLIPS, count=2, steps=15, progress=False
+    )
+    assert made.images.shape == (2, 8, 3, 16, 16)
+    assert made.values.min() > made.reference.max()
+    assert made.pictures.shape[2] > made.pictures.shape[1]
+    made.figure().save(tmp_path / "strips.png")
