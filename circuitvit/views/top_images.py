@@ -203,10 +203,10 @@ def top_images(
     Example:
         >>> import circuitvit as cv
         >>> from circuitvit.datasets.catdog import catdog_pairs
-        >>> pairs = catdog_pairs(20, seed=0)
-        >>> found = cv.top_images(cv.load("catdog-tiny"), pairs.clean, ["a1.h0", "m0.hidden[3]"], count=3)
-        >>> found.names("m0.hidden[3]"), found["a1.h0"].values.shape
-        (['image 12', 'image 4', 'image 9'], (20,))
+        >>> images = catdog_pairs(20, seed=0).clean
+        >>> found = top_images(cv.load("catdog-tiny"), images, ["a2.h3", "m0.hidden[3]"], count=3)
+        >>> found.names("m0.hidden[3]"), found["a2.h3"].values.shape
+        (['image 5', 'image 15', 'image 18'], (20,))
     """
     _check(by, reduce, count, rows, overlay, top_share, seed)
     model.refresh()

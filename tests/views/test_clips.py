@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,21 @@ def test_maps_lie_on_the_sheet(model: Model, tmp_path: Path) -> None:
     for ending in ("svg", "png", "html"):
         path = circuit.draw(tmp_path / f"c.{ending}", model=model, task=task, thumbnails=True)
         assert path.stat().st_size > 2000
+
+
+def test_top_patches_of_clips_lie_in_their_frames(model: Model) -> None:
+    """A patch of a clip has a frame, and its surroundings stay within that."""
+    found = views.top_images(model, CLIPS, "m0", by="patch", count=3, rows=("top",))
+    assert all(
+        len(place) == 3 for place in (found.subjects.place(int(at)) for at in found.picks("m0").tokens)
+    )
+    picks = found.picks("m0")
+    assert picks.maps is not None
+    assert picks.maps.shape == (3, *GRID)
+    for values, value, token in zip(picks.maps, picks.values, picks.tokens, strict=True):
+        assert values[found.subjects.place(int(token))] == value
+    lefts = [int(left) % 4 for left in re.findall(r'<figure><svg viewBox="(\d+) \d+ 4 4"', found.to_html())]
+    assert lefts == [0, 0, 0]
 
 
 def test_clips_are_visualised_frame_by_frame(model: Model, tmp_path: Path) -> None:
