@@ -119,9 +119,9 @@ if TYPE_CHECKING:
     from circuitvit.views import registers as registers
     from circuitvit.views import steer as steer
     from circuitvit.views import token_ablations as token_ablations
+    from circuitvit.views import top_images as top_images
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
-    from circuitvit.views.top_images import top_images as top_images
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -148,10 +148,9 @@ else:
             "circuitvit.views": (
                 "attention_patterns difference_of_means direct_logit_attribution disentanglement "
                 "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
-                "registers steer token_ablations"
+                "registers steer token_ablations top_images"
             ),
             "circuitvit.views.comparison": "Comparison compare",
-            "circuitvit.views.top_images": "top_images",
         },
         submodules=(
             "attribution datasets engine errors export graph groundtruth models pruning tasks testing "

@@ -24,10 +24,11 @@ from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.outcomes import Outcomes
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
-from circuitvit.views.probe_results import LinearProbes, ProbeScores
+from circuitvit.views.probe_results import LinearProbes
+from circuitvit.views.probe_scores import ProbeScores
 from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
-from circuitvit.views.registers import Registers, Removal, registers
+from circuitvit.views.registers import Registers, registers
 from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.segmentation import (
     PatchEvidence,
@@ -68,7 +69,6 @@ __all__ = [
     "ProbeScores",
     "Ranking",
     "Registers",
-    "Removal",
     "RepeatedPatches",
     "SegmentationChange",
     "SegmentationScore",
