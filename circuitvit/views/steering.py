@@ -172,19 +172,26 @@ class Steering:
         """
         from circuitvit.views import canvas
 
-        found = [self.estimate(scale, of) for scale in self.scales]
+        points = {scale: self.estimate(scale, of) for scale in self.scales}
+        controls = {} if self.controls is None else dict(zip(self.scales, self.control(of).T, strict=True))
+        if self.how == "add":  # nothing added is no change
+            points[0.0] = Estimate(0.0, 0.0, 0.0)
+            controls |= {0.0: np.zeros(len(next(iter(controls.values()))))} if controls else {}
+        scales = sorted(points)
+        found = [points[scale] for scale in scales]
         drawn: dict[str, Any] = {"color": COLOURS["supports"], "marker": "o", "markersize": 3}
         with canvas.styled():
             verb = "added to" if self.how == "add" else "held in"
             figure = canvas.blank(4.6, 3.0, f"A direction {verb} {self.direction.site}")
             (axis,) = canvas.panels(figure, 1, 1)
-            for row in () if self.controls is None else self.control(of):
-                axis.plot(self.scales, row, color=MUTED, linewidth=0.7, alpha=0.6)
-            axis.plot([], [], color=MUTED, linewidth=0.7, label="random, same length")
-            axis.plot(self.scales, [each.value for each in found], **drawn, label="the direction")
+            if controls:
+                rows = np.stack([controls[scale] for scale in scales])
+                axis.plot(scales, rows, color=MUTED, linewidth=0.7, alpha=0.6)
+                axis.plot([], [], color=MUTED, linewidth=0.7, label="random, same length")
+            axis.plot(scales, [each.value for each in found], **drawn, label="the direction")
             if all(each.low is not None for each in found):
                 low, high = ([getattr(each, side) for each in found] for side in ("low", "high"))
-                axis.fill_between(self.scales, low, high, color=COLOURS["supports"], alpha=0.2, linewidth=0)
+                axis.fill_between(scales, low, high, color=COLOURS["supports"], alpha=0.2, linewidth=0)
             axis.axhline(0, color=MUTED, linewidth=0.6)
             axis.axvline(0, color=MUTED, linewidth=0.6)
             axis.set_xlabel(f"scale (1 = {self.direction.unit}, {self.direction.length:.3g})")
