@@ -36,12 +36,12 @@ from torch import Tensor
 
 from circuitvit.datasets.catdog import draw_scenes
 from circuitvit.datasets.factors import factorial_scenes
-from circuitvit.engine import activations, progress_bar
+from circuitvit.engine import activation_batches, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.export.style import INK
 from circuitvit.models import Model
-from circuitvit.models.sites import LATENT, PATCH, TokenSpec, kinds_at, matching
-from circuitvit.tasks.task import batches_of
+from circuitvit.models.sites import LATENT, PATCH, Site, kinds_at, matching, numbered
+from circuitvit.tasks.images import Images
 from circuitvit.views.subjects import ImageSpec, images_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ LIKELY = 0.95
 LUCKY = 0.999
 """Quantile of the right answers of somebody who guesses: what is not above it is not read."""
 
-LEAST_TREES = 10
+LEAST_TREES = 30
 """Of a forest that can be tested on the images that each tree left out."""
 
 _CONSTANT = 1e-9  # share of a node's squares that is the rounding of float32
@@ -179,7 +179,7 @@ def disentanglement(
     factors: Factors | None = None,
     names: str | Sequence[str] | None = None,
     *,
-    tokens: TokenSpec = None,
+    tokens: str | int | None = None,
     each: Literal["node", "unit"] = "node",
     groups: int = 5,
     trees: int = 30,
@@ -195,7 +195,7 @@ def disentanglement(
         images: by default drawn scenes, every combination of the levels in
             `circuitvit.datasets.factors.LEVELS`; or one's own, with `factors`.
         factors: of one's own images. Numbers of more than `MOST_LEVELS` kinds are cut into `groups`.
-        names: of sites to read: `"a*.h*"`, `"m1.hidden"`, `"resid*"`. By default all heads and MLPs.
+        names: of sites to read: `"a*.h*"`, `"m1.hidden[17]"`, `"resid*"`. By default all heads and MLPs.
         tokens: where names have no @: what is averaged over. By default the class token; where a model has
             none, all patches; of a pool, its latents.
         each: a row for each "node", or for each "unit", such as a neuron of `m1.hidden`.
@@ -240,7 +240,7 @@ def disentanglement(
         raise DataError("no factors are given: a level for each image, factors={'colour': [...]}")
     table = {name: _coded(name, given, len(pictures), groups) for name, given in factors.items()}
     codes = [code for _, code in table.values()]
-    read = _read(model, pictures, _asked(model, names, tokens), tokens, batch_size, progress)
+    read = _read(model, pictures, _asked(model, names, tokens), batch_size, progress)
     rows, starts = _rows(read, each)
     values = np.concatenate([*read.values()], axis=1)
     shares, chance = _shares(values, starts, codes, np.random.default_rng(seed), shuffles)
@@ -328,8 +328,8 @@ def _caveats(
 # -- what nodes write ----------------------------------------------------------------------------
 
 
-def _asked(model: Model, names: str | Sequence[str] | None, tokens: TokenSpec) -> list[str]:
-    """The names to read, each with the tokens that are averaged over, where `tokens` does not say."""
+def _asked(model: Model, names: str | Sequence[str] | None, tokens: str | int | None) -> dict[str, str]:
+    """What to read, with the tokens that are averaged over, by what the row is called."""
     if names is None:
         wanted = [each for each in model.graph.senders if each != "input"]
     else:
@@ -337,30 +337,33 @@ def _asked(model: Model, names: str | Sequence[str] | None, tokens: TokenSpec) -
     found = []
     for name in wanted:
         node, at, said = name.partition("@")
-        for site in matching(model.all_sites, node.strip()):
-            if at or tokens is not None or site.kind == "logits":
-                found.append(f"{site.name}{at}{said}")
-                continue
-            kinds = kinds_at(model, site, model.n_tokens)[0]
-            kind = next((kind for kind in ("cls", PATCH, LATENT) if kind in kinds), "all")
-            found.append(f"{site.name}@{kind}")
-    return list(dict.fromkeys(found))
+        bare, number = numbered(node.strip())
+        for site in matching(model.all_sites, bare):
+            row = site.name if number is None else f"{site.name}[{number}]"
+            spec = said if at else "" if site.kind == "logits" else tokens
+            found.append((row, f"{row}@{_usual(model, site) if spec is None else spec}".removesuffix("@")))
+    alike = len({row for row, _ in found}) < len(set(found))
+    return {key if alike else row: key for row, key in found}
+
+
+def _usual(model: Model, site: Site) -> str:
+    """The tokens of a site that are read where nothing is said."""
+    kinds = kinds_at(model, site, model.n_tokens)[0]
+    return next((kind for kind in ("cls", PATCH, LATENT) if kind in kinds), "all")
 
 
 def _read(
-    model: Model, pictures: Any, names: list[str], tokens: TokenSpec, batch_size: int | None, progress: bool
+    model: Model, pictures: Images, names: Mapping[str, str], batch_size: int | None, progress: bool
 ) -> dict[str, NDArray[np.float32]]:
-    """The mean over tokens of what is read, `(image, width)`, by name without the tokens."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    with progress_bar(len(pictures), "activations", progress, unit=model.preprocessing.what) as bar:
-        for batch in batches_of(model, pictures, model.batch_of(len(pictures), batch_size or 32)):
-            found = activations(model, batch, names, tokens=tokens, batch_size=len(batch), progress=False)
-            for name, value in found.items():
-                parts[name].append(value.float() if value.ndim == 2 else value.float().mean(dim=1))
-            bar.update(len(batch))
-    bare = [name.partition("@")[0] for name in names]
-    shown = bare if len(set(bare)) == len(bare) else names
-    return {name: torch.cat(each).numpy() for name, each in zip(shown, parts.values(), strict=True)}
+    """The mean over tokens of what is read, `(image, width)`, by row."""
+    batches = activation_batches(
+        model, pictures, list(names.values()), batch_size=batch_size, progress=progress
+    )
+    parts: dict[str, list[Tensor]] = {row: [] for row in names}
+    for _, found in batches:
+        for row, key in names.items():
+            parts[row].append(found[key].float() if found[key].ndim == 2 else found[key].float().mean(dim=1))
+    return {row: torch.cat(each).numpy() for row, each in parts.items()}
 
 
 def _rows(read: Mapping[str, NDArray[np.float32]], each: str) -> tuple[tuple[str, ...], NDArray[np.intp]]:

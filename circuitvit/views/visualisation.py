@@ -29,7 +29,7 @@ from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.graph import CircuitLike, as_circuit
 from circuitvit.models import Model
-from circuitvit.models.sites import LOOKS, PATCH, TokenSpec, kinds_at, matching, parsed
+from circuitvit.models.sites import LOOKS, PATCH, TokenSpec, kinds_at, matching, numbered, parsed
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import Constants, Mean, Task, Zero, prepare
 from circuitvit.tasks.classes import class_index, class_label
@@ -165,10 +165,11 @@ def feature_visualisation(
 
     Args:
         model: from `load` or `wrap`.
-        objective: the name of one site, such as `"m5.hidden"`, `"a5.h2@cls"`, `"logits"` or
+        objective: the name of one site, such as `"m5.hidden[17]"`, `"a5.h2@cls"`, `"logits"` or
             `"a5.h2.pattern@patch->cls"` (the mean attention); a circuit, whose logit it is then, all other
             edges ablated; or a function of images.
-        unit: the coordinate of the site: a neuron's number, a class's name. Its mean over tokens climbs.
+        unit: the coordinate of the site, where its name has none in brackets: a number, or a class's name.
+            Its mean over tokens climbs.
         direction: `(width,)`, instead of a unit: the mean coordinate along it climbs. With neither, it is the
             mean squared length of what is there.
         tokens: of the site, where its name has no @; by default the patches, where there are some.
@@ -276,6 +277,11 @@ def _of_site(
     tokens: TokenSpec,
 ) -> tuple[str, Objective]:
     bare, at, keys = parsed(name)
+    bare, number = numbered(bare)
+    if number is not None:
+        if unit is not None:
+            raise OptionError(f"{name!r} names a unit already: leave out unit=")
+        unit, name = number, name.replace(f"[{number}]", "", 1)
     sites = matching(model.all_sites, bare)
     if len(sites) > 1:
         raise OptionError(f"{name!r} means {len(sites)} sites, {sites[0].name} and others: name one")

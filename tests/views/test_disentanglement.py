@@ -113,6 +113,17 @@ def test_the_bundled_models_last_layer_is_about_the_species(bundled: Disentangle
     assert bundled.carriers("background") == []
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_planted_factor_is_found_in_its_head_and_nowhere_else(seed: int) -> None:
+    planted = cv.compiled("factors", seed=seed)
+    images, factors = planted.factors(200, seed=seed)
+    found = disentanglement(planted.model, images, factors, "a*.h*", trees=30, progress=False)
+    for head, factor in {"a0.h0": "colour", "a0.h1": "shape"}.items():
+        assert [node for node, _ in found.carriers(factor)] == [head]
+        assert found.shares[found.nodes.index(head), found.factors.index(factor)] > 0.9
+    assert found.disentanglement[:2].min() > 0.8
+
+
 # -- tables of one's own, tokens, repeatability ----------------------------------------------------
 
 
@@ -139,7 +150,7 @@ def test_it_is_the_same_whatever_the_batch_and_honours_edits() -> None:
     model = cv.load("catdog-tiny")
     levels = {"species": ("cat", "dog"), "radius": (0.22, 0.28), "fur": LEVELS["fur"]}
     scenes, factors = factorial_scenes(levels)
-    images, options = 2 * draw_scenes(scenes) - 1, {"trees": 10, "progress": False}
+    images, options = 2 * draw_scenes(scenes) - 1, {"trees": 30, "progress": False}
     one = disentanglement(model, images, factors, batch_size=8, **options)
     other = disentanglement(model, images, factors, batch_size=3, **options)
     np.testing.assert_allclose(one.shares, other.shares, atol=1e-4)
@@ -167,8 +178,23 @@ def test_sites_are_read_where_they_are_asked_for() -> None:
     assert pooled.shares[0] == pytest.approx(1 / 3, abs=1e-6)
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_models_with_a_pool_or_without_a_class_token_are_read(class_token: bool) -> None:
+    family = import_timm().models.vision_transformer.VisionTransformer
+    module = family(
+        img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3, global_pool="map",
+        class_token=class_token,
+    )  # fmt: skip
+    levels = {"species": ("cat", "dog"), "fur": LEVELS["fur"], "background": LEVELS["background"]}
+    scenes, factors = factorial_scenes(levels)
+    pooled = cv.wrap(module.eval(), name="pooled")
+    found = disentanglement(pooled, draw_scenes(scenes, 16), factors, trees=0, progress=False)
+    assert found.nodes == ("a0.h0", "a0.h1", "m0", "pool.h0", "pool.h1", "pool.mlp")
+    assert found.shares.max(axis=1).min() > 0.1
+
+
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
-    found = of_units(torch.eye(3), trees=10)
+    found = of_units(torch.eye(3), trees=30)
     path = found.figure(most=3).save(tmp_path / "matrix.png")
     assert path.read_bytes() == found.figure(most=3).save(tmp_path / "again.png").read_bytes()
 
@@ -218,7 +244,7 @@ def test_other_bad_input_is_refused_before_anything_runs() -> None:
         ({"images": images}, "images without factors"),
         ({"factors": factors}, "factors without their images"),
         ({"images": images, "factors": factors, "each": "head"}, "each='node'"),
-        ({"images": images, "factors": factors, "trees": 2}, "at least 10 trees"),
+        ({"images": images, "factors": factors, "trees": 2}, "at least 30 trees"),
         ({"images": images, "factors": factors, "shuffles": 0}, "shuffles must be at least 1"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -23,11 +23,11 @@ def model() -> cv.Model:
     return cv.load("catdog-tiny")
 
 
-def gabor(side: int = 16) -> torch.Tensor:
-    """A patch filter: a wave across, fading towards the sides."""
+def waves(side: int = 16) -> torch.Tensor:
+    """A patch filter of two values, whose product with an image in a range is largest for itself."""
     place = (torch.arange(side) + 0.5) / side - 0.5
     row, column = torch.meshgrid(place, place, indexing="ij")
-    return torch.cos(2 * torch.pi * (1.5 * column + row)) * torch.exp(-12 * (row**2 + column**2))
+    return torch.cos(2 * torch.pi * (1.5 * column + row)).sign()
 
 
 def with_filter(pattern: torch.Tensor) -> cv.Model:
@@ -48,12 +48,13 @@ def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_of_a_linear_unit_the_image_is_its_filter() -> None:
-    pattern = gabor()
+    pattern = waves()
     toy = with_filter(pattern)
-    made = feature_visualisation(toy, "input@patch", unit=3, count=2, steps=40, jitter=0, progress=False)
+    options: dict[str, Any] = {"count": 2, "steps": 40, "rate": 0.2, "jitter": 0, "progress": False}
+    made = feature_visualisation(toy, "input[3]@patch", **options)
     axis = torch.zeros(8)
     axis[3] = 2.5
-    along = feature_visualisation(toy, "input", direction=axis, count=2, steps=40, jitter=0, progress=False)
+    along = feature_visualisation(toy, "input", direction=axis, **options)
     for image in made.images:
         assert correlation(image.mean(dim=0), pattern) > 0.9
     torch.testing.assert_close(along.images, made.images)
@@ -193,6 +194,7 @@ def test_a_neuron_of_the_real_model_answers_more_than_to_photographs(shared_data
     [
         ("m*.hidden", {"unit": 1}, "means 4 sites"),
         ("m3.hidden", {"unit": 999}, "has units 0 to"),
+        ("m3.hidden[4]@cls", {"unit": 4}, "names a unit already"),
         ("m3.hidden", {"unit": "cat"}, "has units 0 to"),
         ("m3.hidden", {"unit": 1, "direction": torch.ones(128)}, "a unit or a direction"),
         ("m3.hidden", {"direction": torch.ones(3)}, "a tensor of 128 numbers"),
