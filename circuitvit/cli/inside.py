@@ -469,7 +469,7 @@ def _row(text: str) -> str | float:
         return text
 
 
-@look("verification.deciders", sites="--sites NAME", tokens="--tokens NAME")
+@look(sites="--sites NAME", tokens="--tokens NAME", by="--by NAME")
 def deciders(
     model: ModelOptions,
     images: ImageOptions,
@@ -493,6 +493,8 @@ def deciders(
         sites: heads, mlps or patterns; heads and mlps by default. Can be repeated.
         tokens: at which they are patched: all, kind (all, and each kind alone) or each.
         by: sign: the answer is the sign of the metric; top: it is the top class.
+        seed: of p-values.
+        batch_size: pairs at once.
         out: the ending chooses the format: .png, .svg, .pdf or .json.
     """
     check_ending(out, (*FIGURES, ".json"))

@@ -230,6 +230,7 @@ class Registers:
                 names, values = zip(*rows, strict=True) if rows else ((), ())
                 axes.barh(range(len(names)), values, color=COLOURS["supports"], height=0.7)
                 axes.set_yticks(range(len(names)), names, fontsize=6.5)
+                axes.set_xlim(min(0.0, *values, 0.0), max(*values, 1.0 if axes is writes else 1e-3, 0.0))
                 axes.invert_yaxis()
                 axes.set_title(name if rows else f"{name}\n(there are none)")
         return figure

@@ -237,3 +237,32 @@ def test_the_corners_of_a_real_model_are_outliers(shared_data: Path) -> None:
     assert found.writers()[0][1] > 0.9
     assert found.readers()[0][0] in ("a10.h0", "a10.h1")
     assert found.readers()[0][1] > 0.6
+
+
+def test_commands_write_pictures_and_numbers(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    from typer.testing import CliRunner
+
+    from circuitvit.cli.inside import view
+
+    pairs = catdog_pairs(5, seed=0)
+    for side, shown in (("clean", pairs.clean), ("corrupt", pairs.corrupt)):
+        (tmp_path / side).mkdir()
+        for row, image in enumerate((shown.clamp(-1, 1) + 1) * 127.5):
+            pillow.fromarray(image.permute(1, 2, 0).byte().numpy()).save(tmp_path / side / f"{row}.png")
+
+    def run(*options: object) -> str:
+        result = CliRunner().invoke(view, [str(each) for each in options])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    out = tmp_path / "found.json"
+    said = run("registers", "--model", "catdog-tiny", tmp_path / "clean", "--z", 3, "--times", 1.02,
+               "--ways", "zero", "--out", out)  # fmt: skip
+    assert "written by" in said
+    assert json.loads(out.read_text())["of"] == "outliers"
+    said = run("deciders", "--model", "catdog-tiny", "--clean", tmp_path / "clean", "--corrupt",
+               tmp_path / "corrupt", "--target", "cat", "--foil", "dog", "--sites", "mlps",
+               "--out", out)  # fmt: skip
+    assert "carries over" in said
+    assert len(json.loads(out.read_text())["candidates"]) == 4
