@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import tuned_lens as tuned_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
 else:
@@ -134,7 +135,7 @@ else:
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
                 "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
-            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens",
+            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens tuned_lens",
             "circuitvit.views.comparison": "Comparison compare",
         },
         submodules=(

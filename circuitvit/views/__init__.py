@@ -22,6 +22,7 @@ from circuitvit.views.position import HeadPosition, PositionHeads, position_head
 from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.tuned_lens import LensAgreement, TunedLens, tuned_lens
 
 __all__ = [
     "AttentionPatterns",
@@ -30,12 +31,14 @@ __all__ = [
     "EffectHeatmap",
     "FaithfulnessCurve",
     "HeadPosition",
+    "LensAgreement",
     "LogitLens",
     "MethodCurve",
     "PatchEvidence",
     "PositionHeads",
     "SegmentationScore",
     "Subjects",
+    "TunedLens",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
@@ -46,4 +49,5 @@ __all__ = [
     "logit_lens",
     "patch_evidence",
     "position_heads",
+    "tuned_lens",
 ]
