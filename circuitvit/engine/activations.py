@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from circuitvit.models.sites import (
     Groups,
     Mask,
     Site,
-    Sites,
     TokenSpec,
     check_number_of,
     chosen,
@@ -217,7 +216,7 @@ def activations(
         >>> import circuitvit as cv
         >>> found = cv.load("catdog-tiny").activations(torch.zeros(2, 3, 48, 48), "m*.hidden", tokens="cls")
         >>> list(found), found["m0.hidden"].shape
-        (['m0.hidden', 'm1.hidden'], torch.Size([2, 1, 256]))
+        (['m0.hidden', 'm1.hidden', 'm2.hidden', 'm3.hidden'], torch.Size([2, 1, 128]))
     """
     if grad and (out is not None or not isinstance(images, Tensor)):
         raise OptionError("grad=True takes a tensor of images, and no file to write to")
@@ -278,10 +277,7 @@ def _asked(
         check_whole("the batch size (batch_size)", batch_size)
     found = as_images(images, model.preprocessing)
     check_size(found, model)
-    count = model.all_sites[0].shape[0]
-    if found.shape != model.preprocessing.shape:
-        count = model.tokens_at(*found.shape[-2:])
-    wanted = _wanted(model, model.all_sites, asked, tokens, groups, count)
+    wanted = _wanted(model, asked, tokens, groups, (found.shape[-2], found.shape[-1]))
     return found, wanted, model.batch_of(len(found), batch_size or BATCH)
 
 
@@ -454,23 +450,28 @@ class _Wanted:
 
 
 def _wanted(
-    model: Model, sites: Sites, names: Sequence[str], tokens: TokenSpec, groups: Groups | None, count: int
+    model: Model, names: Sequence[str], tokens: TokenSpec, groups: Groups | None, size: tuple[int, int]
 ) -> list[_Wanted]:
     """What is asked for, in order and once each.
 
     Args:
         model: whose.
-        sites: all of its.
         names: as they were given.
         tokens: for all that do not say their own.
         groups: whose names may be used.
-        count: of tokens of the images at hand.
+        size: height and width of the images at hand.
     """
+    count = model.n_tokens if size == model.preprocessing.shape[-2:] else model.tokens_at(*size)
+
+    @cache
+    def grid() -> tuple[int, ...]:
+        return model.grid_at(*size)
+
     found: dict[str, _Wanted] = {}
     for key in names:
         name, at, source = parsed(key)
         name, number = numbered(name)
-        for site in matching(sites, name):
+        for site in matching(model.all_sites, name):
             if site.kind == "logits" and at is not None:
                 raise OptionError("logits have no tokens")
             if source is not None and site.kind not in ("scores", "pattern"):
@@ -479,10 +480,10 @@ def _wanted(
             spec = tokens if at is None else at
             rows = columns = None
             if site.kind != "logits":
-                rows = _places(chosen(spec, rows_of, lambda: model.grid, groups), rows_of, site)
-                columns = _places(chosen(source, columns_of, lambda: model.grid, groups), columns_of, site)
+                rows = _places(chosen(spec, rows_of, grid, groups), rows_of, site)
+                columns = _places(chosen(source, columns_of, grid, groups), columns_of, site)
             kept = range(len(rows_of)) if rows is None else rows.tolist()
-            own = () if site.kind == "logits" else tuple(token_name(model, rows_of, place) for place in kept)
+            own = () if site.kind == "logits" else tuple(token_name(rows_of, place, grid) for place in kept)
             said = site.name
             if number is not None:
                 check_number_of(site, number)
@@ -528,7 +529,7 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
         reads = stage.read(stream)
         compact = stage.write(reads)
         if stage.is_readout:
-            found.update({each.name: compact for each in inside})
+            found.update({each.name: each.of(compact) for each in inside})
             break
         if inside:
             found.update(_inside(stage, reads, compact, inside))

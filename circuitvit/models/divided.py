@@ -126,11 +126,14 @@ class TimeAttention(_Grouped):
         return None if bias is None else F.pad(bias.expand(self.places * self.frames, -1), (0, 0, 1, 0))
 
     def total(self, compact: Tensor) -> Tensor:
-        tokens = 1 + self.places * self.frames  # one token may stand for all
-        return F.pad(super().total(compact).expand(-1, tokens, -1)[:, 1:], (0, 0, 1, 0))
+        return F.pad(self._each(super().total(compact))[:, 1:], (0, 0, 1, 0))
 
     def factored(self, compact: Tensor) -> Factored:
-        return super().factored(F.pad(compact[:, :, 1:], (0, 0, 1, 0)))
+        return super().factored(F.pad(self._each(compact)[..., 1:, :], (0, 0, 1, 0)))
+
+    def _each(self, x: Tensor) -> Tensor:
+        """Something of every token, where one may stand for all."""
+        return x.expand(*x.shape[:-2], 1 + self.places * self.frames, -1)
 
     def _mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "batch head token d_head"]:
         mixed = self._inside(*(self._by_place(read) for read in (query, key, value)))

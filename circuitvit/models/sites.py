@@ -227,14 +227,14 @@ def kinds_at(model: Model, site: Site, count: int) -> tuple[tuple[str, ...], tup
     return (before if site.kind in ("stream", "read") else after), before
 
 
-def token_name(model: Model, kinds: Sequence[str], place: int) -> str:
+def token_name(kinds: Sequence[str], place: int, grid_of: Callable[[], tuple[int, ...]]) -> str:
     """What to call a token: "cls", "reg 2", "latent 0", or "patch (3, 5)" for row and column, time first."""
     kind = kinds[place]
     alike = [each for each, other in enumerate(kinds) if other == kind]
     number = alike.index(place)
     if kind == PATCH:
         try:
-            grid = model.grid
+            grid = grid_of()
         except DataError:  # its patches form none
             return f"patch {number}"
         if prod(grid) != len(alike):
