@@ -115,7 +115,7 @@ class LensAgreement:
         names = ["E" if name == "embedding" else name.removeprefix("layer ") for name in self.positions]
         panels = ((self.kl_of, "KL from the model's output (nats)"), (self.agreement_of, "same top class"))
         with canvas.styled():
-            figure = canvas.blank(6.6, 2.9, f"Logit lens and tuned lens, {len(self.images)} held-out images")
+            figure = canvas.blank(6.6, 2.9, f"Logit lens and tuned lens, {len(self.images)} images")
             for axes, (of, title) in zip(figure.subplots(1, 2), panels, strict=True):
                 for lens, colour in zip(LENSES, (MUTED, canvas.PALETTE[0]), strict=True):
                     found = [of(lens, name) for name in self.positions]
