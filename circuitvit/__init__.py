@@ -120,6 +120,7 @@ if TYPE_CHECKING:
     from circuitvit.views import steer as steer
     from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views import top_images as top_images
+    from circuitvit.views import tuned_lens as tuned_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
 else:
@@ -148,7 +149,7 @@ else:
             "circuitvit.views": (
                 "attention_patterns difference_of_means direct_logit_attribution disentanglement "
                 "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
-                "registers steer token_ablations top_images"
+                "registers steer token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
         },

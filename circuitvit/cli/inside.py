@@ -553,6 +553,45 @@ def registers(
     show(f"\nwrote {out}")
 
 
+@look("views.tuned_lens", held_out="--held-out SHARE", save="--save FILE")
+def tuned_lens(
+    model: ModelOptions,
+    images: Images,
+    held_out: float = 0.25,
+    epochs: int = 30,
+    seed: int = 0,
+    save: Path | None = None,
+    out: Path = Path("tuned_lens.png"),
+) -> None:
+    """How early is the answer there? Trains a tuned lens, one affine map for each layer, and compares it with
+    the logit lens on images that are held out.
+
+    ```sh
+    circuitvit view tuned-lens --model vit_tiny_patch16_224 --checkpoint vit_tiny.safetensors photos/
+    ```
+
+    Args:
+        save: keep the lens, for `circuitvit view lens --tuned FILE`.
+    """
+    check_ending(out, FIGURES)
+    if save is not None:
+        check_ending(save, (".safetensors",), "--save")
+    found = cv.views.tuned_lens(
+        load_model(model), given_images(images), held_out=held_out, epochs=epochs, seed=seed
+    )
+    if save is not None:
+        write(save, found.save)
+    write(out, found.figure().save)
+    rows = [Row(name, f"{plain} -> {tuned}", f"{shares[0]} -> {shares[1]}")
+            for name, plain, tuned, *shares in found.held_out.table()]  # fmt: skip
+    title = (
+        f"KL from the output in nats, and share of images with its top class, of {len(found.held_out.images)}"
+    )
+    show_rows(f"{title}: logit lens -> tuned lens", rows, explain=True)
+    show_notes("Bear in mind", found.caveats)
+    show(f"\nwrote {out}")
+
+
 VIEWS: dict[str, tuple[object, str]] = {
     "knockouts": (knockouts, "Who must attend to whom."),
     "tokens": (tokens, "What is lost without some tokens."),
@@ -562,6 +601,7 @@ VIEWS: dict[str, tuple[object, str]] = {
     "visualise": (visualise, "Images that something in the model answers to most."),
     "heads": (heads, "Which heads are which: matches, places, tokens."),
     "equivariance": (equivariance, "Units that move with the image, and mirrored pairs."),
+    "tuned-lens": (tuned_lens, "What each layer holds, by maps that are trained to read it."),
     "top-images": (top_images, "What a head, neuron or class answers to most."),
     "deciders": (deciders, "Which heads and MLPs, patched alone, flip the answer of how many pairs."),
     "registers": (registers, "Who reads and writes registers and outlier patches, and what breaks without."),

@@ -33,12 +33,13 @@ TEXTS = {
 look = partial(command, "View", texts=TEXTS, **SHARED)
 
 
-@look(position="--position NAME", symbols="--symbols names|FILE")
+@look(position="--position NAME", symbols="--symbols names|FILE", tuned="--tuned FILE")
 def lens(
     model: ModelOptions,
     images: Images,
     position: list[str] | None = None,
     symbols: str | None = None,
+    tuned: Path | None = None,
     image: int = 0,
     no_picture: bool = False,
     out: Path = Path("lens.png"),
@@ -54,6 +55,7 @@ def lens(
         position: such as embedding or 'layer 5'; six by default. Can be repeated.
         symbols: names: emoji by the names of the classes; or a JSON file, a symbol for each class. Classes of
             one symbol have one colour.
+        tuned: a tuned lens of this model, a file that `circuitvit view tuned-lens --save` wrote.
         out: the ending chooses the format: .png, .svg, .pdf, .html or .txt.
     """
     check_ending(out, (*FIGURES, ".html", ".txt"))
@@ -62,7 +64,8 @@ def lens(
     if symbols is not None:
         own: Any = None if symbols == "names" else cv.graph.files.read_json(Path(symbols))
         table = cv.views.class_symbols(loaded, own)
-    found = cv.views.logit_lens(loaded, given_images(images))
+    maps = None if tuned is None else cv.views.TunedLens.load(tuned, loaded)
+    found = cv.views.logit_lens(loaded, given_images(images), tuned=maps)
     places: list[int | str] | None = list(position) if position else None
     if out.suffix == ".html":
         write_text(out, found.to_html(image, places, table, picture=not no_picture))
@@ -297,9 +300,9 @@ def _token(text: str) -> int | tuple[int, ...]:
     return tuple(map(int, parts)) if len(parts) > 1 else int(parts[0])
 
 
-def check_ending(out: Path, known: tuple[str, ...]) -> None:
+def check_ending(out: Path, known: tuple[str, ...], option: str = "--out") -> None:
     if out.suffix not in known:
-        raise OptionError(f"--out ends in {', '.join(known)}, not as {out.name!r}")
+        raise OptionError(f"{option} ends in {', '.join(known)}, not as {out.name!r}")
     if out.is_dir():
         raise FileError(f"cannot write {out}: it is a folder")
 

@@ -42,6 +42,7 @@ from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
 from circuitvit.views.tokens import TokenAblations, token_ablations
 from circuitvit.views.top_images import TopImages, top_images
+from circuitvit.views.tuned_lens import LensAgreement, TunedLens, tuned_lens
 from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "HeadPosition",
     "KindScore",
     "KnockOuts",
+    "LensAgreement",
     "Lift",
     "LinearProbes",
     "LogitLens",
@@ -76,6 +78,7 @@ __all__ = [
     "Subjects",
     "TokenAblations",
     "TopImages",
+    "TunedLens",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
@@ -99,4 +102,5 @@ __all__ = [
     "steer",
     "token_ablations",
     "top_images",
+    "tuned_lens",
 ]

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +50,16 @@ ROOM_FOR_TEXT = 160
 """Cells are written in only where a panel has at most this many, else their text would be too small."""
 
 
+class StreamMaps(Protocol):
+    """What is done to the stream before it is read, at each position: `circuitvit.views.TunedLens`."""
+
+    def check(self, model: Model, positions: Sequence[str]) -> None:
+        """Refuse a model, or positions, that the maps were not made for."""
+
+    def mapped(self, position: str, stream: Tensor) -> Tensor:
+        """The stream `(image, token, d_model)` as it would look at the end."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitLens:
     """Class logits of every token at every position of the residual stream.
@@ -66,6 +76,7 @@ class LogitLens:
         pooled_top: `(position, image)`: the top class of the whole readout.
         pooled_confidence: `(position, image)`: its probability.
         labels: short names of all classes that occur in `classes`, `top` and `pooled_top`.
+        title: what to call the lens in figures: "Logit lens", or "Tuned lens".
     """
 
     subjects: Subjects
@@ -78,6 +89,7 @@ class LogitLens:
     pooled_top: NDArray[np.int64]
     pooled_confidence: NDArray[np.float32]
     labels: Mapping[int, str]
+    title: str = "Logit lens"
 
     def position(self, wanted: int | str) -> int:
         """The place of a position by name or number; negative numbers count from the last.
@@ -147,7 +159,7 @@ class LogitLens:
             for each in map(self.position, positions or range(len(self.positions)))
         ]
         behind = self.subjects.pictures[row] if picture else None
-        return as_page(f"Logit lens of {self.subjects.names[row]}", tables, behind)
+        return as_page(f"{self.title} of {self.subjects.names[row]}", tables, behind)
 
     def figure(
         self,
@@ -184,7 +196,7 @@ class LogitLens:
         wide, high = canvas.proportions(sheet, 2.5, 9.0)
         with canvas.styled():
             size = max(wide * across, 5.0), (high + 0.25) * -(-len(chosen) // across) + 0.75
-            figure = canvas.blank(*size, f"Logit lens, {self.subjects.names[row]}")
+            figure = canvas.blank(*size, f"{self.title}, {self.subjects.names[row]}")
             axes = canvas.panels(figure, len(chosen), across)
             for axis, place, grid in zip(axes, chosen, grids, strict=True):
                 shares = self.subjects.on_sheet(self.confidence[place, row])
@@ -219,7 +231,7 @@ class LogitLens:
         steps = range(len(self.positions))
         look: dict[str, Any] = {"marker": "o", "markersize": 2.5, "linewidth": 1.2}
         with canvas.styled():
-            figure = canvas.blank(6.6, 2.9, f"Logit lens along the layers, {self.subjects.names[row]}")
+            figure = canvas.blank(6.6, 2.9, f"{self.title} along the layers, {self.subjects.names[row]}")
             left, right = figure.subplots(1, 2)
             for index, colour in zip(
                 classes or [self.classes[place] for place in last[:4]], canvas.PALETTE, strict=False
@@ -268,6 +280,7 @@ def logit_lens(
     *,
     detail: Detail = "layer",
     classes: Sequence[int | str] | None = None,
+    tuned: StreamMaps | None = None,
     batch_size: int | None = None,
 ) -> LogitLens:
     """The model's final norm and classifier at every position of the residual stream.
@@ -281,11 +294,12 @@ def logit_lens(
         detail: "layer" for the embedding and the end of each layer, "stage" also after each attention.
         classes: names or indices of those whose logits are kept; all by default. The top class is always
             that among all.
+        tuned: a tuned lens of this model, whose maps are applied first, to every token alike.
         batch_size: images run at once.
 
     Raises:
         NameNotFoundError: for an unknown class.
-        OptionError: for an unknown detail, or a model without classes.
+        OptionError: for an unknown detail, a model without classes, or a tuned lens of another model.
         DataError: for images that cannot be used.
 
     Example:
@@ -295,16 +309,14 @@ def logit_lens(
         >>> lens.positions[0], lens.positions[-1], lens.top_on_grid().shape
         ('embedding', 'layer 3', (1, 6, 6))
     """
-    if not model.has_classes:
-        raise OptionError(
-            f"{model.name} has no classes, so no token can be seen as one: put a classifier on its features "
-            "with cv.fit_head or cv.with_head"
-        )
-    found = images_of(model, images)
+    refuse_without_classes(model)
     places = positions_of(model, detail)
+    if tuned is not None:
+        tuned.check(model, tuple(places.values()))
+    found = images_of(model, images)
     kept = range(model.n_logits) if classes is None else [class_index(model, each) for each in classes]
     columns = list(dict.fromkeys(kept))
-    parts = [_looked(model, batch, list(places), columns) for batch in batches_of(model, found, batch_size)]
+    parts = [_looked(model, batch, places, columns, tuned) for batch in batches_of(model, found, batch_size)]
     logits, pooled, top, confidence, pooled_top, pooled_confidence = (
         np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
     )
@@ -320,7 +332,21 @@ def logit_lens(
         pooled_top,
         pooled_confidence,
         {index: class_label(model, index) for index in seen},
+        "Logit lens" if tuned is None else "Tuned lens",
     )
+
+
+def refuse_without_classes(model: Model) -> None:
+    """Refuse a model whose outputs are features.
+
+    Raises:
+        OptionError: saying how to put a classifier on it.
+    """
+    if not model.has_classes:
+        raise OptionError(
+            f"{model.name} has no classes, so no token can be seen as one: put a classifier on its features "
+            "with cv.fit_head or cv.with_head"
+        )
 
 
 def positions_of(model: Model, detail: Detail) -> dict[int, str]:
@@ -376,12 +402,20 @@ def token_logits(model: Model, stream: Tensor) -> Float[Tensor, "image token cla
 
 
 @torch.no_grad()
-def _looked(model: Model, images: Tensor, places: list[int], columns: list[int]) -> Iterator[NDArray[Any]]:
+def _looked(
+    model: Model,
+    images: Tensor,
+    places: Mapping[int, str],
+    columns: list[int],
+    tuned: StreamMaps | None,
+) -> Iterator[NDArray[Any]]:
     """Arrays with the position first and the image second, in the order of the fields of `LogitLens`."""
     run = capture(model, images)
     found: list[tuple[Tensor, ...]] = []
-    for place in places:
+    for place, name in places.items():
         stream = run.stream(place)
+        if tuned is not None:
+            stream = tuned.mapped(name, stream)
         logits, pooled = token_logits(model, stream), _read(model, stream)
         best, best_pooled = logits.softmax(dim=-1).max(dim=-1), pooled.softmax(dim=-1).max(dim=-1)
         found.append((logits[..., columns], pooled[..., columns], best.indices, best.values,
