@@ -100,14 +100,16 @@ def test_values_are_those_of_the_plain_model(model: cv.Model) -> None:
 # -- circuits and functions ----------------------------------------------------------------------
 
 
-def test_of_a_circuit_it_is_the_logit_with_the_rest_ablated(model: cv.Model) -> None:
+@pytest.mark.parametrize("groups", [None, "kind"])
+def test_of_a_circuit_it_is_the_logit_with_the_rest_ablated(model: cv.Model, groups: str | None) -> None:
     pairs = catdog_pairs(6, seed=0)
-    task = cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit("cat"), ablation="mean")
+    task = cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit("cat"), ablation="mean", groups=groups)
     circuit = cv.attribute(model, task, "eap", progress=False).connected(30)
     made = feature_visualisation(model, circuit, unit="cat", task=task, reference=pairs.clean, **QUICK)
     evaluator = cv.engine.Evaluator(task.prepare(model))
     np.testing.assert_allclose(made.reference, evaluator.measure([circuit])[0].values, atol=1e-4)
-    whole = feature_visualisation(model, cv.Circuit.full(model.graph), unit="cat", task=task, **QUICK)
+    full = cv.Circuit.full(circuit.graph)
+    whole = feature_visualisation(model, full, unit="cat", task=task, **QUICK)
     plain = feature_visualisation(model, "logits", unit="cat", **QUICK)
     np.testing.assert_allclose(whole.history, plain.history, atol=1e-3)
     assert made.label == f"cat in a circuit of {len(circuit)} edges"
