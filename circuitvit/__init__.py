@@ -107,17 +107,21 @@ if TYPE_CHECKING:
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_patterns as attention_patterns
+    from circuitvit.views import difference_of_means as difference_of_means
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
     from circuitvit.views import disentanglement as disentanglement
     from circuitvit.views import equivariance as equivariance
     from circuitvit.views import feature_visualisation as feature_visualisation
     from circuitvit.views import head_kinds as head_kinds
+    from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import registers as registers
+    from circuitvit.views import top_images as top_images
+    from circuitvit.views import steer as steer
+    from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
-    from circuitvit.views.top_images import top_images as top_images
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -143,10 +147,12 @@ else:
             ),
             "circuitvit.views": (
                 "attention_patterns direct_logit_attribution disentanglement equivariance "
-                "feature_visualisation head_kinds linear_probes logit_lens registers"
+                "feature_visualisation head_kinds linear_probes logit_lens registers top_images"
+                "attention_patterns difference_of_means direct_logit_attribution disentanglement "
+                "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
+                "registers steer token_ablations"
             ),
             "circuitvit.views.comparison": "Comparison compare",
-            "circuitvit.views.top_images": "top_images",
         },
         submodules=(
             "attribution datasets engine errors export graph groundtruth models pruning tasks testing "

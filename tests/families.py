@@ -28,7 +28,7 @@ from tests.models import (
 )
 from tests.reference.hooked import HookedModule, Receiver
 from tests.reference.sites import Original
-from tests.rightness import finished, micro
+from tests.rightness import micro
 
 
 @dataclass(frozen=True)

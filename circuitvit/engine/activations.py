@@ -216,7 +216,7 @@ def activations(
         >>> import circuitvit as cv
         >>> found = cv.load("catdog-tiny").activations(torch.zeros(2, 3, 48, 48), "m*.hidden", tokens="cls")
         >>> list(found), found["m0.hidden"].shape
-        (['m0.hidden', 'm1.hidden'], torch.Size([2, 1, 256]))
+        (['m0.hidden', 'm1.hidden', 'm2.hidden', 'm3.hidden'], torch.Size([2, 1, 128]))
     """
     if grad and (out is not None or not isinstance(images, Tensor)):
         raise OptionError("grad=True takes a tensor of images, and no file to write to")
@@ -529,7 +529,7 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
         reads = stage.read(stream)
         compact = stage.write(reads)
         if stage.is_readout:
-            found.update({each.name: compact for each in inside})
+            found.update({each.name: each.of(compact) for each in inside})
             break
         if inside:
             found.update(_inside(stage, reads, compact, inside))

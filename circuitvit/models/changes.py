@@ -118,7 +118,7 @@ def add(direction: Tensor, scale: float = 1.0, tokens: TokenSpec = None) -> Add:
         >>> import torch
         >>> import circuitvit as cv
         >>> cv.load("catdog-tiny").edit({"resid1": cv.add(torch.ones(64), scale=4, tokens="cls")})
-        Model(catdog-tiny, edited (resid1): 4 stages, 157 edges, input 3x48x48, 2 classes)
+        Model(catdog-tiny, edited (resid1): 8 stages, 479 edges, input 3x48x48, 4 classes)
     """
     check_number("scale", scale, -float("inf"))
     return Add(_direction(direction), float(scale), tokens)

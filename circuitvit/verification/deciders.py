@@ -1,22 +1,22 @@
-"""The decider head, in general: which heads and MLPs flip the answer of how many pairs, and whether the one that
-decides the first photograph decides the others.
+"""The decider head, in general: which heads and MLPs flip the answer of how many pairs, and whether the one
+that decides the first photograph decides the others.
 
-`flip_search` says of one pair which single patch makes the model see another class. That a head did so once is
-an anecdote: with 36 heads tried, some head flips something. `deciders` patches every candidate in many pairs and
-asks three questions.
+`flip_search` says of one pair which single patch makes the model see another class. That a head did so once
+is an anecdote: with 36 heads tried, some head flips something. `deciders` patches every candidate in many
+pairs and asks three questions.
 
 **How often?** The share of pairs that each candidate flips, with the exact interval of Clopper and Pearson.
 Intervals are of each candidate alone. Of many candidates the best looks better than it is, so each also has a
-p-value for the whole family: candidates change names within each pair at random, which keeps how many flip each
-pair and forgets which, and the p-value is how often the best of them then does as well (the maximum statistic of
-Westfall and Young 1993, "Resampling-Based Multiple Testing").
+p-value for the whole family: candidates change names within each pair at random, which keeps how many flip
+each pair and forgets which, and the p-value is how often the best of them then does as well (the maximum
+statistic of Westfall and Young 1993, "Resampling-Based Multiple Testing").
 
-**Does it carry over?** The *decider* of a pair is, of the candidates that flip it, the one that moves the metric
-farthest towards the other image. `transfer` is the share of the other pairs that it flips, averaged over pairs;
-`chance` is that of a candidate drawn at random.
+**Does it carry over?** The *decider* of a pair is, of the candidates that flip it, the one that moves the
+metric farthest towards the other image. `transfer` is the share of the other pairs that it flips, averaged
+over pairs; `chance` is that of a candidate drawn at random.
 
-**Do pairs agree?** Spearman's correlation of what the candidates do to one pair with the mean of what they do to
-all others.
+**Do pairs agree?** Spearman's correlation of what the candidates do to one pair with the mean of what they do
+to all others.
 
 What is patched is what the candidate wrote in the paired run, at the same tokens, so nothing is said of pairs
 that are told apart by many heads together: no single one flips them.
@@ -63,7 +63,7 @@ class DeciderHeads:
     Only pairs that the model gets right without a patch are here: on the others there is no answer to flip.
 
     Attributes:
-        names: of the candidates: `a11.h0`, `m3`, `a5.h2.pattern`; at a token set other than all, `a11.h0@cls`.
+        names: of the candidates: `a11.h0`, `m3`, `a5.h2.pattern`; at a set of tokens `a11.h0@cls`.
         places: layer and head of each for a map, such as (11, 0); head -1 for an MLP.
         tokens: the token set that each is patched at.
         pairs: names of the pairs.
@@ -92,7 +92,7 @@ class DeciderHeads:
 
     @property
     def toward(self) -> Float[NDArray[np.float64], "candidate pair"]:
-        """The change of the metric towards the other run: positive where a patch speaks for the other image."""
+        """The change of the metric towards the other run: positive where a patch speaks for its image."""
         return self.changes * np.sign(self.other - self.base)
 
     @cached_property
@@ -102,7 +102,7 @@ class DeciderHeads:
 
     @cached_property
     def p_values(self) -> Float[NDArray[np.float64], " candidate"]:
-        """Of each rate, for all candidates together: how often the best of randomly named ones does as well."""
+        """Of each rate, for all candidates together: how often the best of random ones does as well."""
         return np.array([rank_p(rate, self._drawn[0]) for rate in self.flips.mean(axis=1)])
 
     @cached_property
@@ -154,7 +154,7 @@ class DeciderHeads:
 
     @property
     def best_of_others(self) -> Estimate:
-        """The share of pairs flipped by the candidate that flips most of the *other* pairs: an honest best."""
+        """The share of pairs flipped by the candidate that flips most of the *other* pairs."""
         rest = self.flips.sum(axis=1, keepdims=True) - self.flips
         moved = self.toward.sum(axis=1, keepdims=True) - self.toward
         best = [np.lexsort((-moved[:, pair], -rest[:, pair]))[0] for pair in range(len(self.pairs))]
@@ -186,8 +186,8 @@ class DeciderHeads:
         """What to keep in mind with these numbers."""
         n, undecided = len(self.pairs), int((self.deciders < 0).sum())
         said = [
-            f"{counted(len(self.names), 'candidate')} were tried: an interval is of one candidate alone, and of "
-            f"the best it is too high. p is for all of them together"
+            f"{counted(len(self.names), 'candidate')} were tried: an interval is of one candidate alone, and "
+            "of the best it is too high; p is for all of them together"
         ]
         if self.left_out:
             said.append(
@@ -248,6 +248,8 @@ class DeciderHeads:
             right.plot(column, row, "o", color="black", markersize=1.8)
             right.set_yticks(range(len(shown)), [self.names[place] for place in shown], fontsize=6.5)
             right.set_xlabel("pair")
+            right.xaxis.get_major_locator().set_params(integer=True)
+            right.xaxis.get_major_locator().set_params(integer=True)
             right.set_title("change towards the other image; dot: the answer flips")
             figure.colorbar(image, ax=right, shrink=0.8, label="units of the metric")
         return figure
@@ -380,8 +382,8 @@ def deciders(
         told, flips = base_tops != other_tops, found.tops[:-2] != base_tops
     if not told.any():
         raise DataError(
-            f"the model tells none of {counted(len(told), 'pair')} apart without a patch ({prepared.metric.label}"
-            "): name the classes, or give images that it gets right"
+            f"the model tells none of {counted(len(told), 'pair')} apart without a patch "
+            f"({prepared.metric.label}): name the classes, or give images that it gets right"
         )
     names = [f"{one} | {two}" for one, two in zip(prepared.base.names, prepared.reference.names, strict=True)]
     return DeciderHeads(

@@ -405,7 +405,8 @@ def _patching(patch: Callable[..., Tensor], *where: int) -> Run:
 
 def token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[str, Tensor]:
     """The sets of tokens by name, as masks `(token,)`."""
-    parts = token_parts(model, capture(model, prepared.base.take(0, 1).to(model.device, model.dtype)))
+    bare = model.bare or model  # whose tokens are the same, whatever number of images edits are for
+    parts = token_parts(bare, capture(bare, prepared.base.take(0, 1).to(model.device, model.dtype)))
     own, *others = parts.items()
     kinds = (*model.token_kinds(len(own[1])), *(part for part, mine in others for _ in mine))
     n = len(kinds)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class Equivariance:
 
     Attributes:
         transforms: names.
-        units: such as "a5.h2", "a5.h2.pattern" or "m3.hidden 17".
+        units: such as "a5.h2", "a5.h2.pattern" or "m3.hidden[17]".
         groups: which units are matched with one another: places in `units`, by the name of the group.
         equivariant, invariant, pooled, control: see the top of this module.
         matches: by group, `(transform, unit, unit)`; the first unit sees the transformed image.
@@ -198,7 +198,8 @@ class Equivariance:
                     colour = canvas.PALETTE[number % len(canvas.PALETTE)] if number < named else INK
                     ends = [self.units.index(pair.one), self.units.index(pair.other)]
                     label = f"{pair.one}, {pair.other}" if number < named else None
-                    axis.scatter(own[ends], best[ends], s=9, color=colour, linewidths=0, label=label)
+                    look: dict[str, Any] = {"s": 12, "zorder": 3} if label else {"s": 4, "alpha": 0.5}
+                    axis.scatter(own[ends], best[ends], color=colour, linewidths=0, label=label, **look)
                 axis.axline((0, 0), slope=1, color=MUTED, linewidth=0.5, linestyle=(0, (4, 3)))
                 axis.set(xlim=(-0.5, 1.05), ylim=(-0.5, 1.05))
                 axis.set_title(f"{transform}: {len(pairs)} pair{'s' * (len(pairs) != 1)}")
@@ -232,7 +233,8 @@ def equivariance(
     Args:
         model: from `load`, `wrap` or `edit`.
         images: at least 8, preprocessed, or paths.
-        transforms: of `circuitvit.views.equivariance.MOVES`.
+        transforms: of "mirror", "flip" (top for bottom), "rotate 90", "rotate 180", "shift" (by a patch to
+            the right, and round the end) and "recolour" (red becomes green, green blue, blue red).
         sites: names of sites, see `model.sites`; all heads by default.
         content: take away what a unit does at a patch in every image alike. Without it heads that look by
             place alone, "previous" and "next", are found as pairs, and no match between images is asked for.
@@ -359,7 +361,7 @@ class _Runs:
         spec = self.model.preprocessing
         mean, std = images.new_tensor((spec.mean, spec.std))[:, :, None, None]
         pixels: Tensor = (images * std + mean).roll(1, dims=-3)
-        return (pixels - mean) / std
+        return torch.sub(pixels, mean).div(std)
 
     def moved(self, maps: Tensor, group: str, name: str) -> Tensor:
         """Maps, moved as the patches are."""
@@ -471,4 +473,4 @@ def _own(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _unit_names(site: Site) -> list[str]:
-    return [f"{site.name} {unit}" for unit in range(_n_units(site))] if site.kind == "hidden" else [site.name]
+    return [f"{site.name}[{unit}]" for unit in range(_n_units(site))] if site.kind == "hidden" else [site.name]

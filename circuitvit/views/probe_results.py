@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from scipy.special import log_softmax
 from torch import Tensor
 
 from circuitvit.engine import progress_bar
@@ -26,7 +25,8 @@ from circuitvit.models import Model
 from circuitvit.models.sites import TokenSpec, chosen
 from circuitvit.tasks.task import batches_of
 from circuitvit.verification.statistics import Estimate, mean_interval, share_interval
-from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
+from circuitvit.views.probe_scores import ProbeScores, number_of, site_panels, spread
+from circuitvit.views.subjects import ImageSpec, images_of, subjects_of
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -35,7 +35,6 @@ Reads = Literal["mean", "any", "each"]
 """What a probe reads: the mean of a place's tokens, any single one of them, or one token that is its own."""
 
 SCHEMA = "circuitvit.probes/1"
-MOST_PANELS = 16
 MOST_LINES = 8
 
 _NAMES = {"type": "array", "items": TEXT, "minItems": 1}
@@ -191,7 +190,7 @@ class LinearProbes:
         subjects = subjects_of(model, pictures)
         number, count = self._place(place), len(subjects.kinds)
         if tokens is not None:
-            mask = chosen(tokens, subjects.kinds, lambda: model.grid).of(subjects.kinds)
+            mask = chosen(tokens, subjects.kinds, lambda: subjects.grid).of(subjects.kinds)
             asked = np.ones((1, count), bool) if mask is None else np.atleast_2d(mask.numpy())
         else:
             asked = self.tokens if self.reads == "each" else self.tokens[[number]]
@@ -286,10 +285,10 @@ class LinearProbes:
     def _maps(self, sites: Sequence[str] | None) -> Picture:
         from circuitvit.views import canvas
 
-        shown = _spread(self.sites) if sites is None else [self.sites[self._site(each)] for each in sites]
+        shown = spread(self.sites) if sites is None else [self.sites[self._site(each)] for each in sites]
         sheet = Sheet(self.grid)
         with canvas.styled():
-            figure, panels = _panels(len(shown), sheet, self._title)
+            figure, panels = site_panels(len(shown), sheet, self._title)
             scale = canvas.scale(np.array([self.chance, 1.0]))
             look: dict[str, Any] = {"norm": scale, "cmap": canvas.rising_colours()}
             for axes, site in zip(panels, shown, strict=True):
@@ -358,10 +357,10 @@ class LinearProbes:
         return self.sites.index(wanted)
 
     def _place(self, wanted: int | str) -> int:
-        return _number("place", wanted, self.places)
+        return number_of("place", wanted, self.places)
 
     def _class(self, wanted: int | str) -> int:
-        return _number("class", wanted, self.classes)
+        return number_of("class", wanted, self.classes)
 
     def __repr__(self) -> str:
         where = f"place {self.places[0]}" if len(self.places) == 1 else f"{len(self.places)} places"
@@ -370,83 +369,6 @@ class LinearProbes:
             f"LinearProbes({self.model}: {len(self.classes)} classes, {sites}, {where}, "
             f"{len(self.images)} images)"
         )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ProbeScores:
-    """What probes say of single tokens of some images.
-
-    Attributes:
-        subjects: the images.
-        sites: names of what is probed.
-        classes: that are told apart.
-        logits: `(site, image, token, class)`; NaN of tokens that were not asked.
-    """
-
-    subjects: Subjects
-    sites: tuple[str, ...]
-    classes: tuple[str, ...]
-    logits: Float[NDArray[np.float32], "site image token class"]
-
-    def log_odds(self, of: int | str) -> Float[NDArray[np.float32], "site image token"]:
-        """The log-odds of a class against all others, in nats.
-
-        Raises:
-            NameNotFoundError, OptionError: if there is no such class.
-        """
-        number = _number("class", of, self.classes)
-        with np.errstate(invalid="ignore"):
-            others = np.logaddexp.reduce(np.delete(self.logits, number, axis=-1), axis=-1)
-        found: NDArray[np.float32] = self.logits[..., number] - others
-        return found
-
-    def probability(self, of: int | str) -> Float[NDArray[np.float32], "site image token"]:
-        """The probability of a class, 0 to 1, as the probe says it."""
-        number = _number("class", of, self.classes)
-        found: NDArray[np.float32] = np.exp(log_softmax(self.logits, axis=-1)[..., number])
-        return found
-
-    def figure(
-        self, of: int | str = 0, image: int = 0, *, sites: Sequence[str] | None = None, picture: bool = True
-    ) -> Picture:
-        """The log-odds of a class at each patch, a panel for each site, on one scale: blue is for it.
-
-        Args:
-            of: the class, by name or number.
-            image: which.
-            sites: which; by default all, or 16 of them.
-            picture: whether the image lies behind.
-
-        Raises:
-            NameNotFoundError, OptionError: if there is no such class, image or site.
-        """
-        from circuitvit.views import canvas
-
-        row, number = self.subjects.index(image), _number("class", of, self.classes)
-        shown = _spread(self.sites) if sites is None else list(sites)
-        places = [_number("site", each, self.sites) for each in shown]
-        values = self.log_odds(number)[places, row]
-        look: dict[str, Any] = {"norm": canvas.even_norm(values, 0.98), "cmap": canvas.signed_colours()}
-        look["alpha"], sheet = 0.75 if picture else 1.0, self.subjects.sheet
-        behind = self.subjects.pictures[row] if picture else None
-        name = canvas.label(self.classes[number], 30)
-        with canvas.styled():
-            title = f"How much {name} each patch knows, {self.subjects.names[row]}"
-            figure, panels = _panels(len(shown), sheet, title)
-            for axes, site, each in zip(panels, shown, values, strict=True):
-                drawn = canvas.overlay(axes, self.subjects.on_sheet(each), behind, sheet=sheet, **look)
-                axes.set_title(canvas.label(site), loc="left", fontweight="bold")
-                before = [
-                    f"{self.subjects.token_name(token)} {each[token]:+.1f}"
-                    for token in range(self.subjects.n_prefix)
-                    if np.isfinite(each[token])
-                ]
-                axes.set_xlabel(canvas.label(", ".join(before)), color=MUTED)
-            figure.colorbar(drawn, ax=panels, shrink=0.7, label=f"log-odds of {name} (nats)", extend="both")
-        return figure
-
-    def __repr__(self) -> str:
-        return f"ProbeScores({len(self.subjects)} images, {len(self.sites)} sites: {', '.join(self.classes)})"
 
 
 # -- inside --------------------------------------------------------------------------------------
@@ -470,33 +392,6 @@ def _estimate(
     if np.isin(shares, (0, 1)).all() and len(np.unique(clusters)) == len(clusters):
         return share_interval((shares == 1).tolist())
     return mean_interval(shares, clusters=clusters)
-
-
-def _number(kind: str, wanted: int | str, names: Sequence[str]) -> int:
-    """The place of a name, or of a number that is counted from the end where negative."""
-    if isinstance(wanted, str):
-        if wanted not in names:
-            raise unknown_name(kind, wanted, names)
-        return names.index(wanted)
-    if not -len(names) <= wanted < len(names):
-        raise OptionError(f"there is no {kind} {wanted}: there are {len(names)}, counted from 0")
-    return wanted % len(names)
-
-
-def _spread(sites: Sequence[str]) -> list[str]:
-    """Sites for panels, from the first to the last."""
-    places = np.linspace(0, len(sites) - 1, min(len(sites), MOST_PANELS)).round().astype(int)
-    return [sites[place] for place in places]
-
-
-def _panels(count: int, sheet: Sheet, title: str) -> tuple[Picture, list[Any]]:
-    """A figure with a panel for each site."""
-    from circuitvit.views import canvas
-
-    across = min(count, 3 if count <= 6 else 5) if sheet.frames == 1 else 1
-    wide, high = canvas.proportions(sheet, 1.9, 9.0)
-    figure = canvas.blank(max(wide * across + 0.8, 4.0), (high + 0.25) * -(-count // across) + 0.4, title)
-    return figure, canvas.panels(figure, count, across)
 
 
 def _check_tensors(path: Path, said: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:

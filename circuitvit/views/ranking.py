@@ -229,11 +229,7 @@ class Tally:
                 continue  # a kind of token before the patches
             top = np.bincount(image[own[image, patch]], minlength=images)
             share, base = float(top.sum() / len(image)), float(own.mean())
-            try:
-                lift = ratio_interval(top, own.sum(axis=1) * (len(image) / own.size))
-            except DataError:  # too few images have it for an interval
-                lift = Estimate(share / base)
-            yield Lift(name, share, base, lift)
+            yield Lift(name, share, base, _ratio(top, own.sum(axis=1) * (len(image) / own.size)))
 
     def _caveats(self, lifts: Sequence[Lift]) -> Iterator[str]:
         if self.top.values[0] == self.bottom.values[0]:
@@ -245,3 +241,16 @@ class Tally:
         several = len(np.unique(self.best.places // self.patches)) if lifts else FEW
         if several < FEW:
             yield f"the top patches come from {several} of {len(self.values)} images"
+
+
+def _ratio(top: NDArray[np.int64], every: NDArray[np.float64]) -> Estimate:
+    """A lift with its interval; without one where too few images have the object, or none of the top is on
+    it, which resampling could not change.
+    """
+    alone = Estimate(float(top.sum() / every.sum()))
+    if not top.any():
+        return alone
+    try:
+        return ratio_interval(top, every)
+    except DataError:
+        return alone

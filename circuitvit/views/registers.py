@@ -1,36 +1,40 @@
 """Registers, and patches that act as such: which heads read them, who writes them, what breaks without.
 
-A register is a token that stands for no part of the image, so that a model has somewhere to keep what it works
-out. Models without any make their own: in middle layers a few patches of low information take on a norm many
-times that of the others and hold what is true of the whole image (Darcet et al. 2024, "Vision Transformers Need
-Registers", arXiv:2309.16588; Sun et al. 2024, "Massive Activations in Large Language Models", arXiv:2402.17762).
+A register is a token that stands for no part of the image, so that a model has somewhere to keep what it
+works out. Models without any make their own: in middle layers a few patches of low information take on a norm
+many times that of the others and hold what is true of the whole image (Darcet et al. 2024, "Vision
+Transformers Need Registers", arXiv:2309.16588; Sun et al. 2024, "Massive Activations in Large Language
+Models", arXiv:2402.17762).
 
-**Outliers** are patches whose norm in the stream exceeds, at one position of the stream, both `times` its median
-over all patches of all images and the median by `z` robust standard deviations (1.4826 times the median absolute
-deviation). A threshold always finds the end of a tail, so it is also said how many patches lie within 10 % of it
-for each outlier: 0 where outliers are a group of their own, 1 or more where they are but a tail.
+**Outliers** are patches whose norm in the stream exceeds, at one position of the stream, both `times` its
+median over all patches of all images and the median by `z` robust standard deviations (1.4826 times the
+median absolute deviation). A threshold always finds the end of a tail, so it is also said how many patches
+lie within 10 % of it for each outlier: 0 where outliers are a group of their own, 1 or more where they are
+but a tail.
 
-**Read**: the share of attention that the class token, and that ordinary patches, pay to these tokens; and the same
-with each key's attention weighted by the length of what its value adds, as heads may rest where values are short.
+**Read**: the share of attention that the class token, and that ordinary patches, pay to these tokens; and the
+same with each key's attention weighted by the length of what its value adds, as heads may rest where values
+are short.
 
-**Written**: the mean length of what a node writes at these tokens, beside ordinary patches; and its push, the share
-of the tokens' length at the chosen position of the stream which lies in what the node wrote: with the constants
-(biases of the attention outputs) the pushes sum to 1.
+**Written**: the mean length of what a node writes at these tokens, beside ordinary patches; and its push, the
+share of the tokens' length at the chosen position of the stream which lies in what the node wrote: with the
+constants (biases of the attention outputs) the pushes sum to 1.
 
-**Broken**: what happens to the output when nobody else attends to them (`knock-out`, attention shared out among the
-rest), or when at every layer's input they are `zero`, their `mean` over images, or those of another image
-(`shuffled`). Zero takes the model where it never was, so it overstates; a mean keeps what is the same in every
-image, and a shuffle asks for what is of *this* image. For outliers the same is done to as many random other
-patches of the same images.
+**Broken**: what `token_ablations` says of losing them at that position: nobody attends to them from there on,
+or each is its mean over images, that of another image, or 0. For outliers the same is done to as many random
+other patches of the same images. Means and shuffles are by place: where outliers stay in their places, as
+corners, that keeps that they are outliers and loses what is of *this* image; where they move, it makes them
+ordinary patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -50,53 +54,27 @@ from circuitvit.errors import (
 )
 from circuitvit.export.style import COLOURS
 from circuitvit.graph import RESIDUAL
-from circuitvit.models import Model, knock_out
+from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
-from circuitvit.models.sites import LATENT, PATCH, stream_names
-from circuitvit.tasks import TokenGroups
-from circuitvit.tasks.classes import class_indices
+from circuitvit.models.sites import PATCH, stream_names
 from circuitvit.tasks.images import Images
-from circuitvit.tasks.metrics import ClassSpec, divergence
-from circuitvit.tasks.task import BATCH, batches_of
-from circuitvit.verification.statistics import Estimate, mean_interval, share_interval
+from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions, weighted_pattern
+from circuitvit.views.outcomes import FIGURES, Figure, MetricSpec, told
 from circuitvit.views.subjects import ImageSpec, images_of
+from circuitvit.views.tokens import TokenAblations, Way, token_ablations
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
 
-WAYS = ("knock-out", "zero", "mean", "shuffled")
-"""How tokens are taken out."""
-
 QUERIES = ("cls", PATCH)
-"""Who reads: the class token (of a pool: its latents), and patches that are not among the tokens in question."""
+"""Who reads: the class token (of a pool: its latents), and patches that are not themselves meant."""
 
 NEAR = 0.1
 """How near the threshold a norm is counted as near it."""
 
 LISTED = 8
 """Heads and nodes in a table or a figure."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What the output is without some tokens.
-
-    Attributes:
-        tokens: "registers", "outliers" or "random patches".
-        way: one of `WAYS`.
-        cosine: between the outputs with and without.
-        agreement: share of images whose top class stays; None for a model without classes.
-        kl: of the prediction without from the one with, in nats; None likewise.
-        accuracy: share of images whose top class is the label; None without labels.
-    """
-
-    tokens: str
-    way: str
-    cosine: Estimate
-    agreement: Estimate | None
-    kl: Estimate | None
-    accuracy: Estimate | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +89,7 @@ class Registers:
         positions: of the stream: "resid0" ... "residL".
         norms: of every token at every position, `(image, position, token)`, float32.
         thresholds: the norm above which a patch is an outlier, `(position,)`.
-        at: the position at which the tokens are looked at: of registers the last.
+        at: the position at which the tokens are looked at, and lost.
         special: the tokens in question, `(image, token)`.
         heads: names.
         attention: share that is paid to them, `(head, query)`, queries as `QUERIES`.
@@ -120,8 +98,8 @@ class Registers:
         nodes: names of the nodes that write to the stream, with "input".
         written: mean length of what each writes at these tokens, and at ordinary patches, `(node, 2)`.
         pushes: share of these tokens' length at `at` that each wrote, `(node,)`; NaN for what comes after.
-        removals: what breaks without them; empty where there are none.
-        accuracy: with nothing removed, on the images that removals are of; None without labels.
+        broken: what is lost without them, for sets of tokens called as `of`, and "random patches" beside
+            outliers; None where there are none, or it was not asked for.
     """
 
     of: str
@@ -140,18 +118,17 @@ class Registers:
     nodes: tuple[str, ...]
     written: Float[NDArray[np.float64], "node 2"]
     pushes: Float[NDArray[np.float64], " node"]
-    removals: tuple[Removal, ...]
-    accuracy: Estimate | None
+    broken: TokenAblations | None
 
     @cached_property
     def outliers(self) -> Bool[NDArray[np.bool_], "image position token"]:
         """Which patches are outliers, at each position of the stream."""
-        return (self.norms > self.thresholds[:, None]) & (np.array(self.kinds) == PATCH)
+        return np.asarray((self.norms > self.thresholds[:, None]) & (np.array(self.kinds) == PATCH))
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """How many outliers there are at each position, in all images, `(position,)`."""
-        return self.outliers.sum(axis=(0, 2))
+        return np.asarray(self.outliers.sum(axis=(0, 2)))
 
     @property
     def near(self) -> Float[NDArray[np.float64], " position"]:
@@ -164,7 +141,7 @@ class Registers:
     def where(self) -> Float[NDArray[np.float64], "*grid"]:
         """Share of images in which each patch is an outlier at `at`."""
         found = self.outliers[:, self.positions.index(self.at)].mean(axis=0)
-        return found[len(self.kinds) - prod(self.grid) :].reshape(self.grid)
+        return np.asarray(found[len(self.kinds) - prod(self.grid) :].reshape(self.grid))
 
     def readers(self, query: str = PATCH, *, weighted: bool = False) -> list[tuple[str, float]]:
         """Heads by the share of attention that they pay to these tokens, the largest first.
@@ -193,11 +170,7 @@ class Registers:
                 f"{self.near[place]:.1f} patches for each outlier are within {NEAR:.0%} of the threshold at "
                 f"{self.at}: a tail, and no group of its own"
             )
-        if self.removals:
-            said.append("zero overstates: the model has never seen such tokens. Compare mean and shuffled")
-        if self.removals and len(self.images) < 20:
-            said.append(f"{counted(len(self.images), 'image')}: intervals are wide")
-        return tuple(said)
+        return (*said, *(() if self.broken is None else self.broken.caveats))
 
     def table(self) -> str:
         """Who reads, who writes, and what breaks, as text."""
@@ -211,16 +184,21 @@ class Registers:
                 lines.append(f"{self.heads[head]:<10} {one}; weighted by values {two}")
             lines.append("\nwritten by (share of their length)")
             lines += [f"{name:<10} {share:+.1%}" for name, share in self.writers()[:LISTED]]
-            lines.append("\nwithout them")
-            lines += [f"{each.tokens:<15} {each.way:<10} {_said(each)}" for each in self.removals]
+        if self.broken is not None:
+            lines.append(
+                f"\nwithout them from {self.at} on: {', '.join(FIGURES[of] for of in _figures(self.broken))}"
+            )
+            for name, way in product(self.broken.tokens, self.broken.ways):
+                found = (told(self.broken.estimate(name, way, of), of) for of in _figures(self.broken))
+                lines.append(f"{name:<15} {way:<8} {'; '.join(found)}")
         return "\n".join(lines)
 
     def figure(self) -> Picture:
         """Norms by layer with the threshold, outliers on the grid, readers, writers, and what breaks without.
 
         Norms are counted by the logarithm, darker where there are more patches; an orange line is the
-        threshold. The map of the model is the share of attention that patches pay; bars of removals are the
-        share of images whose top class changes, or 1 - cosine for features.
+        threshold. The map of the model is the share of attention that patches pay. What breaks is the KL from
+        the prediction as it is, or the change of the metric where there are no classes.
         """
         from circuitvit.views import canvas
 
@@ -247,11 +225,7 @@ class Registers:
             self._draw_readers(reads, figure)
             for axes, rows, name in (
                 (writes, self.writers()[:LISTED], "written by: share of their length"),
-                (
-                    breaks,
-                    self._broken(),
-                    f"without them: {'top class changes' if self._chooses else '1 - cosine'}",
-                ),
+                (breaks, *self._lost()),
             ):
                 names, values = zip(*rows, strict=True) if rows else ((), ())
                 axes.barh(range(len(names)), values, color=COLOURS["supports"], height=0.7)
@@ -283,8 +257,7 @@ class Registers:
             "heads": heads,
             "chance": _plain(np.array([self.chance]))[0],
             "nodes": nodes,
-            "removals": [asdict(each) for each in self.removals],
-            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "broken": None if self.broken is None else _lost_of(self.broken),
             "caveats": list(self.caveats),
         }
 
@@ -292,19 +265,17 @@ class Registers:
         count = int(self.special.sum())
         return f"Registers({count} {self.of} at {self.at} in {counted(len(self.images), 'image')})"
 
-    @property
-    def _chooses(self) -> bool:
-        return any(each.agreement is not None for each in self.removals)
-
-    def _broken(self) -> list[tuple[str, float]]:
-        several = len({each.tokens for each in self.removals}) > 1
-        return [
-            (
-                f"{each.tokens}, {each.way}" if several else each.way,
-                1 - (each.cosine if each.agreement is None else each.agreement).value,
-            )
-            for each in self.removals
+    def _lost(self) -> tuple[list[tuple[str, float]], str]:
+        """What breaks by set of tokens and way, and in what unit."""
+        lost = self.broken
+        if lost is None:
+            return [], "without them"
+        of: Literal["metric", "kl"] = "metric" if lost.outcomes.kl is None else "kl"
+        rows = [
+            (f"{name}: {way}", lost.estimate(name, way, of).value)
+            for name, way in product(lost.tokens, lost.ways)
         ]
+        return rows, f"without them: {'KL in nats' if of == 'kl' else 'change of the metric'}"
 
     def _draw_readers(self, axes: Any, figure: Picture) -> None:
         from circuitvit.views import canvas
@@ -330,53 +301,51 @@ def registers(
     *,
     of: Literal["registers", "outliers"] | None = None,
     position: str | None = None,
-    labels: Sequence[ClassSpec] | None = None,
+    metric: MetricSpec | None = None,
     z: float = 6.0,
     times: float = 3.0,
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[Way] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Registers:
     """Who reads and writes a model's registers, or patches of outlying norm, and what breaks without them.
 
-    Images are read batch by batch, and only norms, logits and means are kept.
+    Images are read batch by batch, and only norms and means are kept.
 
     Args:
         model: from `load` or `wrap`, or edited.
         images: preprocessed `(image, channel, height, width)`, or paths.
         of: "registers" or "outliers"; by default registers where the model has any.
-        position: of the stream at which outliers are looked for, such as "resid8"; by default the one with
-            most. For registers: up to where writers are counted; by default the last.
-        labels: the class, or classes, of each image: gives accuracy.
+        position: of the stream at which the tokens are looked at, such as "resid8"; by default that with most
+            outliers, and for registers the one in the middle.
+        metric: that is to be lost, as for `token_ablations`: the logit of the predicted class by default;
+            `cv.accuracy(PerPair(labels))` for accuracy.
         z: robust standard deviations from the median that outliers exceed.
         times: multiples of the median that they exceed.
-        ways: how to take them out, of `WAYS`; empty for not at all, which saves most of the time.
+        ways: how they are lost, as for `token_ablations`; `()` for not at all, which saves most of the time.
         seed: of shuffles and of the random patches to compare with.
         batch_size: images run at once.
-        progress: whether to show a bar.
+        progress: whether to show bars.
 
     Raises:
         OptionError: if the model has no registers and those are asked for, or for other settings.
-        DataError: for images that cannot be used, or another number of labels.
+        DataError: for images that cannot be used, or a single one where others are asked for.
 
     Example:
         >>> import circuitvit as cv
         >>> from circuitvit.datasets.catdog import catdog_pairs
         >>> model = cv.load("catdog-tiny")
-        >>> found = cv.registers(model, catdog_pairs(4, seed=0).clean, ways=(), progress=False)
+        >>> found = cv.registers(model, catdog_pairs(4, seed=0).clean, progress=False)
         >>> found.of, found.norms.shape
         ('outliers', (4, 5, 37))
     """
     check_number("z", z)
     check_number("times", times)
-    check_whole("a seed", seed, 0)
-    for way in ways:
-        if way not in WAYS:
-            raise unknown_name("way to take tokens out", way, WAYS)
+    check_whole("the seed", seed, 0)
     found = images_of(model, images)
-    grid, count = model.grid_at(*found.shape[-2:]), model.tokens_at(*found.shape[-2:])
-    kinds = model.token_kinds(count)
+    kinds = model.token_kinds(model.tokens_at(*found.shape[-2:]))
+    grid, is_patch = model.grid_at(*found.shape[-2:]), np.array(kinds) == PATCH
     of = of or ("registers" if "reg" in kinds else "outliers")
     if of not in ("registers", "outliers"):
         raise unknown_name("kind of token", of, ("registers", "outliers"))
@@ -387,60 +356,51 @@ def registers(
     }
     if position is not None and position not in places:
         raise unknown_name("position of the stream", position, tuple(places))
-    if labels is not None and len(labels) != len(found):
-        raise DataError(
-            f"{counted(len(labels), 'label')} for {counted(len(found), 'image')}: give one for each"
-        )
-    wanted = None if labels is None else [set(class_indices(model, label)) for label in labels]
-    rng = np.random.default_rng(seed)
-    total = len(found) * (2 + len(ways) * (1 + (of == "outliers")))
-    with progress_bar(total, of, progress, unit=model.preprocessing.what) as bar, torch.no_grad():
-        norms, logits = [], []
-        for batch in batches_of(model, found, batch_size):
-            run = capture(model, batch)
-            lengths = [run.stream(place).norm(dim=-1) for place in places.values()]
-            norms.append(torch.stack(lengths, dim=1).float().cpu().numpy())
-            logits.append(run.logits.float().cpu())
-            bar.update(len(batch))
-        lengths_, base = np.concatenate(norms), torch.cat(logits)
-        thresholds = _thresholds(lengths_[:, :, np.array(kinds) == PATCH], z, times)
-        beyond = (lengths_ > thresholds[:, None]) & (np.array(kinds) == PATCH)
+    for way in ways or ():
+        if way not in get_args(Way):
+            raise unknown_name("way of losing tokens", way, get_args(Way))
+    if len(found) < 2 and (ways is None or {"mean", "shuffle"} & set(ways)):
+        raise DataError("a single image has no others to take tokens from: give at least 2, or ways=()")
+    norms = _norms(model, found, places.values(), batch_size, progress)
+    thresholds = _thresholds(norms[:, :, is_patch], z, times)
+    beyond = (norms > thresholds[:, None]) & is_patch
+    at = (
+        position
+        or list(places)[int(beyond.sum(axis=(0, 2)).argmax()) if of == "outliers" else len(places) // 2]
+    )
+    special = beyond[:, list(places).index(at)]
+    if of == "registers":
+        special = np.tile(np.array(kinds) == "reg", (len(found), 1))
+    look = _Look(model, found, kinds, places[at], special)
+    attention, (written, pushes) = look.means(batch_size, progress)
+    broken = None
+    if special.any() and (ways is None or len(ways)):
+        sets: dict[str, Tensor | float] = {of: torch.from_numpy(special)}
         if of == "outliers":
-            at = position or list(places)[int(beyond.sum(axis=(0, 2)).argmax())]
-            special = beyond[:, list(places).index(at)]
-        else:
-            at = position or list(places)[-1]
-            special = np.tile(np.array(kinds) == "reg", (len(found), 1))
-        work = _Work(model, found, kinds, places, at, special, batch_size or BATCH)
-        heads, nodes, attention, weighted, written, pushes = work.looked(bar)
-        removals = [
-            _removal(name, way, base[work.rows], now, model, wanted and [wanted[row] for row in work.rows])
-            for name, mask in (
-                (of, special),
-                *([("random patches", _others(special, kinds, rng))] if of == "outliers" else []),
-            )
-            for way, now in work.without(mask, ways, of == "registers", rng, bar)
-        ]
-    own = wanted and len(work.rows) and [int(base[row].argmax()) in wanted[row] for row in work.rows]
+            others = _others(special, is_patch, np.random.default_rng(seed))
+            sets["random patches"] = torch.from_numpy(others)
+        broken = token_ablations(
+            model, found, sets, ways=ways, site=at, metric=metric, batch_size=batch_size, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     return Registers(
         of=of,
         images=found.names,
         grid=grid,
         kinds=kinds,
         positions=tuple(places),
-        norms=lengths_,
+        norms=norms,
         thresholds=thresholds,
         at=at,
         special=special,
-        heads=heads,
-        attention=attention,
-        weighted=weighted,
-        chance=float(special[work.rows].mean()) if len(work.rows) else float("nan"),
-        nodes=nodes,
+        heads=look.heads,
+        attention=attention[..., 0],
+        weighted=attention[..., 1],
+        chance=float(special[special.any(axis=1)].mean()) if special.any() else float("nan"),
+        nodes=look.nodes,
         written=written,
         pushes=pushes,
-        removals=tuple(removals),
-        accuracy=share_interval(own) if own else None,
+        broken=broken,
     )
 
 
@@ -448,99 +408,96 @@ def registers(
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """Runs on the images that have the tokens in question.
+class _Look:
+    """What heads pay to some tokens, and what nodes write there, averaged over the images that have any.
 
     Attributes:
-        places: of the stages that read the stream at each position.
-        size: images at once.
+        place: of the stage that reads the stream at which the tokens are looked at.
+        special: the tokens, `(image, token)`.
     """
 
     model: Model
     images: Images
     kinds: tuple[str, ...]
-    places: dict[str, int]
-    at: str
+    place: int
     special: NDArray[np.bool_]
-    size: int
+
+    @cached_property
+    def reading(self) -> list[int]:
+        """The attention stages whose keys are tokens."""
+        stages = self.model.stages
+        return [place for place in attention_places(self.model) if stages[place].nodes.reads_from == RESIDUAL]
+
+    @cached_property
+    def writing(self) -> list[int]:
+        """The stages whose nodes write to the tokens."""
+        return [
+            place
+            for place, stage in enumerate(self.model.stages)
+            if stage.nodes.senders and stage.nodes.writes_to == RESIDUAL
+        ]
 
     @property
-    def rows(self) -> NDArray[np.int64]:
-        """The images that have any."""
-        return np.flatnonzero(self.special.any(axis=1))
+    def heads(self) -> tuple[str, ...]:
+        parts = [part for place in self.reading for part in attentions(self.model, place)]
+        return tuple(name for part in parts for name in part.nodes.senders)
 
-    def _batches(self) -> Iterator[NDArray[np.int64]]:
-        return (self.rows[start : start + self.size] for start in range(0, len(self.rows), self.size))
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(name for place in self.writing for name in self.model.stages[place].nodes.senders)
 
-    def _taken(self, rows: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        taken = torch.cat([self.images.take(int(row), int(row) + 1) for row in rows])
-        return taken.to(self.model.device, self.model.dtype)
-
-    def looked(self, bar: Any) -> tuple[tuple[str, ...], tuple[str, ...], *tuple[NDArray[np.float64], ...]]:
-        """Names of heads and nodes; attention, weighted attention, lengths written, and pushes."""
-        model = self.model
-        stops = [
-            place for place in attention_places(model) if model.stages[place].nodes.reads_from == RESIDUAL
-        ]
-        writing = [
-            place
-            for place, stage in enumerate(model.stages)
-            if not stage.is_readout and stage.nodes.writes_to == RESIDUAL and stage.nodes.senders
-        ]
-        heads = tuple(
-            name for place in stops for part in attentions(model, place) for name in part.nodes.senders
-        )
-        nodes = tuple(name for place in writing for name in model.stages[place].nodes.senders)
-        reading: list[Tensor] = []
-        sums, counts = torch.zeros(len(nodes), 3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-        for rows in self._batches():
-            run = capture(model, self._taken(rows))
-            mask = torch.as_tensor(self.special[rows], device=model.device)
-            ordinary = torch.tensor([kind == PATCH for kind in self.kinds], device=model.device) & ~mask
-            reading.append(torch.cat([self._read(run, place, mask, ordinary) for place in stops], dim=1))
-            sums += torch.cat([self._wrote(run, place, mask, ordinary) for place in writing])
-            counts += torch.tensor([float(mask.sum()), float(ordinary.sum())])
-            bar.update(len(rows))
-        shares = torch.cat(reading).nanmean(dim=0) if reading else torch.full((len(heads), 2, 2), torch.nan)
-        means = (sums / counts[[0, 1, 0]]).numpy()
-        later = [name for place in writing if place >= self.places[self.at] for name in self._nodes(place)]
-        means[[name in later for name in nodes], 2] = np.nan
-        found = shares.double().cpu().numpy()
-        return heads, nodes, found[..., 0], found[..., 1], means[:, :2], means[:, 2]
-
-    def _nodes(self, place: int) -> tuple[str, ...]:
-        return tuple(self.model.stages[place].nodes.senders)
+    @torch.no_grad()
+    def means(
+        self, batch_size: int | None, progress: bool
+    ) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Attention `(head, query, 2)`, plain and weighted; lengths `(node, 2)`, and pushes `(node,)`."""
+        model, rows = self.model, 0
+        is_patch = torch.tensor([kind == PATCH for kind in self.kinds], device=model.device)
+        paid: list[Tensor] = [torch.zeros(0, len(self.heads), len(QUERIES), 2)]
+        sums, counts = torch.zeros(len(self.nodes), 3, dtype=torch.float64), torch.zeros(2).double()
+        with progress_bar(len(self.images), "readers and writers", progress) as bar:
+            for batch in batches_of(model, self.images, batch_size):
+                mask = torch.from_numpy(self.special[rows : rows + len(batch)]).to(model.device)
+                rows += len(batch)
+                bar.update(len(batch))
+                if not mask.any():
+                    continue
+                some = mask.any(dim=1)
+                run, mask = capture(model, batch[some]), mask[some]
+                ordinary = is_patch & ~mask
+                paid.append(torch.cat([self._read(run, place, mask, ordinary) for place in self.reading], 1))
+                sums += torch.cat([self._wrote(run, place, mask, ordinary) for place in self.writing])
+                counts += torch.stack([mask.sum(), ordinary.sum()]).cpu()
+        later = [place >= self.place for place in self.writing for _ in model.stages[place].nodes.senders]
+        written = (sums / torch.where(counts == 0, torch.nan, counts)[[0, 1, 0]]).numpy()
+        written[later, 2] = np.nan
+        return torch.cat(paid).nanmean(dim=0).double().numpy(), (written[:, :2], written[:, 2])
 
     def _read(
         self, run: Capture, place: int, mask: Tensor, ordinary: Tensor
-    ) -> Float[Tensor, "image head 2 2"]:
-        """What one stage's heads pay to the tokens, by image: by query, plain and weighted."""
+    ) -> Float[Tensor, "image head query 2"]:
+        """What the heads of a stage pay to the tokens."""
         found = []
+        first = torch.tensor([kind == "cls" for kind in self.kinds], device=mask.device).expand_as(mask)
         for part in attentions(self.model, place):
             reads = part.read(run.stream(place))
-            pattern = part.pattern(reads)
+            looks = [part.pattern(reads)]
             try:
-                weighted = weighted_pattern(part, reads)
+                looks.append(weighted_pattern(part, reads))
             except UnsupportedModelError:
-                weighted = torch.full_like(pattern, torch.nan)
-            latents = part.nodes.writes_to != RESIDUAL
-            first = torch.tensor([kind == "cls" for kind in self.kinds], device=mask.device).expand_as(mask)
-            queries = [mask.new_ones(len(mask), pattern.shape[2]), None] if latents else [first, ordinary]
-            found.append(
-                torch.stack(
-                    [
-                        torch.stack([_paid(values, mask, query) for values in (pattern, weighted)], dim=-1)
-                        for query in queries
-                    ],
-                    dim=-2,
-                )
-            )
-        return torch.cat(found, dim=1)
+                looks.append(torch.full_like(looks[0], torch.nan))
+            queries = [first, ordinary]
+            if part.nodes.writes_to != RESIDUAL:  # latents, which stand for the image as a class token does
+                latents = mask.new_ones(len(mask), looks[0].shape[2])
+                queries = [latents, ~latents]
+            by_query = [torch.stack([_paid(look, mask, each) for look in looks], -1) for each in queries]
+            found.append(torch.stack(by_query, dim=-2))
+        return torch.cat(found, dim=1).float().cpu()
 
     def _wrote(self, run: Capture, place: int, mask: Tensor, ordinary: Tensor) -> Float[Tensor, "node 3"]:
-        """Summed over tokens: lengths of what was written at the special and at the ordinary ones, and pushes."""
+        """Sums over tokens: lengths of what was written at the special and the ordinary ones, and pushes."""
         outputs = self.model.stages[place].expand(run.compacts[place])
-        stream = run.stream(self.places[self.at])
+        stream = run.stream(self.place)
         along = stream / stream.square().sum(dim=-1, keepdim=True)
         lengths, pushes = outputs.norm(dim=-1), (outputs * along).sum(dim=-1)
         parts = ((lengths, mask), (lengths, ordinary), (pushes, mask))
@@ -548,85 +505,19 @@ class _Work:
             torch.stack([(values * where).sum(dim=(1, 2)) for values, where in parts], dim=1).double().cpu()
         )
 
-    def without(
-        self, mask: NDArray[np.bool_], ways: Sequence[str], fixed: bool, rng: np.random.Generator, bar: Any
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The logits without the tokens of a mask, one way after the other.
 
-        Args:
-            mask: `(image, token)`.
-            ways: of `WAYS`.
-            fixed: whether they are the same tokens in every image, each with a mean of its own.
-            rng: for shuffles.
-            bar: of progress.
-        """
-        rows = self.rows
-        usable = [way for way in ways if len(rows) and not (way == "shuffled" and len(rows) < 2)]
-        since = 0 if fixed else list(self.places).index(self.at)
-        names = list(self.places)[since:]
-        means = self._means(mask, names, fixed) if "mean" in usable else {}
-        order = rng.permutation(rows)
-        partner = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-        for way in usable:
-            found = []
-            for batch in self._batches():
-                chosen = torch.as_tensor(mask[batch])
-                groups = TokenGroups(("rest", "special"), chosen.long())
-                edits: dict[str, Any]
-                if way == "knock-out":
-                    edits = dict.fromkeys(self._looks(names[0]), knock_out())
-                elif way == "zero":
-                    edits = {f"{name}@special": 0.0 for name in names}
-                elif way == "mean":
-                    edits = {f"{name}@special": means[name].expand(len(batch), -1, -1) for name in names}
-                else:
-                    edits = self._from_others(mask, batch, [partner[int(row)] for row in batch], names)
-                edited = self.model.edit(edits, groups=groups)
-                found.append(edited(self._taken(batch)).float().cpu())
-                bar.update(len(batch))
-            yield way, torch.cat(found)
-
-    def _looks(self, first: str) -> list[str]:
-        """The edits' names for what all others pay to the tokens, from a position of the stream on."""
-        sites = (self.model.bare or self.model).all_sites
-        start = next(site.stage for site in sites if site.name == first)
-        pools = {site.name for site in sites if site.kind == "pattern" and site.node.startswith("pool.")}
-        return [
-            f"{site.name}@special->{LATENT if site.name in pools else 'rest'}"
-            for site in sites
-            if site.kind == "pattern" and site.stage >= start
-        ]
-
-    def _means(self, mask: NDArray[np.bool_], names: Sequence[str], fixed: bool) -> dict[str, Tensor]:
-        """The mean of the tokens of a mask at each position, `(token, d_model)`: each token's own, or of all."""
-        sums: dict[str, Tensor] = {}
-        for batch in self._batches():
-            run = capture(self.model, self._taken(batch))
-            chosen = torch.as_tensor(mask[batch], device=self.model.device)[..., None]
-            for name in names:
-                part = (run.stream(self.places[name]) * chosen).double().sum(dim=0)
-                sums[name] = sums.get(name, torch.zeros_like(part)) + part
-        count = torch.as_tensor(mask[self.rows].sum(axis=0), device=self.model.device)[:, None]
-        means = {
-            name: total / count.clamp(min=1) if fixed else (total.sum(dim=0) / count.sum()).expand_as(total)
-            for name, total in sums.items()
-        }
-        return {name: mean.to(self.model.dtype) for name, mean in means.items()}
-
-    def _from_others(
-        self, mask: NDArray[np.bool_], batch: NDArray[np.int64], others: Sequence[int], names: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """The tokens of other images in the places of those of a batch; where those have fewer, again."""
-        run = capture(self.model, self._taken(others))
-        edits = {}
-        for name in names:
-            stream = run.stream(self.places[name])
-            placed = torch.zeros_like(stream)
-            for at, (row, other) in enumerate(zip(batch, others, strict=True)):
-                here, there = np.flatnonzero(mask[row]), np.flatnonzero(mask[other])
-                placed[at, here] = stream[at, np.resize(there, len(here))]
-            edits[f"{name}@special"] = placed
-        return edits
+@torch.no_grad()
+def _norms(
+    model: Model, images: Images, places: Iterable[int], batch_size: int | None, progress: bool
+) -> Float[NDArray[np.float32], "image position token"]:
+    """The norm of every token in the streams that some stages read."""
+    found = []
+    with progress_bar(len(images), "norms of tokens", progress) as bar:
+        for batch in batches_of(model, images, batch_size):
+            run = capture(model, batch)
+            found.append(torch.stack([run.stream(place).norm(dim=-1) for place in places], 1).float().cpu())
+            bar.update(len(batch))
+    return torch.cat(found).numpy()
 
 
 def _thresholds(
@@ -640,12 +531,12 @@ def _thresholds(
 
 
 def _others(
-    special: NDArray[np.bool_], kinds: Sequence[str], rng: np.random.Generator
+    special: NDArray[np.bool_], is_patch: NDArray[np.bool_], rng: np.random.Generator
 ) -> Bool[NDArray[np.bool_], "image token"]:
     """As many other patches of each image, drawn at random; all others where there are fewer."""
     found = np.zeros_like(special)
     for row, mine in enumerate(special):
-        free = np.flatnonzero((np.array(kinds) == PATCH) & ~mine)
+        free = np.flatnonzero(is_patch & ~mine)
         found[row, rng.choice(free, min(len(free), int(mine.sum())), replace=False)] = True
     return found
 
@@ -653,30 +544,11 @@ def _others(
 def _paid(
     pattern: Float[Tensor, "image head query key"],
     keys: Bool[Tensor, "image key"],
-    queries: Bool[Tensor, "image query"] | None,
+    queries: Bool[Tensor, "image query"],
 ) -> Float[Tensor, "image head"]:
     """Of what some queries pay, the share that goes to some keys; NaN where there are no such queries."""
-    if queries is None:
-        return pattern.new_full(pattern.shape[:2], torch.nan)
     shares = (pattern * keys[:, None, None]).sum(dim=-1) / pattern.sum(dim=-1)
-    asked = queries[:, None].to(shares.dtype)
-    return torch.where(queries[:, None], shares, 0.0).sum(dim=-1) / asked.sum(dim=-1)
-
-
-def _removal(
-    tokens: str, way: str, base: Tensor, now: Tensor, model: Model, labels: Sequence[set[int]] | None
-) -> Removal:
-    cosine = torch.nn.functional.cosine_similarity(base.double(), now.double(), dim=-1)
-    tops = now.argmax(dim=-1)
-    hits = None if labels is None else [int(top) in own for top, own in zip(tops, labels, strict=True)]
-    return Removal(
-        tokens,
-        way,
-        mean_interval(cosine.numpy()),
-        share_interval((tops == base.argmax(dim=-1)).numpy()) if model.chooses else None,
-        mean_interval(divergence(base.double(), now.double()).numpy()) if model.chooses else None,
-        None if hits is None else share_interval(hits),
-    )
+    return torch.where(queries[:, None], shares, torch.nan).nanmean(dim=-1)
 
 
 def _ranked(names: Sequence[str], values: NDArray[np.float64]) -> list[tuple[str, float]]:
@@ -693,12 +565,13 @@ def _shares(values: NDArray[np.float64]) -> str:
     return ", ".join(known) or "unknown"
 
 
-def _said(removal: Removal) -> str:
-    parts = []
-    if removal.agreement is not None and removal.kl is not None:
-        parts += [f"same top class {removal.agreement.value:.1%}", f"KL {removal.kl.value:.3f} nats"]
-    else:
-        parts.append(f"cosine {removal.cosine.value:.3f}")
-    if removal.accuracy is not None:
-        parts.append(f"accuracy {removal.accuracy.value:.1%}")
-    return ", ".join(parts)
+def _figures(lost: TokenAblations) -> list[Figure]:
+    return ["metric"] if lost.outcomes.kl is None else ["flips", "kl", "metric"]
+
+
+def _lost_of(lost: TokenAblations) -> dict[str, Any]:
+    rows = [
+        {"tokens": name, "way": way, **{of: asdict(lost.estimate(name, way, of)) for of in _figures(lost)}}
+        for name, way in product(lost.tokens, lost.ways)
+    ]
+    return {"metric": lost.outcomes.metric, "before": float(lost.outcomes.before.mean()), "lost": rows}

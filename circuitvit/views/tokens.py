@@ -195,10 +195,10 @@ def token_ablations(
         for way in taken
     ]
     found = outcomes(prepared, changes, "token ablations", batch_size, progress)
-    left_out = not ways and any(read.values())
+    unlost = "" if ways else "+".join(name for name, is_read in read.items() if is_read)
     caveats = (
         *((ZEROING,) if "zero" in taken else ()),
-        *(("nothing is removed: the readout reads these tokens itself",) if left_out else ()),
+        *((f"nothing is removed: the readout reads {unlost} itself",) if unlost else ()),
         *few_images(len(prepared)),
     )
     counts = tuple(float(mask.double().sum(dim=-1).mean()) for mask in sets.values())
@@ -315,7 +315,7 @@ def _for_batch(
 ) -> Model:
     model = prepared.model
     if way == "shuffle":
-        donors = torch.cat([prepared.clean.take(row, row + 1) for row in others[batch.rows].tolist()])
+        donors = torch.cat([prepared.clean.take(row, row + 1) for row in others[batch.rows.numpy()].tolist()])
         value = activations(model, donors, site.name, batch_size=len(donors), progress=False)[site.name]
     return _lost(model, site, mask if mask.ndim == 1 else mask[batch.rows], way, value)
 

@@ -5,7 +5,7 @@
 | `a5.h2`, `m3`, `resid5`, `a5.h2.z`, `m3.hidden` | length of the vector there |
 | `m3.hidden[17]`, `resid5[3]`, `a5.h2[3]` | one neuron, one coordinate |
 | `("resid5", direction)`, `("a5.h2", direction)` | product with a direction |
-| `a5.h2.pattern`, `a5.h2.scores` | attention *to* the token, of the class token or, in the mean, those after @ |
+| `a5.h2.pattern`, `a5.h2.scores` | attention *to* the token: the class token's, or the mean after @ |
 | `logits[281]` | a logit, one for each image |
 
 After `@` come tokens, as in every name of a site: `m3.hidden[17]@cls`, `a5.h2.pattern@patch(2,3)->cls`. With

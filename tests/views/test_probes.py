@@ -422,3 +422,25 @@ def test_the_command_fits_keeps_and_asks(tmp_path: Path) -> None:
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
     neither = CliRunner().invoke(view, ["probes", *model])
     assert isinstance(neither.exception, OptionError)
+
+
+def test_the_corners_of_a_photograph_know_the_animal(shared_data: Path) -> None:
+    """In ViT-Ti's late layers each corner tells cats from dogs, far better than the patch beside it, and on
+    the photograph of both it answers to either being blacked out.
+    """
+    name, photos = "vit_tiny_patch16_224", shared_data / "images"
+    model = cv.load(name, checkpoint=shared_data / "weights" / f"{name}.safetensors")
+    shown = {each: sorted((photos / "cats_vs_dogs" / f"{each}s").iterdir())[:60] for each in ("cat", "dog")}
+    corners = [f"patch({row},{column})" for row in (0, 13) for column in (0, 13)]
+    options: dict[str, Any] = {"tokens": [*corners, "patch(0,1)"], "reads": "each", "strength": 0.01}
+    found = probed(model, shown, sites="resid11", **options)
+    beside = found.places.index("patch (0, 1)")
+    right = found.right.mean(axis=-1)[0]
+    assert np.delete(right, beside).min() > 0.85
+    assert np.delete(right, beside).min() > right[beside] + 0.08
+    assert abs(found.control.mean() - 0.5) < 0.1
+    pair = ("prisma_cat_dog.jpeg", "prisma_cat_crop.jpeg", "prisma_crop_dog.jpeg")
+    scores = found.apply(model, [photos / "catdog" / each for each in pair], progress=False)
+    both, without_cat, without_dog = scores.subjects.on_grid(scores.log_odds("cat")[0])[:, ::13, ::13]
+    assert (without_cat < both).all()
+    assert (both < without_dog).all()
