@@ -117,9 +117,9 @@ if TYPE_CHECKING:
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import registers as registers
-    from circuitvit.views import top_images as top_images
     from circuitvit.views import steer as steer
     from circuitvit.views import token_ablations as token_ablations
+    from circuitvit.views import top_images as top_images
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
 else:
@@ -146,11 +146,9 @@ else:
                 "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
             "circuitvit.views": (
-                "attention_patterns direct_logit_attribution disentanglement equivariance "
-                "feature_visualisation head_kinds linear_probes logit_lens registers top_images"
                 "attention_patterns difference_of_means direct_logit_attribution disentanglement "
                 "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
-                "registers steer token_ablations"
+                "registers steer token_ablations top_images"
             ),
             "circuitvit.views.comparison": "Comparison compare",
         },

@@ -22,7 +22,6 @@ from circuitvit.cli.view import (
     write,
     write_text,
 )
-from circuitvit.errors import OptionError
 from circuitvit.errors import OptionError, counted
 
 # -- attention, tokens and steering --------------------------------------------------------------
@@ -409,6 +408,8 @@ def equivariance(
     ]
     show_rows(f"Pairs, of {len(found.units)} units", rows, explain=True)
     show(f"wrote {out}")
+
+
 @look("views.top_images", unit="--unit UNIT", row="--row top|bottom|random|QUANTILE")
 def top_images(
     model: ModelOptions,
@@ -466,6 +467,8 @@ def _row(text: str) -> str | float:
         return float(text)
     except ValueError:
         return text
+
+
 @look("verification.deciders", sites="--sites NAME", tokens="--tokens NAME")
 def deciders(
     model: ModelOptions,

@@ -473,4 +473,6 @@ def _own(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _unit_names(site: Site) -> list[str]:
-    return [f"{site.name}[{unit}]" for unit in range(_n_units(site))] if site.kind == "hidden" else [site.name]
+    return (
+        [f"{site.name}[{unit}]" for unit in range(_n_units(site))] if site.kind == "hidden" else [site.name]
+    )
