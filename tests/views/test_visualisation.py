@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import circuitvit as cv
+from circuitvit.cli.inside import view
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, ModelError, NameNotFoundError, OptionError
 from circuitvit.models.timm_import import import_timm
@@ -234,3 +237,22 @@ def test_circuits_need_an_ablation_that_is_the_same_for_all_images(model: cv.Mod
         feature_visualisation(model, circuit, **QUICK)
     with pytest.raises(OptionError, match="for a site's objective"):
         feature_visualisation(model, circuit, unit="cat", task=task, tokens="cls", **QUICK)
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def test_both_commands_write_what_they_find(tmp_path: Path) -> None:
+    picture, table = tmp_path / "made.png", tmp_path / "shares.json"
+    for arguments, said in (
+        (
+            ["visualise", "m2.hidden", "--unit", "5", "--steps", "4", "--count", "1", "--out", picture],
+            "random",
+        ),
+        (["disentanglement", "--names", "m3", "--trees", "30", "--out", table], "DCI disentanglement"),
+    ):
+        result = CliRunner().invoke(view, [*map(str, arguments), "--model", "catdog-tiny"])
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(table.read_text())["shares"]["m3"]["species"] > 0.5
