@@ -33,7 +33,9 @@ def execute(notebook: Any) -> Any:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
     try:
-        NotebookClient(notebook, timeout=TIMEOUT, resources={"metadata": {"path": str(FOLDER)}}).execute()
+        # What a cell prints may come in several pieces, as it happens.
+        resources = {"metadata": {"path": str(FOLDER)}}
+        NotebookClient(notebook, timeout=TIMEOUT, resources=resources, coalesce_streams=True).execute()
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]

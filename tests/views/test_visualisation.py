@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import circuitvit as cv
+from circuitvit.cli.inside import view
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, ModelError, NameNotFoundError, OptionError
 from circuitvit.models.timm_import import import_timm
@@ -100,14 +103,16 @@ def test_values_are_those_of_the_plain_model(model: cv.Model) -> None:
 # -- circuits and functions ----------------------------------------------------------------------
 
 
-def test_of_a_circuit_it_is_the_logit_with_the_rest_ablated(model: cv.Model) -> None:
+@pytest.mark.parametrize("groups", [None, "kind"])
+def test_of_a_circuit_it_is_the_logit_with_the_rest_ablated(model: cv.Model, groups: str | None) -> None:
     pairs = catdog_pairs(6, seed=0)
-    task = cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit("cat"), ablation="mean")
+    task = cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit("cat"), ablation="mean", groups=groups)
     circuit = cv.attribute(model, task, "eap", progress=False).connected(30)
     made = feature_visualisation(model, circuit, unit="cat", task=task, reference=pairs.clean, **QUICK)
     evaluator = cv.engine.Evaluator(task.prepare(model))
     np.testing.assert_allclose(made.reference, evaluator.measure([circuit])[0].values, atol=1e-4)
-    whole = feature_visualisation(model, cv.Circuit.full(model.graph), unit="cat", task=task, **QUICK)
+    full = cv.Circuit.full(circuit.graph)
+    whole = feature_visualisation(model, full, unit="cat", task=task, **QUICK)
     plain = feature_visualisation(model, "logits", unit="cat", **QUICK)
     np.testing.assert_allclose(whole.history, plain.history, atol=1e-3)
     assert made.label == f"cat in a circuit of {len(circuit)} edges"
@@ -232,3 +237,22 @@ def test_circuits_need_an_ablation_that_is_the_same_for_all_images(model: cv.Mod
         feature_visualisation(model, circuit, **QUICK)
     with pytest.raises(OptionError, match="for a site's objective"):
         feature_visualisation(model, circuit, unit="cat", task=task, tokens="cls", **QUICK)
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def test_both_commands_write_what_they_find(tmp_path: Path) -> None:
+    picture, table = tmp_path / "made.png", tmp_path / "shares.json"
+    for arguments, said in (
+        (
+            ["visualise", "m2.hidden", "--unit", "5", "--steps", "4", "--count", "1", "--out", picture],
+            "random",
+        ),
+        (["disentanglement", "--names", "m3", "--trees", "30", "--out", table], "DCI disentanglement"),
+    ):
+        result = CliRunner().invoke(view, [*map(str, arguments), "--model", "catdog-tiny"])
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(table.read_text())["shares"]["m3"]["species"] > 0.5
