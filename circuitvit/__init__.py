@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Unchanged as Unchanged
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
+    from circuitvit.verification import deciders as deciders
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
@@ -106,8 +107,19 @@ if TYPE_CHECKING:
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_patterns as attention_patterns
+    from circuitvit.views import difference_of_means as difference_of_means
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
+    from circuitvit.views import disentanglement as disentanglement
+    from circuitvit.views import equivariance as equivariance
+    from circuitvit.views import feature_visualisation as feature_visualisation
+    from circuitvit.views import head_kinds as head_kinds
+    from circuitvit.views import knock_outs as knock_outs
+    from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import registers as registers
+    from circuitvit.views import steer as steer
+    from circuitvit.views import token_ablations as token_ablations
+    from circuitvit.views import top_images as top_images
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
 else:
@@ -131,9 +143,13 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "flip_search patching_map read_hypotheses robustness stability verify"
+                "deciders flip_search patching_map read_hypotheses robustness stability verify"
             ),
-            "circuitvit.views": "attention_patterns direct_logit_attribution logit_lens",
+            "circuitvit.views": (
+                "attention_patterns difference_of_means direct_logit_attribution disentanglement "
+                "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
+                "registers steer token_ablations top_images"
+            ),
             "circuitvit.views.comparison": "Comparison compare",
         },
         submodules=(

@@ -56,22 +56,22 @@ def lens(
             one symbol have one colour.
         out: the ending chooses the format: .png, .svg, .pdf, .html or .txt.
     """
-    _check_ending(out, (*FIGURES, ".html", ".txt"))
+    check_ending(out, (*FIGURES, ".html", ".txt"))
     loaded = load_model(model)
     table = None
     if symbols is not None:
         own: Any = None if symbols == "names" else cv.graph.files.read_json(Path(symbols))
         table = cv.views.class_symbols(loaded, own)
-    found = cv.views.logit_lens(loaded, _images(images))
+    found = cv.views.logit_lens(loaded, given_images(images))
     places: list[int | str] | None = list(position) if position else None
     if out.suffix == ".html":
-        _write_text(out, found.to_html(image, places, table, picture=not no_picture))
+        write_text(out, found.to_html(image, places, table, picture=not no_picture))
     elif out.suffix == ".txt":
         each = [found.position(place) for place in places or range(len(found.positions))]
         tables = [f"{found.positions[place]}\n{found.to_text(image, place, table)}\n" for place in each]
-        _write_text(out, "\n".join(tables))
+        write_text(out, "\n".join(tables))
     else:
-        _write(out, found.figure(image, positions=places, symbols=table, picture=not no_picture).save)
+        write(out, found.figure(image, positions=places, symbols=table, picture=not no_picture).save)
     row = found.subjects.index(image)
     readout = [
         Row(name, found.labels[int(top)], f"{sure:.0%}")
@@ -104,16 +104,16 @@ def attribution(
         image: which image, from 0; by default the mean.
         out: the ending chooses the format: .png, .svg, .pdf or .json.
     """
-    _check_ending(out, (*FIGURES, ".json"))
+    check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
     found = cv.views.direct_logit_attribution(
-        loaded, _images(images), _one("--target", target) or "", _one("--foil", foil)
+        loaded, given_images(images), _one("--target", target) or "", _one("--foil", foil)
     )
     if out.suffix == ".json":
         shares = {name: found.of(name, image) for name in (*found.senders, *found.constants)}
-        _write_text(out, json.dumps({"label": found.label, "shares": shares}, indent=1) + "\n")
+        write_text(out, json.dumps({"label": found.label, "shares": shares}, indent=1) + "\n")
     else:
-        _write(out, found.figure(image, picture=not no_picture).save)
+        write(out, found.figure(image, picture=not no_picture).save)
     ranked = found.strongest(LISTED)
     show_rows(f"Shares in {found.label}, mean", [Row(name, f"{share:+.4f}") for name, share in ranked])
     show(f"\nsum {found.total.mean():+.4f}, logits {found.logit_difference.mean():+.4f}\nwrote {out}")
@@ -138,10 +138,10 @@ def attention(
     Args:
         query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN.
     """
-    _check_ending(out, FIGURES)
+    check_ending(out, FIGURES)
     token = _token(query)
-    found = cv.views.attention_patterns(load_model(model), _images(images), layer)
-    _write(out, found.figure(image, query=token, picture=not no_picture).save)
+    found = cv.views.attention_patterns(load_model(model), given_images(images), layer)
+    write(out, found.figure(image, query=token, picture=not no_picture).save)
     show(f"wrote {out}: {len(found.heads)} heads of layer {found.layer}")
 
 
@@ -158,13 +158,13 @@ def positions(
     Args:
         at_least: share of a pattern that position must explain.
     """
-    _check_ending(out, FIGURES)
-    found = cv.views.position_heads(load_model(model), _images(images))
+    check_ending(out, FIGURES)
+    found = cv.views.position_heads(load_model(model), given_images(images))
     rows = [
         Row(head.head, head.name, f"position {head.share:.0%}, attention there {head.mass:.0%}")
         for head in found.only(at_least)
     ]
-    _write(out, found.figure(at_least=at_least).save)
+    write(out, found.figure(at_least=at_least).save)
     show_rows(f"Heads that go by position, of {len(found.heads)}", rows, explain=True)
     show(f"\nwrote {out}")
 
@@ -190,16 +190,16 @@ def evidence(
         by: lens: each patch's own logits; attribution: the heads' shares.
         position: of the lens, such as 'layer 5'; the last by default.
     """
-    _check_ending(out, FIGURES)
+    check_ending(out, FIGURES)
     found = cv.views.patch_evidence(
         load_model(model),
-        _images(images),
+        given_images(images),
         target,
         foil or None,
         by="lens" if by == "lens" else "attribution",
         position=-1 if position is None else position,
     )
-    _write(out, found.figure(picture=not no_picture).save)
+    write(out, found.figure(picture=not no_picture).save)
     show(f"wrote {out}: {found.label}, {len(found.subjects)} images")
 
 
@@ -219,9 +219,9 @@ def heatmap(
         scores: a file that `circuitvit attribute` wrote.
         by: signed: effects add up and cancel; magnitude: sizes add up.
     """
-    _check_ending(out, FIGURES)
+    check_ending(out, FIGURES)
     found = cv.views.effect_heatmap(cv.EdgeScores.load(scores), "signed" if by == "signed" else "magnitude")
-    _write(out, found.figure().save)
+    write(out, found.figure().save)
     show(f"wrote {out}: {len(found.layers)} layers, {found.heads.shape[1]} heads")
 
 
@@ -268,14 +268,14 @@ def draw(
         max_edges: draw only the strongest edges, this many.
     """
     saved = cv.Circuit.load(circuit)
-    _write(out, partial(saved.draw, title=title, max_edges=max_edges))
+    write(out, partial(saved.draw, title=title, max_edges=max_edges))
     show(f"wrote {out}: {len(saved):,} edges")
 
 
 # -- inside --------------------------------------------------------------------------------------
 
 
-def _images(paths: list[Path]) -> Any:
+def given_images(paths: list[Path]) -> Any:
     """One path may be a folder; several are files."""
     return paths[0] if len(paths) == 1 else paths
 
@@ -297,17 +297,17 @@ def _token(text: str) -> int | tuple[int, ...]:
     return tuple(map(int, parts)) if len(parts) > 1 else int(parts[0])
 
 
-def _check_ending(out: Path, known: tuple[str, ...]) -> None:
+def check_ending(out: Path, known: tuple[str, ...]) -> None:
     if out.suffix not in known:
         raise OptionError(f"--out ends in {', '.join(known)}, not as {out.name!r}")
     if out.is_dir():
         raise FileError(f"cannot write {out}: it is a folder")
 
 
-def _write(out: Path, save: Callable[[Path], object]) -> None:
+def write(out: Path, save: Callable[[Path], object]) -> None:
     with Folder(out.parent, (out.name,), guarded=False) as folder:
         folder.write(out.name, save)
 
 
-def _write_text(out: Path, text: str) -> None:
-    _write(out, lambda path: cv.graph.files.write_bytes(path, text.encode()))
+def write_text(out: Path, text: str) -> None:
+    write(out, lambda path: cv.graph.files.write_bytes(path, text.encode()))

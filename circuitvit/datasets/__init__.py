@@ -7,5 +7,6 @@ from circuitvit._lazy import lazy
 if TYPE_CHECKING:
     from circuitvit.datasets import catdog as catdog
     from circuitvit.datasets import digits as digits
+    from circuitvit.datasets import factors as factors
 else:
-    __getattr__, __dir__, _ = lazy(__name__, {}, submodules="catdog digits")
+    __getattr__, __dir__, _ = lazy(__name__, {}, submodules="catdog digits factors")

@@ -1,7 +1,7 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.activations import Activations, activations
-from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits
+from circuitvit.engine.activations import Activations, activation_batches, activations
+from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits, free_logits
 from circuitvit.engine.contraction import add_products, members_at
 from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
 from circuitvit.engine.gradients import (
@@ -33,6 +33,7 @@ __all__ = [
     "Site",
     "Sources",
     "StateFile",
+    "activation_batches",
     "activations",
     "add_products",
     "announce",
@@ -43,6 +44,7 @@ __all__ = [
     "choose_batch_size",
     "clean_logits",
     "differences",
+    "free_logits",
     "gradients",
     "joined",
     "launched",

@@ -30,10 +30,12 @@ from circuitvit.models.sites import (
     Mask,
     Site,
     TokenSpec,
+    check_number_of,
     chosen,
     heads_of,
     kinds_at,
     matching,
+    numbered,
     of_heads,
     parsed,
     read_of,
@@ -216,19 +218,11 @@ def activations(
         >>> import circuitvit as cv
         >>> found = cv.load("catdog-tiny").activations(torch.zeros(2, 3, 48, 48), "m*.hidden", tokens="cls")
         >>> list(found), found["m0.hidden"].shape
-        (['m0.hidden', 'm1.hidden'], torch.Size([2, 1, 256]))
+        (['m0.hidden', 'm1.hidden', 'm2.hidden', 'm3.hidden'], torch.Size([2, 1, 128]))
     """
-    model.refresh()
-    asked = [names] if isinstance(names, str) else list(names)
-    if not asked:
-        raise OptionError("no activations are named: model.sites() lists what there is")
-    if batch_size is not None:
-        check_whole("the batch size (batch_size)", batch_size)
     if grad and (out is not None or not isinstance(images, Tensor)):
         raise OptionError("grad=True takes a tensor of images, and no file to write to")
-    found = as_images(images, model.preprocessing)
-    check_size(found, model)
-    wanted = _wanted(model, asked, tokens, groups, (found.shape[-2], found.shape[-1]))
+    found, wanted, size = _asked(model, images, names, tokens, groups, batch_size)
     said = {each.name: each.tokens for each in wanted}
     if grad:
         assert isinstance(images, Tensor), "checked above"
@@ -237,12 +231,56 @@ def activations(
         )
         with torch.enable_grad():
             return Activations(read_sites(model, given, wanted), found.names, said, model.name)
-    size = model.batch_of(len(found), batch_size or BATCH)
     if out is None:
         parts = [values for _, values in _runs(model, found, wanted, size, 0, progress)]
         joined = {each.name: torch.cat([part[each.name] for part in parts]) for each in wanted}
         return Activations(joined, found.names, said, model.name)
     return _streamed(model, found, wanted, size, Path(out), progress)
+
+
+def activation_batches(
+    model: Model,
+    images: ImageSpec,
+    names: str | Sequence[str],
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Activations of any number of images a batch at a time, of which nothing is kept.
+
+    Args:
+        model, images, names, batch_size, progress: as for `activations`.
+
+    Returns:
+        The number of the first image and the activations by name, for each batch; everything that can be
+        refused before the first run is refused at once.
+
+    Raises:
+        As `activations`.
+    """
+    found, wanted, size = _asked(model, images, names, None, None, batch_size)
+    return _runs(model, found, wanted, size, 0, progress)
+
+
+def _asked(
+    model: Model,
+    images: ImageSpec,
+    names: str | Sequence[str],
+    tokens: TokenSpec,
+    groups: Groups | None,
+    batch_size: int | None,
+) -> tuple[Images, list[_Wanted], int]:
+    """The images, what is asked for of them, and how many are run at once."""
+    model.refresh()
+    asked = [names] if isinstance(names, str) else list(names)
+    if not asked:
+        raise OptionError("no activations are named: model.sites() lists what there is")
+    if batch_size is not None:
+        check_whole("the batch size (batch_size)", batch_size)
+    found = as_images(images, model.preprocessing)
+    check_size(found, model)
+    wanted = _wanted(model, asked, tokens, groups, (found.shape[-2], found.shape[-1]))
+    return found, wanted, model.batch_of(len(found), batch_size or BATCH)
 
 
 def _runs(
@@ -253,6 +291,7 @@ def _runs(
     Raises:
         ModelError: naming the first image that gives NaN or infinite values.
     """
+    names = images.names  # of files they are made anew each time
     with progress_bar(len(images), "activations", progress, unit=model.preprocessing.what) as bar:
         bar.update(start)
         for first in range(start, len(images), size):
@@ -261,7 +300,7 @@ def _runs(
                 values = read_sites(model, batch, wanted)
             values = {name: value.detach().cpu() for name, value in values.items()}
             for each in wanted:
-                _refuse_nan(each, values[each.name], images.names[first : first + size])
+                _refuse_nan(each, values[each.name], names[first : first + size])
             yield first, values
             bar.update(len(batch))
 
@@ -395,7 +434,7 @@ class _Wanted:
         name: under which it is given.
         site: of the model.
         rows: the tokens, or queries, that are kept; None for all.
-        columns: the keys that are kept; None for all.
+        columns: the keys, or neurons, that are kept; None for all.
         tokens: names of the kept tokens.
     """
 
@@ -433,6 +472,7 @@ def _wanted(
     found: dict[str, _Wanted] = {}
     for key in names:
         name, at, source = parsed(key)
+        name, number = numbered(name)
         for site in matching(model.all_sites, name):
             if site.kind == "logits" and at is not None:
                 raise OptionError("logits have no tokens")
@@ -446,7 +486,12 @@ def _wanted(
                 columns = _places(chosen(source, columns_of, grid, groups), columns_of, site)
             kept = range(len(rows_of)) if rows is None else rows.tolist()
             own = () if site.kind == "logits" else tuple(token_name(rows_of, place, grid) for place in kept)
-            said = site.name if at is None else f"{site.name}@{key.partition('@')[2].strip()}"
+            said = site.name
+            if number is not None:
+                check_number_of(site, number)
+                one, said = torch.tensor([number]), f"{site.name}[{number}]"
+                rows, columns = (one, None) if site.kind == "logits" else (rows, one)
+            said = said if at is None else f"{said}@{key.partition('@')[2].strip()}"
             found[said] = _Wanted(said, site, rows, columns, own)
     return list(found.values())
 
@@ -474,9 +519,7 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
     found: dict[str, Tensor] = {}
     stream, last, place = images, max(by_stage), -1
     for stage in model.stages:
-        if (
-            stage.nodes.kind == "edit"
-        ):  # sites are those of the bare model, and a stream is what is read of it
+        if stage.nodes.kind == "edit":  # sites are those of the model without edits
             stream = stage.add(stream, stage.write(stage.read(stream)))
             continue
         place += 1
@@ -488,7 +531,7 @@ def read_sites(model: Model, images: Tensor, wanted: Sequence[_Wanted]) -> dict[
         reads = stage.read(stream)
         compact = stage.write(reads)
         if stage.is_readout:
-            found.update({each.name: compact for each in inside})
+            found.update({each.name: each.of(compact) for each in inside})
             break
         if inside:
             found.update(_inside(stage, reads, compact, inside))

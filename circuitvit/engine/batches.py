@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.engine.masked import Workspace, masked_run
+from circuitvit.engine.masked import Workspace, masked_run, soft_run
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
 from circuitvit.errors import OptionError, check_whole
@@ -117,6 +117,24 @@ def batch_run(prepared: PreparedTask, batch: Batch, references: References) -> B
     check_logits(base.logits, batch)
     sources = Sources(prepared.model, prepared.graph, base, references.make(batch, base), batch.members)
     return BatchRun(prepared, batch, sources, clean_logits(prepared, batch, base.logits))
+
+
+def free_logits(
+    prepared: PreparedTask, references: References, images: Float[Tensor, "batch *shape"], kept: EdgeMask
+) -> Float[Tensor, "batch class"]:
+    """The logits of images that are none of the task's, some edges ablated; differentiable by the images.
+
+    Args:
+        prepared: whose ablation and token groups are the same for all images.
+        references: of its ablation.
+        images: on the model's device and in its dtype.
+        kept: `(sender, receiver, group)`.
+    """
+    model, batch = prepared.model, replace(prepared.batch(range(1)), base=images)
+    base, source = capture(model, images.detach()), model.stages[0]
+    base = replace(base, compacts=(source.write(source.read(images)), *base.compacts[1:]))
+    sources = Sources(model, prepared.graph, base, references.make(batch, base), batch.members)
+    return soft_run(sources, torch.tensor(kept, dtype=model.dtype, device=model.device))
 
 
 def clean_logits(prepared: PreparedTask, batch: Batch, base_logits: Tensor) -> Float[Tensor, "batch class"]:

@@ -128,11 +128,11 @@ def path_of(points: Sequence[Point]) -> str:
     return "".join(words)
 
 
-def image_uri(pixels: Pixels) -> str:
-    """An image `(height, width, 3)` as a data URI."""
+def image_uri(pixels: Pixels, quality: int = 88) -> str:
+    """An image `(height, width, 3)`, or with a fourth channel for how opaque it is, as a data URI."""
     file, picture = io.BytesIO(), Image.fromarray(pixels)
-    kind = "png" if max(picture.size) <= _PNG_SIDE else "jpeg"
-    picture.save(file, kind, optimize=kind == "png", quality=88)
+    kind = "png" if picture.mode == "RGBA" or max(picture.size) <= _PNG_SIDE else "jpeg"
+    picture.save(file, kind, optimize=kind == "png", quality=quality)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

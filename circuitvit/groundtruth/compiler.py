@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, check_whole, unknown_name
 from circuitvit.graph import Circuit, Graph, edge_name
+from circuitvit.groundtruth.planted import PLANTED
 from circuitvit.groundtruth.programs import (
     BALLAST,
     PARTS,
@@ -38,6 +39,7 @@ from circuitvit.groundtruth.programs import (
     Unit,
     draw,
     images_of,
+    vary,
     with_decoys,
 )
 from circuitvit.models.model import Model
@@ -48,6 +50,8 @@ from circuitvit.models.zoo import InputSpec
 CLASSES = ("yes", "no")
 HEADS = 3
 """Heads in a layer, unless a program needs more."""
+
+_WRITTEN = {**PROGRAMS, **PLANTED}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,6 +105,28 @@ class Compiled:
         clean, corrupt = draw(self.program.scenes, change, n, seed)
         return images_of(clean), images_of(corrupt)
 
+    def factors(
+        self, n: int, seed: int = 0
+    ) -> tuple[Float[Tensor, "image channel height width"], dict[str, Bool[Tensor, " image"]]]:
+        """Images in which every change is made or not by the toss of a coin, and which were made, by name.
+
+        Args:
+            n: how many images.
+            seed: images of one seed are always the same, and the first ones do not depend on `n`.
+
+        Raises:
+            OptionError: for n below 1 or a negative seed.
+
+        Example:
+            >>> images, factors = compiled("factors").factors(100)
+            >>> list(factors), images.shape[0], factors["colour"].dtype
+            (['colour', 'shape', 'bait'], 100, torch.bool)
+        """
+        check_whole("the number of images", n)
+        check_whole("a seed", seed, 0)
+        grids, made = vary(self.program.scenes, n, seed)
+        return images_of(grids), made
+
 
 def compiled(
     name: str, *, parts: str | Collection[str] = (), seed: int = 0, rotated: bool = True
@@ -111,6 +137,9 @@ def compiled(
     "query", "hop" (positions) and "count" (uniform attention). Heads that the program does not need are
     decoys: they attend, write what differs between the images, and nobody reads them.
 
+    Further ones have something planted in them for tools that look inside: "factors" (one in each head),
+    "duplicate" and "induction" (heads that look at a match, and at what follows it), "mirror" (pairs).
+
     Args:
         name: of the program.
         parts: one or more adversarial parts: "backup" or "gate", "cancelling", "opposite", "saturated",
@@ -120,7 +149,8 @@ def compiled(
 
     Raises:
         NameNotFoundError: for an unknown program or part.
-        OptionError: if both "backup" and "gate" are asked for, or the seed is negative.
+        OptionError: if both "backup" and "gate" are asked for, the seed is negative, or parts are asked for
+            of a program with something planted.
 
     Example:
         >>> import circuitvit as cv
@@ -130,11 +160,13 @@ def compiled(
         >>> task = cv.Task(*relay.pairs(8), metric=cv.logit_diff("yes", "no"))
     """
     parts = (parts,) if isinstance(parts, str) else parts
-    if name not in PROGRAMS:
-        raise unknown_name("program", name, PROGRAMS)
+    if name not in _WRITTEN:
+        raise unknown_name("program", name, _WRITTEN)
     for part in parts:
         if part not in PARTS:
             raise unknown_name("part", part, PARTS)
+    if parts and name in PLANTED:
+        raise OptionError(f"adversarial parts are for circuits: {name!r} has no circuit to hide")
     if {"backup", "gate"} <= set(parts):
         raise OptionError("a program has a backup or a gate, not both: the two join the same heads")
     check_whole("a seed", seed, 0)
@@ -159,7 +191,7 @@ def _program(name: str, chosen: list[str]) -> Program:
         registers=sum(part.registers for part in parts),
         ballast=min([BALLAST, *(part.ballast for part in parts)]),
     )
-    program = PROGRAMS[name](size)
+    program = _WRITTEN[name](size)
     for part in parts:
         program = part.add(program)
     widest = max(len(layer.heads) for layer in program.layers)

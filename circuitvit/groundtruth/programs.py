@@ -60,11 +60,13 @@ class Scene:
         changes: by name, the features that are elsewhere in the corrupt picture.
         in_order: roles are played by neighbours, from a patch drawn at random on, in reading order and round
             the end; otherwise the order is random.
+        first: the patches from which the order may begin.
     """
 
     clean: Roles
     changes: Mapping[str, Roles] = field(default_factory=dict)
     in_order: bool = False
+    first: tuple[int, ...] = tuple(range(N_PATCHES))
 
     def corrupt(self, change: str) -> Roles:
         """The corrupt picture; a scene that does not know the change makes its own first one."""
@@ -74,7 +76,7 @@ class Scene:
     def places(self, rng: np.random.Generator) -> NDArray[np.intp]:
         """The patch of each role `(role,)`."""
         if self.in_order:
-            return (np.arange(N_PATCHES) + rng.integers(N_PATCHES)) % N_PATCHES
+            return (np.arange(N_PATCHES) + self.first[rng.integers(len(self.first))]) % N_PATCHES
         return rng.permutation(N_PATCHES)
 
 
@@ -98,6 +100,28 @@ def draw(
             clean.append(_marked(scene.clean, places))
             corrupt.append(_marked(scene.corrupt(changes[image % len(changes)]), places))
     return _stacked(clean, n), _stacked(corrupt, n)
+
+
+def vary(
+    scenes: tuple[Scene, ...], n: int, seed: int
+) -> tuple[Bool[Tensor, "image feature patch"], dict[str, Bool[Tensor, " image"]]]:
+    """The features of `n` images, each change of each scene being made or not by the toss of a coin.
+
+    Returns:
+        The features, and by the name of each change whether it was made, `(image,)`.
+    """
+    names = [change for scene in scenes for change in scene.changes]
+    grids, tossed = [], np.zeros((n, len(names)), dtype=bool)
+    for image in range(n):
+        rng = np.random.default_rng([seed, image])
+        tossed[image] = rng.random(len(names)) < 0.5
+        made = {name for name, each in zip(names, tossed[image], strict=True) if each}
+        for scene in scenes:
+            roles = dict(scene.clean)
+            for change, moved in scene.changes.items():
+                roles.update(moved if change in made else {})
+            grids.append(_marked(roles, scene.places(rng)))
+    return _stacked(grids, n), {name: torch.from_numpy(tossed[:, at]) for at, name in enumerate(names)}
 
 
 def images_of(grids: Bool[Tensor, "image feature patch"]) -> Float[Tensor, "image channel height width"]:

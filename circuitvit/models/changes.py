@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -121,7 +120,7 @@ def add(direction: Tensor, scale: float = 1.0, tokens: TokenSpec = None) -> Add:
         >>> import torch
         >>> import circuitvit as cv
         >>> cv.load("catdog-tiny").edit({"resid1": cv.add(torch.ones(64), scale=4, tokens="cls")})
-        Model(catdog-tiny, edited (resid1): 4 stages, 157 edges, input 3x48x48, 2 classes)
+        Model(catdog-tiny, edited (resid1): 8 stages, 479 edges, input 3x48x48, 4 classes)
     """
     check_number("scale", scale, -float("inf"))
     return Add(_direction(direction), float(scale), tokens)
@@ -260,13 +259,12 @@ class Change:
         return self  # nothing of it is ever changed
 
     def __getstate__(self) -> dict[str, Any]:
-        try:
-            pickle.dumps(self.value)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        name = getattr(self.value, "__qualname__", "")
+        if "<lambda>" in name or "<locals>" in name:
             raise OptionError(
                 f"the function for {self.site.name} cannot be pickled, nor can the model: write it with "
                 "def in a module of its own"
-            ) from error
+            )
         return vars(self)
 
     @property
@@ -389,10 +387,10 @@ def check_value(site: Site, value: Any) -> Value:
             )
         return value if value.requires_grad else value.clone()
     if isinstance(value, Real) and not isinstance(value, bool):
-        value = float(value)
-        if not math.isfinite(value) and (site.kind != "scores" or value != -math.inf):
-            raise OptionError(f"the value for {site.name} is {value}")
-        return value
+        number = float(value)
+        if not math.isfinite(number) and (site.kind != "scores" or number != -math.inf):
+            raise OptionError(f"the value for {site.name} is {number}")
+        return number
     if isinstance(value, bool) or not callable(value):
         raise OptionError(f"{site.name} becomes a number, a tensor or a function, not {type(value).__name__}")
     if isinstance(value, (Add, Clamp)) and (

@@ -239,12 +239,12 @@ class Model:
             >>> import circuitvit as cv
             >>> cv.load("catdog-tiny").sites("a1.h0")
             7 sites
-            a1.h0<q>       37 x 16  token, d_head  projection
-            a1.h0<k>       37 x 16  token, d_head  projection
-            a1.h0<v>       37 x 16  token, d_head  projection
-            a1.h0.scores   37 x 37  query, key     nats
-            a1.h0.pattern  37 x 37  query, key     share of attention
-            a1.h0.z        37 x 16  token, d_head  mixed values
+            a1.h0<q>       37 x 16  token, d_head   projection
+            a1.h0<k>       37 x 16  token, d_head   projection
+            a1.h0<v>       37 x 16  token, d_head   projection
+            a1.h0.scores   37 x 37  query, key      nats
+            a1.h0.pattern  37 x 37  query, key      share of attention
+            a1.h0.z        37 x 16  token, d_head   mixed values
             a1.h0          37 x 64  token, d_model  residual stream
         """
         return listed(self.all_sites, names)
@@ -271,7 +271,7 @@ class Model:
             >>> model = cv.load("catdog-tiny")
             >>> edited = model.edit({"m1": 0, "a1.*.pattern@patch->cls": cv.knock_out()})
             >>> edited(torch.zeros(1, 3, 48, 48)).shape
-            torch.Size([1, 2])
+            torch.Size([1, 4])
         """
         return edit(self, edits, groups)
 

@@ -16,6 +16,9 @@ what every head of layer 5 writes; `m*` are the MLPs, not the streams. After `@`
 kinds (`cls`, `reg`, `patch`), numbers, `patch(3,5)` by row and column, `frame2` of a clip, or token groups.
 Of scores and patterns that is the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the
 class token, which attends to them.
+
+`m3.hidden[17]` reads neuron 17 alone; likewise one coordinate of anything that has a width, and one class of
+the logits.
 """
 
 from __future__ import annotations
@@ -347,6 +350,32 @@ def parsed(key: str) -> tuple[str, str | None, str | None]:
     return name.strip(), target.strip(), source.strip()
 
 
+_NUMBERED = re.compile(r"(.*)\[\s*(\d+)\s*\]")
+
+
+def numbered(name: str) -> tuple[str, int | None]:
+    """A name, and the neuron (coordinate, class) in brackets after it.
+
+    Example:
+        >>> numbered("m3.hidden[17]"), numbered("m3")
+        (('m3.hidden', 17), ('m3', None))
+    """
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def check_number_of(site: Site, number: int) -> None:
+    """Refuse a neuron (coordinate, class) that a site does not have.
+
+    Raises:
+        OptionError: naming how many there are, or how entries of patterns are named.
+    """
+    if site.kind in LOOKS:
+        raise OptionError(f"{site.name} has no neurons: its entries are named as {site.name}@3->cls")
+    if number >= site.shape[-1]:
+        raise OptionError(f"there is no {site.name}[{number}]: there are {site.shape[-1]}, from 0")
+
+
 # -- tokens --------------------------------------------------------------------------------------
 
 
@@ -399,7 +428,8 @@ def chosen(
         return Chosen(_checked(spec, len(kinds)))
     words = [spec] if isinstance(spec, int) else spec.split("+") if isinstance(spec, str) else list(spec)
     words = [word.strip() if isinstance(word, str) else word for word in words]
-    if words and all(word in kinds for word in words):
+    own = () if groups is None else groups.names  # such as those patches that no mask covers
+    if words and all(word in kinds and word not in own for word in words):
         names = tuple(str(word) for word in words)
         return Chosen(torch.tensor([kind in names for kind in kinds]), names)
     masks = [_of_word(word, kinds, grid, groups) for word in words]

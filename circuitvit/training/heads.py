@@ -10,25 +10,19 @@ Caron et al. 2021, "Emerging properties in self-supervised vision transformers",
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, ModelError, OptionError, check_whole
 from circuitvit.models import HeadTokens, Model, with_head
-from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images, list_images
+from circuitvit.tasks.images import Images
+from circuitvit.tasks.labelled import LabelledSpec, Labels, class_numbers, labelled_images
+from circuitvit.tasks.regression import check_fit, logistic_fit
 from circuitvit.tasks.task import batches_of, check_size
-
-Labels = Sequence[int | str] | NDArray[Any] | Tensor
-
-MOST_STEPS = 10_000
-"""Steps after which the regression stops; it converges long before on standardised features."""
 
 
 class FittedHead(NamedTuple):
@@ -47,7 +41,7 @@ class FittedHead(NamedTuple):
 
 def fit_head(
     model: Model,
-    images: ImageSpec,
+    images: LabelledSpec,
     labels: Labels | None = None,
     *,
     tokens: HeadTokens = "pooled",
@@ -65,8 +59,8 @@ def fit_head(
 
     Args:
         model: from `load` or `wrap`, with classes of its own or none.
-        images: a folder with one subfolder for each class; or files, a folder or a tensor of preprocessed
-            images, with labels. Files are read a batch at a time.
+        images: a folder with one subfolder for each class; a mapping from classes to folders or tensors; or
+            files, a folder or a tensor of preprocessed images, with labels. Files are read a batch at a time.
         labels: one for each image, names or numbers; by default the name of the folder that each file is in.
         tokens: what the head reads, as for `with_head`.
         strength: of the fit, against a penalty on squared weights (scikit-learn's `C`).
@@ -94,16 +88,17 @@ def fit_head(
         way = "wrap it with cv.wrap first" if isinstance(model, torch.nn.Module) else "give what cv.load gave"
         raise OptionError(f"{type(model).__name__} is no model of circuitvit: {way}")
     check_whole("folds", folds)
-    if folds < 2:
-        raise OptionError(f"cross-validation needs at least two folds, not {folds}")
-    given: object = strength
-    if not isinstance(given, (int, float)) or not 0 < given < float("inf"):
-        raise OptionError(f"the strength of a fit is a number above 0, not {strength!r}")
-    _regression()
+    check_fit(strength, folds, "heads")
     model.refresh()
     bare = with_head(model, None, tokens=tokens)
-    pictures, named = _labelled(model, images, labels)
-    classes, targets = _classes(named, len(pictures), folds)
+    pictures, named = labelled_images(images, labels, model.preprocessing)
+    classes, targets = class_numbers(named, len(pictures))
+    sizes = np.bincount(targets)
+    if sizes.min() < folds:
+        rare = classes[int(sizes.argmin())]
+        raise DataError(
+            f"{rare!r} has {sizes.min()} images, fewer than the {folds} folds: give more images, or folds="
+        )
     pictures.check(quiet=not progress)
     check_size(pictures, model)
     features = _features(bare, pictures, batch_size, progress)
@@ -115,56 +110,14 @@ def fit_head(
     right = []
     for fold in range(folds):
         out = fold_of == fold
-        weight, bias = _fitted(features[~out], targets[~out], strength)
+        weight, bias = logistic_fit(features[~out], targets[~out], strength)
         right.append((features[out] @ weight.T + bias).argmax(axis=1) == targets[out])
-    weight, bias = _fitted(features, targets, strength)
+    weight, bias = logistic_fit(features, targets, strength)
     made = with_head(model, weight, bias, classes=classes, tokens=tokens)
     return FittedHead(made, float(np.concatenate(right).mean()), tuple(float(each.mean()) for each in right))
 
 
 # -- inside --------------------------------------------------------------------------------------
-
-
-def _labelled(model: Model, images: ImageSpec, labels: Labels | None) -> tuple[Images, list[Any]]:
-    """The images, and a label for each."""
-    spec = model.preprocessing
-    if labels is not None:
-        given = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
-        return as_images(images, spec), given
-    if isinstance(images, (str, Path)) and Path(images).is_dir():
-        inside = sorted(each for each in Path(images).iterdir() if each.is_dir())
-        folders = [each for each in inside if not each.name.startswith(".")]
-        if not folders:
-            raise DataError(
-                f"{images} has no subfolders to name the classes: give labels, one for each image"
-            )
-        found = as_images([path for folder in folders for path in list_images(folder)], spec)
-    else:
-        found = as_images(images, spec)
-    if not isinstance(found, FileImages):
-        raise DataError("tensors have no folders to name their classes: give labels, one for each image")
-    return found, [path.resolve().parent.name for path in found.paths]
-
-
-def _classes(labels: list[Any], count: int, folds: int) -> tuple[list[str], NDArray[np.int64]]:
-    """The names of the classes in order, and the class of each image."""
-    if len(labels) != count:
-        raise DataError(f"{len(labels)} labels for {count} images")
-    kinds = {type(each) for each in labels}
-    if kinds not in ({int}, {str}):
-        shown = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise DataError(f"labels are all names or all whole numbers, not {shown}")
-    distinct = sorted(set(labels))
-    if len(distinct) < 2:
-        raise DataError(f"all images are {distinct[0]!r}: there is nothing to tell apart")
-    targets = np.array([distinct.index(each) for each in labels])
-    sizes = np.bincount(targets)
-    if sizes.min() < folds:
-        rare = distinct[int(sizes.argmin())]
-        raise DataError(
-            f"{rare!r} has {sizes.min()} images, fewer than the {folds} folds: give more images, or folds="
-        )
-    return [str(each) for each in distinct], targets
 
 
 def _features(bare: Model, images: Images, batch_size: int, progress: bool) -> NDArray[np.float64]:
@@ -179,26 +132,3 @@ def _features(bare: Model, images: Images, batch_size: int, progress: bool) -> N
     if bad.any():
         raise ModelError(f"the features of {images.names[int(bad.nonzero()[0])]} are NaN or infinite")
     return features.numpy()
-
-
-def _fitted(
-    features: NDArray[np.float64], targets: NDArray[np.int64], strength: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight `(class, width)` and bias `(class,)` of the regression."""
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    spread = np.where(spread > 1e-9 * np.abs(features).max(), spread, np.inf)  # a fixed one says nothing
-    regression = _regression()(C=strength, max_iter=MOST_STEPS)
-    regression.fit((features - mean) / spread, targets)
-    weight, bias = regression.coef_, regression.intercept_
-    if len(weight) == 1:
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = weight / spread
-    return weight, bias - weight @ mean
-
-
-def _regression() -> Any:
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise DataError("a head is fitted with scikit-learn: pip install circuitvit[heads]") from error
-    return LogisticRegression

@@ -6,6 +6,7 @@ connected circuits as the null, robustness, stability, and activation patching.
 """
 
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
+from circuitvit.verification.deciders import DeciderHeads, deciders
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
@@ -35,6 +36,7 @@ __all__ = [
     "AuditSettings",
     "BeatsRandom",
     "Bootstrap",
+    "DeciderHeads",
     "Estimate",
     "Expectation",
     "Falls",
@@ -56,6 +58,7 @@ __all__ = [
     "completeness_test",
     "conclusion",
     "connected_circuits",
+    "deciders",
     "equivalence_test",
     "faithfulness",
     "flip_search",

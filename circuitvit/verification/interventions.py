@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -192,7 +192,7 @@ def patching_map(
     prepared = prepare(model, task)
     if prepared.reference is None:
         raise DataError("activation patching takes what it patches from corrupt images: give corrupt=")
-    runs = _runs(model, site)
+    runs = runs_of(model, site)
     if rows is not None:
         unknown = [row for row in rows if row not in runs]
         if unknown:
@@ -200,11 +200,49 @@ def patching_map(
                 f"there is no {unknown[0]!r} among the {site}: {', '.join(list(runs)[:5])}, ..."
             )
         runs = {row: runs[row] for row in rows}
-    sets = _token_sets(model, prepared, tokens)
-    values, tops, ends = [], [], []
-    size = batch_size or choose_batch_size(prepared)
-    with progress_bar(len(runs) * len(sets) * len(prepared), f"patching {site}", progress) as bar:
-        for batch in batch_runs(prepared, size):
+    sets = token_sets(model, prepared, tokens)
+    found = patched(model, prepared, runs, sets, batch_size, f"patching {site}", progress)
+    shape = (len(runs), len(sets), len(prepared))
+    return PatchingMap(
+        site=site,
+        rows=tuple(runs),
+        columns=tuple(sets),
+        tokens=tuple(tuple(np.flatnonzero(chosen.cpu().numpy()).tolist()) for chosen in sets.values()),
+        values=found.metric[:-2].reshape(shape),
+        tops=found.tops[:-2].reshape(shape),
+        base=found.metric[-2],
+        base_tops=found.tops[-2],
+        other=found.metric[-1],
+        other_tops=found.tops[-1],
+        label=prepared.metric.label,
+    )
+
+
+class Patched(NamedTuple):
+    """What runs with patches gave; the last two rows are the run without any, and the other run.
+
+    Attributes:
+        metric: `(run, pair)`; each run at all its token sets, then the next.
+        tops: the top class, `(run, pair)`; -1 throughout for a model without classes.
+    """
+
+    metric: Float[NDArray[np.float64], "run pair"]
+    tops: Int64[NDArray[np.int64], "run pair"]
+
+
+def patched(
+    model: Model,
+    prepared: PreparedTask,
+    runs: Mapping[str, Run],
+    sets: Mapping[str, Tensor],
+    batch_size: int | None,
+    title: str,
+    progress: bool,
+) -> Patched:
+    """Every run at every set of tokens, many pairs at once; both images of a pair are run whole once."""
+    metrics, tops = [], []
+    with progress_bar(len(runs) * len(sets) * len(prepared), title, progress) as bar:
+        for batch in batch_runs(prepared, batch_size or choose_batch_size(prepared)):
             assert batch.batch.reference is not None
             other = capture(model, batch.batch.reference)
             logits = []
@@ -213,26 +251,10 @@ def patching_map(
                     logits.append(run(batch, other, chosen))
                     bar.update(len(batch.batch.rows))
             stacked = torch.stack([*logits, batch.base.logits, other.logits])
-            metric = batch.metric(stacked).double().cpu()
-            values.append(metric[:-2])
+            metrics.append(batch.metric(stacked).double().cpu())
             top = stacked.argmax(dim=-1) if model.chooses else torch.full(stacked.shape[:-1], -1)
             tops.append(top.cpu())
-            ends.append(metric[-2:])
-    shape = (len(runs), len(sets), len(prepared))
-    every_top, every_end = torch.cat(tops, dim=1).numpy(), torch.cat(ends, dim=1).numpy()
-    return PatchingMap(
-        site=site,
-        rows=tuple(runs),
-        columns=tuple(sets),
-        tokens=tuple(tuple(np.flatnonzero(chosen.cpu().numpy()).tolist()) for chosen in sets.values()),
-        values=torch.cat(values, dim=1).numpy().reshape(shape),
-        tops=every_top[:-2].reshape(shape),
-        base=every_end[0],
-        base_tops=every_top[-2],
-        other=every_end[1],
-        other_tops=every_top[-1],
-        label=prepared.metric.label,
-    )
+    return Patched(torch.cat(metrics, dim=1).numpy(), torch.cat(tops, dim=1).numpy())
 
 
 @dataclass(frozen=True)
@@ -361,7 +383,8 @@ def flip_search(
 # -- inside --------------------------------------------------------------------------------------
 
 
-def _runs(model: Model, site: Site) -> dict[str, Run]:
+def runs_of(model: Model, site: Site) -> dict[str, Run]:
+    """How to patch each component of a site, by name."""
     found: dict[str, Run] = {}
     patch = patch_pattern if site == "patterns" else patch_sender
     for place, stage in enumerate(model.stages):
@@ -380,8 +403,10 @@ def _patching(patch: Callable[..., Tensor], *where: int) -> Run:
     return lambda run, other, tokens: patch(run.sources.model, run.base, other, *where, tokens)
 
 
-def _token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[str, Tensor]:
-    parts = token_parts(model, capture(model, prepared.base.take(0, 1).to(model.device, model.dtype)))
+def token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[str, Tensor]:
+    """The sets of tokens by name, as masks `(token,)`."""
+    bare = model.bare or model  # whose tokens are the same, whatever number of images edits are for
+    parts = token_parts(bare, capture(bare, prepared.base.take(0, 1).to(model.device, model.dtype)))
     own, *others = parts.items()
     kinds = (*model.token_kinds(len(own[1])), *(part for part, mine in others for _ in mine))
     n = len(kinds)

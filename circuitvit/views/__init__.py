@@ -16,34 +16,87 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
+from circuitvit.views.disentanglement import Disentanglement, disentanglement
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
+from circuitvit.views.equivariance import Equivariance, equivariance
+from circuitvit.views.head_kinds import HeadKinds, KindScore, head_kinds
+from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
+from circuitvit.views.outcomes import Outcomes
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
-from circuitvit.views.segmentation import PatchEvidence, SegmentationScore, patch_evidence
+from circuitvit.views.probe_results import LinearProbes
+from circuitvit.views.probe_scores import ProbeScores
+from circuitvit.views.probes import linear_probes
+from circuitvit.views.ranking import Lift, Picks, Ranking
+from circuitvit.views.registers import Registers, registers
+from circuitvit.views.repeated import RepeatedPatches, repeated_patches
+from circuitvit.views.segmentation import (
+    PatchEvidence,
+    SegmentationChange,
+    SegmentationScore,
+    patch_evidence,
+    segmentation_change,
+)
+from circuitvit.views.steering import Direction, Steering, difference_of_means, steer
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.tokens import TokenAblations, token_ablations
+from circuitvit.views.top_images import TopImages, top_images
+from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
     "AttentionPatterns",
     "Comparison",
     "DirectAttribution",
+    "Direction",
+    "Disentanglement",
     "EffectHeatmap",
+    "Equivariance",
     "FaithfulnessCurve",
+    "FeatureVisualisation",
+    "HeadKinds",
     "HeadPosition",
+    "KindScore",
+    "KnockOuts",
+    "Lift",
+    "LinearProbes",
     "LogitLens",
     "MethodCurve",
+    "Outcomes",
     "PatchEvidence",
+    "Picks",
     "PositionHeads",
+    "ProbeScores",
+    "Ranking",
+    "Registers",
+    "RepeatedPatches",
+    "SegmentationChange",
     "SegmentationScore",
+    "Steering",
     "Subjects",
+    "TokenAblations",
+    "TopImages",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
     "compare",
+    "difference_of_means",
     "direct_logit_attribution",
+    "disentanglement",
     "effect_heatmap",
+    "equivariance",
     "faithfulness_curve",
+    "feature_visualisation",
+    "head_kinds",
+    "knock_outs",
+    "linear_probes",
     "logit_lens",
     "patch_evidence",
     "position_heads",
+    "registers",
+    "repeated_patches",
+    "segmentation_change",
+    "steer",
+    "token_ablations",
+    "top_images",
 ]

@@ -232,7 +232,7 @@ def _pools(heads: Sequence[str]) -> bool:
 def _seen(stage: Stage, reads: Reads) -> tuple[Tensor, Tensor, Tensor]:
     """What there is of each of `KINDS`."""
     pattern = stage.pattern(reads)
-    weighted = _known(partial(_weighted, stage), reads, pattern)
+    weighted = _known(partial(weighted_pattern, stage), reads, pattern)
     return pattern, _known(stage.scores, reads, pattern), weighted
 
 
@@ -244,7 +244,7 @@ def _known(of: Callable[[Reads], Tensor], reads: Reads, like: Tensor) -> Tensor:
         return torch.full_like(like, torch.nan)
 
 
-def _weighted(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
+def weighted_pattern(stage: Stage, reads: Reads) -> Float[Tensor, "image head query key"]:
     """The length of what each key's value adds to the stream at each query: `|| pattern . v W_O ||`.
 
     A pattern alone misleads where values are short: heads rest on tokens that say nothing (Kobayashi et al.

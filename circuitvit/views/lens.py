@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -330,9 +331,11 @@ def positions_of(model: Model, detail: Detail) -> dict[int, str]:
     """
     if detail not in ("layer", "stage"):
         raise OptionError(f"the detail of a lens is 'layer' or 'stage', not {detail!r}")
-    named = {1: "embedding"}
-    for place in range(2, model.reading + 1):
-        before, here = model.stages[place - 1].nodes, model.stages[place].nodes
+    # An edit of the stream is a stage of its own: what is looked at is what the next one reads.
+    places = [place for place in range(1, model.reading + 1) if model.stages[place].nodes.kind != "edit"]
+    named = {places[0]: "embedding"}
+    for last, place in pairwise(places):
+        before, here = model.stages[last].nodes, model.stages[place].nodes
         if detail == "stage":
             named[place] = before.name
         elif before.layer != here.layer:

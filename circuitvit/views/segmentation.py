@@ -8,6 +8,7 @@ both maps are scored against masks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
 from circuitvit.tasks.task import batches_of
+from circuitvit.verification.statistics import Estimate, mean_interval
 from circuitvit.views.attribution import direct_logit_attribution
 from circuitvit.views.lens import position_index, positions_of, token_logits
 from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
@@ -178,6 +180,93 @@ class PatchEvidence:
     def __repr__(self) -> str:
         grid = " x ".join(map(str, self.subjects.grid))
         return f"PatchEvidence({self.label}: {len(self.values)} maps of {grid} patches)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SegmentationChange:
+    """How well changed models outline objects, beside the model as it is.
+
+    Attributes:
+        label: what the evidence is.
+        before: a score for each image.
+        after: the same of each changed model, by name.
+    """
+
+    label: str
+    before: tuple[SegmentationScore, ...]
+    after: Mapping[str, tuple[SegmentationScore, ...]]
+
+    def values(self, name: str, of: str = "average_precision") -> NDArray[np.float64]:
+        """The change of one figure of merit, `(image,)`: after minus before.
+
+        Raises:
+            NameNotFoundError: for another model, or figure.
+        """
+        figures = ("average_precision", "iou_best", "iou_fixed")
+        for each, known, kind in ((name, tuple(self.after), "changed model"), (of, figures, "figure")):
+            if each not in known:
+                raise unknown_name(kind, each, known)
+        pairs = zip(self.before, self.after[name], strict=True)
+        return np.array([getattr(after, of) - getattr(before, of) for before, after in pairs])
+
+    def estimate(self, name: str, of: str = "average_precision") -> Estimate:
+        """The mean change over images, with its bootstrap interval."""
+        return mean_interval(self.values(name, of))
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name} {self.estimate(name)}" for name in self.after)
+        return f"SegmentationChange({self.label}; change of average precision: {said})"
+
+
+def segmentation_change(
+    model: Model,
+    changed: Mapping[str, Model],
+    images: ImageSpec,
+    masks: ArrayLike | Tensor,
+    target: ClassSpec,
+    foil: ClassSpec | None = None,
+    *,
+    ignore: ArrayLike | Tensor | None = None,
+    threshold: Threshold = "mean",
+    by: By = "lens",
+    position: int | str = -1,
+    batch_size: int | None = None,
+) -> SegmentationChange:
+    """What edits do to the outlines that the model's evidence draws, such as attention made causal.
+
+    Args:
+        model: as it is.
+        changed: edited models, by name.
+        images: preprocessed, or paths.
+        masks: True on the object, see `PatchEvidence.score`.
+        target: a class or several.
+        foil: what it is compared with.
+        ignore: pixels that do not count.
+        threshold: the fixed one, see `PatchEvidence.score`.
+        by: "lens" or "attribution", see `patch_evidence`.
+        position: of the lens; of a name such as "layer 5" the same one in every model.
+        batch_size: images run at once.
+
+    Raises:
+        As `patch_evidence` and `PatchEvidence.score`.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.datasets.catdog import catdog_pairs
+        >>> model, pairs = cv.load("catdog-tiny"), catdog_pairs(5, seed=0)
+        >>> edits = {"causal": model.edit({"a*.pattern": cv.causal()})}
+        >>> masks = np.indices((5, 48, 48))[1] > 20
+        >>> segmentation_change(model, edits, pairs.clean, masks, "cat").before[0].prevalence > 0.5
+        True
+    """
+
+    def of(each: Model) -> PatchEvidence:
+        return patch_evidence(each, images, target, foil, by=by, position=position, batch_size=batch_size)
+
+    own = of(model)
+    before = own.score(masks, threshold, ignore)
+    after = {name: of(each).score(masks, threshold, ignore) for name, each in changed.items()}
+    return SegmentationChange(own.label, before, after)
 
 
 def patch_evidence(

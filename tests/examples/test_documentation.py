@@ -20,7 +20,7 @@ from circuitvit.cli.program import Program, app
 from circuitvit.export import FORMATS
 from circuitvit.graph.circuit import CIRCUIT_SCHEMA
 from circuitvit.graph.scores import SCORES_SCHEMA
-from circuitvit.groundtruth import PARTS, PROGRAMS
+from circuitvit.groundtruth import PARTS, PLANTED, PROGRAMS
 from circuitvit.models.zoo import zoo_names
 from circuitvit.models.zoo.card import SCHEMA as CARD_SCHEMA
 from circuitvit.tasks import ablation_names, metric_names
@@ -117,7 +117,7 @@ def test_bundled_models_are_documented(name: str) -> None:
     assert f"`{name}`" in text_of(DOCS / "models.md")
 
 
-@pytest.mark.parametrize("name", [*PROGRAMS, *PARTS])
+@pytest.mark.parametrize("name", [*PROGRAMS, *PLANTED, *PARTS])
 def test_compiled_models_are_documented(name: str) -> None:
     assert f"| `{name}` | " in text_of(DOCS / "ground_truth.md")
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
-NAMES = ("01_first_circuit", "02_cat_dog_decider", "03_your_own_model_and_data")
+NAMES = ("01_first_circuit", "02_cat_dog_decider", "03_your_own_model_and_data", "04_look_inside")
 TIMEOUT = 600  # seconds for a cell on a busy machine; all cells together take about a minute on an idle one
 
 
@@ -89,7 +89,7 @@ def assert_same_outputs(now: Any, saved: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [NAMES[0], NAMES[2]])
+@pytest.mark.parametrize("name", [NAMES[0], *NAMES[2:]])
 def test_the_notebook_runs_and_shows_what_the_library_prints_now(name: str) -> None:
     assert_same_outputs(tidy(execute(read(name))), read(name))
 

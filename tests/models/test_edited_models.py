@@ -248,7 +248,7 @@ def test_searches_and_tests() -> None:
     scored = cv.attribute(edited, task_of(), "exact", progress=False)
     task = cv.Task(images(8), images(8, seed=1), cv.kl_divergence())
     report = cv.verify(edited, task, scored.top(30), progress=False)
-    assert report.faithfulness is not None
+    assert report.headline.faithfulness is not None
     assert cv.find(edited, task, progress=False).circuit.n_edges
     found = cv.direct_logit_attribution(edited, CLEAN, 0)
     assert_close(torch.as_tensor(found.values).sum(dim=-1), edited(CLEAN)[:, 0], 1e-5)

@@ -24,7 +24,8 @@ def hooked(place: str, tokens: list[int], columns: slice | None = None) -> torch
     part = model.module.get_submodule(place)
     seen: list[torch.Tensor] = []
     handle = part.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    model(batch.reference)
+    with torch.no_grad():
+        model.module(batch.reference)
     handle.remove()
 
     def swap(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -35,7 +36,8 @@ def hooked(place: str, tokens: list[int], columns: slice | None = None) -> torch
         return (changed, *args[1:])
 
     handle = part.register_forward_pre_hook(swap)
-    logits = model(batch.base)
+    with torch.no_grad():
+        logits: torch.Tensor = model.module(batch.base)
     handle.remove()
     return logits
 

@@ -233,3 +233,13 @@ def test_maps_lie_on_the_sheet(model: Model, tmp_path: Path) -> None:
     for ending in ("svg", "png", "html"):
         path = circuit.draw(tmp_path / f"c.{ending}", model=model, task=task, thumbnails=True)
         assert path.stat().st_size > 2000
+
+
+def test_clips_are_visualised_frame_by_frame(model: Model, tmp_path: Path) -> None:
+    made = views.feature_visualisation(
+        model, "logits", unit="left", reference=CLIPS, count=2, steps=15, progress=False
+    )
+    assert made.images.shape == (2, 8, 3, 16, 16)
+    assert made.values.min() > made.reference.max()
+    assert made.pictures.shape[2] > made.pictures.shape[1]
+    made.figure().save(tmp_path / "strips.png")

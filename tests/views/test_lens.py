@@ -58,6 +58,19 @@ def test_positions_are_the_embedding_and_the_ends_of_layers() -> None:
         logit_lens(model, images, detail="block")  # type: ignore[arg-type]
 
 
+def test_the_lens_of_an_edited_model_sees_edits_of_the_stream_and_ends_in_its_logits() -> None:
+    model, images = cv.load("catdog-tiny"), catdog_pairs(2, seed=1).clean
+    plain = logit_lens(model, images)
+    for place, name in ((0, "embedding"), (2, "layer 1"), (4, "layer 3")):
+        edited = model.edit({f"resid{place}": lambda stream: stream.abs()})
+        lens = logit_lens(edited, images)
+        assert lens.positions == plain.positions
+        np.testing.assert_array_equal(lens.pooled[:place], plain.pooled[:place])
+        assert np.abs(lens.pooled[place] - plain.pooled[place]).max() > 0.01, name
+        np.testing.assert_allclose(lens.pooled[-1], edited(images), atol=1e-5)
+        assert logit_lens(edited, images, detail="stage").positions[-1] == "mlp3"
+
+
 def test_kept_classes_do_not_change_the_top_class() -> None:
     model, pairs = cv.load("catdog-tiny"), catdog_pairs(3, seed=1)
     whole, part = logit_lens(model, pairs.clean), logit_lens(model, pairs.clean, classes=["dog", "cat"])
