@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -260,13 +259,12 @@ class Change:
         return self  # nothing of it is ever changed
 
     def __getstate__(self) -> dict[str, Any]:
-        try:
-            pickle.dumps(self.value)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        name = getattr(self.value, "__qualname__", "")
+        if "<lambda>" in name or "<locals>" in name:
             raise OptionError(
                 f"the function for {self.site.name} cannot be pickled, nor can the model: write it with "
                 "def in a module of its own"
-            ) from error
+            )
         return vars(self)
 
     @property
