@@ -81,7 +81,7 @@ class ProbeScores:
         behind = self.subjects.pictures[row] if picture else None
         name = canvas.label(self.classes[number], 30)
         with canvas.styled():
-            title = f"How much {name} each patch knows, {self.subjects.names[row]}"
+            title = f"Log-odds of {name}, read off each patch: {self.subjects.names[row]}"
             figure, panels = site_panels(len(shown), sheet, title)
             for axes, site, each in zip(panels, shown, values, strict=True):
                 drawn = canvas.overlay(axes, self.subjects.on_sheet(each), behind, sheet=sheet, **look)
