@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -268,20 +270,24 @@ class Change:
         return vars(self)
 
     @property
+    def tensor(self) -> Tensor | None:
+        """The value or the direction, where it is a tensor."""
+        value = self.value.direction if isinstance(self.value, (Add, Clamp)) else self.value
+        return value if isinstance(value, Tensor) else None
+
+    @property
     def images(self) -> int | None:
         """The number of images that it is for; None for any."""
-        own = [self.rows.images, self.columns.images]
-        value = self.value.direction if isinstance(self.value, (Add, Clamp)) else self.value
-        wide = len(self.site.shape) + 1
-        if isinstance(value, Tensor) and value.ndim == wide and len(value) > 1:
+        own, value = [self.rows.images, self.columns.images], self.tensor
+        if value is not None and value.ndim == len(self.site.shape) + 1 and len(value) > 1:
             own.append(len(value))
         return next((count for count in own if count is not None), None)
 
     @property
     def is_bound(self) -> bool:
         """Whether it holds for images of the model's own size alone."""
-        value = self.value.direction if isinstance(self.value, (Add, Clamp)) else self.value
-        placed = isinstance(value, Tensor) and value.ndim >= 2 and self.site.kind != "logits"
+        value = self.tensor
+        placed = value is not None and value.ndim >= 2 and self.site.kind != "logits"
         return placed or self.rows.is_bound or self.columns.is_bound
 
     @property
@@ -294,6 +300,8 @@ class Change:
         """What it adds to the stream whatever is there, `(d_model,)` or `(token, d_model)`; else None."""
         value = self.value
         if self.site.kind != "stream" or not isinstance(value, Add) or self.images is not None:
+            return None
+        if value.direction.requires_grad:  # somebody is about to train it: what it adds is not constant
             return None
         mask = self.rows.of(self.kinds[0])
         added = value.scale * value.direction
@@ -409,7 +417,8 @@ def check_value(site: Site, value: Any) -> Value:
 def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
     """What edits are, for a hash: in words, and the tensors that are in them.
 
-    A function is told by its code and what it has closed over; one that cannot be told so, by itself.
+    A function is told by its code and by what it has closed over, and the globals that it names; one that
+    cannot be told so, by itself.
     """
     said: list[str] = []
     tensors: list[Tensor] = []
@@ -422,18 +431,34 @@ def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
 
 def _said(value: Any, tensors: list[Tensor], depth: int = 0) -> str:
     match value:
-        case Tensor():
-            tensors.append(value.detach())
+        case Tensor() | np.ndarray():
+            tensors.append(torch.as_tensor(value).detach())
             return "tensor"
         case None | bool() | int() | float() | str():
             return repr(value)
         case Add() | Clamp() | Causal() | KnockOut():
             own = [_said(each, tensors) for name, each in vars(value).items() if name != "tokens"]
             return f"{type(value).__name__}({', '.join(own)})"
-    code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
-    if code is None or depth > 2:
-        return f"{value!r} {id(value)}"
-    inner = [_said(cell.cell_contents, tensors, depth + 1) for cell in cells]
-    constants = [each for each in code.co_consts if not hasattr(each, "co_code")]
-    defaults = [_said(each, tensors, depth + 1) for each in getattr(value, "__defaults__", None) or ()]
-    return f"{code.co_code.hex()}{constants!r}{code.co_names}{inner}{defaults}"
+        case ModuleType():
+            return value.__name__
+        case FunctionType() if depth < 3:
+            held = [cell.cell_contents for cell in value.__closure__ or ()]
+            held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            names = _names(value.__code__)
+            held += [value.__globals__[name] for name in names if name in value.__globals__]
+            return f"{_code(value.__code__)}{[_said(each, tensors, depth + 1) for each in held]}"
+        case type():
+            return f"{value.__module__}.{value.__qualname__}"
+    return f"{value!r} {id(value)} {os.getpid()}"
+
+
+def _code(code: CodeType) -> str:
+    """What a function does, with the functions inside of it."""
+    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return f"{code.co_code.hex()}{constants}{code.co_names}"
+
+
+def _names(code: CodeType) -> list[str]:
+    """The names that a function looks up, with the functions inside of it."""
+    inner = [name for each in code.co_consts if isinstance(each, CodeType) for name in _names(each)]
+    return list(dict.fromkeys((*code.co_names, *inner)))

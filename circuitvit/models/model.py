@@ -334,6 +334,7 @@ class Model:
         yield from self.module.buffers()
         if self.head is not None:
             yield from self.head.tensors.values()
+        yield from (change.tensor for change in self.edits if change.tensor is not None)
 
     @property
     def weights_version(self) -> int:

@@ -298,3 +298,33 @@ def test_hooks_put_on_after_wrapping_are_refused() -> None:
                     call()
         handle.remove()
     model(CLEAN)
+
+
+def test_a_direction_that_is_trained_is_seen_at_every_step() -> None:
+    model, images = (
+        cv.load("catdog-tiny"),
+        torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)),
+    )
+    direction = torch.zeros(64, requires_grad=True)
+    edited = model.edit({"resid3": cv.add(direction, tokens="cls")})
+    trainer, seen, hashes = torch.optim.SGD([direction], lr=1.0), [], set()
+    for _ in range(3):
+        loss = -edited(images, grad=True)[:, 1].mean()
+        trainer.zero_grad()
+        loss.backward()
+        trainer.step()
+        seen.append(float(loss.detach()))
+        hashes.add(edited.weights_hash)
+    assert seen[0] > seen[1] > seen[2]
+    assert len(hashes) == 3
+    still = model.edit({"resid3": cv.add(direction.detach(), tokens="cls")})
+    assert torch.allclose(edited(images), still(images), atol=1e-5)
+
+
+def test_a_function_is_told_by_the_globals_that_it_names() -> None:
+    model, space = cv.load("catdog-tiny"), {"pushed": 1.0}
+    exec("def push(x):\n    return (lambda y: y + pushed)(x)", space)
+    first = model.edit({"m1": space["push"]}).weights_hash
+    assert model.edit({"m1": space["push"]}).weights_hash == first
+    space["pushed"] = 2.0
+    assert model.edit({"m1": space["push"]}).weights_hash != first
