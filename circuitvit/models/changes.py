@@ -8,13 +8,15 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, check_number
 from circuitvit.models.sites import LOOKS, Chosen, Site, TokenSpec
@@ -142,6 +144,9 @@ def clamp(
     """
     if low is None and high is None:
         raise OptionError("a clamp without bounds changes nothing: give low=, high= or both")
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None:
+            check_number(f"{name} of a clamp", bound, -math.inf)
     if low is not None and high is not None and low > high:
         raise OptionError(f"the lower bound {low:g} is above the upper one {high:g}")
     found = _direction(direction)
@@ -357,14 +362,31 @@ class Change:
 
 
 def _takes_two(function: Function) -> bool:
-    """Whether a function is to be told where it is called."""
+    """Whether a function is to be told where it is called: what has a default is not for that."""
     try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
+        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except ValueError:  # a builtin that does not tell
         return False
-    return True
+    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    own = [each for each in given.parameters.values() if each.kind in placed]
+    return len(own) > 1 and (own[1].default is inspect.Parameter.empty or own[1].name == "at")
+
+
+def _check_function(site: Site, function: Function) -> None:
+    """Refuse a function that cannot be called with what an edit gives.
+
+    Raises:
+        OptionError: saying what it is called with.
+    """
+    try:
+        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+        given.bind(*(None,) * (2 if _takes_two(function) else 1))
+    except ValueError:  # a builtin that does not tell
+        return
+    except TypeError as error:
+        raise OptionError(
+            f"the function for {site.name} is called with x, or with x and at: {error}"
+        ) from error
 
 
 def check_value(site: Site, value: Any) -> Value:
@@ -373,10 +395,16 @@ def check_value(site: Site, value: Any) -> Value:
     Raises:
         OptionError: if it is none, or of a shape that the site has not.
     """
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
-        if not bool(value.detach().isfinite().all()) and site.kind != "scores":
+        known = value.detach().isfinite()
+        known = known | (value.detach() == -math.inf) if site.kind == "scores" else known
+        if value.is_complex() or not value.numel():
+            raise OptionError(
+                f"the value for {site.name} holds no real numbers: {value.dtype}, {tuple(value.shape)}"
+            )
+        if not bool(known.all()):
             raise OptionError(f"the value for {site.name} holds NaN or infinite numbers")
         wide = len(site.shape) + 1
         last = value.shape[-1] if value.ndim else 1
@@ -403,13 +431,16 @@ def check_value(site: Site, value: Any) -> Value:
     if isinstance(value, (Causal, KnockOut)) and site.kind != "pattern":
         raise OptionError(f"{site.name} is no pattern: write, for example, a*.pattern")
     kept: Value = value
+    if not isinstance(value, OURS):
+        _check_function(site, value)
     return kept
 
 
 def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
     """What edits are, for a hash: in words, and the tensors that are in them.
 
-    A function is told by its code and what it has closed over; one that cannot be told so, by itself.
+    A function is told by its code, what it has closed over, and what it reads of its module; one that
+    cannot be told so, by itself.
     """
     said: list[str] = []
     tensors: list[Tensor] = []
@@ -421,19 +452,61 @@ def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
 
 
 def _said(value: Any, tensors: list[Tensor], depth: int = 0) -> str:
+    inner = partial(_said, tensors=tensors, depth=depth + 1)
     match value:
         case Tensor():
             tensors.append(value.detach())
             return "tensor"
+        case np.ndarray() if value.dtype.kind in "biuf":
+            return inner(torch.as_tensor(value))
         case None | bool() | int() | float() | str():
             return repr(value)
         case Add() | Clamp() | Causal() | KnockOut():
             own = [_said(each, tensors) for name, each in vars(value).items() if name != "tokens"]
             return f"{type(value).__name__}({', '.join(own)})"
-    code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
-    if code is None or depth > 2:
+        case ModuleType() | type() | BuiltinFunctionType():
+            return f"{getattr(value, '__module__', '')}.{value.__name__}"
+    if depth > MOST:
         return f"{value!r} {id(value)}"
-    inner = [_said(cell.cell_contents, tensors, depth + 1) for cell in cells]
-    constants = [each for each in code.co_consts if not hasattr(each, "co_code")]
-    defaults = [_said(each, tensors, depth + 1) for each in getattr(value, "__defaults__", None) or ()]
-    return f"{code.co_code.hex()}{constants!r}{code.co_names}{inner}{defaults}"
+    match value:
+        case nn.Module():
+            return f"{value!r}{inner(type(value).forward)}{inner(list(value.state_dict().values()))}"
+        case partial():
+            return f"partial{[inner(each) for each in (value.func, value.args, value.keywords)]}"
+        case list() | tuple():
+            return f"{[inner(each) for each in value]}"
+        case dict():
+            return f"{[(inner(key), inner(each)) for key, each in value.items()]}"
+        case MethodType():
+            return f"{inner(value.__func__)}{inner(value.__self__)}"
+        case FunctionType():
+            if depth and value.__module__.partition(".")[0] in LIBRARIES:
+                return f"{value.__module__}.{value.__qualname__}"
+            cells = [inner(cell.cell_contents) for cell in value.__closure__ or ()]
+            known = value.__globals__
+            read = [inner(known[name]) for name in _names(value.__code__) if name in known]
+            defaults = [inner(each) for each in (value.__defaults__, value.__kwdefaults__)]
+            return f"{_written(value.__code__)}{cells}{read}{defaults}"
+    if hasattr(value, "__dict__"):
+        called = inner(type(value).__call__) if callable(value) else ""
+        return f"{type(value)}{called}{_said(vars(value), tensors, depth + 2)}"
+    return f"{value!r} {id(value)}"
+
+
+MOST = 4
+"""How deep to look into what a function has closed over, and calls."""
+
+LIBRARIES = {"torch", "numpy", "circuitvit", "timm", "transformers", "open_clip", "torchvision", "sklearn"}
+"""Whose functions are told by their names."""
+
+
+def _written(code: CodeType) -> str:
+    """A function's code, with that of the functions in it."""
+    constants = [_written(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return f"{code.co_code.hex()}{constants}{code.co_names}"
+
+
+def _names(code: CodeType) -> list[str]:
+    """Names that a function, or one in it, may read from its module."""
+    inside = [_names(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return list(dict.fromkeys([*code.co_names, *(name for names in inside for name in names)]))
