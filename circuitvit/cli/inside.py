@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 import circuitvit as cv
@@ -249,10 +249,9 @@ def probes(
     where = found.places[0] + (f", the first of {len(found.places)} places" if len(found.places) > 1 else "")
     show_rows(f"Accuracy at {where}: {', '.join(found.classes)}", rows, explain=True)
     if asked is not None:
-        odds = [each[np.isfinite(each)] for each in asked.log_odds(of)[:, 0]]
         rows = [
-            Row(site, f"{each.mean():+.2f}", f"{each.min():+.2f} to {each.max():+.2f}")
-            for site, each in zip(asked.sites, odds, strict=True)
+            Row(site, f"{mean:+.2f}", f"{least:+.2f} to {most:+.2f}")
+            for site, mean, least, most in asked.ranges(of)
         ]
         title = f"Log-odds of {of} in {asked.subjects.names[0]}, {place}: mean of its tokens, and their range"
         show_rows(title, rows, explain=True)
@@ -301,7 +300,7 @@ def deciders(
         Row(found.names[place], f"{found.rates[place]}", f"p {found.p_values[place]:.3f} for all together")
         for place in found.order[:LISTED]
     ]
-    if np.isfinite(found.transfer):  # some pair has a decider
+    if math.isfinite(found.transfer):  # some pair has a decider
         rows.append(
             Row("carries over", f"{found.transfer:.3f}", f"of other pairs; chance {found.chance:.3f}")
         )

@@ -56,6 +56,14 @@ class ProbeScores:
         found: NDArray[np.float32] = np.exp(log_softmax(self.logits, axis=-1)[..., number])
         return found
 
+    def ranges(self, of: int | str, image: int = 0) -> list[tuple[str, float, float, float]]:
+        """By site: mean, least and greatest log-odds of a class over the tokens of an image."""
+        asked = self.log_odds(of)[:, image]
+        return [
+            (site, float(np.nanmean(each)), float(np.nanmin(each)), float(np.nanmax(each)))
+            for site, each in zip(self.sites, asked, strict=True)
+        ]
+
     def figure(
         self, of: int | str = 0, image: int = 0, *, sites: Sequence[str] | None = None, picture: bool = True
     ) -> Picture:
