@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,26 @@ def test_pairs_of_units(photos: Path, tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(CircuitViTError, match="did you mean 'mirror'"):
         run("equivariance", *MODEL, photos, "--transform", "miror")
+
+
+def test_an_image_is_asked_by_the_probes_of_patches_wherever_they_stand(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    for place, picture in enumerate(sorted(photos.iterdir())):
+        folder = tmp_path / "photos" / ("even", "odd")[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / picture.name).write_bytes(picture.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    places = ("--tokens", "cls", "--tokens", "patch", "--reads", "any", "--folds", 2, "--sites", "resid4")
+    said = run("probes", *MODEL, "photos", *places, "--ask", photos / "0.png", "--about", "odd")
+    assert "Accuracy at cls, the first of 2 places: even, odd" in said
+    assert "Log-odds of odd in 0.png, patch" in said
+    assert "wrote probes.png" in said
+
+
+def test_no_forests_no_words_of_them(tmp_path: Path) -> None:
+    out = tmp_path / "shares.json"
+    said = run("disentanglement", *MODEL, "--names", "a1.h1", "--trees", 0, "--out", out)
+    assert "read off" not in said and "DCI" not in said
+    assert list(json.loads(out.read_text())) == ["shares"]

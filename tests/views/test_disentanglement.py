@@ -89,6 +89,12 @@ def bundled() -> Disentanglement:
     return disentanglement(cv.load("catdog-tiny"), trees=0, progress=False, seed=1)
 
 
+def test_without_forests_nothing_is_said_of_reading(bundled: Disentanglement) -> None:
+    assert np.isnan(bundled.informativeness).all()
+    axes, *_ = bundled.figure().axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(bundled.factors)
+
+
 def test_shares_are_those_of_a_literal_analysis_of_variance(bundled: Disentanglement) -> None:
     model = cv.load("catdog-tiny")
     scenes, factors = factorial_scenes(seed=1)

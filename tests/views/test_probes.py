@@ -141,6 +141,8 @@ def test_patches_are_told_apart_by_what_lies_on_them(reads: Any) -> None:
     said = scores.log_odds("object")[0][:, 1:] > 0
     np.testing.assert_array_equal(said, truth[:4].flatten(1).numpy() == 1)
     assert np.isnan(scores.log_odds("object")[:, :, 0]).all()
+    ((site, mean, least, most),) = scores.ranges("object", 1)
+    assert (site, least < mean < most) == ("resid0", True)
     masks = truth.repeat_interleave(2, 1).repeat_interleave(2, 2) == 1
     groups = cv.TokenGroups.from_masks(model, {"object": masks})
     again = probed(model, images, groups, "resid0", tokens="patch", reads=reads)
