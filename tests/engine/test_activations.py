@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import circuitvit as cv
-from circuitvit.engine.activations import Activations
+from circuitvit.engine.reading import Activations
 from circuitvit.errors import FileError, ModelError, OptionError
 from tests.rightness import images, micro
 from tests.strategies import assert_close
 
-module: Any = sys.modules["circuitvit.engine.activations"]  # which has a function of the same name
+module: Any = sys.modules["circuitvit.engine.reading"]  # which has a function of the same name
 
 NAMES = ["resid*", "a1.h0.pattern@cls", "m0.hidden"]
 
@@ -80,8 +80,8 @@ KILLED = """
 import sys, time
 import torch
 import circuitvit as cv
-import circuitvit.engine.activations
-module = sys.modules["circuitvit.engine.activations"]
+import circuitvit.engine.reading
+module = sys.modules["circuitvit.engine.reading"]
 own, runs = module.read_sites, 0
 def stuck_in_the_fifth(*arguments):
     global runs

@@ -246,17 +246,11 @@ def activation_batches(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Activations of any number of images a batch at a time, of which nothing is kept.
-
-    Args:
-        model, images, names, batch_size, progress: as for `activations`.
+    """Activations of any number of images a batch at a time, of which nothing is kept: as `activations`.
 
     Returns:
         The number of the first image and the activations by name, for each batch; everything that can be
         refused before the first run is refused at once.
-
-    Raises:
-        As `activations`.
     """
     found, wanted, size = _asked(model, images, names, None, None, batch_size)
     return _runs(model, found, wanted, size, 0, progress)
