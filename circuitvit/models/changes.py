@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, check_number
 from circuitvit.models.sites import LOOKS, Chosen, Site, TokenSpec
@@ -142,6 +142,9 @@ def clamp(
     """
     if low is None and high is None:
         raise OptionError("a clamp without bounds changes nothing: give low=, high= or both")
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None:
+            check_number(f"{name} of a clamp", bound, -math.inf)
     if low is not None and high is not None and low > high:
         raise OptionError(f"the lower bound {low:g} is above the upper one {high:g}")
     found = _direction(direction)
@@ -268,20 +271,24 @@ class Change:
         return vars(self)
 
     @property
+    def tensor(self) -> Tensor | None:
+        """The value or the direction, where it is a tensor."""
+        value = self.value.direction if isinstance(self.value, (Add, Clamp)) else self.value
+        return value if isinstance(value, Tensor) else None
+
+    @property
     def images(self) -> int | None:
         """The number of images that it is for; None for any."""
-        own = [self.rows.images, self.columns.images]
-        value = self.value.direction if isinstance(self.value, (Add, Clamp)) else self.value
-        wide = len(self.site.shape) + 1
-        if isinstance(value, Tensor) and value.ndim == wide and len(value) > 1:
+        own, value = [self.rows.images, self.columns.images], self.tensor
+        if value is not None and value.ndim == len(self.site.shape) + 1 and len(value) > 1:
             own.append(len(value))
         return next((count for count in own if count is not None), None)
 
     @property
     def is_bound(self) -> bool:
         """Whether it holds for images of the model's own size alone."""
-        value = self.value.direction if isinstance(self.value, (Add, Clamp)) else self.value
-        placed = isinstance(value, Tensor) and value.ndim >= 2 and self.site.kind != "logits"
+        value = self.tensor
+        placed = value is not None and value.ndim >= 2 and self.site.kind != "logits"
         return placed or self.rows.is_bound or self.columns.is_bound
 
     @property
@@ -357,14 +364,31 @@ class Change:
 
 
 def _takes_two(function: Function) -> bool:
-    """Whether a function is to be told where it is called."""
+    """Whether a function is to be told where it is called: what has a default is not for that."""
     try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
+        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except ValueError:  # a builtin that does not tell
         return False
-    return True
+    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    own = [each for each in given.parameters.values() if each.kind in placed]
+    return len(own) > 1 and (own[1].default is inspect.Parameter.empty or own[1].name == "at")
+
+
+def _check_function(site: Site, function: Function) -> None:
+    """Refuse a function that cannot be called with what an edit gives.
+
+    Raises:
+        OptionError: saying what it is called with.
+    """
+    try:
+        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+        given.bind(*(None,) * (2 if _takes_two(function) else 1))
+    except ValueError:  # a builtin that does not tell
+        return
+    except TypeError as error:
+        raise OptionError(
+            f"the function for {site.name} is called with x, or with x and at: {error}"
+        ) from error
 
 
 def check_value(site: Site, value: Any) -> Value:
@@ -373,10 +397,16 @@ def check_value(site: Site, value: Any) -> Value:
     Raises:
         OptionError: if it is none, or of a shape that the site has not.
     """
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
-        if not bool(value.detach().isfinite().all()) and site.kind != "scores":
+        known = value.detach().isfinite()
+        known = known | (value.detach() == -math.inf) if site.kind == "scores" else known
+        if value.is_complex() or not value.numel():
+            raise OptionError(
+                f"the value for {site.name} holds no real numbers: {value.dtype}, {tuple(value.shape)}"
+            )
+        if not bool(known.all()):
             raise OptionError(f"the value for {site.name} holds NaN or infinite numbers")
         wide = len(site.shape) + 1
         last = value.shape[-1] if value.ndim else 1
@@ -403,37 +433,6 @@ def check_value(site: Site, value: Any) -> Value:
     if isinstance(value, (Causal, KnockOut)) and site.kind != "pattern":
         raise OptionError(f"{site.name} is no pattern: write, for example, a*.pattern")
     kept: Value = value
+    if not isinstance(value, OURS):
+        _check_function(site, value)
     return kept
-
-
-def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
-    """What edits are, for a hash: in words, and the tensors that are in them.
-
-    A function is told by its code and what it has closed over; one that cannot be told so, by itself.
-    """
-    said: list[str] = []
-    tensors: list[Tensor] = []
-    for change in changes:
-        said.append(f"{change.site.name}|{change.rows.kinds}|{change.columns.kinds}")
-        tensors += [each.mask for each in (change.rows, change.columns) if each.mask is not None]
-        said.append(_said(change.value, tensors))
-    return "||".join(said), tensors
-
-
-def _said(value: Any, tensors: list[Tensor], depth: int = 0) -> str:
-    match value:
-        case Tensor():
-            tensors.append(value.detach())
-            return "tensor"
-        case None | bool() | int() | float() | str():
-            return repr(value)
-        case Add() | Clamp() | Causal() | KnockOut():
-            own = [_said(each, tensors) for name, each in vars(value).items() if name != "tokens"]
-            return f"{type(value).__name__}({', '.join(own)})"
-    code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
-    if code is None or depth > 2:
-        return f"{value!r} {id(value)}"
-    inner = [_said(cell.cell_contents, tensors, depth + 1) for cell in cells]
-    constants = [each for each in code.co_consts if not hasattr(each, "co_code")]
-    defaults = [_said(each, tensors, depth + 1) for each in getattr(value, "__defaults__", None) or ()]
-    return f"{code.co_code.hex()}{constants!r}{code.co_names}{inner}{defaults}"

@@ -16,6 +16,7 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
+from circuitvit.views.deciders import DeciderHeads, deciders
 from circuitvit.views.disentanglement import Disentanglement, disentanglement
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.equivariance import Equivariance, equivariance
@@ -48,6 +49,7 @@ from circuitvit.views.visualisation import FeatureVisualisation, feature_visuali
 __all__ = [
     "AttentionPatterns",
     "Comparison",
+    "DeciderHeads",
     "DirectAttribution",
     "Direction",
     "Disentanglement",
@@ -83,6 +85,7 @@ __all__ = [
     "attribution_of_task",
     "class_symbols",
     "compare",
+    "deciders",
     "difference_of_means",
     "direct_logit_attribution",
     "disentanglement",
