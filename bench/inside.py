@@ -57,7 +57,7 @@ def _from_tensor() -> Row:
 
 def _from_files(paths: Sequence[Path]) -> Row:
     title = f"activations of all {NAMES} at the class token, ViT-Ti/16, {len(paths)} photographs, decoded"
-    return _row(title, _vit(), list(paths), repeats=3)
+    return _row(title, _vit(), list(paths), repeats=2)
 
 
 def _row(title: str, model: cv.Model, source: torch.Tensor | list[Path], repeats: int) -> Row:
