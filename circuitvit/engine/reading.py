@@ -25,13 +25,9 @@ from circuitvit.engine.processes import progress_bar
 from circuitvit.errors import FileError, ModelError, OptionError, check_whole, unknown_name
 from circuitvit.models import Model
 from circuitvit.models.sites import (
-    Chosen,
-    Groups,
-    Mask,
     Site,
-    TokenSpec,
     check_number_of,
-    chosen,
+    chosen_of,
     heads_of,
     kinds_at,
     matching,
@@ -39,9 +35,9 @@ from circuitvit.models.sites import (
     of_heads,
     parsed,
     read_of,
-    token_name,
 )
 from circuitvit.models.stages import Reads, Stage
+from circuitvit.models.tokens import Chosen, Groups, Mask, TokenSpec, token_name
 from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images
 from circuitvit.tasks.task import check_size
 
@@ -196,7 +192,8 @@ def activations(
 
     Args:
         model: to run.
-        images: a preprocessed tensor, or files, read a batch at a time.
+        images: a preprocessed tensor, which is taken in float32 whatever the model's numbers are (but where
+            `grad` is set), or files, read a batch at a time.
         names: of sites, see `circuitvit.models.sites`: `"resid*"`, `"a5.h2.pattern@patch->cls"`.
         tokens: for all that name none after an @: kinds ("cls+reg"), numbers, or a boolean mask `(token,)`;
             of scores and patterns the queries. All by default.
@@ -473,14 +470,12 @@ def _wanted(
         for site in matching(model.all_sites, name):
             if site.kind == "logits" and at is not None:
                 raise OptionError("logits have no tokens")
-            if source is not None and site.kind not in ("scores", "pattern"):
-                raise OptionError(f"{site.name} has no keys: write {site.name}@{at}")
-            rows_of, columns_of = kinds_at(model, site, count)
-            spec = tokens if at is None else at
+            kinds = kinds_at(model, site, count)
+            rows_of = kinds[0]
             rows = columns = None
             if site.kind != "logits":
-                rows = _places(chosen(spec, rows_of, grid, groups), rows_of, site)
-                columns = _places(chosen(source, columns_of, grid, groups), columns_of, site)
+                both = chosen_of(site, kinds, tokens if at is None else at, source, grid, groups)
+                rows, columns = (_places(each, own, site) for each, own in zip(both, kinds, strict=True))
             kept = range(len(rows_of)) if rows is None else rows.tolist()
             own = () if site.kind == "logits" else tuple(token_name(rows_of, place, grid) for place in kept)
             said = site.name

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, check_number
-from circuitvit.models.sites import LOOKS, Chosen, Site, TokenSpec
+from circuitvit.models.sites import LOOKS, Site
+from circuitvit.models.tokens import Chosen, TokenSpec
 
 
 @dataclass(frozen=True)
@@ -308,12 +309,22 @@ class Change:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What becomes of `(image, token, width)`, `(image, query, key)` or `(image, class)`."""
+        changed = self._changed(x)
+        if self.sees_all and self._is_bad(changed) and not self._is_bad(x):
+            raise OptionError(f"the function for {self.site.name} gave NaN or infinite numbers")
+        return changed
+
+    def _changed(self, x: Tensor) -> Tensor:
         if self.site.kind == "logits":
             return self._made(x, At(self.site.name, (), (), torch.ones(1, dtype=torch.bool)))
         kinds, keys = (self._present(*pair) for pair in zip(self.kinds, x.shape[1:], strict=True))
         mask = self._mask(kinds, keys if self.site.kind in LOOKS else (), len(x))
         made = self._made(x, At(self.site.name, kinds, keys if self.site.kind in LOOKS else (), mask))
         return made if isinstance(self.value, KnockOut) else torch.where(mask.to(x.device), made, x)
+
+    def _is_bad(self, x: Tensor) -> bool:
+        """Whether there is NaN in it, or infinity; scores are minus infinity where nothing may be seen."""
+        return bool((x.isnan() if self.site.kind == "scores" else ~x.isfinite()).any())
 
     def _present(self, kinds: tuple[str, ...], count: int) -> tuple[str, ...]:
         """The kinds of the tokens that are there: the first ones, or of a larger image more patches."""

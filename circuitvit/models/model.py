@@ -21,8 +21,9 @@ from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.refusals import hooks_of
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.sites import Groups, Sites, all_sites, listed
+from circuitvit.models.sites import Sites, all_sites, listed
 from circuitvit.models.stages import Stage, through
+from circuitvit.models.tokens import Groups
 from circuitvit.models.weights import content_hash, hash_with, libraries
 from circuitvit.models.zoo import Card, InputSpec
 

@@ -56,7 +56,8 @@ from circuitvit.export.style import COLOURS
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
-from circuitvit.models.sites import PATCH, stream_names
+from circuitvit.models.sites import stream_names
+from circuitvit.models.tokens import PATCH
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions, weighted_pattern
