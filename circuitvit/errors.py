@@ -71,6 +71,7 @@ def check_number(name: str, value: object, above: float = 0.0, below: float = ma
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) < below:
         wanted = f"a number between {above:g} and {below:g}" if below < math.inf else "a positive number"
+        wanted = "a finite number" if above == -math.inf and below == math.inf else wanted
         raise OptionError(f"{name} must be {wanted}, not {value!r}")
 
 

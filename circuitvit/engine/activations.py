@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
@@ -272,7 +272,10 @@ def _asked(
 ) -> tuple[Images, list[_Wanted], int]:
     """The images, what is asked for of them, and how many are run at once."""
     model.refresh()
-    asked = [names] if isinstance(names, str) else list(names)
+    given: Any = names
+    asked = [names] if isinstance(names, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) for name in asked):
+        raise OptionError(f"activations are asked for by name, such as 'resid1', not as {names!r}")
     if not asked:
         raise OptionError("no activations are named: model.sites() lists what there is")
     if batch_size is not None:
@@ -500,6 +503,8 @@ def _places(tokens: Chosen, kinds: Sequence[str], site: Site) -> Tensor | None:
     mask: Mask | None = tokens.of(kinds)
     if mask is None:
         return None
+    if not bool(mask.any()):
+        raise OptionError(f"{site.name}: the mask of tokens names none")
     if mask.ndim == 2 and bool((mask != mask[0]).any()):
         raise OptionError(
             f"{site.name}: the tokens differ between images, so that they cannot be one tensor: read all "

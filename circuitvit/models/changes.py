@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, check_number
 from circuitvit.models.sites import LOOKS, Chosen, Site, TokenSpec
@@ -144,6 +142,9 @@ def clamp(
     """
     if low is None and high is None:
         raise OptionError("a clamp without bounds changes nothing: give low=, high= or both")
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None:
+            check_number(f"{name} of a clamp", bound, -math.inf)
     if low is not None and high is not None and low > high:
         raise OptionError(f"the lower bound {low:g} is above the upper one {high:g}")
     found = _direction(direction)
@@ -301,8 +302,6 @@ class Change:
         value = self.value
         if self.site.kind != "stream" or not isinstance(value, Add) or self.images is not None:
             return None
-        if value.direction.requires_grad:  # somebody is about to train it: what it adds is not constant
-            return None
         mask = self.rows.of(self.kinds[0])
         added = value.scale * value.direction
         return added if mask is None else added * mask[:, None].to(added)
@@ -365,14 +364,31 @@ class Change:
 
 
 def _takes_two(function: Function) -> bool:
-    """Whether a function is to be told where it is called."""
+    """Whether a function is to be told where it is called: what has a default is not for that."""
     try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
+        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except ValueError:  # a builtin that does not tell
         return False
-    return True
+    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    own = [each for each in given.parameters.values() if each.kind in placed]
+    return len(own) > 1 and (own[1].default is inspect.Parameter.empty or own[1].name == "at")
+
+
+def _check_function(site: Site, function: Function) -> None:
+    """Refuse a function that cannot be called with what an edit gives.
+
+    Raises:
+        OptionError: saying what it is called with.
+    """
+    try:
+        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+        given.bind(*(None,) * (2 if _takes_two(function) else 1))
+    except ValueError:  # a builtin that does not tell
+        return
+    except TypeError as error:
+        raise OptionError(
+            f"the function for {site.name} is called with x, or with x and at: {error}"
+        ) from error
 
 
 def check_value(site: Site, value: Any) -> Value:
@@ -381,10 +397,16 @@ def check_value(site: Site, value: Any) -> Value:
     Raises:
         OptionError: if it is none, or of a shape that the site has not.
     """
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
-        if not bool(value.detach().isfinite().all()) and site.kind != "scores":
+        known = value.detach().isfinite()
+        known = known | (value.detach() == -math.inf) if site.kind == "scores" else known
+        if value.is_complex() or not value.numel():
+            raise OptionError(
+                f"the value for {site.name} holds no real numbers: {value.dtype}, {tuple(value.shape)}"
+            )
+        if not bool(known.all()):
             raise OptionError(f"the value for {site.name} holds NaN or infinite numbers")
         wide = len(site.shape) + 1
         last = value.shape[-1] if value.ndim else 1
@@ -411,54 +433,6 @@ def check_value(site: Site, value: Any) -> Value:
     if isinstance(value, (Causal, KnockOut)) and site.kind != "pattern":
         raise OptionError(f"{site.name} is no pattern: write, for example, a*.pattern")
     kept: Value = value
+    if not isinstance(value, OURS):
+        _check_function(site, value)
     return kept
-
-
-def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
-    """What edits are, for a hash: in words, and the tensors that are in them.
-
-    A function is told by its code and by what it has closed over, and the globals that it names; one that
-    cannot be told so, by itself.
-    """
-    said: list[str] = []
-    tensors: list[Tensor] = []
-    for change in changes:
-        said.append(f"{change.site.name}|{change.rows.kinds}|{change.columns.kinds}")
-        tensors += [each.mask for each in (change.rows, change.columns) if each.mask is not None]
-        said.append(_said(change.value, tensors))
-    return "||".join(said), tensors
-
-
-def _said(value: Any, tensors: list[Tensor], depth: int = 0) -> str:
-    match value:
-        case Tensor() | np.ndarray():
-            tensors.append(torch.as_tensor(value).detach())
-            return "tensor"
-        case None | bool() | int() | float() | str():
-            return repr(value)
-        case Add() | Clamp() | Causal() | KnockOut():
-            own = [_said(each, tensors) for name, each in vars(value).items() if name != "tokens"]
-            return f"{type(value).__name__}({', '.join(own)})"
-        case ModuleType():
-            return value.__name__
-        case FunctionType() if depth < 3:
-            held = [cell.cell_contents for cell in value.__closure__ or ()]
-            held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-            names = _names(value.__code__)
-            held += [value.__globals__[name] for name in names if name in value.__globals__]
-            return f"{_code(value.__code__)}{[_said(each, tensors, depth + 1) for each in held]}"
-        case type():
-            return f"{value.__module__}.{value.__qualname__}"
-    return f"{value!r} {id(value)} {os.getpid()}"
-
-
-def _code(code: CodeType) -> str:
-    """What a function does, with the functions inside of it."""
-    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
-    return f"{code.co_code.hex()}{constants}{code.co_names}"
-
-
-def _names(code: CodeType) -> list[str]:
-    """The names that a function looks up, with the functions inside of it."""
-    inner = [name for each in code.co_consts if isinstance(each, CodeType) for name in _names(each)]
-    return list(dict.fromkeys((*code.co_names, *inner)))

@@ -27,11 +27,11 @@ class EditedStage(Stage):
     Args:
         inner: the stage.
         changes: of its sites, in order.
-        added: to the stream after it, `(d_model,)` or `(token, d_model)`; None for nothing.
+        added: what is added to the stream after it, whatever is there: changes with a `constant`.
     """
 
-    def __init__(self, inner: Stage, changes: Sequence[Change], added: Tensor | None = None) -> None:
-        self.inner, self.changes, self.added = inner, tuple(changes), added
+    def __init__(self, inner: Stage, changes: Sequence[Change], added: Sequence[Change] = ()) -> None:
+        self.inner, self.changes, self.added = inner, tuple(changes), tuple(added)
         self.is_wide = any(change.site.kind == "output" for change in self.changes)
         self._sent, self._is_whole = list(range(len(inner.nodes.senders))), True
 
@@ -133,12 +133,18 @@ class EditedStage(Stage):
     @property
     def _cut_added(self) -> Tensor | None:
         """What is added after the stage, at the tokens that it leaves in the stream."""
-        added = self.added
-        return added if added is None or added.ndim == 1 or self.cut is None else added[: self.cut]
+        found = None  # made anew, as directions may be learned
+        for change in self.added:
+            own = change.constant
+            assert own is not None, "said by whoever made it"
+            own = own if own.ndim == 1 or self.cut is None else own[: self.cut]
+            found = own if found is None else found + own.to(found)
+        return found
 
     def total(self, compact: Tensor) -> Tensor:
         total = self._own_total(compact)
-        return total if self._cut_added is None else total + self._cut_added.to(total)
+        added = self._cut_added
+        return total if added is None else total + added.to(total)
 
     def _own_total(self, compact: Tensor) -> Tensor:
         if not self.is_wide:
@@ -152,7 +158,8 @@ class EditedStage(Stage):
             after = own if self.nodes.begins else stream[:, : self.cut] + own
         else:
             after = self.inner.add(stream, compact)
-        return after if self._cut_added is None else after + self._cut_added.to(after)
+        added = self._cut_added
+        return after if added is None else after + added.to(after)
 
     def factored(self, compact: Tensor) -> Factored:
         return Factored(compact.transpose(0, 1)) if self.is_wide else self.inner.factored(compact)
@@ -222,15 +229,15 @@ class EditedStage(Stage):
 
     # -- the same, but for something -----------------------------------------------------------------
 
-    def _like(self, inner: Stage, *, added: Tensor | None) -> EditedStage:
+    def _like(self, inner: Stage, *, added: Sequence[Change]) -> EditedStage:
         twin = copy.copy(self)
-        twin.inner, twin.added = inner, added
+        twin.inner, twin.added = inner, tuple(added)
         return twin
 
     def restrict(self, senders: Sequence[int]) -> EditedStage:
         if list(senders) == list(range(len(self.nodes.senders))):
             return self
-        twin = self._like(self.inner.restrict(senders), added=None)
+        twin = self._like(self.inner.restrict(senders), added=())
         twin._sent, twin._is_whole = [self._sent[sender] for sender in senders], False
         return twin
 

@@ -51,12 +51,12 @@ def edited(bare: Model, changes: Sequence[Change], rules: BackwardRules | None =
         here = [change for change in changes if change.site.stage == place]
         before = [change for change in here if change.site.kind == "stream"]
         inside = [change for change in here if change.site.kind != "stream"]
-        if before and (constant := _constant(before)) is not None:
+        if before and all(change.constant is not None for change in before):
             last = stages.pop()
             stages.append(
-                EditedStage(last, (), constant)
+                EditedStage(last, (), before)
                 if not isinstance(last, EditedStage)
-                else EditedStage(last.inner, last.changes, constant)
+                else EditedStage(last.inner, last.changes, before)
             )
         elif before:
             stages.append(StreamEdit(before, stage.nodes))
@@ -72,18 +72,6 @@ def edited(bare: Model, changes: Sequence[Change], rules: BackwardRules | None =
     _images(changes)
     made.refresh()
     return made if rules is None else made.with_rules(rules)
-
-
-def _constant(changes: Sequence[Change]) -> Tensor | None:
-    """What changes of one stream add to it, whatever is there; None where that is not all they do."""
-    added = [change.constant for change in changes]
-    known = [each for each in added if each is not None]
-    if len(known) < len(added):
-        return None
-    total = known[0]
-    for each in known[1:]:
-        total = total + each.to(total)
-    return total
 
 
 def _images(changes: Sequence[Change]) -> int | None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph
-from circuitvit.models.changes import Change, Value, description
+from circuitvit.models.changes import Change, Value
+from circuitvit.models.edit_hash import description
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
@@ -373,11 +374,11 @@ class Model:
         """SHA-256 over the values of all weights, and of edits; the same for the same model in another
         library's layout.
         """
+        if self.bare is not None:  # what a function reads, or a direction that is learned, changes unseen
+            return hash_with(self.bare.weights_hash, *description(self.edits))
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
-        if self.bare is not None:
-            return hash_with(self.bare.weights_hash, *description(self.edits))
         blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
         found = content_hash(self.stages, self.module, lambda: self(blank))
         head, parts = self.head, getattr(self.stages[-1], "parts", None)

@@ -24,7 +24,7 @@ the logits.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -316,6 +316,12 @@ def _refuse(sites: Sites, wanted: str) -> Sites:
         raise NameNotFoundError(f"there is no {wanted!r}: {node} {has}")
     if "*" in wanted or "?" in wanted:
         raise NameNotFoundError(f"no site is called {wanted!r}: model.sites() lists them all")
+    bare, number = numbered(wanted)
+    if number is not None and any(fnmatchcase(name, bare) for name in sites.names):
+        raise NameNotFoundError(
+            f"{wanted!r} cannot be changed alone: edit {bare!r} with a function, which gives back x with "
+            f"x[..., {number}] changed"
+        )
     raise unknown_name("site", wanted, sites.names)
 
 
@@ -426,6 +432,8 @@ def chosen(
         return Chosen()
     if isinstance(spec, Tensor):
         return Chosen(_checked(spec, len(kinds)))
+    if not isinstance(spec, (int, str, Iterable)):
+        raise OptionError(f"tokens are names, numbers or a boolean mask, not {spec!r}")
     words = [spec] if isinstance(spec, int) else spec.split("+") if isinstance(spec, str) else list(spec)
     words = [word.strip() if isinstance(word, str) else word for word in words]
     own = () if groups is None else groups.names  # such as those patches that no mask covers

@@ -34,9 +34,8 @@ def test_a_number_in_brackets_reads_one_neuron_coordinate_or_class(tmp_path: Pat
     stored = catdog().activations(animals(), names, out=tmp_path / "acts.safetensors", batch_size=2)
     for name in names:
         torch.testing.assert_close(stored[name], one[name])
-    assert list(catdog().activations(animals(), "m*.hidden[0]")) == [
-        f"m{layer}.hidden[0]" for layer in range(4)
-    ]
+    read = catdog().activations(animals(), "m*.hidden[0]")
+    assert list(read) == [f"m{layer}.hidden[0]" for layer in range(4)]
 
 
 @pytest.mark.parametrize(
