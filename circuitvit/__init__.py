@@ -99,7 +99,6 @@ if TYPE_CHECKING:
     from circuitvit.verification import Unchanged as Unchanged
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
-    from circuitvit.verification import deciders as deciders
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
@@ -107,6 +106,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_patterns as attention_patterns
+    from circuitvit.views import deciders as deciders
     from circuitvit.views import difference_of_means as difference_of_means
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
     from circuitvit.views import disentanglement as disentanglement
@@ -144,10 +144,10 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "deciders flip_search patching_map read_hypotheses robustness stability verify"
+                "flip_search patching_map read_hypotheses robustness stability verify"
             ),
             "circuitvit.views": (
-                "attention_patterns difference_of_means direct_logit_attribution disentanglement "
+                "attention_patterns deciders difference_of_means direct_logit_attribution disentanglement "
                 "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
                 "registers steer token_ablations top_images tuned_lens"
             ),

@@ -50,7 +50,7 @@ class Family:
     build: Callable[[], Any]
     nodes: Callable[[Any], HookedModule]
     blocks: Callable[[Any], Any] = lambda module: module.blocks
-    mlps: Callable[[Any], list[nn.Module]] = lambda block: [block.mlp]
+    mlps: Callable[[Any], list[Any]] = lambda block: [block.mlp]
     wrap: Callable[[Any], cv.Model] = cv.wrap
     shape: tuple[int, ...] = (3, 32, 32)
     options: dict[str, Any] | None = None
@@ -93,7 +93,10 @@ class Family:
         return drawn.bfloat16().double()
 
 
-def last_linear(mlp: nn.Module) -> tuple[nn.Module, None]:
+def last_linear(mlp: Any) -> tuple[nn.Module, slice | None]:
+    """What reads an MLP's neurons, or where that is said, its columns that do."""
+    if isinstance(mlp, tuple):
+        return mlp
     return [part for part in mlp.modules() if isinstance(part, nn.Linear)][-1], None
 
 
@@ -121,6 +124,14 @@ def _with_biases(module: Any) -> HookedModule:
             own.qkv.bias = nn.Parameter(torch.cat([own.q_bias, none, own.v_bias]))
             own.q_bias = None
     return nodes
+
+
+def _fused(module: Any) -> HookedModule:
+    """Blocks with one output projection, and a mean over patches before the last norm."""
+    nodes = test_parallel.scaling(module)
+    first = module.num_prefix_tokens
+    last = Receiver(module.fc_norm, module.fc_norm, pool=lambda stream: stream[:, first:].mean(dim=1))
+    return HookedModule(module, nodes.senders, {**nodes.receivers, "logits": last})
 
 
 def _without_weights(module: Any) -> Any:
@@ -170,6 +181,11 @@ FAMILIES: dict[str, Family] = {
     "timm, differential": _timm(test_gated.differential, options={"looks": False}),
     "timm, parallel": _timm(
         test_parallel.ALL["apart"], test_parallel.scaling, mlps=lambda block: [block.mlp_out_proj]
+    ),
+    "timm, parallel and fused": _timm(
+        test_parallel.ALL["fused"],
+        _fused,
+        mlps=lambda block: [(block.out_proj, slice(block.in_split[1], None))],
     ),
     "timm, two of each": _timm(
         test_parallel.ALL["two-of-each"],

@@ -52,7 +52,6 @@ ALLOWED: dict[str, frozenset[str]] = {
 EXCEPTIONS = {
     ("graph/circuit.py", "export"): "Circuit.draw is a convenience that calls the exporters",
     ("models/model.py", "engine"): "Model.activations is a convenience that calls the engine",
-    ("verification/deciders.py", "views"): "DeciderHeads.figure is a convenience that calls the canvas",
 }
 
 # Where modules of other libraries are taken apart, built or trained: only there their insides have names.

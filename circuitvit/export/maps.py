@@ -27,13 +27,17 @@ from circuitvit.tasks import PreparedTask, Task
 
 Array = NDArray[np.float64]
 
+LEAST = 1e-12
+"""Of what is attended to, where an edit has taken it away: a logarithm of 0 cannot be drawn."""
+
 
 @dataclass(frozen=True, eq=False)
 class HeadMap:
     """One head on one image.
 
     Attributes:
-        scores: `(query, key)`, scaled dot products before the softmax.
+        scores: `(query, key)`, scaled dot products before the softmax; where an edit changes the pattern, the
+            logarithms of that, so that it is seen in shares.
         weights: `(key,)`, norm of what the head would write if it attended to this token alone, ||v W_O||
             (Kobayashi et al. 2020, arXiv:2004.10102); before its gate, if it has one.
     """
@@ -180,7 +184,7 @@ def _attention(stage: Stage, stream: Tensor, order: NDArray[np.int64]) -> dict[s
     """The heads of a stage by name; none where they have no scores."""
     reads = stage.read(stream)
     try:
-        scores = _array(stage.scores(reads)[0])
+        scores = _seen(stage.scores(reads)[0], stage.pattern(reads)[0])
     except UnsupportedModelError:
         return {}
     if stage.nodes.begins:  # a pool asks for all tokens alike, whichever of them is looked at
@@ -189,6 +193,12 @@ def _attention(stage: Stage, stream: Tensor, order: NDArray[np.int64]) -> dict[s
     scores = scores[:, order][:, :, order]
     weights = _array(stage.expand(stage.carried(reads))[:, 0].norm(dim=-1))[:, order]
     return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
+
+
+def _seen(scores: Tensor, pattern: Tensor) -> Array:
+    """What a pattern is the softmax of: the scores, or where it is edited its logarithms."""
+    own = torch.allclose(scores.softmax(dim=-1), pattern, atol=1e-5)
+    return _array(scores if own else pattern.clamp(min=LEAST).log())
 
 
 def _array(values: Tensor) -> Array:

@@ -93,13 +93,10 @@ class EditedStage(Stage):
         return tuple(torch.stack(each, dim=1) for each in found)
 
     def _scores(self, part: Stage, reads: Reads) -> Tensor:
-        changes, scores = (
-            [change for change in self._inside(part) if change.site.kind == "scores"],
-            part.scores(reads),
-        )
-        return _by_head(part, scores, changes).masked_fill(
-            scores == -torch.inf, -torch.inf
-        )  # what is not seen
+        changes = [change for change in self._inside(part) if change.site.kind == "scores"]
+        scores = part.scores(reads)
+        unseen = scores == -torch.inf  # as what a pool skips
+        return _by_head(part, scores, changes).masked_fill(unseen, -torch.inf)
 
     def _pattern(self, part: Stage, reads: Reads) -> Tensor:
         mine = self._inside(part)

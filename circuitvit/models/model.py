@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph
-from circuitvit.models.changes import Change, Value, description
+from circuitvit.models.changes import Change, Value
+from circuitvit.models.edit_hash import description
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
@@ -334,6 +335,7 @@ class Model:
         yield from self.module.buffers()
         if self.head is not None:
             yield from self.head.tensors.values()
+        yield from (change.tensor for change in self.edits if change.tensor is not None)
 
     @property
     def weights_version(self) -> int:

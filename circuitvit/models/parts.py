@@ -473,7 +473,7 @@ class MLP:
         act: the name of the activation.
         gates: names of the projections whose outputs are multiplied, if it is gated.
         norm: the name of a norm between, if there is one.
-        out: the name of the linear layer that comes last.
+        out: the name of the linear layer that comes last; or of what has a part of one as `linear`.
     """
 
     module: nn.Module
@@ -493,9 +493,10 @@ class MLP:
         if self.out is None:
             return None
         last = self.module.get_submodule(self.out)
-        if type(last) is not nn.Linear:
+        linear = Linear.of(last) if type(last) is nn.Linear else getattr(last, "linear", None)
+        if not isinstance(linear, Linear):
             return None
-        return with_children(self.module, **{self.out: nn.Identity()}), Linear.of(last)
+        return with_children(self.module, **{self.out: nn.Identity()}), linear
 
     def with_rules(self, rules: BackwardRules) -> MLP:
         """The same, with activation, product and norm differentiated by the rules.

@@ -6,7 +6,6 @@ connected circuits as the null, robustness, stability, and activation patching.
 """
 
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
-from circuitvit.verification.deciders import DeciderHeads, deciders
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
@@ -36,7 +35,6 @@ __all__ = [
     "AuditSettings",
     "BeatsRandom",
     "Bootstrap",
-    "DeciderHeads",
     "Estimate",
     "Expectation",
     "Falls",
@@ -58,7 +56,6 @@ __all__ = [
     "completeness_test",
     "conclusion",
     "connected_circuits",
-    "deciders",
     "equivalence_test",
     "faithfulness",
     "flip_search",

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,15 @@ import torch
 import circuitvit as cv
 import circuitvit.engine.activations
 module = sys.modules["circuitvit.engine.activations"]
-own = module.read_sites
-def slow(*arguments):
-    time.sleep(0.3)
+own, runs = module.read_sites, 0
+def stuck_in_the_fifth(*arguments):
+    global runs
+    runs += 1
+    if runs == 6:  # the first is for the shapes
+        print("stuck", flush=True)
+        time.sleep(600)
     return own(*arguments)
-module.read_sites = slow
+module.read_sites = stuck_in_the_fifth
 images = torch.linspace(-1, 1, 12 * 3 * 48 * 48).reshape(12, 3, 48, 48)
 cv.load("catdog-tiny").activations(images, "resid*", out=sys.argv[1], batch_size=1, progress=False)
 """
@@ -96,14 +99,13 @@ cv.load("catdog-tiny").activations(images, "resid*", out=sys.argv[1], batch_size
 
 def test_a_killed_process_leaves_something_to_resume(tmp_path: Path) -> None:
     out = tmp_path / "acts.safetensors"
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)])
-    sidecar, until = tmp_path / "acts.safetensors.progress.json", time.monotonic() + 60
-    while not sidecar.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    with child.stdout as said:
+        assert said.readline() == "stuck\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert 0 < json.loads(sidecar.read_text())["done"] < 12
+    assert json.loads((tmp_path / "acts.safetensors.progress.json").read_text())["done"] == 4
     seen = torch.linspace(-1, 1, 12 * 3 * 48 * 48).reshape(12, 3, 48, 48)
     own = cv.load("catdog-tiny")
     for path in (out, tmp_path / "whole.safetensors"):

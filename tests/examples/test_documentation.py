@@ -63,9 +63,10 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert Path("circuit.svg").is_file()
 
 
-def test_the_readme_example_is_short() -> None:
-    (code,) = blocks(ROOT / "README.md", "python")
-    assert len(code.splitlines()) <= 15
+def test_the_readme_examples_are_short() -> None:
+    first, inside = blocks(ROOT / "README.md", "python")
+    assert len(first.splitlines()) <= 15
+    assert len(inside.splitlines()) <= 10
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

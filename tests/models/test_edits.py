@@ -23,6 +23,9 @@ from tests.strategies import assert_close
 
 LOOKS = ("scores", "pattern")
 
+EACH = max(9, settings.default.max_examples // 10)
+"""Cases for each family; more in the profile `thorough`."""
+
 BEYOND = {
     "transformers, timesformer": lambda site: (
         site.kind in ("read", "z", "pattern") or site.name.startswith("mid") or site.name[0] in "ta"
@@ -185,10 +188,10 @@ def _one_after_the_other(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=10, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=EACH, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(data=st.data())
 def test_edits_are_those_of_hooks_on_the_original(name: str, data: st.DataObject) -> None:
-    """Over 200 cases: the output, full, empty and half circuits, single edges and their slopes."""
+    """Over 200 cases in all: the output, full, empty and half circuits, single edges and their slopes."""
     model, original = made(name)
     drawn = data.draw(st.lists(edits(model, name), min_size=1, max_size=3))
     table, changes = together(drawn)

@@ -251,22 +251,13 @@ class Original:
         return each(F.pad(x, (skipped, 0), value=rest), heads, part)[..., skipped:]
 
 
-def with_stream_nodes(original: Original, layers: Sequence[int], changes: Changes) -> HookedModule:
-    """The same, with changes of streams that are nodes of the graph: a module of their own before a block."""
-    shifts = {layer: Shift(changes[f"resid{layer}"]) for layer in layers}
-    nodes = original.edited(
-        {name: change for name, change in changes.items() if not name.startswith("resid")}
-    )
-
-    def run(images: Tensor) -> Tensor:
-        with ExitStack() as stack:
-            for layer, shift in shifts.items():
-                original._hook(stack, f"resid{layer}", shift)
-            return nodes.run(images)
-
-    senders = {f"resid{layer}.edit": Sender(shift.change, gives) for layer, shift in shifts.items()}
-    receivers = {f"resid{layer}.edit": Receiver(shift.seen, shift.change) for layer, shift in shifts.items()}
-    return HookedModule(run, {**nodes.senders, **senders}, {**nodes.receivers, **receivers})
+def with_stream_nodes(original: Original, changes: Changes) -> HookedModule:
+    """The module with some of its sites changed, and changes of streams as nodes of the graph."""
+    shifts = {name: Shift(change) for name, change in changes.items() if name.startswith(("resid", "mid"))}
+    nodes = original.edited({name: shifts.get(name, change) for name, change in changes.items()})
+    senders = {f"{name}.edit": Sender(shift.change, gives) for name, shift in shifts.items()}
+    receivers = {f"{name}.edit": Receiver(shift.seen, shift.change) for name, shift in shifts.items()}
+    return HookedModule(nodes.run, {**nodes.senders, **senders}, {**nodes.receivers, **receivers})
 
 
 class Shift(nn.Module):
@@ -274,20 +265,22 @@ class Shift(nn.Module):
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.seen, self.change = nn.Identity(), _Change(change)
+        self.seen, self.change = nn.Identity(), Change(change)
 
     def forward(self, stream: Tensor) -> Tensor:
         moved: Tensor = stream + self.change(self.seen(stream))
         return moved
 
 
-class _Change(nn.Module):
+class Change(nn.Module):
+    """From a stream to what is added to it."""
+
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.to = change  # type: ignore[assignment]
+        self.made = change
 
     def forward(self, stream: Tensor) -> Tensor:
-        return self.__dict__["to"](stream) - stream  # type: ignore[no-any-return]
+        return self.made(stream) - stream
 
 
 def _then(of: Callable[..., Tensor], change: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

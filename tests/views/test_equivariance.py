@@ -15,7 +15,7 @@ from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import CircuitViTError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.views import Equivariance
-from circuitvit.views.equivariance import MOVES
+from circuitvit.views.symmetries import MOVES
 
 EVERY = ("mirror", "rotate 90", "rotate 180", "shift", "recolour")
 
@@ -202,7 +202,7 @@ def test_images_that_cannot_be_turned_or_recoloured_are_refused() -> None:
 def test_too_many_units_are_refused_before_anything_runs(
     catdog: cv.Model, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["circuitvit.views.equivariance"], "LARGEST", 1000)
+    monkeypatch.setattr(sys.modules["circuitvit.views.symmetries"], "LARGEST", 1000)
     with pytest.raises(CircuitViTError, match="name fewer sites"):
         cv.equivariance(catdog, images, "mirror", "m1.hidden")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,11 +25,20 @@ from circuitvit.tasks.corruptions import read_mask
 from circuitvit.views.ranking import Extremes
 from tests.export.browsing import browser, needs_browser
 
-MODEL = cv.load("catdog-tiny")
-IMAGES = catdog_pairs(11, seed=0).clean
 HEAD = "a2.h3"  # most heads of this model write nothing
 
 
+@cache
+def catdog() -> cv.Model:
+    return cv.load("catdog-tiny")
+
+
+@cache
+def animals() -> torch.Tensor:
+    return catdog_pairs(11, seed=0).clean
+
+
+@cache
 def planted() -> cv.Model:
     """Coordinate 2 of the embedding is the mean brightness of a patch, and neuron 1 is that, rectified."""
     module = import_timm().models.VisionTransformer(
@@ -42,9 +52,6 @@ def planted() -> cv.Model:
         module.pos_embed.zero_()
     spec = InputSpec((1, 16, 16), mean=(0.0,), std=(1.0,))
     return cv.wrap(module, name="planted", preprocessing=spec)
-
-
-PLANTED = planted()
 
 
 def bright(values: np.ndarray) -> torch.Tensor:
@@ -64,7 +71,7 @@ def test_the_brightest_patches_are_the_top_ones() -> None:
     values = np.zeros((5, 4, 4))
     values[3, 1, 2], values[0, 3, 3], values[4, 0, 0], values[1, 2, 2] = 8, 4, 2, -1
     unit = "resid0[2]"
-    found = cv.top_images(PLANTED, bright(values), unit, count=3, batch_size=2)
+    found = cv.top_images(planted(), bright(values), unit, count=3, batch_size=2)
     assert found.names(unit) == ["image 3", "image 0", "image 4"]
     top = found.picks(unit)
     assert values_of(found, unit) == [8, 4, 2]
@@ -72,7 +79,7 @@ def test_the_brightest_patches_are_the_top_ones() -> None:
     assert top.maps is not None
     np.testing.assert_allclose(top.maps, values[[3, 0, 4]])
     np.testing.assert_allclose(found[unit].values, [4, 0, 0, 8, 2])
-    by_patch = cv.top_images(PLANTED, bright(values), unit, by="patch", count=3)
+    by_patch = cv.top_images(planted(), bright(values), unit, by="patch", count=3)
     assert by_patch.names(unit) == ["image 3, patch (1, 2)", "image 0, patch (3, 3)", "image 4, patch (0, 0)"]
     assert by_patch.names(unit, "bottom")[0] == "image 1, patch (2, 2)"
     assert by_patch[unit].quantiles[0.0] == -1
@@ -84,7 +91,7 @@ def test_a_direction_is_a_product_and_may_have_a_name() -> None:
     direction = torch.zeros(8)
     direction[2] = -2
     found = cv.top_images(
-        PLANTED, bright(values), {"dark": ("resid0", direction), "light": "resid0[2]"}, count=2
+        planted(), bright(values), {"dark": ("resid0", direction), "light": "resid0[2]"}, count=2
     )
     assert list(found) == ["dark", "light"]
     assert found.names("dark") == found.names("light", "bottom") == ["image 0", "image 1"]
@@ -95,18 +102,18 @@ def test_a_direction_is_a_product_and_may_have_a_name() -> None:
 def test_ties_keep_the_order_of_the_images_and_are_told() -> None:
     values = np.zeros((7, 4, 4))
     values[[2, 5]] = 1
-    found = cv.top_images(PLANTED, bright(values), "resid0[2]", count=3, batch_size=3)
+    found = cv.top_images(planted(), bright(values), "resid0[2]", count=3, batch_size=3)
     assert found.names("resid0[2]") == ["image 2", "image 5", "image 0"]
     assert found.names("resid0[2]", "bottom") == ["image 0", "image 1", "image 3"]
     assert found.picks("resid0[2]").tokens.tolist() == [1, 1, 1]  # of equal patches the first
     assert "4 more have the value of the last of the top" in found["resid0[2]"].caveats
-    flat = cv.top_images(PLANTED, bright(np.zeros((3, 4, 4))), "resid0[2]")
+    flat = cv.top_images(planted(), bright(np.zeros((3, 4, 4))), "resid0[2]")
     assert flat["resid0[2]"].caveats == ("all values are equal, so that the order is that of the images",)
 
 
 def test_quantiles_pick_what_lies_there() -> None:
     values = np.arange(21.0)[::-1, None, None] * np.ones((1, 4, 4))
-    found = cv.top_images(PLANTED, bright(values), "resid0[2]", rows=(0.5, 0, 1, 0.9), count=3)
+    found = cv.top_images(planted(), bright(values), "resid0[2]", rows=(0.5, 0, 1, 0.9), count=3)
     rows = {row: values_of(found, "resid0[2]", row) for row in (0.5, 0, 1, 0.9)}
     assert rows == {0.5: [11, 10, 9], 0: [2, 1, 0], 1: [20, 19, 18], 0.9: [19, 18, 17]}
     assert found["resid0[2]"].quantiles[0.5] == 10
@@ -119,12 +126,12 @@ def test_objects_under_the_top_patches() -> None:
     values[:, 3, 0] += 10  # and one patch that does not
     mask = torch.zeros(12, 16, 16, dtype=torch.bool)
     mask[:, :8] = True
-    found = cv.top_images(PLANTED, bright(values), "resid0[2]", masks={"sky": mask}, top_share=60 / 192)
+    found = cv.top_images(planted(), bright(values), "resid0[2]", masks={"sky": mask}, top_share=60 / 192)
     sky, rest = found["resid0[2]"].lifts
     assert (sky.object, sky.top, sky.all, sky.lift.value) == ("sky", 0.8, 0.5, 1.6)
     assert (rest.object, rest.top, rest.lift.value) == ("patch", pytest.approx(0.2), pytest.approx(0.4))
     assert not found["resid0[2]"].caveats
-    few = cv.top_images(PLANTED, bright(values), "resid0[2]", masks={"sky": mask}, top_share=0.01)
+    few = cv.top_images(planted(), bright(values), "resid0[2]", masks={"sky": mask}, top_share=0.01)
     assert "the top patches come from 2 of 12 images" in few["resid0[2]"].caveats
     assert few["resid0[2]"].lifts[1].lift.low is None or few["resid0[2]"].lifts[1].top > 0
 
@@ -135,9 +142,9 @@ def test_objects_under_the_top_patches() -> None:
 @pytest.mark.parametrize("reduce", ["max", "mean", "cls"])
 @pytest.mark.parametrize("unit", [HEAD, "m0.hidden[3]", "a2.h1.pattern", "resid1[0]", "a2.h3.z", "m1.hidden"])
 def test_values_are_those_of_activations(unit: str, reduce: str) -> None:
-    found = cv.top_images(MODEL, IMAGES, unit, reduce=reduce, count=4, batch_size=3)  # type: ignore[arg-type]
+    found = cv.top_images(catdog(), animals(), unit, reduce=reduce, count=4, batch_size=3)  # type: ignore[arg-type]
     name, _, number = unit.partition("[")
-    read = MODEL.activations(IMAGES, name)[name]
+    read = catdog().activations(animals(), name)[name]
     if number:
         by_token = read[..., int(number[:-1])]
     else:
@@ -150,7 +157,7 @@ def test_values_are_those_of_activations(unit: str, reduce: str) -> None:
     assert picks.images.tolist() == order[:4].tolist()
     assert picks.maps is not None
     np.testing.assert_allclose(picks.maps, patches[order[:4]].reshape(4, 6, 6), atol=1e-5)
-    by_patch = cv.top_images(MODEL, IMAGES, unit, by="patch", count=9, batch_size=4)
+    by_patch = cv.top_images(catdog(), animals(), unit, by="patch", count=9, batch_size=4)
     np.testing.assert_allclose(
         by_patch.picks(unit, "bottom").values, np.sort(patches.flatten().numpy())[:9], atol=1e-5
     )
@@ -163,30 +170,30 @@ def test_tokens_are_named_as_everywhere() -> None:
         "a2.h1.pattern@patch(2,3)->cls",
         "a2.h1.scores@cls+patch",
     ]
-    found = cv.top_images(MODEL, IMAGES, units)
-    hidden = MODEL.activations(IMAGES, "m0.hidden")["m0.hidden"][..., 3]
+    found = cv.top_images(catdog(), animals(), units)
+    hidden = catdog().activations(animals(), "m0.hidden")["m0.hidden"][..., 3]
     place = 1 + 2 * 6 + 3
     np.testing.assert_allclose(found[units[0]].values, hidden[:, 0], atol=1e-5)
     np.testing.assert_allclose(found[units[1]].values, hidden[:, place], atol=1e-5)
-    pattern = MODEL.activations(IMAGES, "a2.h1.pattern")["a2.h1.pattern"]
+    pattern = catdog().activations(animals(), "a2.h1.pattern")["a2.h1.pattern"]
     np.testing.assert_allclose(found[units[2]].values, pattern[:, 0, place], atol=1e-6)
-    scores = MODEL.activations(IMAGES, "a2.h1.scores")["a2.h1.scores"]
+    scores = catdog().activations(animals(), "a2.h1.scores")["a2.h1.scores"]
     np.testing.assert_allclose(found[units[3]].values, scores.mean(1)[:, 1:].max(1).values, atol=1e-5)
 
 
 def test_logits_have_no_patches() -> None:
-    found = cv.top_images(MODEL, IMAGES, "logits[1]", count=3)
-    np.testing.assert_allclose(found["logits[1]"].values, MODEL(IMAGES)[:, 1], atol=1e-5)
+    found = cv.top_images(catdog(), animals(), "logits[1]", count=3)
+    np.testing.assert_allclose(found["logits[1]"].values, catdog()(animals())[:, 1], atol=1e-5)
     assert found.picks("logits[1]").maps is None
     assert 'class="map"' not in found.to_html()
     with pytest.raises(OptionError, match="no value at patches"):
-        cv.top_images(MODEL, IMAGES, "logits[1]", by="patch")
+        cv.top_images(catdog(), animals(), "logits[1]", by="patch")
 
 
 def test_attention_of_the_token_lies_over_images() -> None:
-    pattern = MODEL.activations(IMAGES, f"{HEAD}.pattern")[f"{HEAD}.pattern"]
+    pattern = catdog().activations(animals(), f"{HEAD}.pattern")[f"{HEAD}.pattern"]
     for reduce in ("cls", "max", "mean"):
-        found = cv.top_images(MODEL, IMAGES, HEAD, reduce=reduce, overlay="attention", count=2)  # type: ignore[arg-type]
+        found = cv.top_images(catdog(), animals(), HEAD, reduce=reduce, overlay="attention", count=2)  # type: ignore[arg-type]
         picks = found.picks(HEAD)
         assert picks.maps is not None
         for image, token, shown in zip(picks.images, picks.tokens, picks.maps, strict=True):
@@ -194,32 +201,36 @@ def test_attention_of_the_token_lies_over_images() -> None:
             np.testing.assert_allclose(shown, row[1:].reshape(6, 6), atol=1e-6)
         assert found[HEAD].overlay == f"{HEAD}.pattern"
     with pytest.raises(OptionError, match="m0 has no attention"):
-        cv.top_images(MODEL, IMAGES, "m0", overlay="attention")
+        cv.top_images(catdog(), animals(), "m0", overlay="attention")
 
 
 def test_several_units_are_what_each_is_alone_and_globs_expand() -> None:
     units = [HEAD, "m0.hidden[3]", "logits[0]"]
-    together = cv.top_images(MODEL, IMAGES, units, count=3)
+    together = cv.top_images(catdog(), animals(), units, count=3)
     for unit in units:
-        alone = cv.top_images(MODEL, IMAGES, unit, count=3)
+        alone = cv.top_images(catdog(), animals(), unit, count=3)
         assert together.names(unit) == alone.names(unit)
         assert together.names(unit, "random") == alone.names(unit, "random")
         np.testing.assert_array_equal(together[unit].values, alone[unit].values)
-    assert list(cv.top_images(MODEL, IMAGES, "a*.h0", count=1)) == [f"a{layer}.h0" for layer in range(4)]
+    assert list(cv.top_images(catdog(), animals(), "a*.h0", count=1)) == [
+        f"a{layer}.h0" for layer in range(4)
+    ]
 
 
 def test_neither_batches_nor_the_seed_change_what_is_not_random() -> None:
-    one = cv.top_images(MODEL, IMAGES, "m0.hidden[3]", by="patch", batch_size=1)
-    other = cv.top_images(MODEL, IMAGES, "m0.hidden[3]", by="patch", batch_size=7, seed=1)
+    one = cv.top_images(catdog(), animals(), "m0.hidden[3]", by="patch", batch_size=1)
+    other = cv.top_images(catdog(), animals(), "m0.hidden[3]", by="patch", batch_size=7, seed=1)
     for row in ("top", "bottom", 0.5):
         assert one.names("m0.hidden[3]", row) == other.names("m0.hidden[3]", row)
     assert one.names("m0.hidden[3]", "random") != other.names("m0.hidden[3]", "random")
 
 
 def test_of_many_patches_a_sample_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = cv.top_images(MODEL, IMAGES, "m0.hidden[3]", by="patch")["m0.hidden[3]"]
+    exact = cv.top_images(catdog(), animals(), "m0.hidden[3]", by="patch")["m0.hidden[3]"]
     monkeypatch.setattr("circuitvit.views.ranking.SAMPLE", 100)
-    found = [cv.top_images(MODEL, IMAGES, "m0.hidden[3]", by="patch", batch_size=size) for size in (2, 11)]
+    found = [
+        cv.top_images(catdog(), animals(), "m0.hidden[3]", by="patch", batch_size=size) for size in (2, 11)
+    ]
     one, other = (each["m0.hidden[3]"] for each in found)
     assert one.counts.sum() == 100
     assert one.quantiles == pytest.approx(other.quantiles, abs=1e-5)
@@ -250,11 +261,11 @@ def test_extremes_are_those_of_all(batches: list[list[int]], count: int, largest
 
 
 def test_edits_are_honoured_also_those_made_for_all_images() -> None:
-    silent = cv.top_images(MODEL.edit({HEAD: 0}), IMAGES, HEAD)
+    silent = cv.top_images(catdog().edit({HEAD: 0}), animals(), HEAD)
     assert not silent[HEAD].values.any()
     per_image = torch.arange(11.0)[:, None, None].expand(11, 37, 64)
-    edited = MODEL.edit({"resid1": per_image})
-    found = cv.top_images(edited, IMAGES, "resid1[5]", count=3, rows=("top",))
+    edited = catdog().edit({"resid1": per_image})
+    found = cv.top_images(edited, animals(), "resid1[5]", count=3, rows=("top",))
     assert found.names("resid1[5]") == ["image 10", "image 9", "image 8"]
     picks = found.picks("resid1[5]")
     assert picks.maps is not None
@@ -322,11 +333,11 @@ def test_a_model_without_a_class_token_and_one_that_pools() -> None:
 )
 def test_refusals(units: object, options: dict[str, object], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
-        cv.top_images(MODEL, IMAGES, units, **options)  # type: ignore[arg-type]
+        cv.top_images(catdog(), animals(), units, **options)  # type: ignore[arg-type]
 
 
 def test_rows_and_units_that_are_not_there() -> None:
-    found = cv.top_images(MODEL, IMAGES, HEAD, rows=("top",))
+    found = cv.top_images(catdog(), animals(), HEAD, rows=("top",))
     with pytest.raises(NameNotFoundError, match="unknown row 'bottom'"):
         found.names(HEAD, "bottom")
     with pytest.raises(NameNotFoundError, match="unknown unit"):
@@ -358,7 +369,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_whole_inert_and_the_same_each_time(photos: Path, tmp_path: Path) -> None:
-    found = cv.top_images(MODEL, photos, [HEAD, "m0.hidden[3]"], count=6, rows=("top", 0.5))
+    found = cv.top_images(catdog(), photos, [HEAD, "m0.hidden[3]"], count=6, rows=("top", 0.5))
     assert HOSTILE in found.names(HEAD)
     page = found.to_html(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page == found.to_html()
@@ -374,9 +385,9 @@ def test_the_page_is_whole_inert_and_the_same_each_time(photos: Path, tmp_path: 
 def test_by_patch_the_page_shows_surroundings_within_the_image() -> None:
     values = np.zeros((2, 4, 4))
     values[0, 0, 0], values[1, 3, 2] = 2, 1
-    found = cv.top_images(PLANTED, bright(values), "resid0[2]", by="patch", count=2, rows=("top",))
+    found = cv.top_images(planted(), bright(values), "resid0[2]", by="patch", count=2, rows=("top",))
     assert 'viewBox="0 0 4 4"' in found.to_html()
-    wide = cv.top_images(MODEL, IMAGES, "m0.hidden[3]", by="patch", rows=("top",))
+    wide = cv.top_images(catdog(), animals(), "m0.hidden[3]", by="patch", rows=("top",))
     boxes = re.findall(r'viewBox="(\d) (\d) 5 5"', wide.to_html())
     assert len(boxes) == 12
     assert {int(side) for box in boxes for side in box} <= {0, 1}
@@ -384,29 +395,29 @@ def test_by_patch_the_page_shows_surroundings_within_the_image() -> None:
 
 def test_fifty_images_make_a_small_page() -> None:
     noise = torch.rand(50, 3, 48, 48, generator=torch.manual_seed(0))
-    found = cv.top_images(MODEL, noise, "m0", count=50, rows=("top",))
+    found = cv.top_images(catdog(), noise, "m0", count=50, rows=("top",))
     assert len(found.to_html()) < 1_000_000
 
 
 def test_figures(tmp_path: Path) -> None:
-    found = cv.top_images(MODEL, IMAGES, [HEAD, "logits[0]"], count=3)
+    found = cv.top_images(catdog(), animals(), [HEAD, "logits[0]"], count=3)
     assert len(found.figure().axes) == 2 * 3
     assert len(found.figure(HEAD, picture=False).axes) == 4 * 3
-    by_patch = cv.top_images(MODEL, IMAGES, HEAD, by="patch", count=3)
+    by_patch = cv.top_images(catdog(), animals(), HEAD, by="patch", count=3)
     assert by_patch.figure().save(tmp_path / "top.png").stat().st_size > 1000
     with pytest.raises(NameNotFoundError, match="unknown unit"):
         found.figure("a0.h9")
 
 
 def test_reprs_are_short() -> None:
-    found = cv.top_images(MODEL, IMAGES, HEAD)
+    found = cv.top_images(catdog(), animals(), HEAD)
     assert repr(found).startswith("TopImages of catdog-tiny, by image, max, 11 images\n  Ranking(a2.h3: ")
     assert len(repr(found)) < 200
 
 
 @needs_browser
 def test_in_a_browser_the_maps_can_be_taken_off(photos: Path, tmp_path: Path) -> None:
-    cv.top_images(MODEL, photos, HEAD, count=3).to_html(tmp_path / "page.html")
+    cv.top_images(catdog(), photos, HEAD, count=3).to_html(tmp_path / "page.html")
     with browser(tmp_path / "profile") as page:
         page.requests()
         page.browser.get((tmp_path / "page.html").as_uri())

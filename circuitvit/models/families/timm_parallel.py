@@ -47,7 +47,7 @@ def scaling_block(block: Any, layer: int, where: str, gamma_of: GammaOf) -> tupl
         block.num_heads, query, key, value, _out(block, width), block.scale, packed, difference=less, **norms
     )
     norm1, gamma = norm_of(block.in_norm, f"{where}.in_norm"), gamma_of(block.ls, f"{where}.ls")
-    mlp = MLP(FusedMLP(block), known=True, act="act")
+    mlp = MLP(FusedMLP(block), known=True, act="act", out="last")
     return (
         ParallelStage(
             layer, [AttentionStage(layer, norm1, attention, gamma), MLPStage(layer, norm1, mlp, gamma)]
@@ -68,15 +68,31 @@ class FusedMLP(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.act = block.mlp_act
-        self.first, self.last = block.in_proj, block.out_proj or block.mlp_out_proj
+        self.first = block.in_proj
         self.own_bias: Tensor | None = block.mlp_bias
-        self.hidden, self.skipped = block.in_split[0], block.in_split[1] if block.out_proj is not None else 0
+        self.hidden, attention = block.in_split[:2]
+        fused = block.out_proj is not None
+        self.last = Columns(block.out_proj, attention) if fused else block.mlp_out_proj
 
     def forward(self, normed: Tensor) -> Tensor:
         bias = self.own_bias if self.first.bias is None else self.first.bias[: self.hidden]
         hidden = self.act(F.linear(normed, self.first.weight[: self.hidden], bias))
-        shared = self.skipped > 0
-        return F.linear(hidden, self.last.weight[:, self.skipped :], None if shared else self.last.bias)
+        return self.last(hidden)  # type: ignore[no-any-return]
+
+
+class Columns(nn.Module):
+    """The last columns of a projection, whose bias is not theirs."""
+
+    def __init__(self, whole: nn.Linear, first: int) -> None:
+        super().__init__()
+        self.whole, self.first = whole, first
+
+    @property
+    def linear(self) -> Linear:
+        return Linear(self.whole.weight[:, self.first :])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.linear.weight)
 
 
 def things_block(

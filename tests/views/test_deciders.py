@@ -13,7 +13,8 @@ import torch
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, NameNotFoundError, OptionError
-from circuitvit.verification import DeciderHeads, deciders, flip_search, patching_map
+from circuitvit.verification import flip_search, patching_map
+from circuitvit.views import DeciderHeads, deciders
 from tests.verification.cases import images, tiny_model, tiny_task
 
 
