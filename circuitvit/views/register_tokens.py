@@ -45,6 +45,7 @@ from torch import Tensor
 from circuitvit.engine import Capture, capture, progress_bar
 from circuitvit.errors import (
     DataError,
+    ModelError,
     OptionError,
     UnsupportedModelError,
     check_number,
@@ -519,7 +520,11 @@ def _norms(
             run = capture(model, batch)
             found.append(torch.stack([run.stream(place).norm(dim=-1) for place in places], 1).float().cpu())
             bar.update(len(batch))
-    return torch.cat(found).numpy()
+    norms = torch.cat(found)
+    if bool((bad := ~norms.isfinite().all(dim=-1).all(dim=-1)).any()):
+        name = images.names[int(bad.nonzero()[0])]
+        raise ModelError(f"the stream is NaN or infinite on {name}: check the model's weights and the image")
+    return norms.numpy()
 
 
 def _thresholds(
