@@ -467,6 +467,8 @@ def check_value(site: Site, value: Any) -> Value:
         return number
     if isinstance(value, bool) or not callable(value):
         raise OptionError(f"{site.name} becomes a number, a tensor or a function, not {type(value).__name__}")
+    if value in (add, clamp, causal, knock_out):
+        raise OptionError(f"call it: {site.name} becomes cv.{value.__name__}(...)")
     if isinstance(value, (Add, Clamp)) and (
         site.kind in LOOKS or value.direction.shape[-1] != site.shape[-1]
     ):

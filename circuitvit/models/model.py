@@ -202,9 +202,15 @@ class Model:
                 edits.
 
         Raises:
+            DataError: for something other than a tensor.
             OptionError: under `torch.autocast`, as `refresh`; if edits are for other images than these.
             ModelError: if there are torch's hooks on the module.
         """
+        if not isinstance(images, Tensor):
+            raise DataError(
+                f"a model is called with a preprocessed tensor (image, channel, height, width), not with "
+                f"{type(images).__name__}: model.activations(images, 'logits') takes files and folders too"
+            )
         self._refuse_autocast()
         self.origin.refuse_hooks(self.module)
         with torch.set_grad_enabled(grad):

@@ -185,7 +185,7 @@ class HeadKinds:
                 axis.set_xticks(range(width) if width <= 6 else [0, width - 1])
                 axis.set_yticks([0, len(rows) - 1], [str(rows[0]), str(rows[-1])])
                 axis.tick_params(length=0, labelsize=6)
-                axis.set_xlabel("\n".join(found) or "-", color=MUTED, fontsize=6)
+                axis.set_xlabel("\n".join(found) or "none", color=MUTED, fontsize=6)
             figure.colorbar(drawn, ax=figure.axes, shrink=0.6, label="share of attention")
             figure.supylabel("layer", fontsize=7)
         return figure

@@ -216,7 +216,7 @@ class Registers:
             histogram.imshow(np.log1p(counts), extent=extent, interpolation="nearest", **look)
             lines = np.arange(len(counts))
             histogram.plot(np.log10(self.thresholds), lines, color=COLOURS["opposes"], linewidth=1)
-            histogram.set_xlim(edges[0], edges[-1])
+            histogram.set_xlim(edges[0], max(edges[-1], np.log10(self.thresholds).max() + 0.05))
             histogram.set_yticks(lines[::2], self.positions[::2])
             histogram.set(title="norms of patches; line: threshold", xlabel="log10 of the norm")
             flat = self.where.reshape(-1, self.grid[-1])
@@ -235,6 +235,8 @@ class Registers:
                 axes.set_xlim(min(0.0, *values, 0.0), max(*values, 1.0 if axes is writes else 1e-3, 0.0))
                 axes.invert_yaxis()
                 axes.set_title(name if rows else f"{name}\n(there are none)")
+                if not rows:
+                    axes.set_xticks([])
         return figure
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,7 +297,10 @@ class Registers:
         axes.set_yticks(range(len(blocks)), blocks)
         axes.set_xticks(range(table.shape[1]), [f"h{head}" for head in range(table.shape[1])])
         axes.set_title("read by: share of patches' attention")
-        figure.colorbar(drawn, ax=axes, shrink=0.8)
+        if np.isfinite(table).any():
+            figure.colorbar(drawn, ax=axes, shrink=0.8)
+        else:
+            axes.set_title("read by: share of patches' attention\n(there are none)")
 
 
 def registers(

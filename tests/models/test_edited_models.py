@@ -103,6 +103,7 @@ def test_errors_of_a_function_are_its_own() -> None:
         ({"m0": torch.zeros(23)}, r"for each image, and the value is \(23,\)"),
         ({"resid1": cv.add(torch.ones(23))}, "the direction has 23 numbers"),
         ({"m0": cv.causal()}, "m0 is no pattern"),
+        ({"a0.*.pattern": cv.causal}, r"call it: a0.h0.pattern becomes cv.causal\("),
         ({"m0@cls": cv.add(DIRECTION, tokens="cls")}, "names tokens, and so does its value"),
         ({"m0": torch.zeros(2, 1, 24)}, "is of one token, and 5 are changed"),
         ({"m0": torch.zeros(2, 5, 24), "m1": torch.zeros(3, 5, 24)}, "different numbers of images"),
