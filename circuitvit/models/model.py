@@ -21,13 +21,14 @@ from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.refusals import hooks_of
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.sites import Groups, Sites, all_sites, listed
+from circuitvit.models.sites import Sites, all_sites, listed
 from circuitvit.models.stages import Stage, through
+from circuitvit.models.tokens import Groups
 from circuitvit.models.weights import content_hash, hash_with, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
-    from circuitvit.engine.activations import Activations
+    from circuitvit.engine.reading import Activations
     from circuitvit.models.heads import Head
 
 
@@ -283,8 +284,8 @@ class Model:
         return edit(self, edits, groups)
 
     def activations(self, images: Any, names: str | Sequence[str], **options: Any) -> Activations:
-        """Activations by name, in memory or streamed into a file: see `circuitvit.engine.activations`."""
-        from circuitvit.engine.activations import activations
+        """Activations by name, in memory or streamed into a file: see `circuitvit.activations`."""
+        from circuitvit.engine.reading import activations
 
         return activations(self, images, names, **options)
 

@@ -16,11 +16,10 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
-from circuitvit.views.deciders import DeciderHeads, deciders
-from circuitvit.views.disentanglement import Disentanglement, disentanglement
+from circuitvit.views.decider_heads import DeciderHeads, deciders
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
-from circuitvit.views.equivariance import Equivariance, equivariance
-from circuitvit.views.head_kinds import HeadKinds, KindScore, head_kinds
+from circuitvit.views.factors import Disentanglement, disentanglement
+from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.outcomes import Outcomes
@@ -29,7 +28,7 @@ from circuitvit.views.probe_results import LinearProbes
 from circuitvit.views.probe_scores import ProbeScores
 from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
-from circuitvit.views.registers import Registers, registers
+from circuitvit.views.register_tokens import Registers, registers
 from circuitvit.views.repeated import RepeatedPatches, repeated_patches
 from circuitvit.views.segmentation import (
     PatchEvidence,
@@ -41,9 +40,10 @@ from circuitvit.views.segmentation import (
 from circuitvit.views.steering import Direction, Steering, difference_of_means, steer
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
+from circuitvit.views.symmetries import Equivariance, equivariance
 from circuitvit.views.tokens import TokenAblations, token_ablations
-from circuitvit.views.top_images import TopImages, top_images
-from circuitvit.views.tuned_lens import LensAgreement, TunedLens, tuned_lens
+from circuitvit.views.tops import TopImages, top_images
+from circuitvit.views.tuned import LensAgreement, TunedLens, tuned_lens
 from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [

@@ -30,7 +30,8 @@ from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, knock_out
-from circuitvit.models.sites import PATCH, Groups, Site, TokenSpec, chosen, matching
+from circuitvit.models.sites import Site, matching
+from circuitvit.models.tokens import PATCH, Groups, TokenSpec, chosen
 from circuitvit.tasks import Batch, PreparedTask, Task, TokenGroups
 from circuitvit.verification.statistics import Estimate
 from circuitvit.views.outcomes import (
@@ -113,7 +114,10 @@ class TokenAblations:
                 axis.invert_yaxis()
                 axis.axvline(0, color=MUTED, linewidth=0.6)
                 middles = np.arange(len(self.tokens)) * (len(self.ways) + 1) + (len(self.ways) - 1) / 2
-                names = [f"{name} ({count:g})" for name, count in zip(self.tokens, self.counts, strict=True)]
+                names = [
+                    f"{canvas.label(name)} ({count:g})"
+                    for name, count in zip(self.tokens, self.counts, strict=True)
+                ]
                 axis.set_yticks(middles, names if of == shown[0] else [""] * len(names))
                 said = FIGURES[of].split(",")[0]
                 axis.set_xlabel(

@@ -21,7 +21,7 @@ from circuitvit.views.ranking import Picks, Ranking, Row
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
-    from circuitvit.views.top_images import TopImages
+    from circuitvit.views.tops import TopImages
 
 SIDE, QUALITY = 224, 78
 """Pixels of the height of a picture in the page, and how well it is kept."""

@@ -187,6 +187,16 @@ def test_wrong_tokens_are_refused(key: str, says: str) -> None:
             call()
 
 
+def test_patches_of_a_pool_are_refused_with_the_way_out() -> None:
+    model, _ = made("timm, pool")
+    says = r"pool.h0.pattern: no tokens are called 'patch': there are latent.*'a\*.pattern@\.\.\.'"
+    key = "*.pattern@patch->patch"
+    for call in (lambda: model.edit({key: 0}), lambda: model.activations(torch.zeros(1, 3, 32, 32), key)):
+        with pytest.raises(OptionError, match=says):
+            call()
+    model.edit({f"a{key}": 0})
+
+
 def test_images_of_another_size() -> None:
     module = micro(dynamic_img_size=True)
     model = cv.wrap(module)

@@ -40,7 +40,8 @@ from circuitvit.engine import activation_batches, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.export.style import INK
 from circuitvit.models import Model
-from circuitvit.models.sites import LATENT, PATCH, Site, kinds_at, matching, numbered
+from circuitvit.models.sites import Site, kinds_at, matching, numbered
+from circuitvit.models.tokens import LATENT, PATCH
 from circuitvit.tasks.images import Images
 from circuitvit.views.subjects import ImageSpec, images_of
 

@@ -38,7 +38,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from circuitvit.engine import capture, progress_bar
-from circuitvit.errors import DataError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import DataError, ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
@@ -336,6 +336,8 @@ def _measured(
 def _of_stage(stage: Stage, reads: Reads, looks: Sequence[Mapping[str, Look]]) -> _Measured:
     """What the heads of one attention do at the looks of each image."""
     pattern = stage.pattern(reads).double().cpu()
+    if not bool(pattern.isfinite().all()):
+        raise ModelError(f"patterns of {stage.nodes.name} are NaN: check the model's weights and the images")
     try:
         scores = stage.scores(reads).double().cpu()
     except UnsupportedModelError:  # two softmaxes have no one score

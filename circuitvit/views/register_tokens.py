@@ -45,6 +45,7 @@ from torch import Tensor
 from circuitvit.engine import Capture, capture, progress_bar
 from circuitvit.errors import (
     DataError,
+    ModelError,
     OptionError,
     UnsupportedModelError,
     check_number,
@@ -56,7 +57,8 @@ from circuitvit.export.style import COLOURS
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
-from circuitvit.models.sites import PATCH, stream_names
+from circuitvit.models.sites import stream_names
+from circuitvit.models.tokens import PATCH
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions, weighted_pattern
@@ -523,7 +525,11 @@ def _norms(
             run = capture(model, batch)
             found.append(torch.stack([run.stream(place).norm(dim=-1) for place in places], 1).float().cpu())
             bar.update(len(batch))
-    return torch.cat(found).numpy()
+    norms = torch.cat(found)
+    if bool((bad := ~norms.isfinite().all(dim=-1).all(dim=-1)).any()):
+        name = images.names[int(bad.nonzero()[0])]
+        raise ModelError(f"the stream is NaN or infinite on {name}: check the model's weights and the image")
+    return norms.numpy()
 
 
 def _thresholds(
