@@ -117,7 +117,7 @@ def tokens(
 
 
 @look("views.steer", direction="--direction FILE", towards="--towards PATH", away="--away PATH",
-      site="--site NAME", scale="--scale NUMBER", tokens="--tokens NAME", how="--how NAME")  # fmt: skip
+      site="--site NAME", scale="--scale NUMBER", tokens="--token NAME", how="--how NAME")  # fmt: skip
 def steering(
     model: ModelOptions,
     images: Images,
@@ -176,8 +176,8 @@ def steering(
     show(f"\nwrote {out}")
 
 
-@look("views.linear_probes", sites="--sites NAME", tokens="--tokens TOKENS", ask="--ask IMAGE",
-      about="--about CLASS", keep="--keep FILE", use="--use FILE")  # fmt: skip
+@look("views.linear_probes", sites="--site NAME", tokens="--token TOKENS", ask="--ask IMAGE",
+      about="--about CLASS", keep="--save FILE", use="--load FILE")  # fmt: skip
 def probes(
     model: ModelOptions,
     images: Annotated[
@@ -203,7 +203,7 @@ def probes(
     `--ask`, the picture shows what they say of each patch of another image.
 
     ```sh
-    circuitvit view probes --model catdog-tiny photos/ --tokens patch --reads any --ask both.png --about cat
+    circuitvit view probes --model catdog-tiny photos/ --token patch --reads any --ask both.png --about cat
     ```
 
     Args:
@@ -212,13 +212,13 @@ def probes(
         reads: mean: a probe of the mean of a place's tokens; any: of single tokens, whichever they are; each:
             a probe for every token.
         keep: write the probes to this file (.safetensors).
-        use: probes that `--keep` wrote, instead of a folder.
+        use: probes that `--save` wrote, instead of a folder.
         ask: an image whose patches are asked, by the probes of the first place that has patches.
         about: the class that it is asked about; the first by default.
     """
     check_ending(out, FIGURES)
     if (images is None) == (use is None):
-        raise OptionError("give a folder with one subfolder for each class, or --use with a file of probes")
+        raise OptionError("give a folder with one subfolder for each class, or --load with a file of probes")
     loaded = load_model(model)
     found = (
         cv.views.LinearProbes.load(use)
@@ -259,7 +259,7 @@ def probes(
     show(f"\nwrote {out}")
 
 
-@look(sites="--sites NAME", tokens="--tokens NAME", by="--by NAME")
+@look(sites="--site NAME", tokens="--token NAME", by="--by NAME")
 def deciders(
     model: ModelOptions,
     images: ImageOptions,
@@ -309,7 +309,7 @@ def deciders(
     show(f"\nwrote {out}")
 
 
-@look("views.registers", position="--position NAME", ways="--ways NAME")
+@look("views.registers", position="--position NAME", ways="--way NAME")
 def registers(
     model: ModelOptions,
     images: Images,

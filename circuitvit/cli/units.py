@@ -24,7 +24,7 @@ from circuitvit.cli.view import (
 from circuitvit.errors import OptionError
 
 
-@look("views.disentanglement", names="--names SITE")
+@look("views.disentanglement", names="--site NAME")
 def disentanglement(
     model: ModelOptions,
     names: list[str] | None = None,
@@ -37,7 +37,7 @@ def disentanglement(
     combination once; the share of each node's variance that is each factor's, and DCI scores.
 
     ```sh
-    circuitvit view disentanglement --model catdog-tiny --names 'a*.h*' --out disentanglement.png
+    circuitvit view disentanglement --model catdog-tiny --site 'a*.h*' --out disentanglement.png
     ```
 
     Args:

@@ -60,7 +60,7 @@ def test_an_image_is_asked_by_the_probes_of_patches_wherever_they_stand(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / picture.name).write_bytes(picture.read_bytes())
     monkeypatch.chdir(tmp_path)
-    places = ("--tokens", "cls", "--tokens", "patch", "--reads", "any", "--folds", 2, "--sites", "resid4")
+    places = ("--token", "cls", "--token", "patch", "--reads", "any", "--folds", 2, "--site", "resid4")
     said = run("probes", *MODEL, "photos", *places, "--ask", photos / "0.png", "--about", "odd")
     assert "Accuracy at cls, the first of 2 places: even, odd" in said
     assert "Log-odds of odd in 0.png, patch" in said
@@ -69,7 +69,7 @@ def test_an_image_is_asked_by_the_probes_of_patches_wherever_they_stand(
 
 def test_no_forests_no_words_of_them(tmp_path: Path) -> None:
     out = tmp_path / "shares.json"
-    said = run("disentanglement", *MODEL, "--names", "a1.h1", "--trees", 0, "--out", out)
+    said = run("disentanglement", *MODEL, "--site", "a1.h1", "--trees", 0, "--out", out)
     assert "read off" not in said
     assert "DCI" not in said
     assert list(json.loads(out.read_text())) == ["shares"]

@@ -416,18 +416,18 @@ def test_the_command_fits_keeps_and_asks(tmp_path: Path) -> None:
         "probes",
         *model,
         str(tmp_path / "photos"),
-        "--sites",
+        "--site",
         "resid4",
-        "--tokens",
+        "--token",
         "patch",
         "--folds",
         "2",
     ]
-    result = CliRunner().invoke(view, [*first, "--keep", str(kept), "--out", str(tmp_path / "a.png")])
+    result = CliRunner().invoke(view, [*first, "--save", str(kept), "--out", str(tmp_path / "a.png")])
     assert result.exit_code == 0, result.output
     assert "resid4" in result.output
     asked = str(tmp_path / "photos" / "cat" / "0.png")
-    second = ["probes", *model, "--use", str(kept), "--ask", asked, "--about", "cat"]
+    second = ["probes", *model, "--load", str(kept), "--ask", asked, "--about", "cat"]
     assert CliRunner().invoke(view, [*second, "--out", str(tmp_path / "b.png")]).exit_code == 0
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
     neither = CliRunner().invoke(view, ["probes", *model])

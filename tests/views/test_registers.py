@@ -259,11 +259,11 @@ def test_commands_write_pictures_and_numbers(tmp_path: Path) -> None:
 
     out = tmp_path / "found.json"
     said = run("registers", "--model", "catdog-tiny", tmp_path / "clean", "--z", 3, "--times", 1.02,
-               "--ways", "zero", "--out", out)  # fmt: skip
+               "--way", "zero", "--out", out)  # fmt: skip
     assert "written by" in said
     assert json.loads(out.read_text())["of"] == "outliers"
     said = run("deciders", "--model", "catdog-tiny", "--clean", tmp_path / "clean", "--corrupt",
-               tmp_path / "corrupt", "--target", "cat", "--foil", "dog", "--sites", "mlps",
+               tmp_path / "corrupt", "--target", "cat", "--foil", "dog", "--site", "mlps",
                "--out", out)  # fmt: skip
     assert "carries over" in said
     assert len(json.loads(out.read_text())["candidates"]) == 4

@@ -249,7 +249,7 @@ def test_both_commands_write_what_they_find(tmp_path: Path) -> None:
             ["visualise", "m2.hidden", "--unit", "5", "--steps", "4", "--count", "1", "--out", picture],
             "random",
         ),
-        (["disentanglement", "--names", "m3", "--trees", "30", "--out", table], "DCI disentanglement"),
+        (["disentanglement", "--site", "m3", "--trees", "30", "--out", table], "DCI disentanglement"),
     ):
         result = CliRunner().invoke(view, [*map(str, arguments), "--model", "catdog-tiny"])
         assert result.exit_code == 0, result.output
