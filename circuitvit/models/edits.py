@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from circuitvit.errors import OptionError
-from circuitvit.models.changes import OURS, Change, Value, check_value
+from circuitvit.models.changes import OURS, Change, Value, check_repeats, check_value
 from circuitvit.models.edited import EditedStage, StreamEdit
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.sites import Site, chosen_of, kinds_at, matching, parsed
@@ -110,6 +110,8 @@ def _changes(bare: Model, key: str, value: object, groups: Groups | None) -> lis
         rows, columns = chosen_of(site, kinds, tokens, source, lambda: bare.grid, groups)
         _refuse_spreading(site, kept, rows, kinds[0])
         found.append(Change(site, kept, rows, columns, kinds))
+    if found[0].sees_all:
+        check_repeats(found[0], next(bare.module.parameters()))
     return found
 
 

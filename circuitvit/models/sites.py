@@ -318,7 +318,47 @@ def _refuse(sites: Sites, wanted: str) -> Sites:
             f"{wanted!r} cannot be changed alone: edit {bare!r} with a function, which gives back x with "
             f"x[..., {number}] changed"
         )
+    here = _spelt_here(wanted)
+    if here and any(fnmatchcase(site.name, here) for site in sites):
+        raise NameNotFoundError(f"unknown site {wanted!r}: here it is {here!r}")
     raise unknown_name("site", wanted, sites.names)
+
+
+ELSEWHERE = {
+    "resid_pre": "resid{0}",
+    "resid_mid": "mid{0}",
+    "resid_post": "resid{1}",
+    "pattern": "a{0}.*.pattern",
+    "scores": "a{0}.*.scores",
+    "hook_q": "a{0}.*<q>",
+    "hook_k": "a{0}.*<k>",
+    "hook_v": "a{0}.*<v>",
+    "hook_z": "a{0}.*.z",
+    "mlp.hook_post": "m{0}.hidden",
+    "mlp.act": "m{0}.hidden",
+    "mlp": "m{0}",
+    "attn": "a{0}.*",
+    "blocks": "resid{1}",
+}
+"""Sites by what their names contain in other libraries; {0} is the block, {1} the one after it."""
+
+
+def _spelt_here(name: str) -> str | None:
+    """How something is written here that has a name of another library, or nearly one of ours.
+
+    Example:
+        >>> _spelt_here("blocks.5.attn.hook_pattern"), _spelt_here("resid_post.5"), _spelt_here("a5.h2.q")
+        ('a5.*.pattern', 'resid6', 'a5.h2<q>')
+    """
+    if read := re.fullmatch(r"(a\d+\.h\d+)\.([qkvg])", name):
+        return f"{read[1]}<{read[2]}>"
+    if layer := re.fullmatch(r"(a\d+)(\.\w+)?", name):
+        return f"{layer[1]}.*{layer[2] or ''}"
+    if block := re.search(r"\d+", name):
+        for word, here in ELSEWHERE.items():
+            if word in name.lower():
+                return here.format(int(block[0]), int(block[0]) + 1)
+    return None
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -114,7 +114,10 @@ class TokenAblations:
                 axis.invert_yaxis()
                 axis.axvline(0, color=MUTED, linewidth=0.6)
                 middles = np.arange(len(self.tokens)) * (len(self.ways) + 1) + (len(self.ways) - 1) / 2
-                names = [f"{name} ({count:g})" for name, count in zip(self.tokens, self.counts, strict=True)]
+                names = [
+                    f"{canvas.label(name)} ({count:g})"
+                    for name, count in zip(self.tokens, self.counts, strict=True)
+                ]
                 axis.set_yticks(middles, names if of == shown[0] else [""] * len(names))
                 said = FIGURES[of].split(",")[0]
                 axis.set_xlabel(

@@ -230,7 +230,7 @@ def _prove_edges(
         assert_close(cv.run(edited, task, rest), nodes.ablated(clean, corrupt, edge), 1e-6)
         if smooth:
             ends = [formula(nodes.ablated(clean, corrupt, edge, share)).mean() for share in (step, -step)]
-            slope = float(ends[0] - ends[1]) / (2 * step)
+            slope = float((ends[0] - ends[1]).detach()) / (2 * step)
             assert abs(scores[edge] - slope) <= 1e-5 * max(1.0, abs(slope)), edge
 
 

@@ -144,7 +144,7 @@ def test_a_query_is_a_patch_in_time(model: Model, tmp_path: Path) -> None:
         view.token((4, 0, 0))
     with pytest.raises(OptionError, match=r"no patch \(1, 3\)"):
         view.token((1, 3))
-    view.figure(query=(2, 1, 3)).save(tmp_path / "attention.png")
+    assert "patch (2, 1, 3)" in view.figure(query=(2, 1, 3)).save(tmp_path / "a.svg").read_text("utf-8")
 
 
 # -- heads along time -------------------------------------------------------------------------------
@@ -186,7 +186,8 @@ def test_shapes_of_a_frame_stay_in_the_frame() -> None:
 def test_position_heads_of_clips(model: Model, tmp_path: Path) -> None:
     view = views.position_heads(model, CLIPS)
     assert all(head.share <= 1 for head in view.heads)
-    view.figure(at_least=-10.0).save(tmp_path / "positions.png")
+    text = view.figure(at_least=-10.0).save(tmp_path / "positions.svg").read_text(encoding="utf-8")
+    assert sum(f"{head.name}" in text for head in view.heads) >= 2
 
 
 # -- groups, diagrams -------------------------------------------------------------------------------
@@ -258,4 +259,5 @@ def test_clips_are_visualised_frame_by_frame(model: Model, tmp_path: Path) -> No
     assert made.images.shape == (2, 8, 3, 16, 16)
     assert made.values.min() > made.reference.max()
     assert made.pictures.shape[2] > made.pictures.shape[1]
-    made.figure().save(tmp_path / "strips.png")
+    text = made.figure().save(tmp_path / "strips.svg").read_text(encoding="utf-8")
+    assert all(word in text for word in ("left", "step", "objective", "reference"))

@@ -139,7 +139,11 @@ def test_data_and_figures(tmp_path: Path) -> None:
     assert repr(found).startswith("DeciderHeads(60 candidates, 6 pairs: ")
     json.dumps(of([[1], [0]], [[1], [0]]).to_dict(), allow_nan=False)
     pytest.importorskip("matplotlib")
-    assert found.figure().save(tmp_path / "deciders.png").stat().st_size > 10_000
+    text = found.figure().save(tmp_path / "deciders.svg").read_text(encoding="utf-8")
+    assert "logit_diff(cat, dog), 6 pairs" in text
+    assert all(f">{found.names[place]}<" in text for place in found.order[:5])
+    drawn = found.figure().axes[1].images[0].get_array()
+    assert np.array_equal(np.asarray(drawn)[0], found.toward[found.order[0]])
 
 
 @pytest.mark.parametrize(

@@ -195,8 +195,12 @@ def test_models_with_a_pool_or_without_a_class_token_are_read(class_token: bool)
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
     found = of_units(torch.eye(3), trees=30)
-    path = found.figure(most=3).save(tmp_path / "matrix.png")
-    assert path.read_bytes() == found.figure(most=3).save(tmp_path / "again.png").read_bytes()
+    path = found.figure(most=3).save(tmp_path / "matrix.svg")
+    assert path.read_bytes() == found.figure(most=3).save(tmp_path / "again.svg").read_bytes()
+    text = path.read_text(encoding="utf-8")
+    assert all(word in text for word in (*COLOURS, "input[0]", "input[2]", "1.00"))
+    assert "input[3]" not in text
+    np.testing.assert_array_equal(found.figure(most=3).axes[0].images[0].get_array(), found.shares[:3])
 
 
 # -- scenes --------------------------------------------------------------------------------------

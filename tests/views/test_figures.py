@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -78,7 +79,6 @@ def test_a_figure_is_saved_in_every_format_and_the_same_each_time(
 
 
 def test_the_same_view_gives_the_same_bytes(saved: dict[str, Path], tmp_path: Path) -> None:
-    """As SVG all of them, and of one the pixels."""
     again = all_figures()
     for name, figure in again.items():
         assert figure.save(tmp_path / f"{name}.svg").read_bytes() == saved[name].read_bytes(), name
@@ -90,6 +90,30 @@ def test_names_are_text_and_nothing_else(saved: dict[str, Path]) -> None:
         tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
         assert "script" not in tags
         text = "".join(tree.getroot().itertext())
+        assert "\u202e" not in text
+        assert "z" * 120 not in text
+
+
+def test_names_that_a_user_gives_to_what_is_asked_are_text_too(tmp_path: Path) -> None:
+    """Classes, labels, factors and sets of tokens."""
+    recipe = Recipe(depth=1, heads=2, grid=(2, 2))
+    model, images = cv.wrap(recipe.build(), classes=HOSTILE), recipe.images(20)
+    options: dict[str, Any] = {"progress": False}
+    factors = {name: np.arange(20) // 2**place % 2 for place, name in enumerate(HOSTILE)}
+    width = model.sites("resid1")[0].shape[1]
+    push = torch.ones(width, dtype=torch.float64)
+    figures = (
+        views.token_ablations(model, images, dict.fromkeys(HOSTILE, 0.5), **options).figure(),
+        views.steer(model, images, push, "resid1", metric=cv.logit(HOSTILE[2]), **options).figure(),
+        views.linear_probes(model, images, [*HOSTILE[1:]] * 10, "resid1", tokens="patch", **options).figure(),
+        views.disentanglement(model, images, factors, trees=0, **options).figure(),
+        views.feature_visualisation(model, "logits", unit=HOSTILE[2], count=1, steps=1, **options).figure(),
+    )
+    for figure in figures:
+        tree = ElementTree.parse(figure.save(tmp_path / "figure.svg"))
+        assert "script" not in {element.tag.rpartition("}")[2] for element in tree.iter()}
+        text = "".join(tree.getroot().itertext())
+        assert "x y" in text
         assert "\u202e" not in text
         assert "z" * 120 not in text
 

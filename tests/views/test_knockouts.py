@@ -87,9 +87,9 @@ def test_the_one_route_of_a_compiled_model_is_found_and_nothing_else(way: str) -
     assert first[3].value < -5
     # renormalised, the head has more attention for the mark once it no longer looks at the class token, and
     # decoys that write something else move the last norm a little
-    assert abs(second[3].value) < (1e-3 if way == "corrupt" else 0.2)
+    assert abs(second[3].value) < (1e-3 if way == "corrupt" else 0.5)  # against 12
     others = [place.name != "a1.h0" for place in found.places]
-    assert np.abs(found.effects()[:, others]).max() < (1e-3 if way == "corrupt" else 0.02)
+    assert np.abs(found.effects()[:, others]).max() < (1e-3 if way == "corrupt" else 0.05)
 
 
 def test_attention_that_is_not_paid_is_no_loss() -> None:
@@ -113,7 +113,7 @@ def test_causal_attention_is_a_knock_out_too() -> None:
     assert "causal-first" in repr(found)
 
 
-def test_estimates_figures_and_caveats() -> None:
+def test_estimates_figures_and_caveats(tmp_path: Path) -> None:
     model, pairs = cv.load("catdog-tiny"), catdog_pairs(6, seed=0)
     task = cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit_diff("cat", "dog"))
     found = cv.knock_outs(model, task, way="zero", progress=False)
@@ -126,8 +126,15 @@ def test_estimates_figures_and_caveats() -> None:
     assert any("plain 0" in caveat for caveat in found.caveats)
     assert any("no proof" in caveat for caveat in found.caveats)
     assert any("6 images only" in caveat for caveat in found.caveats)
-    for each in (found, cv.knock_outs(model, task, by="head", targets=["cls"], progress=False)):
-        assert each.figure(of="kl")._repr_png_().startswith(b"\x89PNG")
+    heads = cv.knock_outs(model, task, by="head", targets=["cls"], progress=False)
+    for each, shape in ((found, (4, 4)), (heads, (4, 4))):
+        figure = each.figure(of="kl")
+        text = figure.save(tmp_path / "figure.svg").read_text(encoding="utf-8")
+        assert all(f"{source} → {target}" in text for source, target in each.pairs)
+        drawn = figure.axes[0].images[0].get_array()
+        assert np.shape(drawn) == shape
+        expected = each.effects("kl") if each is found else each.effects("kl")[0].reshape(4, 4)
+        np.testing.assert_array_equal(drawn, expected)
     with pytest.raises(NameNotFoundError, match="unknown pair"):
         found.estimate("patch", "dog", "layer 0")
 

@@ -73,7 +73,7 @@ def test_difference_of_means_leads_from_one_mean_to_the_other() -> None:
     )  # the direction brings its own site and tokens
 
 
-def test_dogs_are_steered_to_cats_by_the_means_and_not_by_random_directions() -> None:
+def test_dogs_are_steered_to_cats_by_the_means_and_not_by_random_directions(tmp_path: Path) -> None:
     model, pairs = cv.load("catdog-tiny"), catdog_pairs(8, seed=0)
     more_cat = difference_of_means(model, pairs.clean, pairs.corrupt, "resid3", tokens="cls")
     task = cv.Task(pairs.corrupt, pairs.clean, metric=cv.logit_diff("cat", "dog"))
@@ -85,7 +85,12 @@ def test_dogs_are_steered_to_cats_by_the_means_and_not_by_random_directions() ->
     np.testing.assert_allclose(one.outcomes.after, again.outcomes.after, atol=1e-4)
     np.testing.assert_allclose(one.control(), again.control(), atol=1e-4)
     assert np.abs(one.control() - other.control()).max() > 1e-3
-    assert one.figure(of="flips")._repr_png_().startswith(b"\x89PNG")
+    figure = one.figure(of="flips")
+    text = figure.save(tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert all(word in text for word in ("the direction", "random, same length", "resid3"))
+    (drawn,) = (line for line in figure.axes[0].lines if line.get_label() == "the direction")
+    points = dict(zip(*map(np.asarray, drawn.get_data()), strict=True))
+    assert points == {0.0: 0.0} | {scale: one.estimate(scale, of="flips").value for scale in one.scales}
     assert repr(one).startswith("Steering(add at resid3; logit_diff(cat, dog): ")
     with pytest.raises(OptionError, match=r"no scale 7: there are -2, -1"):
         one.estimate(7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_a_share_of_the_patches_is_drawn_for_each_image_by_seed() -> None:
     assert np.abs(one.outcomes.after[0, 0] - other.outcomes.after[0, 0]).max() > 1e-4
 
 
-def test_groups_edited_models_and_figures() -> None:
+def test_groups_edited_models_and_figures(tmp_path: Path) -> None:
     model, pairs = cv.load("catdog-tiny"), catdog_pairs(5, seed=0)
     top = torch.zeros(48, 48, dtype=torch.bool)
     top[:24] = True
@@ -107,7 +109,11 @@ def test_groups_edited_models_and_figures() -> None:
     means = streams.mean(dim=0)
     by_hand = edited.edit({"resid2@top": means}, groups=groups)(pairs.clean)[:, 0]
     np.testing.assert_allclose(found.outcomes.after[0, 1], by_hand, atol=1e-4)
-    assert found.figure()._repr_png_().startswith(b"\x89PNG")
+    figure = found.figure()
+    text = figure.save(tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert all(word in text for word in ("top (18)", *found.ways, "resid2"))
+    bars = sorted(bar.get_width() for bar in figure.axes[2].patches)
+    assert bars == pytest.approx(sorted(found.estimate("top", way).value for way in found.ways))
     assert "top (18) at resid2" in repr(found)
     assert found.estimate("top", "zero", of="kl").value > 0
     with pytest.raises(NameNotFoundError, match="unknown way"):

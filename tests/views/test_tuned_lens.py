@@ -66,7 +66,7 @@ def test_a_planted_rotation_is_learned_and_the_logit_lens_cannot_see_through_it(
     assert before > 0.3
     assert after < 0.01 * before
     assert lens.held_out.agreement_of("logit", "layer 0").value < 0.6
-    assert lens.held_out.agreement_of("tuned", "layer 0").value > 0.95
+    assert lens.held_out.agreement_of("tuned", "layer 0").value > 0.9  # 72 of 75
     head = model.module.head.weight  # type: ignore[union-attr]
     contrast = head - head.mean(dim=0)  # what the softmax sees of it
     stream = model.activations(recipe.images(50, seed=1).float(), "resid1", progress=False)["resid1"]
@@ -223,7 +223,13 @@ def test_logits_that_are_no_numbers_are_told_with_the_image(catdog: Model, image
 
 
 def test_the_figure_is_drawn_and_the_caveats_are_said(lens: TunedLens, tmp_path: Path) -> None:
-    assert lens.figure().save(tmp_path / "lens.svg").stat().st_size > 1000
+    text = lens.figure().save(tmp_path / "lens.svg").read_text(encoding="utf-8")
+    assert all(word in text for word in ("logit lens", "tuned lens", "15 images", "KL"))
+    drawn = [line.get_ydata() for line in lens.figure().axes[0].lines]
+    for kind in (0, 1):
+        assert any(
+            np.size(each) == 5 and np.allclose(each, lens.held_out.kl[kind].mean(axis=1)) for each in drawn
+        )
     assert "tuned lens is nearer to the output at 4 of 4 positions" in repr(lens)
     assert lens.caveats[0].startswith("the maps were trained on cls alone")
 
@@ -253,8 +259,9 @@ def test_the_command_trains_keeps_and_uses_a_lens(tmp_path: Path) -> None:
 def test_on_photographs_it_is_nearer_to_the_output_of_a_real_vit_everywhere(shared_data: Path) -> None:
     name = "vit_tiny_patch16_224"
     model = cv.load(name, checkpoint=shared_data / "weights" / f"{name}.safetensors")
-    photos = sorted((shared_data / "images" / "imagenet").iterdir())[::5]
-    lens = tuned_lens(model, photos, epochs=12, progress=False)
-    for position in lens.positions[:-1]:
-        assert lens.held_out.gain(position).value > 0, position
+    photos = sorted((shared_data / "images" / "imagenet").iterdir())[::10]
+    lens = tuned_lens(model, photos, epochs=8, progress=False)
+    gains = [lens.held_out.gain(position) for position in lens.positions[:-1]]
+    assert min(gain.value for gain in gains) > 0.02, "it is 0.10 nats after layer 10, the hardest"
+    assert all(gain.low > 0 for gain in gains[:9])
     assert lens.held_out.kl[:, -1].max() < 1e-5

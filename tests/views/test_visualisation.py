@@ -78,8 +78,8 @@ def test_of_a_linear_unit_the_image_is_its_filter() -> None:
 def test_the_objective_rises_and_beats_random_images(
     model: cv.Model, objective: str, options: dict[str, Any]
 ) -> None:
-    made = feature_visualisation(model, objective, **options, count=2, steps=40, progress=False)
-    assert made.history.shape == (2, 40)
+    made = feature_visualisation(model, objective, **options, count=2, steps=20, progress=False)
+    assert made.history.shape == (2, 20)
     assert (made.history[:, -5:].mean(axis=1) > made.history[:, 0]).all()
     assert made.values.min() > made.random.mean()
     assert made.random.shape == (32,)
@@ -184,11 +184,11 @@ def test_a_neuron_of_the_real_model_answers_more_than_to_photographs(shared_data
     real = cv.load(
         "vit_tiny_patch16_224", checkpoint=shared_data / "weights" / "vit_tiny_patch16_224.safetensors"
     )
-    photos = sorted((shared_data / "images" / "imagenet").glob("*.jpg"))[::40]
+    photos = sorted((shared_data / "images" / "imagenet").glob("*.jpg"))[::80]
     made = feature_visualisation(
-        real, "m5.hidden", unit=17, reference=photos, count=1, steps=32, progress=False
+        real, "m5.hidden", unit=17, reference=photos, count=1, steps=16, progress=False
     )
-    assert made.values.min() > 3 * made.reference.max()
+    assert made.values.min() > 1 > 5 * made.reference.max()  # 2.7, and 0.05
 
 
 # -- what is refused -----------------------------------------------------------------------------
