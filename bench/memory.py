@@ -76,14 +76,14 @@ def measure(pairs: int) -> tuple[float, float]:
     vit = import_timm().create_model(SIZES["ViT-B/16"][0]).eval().to(DEVICE).requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         for side in ("clean", "corrupt"):
-            _draw(Path(folder) / side, pairs)
+            draw(Path(folder) / side, pairs)
         task = cv.Task(Path(folder) / "clean", Path(folder) / "corrupt", metric=cv.logit_diff(0, 1))
         start = time.perf_counter()
         cv.attribute(cv.wrap(vit), task, "eap", batch_size=BATCH, progress=False)
     return peak_mib(), time.perf_counter() - start
 
 
-def _draw(folder: Path, count: int) -> None:
+def draw(folder: Path, count: int) -> None:
     """Write `count` files of noise, of the size of a photograph."""
     folder.mkdir()
     generator = np.random.default_rng(len(folder.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,6 +142,7 @@ def steering(
 
     Args:
         direction: a file of one vector, .npy or .safetensors; or leave it out and give --towards and --away.
+        site: the stream that is pushed: "resid6" is the one before block 6.
         towards: images on whose mean the direction ends.
         away: images on whose mean it begins.
         scale: a factor of the direction; six by default. Can be repeated.
@@ -211,7 +213,7 @@ def probes(
             a probe for every token.
         keep: write the probes to this file (.safetensors).
         use: probes that `--keep` wrote, instead of a folder.
-        ask: an image whose patches are asked, by the probes of the first place.
+        ask: an image whose patches are asked, by the probes of the first place that has patches.
         about: the class that it is asked about; the first by default.
     """
     check_ending(out, FIGURES)
@@ -235,16 +237,26 @@ def probes(
         )
     )
     of = found.classes[0] if about is None else about
-    figure = found.figure() if ask is None else found.apply(loaded, ask).figure(of, picture=not no_picture)
-    write(out, figure.save)
+    place = next((each for each in found.places if "patch" in each), found.places[0])
+    asked = None if ask is None else found.apply(loaded, ask, place=place)
+    write(out, (found.figure() if asked is None else asked.figure(of, picture=not no_picture)).save)
     if keep is not None:
         write(keep, found.save)
     rows = [
         Row(site, str(found.mean(site)), f"control {found.mean_control(site).value:.3f}")
         for site in found.sites
     ]
-    show_rows(f"Accuracy at {found.places[0]}: {', '.join(found.classes)}", rows, explain=True)
+    where = found.places[0] + (f", the first of {len(found.places)} places" if len(found.places) > 1 else "")
+    show_rows(f"Accuracy at {where}: {', '.join(found.classes)}", rows, explain=True)
+    if asked is not None:
+        rows = [
+            Row(site, f"{mean:+.2f}", f"{least:+.2f} to {most:+.2f}")
+            for site, mean, least, most in asked.ranges(of)
+        ]
+        title = f"Log-odds of {of} in {asked.subjects.names[0]}, {place}: mean of its tokens, and their range"
+        show_rows(title, rows, explain=True)
     show_notes("Bear in mind", found.notes)
+    show(f"\nwrote {out}")
 
 
 @look(sites="--sites NAME", tokens="--tokens NAME", by="--by NAME")
@@ -288,7 +300,10 @@ def deciders(
         Row(found.names[place], f"{found.rates[place]}", f"p {found.p_values[place]:.3f} for all together")
         for place in found.order[:LISTED]
     ]
-    rows.append(Row("carries over", f"{found.transfer:.1%}", f"of other pairs; chance {found.chance:.1%}"))
+    if math.isfinite(found.transfer):  # some pair has a decider
+        rows.append(
+            Row("carries over", f"{found.transfer:.3f}", f"of other pairs; chance {found.chance:.3f}")
+        )
     show_rows(f"Share of {counted(len(found.pairs), 'pair')} flipped", rows, explain=True)
     show_notes("Bear in mind", found.caveats)
     show(f"\nwrote {out}")
@@ -360,11 +375,14 @@ def tuned_lens(
     if save is not None:
         write(save, found.save)
     write(out, found.figure().save)
-    rows = [Row(name, f"{plain} -> {tuned}", f"{shares[0]} -> {shares[1]}")
-            for name, plain, tuned, *shares in found.held_out.table()]  # fmt: skip
-    title = (
-        f"KL from the output in nats, and share of images with its top class, of {len(found.held_out.images)}"
-    )
+    said = found.held_out
+    rows = []
+    for name in said.positions:
+        (plain, tuned), (before, after) = (
+            [of(lens, name).value for lens in ("logit", "tuned")] for of in (said.kl_of, said.agreement_of)
+        )
+        rows.append(Row(name, f"{plain:.3f} -> {tuned:.3f}", f"{before:.0%} -> {after:.0%}"))
+    title = f"KL from the output in nats, and images with its top class, of {len(said.images)} held out"
     show_rows(f"{title}: logit lens -> tuned lens", rows, explain=True)
     show_notes("Bear in mind", found.caveats)
     show(f"\nwrote {out}")

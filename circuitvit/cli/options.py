@@ -131,7 +131,7 @@ _GROUPS: dict[type[Any], _Source] = {}
 LONGEST = 12
 """Characters of choices that may stand for an option's value: more leave too little room for the text."""
 
-FROM_0 = ("seed", "image", "calibrate", "random", "show_edges")
+FROM_0 = ("seed", "image", "calibrate", "random", "show_edges", "trees", "controls")
 """Whole numbers that may be 0; all others count something that there must be."""
 
 OUTPUT = ("out", "title", "show_edges", "no_picture", "max_edges")

@@ -56,16 +56,18 @@ def disentanglement(
         }
         scores = {"disentanglement": found.disentanglement, "completeness": found.completeness}
         scores["informativeness"] = found.informativeness
-        said = {name: values.tolist() for name, values in scores.items()}
-        write_text(out, json.dumps({"shares": shares, "score": found.score, **said}, indent=1) + "\n")
+        said = {"score": found.score, **{name: values.tolist() for name, values in scores.items()}}
+        write_text(out, json.dumps({"shares": shares, **(said if trees else {})}, indent=1) + "\n")
     else:
         write(out, found.figure().save)
     rows = []
     for factor, read in zip(found.factors, found.informativeness, strict=True):
         carriers = ", ".join(f"{node} {share:.2f}" for node, share in found.carriers(factor, 3)) or "none"
-        rows.append(Row(factor, carriers, f"{read:.0%} read off all"))
+        rows.append(Row(factor, carriers, f"{read:.0%} read off all" if trees else ""))
     show_rows(f"Shares of nodes' variance, of {len(found.nodes)} nodes", rows, explain=True)
-    show(f"\nDCI disentanglement {found.score:.2f}\nwrote {out}")
+    if trees:
+        show(f"\nDCI disentanglement {found.score:.2f}")
+    show(f"\nwrote {out}")
 
 
 @look("views.feature_visualisation", reference="--reference IMAGE|FOLDER", unit="--unit UNIT")
@@ -141,9 +143,10 @@ def heads(
         for kind in found.kinds
         for score in found.only(kind, at_least)[:3]
     ]
+    rows = rows or [Row("none", f"no head is {at_least:.0%} above its control", "")]
     show_rows(f"Kinds of heads, of {len(found.heads)}", rows, explain=True)
-    show_notes("Caveats", found.caveats)
-    show(f"wrote {out}")
+    show_notes("Bear in mind", found.caveats)
+    show(f"\nwrote {out}")
 
 
 @look("views.equivariance", transform="--transform NAME", site="--site NAME")
@@ -176,8 +179,9 @@ def equivariance(
         for name in found.transforms
         for pair in found.pairs(name)[:LISTED]
     ]
+    rows = rows or [Row("none", "no two units are each other's best match", "")]
     show_rows(f"Pairs, of {len(found.units)} units", rows, explain=True)
-    show(f"wrote {out}")
+    show(f"\nwrote {out}")
 
 
 @look("views.top_images", unit="--unit UNIT", row="--row top|bottom|random|QUANTILE")
@@ -203,7 +207,7 @@ def top_images(
     ```
 
     Args:
-        unit: a5.h2, 'm3.hidden[17]', a5.h2.pattern, 'resid5[3]', 'logits[281]'. Can be repeated.
+        unit: such as a5.h2, 'm3.hidden[17]', a5.h2.pattern, 'resid5[3]', 'logits[281]'. Can be repeated.
         by: image, or patch: the patches of all images are ranked.
         reduce: max, mean or cls: the value of an image from its patches, or of its class token.
         row: what is shown: top, bottom, random, or a quantile such as 0.9. Can be repeated.
@@ -228,7 +232,7 @@ def top_images(
         best = zip(found.names(name, first), ranking.rows[first].values, strict=True)
         shown = [Row(each, f"{value:.3g}") for each, value in list(best)[:3]]
         show_rows(f"{name}, {first} of {len(found.images):,} images", shown)
-        show_notes("Notes", ranking.caveats)
+        show_notes("Bear in mind", ranking.caveats)
     show(f"\nwrote {out}")
 
 

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, check_number
-from circuitvit.models.sites import LOOKS, Chosen, Site, TokenSpec
+from circuitvit.models.sites import LOOKS, Site
+from circuitvit.models.tokens import Chosen, TokenSpec
 
 
 @dataclass(frozen=True)
@@ -308,12 +309,22 @@ class Change:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What becomes of `(image, token, width)`, `(image, query, key)` or `(image, class)`."""
+        changed = self._changed(x)
+        if self.sees_all and self._is_bad(changed) and not self._is_bad(x):
+            raise OptionError(f"the function for {self.site.name} gave NaN or infinite numbers")
+        return changed
+
+    def _changed(self, x: Tensor) -> Tensor:
         if self.site.kind == "logits":
             return self._made(x, At(self.site.name, (), (), torch.ones(1, dtype=torch.bool)))
         kinds, keys = (self._present(*pair) for pair in zip(self.kinds, x.shape[1:], strict=True))
         mask = self._mask(kinds, keys if self.site.kind in LOOKS else (), len(x))
         made = self._made(x, At(self.site.name, kinds, keys if self.site.kind in LOOKS else (), mask))
         return made if isinstance(self.value, KnockOut) else torch.where(mask.to(x.device), made, x)
+
+    def _is_bad(self, x: Tensor) -> bool:
+        """Whether there is NaN in it, or infinity; scores are minus infinity where nothing may be seen."""
+        return bool((x.isnan() if self.site.kind == "scores" else ~x.isfinite()).any())
 
     def _present(self, kinds: tuple[str, ...], count: int) -> tuple[str, ...]:
         """The kinds of the tokens that are there: the first ones, or of a larger image more patches."""
@@ -335,7 +346,8 @@ class Change:
             return self._placed(value.to(x), x, at)
         if not callable(value):
             return torch.full_like(x, float(value))
-        made: Any = value(x.clone(), at) if _takes_two(value) else value(x.clone())
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # whatever the function does to the mode
+            made: Any = value(x.clone(), at) if _takes_two(value) else value(x.clone())
         if not isinstance(made, Tensor) or made.shape != x.shape:
             gave = f"a tensor of {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             raise OptionError(
@@ -361,6 +373,38 @@ class Change:
         if self.site.kind in LOOKS and value.ndim and value.shape[-1] > x.shape[-1]:
             value = value[..., : x.shape[-1]]
         return _fitted(value, x, at).expand_as(x)
+
+
+@torch.no_grad()
+def check_repeats(change: Change, like: Tensor) -> None:
+    """Refuse a function that answers differently each time, or for an image with others beside it.
+
+    Args:
+        change: whose function is tried on random numbers; what it cannot do with these is told when it is
+            run.
+        like: of the model's kind of numbers.
+
+    Raises:
+        OptionError: saying what to give instead.
+    """
+    draws = torch.Generator().manual_seed(0)
+    two = torch.rand(2, *change.site.shape, generator=draws).to(like)
+    try:
+        once, again, alone = change(two), change(two), change(two[:1])
+    except Exception:  # such as one for other images than these
+        return
+    close = 5e-2 if like.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    name = change.site.name
+    if not torch.allclose(once, again, close, close, equal_nan=True):
+        raise OptionError(
+            f"the function for {name} gives something else each time, so that no two runs could be compared: "
+            "draw noise once, and give it as a tensor"
+        )
+    if not torch.allclose(once[:1], alone, close, close, equal_nan=True):
+        raise OptionError(
+            f"the function for {name} mixes the images of a batch, of which every run has others: compute a "
+            "mean over images once, from model.activations, and give it as a tensor"
+        )
 
 
 def _takes_two(function: Function) -> bool:
@@ -423,6 +467,8 @@ def check_value(site: Site, value: Any) -> Value:
         return number
     if isinstance(value, bool) or not callable(value):
         raise OptionError(f"{site.name} becomes a number, a tensor or a function, not {type(value).__name__}")
+    if value in (add, clamp, causal, knock_out):
+        raise OptionError(f"call it: {site.name} becomes cv.{value.__name__}(...)")
     if isinstance(value, (Add, Clamp)) and (
         site.kind in LOOKS or value.direction.shape[-1] != site.shape[-1]
     ):

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from circuitvit.errors import OptionError
-from circuitvit.models.changes import OURS, Change, Value, check_value
+from circuitvit.models.changes import OURS, Change, Value, check_repeats, check_value
 from circuitvit.models.edited import EditedStage, StreamEdit
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.sites import LOOKS, Chosen, Groups, Site, chosen, kinds_at, matching, parsed
+from circuitvit.models.sites import Site, chosen_of, kinds_at, matching, parsed
 from circuitvit.models.stages import Stage
+from circuitvit.models.tokens import Chosen, Groups
 
 if TYPE_CHECKING:
     from circuitvit.models.model import Model
@@ -104,13 +105,13 @@ def _changes(bare: Model, key: str, value: object, groups: Groups | None) -> lis
             raise OptionError(f"{key!r} names tokens, and so does its value: leave out tokens= or the @")
         if site.kind == "logits" and (at is not None or own is not None):
             raise OptionError("logits have no tokens: leave out the @")
-        if source is not None and site.kind not in LOOKS:
-            raise OptionError(f"{site.name} has no keys: write {site.name}@{at}")
         kinds = ((), ()) if site.kind == "logits" else kinds_at(bare, site, bare.n_tokens)
-        rows = chosen(at if own is None else own, kinds[0], lambda: bare.grid, groups)
-        columns = chosen(source, kinds[1], lambda: bare.grid, groups)
+        tokens = at if own is None else own
+        rows, columns = chosen_of(site, kinds, tokens, source, lambda: bare.grid, groups)
         _refuse_spreading(site, kept, rows, kinds[0])
         found.append(Change(site, kept, rows, columns, kinds))
+    if found[0].sees_all:
+        check_repeats(found[0], next(bare.module.parameters()))
     return found
 
 

@@ -21,13 +21,14 @@ from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.refusals import hooks_of
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.sites import Groups, Sites, all_sites, listed
+from circuitvit.models.sites import Sites, all_sites, listed
 from circuitvit.models.stages import Stage, through
+from circuitvit.models.tokens import Groups
 from circuitvit.models.weights import content_hash, hash_with, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
-    from circuitvit.engine.activations import Activations
+    from circuitvit.engine.reading import Activations
     from circuitvit.models.heads import Head
 
 
@@ -201,9 +202,15 @@ class Model:
                 edits.
 
         Raises:
+            DataError: for something other than a tensor.
             OptionError: under `torch.autocast`, as `refresh`; if edits are for other images than these.
             ModelError: if there are torch's hooks on the module.
         """
+        if not isinstance(images, Tensor):
+            raise DataError(
+                f"a model is called with a preprocessed tensor (image, channel, height, width), not with "
+                f"{type(images).__name__}: model.activations(images, 'logits') takes files and folders too"
+            )
         self._refuse_autocast()
         self.origin.refuse_hooks(self.module)
         with torch.set_grad_enabled(grad):
@@ -277,8 +284,8 @@ class Model:
         return edit(self, edits, groups)
 
     def activations(self, images: Any, names: str | Sequence[str], **options: Any) -> Activations:
-        """Activations by name, in memory or streamed into a file: see `circuitvit.engine.activations`."""
-        from circuitvit.engine.activations import activations
+        """Activations by name, in memory or streamed into a file: see `circuitvit.activations`."""
+        from circuitvit.engine.reading import activations
 
         return activations(self, images, names, **options)
 

@@ -24,22 +24,20 @@ the logits.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
-from circuitvit.errors import DataError, NameNotFoundError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import NameNotFoundError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.graph import RESIDUAL
 from circuitvit.graph.names import node_of, port_of
 from circuitvit.models.stages import Reads, Stage
+from circuitvit.models.tokens import LATENT, Chosen, Groups, TokenSpec, chosen
 
 if TYPE_CHECKING:
     from circuitvit.models.model import Model
@@ -49,28 +47,6 @@ LOOKS = ("scores", "pattern")
 
 PARTS = (*LOOKS, "z", "hidden")
 """What comes after a node's name and a dot."""
-
-PATCH = "patch"
-
-LATENT = "latent"
-"""The kind of the tokens of a pool."""
-
-TokenSpec = str | int | Sequence[str | int] | Tensor | None
-"""Tokens: "cls+reg", a number, several of them, or a boolean mask `(token,)` or `(image, token)`; None for
-all.
-"""
-
-Mask = Bool[Tensor, " token"] | Bool[Tensor, "image token"]
-
-
-class Groups(Protocol):
-    """What names tokens beyond their kinds: `circuitvit.TokenGroups`."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    @property
-    def members(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -227,20 +203,40 @@ def kinds_at(model: Model, site: Site, count: int) -> tuple[tuple[str, ...], tup
     return (before if site.kind in ("stream", "read") else after), before
 
 
-def token_name(kinds: Sequence[str], place: int, grid_of: Callable[[], tuple[int, ...]]) -> str:
-    """What to call a token: "cls", "reg 2", "latent 0", or "patch (3, 5)" for row and column, time first."""
-    kind = kinds[place]
-    alike = [each for each, other in enumerate(kinds) if other == kind]
-    number = alike.index(place)
-    if kind == PATCH:
-        try:
-            grid = grid_of()
-        except DataError:  # its patches form none
-            return f"patch {number}"
-        if prod(grid) != len(alike):
-            return f"patch {number}"
-        return f"patch {tuple(int(at) for at in np.unravel_index(number, grid))}"
-    return kind if len(alike) == 1 else f"{kind} {number}"
+def chosen_of(
+    site: Site,
+    kinds: tuple[Sequence[str], Sequence[str]],
+    tokens: TokenSpec,
+    source: TokenSpec,
+    grid: Callable[[], tuple[int, ...]],
+    groups: Groups | None,
+) -> tuple[Chosen, Chosen]:
+    """The tokens, or queries, of a site that are meant, and the keys.
+
+    Args:
+        site: whose.
+        kinds: of its tokens and keys, see `kinds_at`.
+        tokens: see `TokenSpec`.
+        source: the keys; None for all.
+        grid: rows and columns of the patches.
+        groups: whose names may be used.
+
+    Raises:
+        OptionError: naming the site, if it has no such tokens, or no keys.
+    """
+    if source is not None and site.kind not in LOOKS:
+        raise OptionError(f"{site.name} has no keys: write {site.name}@{tokens}")
+    try:
+        rows, columns = (
+            chosen(spec, each, grid, groups) for spec, each in zip((tokens, source), kinds, strict=True)
+        )
+    except OptionError as error:
+        way = ""
+        if LATENT in (*kinds[0], *kinds[1]):
+            part = _split(site.name)[1]
+            way = f". It is of a pool, which has latents: name it apart, and the blocks' as 'a*{part}@...'"
+        raise OptionError(f"{site.name}: {error}{way}") from None
+    return rows, columns
 
 
 def stream_names(model: Model) -> dict[int, str]:
@@ -322,7 +318,47 @@ def _refuse(sites: Sites, wanted: str) -> Sites:
             f"{wanted!r} cannot be changed alone: edit {bare!r} with a function, which gives back x with "
             f"x[..., {number}] changed"
         )
+    here = _spelt_here(wanted)
+    if here and any(fnmatchcase(site.name, here) for site in sites):
+        raise NameNotFoundError(f"unknown site {wanted!r}: here it is {here!r}")
     raise unknown_name("site", wanted, sites.names)
+
+
+ELSEWHERE = {
+    "resid_pre": "resid{0}",
+    "resid_mid": "mid{0}",
+    "resid_post": "resid{1}",
+    "pattern": "a{0}.*.pattern",
+    "scores": "a{0}.*.scores",
+    "hook_q": "a{0}.*<q>",
+    "hook_k": "a{0}.*<k>",
+    "hook_v": "a{0}.*<v>",
+    "hook_z": "a{0}.*.z",
+    "mlp.hook_post": "m{0}.hidden",
+    "mlp.act": "m{0}.hidden",
+    "mlp": "m{0}",
+    "attn": "a{0}.*",
+    "blocks": "resid{1}",
+}
+"""Sites by what their names contain in other libraries; {0} is the block, {1} the one after it."""
+
+
+def _spelt_here(name: str) -> str | None:
+    """How something is written here that has a name of another library, or nearly one of ours.
+
+    Example:
+        >>> _spelt_here("blocks.5.attn.hook_pattern"), _spelt_here("resid_post.5"), _spelt_here("a5.h2.q")
+        ('a5.*.pattern', 'resid6', 'a5.h2<q>')
+    """
+    if read := re.fullmatch(r"(a\d+\.h\d+)\.([qkvg])", name):
+        return f"{read[1]}<{read[2]}>"
+    if layer := re.fullmatch(r"(a\d+)(\.\w+)?", name):
+        return f"{layer[1]}.*{layer[2] or ''}"
+    if block := re.search(r"\d+", name):
+        for word, here in ELSEWHERE.items():
+            if word in name.lower():
+                return here.format(int(block[0]), int(block[0]) + 1)
+    return None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -380,124 +416,3 @@ def check_number_of(site: Site, number: int) -> None:
         raise OptionError(f"{site.name} has no neurons: its entries are named as {site.name}@3->cls")
     if number >= site.shape[-1]:
         raise OptionError(f"there is no {site.name}[{number}]: there are {site.shape[-1]}, from 0")
-
-
-# -- tokens --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Which tokens are meant, whatever their number.
-
-    Attributes:
-        mask: of all tokens of an image of the model's own size, `(token,)` or `(image, token)`; None for all.
-        kinds: where only these kinds are meant, wherever they are: such a choice fits any size of image.
-    """
-
-    mask: Mask | None = None
-    kinds: tuple[str, ...] | None = None
-
-    @property
-    def images(self) -> int | None:
-        """For how many images it is made; None for any."""
-        return None if self.mask is None or self.mask.ndim == 1 else len(self.mask)
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether it holds for one size of image only."""
-        return self.mask is not None and self.kinds is None
-
-    def of(self, kinds: Sequence[str]) -> Mask | None:
-        """The mask for tokens of these kinds, which may be the first of all tokens; None for all."""
-        if self.kinds is not None:
-            return torch.tensor([kind in self.kinds for kind in kinds])
-        return None if self.mask is None else self.mask[..., : len(kinds)]
-
-
-def chosen(
-    spec: TokenSpec, kinds: Sequence[str], grid: Callable[[], tuple[int, ...]], groups: Groups | None = None
-) -> Chosen:
-    """What tokens are meant.
-
-    Args:
-        spec: see `TokenSpec`.
-        kinds: of all tokens.
-        grid: rows and columns of the patches, of a clip with time first.
-        groups: whose names may be used.
-
-    Raises:
-        OptionError: if there are no such tokens.
-    """
-    if spec is None or spec == "all":
-        return Chosen()
-    if isinstance(spec, Tensor):
-        return Chosen(_checked(spec, len(kinds)))
-    if not isinstance(spec, (int, str, Iterable)):
-        raise OptionError(f"tokens are names, numbers or a boolean mask, not {spec!r}")
-    words = [spec] if isinstance(spec, int) else spec.split("+") if isinstance(spec, str) else list(spec)
-    words = [word.strip() if isinstance(word, str) else word for word in words]
-    own = () if groups is None else groups.names  # such as those patches that no mask covers
-    if words and all(word in kinds and word not in own for word in words):
-        names = tuple(str(word) for word in words)
-        return Chosen(torch.tensor([kind in names for kind in kinds]), names)
-    masks = [_of_word(word, kinds, grid, groups) for word in words]
-    if not masks:
-        raise OptionError("no tokens are named: leave them out for all, or name some, such as 'cls'")
-    together = masks[0]
-    for mask in masks[1:]:
-        together = together | mask
-    return Chosen(together)
-
-
-def _checked(mask: Tensor, count: int) -> Tensor:
-    if mask.dtype != torch.bool or mask.ndim not in (1, 2) or mask.shape[-1] != count:
-        kind = str(mask.dtype).removeprefix("torch.")
-        raise OptionError(
-            f"a mask of tokens is boolean, (token,) or (image, token) with {count} tokens, not {kind} of "
-            f"shape {tuple(mask.shape)}"
-        )
-    return mask.clone().cpu()
-
-
-_PLACE = re.compile(r"patch\s*\(([\d\s,]+)\)")
-_FRAME = re.compile(r"frame\s*(\d+)")
-
-
-def _of_word(
-    word: str | int, kinds: Sequence[str], grid: Callable[[], tuple[int, ...]], groups: Groups | None
-) -> Mask:
-    count = len(kinds)
-    if groups is not None and word in groups.names:
-        return _checked(groups.members == groups.names.index(str(word)), count)
-    if isinstance(word, str) and word in kinds:
-        return torch.tensor([kind == word for kind in kinds])
-    if isinstance(word, bool) or (isinstance(word, str) and not word):
-        raise OptionError(f"{word!r} is no token")
-    if isinstance(word, int) or re.fullmatch(r"-?\d+", word):
-        number = int(word)
-        if not -count <= number < count:
-            raise OptionError(f"there is no token {number}: there are {count}, from 0")
-        return torch.arange(count) == number % count
-    if match := _PLACE.fullmatch(word):
-        return _patches(word, kinds, grid(), [int(each) for each in match[1].split(",") if each.strip()])
-    if (match := _FRAME.fullmatch(word)) and len(grid()) == 3:
-        return _patches(word, kinds, grid(), [int(match[1])])
-    known = list(dict.fromkeys((*kinds, "all", *(() if groups is None else groups.names))))
-    raise OptionError(
-        f"no tokens are called {word!r}: there are {', '.join(known)}; "
-        "numbers; and patch(3,5) by row and column"
-    )
-
-
-def _patches(word: str, kinds: Sequence[str], grid: tuple[int, ...], place: Sequence[int]) -> Mask:
-    """The patches of a frame, or the one at a place."""
-    if (
-        len(place) > len(grid)
-        or any(not at < size for at, size in zip(place, grid, strict=False))
-        or (len(place) != len(grid) and word.startswith("patch"))
-    ):
-        sides = " x ".join(map(str, grid))
-        raise OptionError(f"there is no {word}: the patches are {sides}, counted from 0")
-    patches = torch.zeros(grid, dtype=torch.bool)
-    patches[tuple(place)] = True
-    return torch.cat([torch.zeros(len(kinds) - prod(grid), dtype=torch.bool), patches.flatten()])

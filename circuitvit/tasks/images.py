@@ -269,8 +269,8 @@ def as_images(source: ImageSpec, spec: InputSpec) -> Images:
         return files_of(tuple(map(Path, source)), spec)
     raise DataError(
         f"cannot take {spec.what}s from {type(source).__name__}: give one tensor ({spec.what}, "
-        f"{', '.join(spec.axes)}), or paths; torch.stack joins a list of tensors, preprocess() turns a PIL "
-        "image into one"
+        f"{', '.join(spec.axes)}), or paths; torch.stack joins a list of tensors, and "
+        "circuitvit.tasks.image_files.preprocess(image, model.preprocessing) makes one of a PIL image"
     )
 
 

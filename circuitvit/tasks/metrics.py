@@ -499,5 +499,5 @@ def _mask(indices: list[tuple[int, ...]] | None, n_classes: int) -> Tensor | Non
 def _names(model: Model, indices: list[tuple[int, ...]]) -> str:
     distinct = sorted(set(indices))
     if len(distinct) > 1:
-        return f"{len(distinct)} different"
+        return f"{len(distinct)} different classes"
     return classes_label(model, distinct[0])

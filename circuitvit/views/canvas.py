@@ -256,9 +256,9 @@ def model_map(
 
 
 def scale(values: NDArray[Any]) -> Normalize:
-    """From the least to the greatest value."""
-    least = float(values.min())
-    return Normalize(least, max(float(values.max()), least + 1e-9))
+    """From the least to the greatest value; where all are the same, they are the least."""
+    least, greatest = float(values.min()), float(values.max())
+    return Normalize(least, greatest if greatest > least else least + 1)
 
 
 def root_scale(values: NDArray[Any]) -> Normalize:

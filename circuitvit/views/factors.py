@@ -40,7 +40,8 @@ from circuitvit.engine import activation_batches, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.export.style import INK
 from circuitvit.models import Model
-from circuitvit.models.sites import LATENT, PATCH, Site, kinds_at, matching, numbered
+from circuitvit.models.sites import Site, kinds_at, matching, numbered
+from circuitvit.models.tokens import LATENT, PATCH
 from circuitvit.tasks.images import Images
 from circuitvit.views.subjects import ImageSpec, images_of
 
@@ -87,7 +88,8 @@ class Disentanglement:
         shares: of a row's variance over images that is a factor's main effect, `(node, factor)`, 0 to 1.
         chance: by factor the 95% quantile over shuffles of the largest share of any row, `(factor,)`.
         importance: of a row when a factor is read off all rows, times informativeness, `(node, factor)`.
-        informativeness: how well a factor is read off all rows, 0 for guessing to 1, `(factor,)`.
+        informativeness: how well a factor is read off all rows, 0 for guessing to 1, `(factor,)`; NaN without
+            forests.
         caveats: what to know before these numbers are believed.
     """
 
@@ -153,7 +155,8 @@ class Disentanglement:
                     colour = "white" if share > 0.6 else INK
                     main.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=6, color=colour)
             names = [canvas.label(name, 14) for name in self.factors]
-            below = [f"{name}\n{how:.0%} read" for name, how in zip(names, self.informativeness, strict=True)]
+            read = ["" if np.isnan(how) else f"\n{how:.0%} read" for how in self.informativeness]
+            below = [f"{name}{how}" for name, how in zip(names, read, strict=True)]
             main.set_xticks(range(len(self.factors)), below, fontsize=6.5)
             main.set_yticks(range(len(rows)), [self.nodes[row] for row in rows], fontsize=6.5)
             side.imshow(tidy[:, None], aspect="auto", cmap=canvas.rising_colours(), vmin=0, vmax=1)
@@ -200,7 +203,7 @@ def disentanglement(
             none, all patches; of a pool, its latents.
         each: a row for each "node", or for each "unit", such as a neuron of `m1.hidden`.
         groups: into which numbers are cut.
-        trees: of each forest, at least `LEAST_TREES`; or 0 for shares alone, which take no scikit-learn.
+        trees: of each forest, at least 30; or 0 for shares alone, which take no scikit-learn.
         shuffles: of the factors among the images, for the control.
         seed: of scenes, shuffles and forests.
         batch_size: images run at once.
@@ -244,7 +247,7 @@ def disentanglement(
     rows, starts = _rows(read, each)
     values = np.concatenate([*read.values()], axis=1)
     shares, chance = _shares(values, starts, codes, np.random.default_rng(seed), shuffles)
-    importance, informativeness = np.zeros(shares.shape), np.zeros(len(codes))
+    importance, informativeness = np.zeros(shares.shape), np.full(len(codes), 0.0 if forest else np.nan)
     if forest is not None:
         parts, owners = _components(values, starts)
         with progress_bar(len(codes), "forests", progress, unit="factor") as bar:

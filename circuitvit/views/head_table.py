@@ -38,7 +38,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from circuitvit.engine import capture, progress_bar
-from circuitvit.errors import DataError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import DataError, ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
@@ -185,7 +185,7 @@ class HeadKinds:
                 axis.set_xticks(range(width) if width <= 6 else [0, width - 1])
                 axis.set_yticks([0, len(rows) - 1], [str(rows[0]), str(rows[-1])])
                 axis.tick_params(length=0, labelsize=6)
-                axis.set_xlabel("\n".join(found) or "-", color=MUTED, fontsize=6)
+                axis.set_xlabel("\n".join(found) or "none", color=MUTED, fontsize=6)
             figure.colorbar(drawn, ax=figure.axes, shrink=0.6, label="share of attention")
             figure.supylabel("layer", fontsize=7)
         return figure
@@ -336,6 +336,8 @@ def _measured(
 def _of_stage(stage: Stage, reads: Reads, looks: Sequence[Mapping[str, Look]]) -> _Measured:
     """What the heads of one attention do at the looks of each image."""
     pattern = stage.pattern(reads).double().cpu()
+    if not bool(pattern.isfinite().all()):
+        raise ModelError(f"patterns of {stage.nodes.name} are NaN: check the model's weights and the images")
     try:
         scores = stage.scores(reads).double().cpu()
     except UnsupportedModelError:  # two softmaxes have no one score

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import capture, run_from
-from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
+from circuitvit.errors import ModelError, NameNotFoundError, OptionError, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
@@ -320,6 +320,11 @@ def logit_lens(
     logits, pooled, top, confidence, pooled_top, pooled_confidence = (
         np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
     )
+    if not np.isfinite(confidence[-1]).all():
+        row = int(np.argwhere(~np.isfinite(confidence[-1]).all(axis=-1))[0, 0])
+        raise ModelError(
+            f"the model gives NaN or infinite logits on {found.names[row]}: check its weights and the image"
+        )
     seen = sorted({*columns, *np.unique(top).tolist(), *np.unique(pooled_top).tolist()})
     return LogitLens(
         subjects_of(model, found),

@@ -22,7 +22,7 @@ from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import MUTED
 from circuitvit.graph.files import TEXT, check_version, record, write_bytes
 from circuitvit.models import Model
-from circuitvit.models.sites import TokenSpec, chosen
+from circuitvit.models.tokens import TokenSpec, chosen
 from circuitvit.tasks.task import batches_of
 from circuitvit.verification.statistics import Estimate, mean_interval, share_interval
 from circuitvit.views.probe_scores import ProbeScores, number_of, site_panels, spread

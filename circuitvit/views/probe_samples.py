@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError, counted
 from circuitvit.models import Model
-from circuitvit.models.sites import TokenSpec, chosen, token_name
+from circuitvit.models.tokens import TokenSpec, chosen, token_name
 from circuitvit.tasks import TokenGroups
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.labelled import LabelledSpec, Labels, class_numbers, labelled_images

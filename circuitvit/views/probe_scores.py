@@ -56,6 +56,14 @@ class ProbeScores:
         found: NDArray[np.float32] = np.exp(log_softmax(self.logits, axis=-1)[..., number])
         return found
 
+    def ranges(self, of: int | str, image: int = 0) -> list[tuple[str, float, float, float]]:
+        """By site: mean, least and greatest log-odds of a class over the tokens of an image."""
+        asked = self.log_odds(of)[:, image]
+        return [
+            (site, float(np.nanmean(each)), float(np.nanmin(each)), float(np.nanmax(each)))
+            for site, each in zip(self.sites, asked, strict=True)
+        ]
+
     def figure(
         self, of: int | str = 0, image: int = 0, *, sites: Sequence[str] | None = None, picture: bool = True
     ) -> Picture:
@@ -81,7 +89,7 @@ class ProbeScores:
         behind = self.subjects.pictures[row] if picture else None
         name = canvas.label(self.classes[number], 30)
         with canvas.styled():
-            title = f"How much {name} each patch knows, {self.subjects.names[row]}"
+            title = f"Log-odds of {name}, read off each patch: {self.subjects.names[row]}"
             figure, panels = site_panels(len(shown), sheet, title)
             for axes, site, each in zip(panels, shown, values, strict=True):
                 drawn = canvas.overlay(axes, self.subjects.on_sheet(each), behind, sheet=sheet, **look)

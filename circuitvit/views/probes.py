@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.models import Model
-from circuitvit.models.sites import LOOKS, Site, TokenSpec, kinds_at, matching
+from circuitvit.models.sites import LOOKS, Site, kinds_at, matching
+from circuitvit.models.tokens import TokenSpec
 from circuitvit.tasks import TokenGroups
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.labelled import LabelledSpec, Labels

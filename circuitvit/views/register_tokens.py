@@ -45,6 +45,7 @@ from torch import Tensor
 from circuitvit.engine import Capture, capture, progress_bar
 from circuitvit.errors import (
     DataError,
+    ModelError,
     OptionError,
     UnsupportedModelError,
     check_number,
@@ -56,7 +57,8 @@ from circuitvit.export.style import COLOURS
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
-from circuitvit.models.sites import PATCH, stream_names
+from circuitvit.models.sites import stream_names
+from circuitvit.models.tokens import PATCH
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions, weighted_pattern
@@ -214,7 +216,7 @@ class Registers:
             histogram.imshow(np.log1p(counts), extent=extent, interpolation="nearest", **look)
             lines = np.arange(len(counts))
             histogram.plot(np.log10(self.thresholds), lines, color=COLOURS["opposes"], linewidth=1)
-            histogram.set_xlim(edges[0], edges[-1])
+            histogram.set_xlim(edges[0], max(edges[-1], np.log10(self.thresholds).max() + 0.05))
             histogram.set_yticks(lines[::2], self.positions[::2])
             histogram.set(title="norms of patches; line: threshold", xlabel="log10 of the norm")
             flat = self.where.reshape(-1, self.grid[-1])
@@ -233,6 +235,8 @@ class Registers:
                 axes.set_xlim(min(0.0, *values, 0.0), max(*values, 1.0 if axes is writes else 1e-3, 0.0))
                 axes.invert_yaxis()
                 axes.set_title(name if rows else f"{name}\n(there are none)")
+                if not rows:
+                    axes.set_xticks([])
         return figure
 
     def to_dict(self) -> dict[str, Any]:
@@ -293,7 +297,10 @@ class Registers:
         axes.set_yticks(range(len(blocks)), blocks)
         axes.set_xticks(range(table.shape[1]), [f"h{head}" for head in range(table.shape[1])])
         axes.set_title("read by: share of patches' attention")
-        figure.colorbar(drawn, ax=axes, shrink=0.8)
+        if np.isfinite(table).any():
+            figure.colorbar(drawn, ax=axes, shrink=0.8)
+        else:
+            axes.set_title("read by: share of patches' attention\n(there are none)")
 
 
 def registers(
@@ -518,7 +525,11 @@ def _norms(
             run = capture(model, batch)
             found.append(torch.stack([run.stream(place).norm(dim=-1) for place in places], 1).float().cpu())
             bar.update(len(batch))
-    return torch.cat(found).numpy()
+    norms = torch.cat(found)
+    if bool((bad := ~norms.isfinite().all(dim=-1).all(dim=-1)).any()):
+        name = images.names[int(bad.nonzero()[0])]
+        raise ModelError(f"the stream is NaN or infinite on {name}: check the model's weights and the image")
+    return norms.numpy()
 
 
 def _thresholds(

@@ -248,7 +248,7 @@ def segmentation_change(
         batch_size: images run at once.
 
     Raises:
-        As `patch_evidence` and `PatchEvidence.score`.
+        DataError, OptionError, NameNotFoundError: as `patch_evidence` and `PatchEvidence.score`.
 
     Example:
         >>> import circuitvit as cv

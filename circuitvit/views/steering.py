@@ -20,7 +20,8 @@ from circuitvit.engine import activations
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.export.style import COLOURS, MUTED
 from circuitvit.models import Model, add, clamp
-from circuitvit.models.sites import LOOKS, Groups, TokenSpec, matching
+from circuitvit.models.sites import LOOKS, matching
+from circuitvit.models.tokens import Groups, TokenSpec
 from circuitvit.tasks import Task
 from circuitvit.tasks.task import batches_of
 from circuitvit.tasks.vectors import VectorSpec, read_vector

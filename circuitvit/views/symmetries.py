@@ -38,7 +38,8 @@ from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
-from circuitvit.models.sites import LOOKS, PATCH, Site, kinds_at, matching
+from circuitvit.models.sites import LOOKS, Site, kinds_at, matching
+from circuitvit.models.tokens import PATCH
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.task import BATCH, batches_of
 from circuitvit.views.subjects import ImageSpec, images_of

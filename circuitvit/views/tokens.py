@@ -30,7 +30,8 @@ from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, knock_out
-from circuitvit.models.sites import PATCH, Groups, Site, TokenSpec, chosen, matching
+from circuitvit.models.sites import Site, matching
+from circuitvit.models.tokens import PATCH, Groups, TokenSpec, chosen
 from circuitvit.tasks import Batch, PreparedTask, Task, TokenGroups
 from circuitvit.verification.statistics import Estimate
 from circuitvit.views.outcomes import (

@@ -23,7 +23,8 @@ from circuitvit.engine import activation_batches
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
-from circuitvit.models.sites import LOOKS, PATCH, kinds_at
+from circuitvit.models.sites import LOOKS, kinds_at
+from circuitvit.models.tokens import PATCH
 from circuitvit.tasks import TokenGroups
 from circuitvit.tasks.images import Images, as_images
 from circuitvit.tasks.split import SomeImages

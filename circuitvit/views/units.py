@@ -24,7 +24,8 @@ from torch import Tensor
 
 from circuitvit.errors import OptionError
 from circuitvit.models import Model, Site
-from circuitvit.models.sites import LOOKS, PATCH, chosen, kinds_at, matching, numbered, parsed
+from circuitvit.models.sites import LOOKS, kinds_at, matching, numbered, parsed
+from circuitvit.models.tokens import PATCH, chosen
 
 UnitSpec = str | tuple[str, Tensor]
 """The name of a site, or one with a direction `(width,)`."""

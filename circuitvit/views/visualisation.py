@@ -29,7 +29,8 @@ from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.graph import CircuitLike, as_circuit
 from circuitvit.models import Model
-from circuitvit.models.sites import LOOKS, PATCH, TokenSpec, kinds_at, matching, numbered, parsed
+from circuitvit.models.sites import LOOKS, kinds_at, matching, numbered, parsed
+from circuitvit.models.tokens import PATCH, TokenSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import Constants, Mean, Task, Zero, prepare
 from circuitvit.tasks.classes import class_index, class_label

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import circuitvit as cv
-from circuitvit.engine.activations import Activations
+from circuitvit.engine.reading import Activations
 from circuitvit.errors import FileError, ModelError, OptionError
 from tests.rightness import images, micro
 from tests.strategies import assert_close
 
-module: Any = sys.modules["circuitvit.engine.activations"]  # which has a function of the same name
+module: Any = sys.modules["circuitvit.engine.reading"]  # which has a function of the same name
 
 NAMES = ["resid*", "a1.h0.pattern@cls", "m0.hidden"]
 
@@ -80,8 +81,8 @@ KILLED = """
 import sys, time
 import torch
 import circuitvit as cv
-import circuitvit.engine.activations
-module = sys.modules["circuitvit.engine.activations"]
+import circuitvit.engine.reading
+module = sys.modules["circuitvit.engine.reading"]
 own, runs = module.read_sites, 0
 def stuck_in_the_fifth(*arguments):
     global runs
@@ -190,6 +191,37 @@ def test_settings_that_make_no_sense_are_refused(model: cv.Model, tmp_path: Path
 
 
 def test_values_that_are_not_finite_are_named(model: cv.Model, tmp_path: Path) -> None:
-    edited = model.edit({"m1": lambda x: x / torch.zeros_like(x)})
+    far = torch.full((model.d_model,), 1e38)
+    edited = model.edit({"m1": cv.add(far, scale=1e300)})
     with pytest.raises(ModelError, match="m1 is NaN or infinite on image 0"):
         edited.activations(images(2), "m1", progress=False)
+
+
+@pytest.mark.parametrize("what", ["cut", "too far", "before the first"])
+def test_what_an_interrupted_run_left_broken_is_not_gone_on_from(tmp_path: Path, what: str) -> None:
+    model, out = cv.load("catdog-tiny"), tmp_path / "acts.safetensors"
+    images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    whole = model.activations(images, "resid1", out=out, progress=False)["resid1"].clone()
+    with safe_open(str(out), "pt") as file:
+        identity = file.metadata()["identity"]
+    part, sidecar = (tmp_path / f"acts.safetensors.{end}" for end in ("part", "progress.json"))
+    out.unlink()
+    part.write_bytes(bytes(100 if what == "cut" else 10**5))
+    done = {"cut": 2, "too far": 99, "before the first": -3}[what]
+    sidecar.write_text(json.dumps({"identity": identity, "done": done}))
+    again = model.activations(images, "resid1", out=out, progress=False)["resid1"]
+    assert torch.equal(again, whole)
+
+
+def test_a_folder_is_no_file_to_write_to(tmp_path: Path) -> None:
+    model = cv.load("catdog-tiny")
+    with pytest.raises(FileError, match="is a folder: name a file in it"):
+        model.activations(torch.zeros(1, 3, 48, 48), "resid1", out=tmp_path, progress=False)
+
+
+def test_a_file_that_is_gone_is_named_when_it_is_looked_at(tmp_path: Path) -> None:
+    model, out = cv.load("catdog-tiny"), tmp_path / "acts.safetensors"
+    found = model.activations(torch.zeros(1, 3, 48, 48), "resid1", out=out, progress=False)
+    out.unlink()
+    with pytest.raises(FileError, match="cannot read the activations"):
+        found["resid1"]

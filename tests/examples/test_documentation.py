@@ -63,6 +63,15 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert Path("circuit.svg").is_file()
 
 
+def test_looking_inside_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for code in blocks(DOCS / "look_inside.md", "python"):
+        exec(compile(code, "look_inside.md", "exec"), names)
+    pictures = ("knockouts", "tokens", "steering", "deciders", "probes", "probe_scores", "registers")
+    assert all(Path(f"{name}.png").is_file() for name in pictures)
+
+
 def test_the_readme_examples_are_short() -> None:
     first, inside = blocks(ROOT / "README.md", "python")
     assert len(first.splitlines()) <= 15

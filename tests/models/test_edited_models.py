@@ -65,12 +65,23 @@ def test_two_ways_to_say_the_same(edit: dict[str, Any], same: dict[str, Any]) ->
     [
         ({"m0": lambda x: None}, "the function for m0 gave NoneType"),
         ({"m0": lambda x: x[:, :1]}, r"gave a tensor of \(2, 1, 24\) for \(2, 5, 24\)"),
+        ({"m0": lambda x: x / 0}, "the function for m0 gave NaN or infinite numbers"),
+        ({"a0.h1.scores": lambda x: x * torch.nan}, "the function for a0.h1.scores gave NaN"),
+        ({"logits": lambda x: (x - x).log() * 0}, "the function for logits gave NaN"),
     ],
 )
 def test_functions_that_give_something_else_are_refused(edit: dict[str, Any], says: str) -> None:
     edited = cv.wrap(micro()).edit(edit)
     with pytest.raises(OptionError, match=says):
         edited(CLEAN)
+
+
+def test_what_a_function_gives_where_nothing_is_changed_does_not_matter() -> None:
+    def nowhere_but_patches(x: Tensor, at: Any) -> Tensor:
+        return torch.where(at.mask, x, torch.nan)
+
+    model = cv.wrap(micro())
+    assert_close(model.edit({"m0@patch": nowhere_but_patches})(CLEAN), model(CLEAN))
 
 
 def test_errors_of_a_function_are_its_own() -> None:
@@ -92,6 +103,7 @@ def test_errors_of_a_function_are_its_own() -> None:
         ({"m0": torch.zeros(23)}, r"for each image, and the value is \(23,\)"),
         ({"resid1": cv.add(torch.ones(23))}, "the direction has 23 numbers"),
         ({"m0": cv.causal()}, "m0 is no pattern"),
+        ({"a0.*.pattern": cv.causal}, r"call it: a0.h0.pattern becomes cv.causal\("),
         ({"m0@cls": cv.add(DIRECTION, tokens="cls")}, "names tokens, and so does its value"),
         ({"m0": torch.zeros(2, 1, 24)}, "is of one token, and 5 are changed"),
         ({"m0": torch.zeros(2, 5, 24), "m1": torch.zeros(3, 5, 24)}, "different numbers of images"),
@@ -397,3 +409,29 @@ def test_a_neuron_alone_is_edited_by_a_function() -> None:
 def test_what_names_nothing_is_refused(names: Any, tokens: Any) -> None:
     with pytest.raises(OptionError):
         cv.wrap(micro()).activations(CLEAN, names, tokens=tokens, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda x: x + torch.randn_like(x), "gives something else each time"),
+        (lambda x: x.mean(0, keepdim=True).expand_as(x), "mixes the images of a batch"),
+        (lambda x: x.roll(1, 0), "mixes the images of a batch"),
+    ],
+)
+def test_functions_whose_answer_is_not_of_their_image_alone_are_refused(function: Any, says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        cv.wrap(micro()).edit({"resid1": function})
+
+
+def test_a_function_changes_no_mode() -> None:
+    model = cv.wrap(micro())
+
+    def off(x: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        return x * 2
+
+    edited = model.edit({"m0": off})
+    assert torch.is_grad_enabled()
+    assert edited(CLEAN.clone().requires_grad_(), grad=True).requires_grad
+    assert torch.is_grad_enabled()

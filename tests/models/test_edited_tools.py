@@ -43,12 +43,12 @@ def changed() -> cv.Model:
 
 
 def searched(model: cv.Model) -> list[Any]:
-    learned = cv.learn_mask(model, TASK, 40, MaskSettings(steps=30, batch_size=2), progress=False)
+    learned = cv.learn_mask(model, TASK, 15, MaskSettings(steps=30, batch_size=2), progress=False)
     start = cv.attribute(model, TASK, "eap", progress=False).top(40)
     refined = cv.refine(model, TASK, start, max_runs=60, progress=False)
     return [
         sorted(found)
-        for found in (cv.acdc(model, TASK, 0.05, progress=False), learned.circuit, refined.circuit)
+        for found in (cv.acdc(model, TASK, 0.002, progress=False), learned.circuit, refined.circuit)
     ]
 
 
@@ -101,16 +101,16 @@ def test_faithfulness_is_that_of_hooks() -> None:
 def test_a_search_goes_on_with_the_same_edit_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "EVERY", 0.0)
     path, table = tmp_path / "search.state", {"m0": halved, "resid1": cv.add(torch.ones(24))}
-    expected = cv.acdc(cv.wrap(micro()).edit(table), TASK, 0.05, progress=False)
+    expected = cv.acdc(cv.wrap(micro()).edit(table), TASK, 0.002, progress=False)
     with monkeypatch.context() as patch:
         Calls(patch, Replay, "__call__").last = 5
         with pytest.raises(KeyboardInterrupt):
-            cv.acdc(cv.wrap(micro()).edit(table), TASK, 0.05, state=path, progress=False)
+            cv.acdc(cv.wrap(micro()).edit(table), TASK, 0.002, state=path, progress=False)
     for other in ({**table, "m0": 0.5}, {"m0": halved}, None):
         model = cv.wrap(micro()) if other is None else cv.wrap(micro()).edit(other)
         with pytest.raises(OptionError, match="another model"):
-            cv.acdc(model, TASK, 0.05, state=path, progress=False)
-    found = cv.acdc(cv.wrap(micro()).edit(table), TASK, 0.05, state=path, progress=False)
+            cv.acdc(model, TASK, 0.002, state=path, progress=False)
+    found = cv.acdc(cv.wrap(micro()).edit(table), TASK, 0.002, state=path, progress=False)
     assert sorted(found) == sorted(expected)
     assert not path.exists()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import circuitvit as cv
-from circuitvit.errors import NameNotFoundError, OptionError
+from circuitvit.errors import DataError, NameNotFoundError, OptionError
 from tests.families import FAMILIES, made
 from tests.rightness import CLEAN, micro
 from tests.strategies import assert_close
@@ -108,6 +108,15 @@ def test_names_with_stars() -> None:
         ("b*", r"no site is called 'b\*': model.sites\(\) lists them all"),
         ("a*.hidden", r"a\* has"),
         ("", "unknown site"),
+        ("a1", r"here it is 'a1\.\*'"),
+        ("a1.pattern", r"here it is 'a1\.\*\.pattern'"),
+        ("a1.h0.q", "here it is 'a1.h0<q>'"),
+        ("resid_pre.1", "here it is 'resid1'"),
+        ("resid_post.1", "here it is 'resid2'"),
+        ("blocks.1.hook_resid_mid", "here it is 'mid1'"),
+        ("blocks.1.attn.hook_pattern", r"here it is 'a1\.\*\.pattern'"),
+        ("blocks.1.mlp", "here it is 'm1'"),
+        ("blocks.7.mlp", "unknown site 'blocks.7.mlp': there are"),
     ],
 )
 def test_wrong_names_are_refused_with_the_nearest(name: str, says: str) -> None:
@@ -178,6 +187,16 @@ def test_wrong_tokens_are_refused(key: str, says: str) -> None:
             call()
 
 
+def test_patches_of_a_pool_are_refused_with_the_way_out() -> None:
+    model, _ = made("timm, pool")
+    says = r"pool.h0.pattern: no tokens are called 'patch': there are latent.*'a\*.pattern@\.\.\.'"
+    key = "*.pattern@patch->patch"
+    for call in (lambda: model.edit({key: 0}), lambda: model.activations(torch.zeros(1, 3, 32, 32), key)):
+        with pytest.raises(OptionError, match=says):
+            call()
+    model.edit({f"a{key}": 0})
+
+
 def test_images_of_another_size() -> None:
     module = micro(dynamic_img_size=True)
     model = cv.wrap(module)
@@ -208,3 +227,8 @@ def test_gradients_are_those_of_the_original_module() -> None:
         (ours,) = torch.autograd.grad(found.square().sum(), given, retain_graph=True)
         (theirs,) = torch.autograd.grad(expected.square().sum(), own, retain_graph=True)
         assert_close(ours, theirs)
+
+
+def test_a_model_is_called_with_tensors() -> None:
+    with pytest.raises(DataError, match=r"not with str: model\.activations\(images, 'logits'\) takes files"):
+        cv.wrap(micro())("cat.png")  # type: ignore[arg-type]

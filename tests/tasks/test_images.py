@@ -331,7 +331,7 @@ class TestAsImages:
             (np.zeros((3, 8, 8), dtype=np.uint8), "this one is uint8"),
             (np.array(["a.png"]), "cannot take images from ndarray"),
             ([torch.zeros(3, 8, 8)], "torch.stack joins a list of tensors"),
-            (Image.new("RGB", (8, 8)), r"preprocess\(\) turns a PIL image into one"),
+            (Image.new("RGB", (8, 8)), r"preprocess\(image, model\.preprocessing\) makes one of a PIL image"),
             (None, "cannot take images from NoneType"),
         ],
     )

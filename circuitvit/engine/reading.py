@@ -25,13 +25,9 @@ from circuitvit.engine.processes import progress_bar
 from circuitvit.errors import FileError, ModelError, OptionError, check_whole, unknown_name
 from circuitvit.models import Model
 from circuitvit.models.sites import (
-    Chosen,
-    Groups,
-    Mask,
     Site,
-    TokenSpec,
     check_number_of,
-    chosen,
+    chosen_of,
     heads_of,
     kinds_at,
     matching,
@@ -39,9 +35,9 @@ from circuitvit.models.sites import (
     of_heads,
     parsed,
     read_of,
-    token_name,
 )
 from circuitvit.models.stages import Reads, Stage
+from circuitvit.models.tokens import Chosen, Groups, Mask, TokenSpec, token_name
 from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images
 from circuitvit.tasks.task import check_size
 
@@ -132,7 +128,10 @@ class _Stored(Mapping[str, Tensor]):
     def _all(self) -> Mapping[str, Tensor]:
         from safetensors.torch import load_file
 
-        return load_file(self._path)
+        try:
+            return load_file(self._path)
+        except (SafetensorError, OSError) as error:
+            raise FileError(f"cannot read the activations in {self._path}: {error}") from error
 
     def __getitem__(self, name: str) -> Tensor:
         return self._all[name]
@@ -196,7 +195,8 @@ def activations(
 
     Args:
         model: to run.
-        images: a preprocessed tensor, or files, read a batch at a time.
+        images: a preprocessed tensor, which is taken in float32 whatever the model's numbers are (but where
+            `grad` is set), or files, read a batch at a time.
         names: of sites, see `circuitvit.models.sites`: `"resid*"`, `"a5.h2.pattern@patch->cls"`.
         tokens: for all that name none after an @: kinds ("cls+reg"), numbers, or a boolean mask `(token,)`;
             of scores and patterns the queries. All by default.
@@ -246,17 +246,11 @@ def activation_batches(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Activations of any number of images a batch at a time, of which nothing is kept.
-
-    Args:
-        model, images, names, batch_size, progress: as for `activations`.
+    """Activations of any number of images a batch at a time, of which nothing is kept: as `activations`.
 
     Returns:
         The number of the first image and the activations by name, for each batch; everything that can be
         refused before the first run is refused at once.
-
-    Raises:
-        As `activations`.
     """
     found, wanted, size = _asked(model, images, names, None, None, batch_size)
     return _runs(model, found, wanted, size, 0, progress)
@@ -332,6 +326,8 @@ def _streamed(
     shapes = {name: (len(images), *value.shape[1:]) for name, value in like.items()}
     identity = _identity(model, images, wanted)
     header, starts = _header(model, images, wanted, shapes, identity)
+    if out.is_dir():
+        raise FileError(f"{out} is a folder: name a file in it, such as {out / 'acts.safetensors'}")
     if out.exists():
         if _is_done(out, identity):
             return Activations.load(out)
@@ -339,11 +335,12 @@ def _streamed(
     part, sidecar = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "progress.json"))
     try:
         with Lock(out.with_name(f"{out.name}.lock"), f"the file {out}"):
-            done = _done(part, sidecar, identity)
+            whole = len(header) + _total(shapes, model.dtype)
+            done = _done(part, sidecar, identity, whole, len(images))
             with part.open("r+b" if done else "wb") as file:
                 if not done:
                     file.write(header)
-                    file.truncate(len(header) + _total(shapes, model.dtype))
+                    file.truncate(whole)
                 for first, values in _runs(model, images, wanted, size, done, progress):
                     for name, value in values.items():
                         file.seek(len(header) + starts[name] + first * _row(shapes[name], model.dtype))
@@ -416,12 +413,12 @@ def _is_done(out: Path, identity: str) -> bool:
         return False
 
 
-def _done(part: Path, sidecar: Path, identity: str) -> int:
-    """How many images an earlier run has written; 0 where it was another, or left nothing."""
+def _done(part: Path, sidecar: Path, identity: str, size: int, images: int) -> int:
+    """How many images an earlier run has written; 0 where it was another, or left nothing whole."""
     try:
         said = json.loads(sidecar.read_text())
-        fits = part.is_file() and said["identity"] == identity
-        return int(said["done"]) if fits else 0
+        fits = part.stat().st_size == size and said["identity"] == identity
+        return int(said["done"]) if fits and 0 <= int(said["done"]) <= images else 0
     except (OSError, ValueError, TypeError, KeyError):
         return 0
 
@@ -479,14 +476,12 @@ def _wanted(
         for site in matching(model.all_sites, name):
             if site.kind == "logits" and at is not None:
                 raise OptionError("logits have no tokens")
-            if source is not None and site.kind not in ("scores", "pattern"):
-                raise OptionError(f"{site.name} has no keys: write {site.name}@{at}")
-            rows_of, columns_of = kinds_at(model, site, count)
-            spec = tokens if at is None else at
+            kinds = kinds_at(model, site, count)
+            rows_of = kinds[0]
             rows = columns = None
             if site.kind != "logits":
-                rows = _places(chosen(spec, rows_of, grid, groups), rows_of, site)
-                columns = _places(chosen(source, columns_of, grid, groups), columns_of, site)
+                both = chosen_of(site, kinds, tokens if at is None else at, source, grid, groups)
+                rows, columns = (_places(each, own, site) for each, own in zip(both, kinds, strict=True))
             kept = range(len(rows_of)) if rows is None else rows.tolist()
             own = () if site.kind == "logits" else tuple(token_name(rows_of, place, grid) for place in kept)
             said = site.name
