@@ -313,5 +313,5 @@ def _factor(sender: Sender) -> Tensor | float:
     """LayerScale's, told from what the node is said to write."""
     held = [cell.cell_contents for cell in getattr(sender.of, "__closure__", None) or ()]
     held += getattr(sender.of, "args", ())
-    held += [block.ls.gamma for block in held if hasattr(block, "ls")]
+    held += [block.ls.gamma for block in held if hasattr(getattr(block, "ls", None), "gamma")]
     return next((each for each in held if isinstance(each, Tensor) and each.ndim == 1), 1.0)
