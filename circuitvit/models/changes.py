@@ -4,7 +4,6 @@ here.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitvit.errors import OptionError, check_number
+from circuitvit.models.functions import check_answers, check_call, takes_two
 from circuitvit.models.sites import LOOKS, Site
 from circuitvit.models.tokens import Chosen, TokenSpec
 
@@ -251,6 +251,7 @@ class Change:
         rows: the tokens (queries) that are changed.
         columns: the keys that are changed, of scores and patterns.
         kinds: of all tokens, and of all keys.
+        number: of the neuron (coordinate, class) that is changed alone; None for all.
     """
 
     site: Site
@@ -258,6 +259,12 @@ class Change:
     rows: Chosen = field(default_factory=Chosen)
     columns: Chosen = field(default_factory=Chosen)
     kinds: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The site, and the neuron in brackets where one is changed alone."""
+        return self.site.name if self.number is None else f"{self.site.name}[{self.number}]"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Change:
         return self  # nothing of it is ever changed
@@ -266,7 +273,7 @@ class Change:
         name = getattr(self.value, "__qualname__", "")
         if "<lambda>" in name or "<locals>" in name:
             raise OptionError(
-                f"the function for {self.site.name} cannot be pickled, nor can the model: write it with "
+                f"the function for {self.name} cannot be pickled, nor can the model: write it with "
                 "def in a module of its own"
             )
         return vars(self)
@@ -301,7 +308,8 @@ class Change:
     def constant(self) -> Tensor | None:
         """What it adds to the stream whatever is there, `(d_model,)` or `(token, d_model)`; else None."""
         value = self.value
-        if self.site.kind != "stream" or not isinstance(value, Add) or self.images is not None:
+        fixed = isinstance(value, Add) and self.images is None and self.number is None
+        if self.site.kind != "stream" or not isinstance(value, Add) or not fixed:
             return None
         mask = self.rows.of(self.kinds[0])
         added = value.scale * value.direction
@@ -309,18 +317,44 @@ class Change:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What becomes of `(image, token, width)`, `(image, query, key)` or `(image, class)`."""
+        if self.number is None:
+            return self._checked(x)
+        before, own, after = x.tensor_split((self.number, self.number + 1), dim=-1)
+        return torch.cat([before, self._checked(own), after], dim=-1)
+
+    def _checked(self, x: Tensor) -> Tensor:
         changed = self._changed(x)
         if self.sees_all and self._is_bad(changed) and not self._is_bad(x):
-            raise OptionError(f"the function for {self.site.name} gave NaN or infinite numbers")
+            raise OptionError(f"the function for {self.name} gave NaN or infinite numbers")
         return changed
 
     def _changed(self, x: Tensor) -> Tensor:
+        at = self._at(x)
+        made = self._made(x, at)
+        if self.site.kind == "logits" or isinstance(self.value, KnockOut):
+            return made
+        return torch.where(at.mask.to(x.device), made, x)
+
+    def _at(self, x: Tensor) -> At:
         if self.site.kind == "logits":
-            return self._made(x, At(self.site.name, (), (), torch.ones(1, dtype=torch.bool)))
+            return At(self.name, (), (), torch.ones(1, dtype=torch.bool))
         kinds, keys = (self._present(*pair) for pair in zip(self.kinds, x.shape[1:], strict=True))
-        mask = self._mask(kinds, keys if self.site.kind in LOOKS else (), len(x))
-        made = self._made(x, At(self.site.name, kinds, keys if self.site.kind in LOOKS else (), mask))
-        return made if isinstance(self.value, KnockOut) else torch.where(mask.to(x.device), made, x)
+        keys = keys if self.site.kind in LOOKS else ()
+        return At(self.name, kinds, keys, self._mask(kinds, keys, len(x)))
+
+    def check_function(self, like: Tensor) -> None:
+        """Try its function on random numbers, see `circuitvit.models.functions.check_answers`.
+
+        Args:
+            like: of the model's kind of numbers.
+
+        Raises:
+            OptionError: if it gives something else each time, mixes images, or stops gradients.
+        """
+        *before, width = self.site.shape
+        shape = (2, *before, width if self.number is None else 1)
+        draws = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
+        check_answers(lambda x: self._made(x, self._at(x)), self.name, draws)
 
     def _is_bad(self, x: Tensor) -> bool:
         """Whether there is NaN in it, or infinity; scores are minus infinity where nothing may be seen."""
@@ -336,7 +370,7 @@ class Change:
         mask = torch.ones(1, len(kinds), 1, dtype=torch.bool)
         for own, present, axis in ((self.rows, kinds, -1), (self.columns, keys, -2)):
             if present and (part := own.of(present)) is not None:
-                part = _for_images(part, images, self.site.name) if part.ndim == 2 else part[None]
+                part = _for_images(part, images, self.name) if part.ndim == 2 else part[None]
                 mask = mask & part.unsqueeze(axis)
         return mask
 
@@ -347,11 +381,11 @@ class Change:
         if not callable(value):
             return torch.full_like(x, float(value))
         with torch.set_grad_enabled(torch.is_grad_enabled()):  # whatever the function does to the mode
-            made: Any = value(x.clone(), at) if _takes_two(value) else value(x.clone())
+            made: Any = value(x.clone(), at) if takes_two(value) else value(x.clone())
         if not isinstance(made, Tensor) or made.shape != x.shape:
             gave = f"a tensor of {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             raise OptionError(
-                f"the function for {self.site.name} gave {gave} for {tuple(x.shape)}: it returns what the "
+                f"the function for {self.name} gave {gave} for {tuple(x.shape)}: it returns what the "
                 "activation becomes, in the same shape"
             )
         return made.to(x)
@@ -373,66 +407,6 @@ class Change:
         if self.site.kind in LOOKS and value.ndim and value.shape[-1] > x.shape[-1]:
             value = value[..., : x.shape[-1]]
         return _fitted(value, x, at).expand_as(x)
-
-
-@torch.no_grad()
-def check_repeats(change: Change, like: Tensor) -> None:
-    """Refuse a function that answers differently each time, or for an image with others beside it.
-
-    Args:
-        change: whose function is tried on random numbers; what it cannot do with these is told when it is
-            run.
-        like: of the model's kind of numbers.
-
-    Raises:
-        OptionError: saying what to give instead.
-    """
-    draws = torch.Generator().manual_seed(0)
-    two = torch.rand(2, *change.site.shape, generator=draws).to(like)
-    try:
-        once, again, alone = change(two), change(two), change(two[:1])
-    except Exception:  # such as one for other images than these
-        return
-    close = 5e-2 if like.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    name = change.site.name
-    if not torch.allclose(once, again, close, close, equal_nan=True):
-        raise OptionError(
-            f"the function for {name} gives something else each time, so that no two runs could be compared: "
-            "draw noise once, and give it as a tensor"
-        )
-    if not torch.allclose(once[:1], alone, close, close, equal_nan=True):
-        raise OptionError(
-            f"the function for {name} mixes the images of a batch, of which every run has others: compute a "
-            "mean over images once, from model.activations, and give it as a tensor"
-        )
-
-
-def _takes_two(function: Function) -> bool:
-    """Whether a function is to be told where it is called: what has a default is not for that."""
-    try:
-        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
-    except ValueError:  # a builtin that does not tell
-        return False
-    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    own = [each for each in given.parameters.values() if each.kind in placed]
-    return len(own) > 1 and (own[1].default is inspect.Parameter.empty or own[1].name == "at")
-
-
-def _check_function(site: Site, function: Function) -> None:
-    """Refuse a function that cannot be called with what an edit gives.
-
-    Raises:
-        OptionError: saying what it is called with.
-    """
-    try:
-        given = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
-        given.bind(*(None,) * (2 if _takes_two(function) else 1))
-    except ValueError:  # a builtin that does not tell
-        return
-    except TypeError as error:
-        raise OptionError(
-            f"the function for {site.name} is called with x, or with x and at: {error}"
-        ) from error
 
 
 def check_value(site: Site, value: Any) -> Value:
@@ -480,5 +454,5 @@ def check_value(site: Site, value: Any) -> Value:
         raise OptionError(f"{site.name} is no pattern: write, for example, a*.pattern")
     kept: Value = value
     if not isinstance(value, OURS):
-        _check_function(site, value)
+        check_call(site.name, value)
     return kept

@@ -29,7 +29,7 @@ def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
     said: list[str] = []
     tensors: list[Tensor] = []
     for change in changes:
-        said.append(f"{change.site.name}|{change.rows.kinds}|{change.columns.kinds}")
+        said.append(f"{change.name}|{change.rows.kinds}|{change.columns.kinds}")
         tensors += [each.mask for each in (change.rows, change.columns) if each.mask is not None]
         said.append(_said(change.value, tensors))
     return "||".join(said), tensors

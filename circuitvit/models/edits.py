@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from circuitvit.errors import OptionError
-from circuitvit.models.changes import OURS, Change, Value, check_repeats, check_value
+from circuitvit.models.changes import OURS, Change, Value, check_value
 from circuitvit.models.edited import EditedStage, StreamEdit
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.sites import Site, chosen_of, kinds_at, matching, parsed
+from circuitvit.models.sites import Site, check_number_of, chosen_of, kinds_at, matching, numbered, parsed
 from circuitvit.models.stages import Stage
 from circuitvit.models.tokens import Chosen, Groups
 
@@ -81,7 +81,7 @@ def _images(changes: Sequence[Change]) -> int | None:
     Raises:
         OptionError: if they are for different numbers.
     """
-    found = {change.images: change.site.name for change in changes if change.images is not None}
+    found = {change.images: change.name for change in changes if change.images is not None}
     if len(found) > 1:
         said = ", ".join(f"that of {site} for {count}" for count, site in found.items())
         raise OptionError(f"the edits are for different numbers of images: {said}")
@@ -89,7 +89,7 @@ def _images(changes: Sequence[Change]) -> int | None:
 
 
 def _name(bare: Model, changes: Sequence[Change]) -> str:
-    names = list(dict.fromkeys(change.site.name for change in changes))
+    names = list(dict.fromkeys(change.name for change in changes))
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{bare.name}, edited ({shown})"
 
@@ -97,9 +97,14 @@ def _name(bare: Model, changes: Sequence[Change]) -> str:
 def _changes(bare: Model, key: str, value: object, groups: Groups | None) -> list[Change]:
     """The changes that one line of a table means."""
     name, at, source = parsed(key)
+    name, number = numbered(name)
     found = []
     for site in matching(bare.all_sites, name):
-        kept = check_value(site, value)
+        part = site
+        if number is not None:
+            check_number_of(site, number)
+            part = replace(site, name=f"{site.name}[{number}]", shape=(*site.shape[:-1], 1))
+        kept = check_value(part, value)
         own = getattr(kept, "tokens", None) if isinstance(kept, OURS) else None
         if own is not None and at is not None:
             raise OptionError(f"{key!r} names tokens, and so does its value: leave out tokens= or the @")
@@ -108,10 +113,10 @@ def _changes(bare: Model, key: str, value: object, groups: Groups | None) -> lis
         kinds = ((), ()) if site.kind == "logits" else kinds_at(bare, site, bare.n_tokens)
         tokens = at if own is None else own
         rows, columns = chosen_of(site, kinds, tokens, source, lambda: bare.grid, groups)
-        _refuse_spreading(site, kept, rows, kinds[0])
-        found.append(Change(site, kept, rows, columns, kinds))
+        _refuse_spreading(part, kept, rows, kinds[0])
+        found.append(Change(site, kept, rows, columns, kinds, number))
     if found[0].sees_all:
-        check_repeats(found[0], next(bare.module.parameters()))
+        found[0].check_function(next(bare.module.parameters()))
     return found
 
 

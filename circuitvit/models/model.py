@@ -266,7 +266,8 @@ class Model:
         Args:
             edits: by the names of sites, in order: a number, a tensor, a function of what is there (and of
                 where that is, see `circuitvit.models.changes.At`), or `cv.add`, `cv.clamp`, `cv.causal`,
-                `cv.knock_out`. A function gets a batch of images and must not mix them.
+                `cv.knock_out`. A function gets a batch of images and must not mix them, nor give something
+                else each time, nor stop gradients: it is tried on random numbers.
             groups: token groups whose names may stand after an @.
 
         Raises:

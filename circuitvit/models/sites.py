@@ -17,7 +17,7 @@ kinds (`cls`, `reg`, `patch`), numbers, `patch(3,5)` by row and column, `frame2`
 Of scores and patterns that is the query, or `@patch->cls`, as in edges: what goes *from* patches *to* the
 class token, which attends to them.
 
-`m3.hidden[17]` reads neuron 17 alone; likewise one coordinate of anything that has a width, and one class of
+`m3.hidden[17]` is neuron 17 alone; likewise one coordinate of anything that has a width, and one class of
 the logits.
 """
 
@@ -314,10 +314,7 @@ def _refuse(sites: Sites, wanted: str) -> Sites:
         raise NameNotFoundError(f"no site is called {wanted!r}: model.sites() lists them all")
     bare, number = numbered(wanted)
     if number is not None and any(fnmatchcase(name, bare) for name in sites.names):
-        raise NameNotFoundError(
-            f"{wanted!r} cannot be changed alone: edit {bare!r} with a function, which gives back x with "
-            f"x[..., {number}] changed"
-        )
+        raise NameNotFoundError(f"{wanted!r} is a part of {bare!r}, which is what is listed")
     here = _spelt_here(wanted)
     if here and any(fnmatchcase(site.name, here) for site in sites):
         raise NameNotFoundError(f"unknown site {wanted!r}: here it is {here!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -399,9 +400,36 @@ def test_bounds_of_a_clamp_are_numbers(bound: Any) -> None:
         cv.clamp(DIRECTION, low=bound)
 
 
-def test_a_neuron_alone_is_edited_by_a_function() -> None:
-    with pytest.raises(cv.errors.NameNotFoundError, match=r"edit 'm0.hidden' with a function"):
-        cv.wrap(micro()).edit({"m0.hidden[3]": 0})
+@pytest.mark.parametrize(
+    "name", ["m0.hidden[3]", "a0.h1[5]@cls", "resid1[2]@patch", "a1.h0<v>[0]", "a0.h0.z[1]", "logits[4]"]
+)
+def test_a_neuron_alone_is_what_a_function_of_all_of_them_changes(name: str) -> None:
+    model = cv.wrap(micro())
+    site, number, at = re.fullmatch(r"(.+)\[(\d+)\](.*)", name).groups()  # type: ignore[union-attr]
+
+    def literal(x: Tensor) -> Tensor:
+        x[..., int(number)] = 2 * x[..., int(number)] + 1
+        return x
+
+    expected = model.edit({site + at: literal})
+    found = model.edit({name: lambda x: 2 * x + 1})
+    assert_close(found(CLEAN), expected(CLEAN))
+    assert_close(model.edit({name: 0.5}).edit({name: lambda x: x + 1})(CLEAN), model.edit({name: 1.5})(CLEAN))
+    circuit = cv.Circuit.full(found.graph)
+    assert_close(cv.run(found, cv.Task(CLEAN, CORRUPT, METRIC), circuit), expected(CLEAN))
+
+
+def test_a_coordinate_is_steered_alone() -> None:
+    model = cv.wrap(micro())
+    push = torch.zeros(24, dtype=torch.float64)
+    push[3] = 2.0
+    whole = model.edit({"resid1": cv.add(push, tokens="cls")})
+    alone = model.edit({"resid1[3]": cv.add(torch.ones(1, dtype=torch.float64), scale=2, tokens="cls")})
+    assert_close(alone(CLEAN), whole(CLEAN))
+    assert alone.weights_hash != model.edit({"resid1[4]": cv.add(torch.ones(1), 2, "cls")}).weights_hash
+    for wrong, said in (("m0.hidden[48]", "there are 48"), ("a0.h0.pattern[3]", "has no neurons")):
+        with pytest.raises(OptionError, match=said):
+            model.edit({wrong: 0})
 
 
 @pytest.mark.parametrize(("names", "tokens"), [(5, None), (None, None), ("m0", 1.5), ("m0", object()),
@@ -428,10 +456,20 @@ def test_a_function_changes_no_mode() -> None:
     model = cv.wrap(micro())
 
     def off(x: Tensor) -> Tensor:
+        doubled = x * 2
         torch.set_grad_enabled(False)
-        return x * 2
+        return doubled
 
     edited = model.edit({"m0": off})
     assert torch.is_grad_enabled()
     assert edited(CLEAN.clone().requires_grad_(), grad=True).requires_grad
     assert torch.is_grad_enabled()
+
+
+def test_a_function_through_which_no_gradient_goes_is_refused() -> None:
+    model = cv.wrap(micro())
+    for flat in (lambda x: x.detach() * 2, lambda x: (2 * x.data).clamp(max=1)):
+        with pytest.raises(OptionError, match="lets no gradient through"):
+            model.edit({"m0.hidden": flat})
+    model.edit({"m0.hidden": lambda x: torch.zeros_like(x)})  # the same whatever is there
+    model.edit({"m0.hidden": lambda x: x.round()})  # whose gradient is 0
