@@ -34,6 +34,7 @@ class EditedStage(Stage):
         self.inner, self.changes, self.added = inner, tuple(changes), tuple(added)
         self.is_wide = any(change.site.kind == "output" for change in self.changes)
         self._sent, self._is_whole = list(range(len(inner.nodes.senders))), True
+        self._left: int | None = None  # tokens in the stream, where an earlier stage has cut it
 
     @property
     def nodes(self) -> StageNodes:  # type: ignore[override]
@@ -137,7 +138,7 @@ class EditedStage(Stage):
         for change in self.added:
             own = change.constant
             assert own is not None, "said by whoever made it"
-            own = own if own.ndim == 1 or self.cut is None else own[: self.cut]
+            own = own if own.ndim == 1 else own[: self.cut or self._left]
             found = own if found is None else found + own.to(found)
         return found
 
@@ -248,7 +249,11 @@ class EditedStage(Stage):
 
     def leading(self, tokens: int) -> Stage:
         cut = self.inner.leading(tokens)
-        return self if cut is self.inner else self._like(cut, added=self.added)
+        if cut is self.inner and not self.added:
+            return self
+        twin = self._like(cut, added=self.added)
+        twin._left = None if any(self.nodes.mixes or ()) else tokens  # it reads what was left before
+        return twin
 
     @property
     def cut(self) -> int | None:

@@ -113,7 +113,10 @@ class Model:
         if self.leading is None or not mixing:
             return self.stages
         last = mixing[-1]
-        return (*self.stages[:last], self.stages[last].leading(self.leading), *self.stages[last + 1 :])
+        cut, after = self.stages[last].leading(self.leading), self.stages[last + 1 :]
+        if cut.cut is not None:
+            after = tuple(stage.leading(self.leading) for stage in after)
+        return (*self.stages[:last], cut, *after)
 
     @property
     def leading(self) -> int | None:

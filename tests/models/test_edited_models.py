@@ -473,3 +473,24 @@ def test_a_function_through_which_no_gradient_goes_is_refused() -> None:
             model.edit({"m0.hidden": flat})
     model.edit({"m0.hidden": lambda x: torch.zeros_like(x)})  # the same whatever is there
     model.edit({"m0.hidden": lambda x: x.round()})  # whose gradient is 0
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": True, "reg_tokens": 2}])
+def test_what_is_added_after_the_last_attention_is_added_to_the_tokens_that_are_left(
+    options: dict[str, Any],
+) -> None:
+    model = cv.wrap(micro(**options))
+    push = torch.linspace(-1, 1, 24, dtype=torch.float64)
+    for site in ("mid1", "resid2"):
+        for tokens in ("patch", "cls", "cls+patch"):
+            edited = model.edit({site: cv.add(push, 2.0, tokens)})
+            literal = model.edit({f"{site}@{tokens}": lambda x: x + 2 * push})
+            assert_close(edited(CLEAN), literal(CLEAN))
+            stream = edited.embed(CLEAN)
+            for stage in edited.essential[1:-1]:
+                stream = stage.add(stream, stage.write(stage.read(stream)))
+            assert stream.shape[1] == edited.leading
+            for ablation in ("patch", "mean", "zero"):
+                task = task_of(ablation=ablation)
+                whole = cv.run(edited, task, cv.Circuit.full(edited.graph))
+                assert_close(whole, edited(CLEAN))
