@@ -10,10 +10,11 @@ from circuitvit.engine.gradients import (
     refuse_inference_mode,
     stream_gradients,
 )
+from circuitvit.engine.kept import Activations
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream, token_parts
 from circuitvit.engine.processes import announce, joined, launched, own_share, progress_bar, summed
-from circuitvit.engine.reading import Activations, activation_batches, activations
+from circuitvit.engine.reading import activation_batches, activations
 from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs, run_from

@@ -264,7 +264,7 @@ class Change:
     @property
     def name(self) -> str:
         """The site, and the neuron in brackets where one is changed alone."""
-        return self.site.name if self.number is None else f"{self.site.name}[{self.number}]"
+        return self.site.called(self.number)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Change:
         return self  # nothing of it is ever changed
@@ -297,7 +297,8 @@ class Change:
         """Whether it holds for images of the model's own size alone."""
         value = self.tensor
         placed = value is not None and value.ndim >= 2 and self.site.kind != "logits"
-        return placed or self.rows.is_bound or self.columns.is_bound
+        added = self.rows.mask is not None and self.constant is not None  # to each token its own
+        return placed or added or self.rows.is_bound or self.columns.is_bound
 
     @property
     def sees_all(self) -> bool:

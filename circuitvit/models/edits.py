@@ -103,7 +103,7 @@ def _changes(bare: Model, key: str, value: object, groups: Groups | None) -> lis
         part = site
         if number is not None:
             check_number_of(site, number)
-            part = replace(site, name=f"{site.name}[{number}]", shape=(*site.shape[:-1], 1))
+            part = replace(site, name=site.called(number), shape=(*site.shape[:-1], 1))
         kept = check_value(part, value)
         own = getattr(kept, "tokens", None) if isinstance(kept, OURS) else None
         if own is not None and at is not None:

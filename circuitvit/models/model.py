@@ -28,7 +28,7 @@ from circuitvit.models.weights import content_hash, hash_with, libraries
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
-    from circuitvit.engine.reading import Activations
+    from circuitvit.engine.kept import Activations
     from circuitvit.models.heads import Head
 
 
@@ -185,8 +185,7 @@ class Model:
     @property
     def resizable(self) -> bool:
         """Whether the model takes images of other sizes than its own; with edits at places it does not."""
-        bound = any(change.is_bound or (change.constant is not None and change.constant.ndim == 2)
-                    for change in self.edits)  # fmt: skip
+        bound = any(change.is_bound for change in self.edits)
         return not bound and self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -76,6 +76,10 @@ class Site:
             return "query", "key"
         return ("class",) if self.kind == "logits" else ("token", _WIDTHS[self.kind])
 
+    def called(self, number: int | None) -> str:
+        """Its name, with the neuron (coordinate, class) in brackets where one is meant: `m3.hidden[17]`."""
+        return self.name if number is None else f"{self.name}[{number}]"
+
 
 _WIDTHS = {"stream": "d_model", "output": "d_model", "read": "d_head", "z": "d_head", "hidden": "neuron"}
 _UNITS = {
@@ -412,4 +416,4 @@ def check_number_of(site: Site, number: int) -> None:
     if site.kind in LOOKS:
         raise OptionError(f"{site.name} has no neurons: its entries are named as {site.name}@3->cls")
     if number >= site.shape[-1]:
-        raise OptionError(f"there is no {site.name}[{number}]: there are {site.shape[-1]}, from 0")
+        raise OptionError(f"there is no {site.called(number)}: there are {site.shape[-1]}, from 0")

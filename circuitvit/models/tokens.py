@@ -156,12 +156,18 @@ def _patches(word: str, kinds: Sequence[str], grid: tuple[int, ...], place: Sequ
     return torch.cat([torch.zeros(len(kinds) - prod(grid), dtype=torch.bool), patches.flatten()])
 
 
-def token_name(kinds: Sequence[str], place: int, grid_of: Callable[[], tuple[int, ...]]) -> str:
-    """What to call a token: "cls", "reg 2", "latent 0", or "patch (3, 5)" for row and column, time first."""
+def token_name(kinds: Sequence[str], place: int, grid_of: Callable[[], tuple[int, ...]] | None = None) -> str:
+    """What to call a token: "cls", "reg 2", "latent 0", or "patch (3, 5)" for row and column, time first.
+
+    Args:
+        kinds: of all tokens.
+        place: of the token.
+        grid_of: gives rows and columns of the patches, which are numbered without it: "patch 17".
+    """
     kind = kinds[place]
     alike = [each for each, other in enumerate(kinds) if other == kind]
     number = alike.index(place)
-    if kind == PATCH:
+    if kind == PATCH and grid_of is not None:
         try:
             grid = grid_of()
         except DataError:  # its patches form none

@@ -46,6 +46,7 @@ from circuitvit.engine import (
 )
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.models import Model
+from circuitvit.models.tokens import token_name
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
 
@@ -411,7 +412,7 @@ def token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[
     kinds = (*model.token_kinds(len(own[1])), *(part for part, mine in others for _ in mine))
     n = len(kinds)
     if tokens == "each":
-        chosen: Mapping[str, Sequence[int]] = {_token_name(kinds, token): [token] for token in range(n)}
+        chosen: Mapping[str, Sequence[int]] = {token_name(kinds, token): [token] for token in range(n)}
     elif tokens in ("kind", "all"):
         chosen = {"all": range(n)}
         if tokens == "kind":
@@ -424,12 +425,6 @@ def token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[
     else:
         raise OptionError(f"tokens is 'each', 'kind', 'all' or named sets of token numbers, not {tokens!r}")
     return {name: _mask(name, members, n).to(model.device) for name, members in chosen.items()}
-
-
-def _token_name(kinds: Sequence[str], token: int) -> str:
-    """Such as "cls", "reg 2" or "patch 17", numbered from 0 within its kind where there are several."""
-    kind = kinds[token]
-    return kind if list(kinds).count(kind) == 1 else f"{kind} {token - list(kinds).index(kind)}"
 
 
 def _mask(name: str, members: Sequence[int], n: int) -> Tensor:

@@ -342,7 +342,7 @@ def _asked(model: Model, names: str | Sequence[str] | None, tokens: str | int | 
         node, at, said = name.partition("@")
         bare, number = numbered(node.strip())
         for site in matching(model.all_sites, bare):
-            row = site.name if number is None else f"{site.name}[{number}]"
+            row = site.called(number)
             spec = said if at else "" if site.kind == "logits" else tokens
             found.append((row, f"{row}@{_usual(model, site) if spec is None else spec}".removesuffix("@")))
     alike = len({row for row, _ in found}) < len(set(found))

@@ -18,6 +18,7 @@ from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
+from circuitvit.models.tokens import token_name
 from circuitvit.tasks.images import Images, as_images
 from circuitvit.tasks.task import check_size
 
@@ -97,11 +98,7 @@ class Subjects:
 
     def token_name(self, token: int) -> str:
         """What to call a token: "cls", "reg 2", or "patch (3, 5)" for row and column; time comes first."""
-        if token >= self.n_prefix:
-            return f"patch {self.place(token)}"
-        kind = self.kinds[token]
-        alike = [place for place in range(self.n_prefix) if self.kinds[place] == kind]
-        return kind if len(alike) == 1 else f"{kind} {alike.index(token)}"
+        return token_name(self.kinds, token, lambda: self.grid)
 
 
 def images_of(model: Model, images: ImageSpec) -> Images:

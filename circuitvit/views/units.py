@@ -126,7 +126,7 @@ def _units(model: Model, spec: UnitSpec, count: int, reduce: str) -> Iterator[Un
             direction = _checked(direction, site, number)
         if source is not None and site.kind not in LOOKS:
             raise OptionError(f"{site.name} has no keys: write {site.name}@{target}")
-        one = site.name if number is None else f"{site.name}[{number}]"
+        one = site.called(number)
         if site.kind == "logits":
             if number is None or target is not None:
                 raise OptionError("logits have no tokens, and one for each class: write logits[281]")

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import circuitvit as cv
-from circuitvit.engine.reading import Activations
+from circuitvit.engine.kept import Activations
 from circuitvit.errors import FileError, ModelError, OptionError
 from tests.rightness import images, micro
 from tests.strategies import assert_close

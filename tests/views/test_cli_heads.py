@@ -6,31 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from typer.testing import CliRunner
 
-from circuitvit.cli.inside import view
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import CircuitViTError
+from tests.views.commands import run, save_pictures
 
 MODEL = ("--model", "catdog-tiny")
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for place, picture in enumerate(catdog_pairs(8, seed=0, preprocessed=False).clean):
-        pixels = (picture * 255).byte().permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / f"{place}.png")
-    return folder
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(view, [str(each) for each in arguments], catch_exceptions=True)
-    if isinstance(result.exception, CircuitViTError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
+    pictures = catdog_pairs(8, seed=0, preprocessed=False).clean
+    return save_pictures(tmp_path_factory.mktemp("photos"), pictures)
 
 
 def test_heads_of_noise_and_of_images(photos: Path, tmp_path: Path) -> None:

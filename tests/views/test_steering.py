@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
-from typer.testing import CliRunner
 
 import circuitvit as cv
-from circuitvit.cli.inside import view
 from circuitvit.datasets.catdog import catdog_pairs
-from circuitvit.errors import CircuitViTError, DataError, NameNotFoundError, OptionError
+from circuitvit.errors import DataError, NameNotFoundError, OptionError
 from circuitvit.views import Direction, difference_of_means
+from tests.views.commands import run, save_pictures
 from tests.views.literal_vit import micro
 
 SCALES = (-1.5, 0.0, 1.0, 3.0)
@@ -137,19 +135,8 @@ def test_features_that_are_no_classes_have_a_metric_alone() -> None:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, pairs = tmp_path_factory.mktemp("photos"), catdog_pairs(5, seed=0, preprocessed=False)
     for name, pictures in (("cats", pairs.clean), ("dogs", pairs.corrupt)):
-        (folder / name).mkdir()
-        for place, picture in enumerate(pictures):
-            pixels = (picture * 255).byte().permute(1, 2, 0).numpy()
-            Image.fromarray(pixels).save(folder / name / f"{place}.png")
+        save_pictures(folder / name, pictures)
     return folder
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(view, [str(each) for each in arguments], catch_exceptions=True)
-    if isinstance(result.exception, CircuitViTError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_each_command_writes_its_picture(photos: Path, tmp_path: Path) -> None:
