@@ -20,8 +20,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from circuitvit._progress import progress_bar
 from circuitvit.errors import DataError
 from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, clip_of, load_clip
@@ -172,9 +172,10 @@ class FileImages(Images):
         return self.spec.shape
 
     def check(self, quiet: bool = False) -> None:
-        what = self.spec.what
-        for path in tqdm(self.paths, desc="checking", unit=what, disable=quiet, leave=False, delay=1.0):
-            self._check(path)
+        with progress_bar(len(self), "checking", not quiet, unit=self.spec.what) as bar:
+            for path in self.paths:
+                self._check(path)
+                bar.update()
 
     def _load(self, path: Path) -> Float[Tensor, "*shape"]:
         return load_image(path, self.spec)
