@@ -60,7 +60,7 @@ class Activations(Mapping[str, Tensor]):
         rows = [
             (name, " x ".join(map(str, self.tensors[name].shape)), _few(self.tokens[name])) for name in self
         ]
-        shown = rows if len(rows) <= 30 else [*rows[:25], ("...", f"{len(rows) - 25} more", "")]
+        shown = rows if len(rows) <= 26 else [*rows[:25], ("...", f"{len(rows) - 25} more", "")]
         wide, long = (max((len(row[column]) for row in shown), default=0) for column in (0, 1))
         lines = [f"{name:<{wide}}  {shape:<{long}}  {tokens}".rstrip() for name, shape, tokens in shown]
         count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
