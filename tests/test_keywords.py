@@ -33,7 +33,7 @@ ELSEWHERE = {
 """Keywords that a function gets by way of another argument."""
 
 TRAINING = ("find", "learn_constants", "tuned_lens")
-"""Their batch size is of a step of training, and another one gives another result: the default is a number."""
+"""Their batch size is of a training step, and another one gives another result: the default is a number."""
 
 TASKS = (
     "attribute", "attribute_nodes", "calibrate", "acdc", "find", "refine", "ddmin", "circuit_curve",
