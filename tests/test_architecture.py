@@ -22,6 +22,7 @@ ROOMS = (
     "_lazy",
     "_keywords",
     "_lock",
+    "_progress",
     "_version",
     "graph",
     "models",

@@ -19,7 +19,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 import typer
 
 from circuitvit.cli.library import Argument, arguments, described
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.cli.wording import in_options
+from circuitvit.errors import CircuitViTError, OptionError, unknown_name
 
 MANY = 6
 """More functions than this are called scoring methods: no others are so many."""
@@ -193,6 +194,12 @@ def command(
 
         @functools.wraps(function)
         def flat(**values: Any) -> None:
+            try:
+                run(values)
+            except CircuitViTError as error:  # said of keywords; here there are options
+                raise type(error)(in_options(str(error))) from error
+
+        def run(values: Mapping[str, Any]) -> None:
             for option in every:
                 option.check(values[option.name])
             whole: dict[str, Any] = {}

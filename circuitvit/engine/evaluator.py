@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from circuitvit._keywords import running
+from circuitvit._progress import progress_bar
 from circuitvit.engine.batches import (
     BatchRun,
     batch_run,
@@ -27,7 +28,6 @@ from circuitvit.engine.batches import (
     memory_budget,
 )
 from circuitvit.engine.masked import masked_run
-from circuitvit.engine.processes import progress_bar
 from circuitvit.engine.references import References, reference_source
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit

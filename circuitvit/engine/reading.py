@@ -22,8 +22,8 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit._lock import Lock
+from circuitvit._progress import progress_bar
 from circuitvit.engine.kept import FORMAT, Activations
-from circuitvit.engine.processes import progress_bar
 from circuitvit.errors import FileError, ModelError, OptionError
 from circuitvit.models import Model
 from circuitvit.models.sites import (
