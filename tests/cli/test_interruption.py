@@ -20,7 +20,10 @@ from tests.cli.cases import Run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
-STARTED = "import signal, sys, circuitvit; sys.stdout.write('.'); sys.stdout.flush(); from circuitvit.cli import main; main()"
+STARTED = (
+    "import signal, sys, circuitvit; sys.stdout.write('.'); sys.stdout.flush()\n"
+    "from circuitvit.cli import main; main()"
+)
 """Says when Python is up and the package found: the milliseconds before are not ours."""
 
 
