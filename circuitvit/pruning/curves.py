@@ -21,6 +21,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
+from circuitvit._keywords import running
 from circuitvit.attribution.methods import METHODS, find_method
 from circuitvit.attribution.paths import Rule
 from circuitvit.attribution.scoring import attribute
@@ -119,6 +120,7 @@ class Curve(Result):
         )
 
 
+@running
 def score_curve(
     model: Model,
     task: Task | PreparedTask,
@@ -128,6 +130,8 @@ def score_curve(
     connected: bool = False,
     fractions: Sequence[float] = FRACTIONS,
     evaluator: Evaluator | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of the best edges by some scores.
@@ -140,12 +144,14 @@ def score_curve(
         connected: grow path by path instead of taking the best edges wherever they lie.
         fractions: sizes, as shares of all edges.
         evaluator: of the same task, so that what it has run is not run again.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    evaluator = _evaluator(model, task, evaluator)
+    evaluator = _evaluator(model, task, evaluator, batch_size, memory)
     evaluator.graph.check_same(scores.graph, "what scores the edges")
     select = scores.connected if connected else scores.top
     n_edges = scores.graph.n_edges
@@ -160,6 +166,7 @@ def score_curve(
     return _run(f"{scores.method}, {by}{', connected' * connected}", wanted, evaluator, progress)
 
 
+@running
 def circuit_curve(
     model: Model,
     task: Task | PreparedTask,
@@ -168,6 +175,8 @@ def circuit_curve(
     *,
     fractions: Sequence[float] = FRACTIONS,
     evaluator: Evaluator | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of a family of circuits, such as those of `find`: at each size the largest that fits.
@@ -179,12 +188,14 @@ def circuit_curve(
         label: what they come from.
         fractions: sizes, as shares of all edges.
         evaluator: of the same task, so that what it has run is not run again.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    evaluator = _evaluator(model, task, evaluator)
+    evaluator = _evaluator(model, task, evaluator, batch_size, memory)
     graph = evaluator.graph
     ends = Circuit.empty(graph), Circuit.full(graph)
     family = sorted([*ends, *(as_circuit(each, graph).pruned() for each in circuits)], key=len)
@@ -194,10 +205,16 @@ def circuit_curve(
     return _run(label, wanted, evaluator, progress)
 
 
-def _evaluator(model: Model, task: Task | PreparedTask, given: Evaluator | None) -> Evaluator:
+def _evaluator(
+    model: Model,
+    task: Task | PreparedTask,
+    given: Evaluator | None,
+    batch_size: int | None,
+    memory: int | None,
+) -> Evaluator:
     """The evaluator that is given, or one of the task."""
     prepared = prepare(model, task if given is None else given.prepared)
-    return given or noising_evaluator(prepared)
+    return given or noising_evaluator(prepared, batch_size, memory)
 
 
 def _run(label: str, wanted: list[tuple[float, Circuit]], evaluator: Evaluator, progress: bool) -> Curve:
@@ -231,9 +248,9 @@ class FamilySettings:
         mask: how masks are trained; its seed and batch size also hold for `find`.
         trained: the sizes that masks are trained for; by default the `fractions` from 0.005 to 0.5.
         faithfulness: that `find` searches for.
-        batch_size: pairs at once, for scores.
-        memory: budget of a batch, in bytes.
-        progress: whether to show bars.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
     """
 
     fractions: Sequence[float] = FRACTIONS

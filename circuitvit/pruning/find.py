@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from circuitvit._keywords import running
 from circuitvit.attribution.budget import seconds
 from circuitvit.attribution.scoring import attribute, provenance_of
 from circuitvit.engine import Evaluator, Saved, StateFile, announce, progress_bar
@@ -146,18 +147,19 @@ class Finding(Result):
                 raise OptionError("a candidate is of another graph than the circuit")
 
 
+@running
 def find(
     model: Model,
     task: Task | PreparedTask,
     *,
     faithfulness: float = 0.9,
     within: str | float = "120s",
-    seed: int = 0,
-    batch_size: int = 16,
-    memory: int | None = None,
     start: Start | None = None,
     plan: Plan | None = None,
     state: str | Path | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Finding:
     """Find the smallest faithful circuit.
@@ -167,9 +169,6 @@ def find(
         task: in the noising direction.
         faithfulness: the least that counts as carrying the behaviour; the band is [f, 2 - f].
         within: the time to aim for, such as "90s" or "3m"; the search ends somewhat sooner or later.
-        seed: of the training.
-        batch_size: pairs in a training step.
-        memory: budget in bytes of the batches that circuits are run on.
         start: "mask" trims the smallest faithful circuit that a learned mask passes through; "whole" trims
             the whole model, edges of small exact effect first. The latter has nothing random in it and, on a
             model of some hundred edges, takes no longer and gives smaller circuits: it is the default up to
@@ -179,7 +178,10 @@ def find(
         state: a file in which the search keeps what it has done: given again after an interruption, with
             the same model, task and settings, it goes on where it was and finds the identical circuit.
             Deleted at the end.
-        progress: whether to show bars.
+        seed: of the training.
+        batch_size: pairs in a training step.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if the faithfulness is not between 0 and 1, the start is no such word, or the task is
@@ -192,8 +194,6 @@ def find(
         >>> finding.circuit.draw("circuit.svg")  # doctest: +SKIP
     """
     check_number("the faithfulness asked for", faithfulness, 0, 1)
-    check_whole("the batch size (batch_size)", batch_size)
-    check_whole("a seed", seed, 0)
     if plan is not None and not isinstance(plan, Plan):
         raise OptionError(f"a plan is a cv.Plan, such as finding.plan, not {plan!r}")
     if state is not None and not isinstance(state, (str, Path)):
@@ -208,7 +208,7 @@ def find(
     wanted = plan or f"within {deadline:g} s, seed {seed}, {batch_size} pairs at once, from the {start}"
     work = f"find, faithfulness {faithfulness!r}, memory {memory}, {wanted}"
     with StateFile(state, prepared, work) as kept_in:
-        evaluator = noising_evaluator(prepared, memory)
+        evaluator = noising_evaluator(prepared, memory=memory)
         if kept_in.saved is not None:
             plan = Plan(**kept_in.saved.numbers["plan"])
             evaluator.recall(kept_in.saved.tensors)

@@ -31,6 +31,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import (
     BatchRun,
     Capture,
@@ -181,6 +182,7 @@ class PatchingMap(Result):
         return path
 
 
+@running
 def patching_map(
     model: Model,
     task: Task | PreparedTask,
@@ -189,6 +191,7 @@ def patching_map(
     *,
     rows: Sequence[str] | None = None,
     batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> PatchingMap:
     """Patch every component at every set of tokens, one at a time.
@@ -200,7 +203,8 @@ def patching_map(
             (where a head looks: queries and keys of the other run, values its own).
         tokens: "each" token alone; "kind": all, and each kind; "all"; or named sets of token numbers.
         rows: only these rows.
-        batch_size: pairs at once.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -221,7 +225,8 @@ def patching_map(
             )
         runs = {row: runs[row] for row in rows}
     sets = token_sets(model, prepared, tokens)
-    found = patched(model, prepared, runs, sets, batch_size, f"patching {site}", progress)
+    size = batch_size or choose_batch_size(prepared, memory)
+    found = patched(model, prepared, runs, sets, size, f"patching {site}", progress)
     shape = (len(runs), len(sets), len(prepared))
     return PatchingMap(
         site=site,
@@ -255,14 +260,14 @@ def patched(
     prepared: PreparedTask,
     runs: Mapping[str, Run],
     sets: Mapping[str, Tensor],
-    batch_size: int | None,
+    batch_size: int,
     title: str,
     progress: bool,
 ) -> Patched:
     """Every run at every set of tokens, many pairs at once; both images of a pair are run whole once."""
     metrics, tops = [], []
     with progress_bar(len(runs) * len(sets) * len(prepared), title, progress) as bar:
-        for batch in batch_runs(prepared, batch_size or choose_batch_size(prepared)):
+        for batch in batch_runs(prepared, batch_size):
             assert batch.batch.reference is not None
             other = capture(model, batch.batch.reference)
             logits = []
@@ -376,6 +381,7 @@ class FlipSearch(Result):
         )
 
 
+@running
 def flip_search(
     model: Model,
     task: Task | PreparedTask,
@@ -385,6 +391,7 @@ def flip_search(
     least: float = 0.0,
     narrow: bool = True,
     batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> FlipSearch:
     """Patch every head at every set of tokens and list those that change the top class.
@@ -399,7 +406,8 @@ def flip_search(
         tokens: as for `patching_map`; by default all, and each kind of token.
         least: share of pairs above which a flip is listed.
         narrow: whether to look for few tokens on a single pair: one more run for every token of each flip.
-        batch_size: pairs at once.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -412,7 +420,9 @@ def flip_search(
             f"{model.name} has no classes, so no decision can flip: patching_map() shows how the metric moves"
         )
     prepared = prepare(model, task)
-    found = patching_map(model, prepared, site, tokens, batch_size=batch_size, progress=progress)
+    found = patching_map(
+        model, prepared, site, tokens, batch_size=batch_size, memory=memory, progress=progress
+    )
     flips = [_flip(model, found, int(row), int(column)) for row, column in np.argwhere(found.flipped > least)]
     flips.sort(key=lambda flip: (-flip.share, -abs(flip.value - float(found.base.mean()))))
     if len(prepared) == 1 and narrow:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitvit._keywords import running
 from circuitvit.attribution import provenance_of
 from circuitvit.engine.state import task_digest
 from circuitvit.errors import OptionError, counted, unknown_name
@@ -143,6 +144,7 @@ class Comparison(Result):
         )
 
 
+@running
 def compare(
     model: Model,
     task: Task | PreparedTask,
@@ -150,9 +152,9 @@ def compare(
     *,
     held_out: Task | PreparedTask | float | None = None,
     settings: FamilySettings | None = None,
-    seed: int = 0,
     known: Comparison | None = None,
     after_each: Callable[[Comparison], object] = lambda comparison: None,
+    seed: int = 0,
 ) -> Comparison:
     """Faithfulness against size for several methods.
 
@@ -166,9 +168,9 @@ def compare(
         held_out: other pairs, to run the circuits on; or the share of the task's pairs to hold out, drawn so
             that no image is on both sides. Without it curves are optimistic.
         settings: sizes, ranking, and how masks are trained.
-        seed: of the split.
         known: an earlier comparison of the same model, task and settings, whose curves are taken over.
         after_each: called with what there is after each method.
+        seed: of the split.
 
     Raises:
         NameNotFoundError: for an unknown method.
@@ -193,7 +195,7 @@ def compare(
             f"groups) or other settings{models and f' (of {models})'}: start a new one, or repeat "
             "the earlier one's settings"
         )
-    evaluator = noising_evaluator(judged, settings.memory)
+    evaluator = noising_evaluator(judged, memory=settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
     wanted = dict.fromkeys(methods)
     comparison = Comparison((), discovery.label, judged.label, held_out is not None, origin)

@@ -35,6 +35,7 @@ from scipy.stats import binom, chi2_contingency, entropy
 from scipy.stats.contingency import association, crosstab
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.datasets.catdog import draw_scenes
 from circuitvit.datasets.factors import factorial_scenes
 from circuitvit.engine import activation_batches, progress_bar
@@ -188,6 +189,7 @@ class Disentanglement(Result):
         return f"Disentanglement({self.model}: {size}; score {self.score:.2f})"
 
 
+@running
 def disentanglement(
     model: Model,
     images: ImageSpec | None = None,
@@ -218,8 +220,8 @@ def disentanglement(
         trees: of each forest, at least 30; or 0 for shares alone, which take no scikit-learn.
         shuffles: of the factors among the images, for the control.
         seed: of scenes, shuffles and forests.
-        batch_size: images run at once.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         DataError: if images cannot be used, factors are not one level for each image, or have a single level,
