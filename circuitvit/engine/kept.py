@@ -86,7 +86,7 @@ class Activations(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
-        """Read back what `save` or `activations(..., out=path)` has written; values stay there until looked at.
+        """Read what `save` or `activations(..., out=path)` has written; values stay there until looked at.
 
         Raises:
             FileError: if the file is missing, or is not such a file.
