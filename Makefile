@@ -17,7 +17,7 @@ help:  ## list the targets
 
 setup: $(VENV)/.installed-dev  ## make .venv with everything that development needs
 
-demo: $(VENV)/.installed-base  ## find, verify and draw a circuit of the bundled model; writes out/demo
+demo: $(VENV)/.installed-base  ## find and verify a circuit of the bundled model; ends with a page to open, in out/demo
 	$(BIN)/circuitvit demo --out out/demo
 
 # One thread per worker: two workers with two threads each would fight for two cores. The `ci` profile
