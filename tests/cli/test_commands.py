@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from circuitvit.cli import demo as demo_command
-from circuitvit.cli.discover import FILES
 from circuitvit.graph import Circuit, EdgeScores
 from circuitvit.verification import Report
 from tests.cli.cases import Run
