@@ -8,9 +8,12 @@ none, the keyword stays, as only Python has it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 
-import click
+from circuitvit.errors import CircuitViTError
 
 _PHRASES = (
     (r"\bmetric=cv\.(\w+)\(to=\.\.\.\) or cv\.projection\(direction\)", r"--metric \1 --to FILE"),
@@ -29,25 +32,47 @@ _KEYWORD = re.compile(rf"(?<![\w.`'\"/?&-])(\w+)=({_VALUE})?")
 _BRACKETED = re.compile(r"\((\w+_\w+)\)")
 
 
+_FLAGS: ContextVar[Mapping[str, str]] = ContextVar("flags", default=MappingProxyType({}))
+"""The options of the command that is running."""
+
+
+@contextmanager
+def speaking(written: Mapping[str, str]) -> Iterator[None]:
+    """Say everything within in the options of a command.
+
+    Args:
+        written: the flag of each of its parameters, by name.
+
+    Raises:
+        CircuitViTError: those of the library, in these words.
+    """
+    before = _FLAGS.set(flags_of(written))
+    try:
+        yield
+    except CircuitViTError as error:
+        raise type(error)(in_options(str(error))) from error
+    finally:
+        _FLAGS.reset(before)
+
+
 def in_options(text: str) -> str:
     """A message of the library as the running command would say it; as it is where none is running."""
-    context = click.get_current_context(silent=True)
-    return text if context is None else as_options(text, flags_of(context.command))
+    return as_options(text, _FLAGS.get())
 
 
-def flags_of(command: click.Command) -> dict[str, str]:
+def flags_of(written: Mapping[str, str]) -> dict[str, str]:
     """The options of a command by the keywords that they stand for.
 
     A keyword that takes several is an option that is given several times, in the singular.
+
+    Example:
+        >>> flags_of({"keep": "--save", "layer": "--layer"})
+        {'saves': '--save', 'save': '--save', 'keep': '--save', 'layers': '--layer', 'layer': '--layer'}
     """
     flags: dict[str, str] = {}
-    for parameter in command.params:
-        long = [each for each in parameter.opts if each.startswith("--")]
-        for flag in long:
-            name = flag[2:].replace("-", "_")
-            flags |= {f"{name}s": flag, name: flag}
-        if long and parameter.name:
-            flags[parameter.name] = long[0]
+    for name, flag in written.items():
+        same = flag.removeprefix("--").replace("-", "_")
+        flags |= {f"{same}s": flag, same: flag, name: flag}
     return flags
 
 

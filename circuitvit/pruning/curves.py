@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -26,8 +26,9 @@ from circuitvit.attribution.methods import METHODS, find_method
 from circuitvit.attribution.paths import Rule
 from circuitvit.attribution.scoring import attribute
 from circuitvit.engine import Evaluator, progress_bar
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, counted
 from circuitvit.graph import Circuit, CircuitLike, EdgeScores, Ranking, as_circuit
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.find import Plan, find
 from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
@@ -56,8 +57,8 @@ class Point:
     faithfulness: float
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Result):
     """Faithfulness against size.
 
     Attributes:
@@ -69,6 +70,22 @@ class Curve:
     label: str
     points: tuple[Point, ...]
     n_edges: int
+
+    def records(self) -> Iterator[Record]:
+        """One row for each point: the `label`, the `fraction` of all edges that was asked for, the number of
+        `edges` of the circuit that was run, and its `faithfulness`."""
+        for point in self.points:
+            yield {
+                "label": self.label,
+                "fraction": point.fraction,
+                "edges": point.size,
+                "faithfulness": point.faithfulness,
+            }
+
+    def __repr__(self) -> str:
+        area = f", CPR {self.cpr:.3f}, CMD {self.cmd:.3f}" if self.points else ""
+        size = f"{counted(len(self.points), 'point')} of {self.n_edges:,} edges"
+        return f"Curve({self.label or 'unnamed'}: {size}{area})"
 
     @property
     def cpr(self) -> float:

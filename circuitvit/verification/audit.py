@@ -59,7 +59,7 @@ AS_BAD = 0.1
 
 SHI = "Shi et al. 2024, arXiv:2410.13032; Besag and Clifford 1989, Biometrika 76"
 
-Shares = Float[NDArray[np.float64], "circuit"]
+Shares = Float[np.ndarray, "circuit"]
 
 
 @running

@@ -20,7 +20,7 @@ Heimersheim and Nanda 2024, "How to use and interpret activation patching", arXi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -45,7 +45,8 @@ from circuitvit.engine import (
     progress_bar,
     token_parts,
 )
-from circuitvit.errors import DataError, FileError, OptionError
+from circuitvit.errors import DataError, FileError, OptionError, counted
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.tokens import token_name
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -65,8 +66,8 @@ SHOWN = 5
 Run = Callable[[BatchRun, Capture, Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class PatchingMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchingMap(Result):
     """The metric and the top class under every patch.
 
     Attributes:
@@ -95,6 +96,8 @@ class PatchingMap:
     other_tops: Int64[NDArray[np.int64], " pair"]
     label: str = ""
 
+    along = "rows:row columns:column tokens:column"
+
     @property
     def effect(self) -> Float[NDArray[np.float64], "row column"]:
         """Mean change of the metric, in its units."""
@@ -116,6 +119,22 @@ class PatchingMap:
     def flipped(self) -> Float[NDArray[np.float64], "row column"]:
         """Share of pairs whose top class is another one than without the patch."""
         return np.asarray((self.tops != self.base_tops).mean(axis=-1))
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `component`, set of `tokens` and `pair` (its number): the `metric` with the patch,
+        its `change`, and the `top_class` with the patch and `top_class_before`, as indices (-1: no classes).
+        """
+        axes = {"component": self.rows, "tokens": self.columns, "pair": range(len(self.base))}
+        before = np.broadcast_to(self.base_tops, self.tops.shape)
+        change = self.values - self.base
+        return cells(axes, metric=self.values, change=change, top_class=self.tops, top_class_before=before)
+
+    def __repr__(self) -> str:
+        row, column = np.unravel_index(int(np.abs(self.effect).argmax()), self.effect.shape)
+        pairs = counted(len(self.base), "pair")
+        size = f"{len(self.rows)} {self.site} at {len(self.columns)} sets of tokens, {pairs}"
+        most = f"{self.rows[row]} at {self.columns[column]} {self.effect[row, column]:+.3g}"
+        return f"PatchingMap({size}; the strongest {most} of {self.label})"
 
     def heat_map(self, path: str | Path) -> Path:
         """Draw the mean change of the metric, one row for each component, one column for each token set.
@@ -286,8 +305,8 @@ class Flip:
     fewest: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class FlipSearch:
+@dataclass(frozen=True, eq=False, repr=False)
+class FlipSearch(Result):
     """What the search found: every flip, or that there is none, and the map that it was read from.
 
     Attributes:
@@ -306,6 +325,26 @@ class FlipSearch:
     map: PatchingMap
     n: int
     start: tuple[str, ...]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each flip, the strongest first: `node` and `tokens`, the `share` of pairs that flip,
+        what it most often `becomes`, the mean `metric`, the share `switched` to what the other image is
+        seen as, and how many tokens are enough (`fewest_tokens`, None where that was not looked for)."""
+        for flip in self.flips:
+            yield {
+                "node": flip.node,
+                "tokens": flip.tokens,
+                "share": flip.share,
+                "becomes": flip.becomes[0] if flip.becomes else None,
+                "metric": flip.value,
+                "switched": flip.switched,
+                "fewest_tokens": len(flip.fewest) or None,
+            }
+
+    def __repr__(self) -> str:
+        first = "".join(f", the strongest {each.node} at {each.tokens}" for each in self.flips[:1])
+        flips = f"{counted(len(self.flips), 'flip')} on {counted(self.n, 'pair')}{first}"
+        return f"FlipSearch({flips}; {self.map!r})"
 
     def heat_map(self, path: str | Path) -> Path:
         """Draw the map. See `PatchingMap.heat_map`."""

@@ -17,13 +17,13 @@ from circuitvit.attribution import provenance_of
 from circuitvit.engine.state import task_digest
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import Provenance
-from circuitvit.graph.files import check_version, read_json, write_json
+from circuitvit.graph.files import check_version, naming, read_json, write_json
+from circuitvit.graph.records import from_json, to_json
 from circuitvit.models import Model
 from circuitvit.pruning import Curve
 from circuitvit.pruning.curves import FamilySettings, check_method, family_curve
 from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare, split
-from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.templates import row, write_text
 from circuitvit.views.effects import draw_curves, faithfulness_curve
 
@@ -132,8 +132,9 @@ class Comparison:
             FileError: if the file is missing, malformed, or of another version.
         """
         content = read_json(path)
-        check_version(path, content, json_schema(cls), COMPARISON_SCHEMA)
-        found: Comparison = from_json(cls, content)
+        check_version(path, content, {}, COMPARISON_SCHEMA)
+        with naming(path):
+            found: Comparison = from_json(cls, content)
         return found
 
 
