@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
     "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
+    "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),
     "activations": ("activations", "Read what a model computes, by name, into a file."),
     "models": ("models", "List the models that can be used."),
     "train": ("models", "Train a small Vision Transformer of your own."),
