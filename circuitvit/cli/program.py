@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
     "draw": ("view", "Draw a saved circuit: SVG, HTML, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
+    "classes": ("classes", "List the classes of a model, or those of a group such as all cats."),
     "models": ("models", "List the models that can be used."),
     "train": ("models", "Train a small Vision Transformer of your own."),
 }

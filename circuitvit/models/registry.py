@@ -24,6 +24,7 @@ from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
+from circuitvit.models.near_names import unknown_model
 from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
@@ -506,8 +507,17 @@ def _timm_module(
             raise OptionError(f"{name} is a folder of transformers: load hf:{name}")
         plain = [each for file in TIMM_FILES for each in timm.list_models(module=file)]
         prefixes = [f"{source}:{name.partition(':')[2]}" for source in SOURCES if ":" in name]
-        unknown = unknown_name("model", name, [*zoo_names(), *plain, *prefixes])
+        unknown = unknown_model(name, [*zoo_names(), *plain, *prefixes])
         raise NameNotFoundError(f"{unknown} One of a hub is hf:{name}") if "/" in base else unknown
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+    if (tag := name.partition(".")[2]) and tag not in tags:
+        raise (
+            unknown_name(f"weights of {base}", tag, tags)
+            if tags
+            else OptionError(
+                f"timm has no weights of {base}, so none called {tag}: leave out what follows the dot"
+            )
+        )
     if checkpoint is None and not pretrained:
         raise OptionError(
             f"{name} has no weights yet: give checkpoint=FILE, or pretrained=True to download timm's"
