@@ -21,6 +21,7 @@ ROOMS = (
     "errors",
     "_lazy",
     "_lock",
+    "_progress",
     "_version",
     "graph",
     "models",

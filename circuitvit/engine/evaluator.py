@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from circuitvit._progress import progress_bar
 from circuitvit.engine.batches import (
     BatchRun,
     batch_run,
@@ -26,7 +27,6 @@ from circuitvit.engine.batches import (
     memory_budget,
 )
 from circuitvit.engine.masked import masked_run
-from circuitvit.engine.processes import progress_bar
 from circuitvit.engine.references import References, reference_source
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from circuitvit._lock import Lock
+from circuitvit._progress import progress_bar
 from circuitvit.engine.kept import FORMAT, Activations
-from circuitvit.engine.processes import progress_bar
 from circuitvit.errors import FileError, ModelError, OptionError, check_whole
 from circuitvit.models import Model
 from circuitvit.models.sites import (

@@ -211,7 +211,8 @@ class Model:
         if not isinstance(images, Tensor):
             raise DataError(
                 f"a model is called with a preprocessed tensor (image, channel, height, width), not with "
-                f"{type(images).__name__}: model.activations(images, 'logits') takes files and folders too"
+                f"{type(images).__name__}: model.activations(images, 'logits') takes files, folders and "
+                "pictures too"
             )
         self._refuse_autocast()
         self.origin.refuse_hooks(self.module)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from circuitvit.errors import OptionError
 from circuitvit.export.maps import picture_on
@@ -20,10 +17,8 @@ from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
 from circuitvit.models.tokens import token_name
 from circuitvit.tasks.images import Images, as_images
+from circuitvit.tasks.images import ImageSpec as ImageSpec
 from circuitvit.tasks.task import check_size
-
-ImageSpec = Images | Tensor | NDArray[Any] | str | Path | Sequence[str | Path]
-"""Preprocessed images as a tensor; or a file, a folder or a list of files, preprocessed as the model says."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
