@@ -31,7 +31,11 @@ from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
-IMAGENET_CLASSES = 1000
+IMAGENET = {
+    1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k",
+    21842: "imagenet-22k-ms", 21843: "imagenet-21k-goog",
+}  # fmt: skip
+"""What a number of logits says about a model without names of classes, and timm's list of the classes."""
 
 TIMM_FILES = (
     "vision_transformer",
@@ -295,8 +299,8 @@ def _wrapped(
         if classes is not None and len(classes) != logits.shape[-1]:
             raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
         has_classes, synsets = classes is not None or family.classifies(twin), None
-        if classes is None and has_classes and logits.shape[-1] == IMAGENET_CLASSES:
-            classes, synsets = _imagenet(import_timm())
+        if classes is None and has_classes and logits.shape[-1] in IMAGENET:
+            classes, synsets = _imagenet(IMAGENET[logits.shape[-1]])
         model = Model(
             name=name or family.name(twin),
             stages=stages,
@@ -547,9 +551,9 @@ def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     return torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
-def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    info = timm.data.ImageNetInfo()
-    indices = range(IMAGENET_CLASSES)
+def _imagenet(subset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    info = import_timm().data.ImageNetInfo(subset)
+    indices = range(info.num_classes())
     return (
         tuple(info.index_to_description(index) for index in indices),
         tuple(info.index_to_label_name(index) for index in indices),

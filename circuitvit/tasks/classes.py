@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
 from circuitvit.models import Model
-from circuitvit.tasks.kinds import Kind, kind_of, listed, synonyms
+from circuitvit.tasks.kinds import Kind, kind_of, listed, synonyms, taken_for
 from circuitvit.tasks.wordnet import folded
 
 PREFIX = "group:"
@@ -172,6 +172,14 @@ def kind(model: Model, wanted: ClassGroup) -> Kind:
     return kind_of(model, wanted.name, lambda index: class_label(model, index))
 
 
+def taken_on_trust(model: Model, specs: Sequence[ClassSpec | None]) -> list[str]:
+    """What classes were taken for by their names, in groups of a model that does not know what they are."""
+    flat = [each for spec in specs for each in (spec if isinstance(spec, (list, tuple)) else (spec,))]
+    groups = dict.fromkeys(found for each in flat if (found := as_group(each)) and found.classes is None)
+    members = dict.fromkeys(index for each in groups for index in class_indices(model, each))
+    return taken_for(model, tuple(members))
+
+
 def class_label(model: Model, index: int) -> str:
     """A short name of a class for people: its first synonym, or "class 7" where it has no name.
 
@@ -246,7 +254,7 @@ def _suggest_group(model: Model, name: str) -> None:
         members = listed(found, lambda index: class_label(model, index))
         raise NameNotFoundError(
             f"{name!r} is no single class of {model.name}; it is a group of {len(found)} ({members}): write "
-            f"{PREFIX}{name} for all of them, cv.group({name!r})"
+            f"cv.group({name!r}) for all of them"
         )
     raise NameNotFoundError(f"unknown class {name!r}: did you mean {class_label(model, found[0])!r}?")
 

@@ -154,7 +154,7 @@ def _refuse_nameless(model: Model, word: str) -> None:
     if model.classes is None and model.synsets is None:
         raise OptionError(
             f"{model.name} has no class names, so group:{word} cannot be found: name the classes when "
-            "loading, classes=[...] (--classes FILE), or give indices"
+            "loading, classes=[...], or give indices"
         )
 
 
