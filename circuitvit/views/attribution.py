@@ -29,6 +29,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.sheet import Sheet
@@ -39,8 +40,8 @@ from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.metrics import BoundMetric
-from circuitvit.tasks.task import BATCH, batches_of
-from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
+from circuitvit.tasks.task import BATCH
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -197,6 +198,7 @@ class DirectAttribution:
         return f"DirectAttribution({self.label} of {len(self.subjects)} images; strongest: {strongest})"
 
 
+@running
 def direct_logit_attribution(
     model: Model,
     images: ImageSpec,
@@ -204,6 +206,7 @@ def direct_logit_attribution(
     foil: ClassSpec | None = None,
     *,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> DirectAttribution:
     """Every part's share of `logit(target) - logit(foil)`, or of `logit(target)` without a foil.
 
@@ -212,7 +215,8 @@ def direct_logit_attribution(
         images: preprocessed `(image, channel, height, width)`, or paths.
         target: a class, a set or a group of them. Of several the logit is the log of the summed exponentials.
         foil: what it is compared with.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown class.
@@ -236,11 +240,12 @@ def direct_logit_attribution(
     of = torch.zeros(len(found), model.n_logits)
     of[:, list(wanted)], of[:, list(others)] = 1.0, -1.0
     label = spec_label(model, target) + ("" if foil is None else f" - {spec_label(model, foil)}")
-    return _attribute(model, found, of, label, batch_size, sets=True)
+    return _attribute(model, found, of, label, batch_size, progress, sets=True)
 
 
+@running
 def attribution_of_task(
-    model: Model, task: Task | PreparedTask, *, batch_size: int | None = None
+    model: Model, task: Task | PreparedTask, *, batch_size: int | None = None, progress: bool = True
 ) -> tuple[DirectAttribution, DirectAttribution | None]:
     """The shares in a task's metric on its clean and on its corrupt images (None where there are none).
 
@@ -253,10 +258,10 @@ def attribution_of_task(
     prepared = prepare(model, task)
     of, label = _linear(prepared.metric, len(prepared)), prepared.metric.label
     sets = prepared.metric.target is not None
-    clean = _attribute(model, prepared.clean, of, label, batch_size, sets=sets)
+    clean = _attribute(model, prepared.clean, of, label, batch_size, progress, sets=sets)
     if prepared.corrupt is None:
         return clean, None
-    return clean, _attribute(model, prepared.corrupt, of, label, batch_size, sets=sets)
+    return clean, _attribute(model, prepared.corrupt, of, label, batch_size, progress, sets=sets)
 
 
 # -- inside --------------------------------------------------------------------------------------
@@ -281,15 +286,17 @@ def _attribute(
     of: Float[Tensor, "image class"],
     label: str,
     batch_size: int | None,
+    progress: bool,
     *,
     sets: bool,
 ) -> DirectAttribution:
     """The shares in a sum of logits; with `sets` in the log-odds of classes marked 1 against others, -1."""
     sets = sets and bool(((of > 0).sum(dim=1) > 1).any() or ((of < 0).sum(dim=1) > 1).any())
+    batches = watched_batches(model, images, batch_size, "attribution", progress)
     starts = count(0, BATCH if batch_size is None else batch_size)
     parts = [
         _shares(model, batch, of[start : start + len(batch)].to(batch), sets)
-        for batch, start in zip(batches_of(model, images, batch_size), starts, strict=False)
+        for batch, start in zip(batches, starts, strict=False)
     ]
     by_token, by_source, constants, logits = zip(*parts, strict=True)
     stages = [stage for _, stage in _direct(model)]
