@@ -16,6 +16,7 @@ from circuitvit.models.timm_import import import_timm
 from circuitvit.tasks.classes import class_index, class_indices, spec_label
 from circuitvit.tasks.kinds import meanings, taken_for
 from circuitvit.tasks.wordnet import FORMAT, SCHEMA, VERSION, tree
+from circuitvit.verification import check_hypotheses
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DOGS, HOUSE_CATS = range(151, 269), range(281, 286)
@@ -159,6 +160,18 @@ class TestUse:
         report = cv.verify(model, task, whole, n_random=0, progress=False)
         (said,) = [each for each in report.warnings if "were found by the names" in each]
         assert "cat: cat, true cat, a kind of feline (n02121620); dog: dog" in said
+
+    def test_predictions_flip_to_groups(self) -> None:
+        model, pairs = cv.load("catdog-tiny"), catdog_pairs(3, seed=0)
+        task = cv.Task(pairs.clean, pairs.corrupt, cv.logit_diff("cat", "dog"))
+        edges = cv.attribute(model, task, "eap", progress=False).top(100)
+        by_name, by_group = (
+            cv.Hypothesis("all flip", edges, cv.Flips(to, start), scope="these pairs")
+            for to, start in (("dog", "cat"), (cv.group("canine"), "group:feline"))
+        )
+        found = check_hypotheses(model, task, [by_name, by_group], progress=False)
+        assert found[0].reason == found[1].reason
+        assert "3 of 3 pairs flip" in found[0].reason
 
     def test_groups_that_overlap_are_refused(self, imagenet: Model) -> None:
         task = cv.Task(
