@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import Zero as Zero
     from circuitvit.tasks import accuracy as accuracy
     from circuitvit.tasks import cross_entropy as cross_entropy
+    from circuitvit.tasks import group as group
     from circuitvit.tasks import kl_divergence as kl_divergence
     from circuitvit.tasks import log_probability as log_probability
     from circuitvit.tasks import logit as logit
@@ -139,7 +140,7 @@ else:
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
-                "kl_divergence log_probability logit logit_diff probability projection similarity split"
+                "group kl_divergence log_probability logit logit_diff probability projection similarity split"
             ),
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (

@@ -81,9 +81,10 @@ class BehaviourOptions:
     Attributes:
         metric: how the behaviour is measured: logit_diff, logit, log_probability, probability, kl_divergence,
             cross_entropy or accuracy; of features that are no classes, similarity or projection.
-        target: class that the behaviour speaks for: a name, a WordNet id or an index. Repeated, it is a set
-            of classes. By default what the model sees in each clean image.
-        foil: class that it is compared with. By default what the model sees in each corrupt image.
+        target: class that the behaviour speaks for: a name, a WordNet id, an index, or a group such as
+            group:cat (`circuitvit classes cat`). Repeated, it is a set of classes. By default what the model
+            sees in each clean image.
+        foil: what it is compared with, likewise. By default what the model sees in each corrupt image.
         to: what similarity and projection compare the outputs with: a vector (.npy, or .safetensors with one
             tensor), or for similarity an image. By default each clean image, for similarity.
         corruption: instead of corrupt images: make them of the clean ones: reverse, shuffle or freeze (the

@@ -32,6 +32,7 @@ COMMANDS = {
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
     "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),
     "activations": ("activations", "Read what a model computes, by name, into a file."),
+    "classes": ("classes", "List the classes of a model, or those of a group such as all cats."),
     "models": ("models", "List the models that can be used."),
     "train": ("models", "Train a small Vision Transformer of your own."),
     "doctor": ("doctor", "See what is missing or does not fit, and the line that mends it."),

@@ -25,8 +25,9 @@ Images = Annotated[
 SHARED = {"out": "--out -o FILE", "target": "--target CLASS", "foil": "--foil CLASS"}
 TEXTS = {
     "out": "the ending chooses the format: .png, .svg or .pdf.",
-    "target": "class that is spoken for: a name, a WordNet id or an index.",
-    "foil": "class that it is compared with.",
+    "target": "class that is spoken for: a name, a WordNet id, an index, or a group such as group:cat. "
+    "Repeated, a set of classes.",
+    "foil": "what it is compared with, likewise.",
     "image": "which of the images to draw, from 0.",
     "no_picture": "draw on white, not over the image: for sharing without it.",
 }
@@ -112,7 +113,7 @@ def attribution(
     check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
     found = cv.views.direct_logit_attribution(
-        loaded, given_images(images), _one("--target", target) or "", _one("--foil", foil), **run.settings()
+        loaded, given_images(images), target, foil or None, **run.settings()
     )
     if out.suffix == ".json":
         shares = {name: found.of(name, image) for name in (*found.senders, *found.constants)}
@@ -262,13 +263,6 @@ for _name, (_command, _summary) in VIEWS.items():
 def given_images(paths: list[Path]) -> Any:
     """One path may be a folder; several are files."""
     return paths[0] if len(paths) == 1 else paths
-
-
-def _one(name: str, given: list[str] | None) -> str | None:
-    """The single class of an option that could be repeated."""
-    if given and len(given) > 1:
-        raise OptionError(f"an attribution is of one class on each side: give {name} once")
-    return given[0] if given else None
 
 
 def _token(text: str) -> int | tuple[int, ...]:
