@@ -35,7 +35,7 @@ from circuitvit.export.svg import image_uri, path_of
 from circuitvit.graph import Circuit, Graph, node_of, port_of
 from circuitvit.graph.files import clean
 
-_NAMES = ("wiring", "maps", "diagram", "state", "details", "figure", "search", "main")
+_NAMES = ("common", "wiring", "maps", "diagram", "state", "details", "figure", "search", "main")
 SCRIPTS = tuple(f"{name}.js" for name in _NAMES)  # in the order in which they need each other
 
 FINE_STEP = 16.0 / 255  # nats between levels in the default row: 16 nats below the largest is nothing
@@ -58,12 +58,27 @@ def page_of(data: Mapping[str, Any]) -> str:
     Args:
         data: from `page_data`.
     """
-    script, style = "\n".join(map(_resource, SCRIPTS)), _resource("page.css")
+    texts = {"title": data["title"] or "Circuit", "counts": data["counts"], "origin": data["origin"]}
+    scripts = [f"page/{name}" for name in SCRIPTS]
+    return document("page/page.html", scripts, ["page/page.css"], data, **texts)
+
+
+def document(
+    template: str, scripts: Sequence[str], styles: Sequence[str], data: Mapping[str, Any], **texts: Any
+) -> str:
+    """A page that holds all it needs and may ask for nothing else: the same data gives the same text.
+
+    Args:
+        template: and all other files: their places below this folder.
+        scripts: in the order in which they need each other.
+        styles: one after the other.
+        data: what the scripts find in the element `data`.
+        texts: what else the template names; it goes in as text.
+    """
+    script, style = ("\n".join(map(_resource, names)) for names in (scripts, styles))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource("page.html")).render(
-        title=data["title"] or "Circuit",
-        counts=data["counts"],
-        origin=data["origin"],
+    return environment.from_string(_resource(template)).render(
+        **texts,
         policy=_policy(script, style),
         style=Markup(style),  # our own files, whose hashes must not change
         script=Markup(script),
@@ -97,7 +112,7 @@ def _policy(script: str, style: str) -> str:
 
 @lru_cache
 def _resource(name: str) -> str:
-    return (files("circuitvit.export") / "page" / name).read_text(encoding="utf-8")
+    return (files("circuitvit.export") / name).read_text(encoding="utf-8")
 
 
 # -- the picture and the graph --------------------------------------------------------------------
