@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from circuitvit.export.maps import CUT, LEAST_CUT, LEAST_TIMES_MEAN, RAMP
@@ -219,7 +220,7 @@ def attention_html(
         "rampEnd": [CUT, LEAST_CUT, LEAST_TIMES_MEAN],
     }
     letters = [
-        (f"pack-{image}-{place}", pack.text)
+        (f"pack-{image}-{place}", Markup(pack.text))
         for image, each in enumerate(packs)
         for place, pack in enumerate(each)
     ]
