@@ -80,11 +80,13 @@ function strongest(values, count) {
 
 function captionOf(item) {
   const head = heads[item.heads[0]], pack = known(state.image, item.heads[0]), words = [];
+  const signed = DATA.images[state.image].packs[item.heads[0] + 1][3];
   if (head.row === "rollout") words.push("Attention rollout through all layers (Abnar and Zuidema 2020): means of heads, half of each token kept; values and MLPs play no part.");
   if (latents()) words.push("The queries of a pool are latents, not tokens: this is where they look.");
   if (state.weighted && pack && !pack.weights) words.push("There is no size of values here: attention alone.");
   else if (state.weighted) words.push(`Attention times the length of what the value adds to the stream${head.gated ? ", before the head's gate or norm" : ""}.`);
   else if (state.mode === "column" && !latents()) words.push("For each patch, the share of its own attention that it pays to this one: these need not sum to 100 %.");
+  else if (signed) words.push("The difference of two softmaxes: blue above 0, orange below.");
   else if (head.row !== "rollout") words.push("Shares of attention after the softmax.");
   return words.join(" ");
 }
