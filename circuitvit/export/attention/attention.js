@@ -34,7 +34,7 @@ function paint() {
   const end = values ? endOf(values) : 0, marks = [];
   if (!latents()) marks.push([token, ["#000", "#fff"]]);
   if (state.kept && state.hover !== null && state.hover !== token) marks.push([state.hover, ["#fff", "#000"]]);
-  paintMap(values, end, { image: state.image, strength: state.strength, marks });
+  paintMap(values, end, { image: state.image, strength: state.strength, marks, signed: isSigned(item, lookAt(token)) });
   say(item, token, values, end);
 }
 
@@ -49,7 +49,7 @@ function say(item, token, values, end) {
     byId("said").textContent = "Unpacking \u2026";
     return;
   }
-  const signed = values.some((value) => value < 0);
+  const signed = isSigned(item, lookAt(token));
   paintRamp(signed);
   byId("low").textContent = signed ? number(-end) : "0";
   byId("high").textContent = number(end) + " and more";
@@ -80,7 +80,7 @@ function strongest(values, count) {
 
 function captionOf(item) {
   const head = heads[item.heads[0]], pack = known(state.image, item.heads[0]), words = [];
-  const signed = DATA.images[state.image].packs[item.heads[0] + 1][3];
+  const signed = isSigned(item, lookAt(0));
   if (head.row === "rollout") words.push("Attention rollout through all layers (Abnar and Zuidema 2020): means of heads, half of each token kept; values and MLPs play no part.");
   if (latents()) words.push("The queries of a pool are latents, not tokens: this is where they look.");
   if (state.weighted && pack && !pack.weights) words.push("There is no size of values here: attention alone.");
@@ -130,7 +130,7 @@ function paintChips(values, end) {
     swatch.hidden = plain;
     if (!plain) {
       const share = end > 0 ? Math.min(1, Math.abs(values[token]) / end) : 0;
-      const colour = values[token] < 0 ? SIGNS[1] : rampColour(share);
+      const colour = isSigned(items[state.item], lookAt(0)) ? SIGNS[values[token] < 0 ? 1 : 0] : rampColour(share);
       swatch.style.backgroundColor = `rgb(${colour.map(Math.round).join(" ")})`;
     }
     button.setAttribute("aria-pressed", String(token === (count ? state.latent : query())));
@@ -171,7 +171,7 @@ function paintOverview(token, label) {
     const values = valuesOf(cell.item, look);
     cell.button.classList.toggle("stale", !values);
     if (!values) continue;
-    paintPatches(cell.pen, values, endOf(values), false);
+    paintPatches(cell.pen, values, endOf(values), isSigned(cell.item, look), false);
     if (label) cell.button.setAttribute("aria-label", `${cell.item.name}, most at ${nameOfToken(strongest(values, 1)[0])}`);
   }
   const column = state.mode === "column", who = nameOfToken(token);

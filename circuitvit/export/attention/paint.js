@@ -24,9 +24,8 @@ function endOf(values) {
 }
 
 /** One pixel for each patch; over an image small values are clear. */
-function paintPatches(pen, values, end, over) {
+function paintPatches(pen, values, end, signed, over) {
   const pixels = pen.createImageData(COLUMNS, ROWS), { data } = pixels;
-  const signed = values.some((value) => value < 0);
   for (let patch = 0, at = 0; patch < ROWS * COLUMNS; patch += 1, at += 4) {
     const value = values[PREFIX + patch], share = end > 0 ? Math.min(1, Math.abs(value) / end) : 0;
     const opacity = share ** 0.6, colour = SIGNS[value < 0 ? 1 : 0], entry = 3 * Math.round(255 * share);
@@ -43,7 +42,7 @@ const small = new OffscreenCanvas(COLUMNS, ROWS), smallPen = small.getContext("2
 const pen = canvas.getContext("2d", { alpha: false });
 
 /** The large map: the image, grey as far as the heat is strong, the heat, and frames around patches. */
-function paintMap(values, end, { image, strength, marks }) {
+function paintMap(values, end, { image, strength, marks, signed }) {
   const { width, height } = canvas, kept = photos[image];
   pen.globalAlpha = 1;
   pen.fillStyle = "#222";
@@ -55,7 +54,7 @@ function paintMap(values, end, { image, strength, marks }) {
     pen.drawImage(kept.grey, 0, 0, width, height);
   }
   if (values) {
-    paintPatches(smallPen, values, end, Boolean(kept));
+    paintPatches(smallPen, values, end, signed, Boolean(kept));
     pen.globalAlpha = kept ? strength : 1;
     pen.imageSmoothingEnabled = false;
     pen.drawImage(small, 0, 0, width, height);

@@ -116,8 +116,8 @@ function valuesOfHead(head, look) {
     return first && by === "row" && query === shown && !look.weighted ? rowOf(first, head) : null;
   }
   if (by === "column") {
-    const values = columnOf(pack, look.token), weight = look.weighted && pack.weights ? pack.weights[look.token] : 1;
-    return weight === 1 ? values : values.map((value) => weight * value);
+    const values = columnOf(pack, look.token);
+    return look.weighted && pack.weights ? values.map((value) => Math.abs(value) * pack.weights[look.token]) : values;
   }
   if (query >= pack.queries) return null;
   const values = query < 0 ? (pack.mean ??= meanRow(pack)) : rowOf(pack, query);
@@ -137,6 +137,9 @@ function valuesOf(item, look) {
     }
   return found;
 }
+
+/** Whether an item may be negative: a difference of two softmaxes. */
+const isSigned = (item, look) => !look.weighted && item.heads.some((head) => DATA.images[look.image].packs[head + 1][3]);
 
 /** Row 0 of the overview's pack of each image is that of the first head, and so on. */
 const opening = [];
