@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import robustness as robustness
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
     from circuitvit.views import difference_of_means as difference_of_means
@@ -148,9 +149,9 @@ else:
                 "flip_search patching_map read_hypotheses robustness stability verify"
             ),
             "circuitvit.views": (
-                "attention_patterns deciders difference_of_means direct_logit_attribution disentanglement "
-                "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
-                "registers steer token_ablations top_images tuned_lens"
+                "attention_page attention_patterns deciders difference_of_means direct_logit_attribution "
+                "disentanglement equivariance feature_visualisation head_kinds knock_outs linear_probes "
+                "logit_lens registers steer token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
         },

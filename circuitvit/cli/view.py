@@ -134,19 +134,33 @@ def attention(
     query: str = "0",
     image: int = 0,
     no_picture: bool = False,
+    megabytes: float = 24.0,
     out: Path = Path("attention.png"),
 ) -> None:
-    """Where do the heads of a layer look? Pattern, scores before the softmax, and pattern times value.
+    """Where do the heads of a layer look? Pattern, scores before the softmax, and pattern times value. With
+    the ending .html, a page of all heads and layers: point at a patch to see where it looks and who looks at
+    it.
 
     ```sh
+    circuitvit view attention --model catdog-tiny cat.png --out attention.html
     circuitvit view attention --model catdog-tiny cat.png --layer 1 --query 2,3
     ```
 
     Args:
-        query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN.
+        layer: of the model; negative ones count from the last. A page has all layers, unless one is named.
+        query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN; a page begins there.
+        image: which of the images to draw, from 0; of a page, to show first.
+        megabytes: that a page may be large; where there are many tokens more is more precise.
+        out: the ending chooses the format: .png, .svg, .pdf or .html.
     """
-    check_ending(out, FIGURES)
+    check_ending(out, (*FIGURES, ".html"))
     token = _token(query)
+    if out.suffix == ".html":
+        layers = None if layer == -1 else [layer]
+        page = cv.views.attention_page(load_model(model), given_images(images), layers, megabytes=megabytes)
+        write(out, partial(page.save, image=image, query=token, picture=not no_picture))
+        show(f"wrote {out}: {page}\nopen it in a browser")
+        return
     found = cv.views.attention_patterns(load_model(model), given_images(images), layer, **run.settings())
     write(out, found.figure(image, query=token, picture=not no_picture).save)
     show(f"wrote {out}: {len(found.heads)} heads of layer {found.layer}")

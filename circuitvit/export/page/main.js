@@ -172,17 +172,7 @@ function startTools() {
   document.getElementById("zoom-in").addEventListener("click", () => setZoom(zoom * 1.2));
   document.getElementById("zoom-out").addEventListener("click", () => setZoom(zoom / 1.2));
   document.getElementById("zoom-fit").addEventListener("click", () => fitZoom(0.2));
-  const themes = ["auto", "light", "dark"], button = document.getElementById("theme");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = 0;
-  const apply = () => {
-    const name = themes[chosen] === "auto" ? (dark.matches ? "dark" : "light") : themes[chosen];
-    document.documentElement.dataset.theme = name;
-    button.textContent = "Theme: " + themes[chosen];
-  };
-  button.addEventListener("click", () => { chosen = (chosen + 1) % themes.length; apply(); });
-  dark.addEventListener("change", apply);
-  apply();
+  startTheme();
 }
 
 /** Sets `data-ready` on the document once everything is drawn. */
