@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 
 import circuitvit as cv
-from circuitvit.cli.inputs import BehaviourOptions, ImageOptions, ModelOptions, load_model, make_task
+from circuitvit.cli.inputs import (
+    BehaviourOptions,
+    ImageOptions,
+    ModelOptions,
+    load_model,
+    make_task,
+    tell_pairs,
+)
 from circuitvit.cli.output import Row, show, show_notes, show_rows
 from circuitvit.cli.units import disentanglement, equivariance, heads, top_images, visualise
 from circuitvit.cli.view import (
@@ -289,7 +296,8 @@ def deciders(
     """
     check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
-    task = make_task(images, behaviour, seed)
+    task = cv.tasks.prepare(loaded, make_task(images, behaviour, seed))
+    tell_pairs(task)
     options: dict[str, Any] = {"sites": sites or ("heads", "mlps"), "tokens": tokens, "by": by}
     found = cv.deciders(loaded, task, seed=seed, batch_size=batch_size, **options)
     if out.suffix == ".json":
