@@ -20,7 +20,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "circuitvit"
 ROOMS = (
     "errors",
     "_lazy",
+    "_keywords",
     "_lock",
+    "_progress",
     "_version",
     "graph",
     "models",

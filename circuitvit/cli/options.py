@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 import typer
 
 from circuitvit.cli.library import Argument, arguments, described
+from circuitvit.cli.wording import speaking
 from circuitvit.errors import OptionError, unknown_name
 
 MANY = 6
@@ -190,9 +191,14 @@ def command(
             for name, parameter in inspect.signature(function).parameters.items()
         }
         every = [option for part in parts.values() for option in part]
+        written = {each.name: _long(each.written) for each in every if _long(each.written)}
 
         @functools.wraps(function)
         def flat(**values: Any) -> None:
+            with speaking(written):
+                run(values)
+
+        def run(values: Mapping[str, Any]) -> None:
             for option in every:
                 option.check(values[option.name])
             whole: dict[str, Any] = {}
@@ -270,6 +276,11 @@ _METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT
 
 def _keywords(hint: Any) -> Keywords | None:
     return next((each for each in get_args(hint)[1:] if isinstance(each, Keywords)), None)
+
+
+def _long(written: list[str]) -> str:
+    """The long flag of an option; of a switch, the one that turns it on."""
+    return next((each.split("/")[0] for each in written if each.startswith("--")), "")
 
 
 def _flag(name: str) -> str:

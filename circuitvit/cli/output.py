@@ -23,6 +23,7 @@ from rich.table import Table
 
 from circuitvit._lock import Lock
 from circuitvit.cli import stop_at_once
+from circuitvit.cli.wording import in_options
 from circuitvit.errors import CircuitViTError, FileError, counted
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def show_notes(title: str, notes: Iterable[str]) -> None:
     """Print remarks as a list under a title; nothing where there are none."""
     table = Table.grid(padding=(0, 1))
     for note in notes:
-        table.add_row("-", note)
+        table.add_row("-", in_options(note))
     if table.row_count:
         console = stdout()
         console.print()
@@ -107,7 +108,7 @@ def show_notes(title: str, notes: Iterable[str]) -> None:
 
 def remark(text: str) -> None:
     """Print something worth knowing on stderr."""
-    typer.echo(f"note: {text}", err=True)
+    typer.echo(f"note: {in_options(text)}", err=True)
 
 
 # -- the folder ---------------------------------------------------------------------------------

@@ -1,6 +1,14 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
-from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits, free_logits
+from circuitvit._progress import announce, progress_bar
+from circuitvit.engine.batches import (
+    BatchRun,
+    batch_runs,
+    choose_batch_size,
+    clean_logits,
+    free_logits,
+    memory_budget,
+)
 from circuitvit.engine.contraction import add_products, members_at
 from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
 from circuitvit.engine.gradients import (
@@ -13,7 +21,7 @@ from circuitvit.engine.gradients import (
 from circuitvit.engine.kept import Activations
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
 from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream, token_parts
-from circuitvit.engine.processes import announce, joined, launched, own_share, progress_bar, summed
+from circuitvit.engine.processes import joined, launched, own_share, summed
 from circuitvit.engine.reading import activation_batches, activations
 from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
@@ -51,6 +59,7 @@ __all__ = [
     "launched",
     "masked_run",
     "members_at",
+    "memory_budget",
     "new_workspace",
     "output_gradients",
     "outputs",

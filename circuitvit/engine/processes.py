@@ -1,6 +1,4 @@
-"""Work that takes long: pairs shared among processes, and the progress bar.
-
-Processes talk by PyTorch's own `torch.distributed`.
+"""Pairs shared among processes, which talk by PyTorch's own `torch.distributed`.
 
 `torchrun --nproc-per-node N` starts N copies of a program. Each takes an equal run of the pairs; what they
 find is added up, in float64, so that all have the sum over all pairs.
@@ -9,22 +7,16 @@ find is added up, in float64, so that all have the sum over all pairs.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as distributed
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from circuitvit.errors import OptionError
 from circuitvit.tasks import PreparedTask
-
-DELAY = 1.0
-"""Seconds that work may take before a bar appears."""
 
 
 def launched() -> int:
@@ -73,27 +65,3 @@ def summed(values: NDArray[np.float64], device: torch.device) -> NDArray[np.floa
     total = torch.from_numpy(np.ascontiguousarray(values)).to(device)
     distributed.all_reduce(total)
     return total.cpu().numpy()
-
-
-def progress_bar(total: int, description: str, show: bool, unit: str = "it") -> "tqdm[NoReturn]":
-    """A bar to be advanced by `update`; used as a context manager.
-
-    Args:
-        total: number of steps.
-        description: what is being done.
-        show: False for silence.
-        unit: of the steps.
-    """
-    hidden = not (show and _is_watched())
-    return tqdm(total=total, desc=description, disable=hidden, delay=DELAY, leave=False, unit=unit)
-
-
-def announce(text: str, show: bool) -> None:
-    """Say something of work that takes long before it starts, to whoever would see its bar."""
-    if show and _is_watched():
-        tqdm.write(text, file=sys.stderr)
-
-
-def _is_watched() -> bool:
-    """Whether somebody sees the bar: in a terminal or a notebook, not in a log file."""
-    return "ipykernel" in sys.modules or sys.stderr.isatty()

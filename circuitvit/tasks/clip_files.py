@@ -7,7 +7,7 @@ An array is `(frame, height, width, 3)` or `(frame, height, width)`, 8-bit colou
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,16 @@ def check_clip(path: str | Path, spec: ClipSpec) -> None:
         DataError, FileError: as :func:`load_clip`.
     """
     load_clip(path, spec)
+
+
+def clip_of(frames: Sequence[Image.Image], spec: ClipSpec) -> Float[Tensor, "time channel height width"]:
+    """Frames at hand as the model takes them: some of them, each preprocessed like an image.
+
+    Raises:
+        DataError: if there are too few.
+    """
+    chosen = [frames[place] for place in sampled(len(frames), spec)]
+    return torch.stack([preprocess(frame, spec) for frame in chosen])
 
 
 def sampled(count: int, spec: ClipSpec) -> list[int]:

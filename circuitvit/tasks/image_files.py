@@ -46,16 +46,34 @@ def decode_image(path: str | Path) -> Image.Image:
     refuse_missing(path)
     try:
         with Image.open(path) as opened:
-            opened.load()
-            # Not `ImageOps.exif_transpose`: it rewrites the EXIF data too, and fails where that is damaged.
-            turn = _UPRIGHT.get(opened.getexif().get(_EXIF_ORIENTATION, 1))
-            return opened.copy() if turn is None else opened.transpose(turn)
+            return _upright(opened)
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image, whatever its name says, or lacks its beginning") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"the image {path} is absurdly large, scale it down first: {error}") from error
     except Exception as error:  # decoders run on arbitrary bytes and raise nearly anything
         raise DataError(f"cannot read the image {path}, it may be truncated or damaged: {error}") from error
+
+
+def flatten(image: Image.Image, channels: int) -> Image.Image:
+    """A picture at hand as :func:`read_image` gives those of files.
+
+    Raises:
+        DataError, OptionError: as that; also for a file that was opened and cannot be decoded.
+    """
+    try:
+        image = _upright(image)
+    except Exception as error:  # the same decoders, which begin when pixels are first asked for
+        raise DataError(f"it cannot be decoded: {error}") from error
+    return _flatten(image, channels)
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    """A copy, decoded to its last pixel, turned as the camera was held."""
+    opened.load()
+    # Not `ImageOps.exif_transpose`: it rewrites the EXIF data too, and fails where that is damaged.
+    turn = _UPRIGHT.get(opened.getexif().get(_EXIF_ORIENTATION, 1))
+    return opened.copy() if turn is None else opened.transpose(turn)
 
 
 def read_image(path: str | Path, channels: int = 3) -> Image.Image:
@@ -93,7 +111,7 @@ def preprocess(image: Image.Image, spec: InputSpec) -> Float[Tensor, "channel he
         (torch.Size([3, 32, 32]), 1.0)
     """
     transform = _transform(spec)
-    _refuse_elongated(image, spec)
+    refuse_elongated(image, spec)
     return transform(_flatten(image, spec.size[0]))
 
 
@@ -162,11 +180,15 @@ def check_image(path: str | Path, spec: InputSpec) -> None:
     """
     image = read_image(path, spec.size[0])
     with naming(path):
-        _refuse_elongated(image, spec)
+        refuse_elongated(image, spec)
 
 
-def _refuse_elongated(image: Image.Image, spec: InputSpec) -> None:
-    """A picture of 1 x 65,000 pixels passes every limit on its size, and becomes 224 x 14 million."""
+def refuse_elongated(image: Image.Image, spec: InputSpec) -> None:
+    """Refuse what fits every limit on its size but one: 1 x 65,000 pixels become 224 x 14 million.
+
+    Raises:
+        DataError: naming both sizes.
+    """
     _, height, width = spec.size
     scale = max(height / image.height, width / image.width) / spec.crop_pct
     if image.height * image.width * scale**2 > _MAX_PIXELS:

@@ -1,9 +1,9 @@
-"""Images and clips, in the two ways of holding them: a tensor at hand, or files read when they are needed.
+"""Images and clips: a tensor at hand, pictures at hand, or files read when they are needed.
 
 Everything here ends in float32 tensors of the shape that the model's `InputSpec` says: an image is
 `(channel, height, width)`, a clip `(time, channel, height, width)`. What is a tensor already is taken as
-preprocessed; what is a path goes through the model's own preprocessing. Every complaint about a file names
-it, and none need wait for long work to begin: `Images.check` decodes all of them first.
+preprocessed; pictures, 8-bit pixels and paths go through the model's own preprocessing. Every complaint about
+a file names it, and none need wait for long work to begin: `Images.check` decodes all of them first.
 """
 
 from __future__ import annotations
@@ -18,13 +18,24 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from circuitvit._progress import progress_bar
 from circuitvit.errors import DataError
 from circuitvit.models.zoo import ClipSpec, InputSpec
-from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, load_clip
-from circuitvit.tasks.image_files import IMAGE_SUFFIXES, check_image, load_image, refuse_missing
+from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, clip_of, load_clip
+from circuitvit.tasks.image_files import (
+    IMAGE_SUFFIXES,
+    check_image,
+    flatten,
+    load_image,
+    naming,
+    preprocess,
+    refuse_elongated,
+    refuse_missing,
+)
+from circuitvit.tasks.pictures import name_of, pictures_at_hand
 
 SPECS: tuple[type[InputSpec], ...] = (InputSpec, ClipSpec)
 """The kinds of inputs; a tensor of them has one dimension more than they have axes."""
@@ -161,9 +172,10 @@ class FileImages(Images):
         return self.spec.shape
 
     def check(self, quiet: bool = False) -> None:
-        what = self.spec.what
-        for path in tqdm(self.paths, desc="checking", unit=what, disable=quiet, leave=False, delay=1.0):
-            self._check(path)
+        with progress_bar(len(self), "checking", not quiet, unit=self.spec.what) as bar:
+            for path in self.paths:
+                self._check(path)
+                bar.update()
 
     def _load(self, path: Path) -> Float[Tensor, "*shape"]:
         return load_image(path, self.spec)
@@ -186,6 +198,54 @@ class FileClips(FileImages):
 
     def _check(self, path: Path) -> None:
         check_clip(path, self.spec)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeldImages(Images):
+    """Pictures at hand, preprocessed each time they are taken, as their files would be.
+
+    Attributes:
+        pictures: of Pillow, at least one, as they are.
+        spec: the model's preprocessing.
+
+    Example:
+        >>> spec = InputSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+        >>> HeldImages((Image.new("RGB", (64, 48), "white"),), spec).take(0, 1).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    pictures: tuple[Image.Image, ...]
+    spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
+        made = []
+        for name, picture in self._named(start, stop):
+            with naming(name):
+                made.append(preprocess(flatten(picture, self.spec.size[0]), self.spec))
+        return torch.stack(made) if made else torch.empty(0, *self.shape)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._named(0, len(self)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    def check(self, quiet: bool = False) -> None:
+        for name, picture in self._named(0, len(self)):
+            with naming(name):
+                refuse_elongated(flatten(picture, self.spec.size[0]), self.spec)
+
+    def _named(self, start: int, stop: int) -> list[tuple[str, Image.Image]]:
+        places = range(*slice(start, stop).indices(len(self.pictures)))
+        return [(name_of(self.pictures[place], place), self.pictures[place]) for place in places]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} pictures: {few(self.names)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,32 +293,36 @@ class MadeImages(Images):
         self.take(0, 1)
 
 
-ImageSpec = Images | Tensor | NDArray[np.floating] | str | Path | Sequence[str | Path]
-"""Images or clips as a preprocessed tensor, a file, a folder, or a list of files."""
+Picture = Image.Image | Tensor | NDArray[Any]
+"""One image at hand: a picture of Pillow, an array of 8-bit pixels, or a preprocessed array."""
+
+ImageSpec = Images | Picture | str | Path | Sequence[str | Path] | Sequence[Picture]
+"""Images or clips as a preprocessed tensor, a file, a folder, or a list of files; images as pictures too."""
 
 
 def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     """Whatever a user gives for images, as `Images`.
 
     Args:
-        source: a tensor or array, taken as preprocessed; the path of a file; the path of a folder, for all
-            image (or clip) files right in it, sorted by name (hidden files and other files are ignored); or
-            a list of paths of files.
-        spec: the model's preprocessing, for paths. Of a tensor height and width are not compared with it,
-            because some models take any.
+        source: the path of a file; the path of a folder, for all image (or clip) files right in it, sorted by
+            name (hidden files and other files are ignored); a list of paths of files; a picture of Pillow, an
+            array or tensor of 8-bit pixels (colours last or first), or a list of these; a floating-point
+            tensor or array, or a list of these, taken as preprocessed. 8-bit pixels with four dimensions are
+            a clip's frames where the model takes clips.
+        spec: the model's preprocessing, for all that is not preprocessed. Of a tensor height and width are
+            not compared with it, because some models take any.
 
     Raises:
         DataError: for a missing file or folder, a folder without images, or an unusable tensor; for images
             where the model takes clips, and the other way round.
 
     Example:
-        >>> as_images(torch.zeros(3, 32, 32), InputSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3))
+        >>> spec = InputSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+        >>> as_images(torch.zeros(3, 32, 32), spec)
         TensorImages(1 of 3 x 32 x 32)
+        >>> as_images([Image.new("RGB", (64, 48)), np.zeros((48, 64, 3), np.uint8)], spec)
+        HeldImages(2 pictures: image 0, image 1)
     """
-    if isinstance(source, np.ndarray) and source.dtype.kind in "biuf":
-        source = torch.from_numpy(np.array(source))  # copied: an array may be read-only or run backwards
-    if isinstance(source, Tensor):
-        source = TensorImages(source)
     if isinstance(source, Images):
         refuse_other(source.shape, spec, (*source.shape[:-2], *spec.shape[-2:]) == spec.shape)
         return source
@@ -266,12 +330,49 @@ def as_images(source: ImageSpec, spec: InputSpec) -> Images:
         path = Path(source)
         return files_of(list_images(path, spec) if path.is_dir() else (path,), spec)
     if isinstance(source, Sequence) and all(isinstance(item, (str, Path)) for item in source):
-        return files_of(tuple(map(Path, source)), spec)
-    raise DataError(
-        f"cannot take {spec.what}s from {type(source).__name__}: give one tensor ({spec.what}, "
-        f"{', '.join(spec.axes)}), or paths; torch.stack joins a list of tensors, and "
-        "circuitvit.tasks.image_files.preprocess(image, model.preprocessing) makes one of a PIL image"
-    )
+        return files_of(tuple(Path(item) for item in source if isinstance(item, (str, Path))), spec)
+    held = pictures_at_hand(source)
+    if held is not None:
+        return _held(held, spec)
+    found = _preprocessed(source, spec)
+    refuse_other(found.shape, spec, (*found.shape[:-2], *spec.shape[-2:]) == spec.shape)
+    return found
+
+
+def _held(pictures: tuple[Image.Image, ...], spec: InputSpec) -> Images:
+    """Pictures for a model of images; for one of clips they are the frames of one."""
+    if not isinstance(spec, ClipSpec):
+        return HeldImages(pictures, spec)
+    with naming("of these frames", "clip"):
+        return TensorImages(clip_of(pictures, spec)[None])
+
+
+def _preprocessed(source: object, spec: InputSpec) -> TensorImages:
+    """Numbers that are no pixels, alone or in a list of one shape."""
+    if (
+        isinstance(source, Sequence)
+        and source
+        and all(isinstance(each, (Tensor, np.ndarray)) for each in source)
+    ):
+        each = [torch.as_tensor(np.array(one) if isinstance(one, np.ndarray) else one) for one in source]
+        shapes = {tuple(one.shape) for one in each}
+        if len(shapes) > 1:
+            raise DataError(f"tensors of a list must be alike, and have shapes {', '.join(map(str, shapes))}")
+        source = torch.stack(each)
+    if isinstance(source, np.ndarray) and source.dtype.kind in "biuf":
+        source = torch.from_numpy(np.array(source))  # copied: an array may be read-only or run backwards
+    if not isinstance(source, Tensor):
+        raise DataError(
+            f"cannot take {spec.what}s from {type(source).__name__}: give paths, pictures of Pillow, arrays "
+            f"of 8-bit pixels, or one tensor ({spec.what}, {', '.join(spec.axes)})"
+        )
+    if source.ndim in (3, 4) and source.shape[-1] in (1, 3, 4) and source.shape[-3] != spec.shape[-3]:
+        kind = str(source.dtype).removeprefix("torch.")
+        raise DataError(
+            f"an array of shape {tuple(source.shape)} has its colours last, as pixels have, and its numbers "
+            f"are {kind}: give pixels as uint8, from 0 to 255"
+        )
+    return TensorImages(source)
 
 
 def files_of(paths: tuple[Path, ...], spec: InputSpec) -> FileImages:

@@ -317,8 +317,8 @@ def bind(
         raise OptionError(
             f"{model.name} has no classes: its {n_classes} outputs are features, which the metric "
             f"{metric.name} cannot take for logits. Compare the features with a vector or an image, "
-            "metric=cv.similarity(to=...) or cv.projection(direction) (--metric similarity --to FILE); or "
-            "put a classifier on them, cv.fit_head or cv.with_head (--head FILE); or, if they are classes, "
+            "metric=cv.similarity(to=...) or cv.projection(direction); or "
+            "put a classifier on them, cv.fit_head or cv.with_head; or, if they are classes, "
             "name them when loading, classes=[...]"
         )
     target = _resolved(metric.target, top_clean, model, n_pairs) if metric.uses_target else None

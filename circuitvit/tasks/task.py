@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from PIL.Image import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,6 +28,7 @@ from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import (
     FileImages,
+    HeldImages,
     Images,
     ImageSpec,
     MadeImages,
@@ -413,7 +415,11 @@ def _described(source: object) -> str:
     if callable(source):
         made = source.func if isinstance(source, partial) else source
         return f"made by {getattr(made, '__name__', repr(made))}"
-    return f"{len(source)} files" if isinstance(source, Sequence) else repr(source)
+    if isinstance(source, Image):
+        return f"picture {source.width} x {source.height}"
+    if isinstance(source, Sequence):
+        return f"{len(source)} {'files' if isinstance(source[0], (str, Path)) else 'pictures'}"
+    return repr(source)
 
 
 def _is_one_path(spec: object) -> bool:
@@ -440,7 +446,7 @@ def _foil_images(corrupt: Images | None) -> Images:
 
 def _check_images(clean: Images, corrupt: Images | None, model: Model, progress: bool) -> None:
     for images in (clean, corrupt):
-        if isinstance(images, (FileImages, MadeImages)):
+        if isinstance(images, (FileImages, HeldImages, MadeImages)):
             images.check(quiet=not progress)
     spec = model.preprocessing
     if corrupt is not None:

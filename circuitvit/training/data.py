@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from circuitvit._progress import progress_bar
 from circuitvit.datasets import catdog, digits
 from circuitvit.errors import DataError, OptionError
 from circuitvit.models.zoo.card import InputSpec
@@ -207,9 +207,11 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
 def _read_all(files: list[tuple[Path, int]], size: int, n_classes: int) -> tuple[Tensor, Tensor]:
     """Pictures as bytes `(n, 3, size, size)`, and their class probabilities `(n, class)`."""
     images = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
-    for index, (file, _) in enumerate(tqdm(files, desc="reading", unit="image", leave=False)):
-        picture = read_image(file).resize((size, size), Image.Resampling.BICUBIC)
-        images[index] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    with progress_bar(len(files), "reading", True, unit="image") as bar:
+        for index, (file, _) in enumerate(files):
+            picture = read_image(file).resize((size, size), Image.Resampling.BICUBIC)
+            images[index] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            bar.update()
     return images, one_hot(torch.tensor([label for _, label in files]), n_classes)
 
 

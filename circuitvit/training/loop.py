@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from circuitvit._progress import progress_bar
 from circuitvit._version import __version__
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.graph.files import write_bytes
@@ -192,7 +192,7 @@ def _fit(module: nn.Module, data: TrainingData, recipe: Recipe, quiet: bool) -> 
     optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
     module.train()
     done = 0
-    bar = tqdm(total=recipe.steps, desc=f"training {data.name}", unit="step", disable=quiet)
+    bar = progress_bar(recipe.steps, f"training {data.name}", not quiet, unit="step")
     with bar, _plain_attention(module):
         try:
             for step in range(recipe.steps):

@@ -15,10 +15,10 @@ from typing import Any
 
 from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import Circuit, CircuitLike, Provenance, as_circuit, notebook
-from circuitvit.graph.files import check_version, read_json, write_json
+from circuitvit.graph.files import check_version, naming, read_json, write_json
+from circuitvit.graph.records import from_json, to_json
 from circuitvit.pruning.find import Agreement
 from circuitvit.verification.recipe import Recipe, edges_hash
-from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.robustness import Robustness
 from circuitvit.verification.statistics import Estimate
 from circuitvit.verification.templates import markdown, write_text
@@ -340,8 +340,9 @@ class Report:
             FileError: if the file is missing, malformed, or of another version.
         """
         content = read_json(path)
-        check_version(path, content, json_schema(cls), REPORT_SCHEMA)
-        report: Report = from_json(cls, content)
+        check_version(path, content, {}, REPORT_SCHEMA)
+        with naming(path):
+            report: Report = from_json(cls, content)
         return report
 
     def __str__(self) -> str:

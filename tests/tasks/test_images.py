@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.models.timm_import import import_timm
-from circuitvit.models.zoo import InputSpec
+from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.tasks.image_files import decode_image, load_image, preprocess, read_image
 from circuitvit.tasks.images import FileImages, TensorImages, as_images
 
@@ -298,6 +298,70 @@ class TestFileImages:
             images.check(quiet=True)
 
 
+class TestPicturesAtHand:
+    """They are taken as their files would be, whatever library they come from."""
+
+    def test_every_way_of_holding_one_gives_what_its_file_gives(self, tmp_path: Path) -> None:
+        path, picture = saved(tmp_path / "a.png"), photograph()
+        pixels, wanted = np.asarray(picture), load_image(tmp_path / "a.png", SPEC)
+        first = torch.from_numpy(np.moveaxis(pixels, 2, 0).copy())  # as torchvision reads it
+        opened = Image.open(path)
+        for source in (
+            picture,
+            opened,
+            [picture],
+            pixels,
+            [pixels],
+            pixels[None],
+            first,
+            [first],
+            first[None],
+        ):
+            assert torch.equal(as_images(source, SPEC).take(0, 1)[0], wanted)
+        assert as_images(opened, SPEC).names == ("a.png",)
+
+    def test_several_keep_their_order_and_need_not_be_of_one_size_or_mode(self) -> None:
+        grey, seen_through = photograph(seed=1).convert("L"), Image.new("RGBA", (9, 9), (0, 0, 0, 0))
+        found = as_images([grey, np.asarray(photograph(seed=2)), np.asarray(grey), seen_through], SPEC)
+        assert (len(found), found.names[2]) == (4, "image 2")
+        assert torch.equal(found.take(0, 1), found.take(2, 3))
+        assert found.take(3, 4).min() == 1.0  # transparent pixels become white
+        found.check()
+
+    def test_a_photograph_is_turned_upright_as_its_file_is(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        path = saved(tmp_path / "turned.jpg", exif=exif)
+        assert torch.equal(as_images(Image.open(path), SPEC).take(0, 1)[0], load_image(path, SPEC))
+
+    def test_where_colours_could_be_first_or_last_arrays_and_tensors_keep_their_habits(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 3), dtype=np.uint8)
+        assert as_images(pixels, SPEC).pictures[0].size == (40, 3)  # type: ignore[attr-defined]
+        assert as_images(torch.from_numpy(pixels), SPEC).pictures[0].size == (3, 40)  # type: ignore[attr-defined]
+
+    def test_the_picture_that_cannot_be_used_is_named_before_long_work(self, tmp_path: Path) -> None:
+        path = saved(tmp_path / "cut.png")
+        path.write_bytes(path.read_bytes()[:900])
+        with pytest.raises(DataError, match=r"cannot use the image cut\.png: it cannot be decoded"):
+            as_images([photograph(), Image.open(path)], SPEC).check()
+
+    def test_a_list_of_preprocessed_tensors_is_a_batch(self) -> None:
+        tensors = [torch.full((3, 8, 8), float(place)) for place in range(3)]
+        assert torch.equal(as_images(tensors, SPEC).take(0, 3), torch.stack(tensors))
+        assert torch.equal(
+            as_images([each.numpy() for each in tensors], SPEC).take(0, 3), torch.stack(tensors)
+        )
+
+    def test_frames_are_a_clip_where_the_model_takes_clips(self) -> None:
+        spec = ClipSpec((3, 16, 16), HALF, HALF, frames=4)
+        frames = [photograph(seed=place) for place in range(8)]
+        clip = as_images(np.stack([np.asarray(frame) for frame in frames]), spec)
+        assert clip.take(0, 1).shape == (1, 4, 3, 16, 16)
+        assert torch.equal(clip.take(0, 1)[0, -1], preprocess(frames[-1], spec))
+        with pytest.raises(DataError, match="it has 2 frames, and the model takes 4"):
+            as_images(frames[:2], spec)
+
+
 class TestAsImages:
     def test_tensors_and_arrays_are_preprocessed_already(self) -> None:
         array = np.linspace(0, 1, 3 * 4 * 4, dtype=np.float32).reshape(3, 4, 4)
@@ -327,17 +391,24 @@ class TestAsImages:
             ([], "the list of paths is empty"),
             ("", "the list of paths is empty"),
             ("no/such/folder", "no image no/such/folder: there is no such file"),
-            (torch.zeros(1, 32, 32, 3), r"takes images of \(3, 32, 32\) \(channel, height, width\)"),
-            (np.zeros((3, 8, 8), dtype=np.uint8), "this one is uint8"),
+            (
+                torch.zeros(1, 32, 32, 3),
+                "has its colours last.* float32: give pixels as uint8, from 0 to 255",
+            ),
+            (torch.zeros(1, 2, 32, 32), r"takes images of \(3, 32, 32\) \(channel, height, width\)"),
+            (np.zeros((8, 8, 8), dtype=np.uint8), r"8-bit pixels are .* not of shape \(8, 8, 8\)"),
+            (np.zeros((0, 8, 3), dtype=np.uint8), "no pixels"),
+            (np.zeros((8, 8, 3), dtype=np.int64), "numbers are int64: give pixels as uint8"),
             (np.array(["a.png"]), "cannot take images from ndarray"),
-            ([torch.zeros(3, 8, 8)], "torch.stack joins a list of tensors"),
-            (Image.new("RGB", (8, 8)), r"preprocess\(image, model\.preprocessing\) makes one of a PIL image"),
+            ([torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)], r"must be alike.* \(3, 8, 8\)"),
+            ([Image.new("RGB", (8, 8)), "b.png"], "a list of pictures holds a str too"),
+            (Image.new("F", (8, 8)), "image 0: its pixels are numbers without a fixed range"),
             (None, "cannot take images from NoneType"),
         ],
     )
     def test_other_things_are_refused(self, source: object, complaint: str) -> None:
         with pytest.raises(DataError, match=complaint):
-            as_images(source, SPEC)  # type: ignore[arg-type]
+            as_images(source, SPEC).check()  # type: ignore[arg-type]
 
     def test_a_folder_without_images_says_what_it_holds(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"has no images, which end in \.bmp, .*\.webp$"):
