@@ -80,7 +80,7 @@ class Row:
 
 def toys(n: int) -> Iterator[tuple[cv.Model, list[tuple[str, cv.Task]]]]:
     """The bundled models with `n` pairs each."""
-    scenes, digits = catdog_pairs(n), digits_pairs(n, 3, 8)
+    scenes, digits = catdog_pairs(n), digits_pairs(n)
     drawn = cv.load("catdog-tiny"), (scenes.clean, scenes.corrupt), cv.logit_diff("cat", "dog")
     scanned = cv.load("digits-tiny"), digits, cv.logit_diff(3, 8)
     for model, (clean, corrupt), metric in (drawn, scanned):

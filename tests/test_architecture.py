@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "circuitvit"
 ROOMS = (
     "errors",
     "_lazy",
+    "_keywords",
     "_lock",
     "_progress",
     "_version",

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from circuitvit._keywords import running
 from circuitvit.attribution.exact import edge_effects
 from circuitvit.attribution.scoring import Running
 from circuitvit.engine import choose_batch_size
@@ -47,6 +48,7 @@ MOST_BANDS = 4
 Values = Float[np.ndarray, " edge"]
 
 
+@running
 def calibrate(
     model: Model,
     task: Task | PreparedTask,
@@ -68,8 +70,8 @@ def calibrate(
         n: how many edges to measure; edges whose scores are exact effects already are not measured again.
         level: share of the edges whose effects should lie in their intervals.
         seed: of the draw.
-        batch_size: pairs at once; chosen from the memory budget by default.
-        memory: that budget, in bytes.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Returns:
@@ -90,7 +92,6 @@ def calibrate(
         raise OptionError(f"at least {LEAST} edges must be measured to say how right scores are, not {n}")
     if not 0.5 <= level <= 0.95:
         raise OptionError(f"the level of the intervals lies between 0.5 and 0.95, not {level:g}")
-    check_whole("a seed", seed, 0)
     prepared = prepare(model, task, progress)
     prepared.graph.check_same(scores.graph, "what scores the edges")
     if scores.direction != prepared.direction:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.attribution.eap import objective
 from circuitvit.attribution.local import edge_deltas
 from circuitvit.attribution.scoring import provenance_of, require_gradient
@@ -40,6 +41,7 @@ from circuitvit.tasks import PreparedTask, Task, prepare
 NODE_METHODS = ("exact", "atp")
 
 
+@running
 def attribute_nodes(
     model: Model,
     task: Task | PreparedTask,
@@ -55,8 +57,8 @@ def attribute_nodes(
         model: from `load` or `wrap`.
         task: images, metric and ablation; its token groups tell a node's tokens apart.
         method: "exact" or "atp".
-        batch_size: pairs at once; chosen from the memory budget by default.
-        memory: that budget, in bytes.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:

@@ -10,22 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.attribution.methods import DEFAULT, check_keywords, find_method
 from circuitvit.engine import choose_batch_size, own_share, summed
-from circuitvit.errors import DataError, OptionError, check_whole
+from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import EdgeMask, EdgeScores, Provenance
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 
+@running
 def attribute(
     model: Model,
     task: Task | PreparedTask,
     method: str = DEFAULT,
     *,
+    processes: bool = False,
     batch_size: int | None = None,
     memory: int | None = None,
-    processes: bool = False,
     progress: bool = True,
     **keywords: Any,
 ) -> EdgeScores:
@@ -37,14 +39,14 @@ def attribute(
         model: from `load` or `wrap`.
         task: images, metric and ablation.
         method: one of `METHODS`: "local", the best of those that are cheap; "eap", "exact" and others.
-        batch_size: pairs at once; chosen from the memory budget by default.
-        memory: that budget, in bytes.
         processes: share the pairs among the processes of `torch.distributed`, which must all make this call;
             each gets the scores over all pairs.
-        progress: whether to show a bar.
         **keywords: the method's own, such as `steps=10, rule="gauss-legendre"` for "eap-ig", `budget="60s"`
             for "hybrid" and "auto", `seed=1` for "random", `state="scores.state"` for "exact".
             `cv.METHODS[method].keywords` lists them.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown method.
@@ -58,8 +60,6 @@ def attribute(
     """
     chosen = find_method(method)
     check_keywords(method, keywords)
-    if batch_size is not None:
-        check_whole("the batch size (batch_size)", batch_size)
     stateful = keywords.get("state") is not None
     if processes and (stateful or not chosen.by_pair):
         raise OptionError(f"{method}{' with a state' * stateful} runs in one process only")
@@ -101,7 +101,7 @@ class Running:
     """How a method runs, whichever it is.
 
     Attributes:
-        batch_size: pairs at once.
+        batch_size: pairs at once; by default what `memory` allows.
         progress: whether to show a bar.
     """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 import circuitvit as cv
-from circuitvit.cli.discover import FILES, Search, checked_search, discover_circuit
+from circuitvit.cli.discover import FILES, Search, checked_search, discover_circuit, show_page
 from circuitvit.cli.inputs import ModelOptions, RunOptions, load_model, one_thread, prepare
 from circuitvit.cli.options import command
 from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_notes, show_rows
@@ -44,8 +44,8 @@ CHANCE = 0.05
 @command("Run", quiet="--quiet -q", out="--out -o DIR")
 def demo(out: Path = Path("out/demo"), seed: int = 0, quiet: bool = False) -> None:
     """See it work: find the few connections by which a small bundled Vision Transformer tells cats from dogs,
-    prove by ablation that they are enough, and draw them. It takes less than a minute and downloads nothing.
-    It ends with exit code 1 if the circuit does not hold up on pictures that the search has not seen.
+    prove by ablation that they are enough, and show them on a page. It takes less than a minute and downloads
+    nothing. It ends with exit code 1 if the circuit does not hold up on pictures that it was not found on.
 
     For example:
 
@@ -75,9 +75,9 @@ def demo(out: Path = Path("out/demo"), seed: int = 0, quiet: bool = False) -> No
     show_notes("How it was found", outcome.summary.splitlines())
     show_notes("Caveats", outcome.report.warnings)
     show(f"\nwrote {folder.path}: {', '.join(folder.saved)}")
-    show(f"look at {folder.path / 'circuit.svg'} (the diagram) and {folder.path / 'report.md'} (the proof)")
     failures = list(_failures(outcome.report))
     show_notes("The circuit does not hold up", failures)
+    show_page(folder)
     if failures:
         raise typer.Exit(1)
 

@@ -26,13 +26,16 @@ from circuitvit.cli.inputs import (
 from circuitvit.cli.library import Argument, arguments, scoring_methods
 from circuitvit.cli.options import Given, Keywords, command, group
 from circuitvit.cli.output import Clock, Folder, Row, remark, report_rows, show, show_notes, show_rows
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from circuitvit.graph import Circuit, EdgeScores
     from circuitvit.models import Model
     from circuitvit.tasks import PreparedTask, Task
     from circuitvit.verification import Report
+
+PAGE = "circuit.html"
+"""The result as a page: diagram, images, attention and report."""
 
 FILES = (
     "circuit.json",
@@ -42,6 +45,7 @@ FILES = (
     "report.csv",
     "circuit.svg",
     "circuit.dot",
+    PAGE,
 )
 
 TAU = 0.02
@@ -49,6 +53,8 @@ CALIBRATED = 60
 DRAWN_EDGES = 300
 """How many edges a diagram shows at most, the strongest; more than this cannot be followed by eye."""
 
+PAGE_EDGES = 3000
+"""How many edges the page holds at most, which starts without them; with more it gets slow."""
 
 _FIND, _ACDC = arguments("pruning.find"), arguments("pruning.acdc")
 _PLAN = "repeat an earlier search by its steps, trim_runs and batch_size, which are in circuit.json."
@@ -128,7 +134,8 @@ def discover(
 ) -> None:
     """Find the circuit behind a behaviour: the few edges of a model's graph that are enough for it. Give
     images that show the behaviour (clean) and images that do not (corrupt). The circuit is found on these
-    pairs, tested by ablation, on other pairs where you give them, and written with a diagram and a report.
+    pairs, tested by ablation, on other pairs where you give them, and written with a report, and as a page to
+    open in a browser: diagram, images, attention and report.
 
     For example, with one pair and with a table of pairs:
 
@@ -162,6 +169,7 @@ def discover(
     show_notes("How it was found", outcome.summary.splitlines())
     show_notes("Caveats", outcome.report.warnings)
     show(f"\nwrote {folder.path}: {', '.join(folder.saved)}")
+    show_page(folder)
 
 
 def discover_circuit(
@@ -210,7 +218,30 @@ def discover_circuit(
     with clock.phase("files"):
         for name in ("report.json", "report.md", "report.csv"):
             folder.write(name, report.save)
+        folder.write(PAGE, partial(_save_page, model, prepared, circuit, report))
     return Outcome(circuit, report, summary)
+
+
+def show_page(folder: Folder) -> None:
+    """Say what to open, and how."""
+    page = folder.path / PAGE
+    show(f"\nopen this: {page}\nin a browser: {page.resolve().as_uri()}")
+
+
+def _save_page(model: Model, task: PreparedTask, circuit: Circuit, report: Report, path: Path) -> None:
+    """The page, with the images of the first pair unless the model's patches have no place on them."""
+    shown = partial(
+        circuit.draw,
+        path,
+        title=f"Circuit of {model.name} for {task.metric.label}",
+        max_edges=min(PAGE_EDGES, len(circuit)),
+        report=report,
+    )
+    try:
+        shown(model=model, task=task)
+    except (DataError, UnsupportedModelError) as error:
+        remark(f"{PAGE} holds no images: {error}")
+        shown()
 
 
 # -- options that must make sense together -------------------------------------------------------

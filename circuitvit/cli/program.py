@@ -28,7 +28,7 @@ COMMANDS = {
     "attribute": ("attribute", "Score every edge of a model, without choosing a circuit."),
     "verify": ("verify", "Test a saved circuit by ablation: is it enough, is it needed?"),
     "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
-    "draw": ("view", "Draw a saved circuit: SVG, HTML, PDF, PNG, DOT, GraphML and others."),
+    "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
     "models": ("models", "List the models that can be used."),
     "train": ("models", "Train a small Vision Transformer of your own."),

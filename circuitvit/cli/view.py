@@ -1,4 +1,4 @@
-"""`circuitvit view` and `circuitvit draw`: looks at a model and its images, and circuits, as pictures."""
+"""`circuitvit view`: looks at a model and its images, as pictures."""
 
 from __future__ import annotations
 
@@ -245,34 +245,6 @@ VIEWS = {
 }
 for _name, (_command, _summary) in VIEWS.items():
     view.command(_name, short_help=_summary)(_command)
-
-
-@command("Output")
-def draw(
-    circuit: Annotated[Path, typer.Argument(metavar="CIRCUIT.json")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.svg")],
-    title: str | None = None,
-    max_edges: int | None = None,
-) -> None:
-    """Draw a saved circuit, without the model: rows by layer with input at the bottom and logits on top,
-    edges as wide as their effect and coloured by its sign.
-
-    For example:
-
-    ```sh
-    circuitvit draw out/cat_dog/circuit.json out/cat_dog/strongest.svg --max-edges 60
-    ```
-
-    Args:
-        circuit: from `circuitvit discover`, or from EAP-IG and MIB.
-        out: the ending chooses the format: .svg, .html (an interactive page), .pdf, .png, .dot, .tex,
-            .graphml (for Gephi and networkx) or .json.
-        title: above the diagram.
-        max_edges: draw only the strongest edges, this many.
-    """
-    saved = cv.Circuit.load(circuit)
-    write(out, partial(saved.draw, title=title, max_edges=max_edges))
-    show(f"wrote {out}: {len(saved):,} edges")
 
 
 # -- inside --------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 
 CLASSES: tuple[str, ...] = tuple("0123456789")
 """Names of the classes, in the order of the logits of `digits-tiny`."""
@@ -85,37 +86,79 @@ def digits_split(seed: int = SPLIT_SEED, held_out: float = 0.2) -> tuple[Digits,
     return train, kept_back
 
 
-def digits_pairs(n: int, clean: int, corrupt: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Held-out pictures of two digits, side by side: each clean one with the most similar corrupt one.
+@dataclass(frozen=True, eq=False)
+class DigitPairs:
+    """Pictures of a digit and of another that is most like each; unpacks as `clean, corrupt`.
 
-    Real digits have no exact counterfactuals. The picture of the other digit that differs least (in squared
-    ink) is the nearest there is.
+    Attributes:
+        clean: (n, 1, 8, 8) float32.
+        corrupt: (n, 1, 8, 8) float32.
+        clean_indices: (n,) int64, numbers of the clean pictures in scikit-learn's `load_digits`.
+        corrupt_indices: (n,) int64, of the corrupt ones; one may be the most similar to several.
+    """
+
+    clean: Tensor
+    corrupt: Tensor
+    clean_indices: Tensor
+    corrupt_indices: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.clean, self.corrupt))
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+def digits_pairs(
+    n: int,
+    seed: int = 0,
+    clean: int | str = 3,
+    corrupt: int | str = 8,
+    *,
+    preprocessed: bool = True,
+) -> DigitPairs:
+    """`n` pairs of held-out pictures of two digits: each clean one with the most similar corrupt one.
+
+    Real digits have no exact counterfactuals, as `catdog_pairs` has. The picture of the other digit that
+    differs least (in squared ink) is the nearest there is.
 
     Args:
-        n: how many pairs; at most as many as there are held-out pictures of `clean`.
-        clean: a digit, 0 to 9.
-        corrupt: another.
-        seed: which of the clean pictures are taken.
-
-    Returns:
-        clean (n, 1, 8, 8) and corrupt (n, 1, 8, 8), preprocessed.
+        n: how many pairs; at most as many as there are held-out pictures of `clean`, about 35.
+        seed: which of the clean pictures are taken; the first ones do not depend on `n`.
+        clean: the digit in the clean pictures, such as 3, or "3" as the classes of `digits-tiny` are called.
+        corrupt: the digit in the corrupt pictures.
+        preprocessed: True gives what the model takes (-1 is paper, 1 is ink); False gives ink in [0, 1], to
+            look at.
 
     Raises:
         DataError: when scikit-learn is not installed, or n is more than there are.
-        OptionError: for a digit that is none, or the same digit twice.
+        OptionError: for the same digit twice, or a negative seed.
+        NameNotFoundError: for a digit that is none.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> task = cv.Task(*digits_pairs(4), metric=cv.logit_diff("3", "8"))
+        >>> len(task.prepare(cv.load("digits-tiny")))
+        4
     """
+    check_whole("a seed", seed, 0)
     for digit in (clean, corrupt):
-        if digit not in range(len(CLASSES)):
-            raise OptionError(f"a digit is a whole number from 0 to 9, not {digit!r}")
-    if clean == corrupt:
-        raise OptionError(f"clean and corrupt are both {clean}, so the pairs would not differ")
+        if str(digit) not in CLASSES:
+            raise unknown_name("digit", digit, CLASSES)
+    if str(clean) == str(corrupt):
+        raise OptionError(f"clean and corrupt are both {clean!r}, so the pairs would not differ")
     _, held_out = digits_split()
-    ours, others = held_out.of(clean).images, held_out.of(corrupt).images
-    if not 1 <= n <= len(ours):
+    ours, others = held_out.of(int(clean)), held_out.of(int(corrupt))
+    check_whole("n", n)
+    if n > len(ours):
         raise DataError(f"n is 1 to {len(ours)}, the number of held-out pictures of {clean}, not {n}")
-    ours = ours[torch.from_numpy(np.random.default_rng(seed).permutation(len(ours))[:n])]
-    nearest = (ours[:, None] - others[None]).square().sum(dim=(2, 3, 4)).argmin(dim=1)
-    return ours, others[nearest]
+    taken = torch.from_numpy(np.random.default_rng(seed).permutation(len(ours))[:n])
+    pictures = ours.images[taken]
+    nearest = (pictures[:, None] - others.images[None]).square().sum(dim=(2, 3, 4)).argmin(dim=1)
+    sides = (pictures, others.images[nearest])
+    if not preprocessed:
+        sides = (sides[0] * STD[0] + MEAN[0], sides[1] * STD[0] + MEAN[0])
+    return DigitPairs(*sides, ours.indices[taken], others.indices[nearest])
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,14 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
 from circuitvit._progress import announce, progress_bar
-from circuitvit.engine.batches import BatchRun, batch_runs, choose_batch_size, clean_logits, free_logits
+from circuitvit.engine.batches import (
+    BatchRun,
+    batch_runs,
+    choose_batch_size,
+    clean_logits,
+    free_logits,
+    memory_budget,
+)
 from circuitvit.engine.contraction import add_products, members_at
 from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
 from circuitvit.engine.gradients import (
@@ -52,6 +59,7 @@ __all__ = [
     "launched",
     "masked_run",
     "members_at",
+    "memory_budget",
     "new_workspace",
     "output_gradients",
     "outputs",

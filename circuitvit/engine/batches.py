@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit._keywords import check_memory
 from circuitvit.engine.masked import Workspace, masked_run, soft_run
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
-from circuitvit.errors import OptionError, check_whole
+from circuitvit.errors import check_whole
 from circuitvit.graph import EdgeMask
 from circuitvit.models import Model
 from circuitvit.tasks import Batch, PreparedTask
@@ -36,9 +37,8 @@ def memory_budget(model: Model, memory: int | None = None) -> int:
     Raises:
         OptionError: if what is given is not positive.
     """
-    if memory is not None and (type(memory) is not int or memory <= 0):
-        raise OptionError(f"the memory budget must be a positive number of bytes, not {memory!r}")
     if memory is not None:
+        check_memory(memory)
         return memory
     if model.device.type == "cuda":
         return int(torch.cuda.mem_get_info(model.device)[0] * CUDA_SHARE)

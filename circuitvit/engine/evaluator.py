@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit._progress import progress_bar
 from circuitvit.engine.batches import (
     BatchRun,
@@ -70,9 +71,9 @@ class Evaluator:
 
     Args:
         prepared: the task.
-        batch_size: pairs at once; chosen from the memory budget by default.
-        memory: budget in bytes: of one batch, and of all batches that are held for the next run.
-        progress: whether runs show a bar.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if the batch size or the budget is not positive.
@@ -359,6 +360,7 @@ class Evaluator:
 # -- functions -----------------------------------------------------------------------------------
 
 
+@running
 def run(
     model: Model,
     task: Task | PreparedTask,
@@ -366,6 +368,8 @@ def run(
     *,
     ablate: CircuitLike | None = None,
     batch_size: int | None = None,
+    memory: int | None = None,
+    progress: bool = True,
 ) -> Float[Tensor, "pair class"]:
     """The logits with everything outside `circuit` ablated, or with the edges of `ablate` ablated.
 
@@ -382,7 +386,7 @@ def run(
     """
     if (circuit is None) == (ablate is None):
         raise OptionError("give either the circuit to keep, or ablate= with the edges to remove")
-    evaluator = Evaluator(prepare(model, task), batch_size=batch_size)
+    evaluator = Evaluator(prepare(model, task), batch_size=batch_size, memory=memory, progress=progress)
     given = circuit if ablate is None else ablate
     kept = as_circuit(given, evaluator.graph)  # type: ignore[arg-type]  # one of the two is given
     return evaluator.logits(kept if ablate is None else ~kept)

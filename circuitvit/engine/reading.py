@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit._lock import Lock
 from circuitvit._progress import progress_bar
 from circuitvit.engine.kept import FORMAT, Activations
-from circuitvit.errors import FileError, ModelError, OptionError, check_whole
+from circuitvit.errors import FileError, ModelError, OptionError
 from circuitvit.models import Model
 from circuitvit.models.sites import (
     Site,
@@ -52,6 +53,7 @@ SHORT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch
 # -- reading -------------------------------------------------------------------------------------
 
 
+@running
 def activations(
     model: Model,
     images: ImageSpec,
@@ -76,8 +78,8 @@ def activations(
         groups: token groups whose names may stand after an @.
         out: a safetensors file to stream them into. Called again after an interruption, it goes on.
         grad: keep the graph, so that they can be differentiated; the images are a tensor then, run at once.
-        batch_size: images that run at once.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: if there is no such site, with the nearest.
@@ -111,6 +113,7 @@ def activations(
     return _streamed(model, found, wanted, size, Path(out), progress)
 
 
+@running
 def activation_batches(
     model: Model,
     images: ImageSpec,
@@ -145,8 +148,6 @@ def _asked(
         raise OptionError(f"activations are asked for by name, such as 'resid1', not as {names!r}")
     if not asked:
         raise OptionError("no activations are named: model.sites() lists what there is")
-    if batch_size is not None:
-        check_whole("the batch size (batch_size)", batch_size)
     found = as_images(images, model.preprocessing)
     check_size(found, model)
     wanted = _wanted(model, asked, tokens, groups, (found.shape[-2], found.shape[-1]))

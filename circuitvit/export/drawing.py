@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from circuitvit.errors import FileError, OptionError
 from circuitvit.export import maps as node_maps
@@ -16,7 +17,10 @@ from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit, CircuitLike, Direction, as_circuit
 from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
-from circuitvit.tasks import Task
+from circuitvit.tasks import PreparedTask, Task
+
+if TYPE_CHECKING:
+    from circuitvit.verification import Report
 
 FIGURES = ("svg", "pdf", "png")
 """Pictures that can hold several drawings, and thumbnails."""
@@ -43,18 +47,19 @@ def draw(
     max_edges: int | None = None,
     direction: Direction | None = None,
     model: Model | None = None,
-    task: Task | None = None,
+    task: Task | PreparedTask | None = None,
     pair: int = 0,
     thumbnails: bool | None = None,
     image: str = "clean",
     curve: Curve | None = None,
     intervals: Intervals | None = None,
+    report: Report | None = None,
 ) -> Path:
     """Draw a circuit, or write it as a graph for other programs.
 
     | ending | what it holds |
     | --- | --- |
-    | `.html` | the interactive page: one file that works offline, with attention over the images |
+    | `.html` | the interactive page: one file that works offline, with images, attention and report |
     | `.svg` | the diagram: rows by layer, columns by head, hover texts |
     | `.pdf`, `.png` | the same diagram; needs matplotlib (`pip install 'circuitvit[plots]'`) |
     | `.tex`, `.tikz` | the drawing as TikZ, without title and legend |
@@ -80,12 +85,13 @@ def draw(
         image: whose thumbnails the static figures show, "clean" or "corrupt"; the page has both.
         curve: for the page, faithfulness at several sizes: `(edges, faithfulness)`.
         intervals: for the page, the ends of the confidence interval of edges' effects, by name.
+        report: for the page, the verification of this circuit, written under the diagram.
 
     Returns:
         The path of the file.
 
     Raises:
-        OptionError: if the format is unknown or an option makes no sense.
+        OptionError: if the format is unknown, an option makes no sense, or the report is of another circuit.
         FileError: if the file cannot be written, or matplotlib is needed and missing.
 
     Example:
@@ -97,6 +103,8 @@ def draw(
     """
     path, circuit = Path(path), as_circuit(circuit)
     kind = format_of(path, format, FORMATS)
+    if report is not None:
+        _check_report(report, circuit, kind)
     if kind in _DATA:
         return _write_data(circuit, path, kind, title, max_edges)
     wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
@@ -104,7 +112,7 @@ def draw(
     room = () if maps is None else (maps.nodes, thumb_size(maps.grid))
     picture = picture_of(circuit, title, max_edges, direction, *room)
     if kind == "html":
-        content = page_of(page_data(circuit, picture, maps, curve, intervals)).encode()
+        content = page_of(page_data(circuit, picture, maps, curve, intervals), report).encode()
     elif kind in SOURCES:
         content = SOURCES[kind](picture).encode()
     else:
@@ -146,6 +154,19 @@ def format_of(path: Path, asked: str | None, formats: tuple[str, ...]) -> str:
     return _OTHER_NAMES.get(said, said)
 
 
+def _check_report(report: Report, circuit: Circuit, kind: str) -> None:
+    if kind != "html":
+        raise OptionError(
+            f"a report is written on the page: draw an .html file, or save it beside the .{kind}"
+        )
+    size, edges = report.size, len(circuit.pruned())
+    if (size.edges, size.graph_edges) != (edges, circuit.graph.n_edges):
+        raise OptionError(
+            f"the report is of a circuit of {size.edges:,} of {size.graph_edges:,} edges, and this one has "
+            f"{edges:,} of {circuit.graph.n_edges:,}: verify this circuit"
+        )
+
+
 def _write_data(circuit: Circuit, path: Path, kind: str, title: str | None, max_edges: int | None) -> Path:
     if max_edges is not None:
         raise OptionError(f"max_edges thins out pictures; a .{kind} file always holds the whole circuit")
@@ -154,7 +175,9 @@ def _write_data(circuit: Circuit, path: Path, kind: str, title: str | None, max_
     return write_bytes(path, graphml_of(circuit, title).encode())
 
 
-def _maps(circuit: Circuit, model: Model | None, task: Task | None, pair: int) -> node_maps.Maps:
+def _maps(
+    circuit: Circuit, model: Model | None, task: Task | PreparedTask | None, pair: int
+) -> node_maps.Maps:
     if model is None or task is None:
         raise OptionError("thumbnails show what the nodes do on an image: give both model= and task=")
     model.graph.with_groups(circuit.graph.groups).check_same(circuit.graph, "the circuit")

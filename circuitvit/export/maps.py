@@ -23,7 +23,7 @@ from circuitvit.export.sheet import Sheet
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
 from circuitvit.models.zoo import InputSpec
-from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks import PreparedTask, Task, prepare
 
 Array = NDArray[np.float64]
 
@@ -119,7 +119,9 @@ class Maps:
         return (*side.heads, *side.writes)
 
 
-def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | None = None) -> Maps:
+def maps_of(
+    model: Model, task: Task | PreparedTask, pair: int = 0, nodes: Collection[str] | None = None
+) -> Maps:
     """Run the model plainly on the two images of a pair and keep what its nodes do.
 
     Args:
@@ -138,7 +140,7 @@ def maps_of(model: Model, task: Task, pair: int = 0, nodes: Collection[str] | No
         >>> maps_of(cv.load("catdog-tiny"), task).grid
         (6, 6)
     """
-    prepared = task.prepare(model)
+    prepared = prepare(model, task)
     if not 0 <= pair < len(prepared):
         raise OptionError(f"pair is 0 to {len(prepared) - 1}, the places of the task's pairs, not {pair}")
     images = {"clean": prepared.clean.take(pair, pair + 1)}

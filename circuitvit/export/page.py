@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -28,14 +28,18 @@ from markupsafe import Markup
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.export import style
 from circuitvit.export.figure import PORT_NAMES
-from circuitvit.export.layout import Layout, Line, lay_out
+from circuitvit.export.findings import findings_of
+from circuitvit.export.layout import DOT_SPACE, Layout, Line, lay_out
 from circuitvit.export.maps import CUT, LEAST_CUT, LEAST_TIMES_MEAN, RAMP, Array, Maps, Side
 from circuitvit.export.picture import DrawnEdge, DrawnNode, Picture
 from circuitvit.export.svg import image_uri, path_of
 from circuitvit.graph import Circuit, Graph, node_of, port_of
 from circuitvit.graph.files import clean
 
-_NAMES = ("wiring", "maps", "diagram", "state", "details", "figure", "search", "main")
+if TYPE_CHECKING:
+    from circuitvit.verification import Report
+
+_NAMES = ("wiring", "maps", "diagram", "rows", "bundles", "state", "details", "figure", "search", "main")
 SCRIPTS = tuple(f"{name}.js" for name in _NAMES)  # in the order in which they need each other
 
 FINE_STEP = 16.0 / 255  # nats between levels in the default row: 16 nats below the largest is nothing
@@ -52,23 +56,43 @@ Intervals = Mapping[str, tuple[float, float]]
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def page_of(data: Mapping[str, Any]) -> str:
+def page_of(data: Mapping[str, Any], report: Report | None = None) -> str:
     """The page as HTML; the same data gives the same text, byte for byte.
 
     Args:
         data: from `page_data`.
+        report: of the circuit's verification, which is written under the diagram.
     """
     script, style = "\n".join(map(_resource, SCRIPTS)), _resource("page.css")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource("page.html")).render(
-        title=data["title"] or "Circuit",
-        counts=data["counts"],
-        origin=data["origin"],
-        policy=_policy(script, style),
-        style=Markup(style),  # our own files, whose hashes must not change
-        script=Markup(script),
-        data=Markup(safe_json(data)),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=data["title"] or "Circuit",
+            counts=data["counts"],
+            origin=data["origin"],
+            policy=_policy(script, style),
+            style=Markup(style),  # our own files, whose hashes must not change
+            script=Markup(script),
+            data=Markup(safe_json(data)),
+            report=report,
+            findings=[] if report is None else findings_of(report),
+        )
     )
+
+
+@lru_cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,  # names of files and classes
+    )
+    environment.filters["number"] = style.number
+    return environment
 
 
 def safe_json(data: Mapping[str, Any]) -> str:
@@ -133,7 +157,8 @@ def page_data(
         "counts": picture.counts,
         "origin": picture.origin,
         "size": [_n(layout.width), _n(layout.height)],
-        "stripes": [[block, _n(top), _n(bottom)] for block, (top, bottom) in layout.stripes.items()],
+        "rows": _rows(picture, layout),
+        "rowBlocks": list(picture.blocks),
         "columns": [[name, _n(x)] for x, name in sorted(layout.column_names().items())],
         "groups": list(picture.groups),
         "dashes": [style.dash_of(group) for group in range(len(picture.groups))],
@@ -154,6 +179,19 @@ def page_data(
         "rampEnd": [CUT, LEAST_CUT, LEAST_TIMES_MEAN],
         "maps": None if maps is None else packed_maps(maps, _by_strength(picture)),
     }
+
+
+def _rows(picture: Picture, layout: Layout) -> list[list[float]]:
+    """Top and bottom of each row, the lowest first: what the page moves when it folds layers."""
+    found: list[list[float]] = [[] for _ in picture.blocks]
+    for node in picture.nodes:
+        if node.present:
+            box = layout.boxes[node.name]
+            found[node.row] += [box.top, box.bottom]
+        else:
+            y = layout.dots[node.name][1]
+            found[node.row] += [y - DOT_SPACE / 2, y + DOT_SPACE / 2]
+    return [[_n(min(row)), _n(max(row))] for row in found]
 
 
 def _node(node: DrawnNode, layout: Layout) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from circuitvit.graph.files import check_version, naming, read_json, record, wri
 from circuitvit.graph.liveness import live_edges
 from circuitvit.graph.names import edge_name, node_of, parse_edge
 from circuitvit.graph.provenance import PROVENANCE_SCHEMA, Provenance
+from circuitvit.graph.results import OTHER_ENDINGS, Record, Result
 from circuitvit.graph.topology import GRAPH_SCHEMA, EdgeMask, Graph, Remade, frozen
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"
@@ -60,7 +61,7 @@ class Scored(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Circuit(Remade):
+class Circuit(Remade, Result):
     """A set of kept edges; all other edges of the graph are ablated when the circuit is run.
 
     It behaves like a frozen set of edge names: `|`, `&`, `-`, `~`, `<=`, `len`, `in`, iteration in graph
@@ -293,13 +294,27 @@ class Circuit(Remade):
             **scores,
         }
 
+    to_record = to_dict
+
+    def records(self) -> Iterator[Record]:
+        """One row for each edge: `edge`, its `sender`, `receiver` and `group` ("" without groups), and its
+        `score`, None where the circuit carries none."""
+        for name in self:
+            sender, receiver, group = parse_edge(name)
+            score = self.score_of(name)
+            yield {"edge": name, "sender": sender, "receiver": receiver, "group": group, "score": score}
+
     def save(self, path: str | Path, layout: str = "circuitvit") -> Path:
         """Write the circuit as JSON; `layout="eap-ig"` writes the file of the EAP-IG and MIB tools.
+
+        The ending `.csv` writes the table of `records`, `.safetensors` the JSON in such a file's header.
 
         Raises:
             FileError: if the file cannot be written.
             OptionError: if `layout` is unknown, or the graph cannot be said in the EAP-IG layout.
         """
+        if Path(path).suffix in OTHER_ENDINGS:
+            return super().save(path)
         if layout == "circuitvit":
             return write_json(path, self.to_dict())
         if layout == "eap-ig":
@@ -317,23 +332,32 @@ class Circuit(Remade):
         Raises:
             FileError: if the file is missing, malformed, of another version, or of another graph.
         """
+        if Path(path).suffix == ".safetensors":
+            circuit = super().load(path)
+            check_graph(path, circuit.graph, graph)
+            return circuit
         content = read_json(path)
         if "cfg" in content:
             with naming(path):
                 circuit = cls(*eap_ig.from_layout(content), Provenance(method="EAP-IG file"))
         else:
-            check_version(path, content, _FILE, CIRCUIT_SCHEMA)
             with naming(path):
-                circuit = cls._from_dict(content)
+                circuit = cls.from_record(content, str(path))
         check_graph(path, circuit.graph, graph)
         return circuit
 
     @classmethod
-    def _from_dict(cls, content: Mapping[str, Any]) -> Circuit:
+    def from_record(cls, content: Mapping[str, Any], place: str) -> Circuit:
+        """The circuit that stands at a place of a file.
+
+        Raises:
+            FileError: if it is none, of another version, or contradicts itself.
+        """
+        check_version(place, content, _FILE, CIRCUIT_SCHEMA)
         graph, edges = Graph.from_dict(content["graph"]), content["edges"]
-        for place, name in enumerate(edges):
+        for at, name in enumerate(edges):
             if not isinstance(name, str) or len(name) > LONGEST_NAME:
-                raise FileError(f"edges/{place}: {str(name)[:80]!r} is not the name of an edge")
+                raise FileError(f"edges/{at}: {str(name)[:80]!r} is not the name of an edge")
         twice = next((name for name, count in Counter(edges).items() if count > 1), None)
         if twice is not None:
             raise FileError(f"edge {twice!r} is listed {edges.count(twice)} times")

@@ -102,9 +102,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
         if size > MAX_BYTES:
             raise FileError(f"{path}: {size / 2**20:.0f} MiB is too large for one of our files")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_moderate)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise FileError(f"{path} is not a JSON file: {error}") from error
+    return parse_json(path, text)
+
+
+def parse_json(path: str | Path, text: str) -> dict[str, Any]:
+    """The JSON object that a file holds, as its text or in its header.
+
+    Raises:
+        FileError: naming the file, if the text is not JSON, or no object.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_moderate)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict):

@@ -45,6 +45,11 @@ class Markup(str):
     __slots__ = ()
 
 
+def heading(text: object) -> Markup:
+    """The name of a column."""
+    return Markup(f'<div style="opacity:.65">{cell(text)}</div>')
+
+
 def bar(share: float, positive: bool) -> Markup:
     """A bar as long as its share of the longest, in the colour of what supports or opposes.
 

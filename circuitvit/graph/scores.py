@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,9 @@ from circuitvit.graph.circuit import SCORE_MAP_SCHEMA, Circuit, check_graph
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
 from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
+from circuitvit.graph.names import parse_edge
 from circuitvit.graph.provenance import PROVENANCE_SCHEMA, Provenance
+from circuitvit.graph.results import OTHER_ENDINGS, Record, Result, cells
 from circuitvit.graph.topology import GRAPH_SCHEMA, NAMES_SCHEMA, EdgeMask, Graph, Remade, frozen
 
 SCORES_SCHEMA = "circuitvit.scores/1"
@@ -43,7 +45,7 @@ Ranking = Literal["magnitude", "signed"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EdgeScores(Remade):
+class EdgeScores(Remade, Result):
     """One number for each edge: an estimate of its effect on the metric, or the effect itself.
 
     In the noising direction the effect is metric(edge ablated) - metric(clean), so an edge that
@@ -74,6 +76,8 @@ class EdgeScores(Remade):
     measured: EdgeMask | None = None
     fidelity: Fidelity | None = None
 
+    kind = "scores"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", self.graph.checked(self.values))
         for part in (self.measured, None if self.fidelity is None else self.fidelity.low):
@@ -93,14 +97,8 @@ class EdgeScores(Remade):
         return f"EdgeScores({self.method or 'unnamed'}, {len(self):,} edges; strongest: {strongest})"
 
     def _repr_html_(self) -> str:
-        strongest, sign = self.strongest(10), -1.0 if self.direction == "noising" else 1.0
-        largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
-        rows = [
-            (name, f"{score:+.4g}", notebook.bar(abs(score) / largest, score * sign > 0), _side(score * sign))
-            for name, score in strongest
-        ]
         title = f"{self.method or 'Scores'} of {len(self):,} edges, {self.direction}; the strongest"
-        return notebook.card(title, rows)
+        return notebook.card(title, _bars(self.strongest(10), self.direction))
 
     def interval(self, edge: str) -> tuple[float, float]:
         """The interval in which an edge's exact effect should lie, in units of the metric.
@@ -119,8 +117,26 @@ class EdgeScores(Remade):
         """`(sender, receiver, group)`: the scores with the sign that makes supporting edges positive."""
         return -self.values if self.direction == "noising" else self.values
 
+    def records(self) -> Iterator[Record]:
+        """One row for each edge: `edge`, its `sender`, `receiver` and `group` ("" without groups), `score` in
+        units of the metric, the ends `low` and `high` of its interval, and whether the score was `measured`
+        exactly; None where that is not known."""
+        for name in self.graph.edges:
+            edge, place = parse_edge(name), self.graph.edge_index(name)
+            low, high = (None, None) if self.fidelity is None else self.interval(name)
+            yield {
+                "edge": name,
+                "sender": edge.sender,
+                "receiver": edge.receiver,
+                "group": edge.group,
+                "score": float(self.values[place]),
+                "low": low,
+                "high": high,
+                "measured": None if self.measured is None else bool(self.measured[place]),
+            }
+
     def to_dict(self) -> dict[str, float]:
-        """Every edge's name and score, in graph order."""
+        """Every edge's name and score, in graph order; `save` writes all else too."""
         return dict(zip(self.graph.edges, self.values[self.graph.edge_mask].tolist(), strict=True))
 
     def strongest(self, k: int) -> list[tuple[str, float]]:
@@ -197,9 +213,17 @@ class EdgeScores(Remade):
     def save(self, path: str | Path) -> Path:
         """Write the scores as JSON in the versioned schema of `docs/formats.md`.
 
+        The ending `.csv` writes the table of `records`, `.safetensors` the JSON in such a file's header.
+
         Raises:
             FileError: if the file cannot be written.
         """
+        if Path(path).suffix in OTHER_ENDINGS:
+            return super().save(path)
+        return write_json(path, self.to_record())
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything as JSON values."""
         content: dict[str, Any] = {
             "schema": SCORES_SCHEMA,
             "method": self.method,
@@ -212,7 +236,7 @@ class EdgeScores(Remade):
             content["measured"] = list(self.graph.names_of(self.measured & self.graph.edge_mask))
         if self.fidelity is not None:
             content["fidelity"] = self.fidelity.to_dict(self.graph)
-        return write_json(path, content)
+        return content
 
     @classmethod
     def load(cls, path: str | Path, graph: Graph | None = None) -> EdgeScores:
@@ -221,15 +245,22 @@ class EdgeScores(Remade):
         Raises:
             FileError: if the file is missing, malformed, of another version, or of another graph.
         """
-        content = read_json(path)
-        check_version(path, content, _FILE, SCORES_SCHEMA)
-        with naming(path):
-            scores = cls._from_dict(content)
+        if Path(path).suffix == ".safetensors":
+            scores = super().load(path)
+        else:
+            with naming(path):
+                scores = cls.from_record(read_json(path), str(path))
         check_graph(path, scores.graph, graph)
         return scores
 
     @classmethod
-    def _from_dict(cls, content: Mapping[str, Any]) -> EdgeScores:
+    def from_record(cls, content: Mapping[str, Any], place: str) -> EdgeScores:
+        """The scores that stand at a place of a file.
+
+        Raises:
+            FileError: if they are none, of another version, or contradict themselves.
+        """
+        check_version(place, content, _FILE, SCORES_SCHEMA)
         graph = Graph.from_dict(content["graph"])
         missing = set(graph.edges) - set(content["scores"])
         if missing:
@@ -246,7 +277,7 @@ class EdgeScores(Remade):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NodeScores(Remade):
+class NodeScores(Remade, Result):
     """One number for each sender and token group: the effect of ablating it for all that hear it.
 
     Attributes:
@@ -287,8 +318,19 @@ class NodeScores(Remade):
         strongest = ", ".join(f"{name} {score:+.3g}" for name, score in self.strongest(3))
         return f"NodeScores({self.method or 'unnamed'}, {len(self):,} nodes; strongest: {strongest})"
 
+    def _repr_html_(self) -> str:
+        title = f"{self.method or 'Scores'} of {len(self):,} nodes, {self.direction}; the strongest"
+        return notebook.card(title, _bars(self.strongest(10), self.direction))
+
+    def records(self) -> Iterator[Record]:
+        """One row for each node and token group: `node`, `group`, and `score` in units of the metric."""
+        return cells({"node": self.graph.senders, "group": self.graph.groups}, score=self.values)
+
     def to_dict(self) -> dict[str, float]:
-        """Every node's name and score, in graph order; where there are token groups, as `node@group`."""
+        """Every node's name and score, in graph order; where there are token groups, as `node@group`.
+
+        `save` writes everything else too.
+        """
         single = len(self.graph.groups) == 1
         return {
             sender if single else f"{sender}@{group}": float(self.values[row, column])
@@ -306,6 +348,16 @@ def _strongest(kind: str, names: Sequence[str], values: Array, k: int) -> list[t
     if k < 0:
         raise OptionError(f"a number of {kind}s cannot be negative: {k}")
     return [(names[place], float(values[place])) for place in np.argsort(-np.abs(values), kind="stable")[:k]]
+
+
+def _bars(strongest: Sequence[tuple[str, float]], direction: Direction) -> list[tuple[object, ...]]:
+    """Names and scores as rows, each with a bar as long as its share of the strongest."""
+    sign = -1.0 if direction == "noising" else 1.0
+    largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
+    return [
+        (name, f"{score:+.4g}", notebook.bar(abs(score) / largest, score * sign > 0), _side(score * sign))
+        for name, score in strongest
+    ]
 
 
 def _side(support: float) -> str:

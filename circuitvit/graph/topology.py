@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError, unknown_name
 from circuitvit.graph import notebook
-from circuitvit.graph.files import COUNT, TEXT, record
+from circuitvit.graph.files import COUNT, TEXT, check_shape, record
 from circuitvit.graph.names import Edge, check_name, edge_name, node_of, parse_edge, port_of
 
 A = TypeVar("A", NDArray[np.bool_], NDArray[np.float64])
@@ -442,6 +442,18 @@ class Graph(Remade):
             for stage in self.stages
         ]
         return {"stages": stages, "groups": list(self.groups), "d_model": self.d_model}
+
+    to_record = to_dict
+
+    @classmethod
+    def from_record(cls, content: Mapping[str, Any], place: str) -> Graph:
+        """The graph that stands at a place of a file.
+
+        Raises:
+            FileError: if it does not fit `GRAPH_SCHEMA`, or contradicts itself.
+        """
+        check_shape(place, content, GRAPH_SCHEMA)
+        return cls.from_dict(content)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Graph:

@@ -19,6 +19,7 @@ from circuitvit.models.edit_hash import description
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
+from circuitvit.models.habits import COUNTERPARTS, missing
 from circuitvit.models.refusals import hooks_of
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.sites import Sites, all_sites, listed
@@ -401,6 +402,14 @@ class Model:
     def libraries(self) -> dict[str, str]:
         """Versions of the libraries that its parts come from, by name."""
         return libraries(self.module)
+
+    if not TYPE_CHECKING:  # for type checkers there is nothing but what is declared
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there: says what stands for a habit from another library."""
+            if name in COUNTERPARTS:
+                raise AttributeError(missing(name), name=name, obj=self)
+            return object.__getattribute__(self, name)  # raises what it has raised
 
     def __repr__(self) -> str:
         size = "x".join(str(side) for side in self.preprocessing.shape)

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import (
     BatchRun,
@@ -57,15 +58,16 @@ NEGLIGIBLE = 1e-6
 """What rounding alone may cause: a divergence in nats, or as a share of the metric."""
 
 
+@running
 def acdc(
     model: Model,
     task: Task | PreparedTask,
     tau: float,
     *,
     divergence: Divergence = "kl",
+    state: str | Path | None = None,
     batch_size: int | None = None,
     memory: int | None = None,
-    state: str | Path | None = None,
     progress: bool = True,
 ) -> Circuit:
     """The circuit that ACDC finds.
@@ -77,10 +79,10 @@ def acdc(
             in units of the metric for "metric".
         divergence: "kl" keeps the whole prediction, "metric" the behaviour; where the model has no classes,
             only "metric" means anything.
-        batch_size: pairs at once; chosen from the memory budget by default.
-        memory: that budget, in bytes.
         state: a file in which the search keeps what it has done: given again after an interruption, with
             the same model, task and settings, it goes on where it was. Deleted at the end.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
+from circuitvit._keywords import running
 from circuitvit.attribution.methods import METHODS, find_method
 from circuitvit.attribution.paths import Rule
 from circuitvit.attribution.scoring import attribute
 from circuitvit.engine import Evaluator, progress_bar
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, counted
 from circuitvit.graph import Circuit, CircuitLike, EdgeScores, Ranking, as_circuit
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.find import Plan, find
 from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
@@ -55,8 +57,8 @@ class Point:
     faithfulness: float
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Result):
     """Faithfulness against size.
 
     Attributes:
@@ -68,6 +70,22 @@ class Curve:
     label: str
     points: tuple[Point, ...]
     n_edges: int
+
+    def records(self) -> Iterator[Record]:
+        """One row for each point: the `label`, the `fraction` of all edges that was asked for, the number of
+        `edges` of the circuit that was run, and its `faithfulness`."""
+        for point in self.points:
+            yield {
+                "label": self.label,
+                "fraction": point.fraction,
+                "edges": point.size,
+                "faithfulness": point.faithfulness,
+            }
+
+    def __repr__(self) -> str:
+        area = f", CPR {self.cpr:.3f}, CMD {self.cmd:.3f}" if self.points else ""
+        size = f"{counted(len(self.points), 'point')} of {self.n_edges:,} edges"
+        return f"Curve({self.label or 'unnamed'}: {size}{area})"
 
     @property
     def cpr(self) -> float:
@@ -102,6 +120,7 @@ class Curve:
         )
 
 
+@running
 def score_curve(
     model: Model,
     task: Task | PreparedTask,
@@ -111,6 +130,8 @@ def score_curve(
     connected: bool = False,
     fractions: Sequence[float] = FRACTIONS,
     evaluator: Evaluator | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of the best edges by some scores.
@@ -123,12 +144,14 @@ def score_curve(
         connected: grow path by path instead of taking the best edges wherever they lie.
         fractions: sizes, as shares of all edges.
         evaluator: of the same task, so that what it has run is not run again.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    evaluator = _evaluator(model, task, evaluator)
+    evaluator = _evaluator(model, task, evaluator, batch_size, memory)
     evaluator.graph.check_same(scores.graph, "what scores the edges")
     select = scores.connected if connected else scores.top
     n_edges = scores.graph.n_edges
@@ -143,6 +166,7 @@ def score_curve(
     return _run(f"{scores.method}, {by}{', connected' * connected}", wanted, evaluator, progress)
 
 
+@running
 def circuit_curve(
     model: Model,
     task: Task | PreparedTask,
@@ -151,6 +175,8 @@ def circuit_curve(
     *,
     fractions: Sequence[float] = FRACTIONS,
     evaluator: Evaluator | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of a family of circuits, such as those of `find`: at each size the largest that fits.
@@ -162,12 +188,14 @@ def circuit_curve(
         label: what they come from.
         fractions: sizes, as shares of all edges.
         evaluator: of the same task, so that what it has run is not run again.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
         OptionError: if a fraction is not between 0 and 1, or none is given.
     """
-    evaluator = _evaluator(model, task, evaluator)
+    evaluator = _evaluator(model, task, evaluator, batch_size, memory)
     graph = evaluator.graph
     ends = Circuit.empty(graph), Circuit.full(graph)
     family = sorted([*ends, *(as_circuit(each, graph).pruned() for each in circuits)], key=len)
@@ -177,10 +205,16 @@ def circuit_curve(
     return _run(label, wanted, evaluator, progress)
 
 
-def _evaluator(model: Model, task: Task | PreparedTask, given: Evaluator | None) -> Evaluator:
+def _evaluator(
+    model: Model,
+    task: Task | PreparedTask,
+    given: Evaluator | None,
+    batch_size: int | None,
+    memory: int | None,
+) -> Evaluator:
     """The evaluator that is given, or one of the task."""
     prepared = prepare(model, task if given is None else given.prepared)
-    return given or noising_evaluator(prepared)
+    return given or noising_evaluator(prepared, batch_size, memory)
 
 
 def _run(label: str, wanted: list[tuple[float, Circuit]], evaluator: Evaluator, progress: bool) -> Curve:
@@ -214,9 +248,9 @@ class FamilySettings:
         mask: how masks are trained; its seed and batch size also hold for `find`.
         trained: the sizes that masks are trained for; by default the `fractions` from 0.005 to 0.5.
         faithfulness: that `find` searches for.
-        batch_size: pairs at once, for scores.
-        memory: budget of a batch, in bytes.
-        progress: whether to show bars.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
     """
 
     fractions: Sequence[float] = FRACTIONS

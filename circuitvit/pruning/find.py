@@ -18,7 +18,7 @@ several ways to the same end.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from itertools import combinations
@@ -29,11 +29,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from circuitvit._keywords import running
 from circuitvit.attribution.budget import seconds
 from circuitvit.attribution.scoring import attribute, provenance_of
 from circuitvit.engine import Evaluator, Saved, StateFile, announce, progress_bar
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, counted
-from circuitvit.graph import Circuit, EdgeMask
+from circuitvit.graph import Circuit, EdgeMask, notebook
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.learned import MaskSettings, MaskTrainer
 from circuitvit.pruning.refine import Band, Refinement, changed, noising_evaluator, refine, without_dead
@@ -86,7 +88,7 @@ class Plan:
             check_whole(f"{name} of a plan", getattr(self, name), least)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Candidate:
     """A discrete circuit on the way: its edges, and its faithfulness on the pairs it was found on."""
 
@@ -97,9 +99,12 @@ class Candidate:
     def size(self) -> int:
         return int(self.kept.sum())
 
+    def __repr__(self) -> str:
+        return f"Candidate({self.size:,} edges, faithfulness {self.faithfulness:.3f})"
 
-@dataclass(frozen=True, eq=False)
-class Finding:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Finding(Result):
     """What `find` found.
 
     Attributes:
@@ -118,19 +123,43 @@ class Finding:
     plan: Plan
     summary: str
 
+    def records(self) -> Iterator[Record]:
+        """One row for each circuit, the found one first and then the candidates: which it is (`circuit`), its
+        number of `edges`, their share of all edges (`density`), and its `faithfulness`."""
+        total = self.circuit.graph.n_edges
+        passed = [("candidate", each.size, each.faithfulness) for each in self.candidates]
+        for name, size, faithfulness in [("found", len(self.circuit), self.faithfulness), *passed]:
+            yield {"circuit": name, "edges": size, "density": size / total, "faithfulness": faithfulness}
 
+    def __repr__(self) -> str:
+        ending = "no single edge can be dropped" if self.minimal else "some edges may still be dropped"
+        return f"Finding({self.circuit!r}, faithfulness {self.faithfulness:.3f}; {ending})"
+
+    def __str__(self) -> str:
+        return self.summary
+
+    def _repr_html_(self) -> str:
+        return self.circuit._repr_html_() + notebook.card(self.summary, ())
+
+    def _check(self) -> None:
+        for each in self.candidates:
+            if each.kept.shape != self.circuit.graph.shape:
+                raise OptionError("a candidate is of another graph than the circuit")
+
+
+@running
 def find(
     model: Model,
     task: Task | PreparedTask,
     *,
     faithfulness: float = 0.9,
     within: str | float = "120s",
-    seed: int = 0,
-    batch_size: int = 16,
-    memory: int | None = None,
     start: Start | None = None,
     plan: Plan | None = None,
     state: str | Path | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Finding:
     """Find the smallest faithful circuit.
@@ -140,9 +169,6 @@ def find(
         task: in the noising direction.
         faithfulness: the least that counts as carrying the behaviour; the band is [f, 2 - f].
         within: the time to aim for, such as "90s" or "3m"; the search ends somewhat sooner or later.
-        seed: of the training.
-        batch_size: pairs in a training step.
-        memory: budget in bytes of the batches that circuits are run on.
         start: "mask" trims the smallest faithful circuit that a learned mask passes through; "whole" trims
             the whole model, edges of small exact effect first. The latter has nothing random in it and, on a
             model of some hundred edges, takes no longer and gives smaller circuits: it is the default up to
@@ -152,7 +178,10 @@ def find(
         state: a file in which the search keeps what it has done: given again after an interruption, with
             the same model, task and settings, it goes on where it was and finds the identical circuit.
             Deleted at the end.
-        progress: whether to show bars.
+        seed: of the training.
+        batch_size: pairs in a training step.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if the faithfulness is not between 0 and 1, the start is no such word, or the task is
@@ -165,8 +194,6 @@ def find(
         >>> finding.circuit.draw("circuit.svg")  # doctest: +SKIP
     """
     check_number("the faithfulness asked for", faithfulness, 0, 1)
-    check_whole("the batch size (batch_size)", batch_size)
-    check_whole("a seed", seed, 0)
     if plan is not None and not isinstance(plan, Plan):
         raise OptionError(f"a plan is a cv.Plan, such as finding.plan, not {plan!r}")
     if state is not None and not isinstance(state, (str, Path)):
@@ -181,7 +208,7 @@ def find(
     wanted = plan or f"within {deadline:g} s, seed {seed}, {batch_size} pairs at once, from the {start}"
     work = f"find, faithfulness {faithfulness!r}, memory {memory}, {wanted}"
     with StateFile(state, prepared, work) as kept_in:
-        evaluator = noising_evaluator(prepared, memory)
+        evaluator = noising_evaluator(prepared, memory=memory)
         if kept_in.saved is not None:
             plan = Plan(**kept_in.saved.numbers["plan"])
             evaluator.recall(kept_in.saved.tensors)
@@ -352,8 +379,8 @@ def _summary(prepared: PreparedTask, plan: Plan, start: Candidate, refined: Refi
 # -- several seeds -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Result):
     """Several circuits of one graph, found with other seeds or on other pairs: what they have in common.
 
     Attributes:
@@ -365,6 +392,13 @@ class Agreement:
     circuits: tuple[Circuit, ...]
     findings: tuple[Finding, ...] = ()
     at_least: float = 0.5
+
+    def records(self) -> Iterator[Record]:
+        """One row for each edge that any circuit has, most often first: `edge`, its `frequency` (0 to 1), and
+        whether it is in the `consensus`."""
+        consensus = self.consensus
+        for edge, frequency in self.frequency.items():
+            yield {"edge": edge, "frequency": frequency, "consensus": edge in consensus}
 
     @property
     def shared(self) -> Circuit:
@@ -413,6 +447,16 @@ class Agreement:
 
     def __str__(self) -> str:
         return self.summary
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.shared)} edges in all, {len(self.consensus)} in the consensus"
+        return f"Agreement({counted(len(self.circuits), 'circuit')}, overlap {self.overlap:.2f}: {sizes})"
+
+    def _check(self) -> None:
+        if not self.circuits:
+            raise OptionError("agreement needs at least one circuit")
+        for each in self.circuits:
+            self.circuits[0].graph.check_same(each.graph, "another of the circuits")
 
 
 def find_several(model: Model, task: Task, seeds: Sequence[int] = (0, 1, 2), **options: Any) -> Agreement:

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, refuse_inference_mode, soft_run
 from circuitvit.errors import OptionError, check_number, check_whole
@@ -135,6 +136,7 @@ class LearnedMask:
         return Circuit(self.circuit.graph, cut, provenance=self.circuit.provenance).pruned()
 
 
+@running
 def learn_mask(
     model: Model,
     task: Task | PreparedTask,

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import (
     BatchRun,
     Evaluator,
@@ -32,6 +33,7 @@ from circuitvit.tasks import Constants, Mean, Task, divergence, prepare
 
 
 @torch.enable_grad()
+@running
 def learn_constants(
     model: Model,
     task: Task,
@@ -39,8 +41,8 @@ def learn_constants(
     *,
     steps: int = 100,
     learning_rate: float = 0.01,
-    batch_size: int = 4,
     per_token: bool = False,
+    batch_size: int = 4,
     progress: bool = True,
 ) -> Constants:
     """The constants under which a circuit's complement is ablated with the least harm.
@@ -51,8 +53,8 @@ def learn_constants(
         circuit: that stays whole; the empty one gives constants for ablating everything.
         steps: of Adam.
         learning_rate: in units of each sender's root mean square output.
-        batch_size: images at each step.
         per_token: learn a constant for each token, or one for all.
+        batch_size: images at each step.
         progress: whether to show a bar.
 
     Returns:
@@ -68,7 +70,6 @@ def learn_constants(
         >>> report = cv.verify(model, task.with_options(ablation=constants), circuit)  # doctest: +SKIP
     """
     check_whole("steps", steps)
-    check_whole("the batch size (batch_size)", batch_size)
     check_number("learning_rate", learning_rate)
     require_noising(task)
     refuse_inference_mode()

@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from circuitvit._keywords import running
 from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
@@ -61,6 +62,7 @@ class Refinement:
     runs: int
 
 
+@running
 def refine(
     model: Model,
     task: Task | PreparedTask,
@@ -71,6 +73,8 @@ def refine(
     candidates: int = 200,
     max_runs: int | None = None,
     evaluator: Evaluator | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Refinement:
     """Repair and trim a circuit.
@@ -85,6 +89,8 @@ def refine(
         candidates: how many edges repair tries at each step.
         max_runs: give up after so many masked runs.
         evaluator: of the same task, so that what it has run is not run again.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -92,13 +98,14 @@ def refine(
             or the order belongs to another graph.
         DataError: if the metric does not differ between clean and ablated runs.
     """
-    search = _search(model, task, circuit, order, band, max_runs, evaluator, progress)
+    search = _search(model, task, circuit, order, band, max_runs, evaluator, batch_size, memory, progress)
     with progress_bar(len(search.start), "refining", progress) as bar:
         kept = search.repair(without_dead(search.prepared, search.start.kept), candidates)
         kept, minimal = search.trim(kept, bar.update)
     return search.result(kept, minimal, "refined")
 
 
+@running
 def ddmin(
     model: Model,
     task: Task | PreparedTask,
@@ -108,6 +115,8 @@ def ddmin(
     band: Band = (0.9, 1.1),
     max_runs: int | None = None,
     evaluator: Evaluator | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> Refinement:
     """Make a faithful circuit 1-minimal by removing groups of its edges.
@@ -126,6 +135,8 @@ def ddmin(
         band: faithfulness that the result must keep.
         max_runs: give up after so many masked runs.
         evaluator: of the same task, so that what it has run is not run again.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -138,7 +149,7 @@ def ddmin(
         >>> scores = cv.attribute(model, task, "exact")  # doctest: +SKIP
         >>> cv.ddmin(model, task, scores.top(1000)).circuit  # doctest: +SKIP
     """
-    search = _search(model, task, circuit, order, band, max_runs, evaluator, progress)
+    search = _search(model, task, circuit, order, band, max_runs, evaluator, batch_size, memory, progress)
     left = search.in_order(search.start.kept)
     if not search.enough(left):
         found = search.evaluator.faithfulness(search.live(left))
@@ -214,6 +225,8 @@ def _search(
     band: Band,
     max_runs: int | None,
     evaluator: Evaluator | None,
+    batch_size: int | None,
+    memory: int | None,
     progress: bool,
 ) -> _Search:
     """The search that the arguments ask for, checked."""
@@ -229,7 +242,7 @@ def _search(
         )
     if order is None:
         order = np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
-    evaluator = evaluator or noising_evaluator(prepared)
+    evaluator = evaluator or noising_evaluator(prepared, batch_size, memory)
     evaluator.check_effect(level=0)
     return _Search(evaluator, circuit, order, band, evaluator.runs, max_runs)
 
@@ -246,7 +259,9 @@ def require_noising(task: Task | PreparedTask) -> None:
         )
 
 
-def noising_evaluator(prepared: PreparedTask, memory: int | None = None) -> Evaluator:
+def noising_evaluator(
+    prepared: PreparedTask, batch_size: int | None = None, memory: int | None = None
+) -> Evaluator:
     """The evaluator of a task that a search by ablation can be made on.
 
     Raises:
@@ -254,7 +269,7 @@ def noising_evaluator(prepared: PreparedTask, memory: int | None = None) -> Eval
         DataError: if the metric does not differ between clean and ablated runs.
     """
     require_noising(prepared)
-    evaluator = Evaluator(prepared, memory=memory)
+    evaluator = Evaluator(prepared, batch_size=batch_size, memory=memory)
     evaluator.check_effect(level=0)
     return evaluator
 

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.errors import DataError, check_number, check_whole
+from circuitvit._keywords import running
+from circuitvit.errors import DataError, check_number
 from circuitvit.models import Model
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images, TensorImages
@@ -36,6 +37,7 @@ class Split(NamedTuple):
     held_out: PreparedTask
 
 
+@running
 def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, seed: int = 0) -> Split:
     """Divide the pairs of a task at random, so that no image is on both sides.
 
@@ -62,7 +64,6 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
         (6, 2)
     """
     check_number("the share of pairs to hold out", held_out, 0, 1)
-    check_whole("a seed", seed, 0)
     prepared = prepare(model, task)
     if len(prepared) < 2:
         raise DataError("one pair cannot be divided: give at least two, with images of their own")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from circuitvit._keywords import running
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, ModelError, OptionError, check_whole
 from circuitvit.models import HeadTokens, Model, with_head
@@ -39,6 +40,7 @@ class FittedHead(NamedTuple):
     folds: tuple[float, ...]
 
 
+@running
 def fit_head(
     model: Model,
     images: LabelledSpec,
@@ -48,7 +50,7 @@ def fit_head(
     strength: float = 1.0,
     folds: int = 5,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> FittedHead:
     """Fit a linear classifier to labelled images by logistic regression, and put it on the model.
@@ -66,7 +68,7 @@ def fit_head(
         strength: of the fit, against a penalty on squared weights (scikit-learn's `C`).
         folds: for the cross-validation.
         seed: of the folds.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
         progress: whether to show a bar.
 
     Raises:
@@ -120,7 +122,7 @@ def fit_head(
 # -- inside --------------------------------------------------------------------------------------
 
 
-def _features(bare: Model, images: Images, batch_size: int, progress: bool) -> NDArray[np.float64]:
+def _features(bare: Model, images: Images, batch_size: int | None, progress: bool) -> NDArray[np.float64]:
     """The features of all images, `(image, width)`."""
     found = []
     with progress_bar(len(images), "features", progress, unit="image") as bar:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats
 
+from circuitvit._keywords import running
 from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError, counted
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
@@ -58,9 +59,10 @@ AS_BAD = 0.1
 
 SHI = "Shi et al. 2024, arXiv:2410.13032; Besag and Clifford 1989, Biometrika 76"
 
-Shares = Float[NDArray[np.float64], "circuit"]
+Shares = Float[np.ndarray, "circuit"]
 
 
+@running
 def audit(
     model: Model,
     task: Task | PreparedTask,
@@ -84,9 +86,9 @@ def audit(
         circuit: to test. Where it was found on another model, every reason says so.
         settings: see `AuditSettings`.
         clusters: which cluster (photograph, class) each pair belongs to, where pairs are not independent.
-        batch_size: pairs at once.
-        memory: budget of everything that is kept between runs, in bytes.
-        progress: whether to show bars.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if the circuit belongs to another graph, has no live edge, the task was prepared for

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from circuitvit._keywords import running
 from circuitvit.engine import Evaluator
 from circuitvit.errors import OptionError, counted
 from circuitvit.models import Model
@@ -89,17 +90,19 @@ class Hypothesis:
                 f"{self.claim!r}: what random circuits keep is asked by verify(), not by BeatsRandom"
             )
 
+    @running
     def test(
         self,
         model: Model,
         task: Task | PreparedTask,
         *,
         alpha: float = 0.05,
-        seed: int = 0,
         n_bootstrap: int = 1000,
         clusters: Sequence[str] | None = None,
+        seed: int = 0,
         batch_size: int | None = None,
         memory: int | None = None,
+        progress: bool = True,
     ) -> Verdict:
         """Run the model with and without the edges, and judge. Several claims: `check_hypotheses`.
 
@@ -107,11 +110,12 @@ class Hypothesis:
             model: from `load` or `wrap`.
             task: images, metric and ablation, where the hypothesis does not bring its own.
             alpha: level of significance.
-            seed: of resampling and random edges.
             n_bootstrap: how often pairs are resampled.
             clusters: which cluster (photograph, class) each pair belongs to.
-            batch_size: pairs at once.
-            memory: budget of everything that is kept between runs, in bytes.
+            seed: of resampling and random edges.
+            batch_size: pairs at once; by default what `memory` allows.
+            memory: bytes that a batch, and what is kept between runs, may take.
+            progress: whether to show a bar.
 
         Raises:
             NameNotFoundError: if a pattern names no edge, or a class is unknown.
@@ -121,22 +125,24 @@ class Hypothesis:
         """
         (verdict,) = check_hypotheses(
             model, task, [self], alpha=alpha, seed=seed, n_bootstrap=n_bootstrap, clusters=clusters,
-            batch_size=batch_size, memory=memory,
+            batch_size=batch_size, memory=memory, progress=progress,
         )  # fmt: skip
         return verdict
 
 
+@running
 def check_hypotheses(
     model: Model,
     task: Task | PreparedTask,
     hypotheses: Sequence[Hypothesis],
     *,
     alpha: float = 0.05,
-    seed: int = 0,
     n_bootstrap: int = 1000,
     clusters: Sequence[str] | None = None,
+    seed: int = 0,
     batch_size: int | None = None,
     memory: int | None = None,
+    progress: bool = True,
 ) -> tuple[Verdict, ...]:
     """The verdicts on several claims, in their order.
 
@@ -168,7 +174,9 @@ def check_hypotheses(
             alike.append((changes, [place]))
     verdicts: dict[int, Verdict] = {}
     for changes, places in alike:
-        evaluator = Evaluator(_prepared(model, task, changes), batch_size=batch_size, memory=memory)
+        evaluator = Evaluator(
+            _prepared(model, task, changes), batch_size=batch_size, memory=memory, progress=progress
+        )
         for place in places:
             verdicts[place] = _check(hypotheses[place], evaluator, alpha, settings, clusters)
     return tuple(verdicts[place] for place in range(len(hypotheses)))

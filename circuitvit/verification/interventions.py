@@ -20,7 +20,7 @@ Heimersheim and Nanda 2024, "How to use and interpret activation patching", arXi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,6 +31,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import (
     BatchRun,
     Capture,
@@ -44,7 +45,8 @@ from circuitvit.engine import (
     progress_bar,
     token_parts,
 )
-from circuitvit.errors import DataError, FileError, OptionError
+from circuitvit.errors import DataError, FileError, OptionError, counted
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.tokens import token_name
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -64,8 +66,8 @@ SHOWN = 5
 Run = Callable[[BatchRun, Capture, Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class PatchingMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchingMap(Result):
     """The metric and the top class under every patch.
 
     Attributes:
@@ -94,6 +96,8 @@ class PatchingMap:
     other_tops: Int64[NDArray[np.int64], " pair"]
     label: str = ""
 
+    along = "rows:row columns:column tokens:column"
+
     @property
     def effect(self) -> Float[NDArray[np.float64], "row column"]:
         """Mean change of the metric, in its units."""
@@ -115,6 +119,22 @@ class PatchingMap:
     def flipped(self) -> Float[NDArray[np.float64], "row column"]:
         """Share of pairs whose top class is another one than without the patch."""
         return np.asarray((self.tops != self.base_tops).mean(axis=-1))
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `component`, set of `tokens` and `pair` (its number): the `metric` with the patch,
+        its `change`, and the `top_class` with the patch and `top_class_before`, as indices (-1: no classes).
+        """
+        axes = {"component": self.rows, "tokens": self.columns, "pair": range(len(self.base))}
+        before = np.broadcast_to(self.base_tops, self.tops.shape)
+        change = self.values - self.base
+        return cells(axes, metric=self.values, change=change, top_class=self.tops, top_class_before=before)
+
+    def __repr__(self) -> str:
+        row, column = np.unravel_index(int(np.abs(self.effect).argmax()), self.effect.shape)
+        pairs = counted(len(self.base), "pair")
+        size = f"{len(self.rows)} {self.site} at {len(self.columns)} sets of tokens, {pairs}"
+        most = f"{self.rows[row]} at {self.columns[column]} {self.effect[row, column]:+.3g}"
+        return f"PatchingMap({size}; the strongest {most} of {self.label})"
 
     def heat_map(self, path: str | Path) -> Path:
         """Draw the mean change of the metric, one row for each component, one column for each token set.
@@ -162,6 +182,7 @@ class PatchingMap:
         return path
 
 
+@running
 def patching_map(
     model: Model,
     task: Task | PreparedTask,
@@ -170,6 +191,7 @@ def patching_map(
     *,
     rows: Sequence[str] | None = None,
     batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> PatchingMap:
     """Patch every component at every set of tokens, one at a time.
@@ -181,7 +203,8 @@ def patching_map(
             (where a head looks: queries and keys of the other run, values its own).
         tokens: "each" token alone; "kind": all, and each kind; "all"; or named sets of token numbers.
         rows: only these rows.
-        batch_size: pairs at once.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -202,7 +225,8 @@ def patching_map(
             )
         runs = {row: runs[row] for row in rows}
     sets = token_sets(model, prepared, tokens)
-    found = patched(model, prepared, runs, sets, batch_size, f"patching {site}", progress)
+    size = batch_size or choose_batch_size(prepared, memory)
+    found = patched(model, prepared, runs, sets, size, f"patching {site}", progress)
     shape = (len(runs), len(sets), len(prepared))
     return PatchingMap(
         site=site,
@@ -236,14 +260,14 @@ def patched(
     prepared: PreparedTask,
     runs: Mapping[str, Run],
     sets: Mapping[str, Tensor],
-    batch_size: int | None,
+    batch_size: int,
     title: str,
     progress: bool,
 ) -> Patched:
     """Every run at every set of tokens, many pairs at once; both images of a pair are run whole once."""
     metrics, tops = [], []
     with progress_bar(len(runs) * len(sets) * len(prepared), title, progress) as bar:
-        for batch in batch_runs(prepared, batch_size or choose_batch_size(prepared)):
+        for batch in batch_runs(prepared, batch_size):
             assert batch.batch.reference is not None
             other = capture(model, batch.batch.reference)
             logits = []
@@ -281,8 +305,8 @@ class Flip:
     fewest: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class FlipSearch:
+@dataclass(frozen=True, eq=False, repr=False)
+class FlipSearch(Result):
     """What the search found: every flip, or that there is none, and the map that it was read from.
 
     Attributes:
@@ -301,6 +325,26 @@ class FlipSearch:
     map: PatchingMap
     n: int
     start: tuple[str, ...]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each flip, the strongest first: `node` and `tokens`, the `share` of pairs that flip,
+        what it most often `becomes`, the mean `metric`, the share `switched` to what the other image is
+        seen as, and how many tokens are enough (`fewest_tokens`, None where that was not looked for)."""
+        for flip in self.flips:
+            yield {
+                "node": flip.node,
+                "tokens": flip.tokens,
+                "share": flip.share,
+                "becomes": flip.becomes[0] if flip.becomes else None,
+                "metric": flip.value,
+                "switched": flip.switched,
+                "fewest_tokens": len(flip.fewest) or None,
+            }
+
+    def __repr__(self) -> str:
+        first = "".join(f", the strongest {each.node} at {each.tokens}" for each in self.flips[:1])
+        flips = f"{counted(len(self.flips), 'flip')} on {counted(self.n, 'pair')}{first}"
+        return f"FlipSearch({flips}; {self.map!r})"
 
     def heat_map(self, path: str | Path) -> Path:
         """Draw the map. See `PatchingMap.heat_map`."""
@@ -337,6 +381,7 @@ class FlipSearch:
         )
 
 
+@running
 def flip_search(
     model: Model,
     task: Task | PreparedTask,
@@ -346,6 +391,7 @@ def flip_search(
     least: float = 0.0,
     narrow: bool = True,
     batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> FlipSearch:
     """Patch every head at every set of tokens and list those that change the top class.
@@ -360,7 +406,8 @@ def flip_search(
         tokens: as for `patching_map`; by default all, and each kind of token.
         least: share of pairs above which a flip is listed.
         narrow: whether to look for few tokens on a single pair: one more run for every token of each flip.
-        batch_size: pairs at once.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -373,7 +420,9 @@ def flip_search(
             f"{model.name} has no classes, so no decision can flip: patching_map() shows how the metric moves"
         )
     prepared = prepare(model, task)
-    found = patching_map(model, prepared, site, tokens, batch_size=batch_size, progress=progress)
+    found = patching_map(
+        model, prepared, site, tokens, batch_size=batch_size, memory=memory, progress=progress
+    )
     flips = [_flip(model, found, int(row), int(column)) for row, column in np.argwhere(found.flipped > least)]
     flips.sort(key=lambda flip: (-flip.share, -abs(flip.value - float(found.base.mean()))))
     if len(prepared) == 1 and narrow:

@@ -15,9 +15,9 @@ from typing import Any
 
 from circuitvit.errors import OptionError
 from circuitvit.graph import CircuitLike, Provenance, as_circuit, notebook
-from circuitvit.graph.files import check_version, read_json, write_json
+from circuitvit.graph.files import check_version, naming, read_json, write_json
+from circuitvit.graph.records import from_json, to_json
 from circuitvit.pruning.find import Agreement
-from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.robustness import Robustness
 from circuitvit.verification.statistics import Estimate
 from circuitvit.verification.templates import markdown, write_text
@@ -318,8 +318,9 @@ class Report:
             FileError: if the file is missing, malformed, or of another version.
         """
         content = read_json(path)
-        check_version(path, content, json_schema(cls), REPORT_SCHEMA)
-        report: Report = from_json(cls, content)
+        check_version(path, content, {}, REPORT_SCHEMA)
+        with naming(path):
+            report: Report = from_json(cls, content)
         return report
 
     def __str__(self) -> str:

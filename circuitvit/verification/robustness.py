@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
@@ -103,6 +104,7 @@ class Robustness:
         return said + f"{len(self.flips)} flip one: {', '.join(row.condition for row in self.flips)}."
 
 
+@running
 def robustness(
     model: Model,
     task: Task | PreparedTask,
@@ -112,9 +114,10 @@ def robustness(
     others: Mapping[str, Task] | None = None,
     perturb: bool = True,
     settings: Bootstrap | None = None,
+    baseline: RobustnessRow | None = None,
     batch_size: int | None = None,
     memory: int | None = None,
-    baseline: RobustnessRow | None = None,
+    progress: bool = True,
 ) -> Robustness:
     """Run the same circuit under every other condition, one changed at a time.
 
@@ -127,16 +130,17 @@ def robustness(
         perturb: whether to add slight blur, noise, mirroring and darkening of all images. Slight is meant for
             images on a scale from -1 to 1.
         settings: of the intervals.
-        batch_size: pairs at once.
-        memory: budget of everything that is kept between runs, in bytes; one condition is held at a time.
         baseline: the row of the task itself, where it has been run already.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if the circuit belongs to another graph, or the task was prepared for another model.
     """
     prepared, settings = prepare(model, task), settings or Bootstrap()
     circuit = as_circuit(circuit, prepared.graph)
-    evaluator = partial(Evaluator, batch_size=batch_size, memory=memory)
+    evaluator = partial(Evaluator, batch_size=batch_size, memory=memory, progress=progress)
     base = baseline or condition_row("baseline", prepared.label, evaluator(prepared), circuit, settings)
     rows = []
     for kind, name, make in _conditions(prepared, ablations or {}, others or {}, perturb):
@@ -177,6 +181,7 @@ def condition_row(
     )
 
 
+@running
 def stability(
     model: Model,
     task: Task | PreparedTask,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from circuitvit._keywords import running
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import Evaluator, Measured
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
@@ -43,6 +44,7 @@ FAR = 0.5
 """The circuit fails on a pair when its metric is off by more than this share of the mean behaviour."""
 
 
+@running
 def verify(
     model: Model,
     task: Task | PreparedTask,
@@ -88,8 +90,8 @@ def verify(
             of the test of sufficiency, so that there is one p-value.
         robust: also run the circuit under other ablations, metrics and images, see `robustness`.
         seed: of the random circuits and the resampling.
-        batch_size: pairs at once; chosen from the memory budget by default.
-        memory: that budget, in bytes, for everything that is kept between runs.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
-from circuitvit.tasks.task import batches_of
-from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -157,8 +157,14 @@ class AttentionPatterns:
         return f"AttentionPatterns(layer {self.layer}: {n_heads} heads, {n_tokens} tokens, {n_images} images)"
 
 
+@running
 def attention_patterns(
-    model: Model, images: ImageSpec, layer: int = -1, *, batch_size: int | None = None
+    model: Model,
+    images: ImageSpec,
+    layer: int = -1,
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> AttentionPatterns:
     """Patterns, scores and value-weighted patterns of all heads of a layer.
 
@@ -168,7 +174,8 @@ def attention_patterns(
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths.
         layer: of the model; negative ones count from the last.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if there is no such layer.
@@ -186,7 +193,7 @@ def attention_patterns(
     nodes, stages = model.stages[place].nodes, attentions(model, place)
     parts: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in KINDS}
     with torch.no_grad():
-        for batch in batches_of(model, found, batch_size):
+        for batch in watched_batches(model, found, batch_size, "attention", progress):
             stream = capture(model, batch).stream(place)
             seen = [_seen(stage, stage.read(stream)) for stage in stages]
             for kind, values in zip(KINDS, zip(*seen, strict=True), strict=True):

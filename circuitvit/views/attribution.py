@@ -25,6 +25,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.sheet import Sheet
@@ -35,8 +36,8 @@ from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.metrics import BoundMetric
-from circuitvit.tasks.task import BATCH, batches_of
-from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
+from circuitvit.tasks.task import BATCH
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,6 +190,7 @@ class DirectAttribution:
         return f"DirectAttribution({self.label} of {len(self.subjects)} images; strongest: {strongest})"
 
 
+@running
 def direct_logit_attribution(
     model: Model,
     images: ImageSpec,
@@ -196,6 +198,7 @@ def direct_logit_attribution(
     foil: int | str | None = None,
     *,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> DirectAttribution:
     """Every part's share of `logit(target) - logit(foil)`, or of `logit(target)` without a foil.
 
@@ -204,7 +207,8 @@ def direct_logit_attribution(
         images: preprocessed `(image, channel, height, width)`, or paths.
         target: class by name or index.
         foil: class that it is compared with.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown class.
@@ -231,11 +235,12 @@ def direct_logit_attribution(
     if other is not None:
         of[:, other] = -1.0
         label += f" - {class_label(model, other)}"
-    return _attribute(model, found, of, label, batch_size)
+    return _attribute(model, found, of, label, batch_size, progress)
 
 
+@running
 def attribution_of_task(
-    model: Model, task: Task | PreparedTask, *, batch_size: int | None = None
+    model: Model, task: Task | PreparedTask, *, batch_size: int | None = None, progress: bool = True
 ) -> tuple[DirectAttribution, DirectAttribution | None]:
     """The shares in a task's metric on its clean and on its corrupt images (None where there are none).
 
@@ -248,10 +253,10 @@ def attribution_of_task(
     prepared = prepare(model, task)
     of = _linear(prepared.metric, len(prepared))
     label = prepared.metric.label
-    clean = _attribute(model, prepared.clean, of, label, batch_size)
+    clean = _attribute(model, prepared.clean, of, label, batch_size, progress)
     if prepared.corrupt is None:
         return clean, None
-    return clean, _attribute(model, prepared.corrupt, of, label, batch_size)
+    return clean, _attribute(model, prepared.corrupt, of, label, batch_size, progress)
 
 
 # -- inside --------------------------------------------------------------------------------------
@@ -272,12 +277,18 @@ def _linear(metric: BoundMetric, count: int) -> Float[Tensor, "image class"]:
 
 
 def _attribute(
-    model: Model, images: Images, of: Float[Tensor, "image class"], label: str, batch_size: int | None
+    model: Model,
+    images: Images,
+    of: Float[Tensor, "image class"],
+    label: str,
+    batch_size: int | None,
+    progress: bool,
 ) -> DirectAttribution:
+    batches = watched_batches(model, images, batch_size, "attribution", progress)
     starts = count(0, BATCH if batch_size is None else batch_size)
     parts = [
         _shares(model, batch, of[start : start + len(batch)].to(batch))
-        for batch, start in zip(batches_of(model, images, batch_size), starts, strict=False)
+        for batch, start in zip(batches, starts, strict=False)
     ]
     by_token, by_source, constants, logits = zip(*parts, strict=True)
     stages = [stage for _, stage in _direct(model)]

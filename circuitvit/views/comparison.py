@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitvit._keywords import running
 from circuitvit.attribution import provenance_of
 from circuitvit.engine.state import task_digest
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.graph import Provenance
-from circuitvit.graph.files import check_version, read_json, write_json
+from circuitvit.graph.files import check_version, naming, read_json, write_json
+from circuitvit.graph.records import from_json, to_json
 from circuitvit.models import Model
 from circuitvit.pruning import Curve
 from circuitvit.pruning.curves import FamilySettings, check_method, family_curve
 from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare, split
-from circuitvit.verification.records import from_json, json_schema, to_json
 from circuitvit.verification.templates import row, write_text
 from circuitvit.views.effects import draw_curves, faithfulness_curve
 
@@ -131,11 +132,13 @@ class Comparison:
             FileError: if the file is missing, malformed, or of another version.
         """
         content = read_json(path)
-        check_version(path, content, json_schema(cls), COMPARISON_SCHEMA)
-        found: Comparison = from_json(cls, content)
+        check_version(path, content, {}, COMPARISON_SCHEMA)
+        with naming(path):
+            found: Comparison = from_json(cls, content)
         return found
 
 
+@running
 def compare(
     model: Model,
     task: Task | PreparedTask,
@@ -143,9 +146,9 @@ def compare(
     *,
     held_out: Task | PreparedTask | float | None = None,
     settings: FamilySettings | None = None,
-    seed: int = 0,
     known: Comparison | None = None,
     after_each: Callable[[Comparison], object] = lambda comparison: None,
+    seed: int = 0,
 ) -> Comparison:
     """Faithfulness against size for several methods.
 
@@ -159,9 +162,9 @@ def compare(
         held_out: other pairs, to run the circuits on; or the share of the task's pairs to hold out, drawn so
             that no image is on both sides. Without it curves are optimistic.
         settings: sizes, ranking, and how masks are trained.
-        seed: of the split.
         known: an earlier comparison of the same model, task and settings, whose curves are taken over.
         after_each: called with what there is after each method.
+        seed: of the split.
 
     Raises:
         NameNotFoundError: for an unknown method.
@@ -186,7 +189,7 @@ def compare(
             f"groups) or other settings{models and f' (of {models})'}: start a new one, or repeat "
             "the earlier one's settings"
         )
-    evaluator = noising_evaluator(judged, settings.memory)
+    evaluator = noising_evaluator(judged, memory=settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
     wanted = dict.fromkeys(methods)
     comparison = Comparison((), discovery.label, judged.label, held_out is not None, origin)

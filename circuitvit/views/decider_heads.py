@@ -34,8 +34,9 @@ from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from scipy import stats
 
-from circuitvit.engine import Site
-from circuitvit.errors import DataError, OptionError, check_whole, counted, unknown_name
+from circuitvit._keywords import running
+from circuitvit.engine import Site, choose_batch_size
+from circuitvit.errors import DataError, OptionError, counted, unknown_name
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.verification.interventions import Run, TokenSets, patched, runs_of, token_sets
@@ -312,6 +313,7 @@ class DeciderHeads:
         return best, carried
 
 
+@running
 def deciders(
     model: Model,
     task: Task | PreparedTask,
@@ -321,6 +323,7 @@ def deciders(
     by: FlipBy = "sign",
     seed: int = 0,
     batch_size: int | None = None,
+    memory: int | None = None,
     progress: bool = True,
 ) -> DeciderHeads:
     """Patch every candidate in every pair, and count what flips.
@@ -336,7 +339,8 @@ def deciders(
         by: "sign": the answer is the sign of the metric, a logit difference, so that tabby and tiger cat are
             one answer where both are targets; "top": it is the top class of all.
         seed: of intervals and p-values.
-        batch_size: pairs at once.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -359,7 +363,6 @@ def deciders(
             raise unknown_name("kind of candidate", site, PATCHED)
     if by not in get_args(FlipBy):
         raise unknown_name("kind of answer", by, get_args(FlipBy))
-    check_whole("a seed", seed, 0)
     if not model.chooses:
         raise OptionError(f"{model.name} has no classes, so no decision can flip: see patching_map()")
     prepared = prepare(model, task)
@@ -373,7 +376,8 @@ def deciders(
     if not runs:
         raise OptionError(f"{model.name} has no {' or '.join(wanted)}")
     sets = token_sets(model, prepared, tokens)
-    found = patched(model, prepared, runs, sets, batch_size, "looking for deciders", progress)
+    size = batch_size or choose_batch_size(prepared, memory)
+    found = patched(model, prepared, runs, sets, size, "looking for deciders", progress)
     base, other, base_tops, other_tops = *found.metric[-2:], *found.tops[-2:]
     if by == "sign":
         told = (base < 0) & (other > 0) if prepared.denoising else (base > 0) & (other < 0)

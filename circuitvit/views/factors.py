@@ -34,6 +34,7 @@ from scipy.stats import binom, chi2_contingency, entropy
 from scipy.stats.contingency import association, crosstab
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.datasets.catdog import draw_scenes
 from circuitvit.datasets.factors import factorial_scenes
 from circuitvit.engine import activation_batches, progress_bar
@@ -176,6 +177,7 @@ class Disentanglement:
         return f"Disentanglement({self.model}: {size}; score {self.score:.2f})"
 
 
+@running
 def disentanglement(
     model: Model,
     images: ImageSpec | None = None,
@@ -206,8 +208,8 @@ def disentanglement(
         trees: of each forest, at least 30; or 0 for shares alone, which take no scikit-learn.
         shuffles: of the factors among the images, for the control.
         seed: of scenes, shuffles and forests.
-        batch_size: images run at once.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         DataError: if images cannot be used, factors are not one level for each image, or have a single level,

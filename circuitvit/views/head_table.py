@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture, progress_bar
 from circuitvit.errors import DataError, ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
@@ -199,6 +200,7 @@ class HeadKinds:
         return f"HeadKinds({len(self.heads)} heads x {len(self.kinds)} kinds{more})"
 
 
+@running
 def head_kinds(
     model: Model,
     images: ImageSpec | None = None,
@@ -216,8 +218,8 @@ def head_kinds(
             that have little in common. By default all is asked of patches of noise.
         n: images of repeated patches, at least 8.
         seed: of the patches and where they are repeated.
-        batch_size: images run at once.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         DataError: if the images cannot be used, or the grid has no room for a block and its copy.
@@ -237,7 +239,7 @@ def head_kinds(
         raise OptionError(f"{model.name} has no attention on its patches")
     drawn = repeated_patches(model, given, n=n, seed=seed)
     ordinary = TensorImages(drawn.controls) if given is None else given
-    positions = position_heads(model, ordinary, batch_size=batch_size)
+    positions = position_heads(model, ordinary, batch_size=batch_size, progress=False)
     fixed = _fixed(positions.subjects)
     matches = [drawn.looks(row, positions.subjects.n_prefix) for row in range(n)]
     steps = 2 * n + len(ordinary)

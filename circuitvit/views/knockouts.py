@@ -26,6 +26,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import OptionError, UnsupportedModelError, check_whole, counted, unknown_name
 from circuitvit.export.style import INK
@@ -197,6 +198,7 @@ class KnockOuts:
         return f"KnockOuts({count}; most {source}->{target} at {place}: {told(effect, 'metric')})"
 
 
+@running
 def knock_outs(
     model: Model,
     images: ImageSpec | Task,
@@ -229,8 +231,8 @@ def knock_outs(
         by: "layer", or "head" for each head of each layer alone.
         way: what comes in its place, see `circuitvit.views.knockouts`.
         metric: for images: a metric or its name; the logit of the predicted class by default.
-        batch_size: images that run at once.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown way, group, metric or class.

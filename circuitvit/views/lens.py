@@ -24,14 +24,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture, run_from
 from circuitvit.errors import ModelError, NameNotFoundError, OptionError, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index, class_label
-from circuitvit.tasks.task import batches_of
-from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 from circuitvit.views.symbols import as_page, as_text
 
 if TYPE_CHECKING:
@@ -274,6 +274,7 @@ class LogitLens:
         return f"LogitLens({len(self.positions)} positions, {n_tokens} tokens, {n_images} images)"
 
 
+@running
 def logit_lens(
     model: Model,
     images: ImageSpec,
@@ -282,6 +283,7 @@ def logit_lens(
     classes: Sequence[int | str] | None = None,
     tuned: StreamMaps | None = None,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> LogitLens:
     """The model's final norm and classifier at every position of the residual stream.
 
@@ -295,7 +297,8 @@ def logit_lens(
         classes: names or indices of those whose logits are kept; all by default. The top class is always
             that among all.
         tuned: a tuned lens of this model, whose maps are applied first, to every token alike.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown class.
@@ -316,7 +319,8 @@ def logit_lens(
     found = images_of(model, images)
     kept = range(model.n_logits) if classes is None else [class_index(model, each) for each in classes]
     columns = list(dict.fromkeys(kept))
-    parts = [_looked(model, batch, places, columns, tuned) for batch in batches_of(model, found, batch_size)]
+    batches = watched_batches(model, found, batch_size, "lens", progress)
+    parts = [_looked(model, batch, places, columns, tuned) for batch in batches]
     logits, pooled, top, confidence, pooled_top, pooled_confidence = (
         np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
     )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine import Capture, capture, check_logits, progress_bar
-from circuitvit.errors import OptionError, check_whole, counted, unknown_name
+from circuitvit.errors import OptionError, counted, unknown_name
 from circuitvit.models import Model, through
 from circuitvit.tasks import Batch, Metric, PreparedTask, Task, TokenGroups, prepare
 from circuitvit.tasks.metrics import divergence
@@ -154,7 +154,6 @@ def outcomes(
         ModelError: if a changed model gives NaN or infinite logits.
     """
     model, size = prepared.model, BATCH if batch_size is None else batch_size
-    check_whole("the batch size (batch_size)", size)
     size = model.batch_of(len(prepared), size)
     before: list[Tensor] = []
     rows: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in changes]

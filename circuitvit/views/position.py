@@ -39,14 +39,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import rel_entr
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError
 from circuitvit.export.style import MUTED
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
-from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions
-from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -152,7 +152,10 @@ class PositionHeads:
         return f"PositionHeads({count}{': ' if named else ''}{named})"
 
 
-def position_heads(model: Model, images: ImageSpec, *, batch_size: int | None = None) -> PositionHeads:
+@running
+def position_heads(
+    model: Model, images: ImageSpec, *, batch_size: int | None = None, progress: bool = True
+) -> PositionHeads:
     """How much of each head's pattern is a matter of position, over several images.
 
     Use a dozen images or more that have nothing in common; on similar ones content looks like position.
@@ -161,7 +164,8 @@ def position_heads(model: Model, images: ImageSpec, *, batch_size: int | None = 
     Args:
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths; at least 2.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         DataError: if there are fewer than 2 images, or they cannot be used.
@@ -180,7 +184,7 @@ def position_heads(model: Model, images: ImageSpec, *, batch_size: int | None = 
     sums: dict[int, NDArray[np.float64]] = {}
     squares: dict[int, NDArray[np.float64]] = {}
     with torch.no_grad():
-        for batch in batches_of(model, found, batch_size):
+        for batch in watched_batches(model, found, batch_size, "attention by position", progress):
             run = capture(model, batch)
             for place in places:
                 stream = run.stream(place)

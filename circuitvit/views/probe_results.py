@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, FileError, OptionError, unknown_name
 from circuitvit.export.sheet import Sheet
@@ -159,6 +160,7 @@ class LinearProbes:
             raise DataError(f"the probe of {site} at {self.places[self._place(place)]} has no direction")
         return torch.from_numpy((normal / length).astype(np.float32))
 
+    @running
     def apply(
         self,
         model: Model,
@@ -166,7 +168,7 @@ class LinearProbes:
         *,
         place: int | str = 0,
         tokens: TokenSpec = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         progress: bool = True,
     ) -> ProbeScores:
         """Ask the probes of single tokens of other images: how much of a class does each patch know?
@@ -178,7 +180,7 @@ class LinearProbes:
             images: what is looked at; a few.
             place: whose probe is asked, unless every token has its own.
             tokens: that are asked; by default all those of the place.
-            batch_size: images run at once.
+            batch_size: images at once; 32 by default.
             progress: whether to show a bar.
 
         Raises:
@@ -206,7 +208,7 @@ class LinearProbes:
         logits = np.full((len(self.sites), len(pictures), count, len(self.classes)), np.nan, np.float32)
         done = 0
         with progress_bar(len(pictures), "probes", progress, unit=model.preprocessing.what) as bar:
-            for batch in batches_of(model, pictures, model.batch_of(len(pictures), batch_size)):
+            for batch in batches_of(model, pictures, batch_size):
                 seen = model.activations(
                     batch, self.sites, tokens=torch.from_numpy(asked), batch_size=len(batch), progress=False
                 )

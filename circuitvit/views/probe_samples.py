@@ -21,7 +21,7 @@ from circuitvit.tasks.images import Images
 from circuitvit.tasks.labelled import LabelledSpec, Labels, class_numbers, labelled_images
 from circuitvit.views.probe_results import Reads
 
-Targets = Int64[NDArray[np.int64], "image token"]
+Targets = Int64[np.ndarray, "image token"]
 """The class of each token of each image, -1 where it has none."""
 
 # -- labels and places ---------------------------------------------------------------------------

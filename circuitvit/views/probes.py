@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
+from circuitvit._keywords import running
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.models import Model
@@ -47,6 +48,7 @@ MOST_BYTES = 2**30
 """Activations that are kept at once; the images are run again for sites that do not fit."""
 
 
+@running
 def linear_probes(
     model: Model,
     images: LabelledSpec,
@@ -62,7 +64,7 @@ def linear_probes(
     clusters: Sequence[Hashable] | None = None,
     samples: int = 16,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> LinearProbes:
     """Fit linear probes for labels at some sites and tokens, and judge them by cross-validation.
@@ -91,8 +93,8 @@ def linear_probes(
             probe that has seen one of two twins is no better, or worse, than chance at the other.
         samples: for "any", how many of a place's tokens are drawn of each image.
         seed: of folds, controls and drawn tokens.
-        batch_size: images run at once.
-        progress: whether to show bars.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: if there is no such site.
@@ -114,9 +116,8 @@ def linear_probes(
     if not isinstance(model, Model):
         way = "wrap it with cv.wrap first" if isinstance(model, torch.nn.Module) else "give what cv.load gave"
         raise OptionError(f"{type(model).__name__} is no model of circuitvit: {way}")
-    for name, value in (("folds", folds), ("samples", samples), ("the batch size (batch_size)", batch_size)):
+    for name, value in (("folds", folds), ("samples", samples)):
         check_whole(name, value)
-    check_whole("a seed", seed, 0)
     check_fit(strength, folds, "probes")
     if reads not in get_args(Reads):
         raise unknown_name("way to read tokens", reads, get_args(Reads))
@@ -146,10 +147,9 @@ def linear_probes(
     fold = folds_of(targets, cluster, folds, seed)
     shuffled = [reading.targets(targets[shuffled_images(fold, each, seed)]) for each in range(folds)]
     result = _Result.empty(len(found), len(places), len(pictures), len(names))
-    batch = model.batch_of(len(pictures), batch_size)
     with progress_bar(len(found) * len(places), "probes", progress, unit="probe") as bar:
         for part in _chunks(found, len(pictures) * own[0].size):
-            features = _features(model, pictures, [site.name for site in part], reading, batch, progress)
+            features = _features(model, pictures, [site.name for site in part], reading, batch_size, progress)
             for name in list(features):
                 values, row = features.pop(name), [site.name for site in found].index(name)
                 result.weights[name] = np.full((len(places), len(names), values.shape[-1]), np.nan)
@@ -222,7 +222,12 @@ def _chunks(sites: Sequence[Site], samples: int) -> Iterator[list[Site]]:
 
 
 def _features(
-    model: Model, images: Images, names: Sequence[str], reading: Reading, batch_size: int, progress: bool
+    model: Model,
+    images: Images,
+    names: Sequence[str],
+    reading: Reading,
+    batch_size: int | None,
+    progress: bool,
 ) -> dict[str, NDArray[np.float32]]:
     """What the probes of some sites read, `(image, place, sample, width)`."""
     found: dict[str, NDArray[np.float32]] = {}

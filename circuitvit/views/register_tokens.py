@@ -42,6 +42,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import Capture, capture, progress_bar
 from circuitvit.errors import (
     DataError,
@@ -49,7 +50,6 @@ from circuitvit.errors import (
     OptionError,
     UnsupportedModelError,
     check_number,
-    check_whole,
     counted,
     unknown_name,
 )
@@ -303,6 +303,7 @@ class Registers:
             axes.set_title("read by: share of patches' attention\n(there are none)")
 
 
+@running
 def registers(
     model: Model,
     images: ImageSpec,
@@ -333,8 +334,8 @@ def registers(
         times: multiples of the median that they exceed.
         ways: how they are lost, as for `token_ablations`; `()` for not at all, which saves most of the time.
         seed: of shuffles and of the random patches to compare with.
-        batch_size: images run at once.
-        progress: whether to show bars.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if the model has no registers and those are asked for, or for other settings.
@@ -350,7 +351,6 @@ def registers(
     """
     check_number("z", z)
     check_number("times", times)
-    check_whole("the seed", seed, 0)
     found = images_of(model, images)
     kinds = model.token_kinds(model.tokens_at(*found.shape[-2:]))
     grid, is_patch = model.grid_at(*found.shape[-2:]), np.array(kinds) == PATCH

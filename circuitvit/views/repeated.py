@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.errors import DataError, check_whole
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
@@ -107,6 +108,7 @@ class RepeatedPatches:
         return f"RepeatedPatches({len(self.images)} images, a block of {size} patches twice in each)"
 
 
+@running
 def repeated_patches(
     model: Model, images: ImageSpec | None = None, *, n: int = 32, seed: int = 0
 ) -> RepeatedPatches:
@@ -128,7 +130,6 @@ def repeated_patches(
         RepeatedPatches(8 images, a block of 2 x 3 patches twice in each)
     """
     check_whole("the number of images (n)", n, FEWEST)
-    check_whole("a seed", seed, 0)
     found = None if images is None else images_of(model, images)
     shape = model.preprocessing.shape if found is None else found.shape
     grid = model.grid_at(*shape[-2:])

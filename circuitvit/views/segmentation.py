@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
-from circuitvit.tasks.task import batches_of
 from circuitvit.verification.statistics import Estimate, mean_interval
 from circuitvit.views.attribution import direct_logit_attribution
 from circuitvit.views.lens import position_index, positions_of, token_logits
-from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of
+from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -218,6 +218,7 @@ class SegmentationChange:
         return f"SegmentationChange({self.label}; change of average precision: {said})"
 
 
+@running
 def segmentation_change(
     model: Model,
     changed: Mapping[str, Model],
@@ -231,6 +232,7 @@ def segmentation_change(
     by: By = "lens",
     position: int | str = -1,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> SegmentationChange:
     """What edits do to the outlines that the model's evidence draws, such as attention made causal.
 
@@ -245,7 +247,8 @@ def segmentation_change(
         threshold: the fixed one, see `PatchEvidence.score`.
         by: "lens" or "attribution", see `patch_evidence`.
         position: of the lens; of a name such as "layer 5" the same one in every model.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         DataError, OptionError, NameNotFoundError: as `patch_evidence` and `PatchEvidence.score`.
@@ -261,7 +264,9 @@ def segmentation_change(
     """
 
     def of(each: Model) -> PatchEvidence:
-        return patch_evidence(each, images, target, foil, by=by, position=position, batch_size=batch_size)
+        return patch_evidence(
+            each, images, target, foil, by=by, position=position, batch_size=batch_size, progress=progress
+        )
 
     own = of(model)
     before = own.score(masks, threshold, ignore)
@@ -269,6 +274,7 @@ def segmentation_change(
     return SegmentationChange(own.label, before, after)
 
 
+@running
 def patch_evidence(
     model: Model,
     images: ImageSpec,
@@ -278,6 +284,7 @@ def patch_evidence(
     by: By = "lens",
     position: int | str = -1,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> PatchEvidence:
     """How much each patch speaks for a class, or for any of several.
 
@@ -293,7 +300,8 @@ def patch_evidence(
         foil: what it is compared with.
         by: "lens" or "attribution".
         position: of the lens, by name or number.
-        batch_size: images run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown class, position or way.
@@ -318,13 +326,14 @@ def patch_evidence(
                 "an attribution is of one target and at most one foil: use by='lens' for several"
             )
         sides = wanted[0], None if others is None else others[0]
-        view = direct_logit_attribution(model, images, *sides, batch_size=batch_size)
+        view = direct_logit_attribution(model, images, *sides, batch_size=batch_size, progress=progress)
         return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
     rest = others or tuple(index for index in range(model.n_logits) if index not in set(wanted))
     places = list(positions_of(model, "layer").items())
     place, name = places[position_index([name for _, name in places], position)]
     found = images_of(model, images)
-    odds = [_odds(model, batch, place, wanted, rest) for batch in batches_of(model, found, batch_size)]
+    batches = watched_batches(model, found, batch_size, "evidence", progress)
+    odds = [_odds(model, batch, place, wanted, rest) for batch in batches]
     subjects = subjects_of(model, found)
     return PatchEvidence(subjects, f"{label}, lens at {name}", subjects.on_grid(np.concatenate(odds)))
 

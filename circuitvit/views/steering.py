@@ -16,6 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import activations
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.export.style import COLOURS, MUTED
@@ -23,7 +24,6 @@ from circuitvit.models import Model, add, clamp
 from circuitvit.models.sites import LOOKS, matching
 from circuitvit.models.tokens import Groups, TokenSpec
 from circuitvit.tasks import Task
-from circuitvit.tasks.task import batches_of
 from circuitvit.tasks.vectors import VectorSpec, read_vector
 from circuitvit.verification.statistics import Estimate
 from circuitvit.views.outcomes import (
@@ -37,7 +37,7 @@ from circuitvit.views.outcomes import (
     question,
     told,
 )
-from circuitvit.views.subjects import ImageSpec, images_of
+from circuitvit.views.subjects import ImageSpec, images_of, watched_batches
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -71,6 +71,7 @@ class Direction:
         return f"Direction({self.site}: {len(self.values)} numbers, 1 = {self.unit} ({self.length:.3g}))"
 
 
+@running
 def difference_of_means(
     model: Model,
     towards: ImageSpec,
@@ -80,6 +81,7 @@ def difference_of_means(
     tokens: TokenSpec = None,
     groups: Groups | None = None,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> Direction:
     """The direction from the mean activation on some images to that on others.
 
@@ -92,7 +94,8 @@ def difference_of_means(
         site: see `circuitvit.models.sites`, such as "resid6".
         tokens: over which activations are averaged, and that are steered; all by default.
         groups: token groups whose names may be used.
-        batch_size: images that run at once.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown site.
@@ -111,8 +114,7 @@ def difference_of_means(
     means = []
     for images in both:
         total, count = torch.zeros((), dtype=torch.float64), 0
-        size = model.batch_of(len(images), 32 if batch_size is None else batch_size)
-        for batch in batches_of(model, images, size):
+        for batch in watched_batches(model, images, batch_size, "means", progress):
             read = activations(
                 model, batch, name, tokens=tokens, groups=groups, batch_size=len(batch), progress=False
             )[name].double().flatten(0, -2)  # fmt: skip
@@ -207,6 +209,7 @@ class Steering:
         return f"Steering({self.how} at {self.direction.site}; {self.outcomes.metric}: {said})"
 
 
+@running
 def steer(
     model: Model,
     images: ImageSpec | Task,
@@ -219,8 +222,8 @@ def steer(
     controls: int = 5,
     groups: Groups | None = None,
     metric: MetricSpec | None = None,
-    batch_size: int | None = None,
     seed: int = 0,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Steering:
     """A dose-response curve: the answer when a direction is added at several scales, or held there.
@@ -237,9 +240,9 @@ def steer(
         controls: how many random directions of the same length are tried beside it; 0 for none.
         groups: token groups whose names may be used.
         metric: for images: a metric or its name; the logit of the predicted class by default.
-        batch_size: images that run at once.
         seed: of the random directions.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown site, metric or class.
@@ -263,7 +266,6 @@ def steer(
     for scale in scales:
         check_number("scale", scale, -float("inf"))
     check_whole("the number of random directions (controls)", controls, 0)
-    check_whole("the seed", seed, 0)
     found = _direction(model, direction, site, tokens)
     prepared = question(model, images, metric)
     generator = torch.Generator().manual_seed(seed)

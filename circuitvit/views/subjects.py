@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
+from circuitvit._progress import progress_bar
 from circuitvit.errors import OptionError
 from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
@@ -18,7 +22,7 @@ from circuitvit.models.families.family import Grid
 from circuitvit.models.tokens import token_name
 from circuitvit.tasks.images import Images, as_images
 from circuitvit.tasks.images import ImageSpec as ImageSpec
-from circuitvit.tasks.task import check_size
+from circuitvit.tasks.task import batches_of, check_size
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -107,6 +111,16 @@ def images_of(model: Model, images: ImageSpec) -> Images:
     found.check(quiet=True)
     check_size(found, model)
     return found
+
+
+def watched_batches(
+    model: Model, images: Images, batch_size: int | None, what: str, progress: bool
+) -> Iterator[Float[Tensor, "batch *shape"]]:
+    """The images a few at a time, as `batches_of`, with a bar that says what is being looked at."""
+    with progress_bar(len(images), what, progress, unit=model.preprocessing.what) as bar:
+        for batch in batches_of(model, images, batch_size):
+            yield batch
+            bar.update(len(batch))
 
 
 def subjects_of(model: Model, images: Images) -> Subjects:

@@ -33,15 +33,16 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import progress_bar
-from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
+from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
 from circuitvit.models.sites import LOOKS, Site, kinds_at, matching
 from circuitvit.models.tokens import PATCH
 from circuitvit.tasks.images import Images
-from circuitvit.tasks.task import BATCH, batches_of
+from circuitvit.tasks.task import batches_of
 from circuitvit.views.subjects import ImageSpec, images_of
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ class Equivariance:
         return f"Equivariance({len(self.units)} units, {self.n_images} images: {said})"
 
 
+@running
 def equivariance(
     model: Model,
     images: ImageSpec,
@@ -239,8 +241,8 @@ def equivariance(
         sites: names of sites, see `model.sites`; all heads by default.
         content: take away what a unit does at a patch in every image alike. Without it heads that look by
             place alone, "previous" and "next", are found as pairs, and no match between images is asked for.
-        batch_size: images run at once.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: if there is no such transformation or site.
@@ -265,7 +267,6 @@ def equivariance(
         raise DataError(f"correlations over {len(found)} images say little: give at least {FEWEST}")
     grid = model.grid_at(*found.shape[-2:])
     _check_moves(names, found, grid)
-    check_whole("the batch size (batch_size)", batch_size or BATCH)
     groups = _groups(model, [sites] if isinstance(sites, str) else list(sites))
     runs = _Runs(model, groups, grid, model.tokens_at(*found.shape[-2:]))
     sums = {(group, name): _Three() for group in groups for name in names}

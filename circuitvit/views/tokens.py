@@ -25,8 +25,9 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import activations, progress_bar
-from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
+from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, knock_out
@@ -132,6 +133,7 @@ class TokenAblations:
         return f"TokenAblations({what} at {self.site}; {self.outcomes.metric} of {self.tokens[0]}: {first})"
 
 
+@running
 def token_ablations(
     model: Model,
     images: ImageSpec | Task,
@@ -141,8 +143,8 @@ def token_ablations(
     site: str = "resid0",
     groups: Groups | None = None,
     metric: MetricSpec | None = None,
-    batch_size: int | None = None,
     seed: int = 0,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> TokenAblations:
     """What is lost without some tokens: top class, KL and a metric, by several ways side by side.
@@ -158,9 +160,9 @@ def token_ablations(
         site: the stream at which they are lost: "resid0" at the start, "resid6" before block 6.
         groups: token groups whose names may be used, such as `TokenGroups.from_masks`.
         metric: for images: a metric or its name; the logit of the predicted class by default.
-        batch_size: images that run at once.
         seed: of the shuffle, and of the share of patches.
-        progress: whether bars are shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown way, site, metric or class.
@@ -174,7 +176,6 @@ def token_ablations(
         >>> found.ways, found.outcomes.after.shape
         (('remove', 'mean', 'shuffle', 'zero'), (1, 4, 6))
     """
-    check_whole("the seed", seed, 0)
     for way in ways or ():
         if way not in get_args(Way):
             raise unknown_name("way of losing tokens", way, get_args(Way))

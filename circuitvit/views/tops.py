@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import activation_batches
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.graph.files import write_bytes
@@ -156,6 +157,7 @@ class TopImages(Mapping[str, Ranking]):
         return "\n".join([f"TopImages of {self.model}, {what}, {len(self.images)} images", *lines])
 
 
+@running
 def top_images(
     model: Model,
     images: ImageSpec,
@@ -168,9 +170,9 @@ def top_images(
     overlay: Overlay = "activation",
     masks: Mapping[str, Tensor] | None = None,
     top_share: float = 0.01,
+    seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
-    seed: int = 0,
 ) -> TopImages:
     """The images, or patches, with the largest, smallest and other values of units, all in one run.
 
@@ -191,9 +193,9 @@ def top_images(
             `circuitvit.tasks.TokenGroups.from_masks` and `circuitvit.tasks.corruptions.read_mask`: how much
             more often the top patches lie on them than patches in general.
         top_share: share of all patches that are the top ones for `masks`.
-        batch_size: images run at once.
-        progress: whether a bar is shown.
         seed: of the random draw.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown unit, with the nearest, or an unknown choice.
@@ -209,7 +211,7 @@ def top_images(
         >>> found.names("m0.hidden[3]"), found["a2.h3"].values.shape
         (['image 5', 'image 15', 'image 18'], (20,))
     """
-    _check(by, reduce, count, rows, overlay, top_share, seed)
+    _check(by, reduce, count, rows, overlay, top_share)
     model.refresh()
     found = as_images(images, model.preprocessing)
     check_size(found, model)
@@ -244,9 +246,7 @@ def top_images(
 # -- what can be asked ---------------------------------------------------------------------------
 
 
-def _check(
-    by: str, reduce: str, count: int, rows: Sequence[Row], overlay: str, top_share: float, seed: int
-) -> None:
+def _check(by: str, reduce: str, count: int, rows: Sequence[Row], overlay: str, top_share: float) -> None:
     for kind, value, known in (
         ("way to rank", by, ("image", "patch")),
         ("way to reduce", reduce, ("max", "mean", "cls")),
@@ -255,7 +255,6 @@ def _check(
         if value not in known:
             raise unknown_name(kind, value, known)
     check_whole("the number of picks (count)", count)
-    check_whole("a seed", seed, 0)
     check_number("the share of top patches (top_share)", top_share, 0, 1)
     if not rows or isinstance(rows, str):
         raise OptionError("rows are a list of 'top', 'bottom', 'random' and quantiles such as 0.9")

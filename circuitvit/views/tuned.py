@@ -32,7 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from circuitvit.engine import progress_bar, refuse_inference_mode
+from circuitvit._keywords import running
+from circuitvit.engine import memory_budget, progress_bar, refuse_inference_mode
 from circuitvit.errors import FileError, OptionError, check_number, check_whole
 from circuitvit.export.style import MUTED
 from circuitvit.graph.files import COUNT, TEXT, check_version, record, write_bytes
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
 
 SCHEMA = "circuitvit.tuned_lens/1"
-
-MEMORY = 2**30
-"""Bytes of streams that are kept between epochs; others are computed anew."""
 
 LensName = Literal["logit", "tuned"]
 LENSES: tuple[LensName, ...] = get_args(LensName)
@@ -199,8 +197,9 @@ class TunedLens:
         """The lens on images, with all tables and figures of a logit lens: `logit_lens(..., tuned=self)`."""
         return logit_lens(model, images, tuned=self, **options)
 
+    @running
     def measure(
-        self, model: Model, images: ImageSpec, *, batch_size: int = 32, progress: bool = True
+        self, model: Model, images: ImageSpec, *, batch_size: int | None = None, progress: bool = True
     ) -> LensAgreement:
         """Both lenses on other images.
 
@@ -208,13 +207,12 @@ class TunedLens:
             OptionError: if the lens was trained for another model, or edits are for single images.
             DataError: for images that cannot be used.
         """
-        check_whole("the batch size (batch_size)", batch_size)
         self.check(model)
         _refuse_single(model)
         found = images_of(model, images)
         source = Source(model, found)
         with progress_bar(len(found), "lenses", progress, unit="image") as bar:
-            return _agreement(source, np.arange(len(found)), self.weight, self.bias, batch_size, bar)
+            return _agreement(source, np.arange(len(found)), self.weight, self.bias, batch_size or 32, bar)
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -305,15 +303,16 @@ class TunedLens:
         )
 
 
+@running
 def tuned_lens(
     model: Model,
     images: ImageSpec,
     *,
     held_out: float = 0.25,
     epochs: int = 30,
-    batch_size: int = 32,
-    memory: int = MEMORY,
     seed: int = 0,
+    batch_size: int = 32,
+    memory: int | None = None,
     progress: bool = True,
 ) -> TunedLens:
     """Train a tuned lens on images, without labels, and measure it on some that are held out.
@@ -325,9 +324,9 @@ def tuned_lens(
         held_out: the share of images that the lens is measured on, and that nothing is fitted to or chosen
             by. A fifth of the others chooses strengths and epochs.
         epochs: how often the images are gone through.
-        batch_size: images for each step, which run at once; another number gives another lens.
-        memory: bytes of streams that are kept; those beyond are computed anew in every epoch.
         seed: of the split and of the order of steps.
+        batch_size: images for each step, which run at once; another number gives another lens.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -348,16 +347,13 @@ def tuned_lens(
     refuse_without_classes(model)
     if not model.chooses:
         raise OptionError(f"{model.name} has one logit, so that there is no KL divergence between outputs")
-    for name, number in (("the number of epochs", epochs), ("the batch size (batch_size)", batch_size)):
-        check_whole(name, number)
-    check_whole("the memory", memory, 0)
-    check_whole("a seed", seed, 0)
+    check_whole("the number of epochs", epochs)
     check_number("the share of images that is held out", held_out, 0, 1)
     _refuse_single(model)
     found = images_of(model, images)
     rng = np.random.default_rng(seed)
     measured, choosing, fitted = split(len(found), held_out, rng)
-    source = Source(model, found, memory)
+    source = Source(model, found, memory_budget(model, memory))
     kinds = model.token_kinds(model.n_tokens)[: model.leading]
     steps = len(fitted) * (epochs + 1) + len(measured)
     with progress_bar(steps, "tuned lens", progress, unit=model.preprocessing.what) as bar:

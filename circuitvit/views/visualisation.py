@@ -23,6 +23,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import activations, free_logits, progress_bar, reference_source, refuse_inference_mode
 from circuitvit.errors import DataError, ModelError, OptionError, check_number, check_whole
 from circuitvit.export.maps import picture_on
@@ -145,6 +146,7 @@ class FeatureVisualisation:
         return f"FeatureVisualisation({self.label}: {made}; {others})"
 
 
+@running
 def feature_visualisation(
     model: Model,
     objective: str | CircuitLike | Objective,
@@ -182,8 +184,8 @@ def feature_visualisation(
         rate: of learning.
         jitter: how strong the transformations are; 0 for none, 1 for those of the module.
         seed: of the first image; the next has the next seed.
-        batch_size: images run at once.
-        progress: whether a bar is shown.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: if there is no such site or class, with the nearest.

@@ -44,7 +44,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def behaviour(pairs: Path) -> list[object]:
     """Options for the cat-dog behaviour of the bundled model on the drawn pairs."""
     images = ["--clean", pairs / "clean", "--corrupt", pairs / "corrupt"]

@@ -16,13 +16,15 @@ import circuitvit
 from circuitvit._lock import Lock
 from circuitvit.cli.output import LOCK
 from circuitvit.errors import FileError
+from tests.cli.cases import Run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
 STARTED = (
-    "import signal, sys; sys.stdout.write('.'); sys.stdout.flush(); from circuitvit.cli import main; main()"
+    "import signal, sys, circuitvit; sys.stdout.write('.'); sys.stdout.flush()\n"
+    "from circuitvit.cli import main; main()"
 )
-"""Says when Python is up, with what it needs to hear a signal: the milliseconds before are not ours."""
+"""Says when Python is up and the package found: the milliseconds before are not ours."""
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -65,13 +67,13 @@ def holder(tmp_path: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_run_is_told_who_is_at_work(
-    holder: subprocess.Popen[str], behaviour: list[object], tmp_path: Path
+    holder: subprocess.Popen[str], run: Run, behaviour: list[object], tmp_path: Path
 ) -> None:
     (tmp_path / "state.safetensors").touch()  # what a run at work has kept so far
     for more in ([], ["--resume"]):
-        second = start(STARTED, "discover", *behaviour, *more, "--out", tmp_path)
-        _, complaint = second.communicate(timeout=120)
-        assert second.returncode == 2
+        second = run("discover", *behaviour, *more, "--out", tmp_path)
+        complaint = second.stderr
+        assert second.exit_code == 2
         assert f"error: the folder {tmp_path} is in use: process {holder.pid} on " in complaint
         assert "has been at work there since 20" in complaint
         assert "interrupted run" not in complaint

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.cli.cases import Run
 
 DRIVER = """
 from circuitvit.engine import state
@@ -19,35 +22,46 @@ main()
 """
 
 
-def command(behaviour: list[object], out: Path, *more: str) -> list[str]:
-    plan = ["--plan", "150,40,2", "--random", "2", "--out", out, *more]
-    return [sys.executable, "-c", DRIVER, "discover", *map(str, [*behaviour, *plan])]
+PLAN = ("--plan", "150,40,2", "--random", "2")
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, behaviour: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a discovery that nobody interrupts writes."""
+    out = tmp_path_factory.mktemp("whole")
+    result = run("discover", *behaviour, *PLAN, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed between two saves"])
 def test_an_interrupted_discover_ends_in_the_same_circuit(
-    kind: signal.Signals, behaviour: list[object], tmp_path: Path
+    kind: signal.Signals, run: Run, behaviour: list[object], whole: Path, tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    subprocess.run(command(behaviour, whole), check=True, capture_output=True)
+    discover = ["discover", *behaviour, *PLAN, "--out", tmp_path]
     running = subprocess.Popen(
-        command(behaviour, parts), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, *map(str, discover)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums are rounded alike
     )
-    while not (parts / "state.safetensors").exists():
+    while not (tmp_path / "state.safetensors").exists():
         assert running.poll() is None, running.communicate()
         time.sleep(0.005)
     time.sleep(0.2)
     running.send_signal(kind)
     _, complaint = running.communicate(timeout=60)
     assert running.returncode != 0
-    assert (parts / "state.safetensors").exists()
-    assert not (parts / "circuit.json").exists()
+    assert (tmp_path / "state.safetensors").exists()
+    assert not (tmp_path / "circuit.json").exists()
     if kind == signal.SIGINT:
         assert "--resume goes on from" in complaint
-    refused = subprocess.run(command(behaviour, parts), capture_output=True, text=True, check=False)
-    assert refused.returncode != 0
+    refused = run(*discover)
+    assert refused.exit_code == 2
     assert "add --resume" in refused.stderr
-    subprocess.run(command(behaviour, parts, "--resume"), check=True, capture_output=True)
-    assert (parts / "circuit.json").read_bytes() == (whole / "circuit.json").read_bytes()
-    assert not (parts / "state.safetensors").exists()
+    resumed = run(*discover, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert (tmp_path / "circuit.json").read_bytes() == (whole / "circuit.json").read_bytes()
+    assert not (tmp_path / "state.safetensors").exists()

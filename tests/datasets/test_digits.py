@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import pytest
 import torch
 
+import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.datasets.digits import CLASSES, digits_pairs, digits_split
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, NameNotFoundError, OptionError
 
-pytest.importorskip("sklearn")
+load_digits = pytest.importorskip("sklearn.datasets").load_digits
 
 
 def test_split_is_fixed_disjoint_and_in_proportion() -> None:
@@ -35,13 +38,29 @@ def test_images_are_normalised() -> None:
 
 
 def test_pairs_show_the_two_digits() -> None:
-    clean, corrupt = digits_pairs(12, 3, 8, seed=4)
+    pairs = digits_pairs(12, 4, 3, 8)
+    clean, corrupt = pairs
+    assert len(pairs) == 12
     assert clean.shape == corrupt.shape == (12, 1, 8, 8)
     _, held_out = digits_split()
     for images, digit in ((clean, 3), (corrupt, 8)):
         known = held_out.of(digit).images
         assert all((image == known).flatten(1).all(dim=1).any() for image in images)
-    assert torch.equal(digits_pairs(12, 3, 8, seed=4)[0], clean)
+    assert torch.equal(digits_pairs(5, seed=4, clean="3", corrupt="8").clean, clean[:5])
+    whole = load_digits()
+    for images, indices, digit in ((clean, pairs.clean_indices, 3), (corrupt, pairs.corrupt_indices, 8)):
+        assert (whole.target[indices] == digit).all()
+        assert torch.equal(images[:, 0], torch.from_numpy(whole.images[indices]).float() / 8 - 1)
+    assert torch.equal(digits_pairs(12, 4, preprocessed=False).corrupt, (corrupt + 1) / 2)
+
+
+def test_pairs_are_asked_for_as_those_of_drawn_animals_are() -> None:
+    """The same names in the same order, so that one call is changed into the other by its name."""
+    digits, animals = (inspect.signature(each).parameters for each in (digits_pairs, catdog_pairs))
+    assert [each for each in animals if each not in ("animals", "size")] == list(digits)
+    assert all(digits[name].kind == animals[name].kind for name in digits)
+    task = cv.Task(*digits_pairs(2), metric=cv.logit_diff("3", "8"))
+    assert len(task.prepare(cv.load("digits-tiny"))) == 2
 
 
 def test_missing_extra_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +72,11 @@ def test_missing_extra_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_senseless_arguments_are_refused() -> None:
     with pytest.raises(OptionError, match="between 0 and 1"):
         digits_split(held_out=1.0)
-    with pytest.raises(OptionError, match="0 to 9"):
-        digits_pairs(1, 10, 3)
+    with pytest.raises(NameNotFoundError, match="unknown digit 10"):
+        digits_pairs(1, clean=10)
     with pytest.raises(OptionError, match="both 3"):
-        digits_pairs(1, 3, 3)
+        digits_pairs(1, corrupt=3)
     with pytest.raises(DataError, match="number of held-out pictures"):
-        digits_pairs(1000, 1, 7)
+        digits_pairs(1000)
+    with pytest.raises(OptionError, match="at least 1"):
+        digits_pairs(0)

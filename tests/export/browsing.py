@@ -47,10 +47,12 @@ class Page:
     def __init__(self, browser: Any) -> None:
         self.browser = browser
 
-    def open(self, path: Path) -> None:
-        """Load a file from disk and wait until it says that everything is drawn."""
+    def open(self, path: Path, edges: bool = False) -> None:
+        """Load a file from disk and wait until it says that everything is drawn; with all edges if asked."""
         self.browser.get(path.resolve().as_uri())
         self.wait("return document.documentElement.dataset.ready === 'true'")
+        if edges:
+            self.run("document.getElementById('all-edges').click()")
 
     def wait(self, script: str) -> None:
         """Wait until a script gives something true."""

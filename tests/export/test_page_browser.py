@@ -118,14 +118,14 @@ def key(page: Page, name: str) -> None:
 
 
 def test_every_edge_and_node_of_the_circuit_is_drawn(page: Page, plain: Path, circuit: Circuit) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     assert page.visible() == set(circuit)
     assert page.run("return nodes.filter(n => n.element).map(n => n.name)") == list(circuit.nodes)
     assert page.counts() == (len(circuit), len(circuit.nodes))
 
 
 def test_rows_are_layers_and_columns_are_heads(page: Page, plain: Path) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     places = page.run("return nodes.filter(n => n.box).map(n => [n.name, n.box[0] + n.box[2] / 2, n.box[1]])")
     x, y = {name: left for name, left, _ in places}, {name: top for name, _, top in places}
     assert y["logits"] < min(y[name] for name in y if name != "logits")
@@ -147,7 +147,7 @@ def test_rows_are_layers_and_columns_are_heads(page: Page, plain: Path) -> None:
 def test_the_slider_shows_the_strongest_edges_and_counts_those_alive(
     page: Page, plain: Path, circuit: Circuit, k: int
 ) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     slide(page, k)
     shown = strongest(circuit, k)
     assert page.visible() == set(shown)
@@ -158,7 +158,7 @@ def test_the_slider_shows_the_strongest_edges_and_counts_those_alive(
 
 
 def test_the_faithfulness_at_the_shown_size_is_stated(page: Page, plain: Path) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     assert page.text("#faithfulness") == "faithfulness 0.96"
     size = 0
     for k in range(60, 0, -1):
@@ -176,7 +176,7 @@ def test_the_slider_counts_right_with_3000_edges_of_a_vit_b(page: Page, tmp_path
     """How fast it answers is measured by `python -m bench page_slider`, not here."""
     big = random_circuit(12, 12, 3000)
     assert len(big) == 3000
-    page.open(draw(big, tmp_path / "big.html"))
+    page.open(draw(big, tmp_path / "big.html"), edges=True)
     for k in (2990, 100, 3000):
         slide(page, k)
         assert page.counts()[0] == len(strongest(big, k).pruned())
@@ -188,7 +188,7 @@ def test_the_slider_counts_right_with_3000_edges_of_a_vit_b(page: Page, tmp_path
 def test_hovering_an_edge_says_name_effect_interval_share_and_neighbours(
     page: Page, plain: Path, circuit: Circuit
 ) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     name = next(iter(strongest(circuit, 1)))
     score = circuit.score_of(name) or 0.0
     mouse(page, point_at(page, "edge", name))
@@ -205,7 +205,7 @@ def test_hovering_an_edge_says_name_effect_interval_share_and_neighbours(
 
 
 def test_hovering_a_node_names_its_neighbours(page: Page, plain: Path, circuit: Circuit) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     node = "m2"
     mouse(page, point_at(page, "node", node))
     said = page.text("#tip")
@@ -235,7 +235,7 @@ def paths_through(circuit: Circuit, wanted: str) -> set[str]:
 @pytest.mark.parametrize("kind", ["node", "edge"])
 def test_a_click_focuses_on_the_paths_through_what_is_clicked(page: Page, tmp_path: Path, kind: str) -> None:
     small = random_circuit(3, 2, 22)
-    page.open(draw(small, tmp_path / "small.html"))
+    page.open(draw(small, tmp_path / "small.html"), edges=True)
     name = "m1" if kind == "node" else next(edge for edge in small if edge.startswith("m0->"))
     mouse(page, point_at(page, kind, name), click=True)
     expected = paths_through(small, name)
@@ -254,7 +254,7 @@ def test_a_click_focuses_on_the_paths_through_what_is_clicked(page: Page, tmp_pa
 
 
 def test_neighbours_in_the_panel_lead_on(page: Page, plain: Path, circuit: Circuit) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     mouse(page, point_at(page, "node", "m2"), click=True)
     link = page.element("#about .link")
     name = link.find_element("css selector", "span").text
@@ -267,7 +267,7 @@ def test_neighbours_in_the_panel_lead_on(page: Page, plain: Path, circuit: Circu
 
 
 def test_search_finds_nodes_and_edges_by_name(page: Page, plain: Path, circuit: Circuit) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     page.element("#search").send_keys("M2-")
     edges = {name for name in circuit if "m2-" in name}
     assert page.with_class("hot") == edges
@@ -284,7 +284,7 @@ def test_search_finds_nodes_and_edges_by_name(page: Page, plain: Path, circuit: 
 
 
 def test_the_keyboard_reaches_every_node_and_focuses_on_it(page: Page, plain: Path) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     page.run("document.querySelector('.node[tabindex=\"0\"]').focus()")
     assert page.run("return document.activeElement.node.name") == "logits"
     seen = set()
@@ -309,13 +309,13 @@ def test_the_keyboard_reaches_every_node_and_focuses_on_it(page: Page, plain: Pa
 
 
 def test_inputs_can_be_hidden(page: Page, plain: Path, circuit: Circuit) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     page.element("#filters input[data-key=v]").click()
     assert page.visible() == {name for name in circuit if not name.endswith("<v>")}
 
 
 def test_light_and_dark(page: Page, plain: Path) -> None:
-    page.open(plain)
+    page.open(plain, edges=True)
     paper = "return getComputedStyle(document.body).backgroundColor"
     light = page.run(paper)
     page.element("#theme").click()
@@ -327,7 +327,7 @@ def test_light_and_dark(page: Page, plain: Path) -> None:
 def test_token_groups_have_their_own_lines_and_filters(page: Page, tmp_path: Path) -> None:
     graph = transformer_graph(2, 2).with_groups(("cls", "patch"))
     grouped = random_scores(graph).connected(40)
-    page.open(draw(grouped, tmp_path / "groups.html"))
+    page.open(draw(grouped, tmp_path / "groups.html"), edges=True)
     assert page.visible() == set(grouped)
     assert page.counts() == (len(grouped), len(grouped.nodes))
     page.element("#filters input[data-key='1']").click()
@@ -346,7 +346,7 @@ def thumbs(page: Page) -> list[str]:
 
 
 def test_the_toggle_changes_the_image_and_all_thumbnails(page: Page, toy: Path) -> None:
-    page.open(toy)
+    page.open(toy, edges=True)
     before, shown = thumbs(page), page.run("return document.getElementById('image').toDataURL()")
     assert all(uri.startswith("data:image/png") for uri in before)
     page.element("#sides button[data-value=corrupt]").click()
@@ -359,7 +359,7 @@ def test_the_toggle_changes_the_image_and_all_thumbnails(page: Page, toy: Path) 
 
 
 def test_kinds_of_map_differ_and_say_what_they_are(page: Page, toy: Path) -> None:
-    page.open(toy)
+    page.open(toy, edges=True)
     node = page.run("return nodes.find(n => n.image && n.kind === 'head').name")
     page.run("focusOn({node: nodes.find(n => n.name === arguments[0])})", node)
     said, pictures = set(), set()
@@ -378,7 +378,7 @@ def test_the_numbers_behind_the_heat_are_those_of_the_model(page: Page, toy: Pat
     model = cv.load("catdog-tiny")
     images = torch.rand(2, 3, *model.preprocessing.size[1:], generator=torch.Generator().manual_seed(0))
     maps = maps_of(model, cv.Task(images[:1], images[1:], cv.logit_diff(0, 1)))
-    page.open(toy)
+    page.open(toy, edges=True)
     page.run("choose({query: 5})")
     names = page.run("return nodes.filter(n => n.image).map(n => n.name)")
     for side_name, side in maps.sides.items():
@@ -407,7 +407,7 @@ def test_the_numbers_behind_the_heat_are_those_of_the_model(page: Page, toy: Pat
 
 
 def test_clicking_a_patch_shows_what_attends_from_it(page: Page, toy: Path) -> None:
-    page.open(toy)
+    page.open(toy, edges=True)
     page.run("focusOn({node: nodes.find(n => n.image && n.kind === 'head')})")
     before = thumbs(page)
     page.element("#image").click()  # its middle
@@ -421,7 +421,7 @@ def test_clicking_a_patch_shows_what_attends_from_it(page: Page, toy: Path) -> N
 
 
 def test_the_image_answers_to_the_keyboard(page: Page, toy: Path) -> None:
-    page.open(toy)
+    page.open(toy, edges=True)
     page.element("#image").send_keys("\ue015")  # arrow down
     assert page.text("#patch").startswith("patch row")
     page.element("#image").send_keys("\ue007")  # Enter
@@ -443,7 +443,7 @@ def test_a_model_without_a_class_token_shows_the_average(page: Page, tmp_path: P
     images = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     task = cv.Task(images, metric=cv.logit(0), ablation="zero")
     circuit = random_scores(model.graph).connected(12)
-    page.open(draw(circuit, tmp_path / "pooled.html", model=model, task=task))
+    page.open(draw(circuit, tmp_path / "pooled.html", model=model, task=task), edges=True)
     page.run("focusOn({node: nodes.find(n => n.image && n.kind === 'head')})")
     assert page.text("#caption").endswith("attention of the average patch")
     assert page.run("return [...document.querySelectorAll('#sides button')].map(b => b.textContent)") == [
@@ -460,7 +460,7 @@ def test_a_model_without_a_class_token_shows_the_average(page: Page, tmp_path: P
 def test_a_circuit_without_scores_has_no_threshold(page: Page, tmp_path: Path) -> None:
     graph = transformer_graph(2, 2)
     plain_circuit = Circuit.from_edges(graph, ["input->m0", "m0->a1.h0<q>", "a1.h0->logits"])
-    page.open(draw(plain_circuit, tmp_path / "x.html"))
+    page.open(draw(plain_circuit, tmp_path / "x.html"), edges=True)
     assert page.element("#threshold").is_enabled() is False
     assert page.text("#counts") == "3 edges, 4 nodes"
     mouse(page, point_at(page, "edge", "input->m0"), click=True)
@@ -468,7 +468,7 @@ def test_a_circuit_without_scores_has_no_threshold(page: Page, tmp_path: Path) -
 
 
 def test_an_empty_circuit_is_a_page_too(page: Page, tmp_path: Path) -> None:
-    page.open(draw(Circuit.empty(transformer_graph(2, 2)), tmp_path / "x.html"))
+    page.open(draw(Circuit.empty(transformer_graph(2, 2)), tmp_path / "x.html"), edges=True)
     assert page.counts() == (0, 0)
 
 
@@ -482,7 +482,7 @@ def test_hostile_text_is_inert(page: Page, tmp_path: Path, text: str) -> None:
     graph = transformer_graph(1, 2)
     made = type(MADE)(text, text, text, text)
     hostile = random_scores(graph).connected(8).with_provenance(made)
-    page.open(draw(hostile, tmp_path / "hostile.html", title=text))
+    page.open(draw(hostile, tmp_path / "hostile.html", title=text), edges=True)
     assert page.counts()[0] == len(hostile)
     assert page.run("return document.scripts.length") == 2
     assert page.run("return document.images.length") == 0
@@ -519,7 +519,7 @@ def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_of_a_real_model_is_small_and_works(page: Page, real: Path) -> None:
     assert real.stat().st_size < 1_500_000
-    page.open(real)
+    page.open(real, edges=True)
     assert page.counts()[0] == 100
     assert all(thumbs(page))
     heads = page.run("return nodes.filter(n => n.image && n.kind === 'head').length")

@@ -37,7 +37,15 @@ function inputOf(edge) {
 }
 
 /** Facts as [word, value] pairs, for the tip and the panel alike. */
-function factsOf({ node, edge }) {
+function factsOf({ node, edge, bundle }) {
+  if (bundle) {
+    const own = liveOnly(bundle.edges), facts = [["edges", own.length.toLocaleString("en")]];
+    for (const sign of SIGNS) {
+      const some = own.filter((each) => each.sign === sign);
+      if (TOTAL_EFFECT && some.length) facts.push([sign, `${plural(some.length, "edge")}, ${percent(shareOf(some))} of all effects`]);
+    }
+    return facts;
+  }
   if (edge) {
     const facts = [["effect", effectOf(edge)]];
     if (edge.score !== null) {
@@ -61,19 +69,20 @@ function neighbourWords(list, end) {
   return names.slice(0, 4).join(", ") + (names.length > 4 ? ` and ${names.length - 4} more` : "");
 }
 
-function neighboursOf({ node, edge }) {
+function neighboursOf({ node, edge, bundle }) {
+  if (bundle) return [["strongest", strongestFirst(liveOnly(bundle.edges))[0].name]];
   if (node) return [["from", neighbourWords(liveOnly(node.into), "from")], ["to", neighbourWords(liveOnly(node.out), "to")]];
   const beside = liveOnly(nodes[edge.to].into).filter((other) => other !== edge && other.port === edge.port);
   return [["same input", neighbourWords(beside, "from")]];
 }
 
-const nameOf = ({ node, edge }) => (node ? node.name : edge.name);
+const nameOf = (item) => (item.node ?? item.edge ?? item.bundle).name;
 
 /* Beside the pointer */
 
 function showTip(item, x, y) {
   tip.replaceChildren();
-  make("h2", {}, nameOf(item), tip);
+  make("strong", {}, nameOf(item), tip);
   if (item.node) make("div", { class: "muted" }, kindOf(item.node), tip);
   addFacts([...factsOf(item), ...neighboursOf(item)], tip);
   tip.hidden = false;
@@ -92,11 +101,12 @@ function addFacts(facts, parent) {
 
 /* In the panel */
 
-/** A button for an edge or a node: pointing at it highlights, pressing it focuses. */
+/** A button for an edge, a node or a connection: pointing at it highlights, pressing it focuses. */
 function linkTo(item, words, parent) {
   const button = make("button", { type: "button", class: "link" }, undefined, parent);
   make("span", {}, words, button);
-  const { edge } = item;
+  const { edge, bundle } = item;
+  if (bundle) make("span", {}, plural(bundle.edges.length, "edge"), button);
   if (edge && edge.score !== null) make("span", { class: edge.sign + "-ink" }, say(edge.score, true), button);
   for (const [event, target] of [["pointerenter", item], ["focus", item], ["pointerleave", null], ["blur", null]])
     button.addEventListener(event, () => hover(target));
@@ -114,21 +124,35 @@ function addEdges(title, list, parent) {
   if (list.length > LISTED) make("p", { class: "muted" }, `and ${list.length - LISTED} weaker ones`, parent);
 }
 
+const CONNECTIONS = 8;
+
+/** The strongest connections of layers, which the keyboard reaches here. */
+function addBundles() {
+  const strongest = view.bundles.slice(-CONNECTIONS).reverse();
+  if (!strongest.length) return;
+  make("h3", {}, "Strongest connections between layers", about);
+  const lines = make("ul", {}, undefined, about);
+  for (const bundle of strongest) linkTo({ bundle }, bundle.name, make("li", {}, undefined, lines));
+}
+
 /** The panel's card: what is in focus, or the strongest edges while nothing is. */
 function sayAbout() {
   about.replaceChildren();
   const item = state.focus;
   if (!item) {
     make("h2", {}, "Nothing is in focus", about);
-    make("p", { class: "muted" }, "Click a node or an edge to see the paths through it.", about);
+    const how = state.allEdges ? "Click a node or an edge to see the paths through it." : "Click a node or a connection to see its edges.";
+    make("p", { class: "muted" }, how, about);
+    if (!state.allEdges) addBundles();
     addEdges("Strongest edges", liveOnly(edges).slice(-8), about);
     return;
   }
   make("h2", {}, nameOf(item), about);
   if (item.node) make("p", { class: "muted" }, kindOf(item.node), about);
   addFacts(factsOf(item), about);
-  make("p", { class: "muted" }, `${plural(count(view.focus), "edge")} on paths through it`, about);
-  if (item.node) {
+  if (state.allEdges && !item.bundle) make("p", { class: "muted" }, `${plural(count(view.focus), "edge")} on paths through it`, about);
+  if (item.bundle) addEdges("Edges", liveOnly(item.bundle.edges), about);
+  else if (item.node) {
     addEdges("From", liveOnly(item.node.into), about);
     addEdges("To", liveOnly(item.node.out), about);
   } else {
@@ -151,6 +175,7 @@ function legendLine(words, paint) {
 }
 
 function sayLegend() {
+  make("h2", {}, "Legend", document.getElementById("legend"));
   const line = (attributes) => (sample) => draw("path", { d: "M0 7h32", ...attributes }, sample);
   for (const sign of SIGNS.slice(1)) {
     if (edges.some((edge) => edge.sign === sign)) legendLine(DATA.meanings[sign], line({ class: sign, "stroke-width": 3 }));
@@ -159,6 +184,8 @@ function sayLegend() {
     for (const share of [1, 0.3])
       legendLine("effect " + say(DATA.strongest * share), line({ "stroke-width": Math.max(0.18, share) * DATA.maxWidth }));
   }
+  legendLine("arc: all edges from one layer to another", (sample) => draw("path", { d: "M8 13C30 13 30 1 8 1", class: "supports", "stroke-width": 3 }, sample));
+  if (DATA.strongest) legendLine("bar: share of the effects that touch a node", (sample) => draw("rect", { class: "bar", x: 1, y: 5, width: 24, height: 3, rx: 1.5 }, sample));
   const used = new Set(edges.map((edge) => edge.port));
   for (const port of Object.keys(PORT_WORDS).filter((port) => used.has(port)))
     legendLine(`${port}: ${PORT_WORDS[port]} input of a head`, (sample) => draw("path", { class: "mark", d: markPath(port, 16, 4) }, sample));

@@ -1,6 +1,5 @@
-/* The diagram: every box, dot and curve at the place that the layout gave it. */
+/* The diagram: boxes, dots and curves, drawn once where the layout has them; `rows.js` moves them up and down. */
 
-const MARGIN = { left: 58, top: 12, right: 12, bottom: 30 };
 const svg = document.getElementById("circuit");
 
 /** An SVG element; text goes in as text, so a name can never be markup. */
@@ -10,17 +9,6 @@ function draw(tag, attributes, parent, text) {
   if (text !== undefined) element.textContent = text;
   if (parent) parent.append(element);
   return element;
-}
-
-function drawBackground() {
-  const [width, height] = DATA.size, group = draw("g", { "aria-hidden": "true" }, svg);
-  DATA.stripes.forEach(([block, top, bottom], index) => {
-    if (index % 2 === 0)
-      draw("rect", { class: "stripe", x: -MARGIN.left, y: top, width: width + MARGIN.left + MARGIN.right, height: bottom - top }, group);
-    draw("text", { class: "label", x: 6 - MARGIN.left, y: (top + bottom) / 2 + 4 }, group, block);
-  });
-  for (const [name, x] of DATA.columns)
-    draw("text", { class: "label", x, y: height + 18, "text-anchor": "middle" }, group, name);
 }
 
 function drawEdge(edge, parent) {
@@ -38,14 +26,15 @@ function markPath(port, x, y) {
 
 function drawNode(node, parent) {
   if (node.dot) {
-    const dot = draw("circle", { class: "dot", cx: node.dot[0], cy: node.dot[1], r: 1.7 }, parent);
-    draw("title", {}, dot, node.name + " (outside the circuit)");
+    node.mark = draw("circle", { class: "dot", cx: node.dot[0], cy: node.dot[1], r: 1.7 }, parent);
+    draw("title", {}, node.mark, node.name + " (outside the circuit)");
     return;
   }
   const [x, y, width, height] = node.box, middle = x + width / 2;
   node.element = draw("g", { class: "node " + node.kind, role: "button", tabindex: "-1" }, parent);
   node.element.node = node;
   draw("rect", { class: "box", x, y, width, height, rx: node.kind === "mlp" ? 10 : 4 }, node.element);
+  node.bar = draw("rect", { class: "bar", x: x + 3, y: y + 1.5, width: 0, height: 3, rx: 1.5 }, node.element);
   const line = y + (node.kind === "head" || node.thumb ? 16 : height / 2 + 4);
   draw("text", { class: "name", x: middle, y: line }, node.element, shortened(node.name, width));
   if (node.thumb) {
@@ -65,14 +54,38 @@ function shortened(name, width) {
   return name.length <= letters ? name : name.slice(0, letters - 1) + "\u2026";
 }
 
+/** The same node as a line of its name, for where its layers are folded. */
+function drawChip(node) {
+  const [x, y, width, height] = node.box, chip = draw("g", { class: "chip" }, node.element);
+  const wide = Math.min(width, 64), left = x + (width - wide) / 2, top = y + (height - FOLDED) / 2;
+  draw("rect", { class: "box", x: left, y: top, width: wide, height: FOLDED, rx: 4 }, chip);
+  node.chipBar = draw("rect", { class: "bar", x: left + 2, y: top + FOLDED - 3.5, width: 0, height: 2.5, rx: 1 }, chip);
+  draw("text", { class: "name", x: x + width / 2, y: top + 11 }, chip, shortened(node.name, wide + 14));
+  node.room = [width - 6, wide - 4];
+}
+
+/** Bars as long as the share of all effects in the edges of a node that are shown. */
+function sayStrengths() {
+  const sums = new Float64Array(nodes.length);
+  for (const edge of edges) if (view.live[edge.id]) for (const end of [edge.from, edge.to]) sums[end] += strength(edge);
+  const most = Math.max(...sums, 1e-30);
+  for (const node of nodes) {
+    if (!node.element) continue;
+    node.bar.setAttribute("width", ((node.room[0] * sums[node.id]) / most).toFixed(1));
+    node.chipBar.setAttribute("width", ((node.room[1] * sums[node.id]) / most).toFixed(1));
+  }
+}
+
+const layers = {}; // of the drawing, from the back to the front
+
 function drawCircuit() {
-  const [width, height] = DATA.size;
-  const box = [-MARGIN.left, -MARGIN.top, width + MARGIN.left + MARGIN.right, height + MARGIN.top + MARGIN.bottom];
-  svg.setAttribute("viewBox", box.join(" "));
-  drawBackground();
-  const lines = draw("g", { "aria-hidden": "true" }, svg), boxes = draw("g", {}, svg);
-  edges.forEach((edge) => drawEdge(edge, lines));
-  nodes.forEach((node) => drawNode(node, boxes));
+  for (const [name, hidden] of [["back", false], ["bundles", true], ["lines", true], ["boxes", false]])
+    layers[name] = draw("g", hidden ? { "aria-hidden": "true" } : {}, svg);
+  edges.forEach((edge) => drawEdge(edge, layers.lines));
+  for (const node of nodes) {
+    drawNode(node, layers.boxes);
+    if (node.box) drawChip(node);
+  }
 }
 
 /* Zoom */
@@ -86,8 +99,10 @@ function setZoom(value) {
   svg.setAttribute("height", height * zoom);
 }
 
-/** As wide as there is room, but neither huge nor too small to read. */
+/** As large as there is room for, all of it while only nodes are shown; but not too small to read. */
 function fitZoom(least) {
-  const [, , width] = svg.getAttribute("viewBox").split(" ").map(Number);
-  setZoom(Math.max(least, Math.min(1.15, (document.getElementById("diagram").clientWidth - 24) / width)));
+  const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number), box = document.getElementById("diagram");
+  const wide = (box.clientWidth - 24) / width, high = state.allEdges ? Infinity : (box.clientHeight - 20) / height;
+  setZoom(Math.max(least, Math.min(1.7, wide, Math.max(1, high))));
+  box.scrollLeft = (box.scrollWidth - box.clientWidth) / 2;
 }

@@ -7,7 +7,7 @@ let pointed = null; // the patch under the pointer or the keyboard, {row, column
 /** The node whose map is shown: what is pointed at, else what is in focus; of an edge, its sender. */
 function figureNode() {
   for (const item of [state.hover, state.focus]) {
-    const node = item && (item.node ?? nodes[item.edge.from]);
+    const node = item && (item.node ?? (item.edge && nodes[item.edge.from]));
     if (node && sides[state.side].nodes[node.name]) return node;
   }
   return null;
@@ -73,7 +73,7 @@ function sayFigure(node, map) {
   } else if (map) {
     MAPS.prefix.forEach((_, token) => words.push(`${tokenName(token)}: ${say(map.values[token])}`));
     words.push(`largest patch: ${say(Math.max(...map.values.slice(MAPS.prefix.length)))}`);
-  } else words.push("Click a patch to see where it attends.");
+  } else words.push(node ? "Click a patch to see where it attends." : "Point at a head to see its attention, click a patch to see where it attends.");
   patch.textContent = words.join(" \u00b7 ");
   const reset = document.getElementById("query-reset");
   reset.hidden = state.query === null;

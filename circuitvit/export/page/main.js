@@ -5,12 +5,13 @@ function hover(item) {
   state.hover = item;
   if (same) return;
   paint();
+  paintBundles();
   paintFigure();
 }
 
-const nameless = (item) => (item ? item.node ?? item.edge : null);
+const nameless = (item) => (item ? item.node ?? item.edge ?? item.bundle.key : null);
 
-/** Focus on the paths through a node or an edge; on what is in focus already, or on null: clear. */
+/** Focus on a node, an edge or a connection of layers; on what is in focus already, or on null: clear. */
 function focusOn(item) {
   state.focus = item && nameless(item) === nameless(state.focus) ? null : item;
   update();
@@ -21,12 +22,13 @@ function focusOn(item) {
 
 /* The pointer */
 
-/** The node or edge at a point of the screen; edges are thin, so their surroundings count too. */
+/** What is at a point of the screen; edges are thin, so their surroundings count too. */
 function itemAt(x, y) {
   const around = [[0, 0], [0, -3], [0, 3], [-3, 0], [3, 0], [-5, -5], [5, -5], [-5, 5], [5, 5]];
   for (const [dx, dy] of around) {
     const element = document.elementFromPoint(x + dx, y + dy);
-    const owner = element && element.closest(".node, .edge");
+    const owner = element && element.closest(".node, .edge, .bundle");
+    if (owner && owner.bundle) return { bundle: owner.bundle };
     if (owner && owner.node) return { node: owner.node };
     if (owner && owner.edge) return { edge: owner.edge };
   }
@@ -41,7 +43,11 @@ function startPointer() {
     else tip.hidden = true;
   });
   svg.addEventListener("pointerleave", () => { hover(null); tip.hidden = true; });
-  svg.addEventListener("click", (event) => focusOn(itemAt(event.clientX, event.clientY)));
+  svg.addEventListener("click", (event) => {
+    const button = event.target.closest(".fold");
+    if (button) fold(button.block);
+    else focusOn(itemAt(event.clientX, event.clientY));
+  });
 }
 
 /* The keyboard: one node can be reached with Tab, arrow keys go from it to its neighbours on the page */
@@ -71,12 +77,16 @@ function neighbour(node, key) {
 }
 
 function nodeKey(event) {
-  const owner = event.target.closest(".node");
+  const owner = event.target.closest(".node, .fold");
   if (!owner) return;
-  if (event.key in STEPS) {
+  const pressed = event.key === "Enter" || event.key === " ";
+  if (owner.block) {
+    if (!pressed) return;
+    fold(owner.block);
+  } else if (event.key in STEPS) {
     const next = neighbour(owner.node, event.key);
     if (next) { moveTo(next); next.element.focus(); }
-  } else if (event.key === "Enter" || event.key === " ") focusOn({ node: owner.node });
+  } else if (pressed) focusOn({ node: owner.node });
   else return;
   event.preventDefault();
 }
@@ -115,6 +125,23 @@ function startSlider() {
   // Lists and labels can wait until the slider rests.
   slider.addEventListener("change", () => { sayAbout(); labelNodes(); if (state.matches) search(); });
   document.getElementById("curve-box").hidden = !DATA.curve.length;
+}
+
+/** How much is shown: all edges or those asked for, and blocks of layers folded or not. */
+function startDepth() {
+  const all = document.getElementById("all-edges"), folder = document.getElementById("fold-all");
+  all.addEventListener("change", () => {
+    state.allEdges = all.checked;
+    if (all.checked) for (const block of blocks) block.folded = false;
+    rearrange();
+    fitZoom(0.6);
+  });
+  folder.addEventListener("click", () => {
+    const folded = blocks.some((block) => !block.folded);
+    for (const block of blocks) block.folded = folded;
+    rearrange();
+  });
+  folder.hidden = !blocks.length;
 }
 
 /** Boxes to tick for inputs of heads and for token groups, where there are several. */
@@ -160,15 +187,17 @@ function startTools() {
 /** Sets `data-ready` on the document once everything is drawn. */
 async function start() {
   drawCircuit();
+  foldDeep();
+  arrange();
   startTools();
-  fitZoom(0.6);
+  fitZoom(0.75);
+  startDepth();
   startSlider();
   startFilters();
   startPointer();
   startKeyboard();
   startSearch();
-  update();
-  sayAbout();
+  rearrange();
   sayLegend();
   labelNodes();
   if (MAPS) await startFigure();

@@ -1,11 +1,12 @@
 /* What is chosen, and what follows from it: which edges are shown, alive, in focus, highlighted. */
 
 const state = {
+  allEdges: false, // or only those of what is in focus or pointed at
   shown: edges.length, // how many of the strongest edges
   side: MAPS ? Object.keys(MAPS.sides)[0] : null,
   kind: "pattern",
   query: null, // token whose attention is shown; null for the class token
-  focus: null, // {node} or {edge}
+  focus: null, // {node}, {edge} or {bundle}
   hover: null,
   matches: null, // of the search: {nodes, edges}, two sets of ids
   hiddenGroups: new Set(),
@@ -13,7 +14,7 @@ const state = {
 };
 
 /** Results of the last update, read by the panel and by the tests. */
-const view = { allowed: new Uint8Array(edges.length), live: new Uint8Array(edges.length), nodes: new Set(), focus: null };
+const view = { allowed: new Uint8Array(edges.length), live: new Uint8Array(edges.length), nodes: new Set(), focus: null, bundles: [] };
 
 const edgeClasses = new Array(edges.length).fill("");
 const nodeClasses = new Array(nodes.length).fill("");
@@ -28,11 +29,20 @@ function allowedEdges() {
 function update() {
   view.allowed = allowedEdges();
   view.live = liveEdges(view.allowed);
-  view.focus = state.focus ? edgesThrough(view.live, state.focus) : null;
+  view.focus = state.focus ? edgesOf(state.focus) : null;
   view.nodes = new Set();
   for (const edge of edges) if (view.live[edge.id]) view.nodes.add(edge.from).add(edge.to);
   paint();
+  drawBundles();
+  sayStrengths();
   sayCounts();
+}
+
+/** The edges that go with what is in focus: where all are drawn, those on paths through it, else its own. */
+function edgesOf({ node, edge, bundle }) {
+  if (bundle) return Uint8Array.from(edges, (each) => Number(view.live[each.id] && bundle.edges.includes(each)));
+  if (state.allEdges) return edgesThrough(view.live, { node, edge });
+  return Uint8Array.from(edges, (each) => Number(view.live[each.id] && (each === edge || (node && (each.from === node.id || each.to === node.id)))));
 }
 
 /** Gives elements their classes; only what has changed touches the document, as there may be thousands. */
@@ -50,7 +60,8 @@ function setClass(item, before, text) {
 }
 
 function edgeClass(edge) {
-  if (!view.allowed[edge.id]) return "edge off";
+  const opened = state.allEdges || (view.focus && view.focus[edge.id]) || isHot(edge);
+  if (!view.allowed[edge.id] || !opened) return "edge off";
   let text = "edge " + edge.sign;
   if (!view.live[edge.id]) text += " dead";
   if (state.focus && state.focus.edge === edge) text += " picked";
@@ -61,11 +72,11 @@ function edgeClass(edge) {
 function isHot(edge) {
   if (state.matches && state.matches.edges.has(edge.id)) return true;
   const { hover } = state;
-  return hover !== null && (hover.edge === edge || (hover.node !== undefined && (edge.from === hover.node.id || edge.to === hover.node.id)));
+  return hover !== null && (hover.edge === edge || (hover.bundle !== undefined && hover.bundle.edges.includes(edge)) || (hover.node !== undefined && (edge.from === hover.node.id || edge.to === hover.node.id)));
 }
 
 function nodeClass(node, inFocus) {
-  let text = "node " + node.kind;
+  let text = "node " + node.kind + (isFolded(node.row) ? " folded" : "");
   if (!view.nodes.has(node.id)) text += " off";
   if (state.focus && state.focus.node === node) text += " picked";
   else if (state.focus && !inFocus.has(node.id)) text += " dim";

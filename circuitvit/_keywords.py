@@ -1,0 +1,75 @@
+"""Keywords that mean the same in every function that runs a model: seed, batch_size, memory and progress.
+
+They stand last, in this order, and can only be given by name. What makes no sense is refused before any work,
+with the same words everywhere. docs/concepts.md says what each of them means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from numbers import Integral
+from typing import ParamSpec, TypeVar
+
+from circuitvit.errors import OptionError, check_whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def running(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that runs a model, made to refuse such keywords as make no sense before it begins.
+
+    None is for those whose default it is.
+
+    Example:
+        >>> @running
+        ... def look(*, batch_size: int | None = None) -> None: ...
+        >>> look(batch_size=0)
+        Traceback (most recent call last):
+        ...
+        circuitvit.errors.OptionError: the batch size (batch_size) must be at least 1, not 0
+    """
+    checks = {name: check for name, check in CHECKS.items() if name in signature(function).parameters}
+    optional = {name for name in checks if signature(function).parameters[name].default is None}
+
+    @wraps(function)
+    def checked(*given: P.args, **keywords: P.kwargs) -> R:
+        for name, check in checks.items():
+            if name in keywords and not (keywords[name] is None and name in optional):
+                check(keywords[name])
+        return function(*given, **keywords)
+
+    return checked
+
+
+def check_seed(seed: object) -> None:
+    """Refuse anything but a whole number from 0 on."""
+    check_whole("a seed", seed, 0)
+
+
+def check_batch_size(size: object) -> None:
+    """Refuse anything but a whole number from 1 on."""
+    check_whole("the batch size (batch_size)", size)
+
+
+def check_memory(memory: object) -> None:
+    """Refuse anything but a positive whole number."""
+    if isinstance(memory, bool) or not isinstance(memory, Integral) or int(memory) <= 0:
+        raise OptionError(f"the memory budget (memory) must be a positive number of bytes, not {memory!r}")
+
+
+def check_progress(progress: object) -> None:
+    """Refuse anything but yes or no."""
+    if not isinstance(progress, bool):
+        raise OptionError(f"whether to show a bar (progress) is True or False, not {progress!r}")
+
+
+CHECKS: dict[str, Callable[[object], None]] = {
+    "seed": check_seed,
+    "batch_size": check_batch_size,
+    "memory": check_memory,
+    "progress": check_progress,
+}
+"""In the order in which signatures have them."""
