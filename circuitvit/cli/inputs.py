@@ -136,10 +136,33 @@ class VerificationOptions(HeldOutOptions):
     random: int = 20
 
 
+@group("Run", quiet="--quiet -q")
+@dataclass(frozen=True)
+class BatchOptions:
+    """How images are run; none of it changes a result.
+
+    Attributes:
+        batch_size: images at once; 32 by default.
+        quiet: no progress bars.
+    """
+
+    batch_size: int | None = None
+    quiet: bool = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show progress bars."""
+        return not self.quiet
+
+    def settings(self) -> dict[str, Any]:
+        """The keywords that most functions of the library share, but for the seed."""
+        return {"batch_size": self.batch_size, "progress": self.progress}
+
+
 @group("Run", memory="--memory SIZE", quiet="--quiet -q")
 @dataclass(frozen=True)
-class RunOptions:
-    """How the work is done; none of it but the seed changes a result.
+class RunOptions(BatchOptions):
+    """How pairs are run; none of it but the seed changes a result.
 
     Attributes:
         seed: of everything random: the same seed, the same result.
@@ -149,14 +172,7 @@ class RunOptions:
     """
 
     seed: int = 0
-    batch_size: int | None = None
     memory: str | None = None
-    quiet: bool = False
-
-    @property
-    def progress(self) -> bool:
-        """Whether to show progress bars."""
-        return not self.quiet
 
     @property
     def budget(self) -> int | None:
@@ -164,8 +180,8 @@ class RunOptions:
         return None if self.memory is None else parse_size(self.memory, "--memory")
 
     def settings(self) -> dict[str, Any]:
-        """The keywords that most functions of the library share, but for the seed."""
-        return {"batch_size": self.batch_size, "memory": self.budget, "progress": self.progress}
+        """With the memory budget beside them."""
+        return {**super().settings(), "memory": self.budget}
 
 
 # -- the model -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import circuitvit as cv
-from circuitvit.cli.inputs import ModelOptions, load_model
+from circuitvit.cli.inputs import BatchOptions, ModelOptions, load_model
 from circuitvit.cli.options import command
 from circuitvit.cli.output import Folder, Row, show, show_rows
 from circuitvit.errors import FileError, OptionError
@@ -37,6 +37,7 @@ look = partial(command, "View", texts=TEXTS, **SHARED)
 def lens(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     position: list[str] | None = None,
     symbols: str | None = None,
     tuned: Path | None = None,
@@ -65,7 +66,7 @@ def lens(
         own: Any = None if symbols == "names" else cv.graph.files.read_json(Path(symbols))
         table = cv.views.class_symbols(loaded, own)
     maps = None if tuned is None else cv.views.TunedLens.load(tuned, loaded)
-    found = cv.views.logit_lens(loaded, given_images(images), tuned=maps)
+    found = cv.views.logit_lens(loaded, given_images(images), tuned=maps, **run.settings())
     places: list[int | str] | None = list(position) if position else None
     if out.suffix == ".html":
         write_text(out, found.to_html(image, places, table, picture=not no_picture))
@@ -90,6 +91,7 @@ def lens(
 def attribution(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     target: list[str],
     foil: list[str] | None = None,
     image: int | None = None,
@@ -110,7 +112,7 @@ def attribution(
     check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
     found = cv.views.direct_logit_attribution(
-        loaded, given_images(images), _one("--target", target) or "", _one("--foil", foil)
+        loaded, given_images(images), _one("--target", target) or "", _one("--foil", foil), **run.settings()
     )
     if out.suffix == ".json":
         shares = {name: found.of(name, image) for name in (*found.senders, *found.constants)}
@@ -126,6 +128,7 @@ def attribution(
 def attention(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     layer: int = -1,
     query: str = "0",
     image: int = 0,
@@ -143,14 +146,18 @@ def attention(
     """
     check_ending(out, FIGURES)
     token = _token(query)
-    found = cv.views.attention_patterns(load_model(model), given_images(images), layer)
+    found = cv.views.attention_patterns(load_model(model), given_images(images), layer, **run.settings())
     write(out, found.figure(image, query=token, picture=not no_picture).save)
     show(f"wrote {out}: {len(found.heads)} heads of layer {found.layer}")
 
 
 @look(at_least="--at-least SHARE")
 def positions(
-    model: ModelOptions, images: Images, at_least: float = 0.8, out: Path = Path("positions.png")
+    model: ModelOptions,
+    images: Images,
+    run: BatchOptions,
+    at_least: float = 0.8,
+    out: Path = Path("positions.png"),
 ) -> None:
     """Which heads look at places, whatever is there? Give a dozen images or more that have little in common.
 
@@ -162,7 +169,7 @@ def positions(
         at_least: share of a pattern that position must explain.
     """
     check_ending(out, FIGURES)
-    found = cv.views.position_heads(load_model(model), given_images(images))
+    found = cv.views.position_heads(load_model(model), given_images(images), **run.settings())
     rows = [
         Row(head.head, head.name, f"position {head.share:.0%}, attention there {head.mass:.0%}")
         for head in found.only(at_least)
@@ -176,6 +183,7 @@ def positions(
 def evidence(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     target: list[str],
     foil: list[str] | None = None,
     by: str = "lens",
@@ -201,6 +209,7 @@ def evidence(
         foil or None,
         by="lens" if by == "lens" else "attribution",
         position=-1 if position is None else position,
+        **run.settings(),
     )
     write(out, found.figure(picture=not no_picture).save)
     show(f"wrote {out}: {found.label}, {len(found.subjects)} images")

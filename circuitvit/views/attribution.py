@@ -13,7 +13,7 @@ Vision and Multimodal Mechanistic Interpretability", and Gandelsman et al. 2024,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -31,6 +31,7 @@ from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
 from circuitvit.graph import RESIDUAL, StageNodes
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_index, class_label
@@ -52,7 +53,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torc
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DirectAttribution:
+class DirectAttribution(Result):
     """Every part's share of a logit difference, in logits; positive shares speak for the target.
 
     `by_token` and `by_source` sum to the same over tokens. They differ for heads only: a head *writes* to a
@@ -79,11 +80,23 @@ class DirectAttribution:
     label: str
     senders: tuple[str, ...]
     layers: tuple[int | str, ...]
-    by_token: NDArray[np.float64]
-    by_source: NDArray[np.float64]
+    by_token: Float[NDArray[np.float64], "image sender token"]
+    by_source: Float[NDArray[np.float64], "image sender _source"]
     constants: tuple[str, ...]
-    constant_values: NDArray[np.float64]
-    logit_difference: NDArray[np.float64]
+    constant_values: Float[NDArray[np.float64], "image constant"]
+    logit_difference: Float[NDArray[np.float64], " image"]
+
+    along = "subjects:image senders:sender layers:sender constants:constant"
+    may_be_nan = "by_source"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `image`, `sender` and `token`: the shares in logits `written_to` that token and
+        `read_from` it (NaN where that is not known). A constant's share stands at no token (None)."""
+        images, tokens = self.subjects.axes_of_tokens.values()
+        shares = {"written_to": self.by_token, "read_from": self.by_source}
+        yield from cells({"image": images, "sender": self.senders, "token": tokens}, **shares)
+        constants = {"image": images, "sender": self.constants, "token": (None,)}
+        yield from cells(constants, written_to=self.constant_values[..., None], read_from=None)
 
     @property
     def by_sender(self) -> NDArray[np.float64]:

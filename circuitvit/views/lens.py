@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from circuitvit.engine import capture, run_from
 from circuitvit.errors import ModelError, NameNotFoundError, OptionError, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.tasks.classes import class_index, class_label
 from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
@@ -61,7 +62,7 @@ class StreamMaps(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LogitLens:
+class LogitLens(Result):
     """Class logits of every token at every position of the residual stream.
 
     Attributes:
@@ -82,14 +83,31 @@ class LogitLens:
     subjects: Subjects
     positions: tuple[str, ...]
     classes: tuple[int, ...]
-    logits: NDArray[np.float32]
-    pooled: NDArray[np.float32]
-    top: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    pooled_top: NDArray[np.int64]
-    pooled_confidence: NDArray[np.float32]
+    logits: Float[NDArray[np.float32], "position image token class"]
+    pooled: Float[NDArray[np.float32], "position image class"]
+    top: Int64[NDArray[np.int64], "position image token"]
+    confidence: Float[NDArray[np.float32], "position image token"]
+    pooled_top: Int64[NDArray[np.int64], "position image"]
+    pooled_confidence: Float[NDArray[np.float32], "position image"]
     labels: Mapping[int, str]
     title: str = "Logit lens"
+
+    along = "subjects:image positions:position classes:class"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `position`, `image` and `token` ("readout" for the model's whole readout): the
+        `top_class` by its short name, and its probability, `confidence`."""
+        images, tokens = self.subjects.axes_of_tokens.values()
+        for names, top, confidence in (
+            (tokens, self.top, self.confidence),
+            (("readout",), self.pooled_top[..., None], self.pooled_confidence[..., None]),
+        ):
+            axes = {"position": self.positions, "image": images, "token": names}
+            for row in cells(axes, top_class=top, confidence=confidence):
+                yield {**row, "top_class": self.labels.get(int(row["top_class"] or 0), str(row["top_class"]))}
+
+    def _check(self) -> None:
+        self.subjects.check_tokens(self.top.shape[2])
 
     def position(self, wanted: int | str) -> int:
         """The place of a position by name or number; negative numbers count from the last.

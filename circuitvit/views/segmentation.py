@@ -8,13 +8,14 @@ both maps are scored against masks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
@@ -62,7 +64,7 @@ class SegmentationScore:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PatchEvidence:
+class PatchEvidence(Result):
     """Evidence of each patch for a class.
 
     Attributes:
@@ -74,7 +76,19 @@ class PatchEvidence:
 
     subjects: Subjects
     label: str
-    values: NDArray[np.float64]
+    values: Float[NDArray[np.float64], "image *grid"]
+
+    along = "subjects:image"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `image` and patch (`token`): its `evidence`, in logits or nats of log-odds."""
+        images, tokens = self.subjects.axes_of_tokens.values()
+        flat = self.values.reshape(len(self.values), -1)
+        return cells({"image": images, "token": tokens[self.subjects.n_prefix :]}, evidence=flat)
+
+    def _check(self) -> None:
+        if self.values.shape[1:] != tuple(self.subjects.grid):
+            raise OptionError(f"maps of {self.values.shape[1:]} for patches of {self.subjects.grid}")
 
     def upsampled(self, size: tuple[int, int] | None = None) -> NDArray[np.float64]:
         """The maps in the size of the images or another, `(image, height, width)`, interpolated linearly; of
@@ -183,7 +197,7 @@ class PatchEvidence:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SegmentationChange:
+class SegmentationChange(Result):
     """How well changed models outline objects, beside the model as it is.
 
     Attributes:
@@ -195,6 +209,17 @@ class SegmentationChange:
     label: str
     before: tuple[SegmentationScore, ...]
     after: Mapping[str, tuple[SegmentationScore, ...]]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `model` ("" for the model as it is) and `image` (its number): the figures of its
+        `SegmentationScore`."""
+        for name, scores in {"": self.before, **self.after}.items():
+            for image, score in enumerate(scores):
+                yield {"model": name, "image": image, **asdict(score)}
+
+    def _check(self) -> None:
+        if any(len(scores) != len(self.before) for scores in self.after.values()):
+            raise OptionError("there are scores of other numbers of images")
 
     def values(self, name: str, of: str = "average_precision") -> NDArray[np.float64]:
         """The change of one figure of merit, `(image,)`: after minus before.

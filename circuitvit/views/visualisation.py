@@ -12,7 +12,7 @@ transformers learn? A visual exploration", arXiv:2212.06727.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from circuitvit.errors import DataError, ModelError, OptionError, check_number, 
 from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.graph import CircuitLike, as_circuit
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.sites import LOOKS, kinds_at, matching, numbered, parsed
 from circuitvit.models.tokens import PATCH, TokenSpec
@@ -58,7 +59,7 @@ SHIFT, SCALE, TURN = 0.08, 0.1, 5.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureVisualisation:
+class FeatureVisualisation(Result):
     """Images that were made for an objective, and what it gives elsewhere.
 
     Attributes:
@@ -75,13 +76,23 @@ class FeatureVisualisation:
 
     label: str
     images: Float[Tensor, "image *shape"]
-    values: NDArray[np.float64]
-    history: NDArray[np.float64]
-    random: NDArray[np.float64]
-    reference: NDArray[np.float64]
+    values: Float[NDArray[np.float64], " image"]
+    history: Float[NDArray[np.float64], "image step"]
+    random: Float[NDArray[np.float64], " random"]
+    reference: Float[NDArray[np.float64], " reference"]
     names: tuple[str, ...]
     best: Float[Tensor, "best *shape"]
     spec: InputSpec
+
+    along = "names:reference"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each value of the objective: what it is of (`images`: "made", "random" or
+        "reference"), the `image`'s number or name, and the `value`."""
+        for kind, values in (("made", self.values), ("random", self.random), ("reference", self.reference)):
+            names = self.names if kind == "reference" else [str(place) for place in range(len(values))]
+            for name, value in zip(names, values.tolist(), strict=True):
+                yield {"images": kind, "image": name, "value": value}
 
     @property
     def pictures(self) -> NDArray[np.uint8]:
