@@ -154,7 +154,7 @@ def photos() -> Setting:
         **_of_the_whole(clean, sigma=10.0, patch=16),
         **_ablations(torch.cat([clean, first])),
     }
-    asked = ["photograph of a dog"]  # a search takes minutes; add names for more rows
+    asked = ["photograph of a dog", "cat filled in"]  # a search takes minutes; add names for more rows
     metric = cv.logit_diff(tuple(CATS), tuple(DOGS))
     return Setting(
         "photos", model, metric, [(clean, ways)], (clean, ways), "eap", 100, cv.Plan(60, 20, 2), asked
