@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
+from circuitvit.cli import ASKED
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2
@@ -58,6 +59,11 @@ class Program(TyperGroup):
         command = typer.main.get_command(found)
         command.name = name
         return command
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments of a run, which are remembered: reports say how they are made again."""
+        ASKED.set(tuple(args))
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that arguments begin with, loaded."""
