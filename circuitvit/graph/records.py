@@ -286,7 +286,7 @@ def _relative(kind: type, value: Mapping[str, Any], place: str) -> type:
     return known[name] if name in known else _refuse(_in(place, "class"), f"one of {', '.join(known)}", name)
 
 
-def _descent(kind: type) -> Iterator[type]:
+def _descent(kind: type[Any]) -> Iterator[type[Any]]:
     yield kind
     below: list[type] = kind.__subclasses__()
     for each in below:

@@ -364,7 +364,11 @@ class FlipSearch(Result):
             )
         said = [
             f"{each.node} at {each.tokens} ({each.share:.0%} of pairs, to {', '.join(each.becomes[:2])}"
-            + (f"; {len(each.fewest)} tokens are enough" if each.fewest else "")
+            + (
+                f"; {counted(len(each.fewest), 'token')} {'is' if len(each.fewest) == 1 else 'are'} enough"
+                if each.fewest
+                else ""
+            )
             + ")"
             for each in self.flips[:SHOWN]
         ]

@@ -31,7 +31,7 @@ from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
-from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, class_label
 from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 from circuitvit.views.symbols import as_page, as_text
 
@@ -298,7 +298,7 @@ def logit_lens(
     images: ImageSpec,
     *,
     detail: Detail = "layer",
-    classes: Sequence[int | str] | None = None,
+    classes: ClassSpec | None = None,
     tuned: StreamMaps | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -312,8 +312,8 @@ def logit_lens(
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths.
         detail: "layer" for the embedding and the end of each layer, "stage" also after each attention.
-        classes: names or indices of those whose logits are kept; all by default. The top class is always
-            that among all.
+        classes: those whose logits are kept, a set or a group; all by default. The top class is always that
+            among all.
         tuned: a tuned lens of this model, whose maps are applied first, to every token alike.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
@@ -335,8 +335,7 @@ def logit_lens(
     if tuned is not None:
         tuned.check(model, tuple(places.values()))
     found = images_of(model, images)
-    kept = range(model.n_logits) if classes is None else [class_index(model, each) for each in classes]
-    columns = list(dict.fromkeys(kept))
+    columns = list(range(model.n_logits) if classes is None else class_indices(model, classes))
     batches = watched_batches(model, found, batch_size, "lens", progress)
     parts = [_looked(model, batch, places, columns, tuned) for batch in batches]
     logits, pooled, top, confidence, pooled_top, pooled_confidence = (

@@ -26,7 +26,7 @@ from circuitvit.export.style import INK, MUTED
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
-from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
 from circuitvit.verification.statistics import Estimate, mean_interval
 from circuitvit.views.attribution import direct_logit_attribution
 from circuitvit.views.lens import position_index, positions_of, token_logits
@@ -266,7 +266,7 @@ def segmentation_change(
         changed: edited models, by name.
         images: preprocessed, or paths.
         masks: True on the object, see `PatchEvidence.score`.
-        target: a class or several.
+        target: a class, a set or a group of them.
         foil: what it is compared with.
         ignore: pixels that do not count.
         threshold: the fixed one, see `PatchEvidence.score`.
@@ -316,12 +316,12 @@ def patch_evidence(
     * `by="lens"`: the log-odds of the target against the foil in the patch's own lens logits at a position.
       A set of classes counts as the log of their summed exponentials; without a foil it is all others.
     * `by="attribution"`: the shares of all heads in the logit difference by the patch they read it from (see
-      `direct_logit_attribution`); it takes one target and at most one foil, and is always of the last layer.
+      `direct_logit_attribution`); it is always of the last layer.
 
     Args:
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths.
-        target: a class or several, by name or index.
+        target: a class, a set or a group of them.
         foil: what it is compared with.
         by: "lens" or "attribution".
         position: of the lens, by name or number.
@@ -330,7 +330,7 @@ def patch_evidence(
 
     Raises:
         NameNotFoundError: for an unknown class, position or way.
-        OptionError: if target and foil overlap, or there are several classes for an attribution.
+        OptionError: if target and foil overlap.
 
     Example:
         >>> import circuitvit as cv
@@ -341,17 +341,11 @@ def patch_evidence(
     if by not in ("lens", "attribution"):
         raise unknown_name("kind of evidence", by, ("lens", "attribution"))
     wanted, others = class_indices(model, target), None if foil is None else class_indices(model, foil)
-    if others is not None and set(wanted) & set(others):
-        raise OptionError(f"target and foil share {class_label(model, min(set(wanted) & set(others)))}")
-    against = "" if others is None else f" against {classes_label(model, others)}"
-    label = f"{classes_label(model, wanted)}{against}"
+    if shared := sorted({*wanted}.intersection(others or ())):
+        raise OptionError(f"target and foil share {classes_label(model, shared)}: name others")
+    label = spec_label(model, target) + ("" if foil is None else f" against {spec_label(model, foil)}")
     if by == "attribution":
-        if len(wanted) > 1 or len(others or ()) > 1:
-            raise OptionError(
-                "an attribution is of one target and at most one foil: use by='lens' for several"
-            )
-        sides = wanted[0], None if others is None else others[0]
-        view = direct_logit_attribution(model, images, *sides, batch_size=batch_size, progress=progress)
+        view = direct_logit_attribution(model, images, target, foil, batch_size=batch_size, progress=progress)
         return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
     rest = others or tuple(index for index in range(model.n_logits) if index not in set(wanted))
     places = list(positions_of(model, "layer").items())
