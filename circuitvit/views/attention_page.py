@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture, progress_bar
 from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.attention_page import Packed, Tokens, attention_html, pack
@@ -185,6 +186,7 @@ class AttentionPage:
         )
 
 
+@running
 def attention_page(
     model: Model,
     images: ImageSpec,
