@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-from contextvars import ContextVar
-
-ASKED: ContextVar[tuple[str, ...]] = ContextVar("asked", default=())
-"""The arguments that the program was started with: reports say how they are made again."""
 
 
 def main() -> None:
