@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -18,12 +20,23 @@ def main() -> None:
     exception would surface in the middle of another library's import.
     """
     signal.signal(signal.SIGINT, stop_at_once)
-    from circuitvit.cli.program import app  # after the line above: importing takes time too
+    try:
+        from circuitvit.cli.program import app  # after the line above: importing takes time too
+    except ImportError as error:  # of typer or rich: the rest is imported by commands
+        _diagnose(error)
 
     try:
         app(prog_name="circuitvit")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done or told: the end is no work to interrupt
+
+
+def _diagnose(error: ImportError) -> NoReturn:
+    """Say what `circuitvit doctor` would, where there is nothing to make a command with."""
+    from circuitvit.cli.checks import as_text, findings, look
+
+    os.write(2, f"the command line cannot start: {error}\n\n{as_text(findings(look()))}\n".encode())
+    sys.exit(1)
 
 
 def stop_at_once(*_: object) -> None:

@@ -87,9 +87,10 @@ class BehaviourOptions:
     Attributes:
         metric: how the behaviour is measured: logit_diff, logit, log_probability, probability, kl_divergence,
             cross_entropy or accuracy; of features that are no classes, similarity or projection.
-        target: class that the behaviour speaks for: a name, a WordNet id or an index. Repeated, it is a set
-            of classes. By default what the model sees in each clean image.
-        foil: class that it is compared with. By default what the model sees in each corrupt image.
+        target: class that the behaviour speaks for: a name, a WordNet id, an index, or a group such as
+            group:cat (`circuitvit classes cat`). Repeated, it is a set of classes. By default what the model
+            sees in each clean image.
+        foil: what it is compared with, likewise. By default what the model sees in each corrupt image.
         to: what similarity and projection compare the outputs with: a vector (.npy, or .safetensors with one
             tensor), or for similarity an image. By default each clean image, for similarity.
         corruption: instead of corrupt images: make them of the clean ones: reverse, shuffle or freeze (the
@@ -142,10 +143,33 @@ class VerificationOptions(HeldOutOptions):
     random: int = 20
 
 
+@group("Run", quiet="--quiet -q")
+@dataclass(frozen=True)
+class BatchOptions:
+    """How images are run; none of it changes a result.
+
+    Attributes:
+        batch_size: images at once; 32 by default.
+        quiet: no progress bars.
+    """
+
+    batch_size: int | None = None
+    quiet: bool = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show progress bars."""
+        return not self.quiet
+
+    def settings(self) -> dict[str, Any]:
+        """The keywords that most functions of the library share, but for the seed."""
+        return {"batch_size": self.batch_size, "progress": self.progress}
+
+
 @group("Run", memory="--memory SIZE", quiet="--quiet -q")
 @dataclass(frozen=True)
-class RunOptions:
-    """How the work is done; none of it but the seed changes a result.
+class RunOptions(BatchOptions):
+    """How pairs are run; none of it but the seed changes a result.
 
     Attributes:
         seed: of everything random: the same seed, the same result.
@@ -155,14 +179,7 @@ class RunOptions:
     """
 
     seed: int = 0
-    batch_size: int | None = None
     memory: str | None = None
-    quiet: bool = False
-
-    @property
-    def progress(self) -> bool:
-        """Whether to show progress bars."""
-        return not self.quiet
 
     @property
     def budget(self) -> int | None:
@@ -170,8 +187,8 @@ class RunOptions:
         return None if self.memory is None else parse_size(self.memory, "--memory")
 
     def settings(self) -> dict[str, Any]:
-        """The keywords that most functions of the library share, but for the seed."""
-        return {"batch_size": self.batch_size, "memory": self.budget, "progress": self.progress}
+        """With the memory budget beside them."""
+        return {**super().settings(), "memory": self.budget}
 
 
 # -- the model -----------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ import typer
 
 import circuitvit as cv
 from circuitvit.cli.inputs import (
+    BatchOptions,
     BehaviourOptions,
     ImageOptions,
     ModelOptions,
+    RunOptions,
     load_model,
     make_task,
     tell_pairs,
@@ -38,13 +40,13 @@ from circuitvit.errors import OptionError, counted
 def knockouts(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     by: str = "layer",
     way: str = "renormalise",
     window: int = 1,
     source: list[str] | None = None,
     to: list[str] | None = None,
     metric: str = "logit",
-    batch_size: int | None = None,
     out: Path = Path("knockouts.png"),
 ) -> None:
     """Who must attend to whom? Attention between kinds of tokens is knocked out, layer by layer.
@@ -72,7 +74,7 @@ def knockouts(
         way=way,  # type: ignore[arg-type]
         window=window,
         metric=metric,
-        batch_size=batch_size,
+        **run.settings(),
     )
     write(out, found.figure().save)
     rows = [Row(place, f"{a} -> {b}", str(effect)) for a, b, place, effect in found.strongest(LISTED)]
@@ -85,11 +87,11 @@ def knockouts(
 def tokens(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     token: list[str],
     way: list[str] | None = None,
     site: str = "resid0",
     metric: str = "logit",
-    batch_size: int | None = None,
     seed: int = 0,
     out: Path = Path("tokens.png"),
 ) -> None:
@@ -113,7 +115,7 @@ def tokens(
         ways=way,  # type: ignore[arg-type]
         site=site,
         metric=metric,
-        batch_size=batch_size,
+        **run.settings(),
         seed=seed,
     )
     write(out, found.figure().save)
@@ -128,6 +130,7 @@ def tokens(
 def steering(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     site: str,
     direction: Path | None = None,
     towards: Path | None = None,
@@ -137,7 +140,6 @@ def steering(
     how: str = "add",
     controls: int = 5,
     metric: str = "logit",
-    batch_size: int | None = None,
     seed: int = 0,
     out: Path = Path("steering.png"),
 ) -> None:
@@ -162,7 +164,7 @@ def steering(
     if towards is None or away is None:
         pushed: object = direction
     else:
-        pushed = cv.views.difference_of_means(loaded, towards, away, site, tokens=tokens)
+        pushed = cv.views.difference_of_means(loaded, towards, away, site, tokens=tokens, **run.settings())
     found = cv.views.steer(
         loaded,
         given_images(images),
@@ -173,7 +175,7 @@ def steering(
         how=how,  # type: ignore[arg-type]
         controls=controls,
         metric=metric,
-        batch_size=batch_size,
+        **run.settings(),
         seed=seed,
     )
     write(out, found.figure().save)
@@ -191,6 +193,8 @@ def probes(
         Path | None,
         typer.Argument(help="Folder with one subfolder of images for each class.", metavar="[FOLDER]"),
     ] = None,
+    *,
+    run: BatchOptions,
     sites: list[str] | None = None,
     tokens: list[str] | None = None,
     reads: str = "mean",
@@ -198,7 +202,6 @@ def probes(
     folds: int = 5,
     samples: int = 16,
     seed: int = 0,
-    batch_size: int = 32,
     keep: Path | None = None,
     use: Path | None = None,
     ask: Path | None = None,
@@ -240,12 +243,12 @@ def probes(
             folds=folds,
             samples=samples,
             seed=seed,
-            batch_size=batch_size,
+            **run.settings(),
         )
     )
     of = found.classes[0] if about is None else about
     place = next((each for each in found.places if "patch" in each), found.places[0])
-    asked = None if ask is None else found.apply(loaded, ask, place=place)
+    asked = None if ask is None else found.apply(loaded, ask, place=place, **run.settings())
     write(out, (found.figure() if asked is None else asked.figure(of, picture=not no_picture)).save)
     if keep is not None:
         write(keep, found.save)
@@ -271,11 +274,10 @@ def deciders(
     model: ModelOptions,
     images: ImageOptions,
     behaviour: BehaviourOptions,
+    run: RunOptions,
     sites: list[str] | None = None,
     tokens: str = "all",
     by: str = "sign",
-    seed: int = 0,
-    batch_size: int | None = None,
     out: Path = Path("deciders.png"),
 ) -> None:
     """Which head or MLP, patched alone, flips the answer of how many pairs, and does the one that decides one
@@ -290,16 +292,14 @@ def deciders(
         sites: heads, mlps or patterns; heads and mlps by default. Can be repeated.
         tokens: at which they are patched: all, kind (all, and each kind alone) or each.
         by: sign: the answer is the sign of the metric; top: it is the top class.
-        seed: of p-values.
-        batch_size: pairs at once.
         out: the ending chooses the format: .png, .svg, .pdf or .json.
     """
     check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
-    task = cv.tasks.prepare(loaded, make_task(images, behaviour, seed))
+    task = cv.tasks.prepare(loaded, make_task(images, behaviour, run.seed))
     tell_pairs(task)
     options: dict[str, Any] = {"sites": sites or ("heads", "mlps"), "tokens": tokens, "by": by}
-    found = cv.deciders(loaded, task, seed=seed, batch_size=batch_size, **options)
+    found = cv.deciders(loaded, task, seed=run.seed, **run.settings(), **options)
     if out.suffix == ".json":
         write_text(out, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     else:
@@ -321,13 +321,13 @@ def deciders(
 def registers(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     of: str | None = None,
     position: str | None = None,
     z: float = 6.0,
     times: float = 3.0,
     ways: list[str] | None = None,
     seed: int = 0,
-    batch_size: int | None = None,
     out: Path = Path("registers.png"),
 ) -> None:
     """Which heads read a model's registers, who writes them, and what breaks without? Where it has none, of
@@ -344,7 +344,7 @@ def registers(
     """
     check_ending(out, (*FIGURES, ".json"))
     options: dict[str, Any] = {"of": of, "position": position, "z": z, "times": times, "ways": ways or None}
-    found = cv.registers(load_model(model), given_images(images), seed=seed, batch_size=batch_size, **options)
+    found = cv.registers(load_model(model), given_images(images), seed=seed, **run.settings(), **options)
     if out.suffix == ".json":
         write_text(out, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     else:
@@ -358,6 +358,7 @@ def registers(
 def tuned_lens(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     held_out: float = 0.25,
     epochs: int = 30,
     seed: int = 0,
@@ -377,8 +378,9 @@ def tuned_lens(
     check_ending(out, FIGURES)
     if save is not None:
         check_ending(save, (".safetensors",), "--save")
+    how = {name: value for name, value in run.settings().items() if value is not None}
     found = cv.tuned_lens(
-        load_model(model), given_images(images), held_out=held_out, epochs=epochs, seed=seed
+        load_model(model), given_images(images), held_out=held_out, epochs=epochs, seed=seed, **how
     )
     if save is not None:
         write(save, found.save)

@@ -3,7 +3,7 @@
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | done, but the result does not hold up (`demo`), or a bug, with its traceback |
+| 1 | done, but the result does not hold up (`demo`), or something is broken (`doctor`); or a bug |
 | 2 | refused: an option, a file, images or a model that cannot be used |
 | 130 | interrupted with Ctrl-C |
 """
@@ -31,8 +31,12 @@ COMMANDS = {
     "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
     "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
+    "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),
+    "activations": ("activations", "Read what a model computes, by name, into a file."),
+    "classes": ("classes", "List the classes of a model, or those of a group such as all cats."),
     "models": ("models", "List the models that can be used."),
     "train": ("models", "Train a small Vision Transformer of your own."),
+    "doctor": ("doctor", "See what is missing or does not fit, and the line that mends it."),
 }
 """Every command, the module of this room that it is in, and what it does; in the order of the help page."""
 

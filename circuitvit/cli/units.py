@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import circuitvit as cv
-from circuitvit.cli.inputs import ModelOptions, load_model
+from circuitvit.cli.inputs import BatchOptions, ModelOptions, load_model
 from circuitvit.cli.output import Row, show, show_notes, show_rows
 from circuitvit.cli.view import (
     FIGURES,
@@ -27,10 +27,10 @@ from circuitvit.errors import OptionError
 @look("views.disentanglement", names="--site NAME")
 def disentanglement(
     model: ModelOptions,
+    run: BatchOptions,
     names: list[str] | None = None,
     trees: int = 30,
     seed: int = 0,
-    batch_size: int | None = None,
     out: Path = Path("disentanglement.png"),
 ) -> None:
     """Which nodes carry which factor? Drawn scenes vary in species, place, size, tilt and colours, every
@@ -47,7 +47,7 @@ def disentanglement(
     """
     check_ending(out, (*FIGURES, ".json"))
     found = cv.disentanglement(
-        load_model(model), names=names or None, trees=trees, seed=seed, batch_size=batch_size
+        load_model(model), names=names or None, trees=trees, seed=seed, **run.settings()
     )
     if out.suffix == ".json":
         shares = {
@@ -74,6 +74,7 @@ def disentanglement(
 def visualise(
     model: ModelOptions,
     objective: Annotated[str, typer.Argument(metavar="SITE")],
+    run: BatchOptions,
     unit: str | None = None,
     reference: list[Path] | None = None,
     count: int = 3,
@@ -91,7 +92,7 @@ def visualise(
 
     Args:
         objective: a site: m5.hidden, a5.h2@cls, logits, a5.h2.pattern@patch->cls.
-        unit: a neuron's number, or the name of a class for logits.
+        unit: a neuron's number, or for logits a class or a group such as group:cat.
         reference: image files, or one folder of them, to compare with. Can be repeated.
         no_picture: leave out the reference images: for sharing without them.
     """
@@ -104,6 +105,7 @@ def visualise(
         count=count,
         steps=steps,
         seed=seed,
+        **run.settings(),
     )
     write(out, lambda path: found.figure(picture=not no_picture).save(path))
     rows = [Row("made", f"{found.values.mean():.3g}", f"up to {found.values.max():.3g}")]
@@ -117,6 +119,7 @@ def visualise(
 @look("views.head_kinds", n="--n NUMBER", at_least="--at-least SHARE")
 def heads(
     model: ModelOptions,
+    run: BatchOptions,
     images: Annotated[
         list[Path] | None, typer.Argument(help="Images, or one folder of them.", metavar="[IMAGE...]")
     ] = None,
@@ -136,7 +139,9 @@ def heads(
         at_least: attention above the control.
     """
     check_ending(out, FIGURES)
-    found = cv.head_kinds(load_model(model), given_images(images) if images else None, n=n, seed=seed)
+    found = cv.head_kinds(
+        load_model(model), given_images(images) if images else None, n=n, seed=seed, **run.settings()
+    )
     write(out, found.figure().save)
     rows = [
         Row(kind, score.head, f"{score.attention:.0%} of attention, control {score.control:.1%}")
@@ -153,6 +158,7 @@ def heads(
 def equivariance(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     transform: list[str] | None = None,
     site: list[str] | None = None,
     out: Path = Path("equivariance.png"),
@@ -172,7 +178,7 @@ def equivariance(
     check_ending(out, FIGURES)
     options: Any = {"transforms": transform, "sites": site}
     given = {name: each for name, each in options.items() if each}
-    found = cv.equivariance(load_model(model), given_images(images), **given)
+    found = cv.equivariance(load_model(model), given_images(images), **given, **run.settings())
     write(out, found.figure().save)
     rows = [
         Row(name, f"{pair.one}, {pair.other}", f"match {pair.match:.2f}, with itself {pair.own:.2f}")
@@ -188,13 +194,13 @@ def equivariance(
 def top_images(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     unit: list[str],
     by: str = "image",
     reduce: str = "max",
     count: int = 12,
     row: list[str] | None = None,
     overlay: str = "activation",
-    batch_size: int | None = None,
     seed: int = 0,
     no_picture: bool = False,
     out: Path = Path("top_images.html"),
@@ -207,7 +213,7 @@ def top_images(
     ```
 
     Args:
-        unit: such as a5.h2, 'm3.hidden[17]', a5.h2.pattern, 'resid5[3]', 'logits[281]'. Can be repeated.
+        unit: such as a5.h2, 'm3.hidden[17]', a5.h2.pattern, 'resid5[3]', 'logits[tabby]'. Can be repeated.
         by: image, or patch: the patches of all images are ranked.
         reduce: max, mean or cls: the value of an image from its patches, or of its class token.
         row: what is shown: top, bottom, random, or a quantile such as 0.9. Can be repeated.
@@ -221,7 +227,7 @@ def top_images(
     if row:
         settings["rows"] = [_row(each) for each in row]
     found = cv.top_images(
-        load_model(model), given_images(images), unit, **settings, batch_size=batch_size, seed=seed
+        load_model(model), given_images(images), unit, **settings, **run.settings(), seed=seed
     )
     if out.suffix == ".html":
         write_text(out, found.to_html())

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import circuitvit as cv
-from circuitvit.cli.inputs import ModelOptions, load_model
+from circuitvit.cli.inputs import BatchOptions, ModelOptions, load_model
 from circuitvit.cli.options import command
 from circuitvit.cli.output import Folder, Row, show, show_rows
 from circuitvit.errors import FileError, OptionError
@@ -25,8 +25,9 @@ Images = Annotated[
 SHARED = {"out": "--out -o FILE", "target": "--target CLASS", "foil": "--foil CLASS"}
 TEXTS = {
     "out": "the ending chooses the format: .png, .svg or .pdf.",
-    "target": "class that is spoken for: a name, a WordNet id or an index.",
-    "foil": "class that it is compared with.",
+    "target": "class that is spoken for: a name, a WordNet id, an index, or a group such as group:cat. "
+    "Repeated, a set of classes.",
+    "foil": "what it is compared with, likewise.",
     "image": "which of the images to draw, from 0.",
     "no_picture": "draw on white, not over the image: for sharing without it.",
 }
@@ -37,6 +38,7 @@ look = partial(command, "View", texts=TEXTS, **SHARED)
 def lens(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     position: list[str] | None = None,
     symbols: str | None = None,
     tuned: Path | None = None,
@@ -65,7 +67,7 @@ def lens(
         own: Any = None if symbols == "names" else cv.graph.files.read_json(Path(symbols))
         table = cv.views.class_symbols(loaded, own)
     maps = None if tuned is None else cv.views.TunedLens.load(tuned, loaded)
-    found = cv.views.logit_lens(loaded, given_images(images), tuned=maps)
+    found = cv.views.logit_lens(loaded, given_images(images), tuned=maps, **run.settings())
     places: list[int | str] | None = list(position) if position else None
     if out.suffix == ".html":
         write_text(out, found.to_html(image, places, table, picture=not no_picture))
@@ -90,6 +92,7 @@ def lens(
 def attribution(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     target: list[str],
     foil: list[str] | None = None,
     image: int | None = None,
@@ -110,7 +113,7 @@ def attribution(
     check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
     found = cv.views.direct_logit_attribution(
-        loaded, given_images(images), _one("--target", target) or "", _one("--foil", foil)
+        loaded, given_images(images), target, foil or None, **run.settings()
     )
     if out.suffix == ".json":
         shares = {name: found.of(name, image) for name in (*found.senders, *found.constants)}
@@ -126,31 +129,50 @@ def attribution(
 def attention(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     layer: int = -1,
     query: str = "0",
     image: int = 0,
     no_picture: bool = False,
+    megabytes: float = 24.0,
     out: Path = Path("attention.png"),
 ) -> None:
-    """Where do the heads of a layer look? Pattern, scores before the softmax, and pattern times value.
+    """Where do the heads of a layer look? Pattern, scores before the softmax, and pattern times value. With
+    the ending .html, a page of all heads and layers: point at a patch to see where it looks and who looks at
+    it.
 
     ```sh
+    circuitvit view attention --model catdog-tiny cat.png --out attention.html
     circuitvit view attention --model catdog-tiny cat.png --layer 1 --query 2,3
     ```
 
     Args:
-        query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN.
+        layer: of the model; negative ones count from the last. A page has all layers, unless one is named.
+        query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN; a page begins there.
+        image: which of the images to draw, from 0; of a page, to show first.
+        megabytes: that a page may be large; where there are many tokens more is more precise.
+        out: the ending chooses the format: .png, .svg, .pdf or .html.
     """
-    check_ending(out, FIGURES)
+    check_ending(out, (*FIGURES, ".html"))
     token = _token(query)
-    found = cv.views.attention_patterns(load_model(model), given_images(images), layer)
+    if out.suffix == ".html":
+        layers = None if layer == -1 else [layer]
+        page = cv.views.attention_page(load_model(model), given_images(images), layers, megabytes=megabytes)
+        write(out, partial(page.save, image=image, query=token, picture=not no_picture))
+        show(f"wrote {out}: {page}\nopen it in a browser")
+        return
+    found = cv.views.attention_patterns(load_model(model), given_images(images), layer, **run.settings())
     write(out, found.figure(image, query=token, picture=not no_picture).save)
     show(f"wrote {out}: {len(found.heads)} heads of layer {found.layer}")
 
 
 @look(at_least="--at-least SHARE")
 def positions(
-    model: ModelOptions, images: Images, at_least: float = 0.8, out: Path = Path("positions.png")
+    model: ModelOptions,
+    images: Images,
+    run: BatchOptions,
+    at_least: float = 0.8,
+    out: Path = Path("positions.png"),
 ) -> None:
     """Which heads look at places, whatever is there? Give a dozen images or more that have little in common.
 
@@ -162,7 +184,7 @@ def positions(
         at_least: share of a pattern that position must explain.
     """
     check_ending(out, FIGURES)
-    found = cv.views.position_heads(load_model(model), given_images(images))
+    found = cv.views.position_heads(load_model(model), given_images(images), **run.settings())
     rows = [
         Row(head.head, head.name, f"position {head.share:.0%}, attention there {head.mass:.0%}")
         for head in found.only(at_least)
@@ -176,6 +198,7 @@ def positions(
 def evidence(
     model: ModelOptions,
     images: Images,
+    run: BatchOptions,
     target: list[str],
     foil: list[str] | None = None,
     by: str = "lens",
@@ -201,6 +224,7 @@ def evidence(
         foil or None,
         by="lens" if by == "lens" else "attribution",
         position=-1 if position is None else position,
+        **run.settings(),
     )
     write(out, found.figure(picture=not no_picture).save)
     show(f"wrote {out}: {found.label}, {len(found.subjects)} images")
@@ -253,13 +277,6 @@ for _name, (_command, _summary) in VIEWS.items():
 def given_images(paths: list[Path]) -> Any:
     """One path may be a folder; several are files."""
     return paths[0] if len(paths) == 1 else paths
-
-
-def _one(name: str, given: list[str] | None) -> str | None:
-    """The single class of an option that could be repeated."""
-    if given and len(given) > 1:
-        raise OptionError(f"an attribution is of one class on each side: give {name} once")
-    return given[0] if given else None
 
 
 def _token(text: str) -> int | tuple[int, ...]:

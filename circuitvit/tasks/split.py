@@ -136,7 +136,10 @@ def as_task(prepared: PreparedTask) -> Task:
         'mean'
     """
     bound = prepared.metric
-    target, foil = (None if mask is None else _per_pair(mask) for mask in (bound.target, bound.foil))
+    target, foil = (
+        said if mask is None or not (said is None or isinstance(said, PerPair)) else _per_pair(mask)
+        for said, mask in ((bound.metric.target, bound.target), (bound.metric.foil, bound.foil))
+    )
     return Task(
         clean=prepared.clean,
         corrupt=prepared.corrupt,

@@ -6,17 +6,16 @@ a reader, written from the template `templates/report.md.j2`; CSV is the table o
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuitvit.errors import FileError, OptionError
+from circuitvit.errors import CircuitViTError, OptionError
 from circuitvit.graph import Circuit, CircuitLike, Provenance, as_circuit, notebook
-from circuitvit.graph.files import check_version, naming, read_json, write_json
-from circuitvit.graph.records import from_json, to_json
+from circuitvit.graph.files import write_json
+from circuitvit.graph.records import to_json
+from circuitvit.graph.results import Record, Result, as_csv
 from circuitvit.pruning.find import Agreement
 from circuitvit.verification.recipe import Recipe, edges_hash
 from circuitvit.verification.robustness import Robustness
@@ -188,7 +187,7 @@ class Section:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Result):
     """What ablation says about a circuit. `print(report)` gives the headline, `to_markdown()` all of it.
 
     Attributes:
@@ -222,6 +221,16 @@ class Report:
     hypotheses: tuple[Verdict, ...] = ()
     edge_stability: Mapping[str, float] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)
+
+    version = 2
+
+    def records(self) -> Iterator[Record]:
+        """One row for each pair, those held out first: "images" says which set it is of; then the fields of
+        its `PairResult`, and how far the circuit is `off`, as a share of the mean behaviour."""
+        for section in filter(None, (self.held_out, self.task)):
+            for pair in section.pairs:
+                off = (pair.circuit - pair.whole) / section.behaviour if section.behaviour else None
+                yield {"images": section.images, **asdict(pair), "off": off}
 
     @property
     def conclusion(self) -> str:
@@ -299,20 +308,12 @@ class Report:
             return ""
         try:
             return picture.name if edges_hash(Circuit.load(saved)) == self.recipe.edges else ""
-        except FileError:  # somebody else's file
+        except CircuitViTError:  # somebody else's file
             return ""
 
     def to_csv(self) -> str:
         """The pairs of all sections as a table, one line each: "images" says which section."""
-        names = ["images", *(each.name for each in fields(PairResult)), "off"]
-        lines = io.StringIO()
-        table = csv.DictWriter(lines, names, lineterminator="\n")
-        table.writeheader()
-        for section in filter(None, (self.held_out, self.task)):
-            for pair in section.pairs:
-                off = (pair.circuit - pair.whole) / section.behaviour
-                table.writerow({"images": section.images, **asdict(pair), "off": off})
-        return lines.getvalue()
+        return as_csv(self.records())
 
     def save(self, path: str | Path) -> Path:
         """Write the report; the ending chooses JSON (`.json`), Markdown (`.md`), or the pairs (`.csv`).
@@ -331,19 +332,6 @@ class Report:
         if path.suffix == ".csv":
             return write_text(path, self.to_csv())
         raise OptionError(f"a report is saved as .json, .md or .csv, not as {path.name!r}")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Report:
-        """Read a report from JSON.
-
-        Raises:
-            FileError: if the file is missing, malformed, or of another version.
-        """
-        content = read_json(path)
-        check_version(path, content, {}, REPORT_SCHEMA)
-        with naming(path):
-            report: Report = from_json(cls, content)
-        return report
 
     def __str__(self) -> str:
         section = self.headline
@@ -377,7 +365,7 @@ def _telling(section: Section) -> tuple[PairResult, ...]:
     failed = {(each.clean, each.corrupt, f"{each.off:.6g}") for each in section.failures}
 
     def off(pair: PairResult) -> float:
-        return (pair.circuit - pair.whole) / section.behaviour
+        return (pair.circuit - pair.whole) / (section.behaviour or 1)
 
     far = sorted(section.pairs, key=lambda pair: -abs(off(pair)))
     worst = [pair for pair in far if (pair.clean, pair.corrupt, f"{off(pair):.6g}") in failed]

@@ -15,7 +15,10 @@ from circuitvit.attribution import METHODS
 from circuitvit.tasks import ablation_names, metric_names
 from tests.cli.cases import Run
 
-COMMANDS = ("demo", "discover", "attribute", "verify", "draw", "models", "train")
+COMMANDS = (
+    "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "models", "train", "doctor",
+)  # fmt: skip
+COMMANDS = ("demo", "discover", "attribute", "verify", "draw", "classes", "models", "train")
 
 
 def flat(text: str) -> str:

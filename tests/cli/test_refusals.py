@@ -164,6 +164,27 @@ def test_drawings_that_cannot_be_made(run: Run, discovered: tuple[Path, Any], tm
     assert not (tmp_path / "new").exists()
 
 
+def test_images_in_a_drawing_need_model_and_pictures(
+    run: Run, discovered: tuple[Path, Any], pairs: Path, tmp_path: Path
+) -> None:
+    circuit, new = discovered[0] / "circuit.json", tmp_path / "new"
+    photo, model = ["--clean", pairs / "clean"], ["--model", "catdog-tiny"]
+    for options, message in (
+        ([*photo], "no --model: images show what .* name it (the circuit is of catdog-tiny)"),
+        (["--checkpoint", "weights.pt"], "no --model"),
+        ([*model], "--model without images: add --clean IMAGE"),
+        (["--corrupt", pairs / "corrupt"], "--corrupt without --clean"),
+        ([*model, *photo, "--image", 999], "pair is 0 to"),
+        (["--report", discovered[0] / "circuit.json"], "circuitvit.report/2"),
+    ):
+        refused = run("draw", circuit, "--out", new / "page.html", *options)
+        assert_refused(refused, message.partition(" .* ")[0])
+        assert message.rpartition(" .* ")[2] in " ".join(refused.stderr.split())
+    assert_refused(run("draw", circuit, new / "x.dot", *model, *photo), "a .dot file holds no images")
+    assert_refused(run("draw", circuit, new / "x.svg", "--out", new / "y.svg"), "Give one of them")
+    assert not new.exists()
+
+
 def test_attribute(run: Run, behaviour: list[object], tmp_path: Path) -> None:
     out = ["--out", tmp_path / "new"]
     assert_refused(run("attribute", *behaviour, "--method", "find", *out), "unknown method 'find'")
