@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
-from circuitvit.cli import ASKED
+from circuitvit.cli.asked import ASKED
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2

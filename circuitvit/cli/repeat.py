@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from circuitvit.cli import ASKED
+from circuitvit.cli.asked import ASKED
 from circuitvit.cli.inputs import ModelOptions, parse_architecture
 
 if TYPE_CHECKING:

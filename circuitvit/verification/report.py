@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuitvit.errors import FileError, OptionError
+from circuitvit.errors import CircuitViTError, OptionError
 from circuitvit.graph import Circuit, CircuitLike, Provenance, as_circuit, notebook
 from circuitvit.graph.files import write_json
 from circuitvit.graph.records import to_json
@@ -308,7 +308,7 @@ class Report(Result):
             return ""
         try:
             return picture.name if edges_hash(Circuit.load(saved)) == self.recipe.edges else ""
-        except FileError:  # somebody else's file
+        except CircuitViTError:  # somebody else's file
             return ""
 
     def to_csv(self) -> str:
@@ -365,7 +365,7 @@ def _telling(section: Section) -> tuple[PairResult, ...]:
     failed = {(each.clean, each.corrupt, f"{each.off:.6g}") for each in section.failures}
 
     def off(pair: PairResult) -> float:
-        return (pair.circuit - pair.whole) / section.behaviour
+        return (pair.circuit - pair.whole) / (section.behaviour or 1)
 
     far = sorted(section.pairs, key=lambda pair: -abs(off(pair)))
     worst = [pair for pair in far if (pair.clean, pair.corrupt, f"{off(pair):.6g}") in failed]

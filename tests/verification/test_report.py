@@ -155,7 +155,7 @@ def test_markdown_is_a_page_and_the_pairs_are_in_the_csv(tmp_path: Path) -> None
     assert f"It fails on {len(failures)} of 7 pairs" in text
     assert 1 <= text.count("\n| image ") <= 6
     assert len(text.splitlines()) <= 66  # of a printed page
-    assert len(text.split()) <= 700
+    assert len(text.split()) <= 800  # many caveats among them: that of the demo has 600
     rows = list(csv.DictReader(long.save(tmp_path / "pairs.csv").read_text().splitlines()))
     assert [row["images"] for row in rows] == ["held-out"] * 140 + ["task"] * 6
     for row, pair in zip(rows, (*many.pairs, *report().task.pairs), strict=True):
