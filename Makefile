@@ -5,19 +5,20 @@ PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 BIN     := $(VENV)/bin
+RELEASE := .venv-release
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint docs clean
+.PHONY: help setup demo test bench lint docs release-check clean
 .NOTPARALLEL:         # two pip processes must never write to one environment
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.installed-dev  ## make .venv with everything that development needs
 
-demo: $(VENV)/.installed-base  ## find, verify and draw a circuit of the bundled model; writes out/demo
+demo: $(VENV)/.installed-base  ## find and verify a circuit of the bundled model; ends with a page to open, in out/demo
 	$(BIN)/circuitvit demo --out out/demo
 
 # One thread per worker: two workers with two threads each would fight for two cores. The `ci` profile
@@ -35,6 +36,17 @@ lint: $(VENV)/.installed-dev  ## check style, formatting and types
 
 docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The tools have an environment of their own: what they require must not decide what the library is tried with.
+# The lowest versions are only resolved here; CONTRIBUTING.md says how to run the tests with them.
+release-check: $(VENV)/.installed-test $(RELEASE)/.installed  ## build what would be published into dist/ and check it
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --outdir dist .
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/cffconvert --validate
+	mkdir -p build && $(BIN)/python .ci/lowest.py > build/lowest.txt
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed -c build/lowest.txt '.[test]'
+	$(BIN)/python -m pytest -q tests/testing/test_wheel.py
 
 clean:  ## delete what the other targets made, but keep .venv
 	rm -rf out/demo site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -60,3 +72,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e '.[docs]'
 	@touch $(VENV)/.installed-base $@
+
+$(RELEASE)/.installed:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet build cffconvert twine
+	@touch $@

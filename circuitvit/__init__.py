@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import Zero as Zero
     from circuitvit.tasks import accuracy as accuracy
     from circuitvit.tasks import cross_entropy as cross_entropy
+    from circuitvit.tasks import group as group
     from circuitvit.tasks import kl_divergence as kl_divergence
     from circuitvit.tasks import log_probability as log_probability
     from circuitvit.tasks import logit as logit
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import robustness as robustness
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
     from circuitvit.views import difference_of_means as difference_of_means
@@ -139,7 +141,7 @@ else:
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
-                "kl_divergence log_probability logit logit_diff probability projection similarity split"
+                "group kl_divergence log_probability logit logit_diff probability projection similarity split"
             ),
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
@@ -147,9 +149,9 @@ else:
                 "flip_search patching_map read_hypotheses robustness stability verify"
             ),
             "circuitvit.views": (
-                "attention_patterns deciders difference_of_means direct_logit_attribution disentanglement "
-                "equivariance feature_visualisation head_kinds knock_outs linear_probes logit_lens "
-                "registers steer token_ablations top_images tuned_lens"
+                "attention_page attention_patterns deciders difference_of_means direct_logit_attribution "
+                "disentanglement equivariance feature_visualisation head_kinds knock_outs linear_probes "
+                "logit_lens registers steer token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
         },

@@ -32,10 +32,14 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that asks for `shared_data` as `real`, so that the marker cannot be forgotten."""
+    """Mark every test that asks for `shared_data` as `real`, so that the marker cannot be forgotten.
+
+    Slow tests come first: at the end, one that is left over would keep one worker busy and the others idle.
+    """
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

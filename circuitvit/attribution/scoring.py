@@ -83,8 +83,9 @@ def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) 
     """The origin of a result computed on a prepared task; a random ablation's seed stands in for none."""
     model = prepared.model
     seed = getattr(prepared.ablation, "seed", None) if seed is None else seed
+    paired = {"pairing": prepared.pairing} if prepared.pairing else {}
     return Provenance(
-        model.name, model.weights_hash, prepared.label, method, seed=seed, libraries=model.libraries
+        model.name, model.weights_hash, prepared.label, method, paired, seed, libraries=model.libraries
     )
 
 

@@ -10,7 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextvars import ContextVar
 from typing import NoReturn
+
+ASKED: ContextVar[tuple[str, ...]] = ContextVar("asked", default=())
+"""The arguments that the program was started with: reports say how they are made again."""
 
 
 def main() -> None:

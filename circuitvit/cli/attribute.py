@@ -107,7 +107,8 @@ def attribute(
         _show_edges(title, scores, show_edges)
     right = [] if scores.fidelity is None else [f"{scores.method}: {scores.fidelity.sentence}"]
     show_notes("How right they are", [*about_choice(scores), *right])
-    show(f"\ntime {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
+    show(f"\n{prepared.pairing}" if prepared.pairing else "")
+    show(f"time {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
 
 
 def _placed(model: ModelOptions) -> ModelOptions:

@@ -92,7 +92,7 @@ def compare(
         cv.pruning.curves.check_method(name)
     import_module("circuitvit.views.canvas")  # without matplotlib there is no plot: say so now
     task = make_task(images, behaviour, run.seed)
-    others = make_held_out(held_out, behaviour, run.seed)
+    others = make_held_out(held_out, behaviour, run.seed, images.pair)
     clock = Clock()
     with Folder(out, FILES) as folder:
         saved = folder.path / FILES[0]
@@ -109,7 +109,8 @@ def compare(
                 known=known, after_each=partial(_write, folder),
             )  # fmt: skip
     _show(comparison)
-    show(f"\ntime {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
+    show(f"\n{discovery.pairing}" if discovery.pairing else "")
+    show(f"time {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
 
 
 def _write(folder: Folder, comparison: Comparison) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_no
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitvit.tasks import Task
+    from circuitvit.models import Model
+    from circuitvit.tasks import PreparedTask
     from circuitvit.verification import Report
 
 MODEL = "catdog-tiny"
@@ -63,13 +65,16 @@ def demo(out: Path = Path("out/demo"), seed: int = 0, quiet: bool = False) -> No
     search = checked_search(asked, "noising", seed)
     clock = Clock()
     with Folder(out, (*FILES, *PICTURES)) as folder, one_thread():
+        named = ModelOptions(MODEL)
         with clock.phase("model"):
-            model = load_model(ModelOptions(MODEL))
+            model = load_model(named)
         with clock.phase("images"):
-            task, held_out = _pairs(PAIRS, 2 * seed), _pairs(HELD_OUT_PAIRS, 2 * seed + 1)
-            prepared = prepare(model, task, run, verifiable=True)
+            prepared = prepare(model, _pairs(model, PAIRS, 2 * seed), run, verifiable=True)
+            held_out = _pairs(model, HELD_OUT_PAIRS, 2 * seed + 1)
             _save_pictures(folder, 2 * seed)
-        outcome = discover_circuit(model, prepared, held_out, search, run, RANDOM_CIRCUITS, folder, clock)
+        outcome = discover_circuit(
+            model, prepared, held_out, search, run, RANDOM_CIRCUITS, folder, clock, named
+        )
     rows = [*report_rows(outcome.report), Row("time", str(clock))]
     show_rows(f"How {MODEL} tells a {TARGET} from a {FOIL}", rows, explain=True)
     show_notes("How it was found", outcome.summary.splitlines())
@@ -82,10 +87,13 @@ def demo(out: Path = Path("out/demo"), seed: int = 0, quiet: bool = False) -> No
         raise typer.Exit(1)
 
 
-def _pairs(n: int, seed: int) -> Task:
+def _pairs(model: Model, n: int, seed: int) -> PreparedTask:
     """Drawn cats, and the same pictures with nothing but the features of a dog put in."""
     pairs = cv.datasets.catdog.catdog_pairs(n, seed, TARGET, FOIL)
-    return cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit_diff(TARGET, FOIL))
+    task = cv.Task(pairs.clean, pairs.corrupt, metric=cv.logit_diff(TARGET, FOIL))
+    drawn = f"cv.datasets.catdog.catdog_pairs({n}, {seed}, {TARGET!r}, {FOIL!r})"
+    code = f"cv.Task(*{drawn}, metric=cv.logit_diff({TARGET!r}, {FOIL!r}))"
+    return replace(cv.tasks.prepare(model, task), code=code)
 
 
 def _save_pictures(folder: Folder, seed: int) -> None:

@@ -26,6 +26,7 @@ from circuitvit.cli.inputs import (
 from circuitvit.cli.library import Argument, arguments, scoring_methods
 from circuitvit.cli.options import Given, Keywords, command, group
 from circuitvit.cli.output import Clock, Folder, Row, remark, report_rows, show, show_notes, show_rows
+from circuitvit.cli.repeat import with_command
 from circuitvit.errors import DataError, OptionError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -156,14 +157,16 @@ def discover(
     """
     search = checked_search(Search(method, keywords, selection, resume), behaviour.direction, run.seed)
     task = make_task(images, behaviour, run.seed)
-    held_out = make_held_out(verification, behaviour, run.seed)
+    held_out = make_held_out(verification, behaviour, run.seed, images.pair)
     clock = Clock()
     with Folder(out, FILES) as folder:
         with clock.phase("model"):
             loaded = load_model(model)
         with clock.phase("images"):
             prepared, others = prepare_both(loaded, task, held_out, run)
-        outcome = discover_circuit(loaded, prepared, others, search, run, verification.random, folder, clock)
+        outcome = discover_circuit(
+            loaded, prepared, others, search, run, verification.random, folder, clock, model
+        )
     rows = [*report_rows(outcome.report), Row("time", str(clock))]
     show_rows(f"Circuit of {loaded.name} for {prepared.metric.label}", rows)
     show_notes("How it was found", outcome.summary.splitlines())
@@ -181,6 +184,7 @@ def discover_circuit(
     n_random: int,
     folder: Folder,
     clock: Clock,
+    named: ModelOptions,
 ) -> Outcome:
     """Find a circuit, verify it, and write all of `FILES`.
 
@@ -193,6 +197,7 @@ def discover_circuit(
         n_random: how many random circuits to compare with.
         folder: to write to, entered.
         clock: to time the phases by.
+        named: how the model was named, for the report.
 
     Raises:
         CircuitViTError: as the library's functions; what was found by then has been written.
@@ -215,6 +220,7 @@ def discover_circuit(
         report = cv.verification.verify(
             model, prepared, circuit, held_out=held_out, n_random=n_random, seed=run.seed, **run.settings()
         )
+        report = with_command(report, named, cv.verification.recipe.searched(circuit.provenance))
     with clock.phase("files"):
         for name in ("report.json", "report.md", "report.csv"):
             folder.write(name, report.save)

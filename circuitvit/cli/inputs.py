@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import circuitvit as cv
 from circuitvit.cli.options import group
+from circuitvit.cli.output import remark
 from circuitvit.errors import FileError, OptionError, unknown_name
 
 if TYPE_CHECKING:
@@ -55,20 +56,25 @@ class ModelOptions:
     dtype: str | None = None
 
 
-@group("Images", pairs="--pairs CSV")
+@group("Images", "tasks.Task", pairs="--pairs CSV", pair="--pair HOW")
 @dataclass(frozen=True)
 class ImageOptions:
     """Which image pairs.
 
     Attributes:
         clean: images that show the behaviour, or clips for a model that sees those: a file, or a folder.
-        corrupt: their counterfactuals, which do not: a file, or a folder with the same file names.
-        pairs: instead of both: a table whose first line is clean,corrupt or clean,corrupt,target,foil.
+        corrupt: their counterfactuals, which do not: a file, or a folder.
+        pairs: instead of both: a table whose first line is clean,corrupt or clean,corrupt,target,foil, or
+            the names of two classes. Its lines may name folders.
+        pair: how the images of folders are paired: names (files of the same name), order (of their names) or
+            nearest (one to one, the most alike in their colours). [default: names where they are the same,
+            order where none is]
     """
 
     clean: Path | None = None
     corrupt: Path | None = None
     pairs: Path | None = None
+    pair: str | None = None
 
 
 @group("Behaviour", "tasks.Task", metric="--metric NAME", target="--target CLASS", foil="--foil CLASS",
@@ -81,9 +87,10 @@ class BehaviourOptions:
     Attributes:
         metric: how the behaviour is measured: logit_diff, logit, log_probability, probability, kl_divergence,
             cross_entropy or accuracy; of features that are no classes, similarity or projection.
-        target: class that the behaviour speaks for: a name, a WordNet id or an index. Repeated, it is a set
-            of classes. By default what the model sees in each clean image.
-        foil: class that it is compared with. By default what the model sees in each corrupt image.
+        target: class that the behaviour speaks for: a name, a WordNet id, an index, or a group such as
+            group:cat (`circuitvit classes cat`). Repeated, it is a set of classes. By default what the model
+            sees in each clean image.
+        foil: what it is compared with, likewise. By default what the model sees in each corrupt image.
         to: what similarity and projection compare the outputs with: a vector (.npy, or .safetensors with one
             tensor), or for similarity an image. By default each clean image, for similarity.
         corruption: instead of corrupt images: make them of the clean ones: reverse, shuffle or freeze (the
@@ -248,15 +255,24 @@ def make_task(images: ImageOptions, behaviour: BehaviourOptions, seed: int) -> T
     return _task(images, behaviour, seed, prefix="--")
 
 
-def make_held_out(options: HeldOutOptions, behaviour: BehaviourOptions, seed: int) -> Task | float | None:
+def make_held_out(
+    options: HeldOutOptions, behaviour: BehaviourOptions, seed: int, pair: str | None = None
+) -> Task | float | None:
     """The same behaviour on the held-out images, the share of pairs to hold out, or None for neither.
+
+    Args:
+        options: which images.
+        behaviour: to measure.
+        seed: of random ablations.
+        pair: how the images of folders are paired, as those to discover on.
 
     Raises:
         CircuitViTError: as `make_task`.
     """
     images = ImageOptions(options.held_out_clean, options.held_out_corrupt, options.held_out_pairs)
     if options.held_out is None:
-        return None if images == ImageOptions() else _task(images, behaviour, seed, prefix="--held-out-")
+        given = replace(images, pair=pair)
+        return None if images == ImageOptions() else _task(given, behaviour, seed, prefix="--held-out-")
     if images != ImageOptions():
         raise OptionError("--held-out divides the pairs given: leave out the other --held-out options")
     if not 0 < options.held_out < 1:
@@ -280,7 +296,7 @@ def _task(images: ImageOptions, behaviour: BehaviourOptions, seed: int, prefix: 
         if behaviour.corruption is not None:
             raise OptionError(f"{prefix}pairs names the counterfactuals: leave out --corruption")
         _refuse_named_twice(images.pairs, behaviour)
-        return cv.Task.from_csv(images.pairs, metric, **parts)
+        return cv.Task.from_csv(images.pairs, metric, _pairing(images.pair), **parts)
     assert images.clean is not None
     corrupt = _counterfactuals(images.corrupt, behaviour.corruption, seed, prefix)
     if corrupt is None and (behaviour.ablation == "patch" or behaviour.direction == "denoising"):
@@ -288,7 +304,15 @@ def _task(images: ImageOptions, behaviour: BehaviourOptions, seed: int, prefix: 
             f"no counterfactuals: give {prefix}corrupt, or --corruption to make them, or another --ablation "
             "such as mean (noising only)"
         )
-    return cv.Task(images.clean, corrupt, metric, **parts)
+    if images.pair is not None and (corrupt is None or callable(corrupt)):
+        raise OptionError(f"--pair says which counterfactual belongs to which image: give {prefix}corrupt")
+    return cv.Task(images.clean, corrupt, metric, pair=_pairing(images.pair), **parts)
+
+
+def _pairing(name: str | None) -> Any:
+    """How folders are paired; checked here, as a table of pairs is read at once."""
+    cv.tasks.pairs.check_pairing(name)
+    return name
 
 
 def _counterfactuals(corrupt: Path | None, corruption: str | None, seed: int, prefix: str) -> Any:
@@ -324,12 +348,9 @@ def _ablation(name: str, seed: int) -> Ablation:
 
 
 def _refuse_named_twice(table: Path, behaviour: BehaviourOptions) -> None:
-    first = cv.tasks.pairs.read_pairs(table)[0]
-    for option, given, column in (
-        ("target", behaviour.target, first.target),
-        ("foil", behaviour.foil, first.foil),
-    ):
-        if given and column is not None:
+    named = cv.tasks.tables.classes_named(table)
+    for option, given in (("target", behaviour.target), ("foil", behaviour.foil)):
+        if given and option in named:
             raise OptionError(f"{table} names a {option} for each pair: leave out --{option}")
 
 
@@ -350,10 +371,19 @@ def prepare(model: Model, task: Task | PreparedTask, run: RunOptions, *, verifia
         CircuitViTError: as `Task.prepare`; or if the metric is the same with and without the behaviour.
     """
     prepared = cv.tasks.prepare(model, task)
+    if prepared is not task:  # the sides of a split have been spoken of
+        tell_pairs(prepared)
     ends = cv.engine.Evaluator(prepared, batch_size=batch_size(prepared, run))
     names, level = prepared.clean.names, 0.95 if verifiable else 0.0
     cv.engine.check_effect(ends.whole, ends.nothing, label=prepared.metric.label, names=names, level=level)
     return prepared
+
+
+def tell_pairs(prepared: PreparedTask) -> None:
+    """Say how images were paired before the work begins, unless they are simply as they were named."""
+    said = prepared.pairing
+    if said and not said.endswith("paired by name") and " listed in " not in said:
+        remark(said)
 
 
 def prepare_both(
@@ -366,9 +396,11 @@ def prepare_both(
     """
     if held_out is None:
         return prepare(model, task, run, verifiable=True), None
-    sides = (
-        cv.split(model, task, held_out, seed=run.seed) if isinstance(held_out, float) else (task, held_out)
-    )
+    if isinstance(held_out, float):
+        sides: tuple[Task | PreparedTask, ...] = cv.split(model, task, held_out, seed=run.seed)
+        tell_pairs(cv.tasks.prepare(model, sides[0]))
+    else:
+        sides = task, held_out
     first, second = (prepare(model, side, run, verifiable=True) for side in sides)
     return first, second
 

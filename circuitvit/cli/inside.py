@@ -18,6 +18,7 @@ from circuitvit.cli.inputs import (
     RunOptions,
     load_model,
     make_task,
+    tell_pairs,
 )
 from circuitvit.cli.output import Row, show, show_notes, show_rows
 from circuitvit.cli.units import disentanglement, equivariance, heads, top_images, visualise
@@ -295,7 +296,8 @@ def deciders(
     """
     check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
-    task = make_task(images, behaviour, run.seed)
+    task = cv.tasks.prepare(loaded, make_task(images, behaviour, run.seed))
+    tell_pairs(task)
     options: dict[str, Any] = {"sites": sites or ("heads", "mlps"), "tokens": tokens, "by": by}
     found = cv.deciders(loaded, task, seed=run.seed, **run.settings(), **options)
     if out.suffix == ".json":

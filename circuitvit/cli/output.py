@@ -239,7 +239,9 @@ def report_rows(report: Report) -> list[Row]:
     size, section = report.size, report.headline
     asked = "" if size.asked is None else f"; {size.asked:,} asked for"
     dead = f"; {size.dead:,} more are dead" if size.dead else ""
+    pairing = report.provenance.parameters.get("pairing")
     rows = [
+        *([Row("pairs", str(pairing), "how images were put together")] if pairing else []),
         Row(
             "edges",
             f"{size.edges:,} of {size.graph_edges:,} ({size.density:.1%}{asked}{dead})",

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
+from circuitvit.cli import ASKED
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2
@@ -32,6 +33,7 @@ COMMANDS = {
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
     "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),
     "activations": ("activations", "Read what a model computes, by name, into a file."),
+    "classes": ("classes", "List the classes of a model, or those of a group such as all cats."),
     "models": ("models", "List the models that can be used."),
     "train": ("models", "Train a small Vision Transformer of your own."),
     "doctor": ("doctor", "See what is missing or does not fit, and the line that mends it."),
@@ -57,6 +59,11 @@ class Program(TyperGroup):
         command = typer.main.get_command(found)
         command.name = name
         return command
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments of a run, which are remembered: reports say how they are made again."""
+        ASKED.set(tuple(args))
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that arguments begin with, loaded."""

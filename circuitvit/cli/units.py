@@ -92,7 +92,7 @@ def visualise(
 
     Args:
         objective: a site: m5.hidden, a5.h2@cls, logits, a5.h2.pattern@patch->cls.
-        unit: a neuron's number, or the name of a class for logits.
+        unit: a neuron's number, or for logits a class or a group such as group:cat.
         reference: image files, or one folder of them, to compare with. Can be repeated.
         no_picture: leave out the reference images: for sharing without them.
     """
@@ -213,7 +213,7 @@ def top_images(
     ```
 
     Args:
-        unit: such as a5.h2, 'm3.hidden[17]', a5.h2.pattern, 'resid5[3]', 'logits[281]'. Can be repeated.
+        unit: such as a5.h2, 'm3.hidden[17]', a5.h2.pattern, 'resid5[3]', 'logits[tabby]'. Can be repeated.
         by: image, or patch: the patches of all images are ranked.
         reduce: max, mean or cls: the value of an image from its patches, or of its class token.
         row: what is shown: top, bottom, random, or a quantile such as 0.9. Can be repeated.

@@ -24,6 +24,7 @@ from circuitvit.cli.inputs import (
 )
 from circuitvit.cli.options import command, group
 from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_notes, show_rows
+from circuitvit.cli.repeat import with_command
 from circuitvit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def verify(
         raise OptionError("name the model with --model, as for `circuitvit discover`")
     saved = cv.Circuit.load(circuit)  # first of all: a file that cannot be read needs no model
     task = make_task(images, behaviour, run.seed)
-    held_out = make_held_out(verification, behaviour, run.seed)
+    held_out = make_held_out(verification, behaviour, run.seed, images.pair)
     clock = Clock()
     place: Folder | nullcontext[None] = nullcontext() if out is None else Folder(out, FILES)
     with place as folder:
@@ -104,6 +105,7 @@ def verify(
                 loaded, prepared, saved, held_out=others, n_random=verification.random, seed=run.seed,
                 **run.settings(),
             )  # fmt: skip
+        report = with_command(report, model, f"cv.Circuit.load({str(circuit)!r})")
         if folder is not None:
             for name in FILES:
                 folder.write(name, report.save)

@@ -25,8 +25,9 @@ Images = Annotated[
 SHARED = {"out": "--out -o FILE", "target": "--target CLASS", "foil": "--foil CLASS"}
 TEXTS = {
     "out": "the ending chooses the format: .png, .svg or .pdf.",
-    "target": "class that is spoken for: a name, a WordNet id or an index.",
-    "foil": "class that it is compared with.",
+    "target": "class that is spoken for: a name, a WordNet id, an index, or a group such as group:cat. "
+    "Repeated, a set of classes.",
+    "foil": "what it is compared with, likewise.",
     "image": "which of the images to draw, from 0.",
     "no_picture": "draw on white, not over the image: for sharing without it.",
 }
@@ -112,7 +113,7 @@ def attribution(
     check_ending(out, (*FIGURES, ".json"))
     loaded = load_model(model)
     found = cv.views.direct_logit_attribution(
-        loaded, given_images(images), _one("--target", target) or "", _one("--foil", foil), **run.settings()
+        loaded, given_images(images), target, foil or None, **run.settings()
     )
     if out.suffix == ".json":
         shares = {name: found.of(name, image) for name in (*found.senders, *found.constants)}
@@ -133,19 +134,33 @@ def attention(
     query: str = "0",
     image: int = 0,
     no_picture: bool = False,
+    megabytes: float = 24.0,
     out: Path = Path("attention.png"),
 ) -> None:
-    """Where do the heads of a layer look? Pattern, scores before the softmax, and pattern times value.
+    """Where do the heads of a layer look? Pattern, scores before the softmax, and pattern times value. With
+    the ending .html, a page of all heads and layers: point at a patch to see where it looks and who looks at
+    it.
 
     ```sh
+    circuitvit view attention --model catdog-tiny cat.png --out attention.html
     circuitvit view attention --model catdog-tiny cat.png --layer 1 --query 2,3
     ```
 
     Args:
-        query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN.
+        layer: of the model; negative ones count from the last. A page has all layers, unless one is named.
+        query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN; a page begins there.
+        image: which of the images to draw, from 0; of a page, to show first.
+        megabytes: that a page may be large; where there are many tokens more is more precise.
+        out: the ending chooses the format: .png, .svg, .pdf or .html.
     """
-    check_ending(out, FIGURES)
+    check_ending(out, (*FIGURES, ".html"))
     token = _token(query)
+    if out.suffix == ".html":
+        layers = None if layer == -1 else [layer]
+        page = cv.views.attention_page(load_model(model), given_images(images), layers, megabytes=megabytes)
+        write(out, partial(page.save, image=image, query=token, picture=not no_picture))
+        show(f"wrote {out}: {page}\nopen it in a browser")
+        return
     found = cv.views.attention_patterns(load_model(model), given_images(images), layer, **run.settings())
     write(out, found.figure(image, query=token, picture=not no_picture).save)
     show(f"wrote {out}: {len(found.heads)} heads of layer {found.layer}")
@@ -262,13 +277,6 @@ for _name, (_command, _summary) in VIEWS.items():
 def given_images(paths: list[Path]) -> Any:
     """One path may be a folder; several are files."""
     return paths[0] if len(paths) == 1 else paths
-
-
-def _one(name: str, given: list[str] | None) -> str | None:
-    """The single class of an option that could be repeated."""
-    if given and len(given) > 1:
-        raise OptionError(f"an attribution is of one class on each side: give {name} once")
-    return given[0] if given else None
 
 
 def _token(text: str) -> int | tuple[int, ...]:

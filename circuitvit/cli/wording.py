@@ -20,6 +20,7 @@ _PHRASES = (
     (r"\bcv\.fit_head or cv\.with_head\b", "--head FILE"),
     (r"\b(?:cv\.)?logit_diff\('([^']*)', '([^']*)'\)", r"--target '\1' --foil '\2'"),
     (r"\b(?:cv\.)?logit_diff\(target, foil\)", "--metric logit_diff --target CLASS --foil CLASS"),
+    (r"\bcv\.group\('([^']*)'\)", r"'group:\1'"),
     (r"\bpretrained=True", "--pretrained"),
     (r"\bclasses=\[\.\.\.\]", "--classes FILE"),
 )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from circuitvit.errors import FileError, unknown_name
+from circuitvit.graph.files import write_bytes
 
 FORMAT = "circuitvit activations 1"
 """Stands in a file's metadata."""
@@ -60,15 +61,32 @@ class Activations(Mapping[str, Tensor]):
         rows = [
             (name, " x ".join(map(str, self.tensors[name].shape)), _few(self.tokens[name])) for name in self
         ]
-        shown = rows if len(rows) <= 30 else [*rows[:25], ("...", f"{len(rows) - 25} more", "")]
+        shown = rows if len(rows) <= 26 else [*rows[:25], ("...", f"{len(rows) - 25} more", "")]
         wide, long = (max((len(row[column]) for row in shown), default=0) for column in (0, 1))
         lines = [f"{name:<{wide}}  {shape:<{long}}  {tokens}".rstrip() for name, shape, tokens in shown]
         count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
         return "\n".join([f"Activations of {self.model}: {count} ({images})", *lines])
 
+    def save(self, path: str | Path) -> Path:
+        """Write the activations as safetensors, in the file that `activations(..., out=path)` writes.
+
+        Raises:
+            FileError: if it cannot be written.
+        """
+        from safetensors.torch import save
+
+        said = {
+            "model": self.model,
+            "images": list(self.images),
+            "names": list(self),
+            "tokens": {name: list(self.tokens[name]) for name in self},
+        }
+        tensors = {name: each.detach().cpu().contiguous() for name, each in self.items()}
+        return write_bytes(path, save(tensors, {"format": FORMAT, "said": json.dumps(said)}))
+
     @classmethod
     def load(cls, path: str | Path) -> Activations:
-        """Read back what `activations(..., out=path)` has written; values stay in the file until looked at.
+        """Read what `save` or `activations(..., out=path)` has written; values stay there until looked at.
 
         Raises:
             FileError: if the file is missing, or is not such a file.

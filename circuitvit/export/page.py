@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Report
 
 _NAMES = ("wiring", "maps", "diagram", "rows", "bundles", "state", "details", "figure", "search", "main")
-SCRIPTS = tuple(f"{name}.js" for name in _NAMES)  # in the order in which they need each other
+SCRIPTS = ("common.js", *(f"{name}.js" for name in _NAMES))  # in the order in which they need each other
 
 FINE_STEP = 16.0 / 255  # nats between levels in the default row: 16 nats below the largest is nothing
 ROUGH_STEP = 0.5
@@ -63,20 +63,41 @@ def page_of(data: Mapping[str, Any], report: Report | None = None) -> str:
         data: from `page_data`.
         report: of the circuit's verification, which is written under the diagram.
     """
-    script, style = "\n".join(map(_resource, SCRIPTS)), _resource("page.css")
+    return document(
+        "page/page.html",
+        [f"page/{name}" for name in SCRIPTS],
+        ["page/page.css"],
+        data,
+        title=data["title"] or "Circuit",
+        counts=data["counts"],
+        origin=data["origin"],
+        report=report,
+        findings=[] if report is None else findings_of(report),
+    )
+
+
+def document(
+    template: str, scripts: Sequence[str], styles: Sequence[str], data: Mapping[str, Any], **texts: Any
+) -> str:
+    """A page that holds all it needs and may ask for nothing else: the same data gives the same text.
+
+    Args:
+        template: and all other files: their places below this folder.
+        scripts: in the order in which they need each other.
+        styles: one after the other.
+        data: what the scripts find in the element `data`.
+        texts: what else the template names; it goes in as text.
+    """
+    script, style = ("\n".join(map(_resource, names)) for names in (scripts, styles))
     return (
         _environment()
-        .get_template("page.html")
+        .get_template(template)
         .render(
-            title=data["title"] or "Circuit",
-            counts=data["counts"],
-            origin=data["origin"],
+            **texts,
             policy=_policy(script, style),
             style=Markup(style),  # our own files, whose hashes must not change
             script=Markup(script),
             data=Markup(safe_json(data)),
-            report=report,
-            findings=[] if report is None else findings_of(report),
         )
     )
 
@@ -121,7 +142,7 @@ def _policy(script: str, style: str) -> str:
 
 @lru_cache
 def _resource(name: str) -> str:
-    return (files("circuitvit.export") / "page" / name).read_text(encoding="utf-8")
+    return (files("circuitvit.export") / name).read_text(encoding="utf-8")
 
 
 # -- the picture and the graph --------------------------------------------------------------------

@@ -226,6 +226,9 @@ def _items(
     kinds = list(inner) if fixed else [inner[0]] * len(value)
     if len(kinds) != len(value):
         raise FileError(f"{place or 'the file'}: expected {len(kinds)} values, found {len(value)}")
+    if not fixed and inner[0] in (str, int) and set(map(type, value)) <= {inner[0]}:  # many, and all plain
+        _plain(str, "\n".join(value) if inner[0] is str else "", place, nan)
+        return value if origin is list else tuple(value)
     found = [from_json(kind, each, tensors, _in(place, at), nan)
              for at, (kind, each) in enumerate(zip(kinds, value, strict=True))]  # fmt: skip
     return found if origin is list else tuple(found)
@@ -285,7 +288,8 @@ def _relative(kind: type, value: Mapping[str, Any], place: str) -> type:
 
 def _descent(kind: type[Any]) -> Iterator[type[Any]]:
     yield kind
-    for each in kind.__subclasses__():
+    below: list[type] = kind.__subclasses__()
+    for each in below:
         yield from _descent(each)
 
 

@@ -118,9 +118,9 @@ class EdgeScores(Remade, Result):
         return -self.values if self.direction == "noising" else self.values
 
     def records(self) -> Iterator[Record]:
-        """One row for each edge: `edge`, its `sender`, `receiver` and `group` ("" without groups), `score` in
-        units of the metric, the ends `low` and `high` of its interval, and whether the score was `measured`
-        exactly; None where that is not known."""
+        """One row for each edge: `edge`, its `sender`, `receiver` and `group` ("" without groups), `score`
+        in units of the metric, the ends `low` and `high` of its interval, and whether the score was
+        `measured` exactly; None where that is not known."""
         for name in self.graph.edges:
             edge, place = parse_edge(name), self.graph.edge_index(name)
             low, high = (None, None) if self.fidelity is None else self.interval(name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import DataError, ModelError, OptionError
-from circuitvit.graph import Graph
+from circuitvit.graph import Graph, notebook
 from circuitvit.models.changes import Change, Value
 from circuitvit.models.edit_hash import description
 from circuitvit.models.edits import edit
@@ -416,6 +416,22 @@ class Model:
         classes = f", {len(self.classes)} classes" if self.classes else ""
         edges = f"{self.graph.n_edges:,} edges"
         return f"Model({self.name}: {len(self.layers)} stages, {edges}, input {size}{classes})"
+
+    def _repr_html_(self) -> str:
+        size = " x ".join(str(side) for side in self.preprocessing.shape)
+        few = (
+            f": {', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''}"
+            if self.classes
+            else ""
+        )
+        rows = [
+            ("stages", f"{len(self.layers)}, in a stream of width {self.d_model}"),
+            ("graph", f"{len(self.graph.nodes):,} nodes, {self.graph.n_edges:,} edges"),
+            ("input", f"{self.preprocessing.what} of {size}"),
+            ("outputs", f"{self.n_logits:,}{few}"),
+            *((("edits", len(self.edits)),) if self.edits else ()),
+        ]
+        return notebook.card(f"Model {self.name}", rows)
 
 
 class Origin:

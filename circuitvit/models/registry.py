@@ -24,13 +24,18 @@ from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
+from circuitvit.models.near_names import unknown_model
 from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
-IMAGENET_CLASSES = 1000
+IMAGENET = {
+    1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k",
+    21842: "imagenet-22k-ms", 21843: "imagenet-21k-goog",
+}  # fmt: skip
+"""What a number of logits says about a model without names of classes, and timm's list of the classes."""
 
 TIMM_FILES = (
     "vision_transformer",
@@ -294,8 +299,8 @@ def _wrapped(
         if classes is not None and len(classes) != logits.shape[-1]:
             raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
         has_classes, synsets = classes is not None or family.classifies(twin), None
-        if classes is None and has_classes and logits.shape[-1] == IMAGENET_CLASSES:
-            classes, synsets = _imagenet(import_timm())
+        if classes is None and has_classes and logits.shape[-1] in IMAGENET:
+            classes, synsets = _imagenet(IMAGENET[logits.shape[-1]])
         model = Model(
             name=name or family.name(twin),
             stages=stages,
@@ -506,8 +511,17 @@ def _timm_module(
             raise OptionError(f"{name} is a folder of transformers: load hf:{name}")
         plain = [each for file in TIMM_FILES for each in timm.list_models(module=file)]
         prefixes = [f"{source}:{name.partition(':')[2]}" for source in SOURCES if ":" in name]
-        unknown = unknown_name("model", name, [*zoo_names(), *plain, *prefixes])
+        unknown = unknown_model(name, [*zoo_names(), *plain, *prefixes])
         raise NameNotFoundError(f"{unknown} One of a hub is hf:{name}") if "/" in base else unknown
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+    if (tag := name.partition(".")[2]) and tag not in tags:
+        raise (
+            unknown_name(f"weights of {base}", tag, tags)
+            if tags
+            else OptionError(
+                f"timm has no weights of {base}, so none called {tag}: leave out what follows the dot"
+            )
+        )
     if checkpoint is None and not pretrained:
         raise OptionError(
             f"{name} has no weights yet: give checkpoint=FILE, or pretrained=True to download timm's"
@@ -537,9 +551,9 @@ def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
     return torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
-def _imagenet(timm: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    info = timm.data.ImageNetInfo()
-    indices = range(IMAGENET_CLASSES)
+def _imagenet(subset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    info = import_timm().data.ImageNetInfo(subset)
+    indices = range(info.num_classes())
     return (
         tuple(info.index_to_description(index) for index in indices),
         tuple(info.index_to_label_name(index) for index in indices),

@@ -48,6 +48,9 @@ def import_timm() -> ModuleType:
 
 def _import_with_guard() -> ModuleType:
     """`import timm`, retried without torchvision's operator descriptions when those are what fails."""
+    timm = sys.modules.get("timm")
+    if timm is not None and not getattr(timm.__spec__, "_initializing", False):
+        return timm  # asked for often, and noting what is loaded takes a millisecond
     loaded_before = set(sys.modules)
     try:
         return importlib.import_module("timm")

@@ -124,8 +124,8 @@ class Finding(Result):
     summary: str
 
     def records(self) -> Iterator[Record]:
-        """One row for each circuit, the found one first and then the candidates: which it is (`circuit`), its
-        number of `edges`, their share of all edges (`density`), and its `faithfulness`."""
+        """One row for each circuit, the found one first and then the candidates: which it is (`circuit`),
+        its number of `edges`, their share of all edges (`density`), and its `faithfulness`."""
         total = self.circuit.graph.n_edges
         passed = [("candidate", each.size, each.faithfulness) for each in self.candidates]
         for name, size, faithfulness in [("found", len(self.circuit), self.faithfulness), *passed]:
@@ -394,8 +394,8 @@ class Agreement(Result):
     at_least: float = 0.5
 
     def records(self) -> Iterator[Record]:
-        """One row for each edge that any circuit has, most often first: `edge`, its `frequency` (0 to 1), and
-        whether it is in the `consensus`."""
+        """One row for each edge that any circuit has, most often first: `edge`, its `frequency` (0 to 1),
+        and whether it is in the `consensus`."""
         consensus = self.consensus
         for edge, frequency in self.frequency.items():
             yield {"edge": edge, "frequency": frequency, "consensus": edge in consensus}

@@ -17,7 +17,7 @@ Edge pruning: Bhaskar et al. 2024, "Finding transformer circuits with edge pruni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -32,6 +32,7 @@ from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, refuse_inference_mode, soft_run
 from circuitvit.errors import OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.refine import require_noising, without_dead
 from circuitvit.tasks import PreparedTask, Task, divergence, prepare
@@ -108,8 +109,8 @@ class Trace:
     target: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)
-class LearnedMask:
+@dataclass(frozen=True, eq=False, repr=False)
+class LearnedMask(Result):
     """A trained mask.
 
     Attributes:
@@ -119,8 +120,28 @@ class LearnedMask:
     """
 
     circuit: Circuit
-    openness: NDArray[np.float64]
+    openness: Float[NDArray[np.float64], "sender receiver group"]
     trace: Trace
+
+    may_be_nan = "openness"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each edge of the graph: `edge`, its `openness` (log-odds), and whether it is
+        `kept`."""
+        graph = self.circuit.graph
+        for edge in graph.edges:
+            yield {
+                "edge": edge,
+                "openness": float(self.openness[graph.edge_index(edge)]),
+                "kept": edge in self.circuit,
+            }
+
+    def __repr__(self) -> str:
+        return f"LearnedMask({self.circuit!r}, trained for {len(self.trace.distance)} steps)"
+
+    def _check(self) -> None:
+        if self.openness.shape != self.circuit.graph.shape:
+            raise OptionError("the openness is of another graph than the circuit")
 
     def at_most(self, edges: int) -> Circuit:
         """The circuit, cut to its most open edges where training ended with more than were wanted.

@@ -17,7 +17,7 @@ Zeller and Hildebrandt 2002, "Simplifying and isolating failure-inducing input",
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -30,6 +30,7 @@ from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.graph.liveness import live_receivers, reached_senders
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.tasks import Patch, PreparedTask, Resample, Task, prepare
 
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Refinement:
+class Refinement(Result):
     """What refinement found.
 
     Attributes:
@@ -60,6 +61,16 @@ class Refinement:
     faithfulness: float
     minimal: bool
     runs: int
+
+    def records(self) -> Iterator[Record]:
+        """One row: the number of `edges`, their `faithfulness`, whether they are `minimal`, and the
+        `runs`."""
+        yield {
+            "edges": len(self.circuit),
+            "faithfulness": self.faithfulness,
+            "minimal": self.minimal,
+            "runs": self.runs,
+        }
 
 
 @running

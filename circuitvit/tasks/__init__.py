@@ -2,6 +2,7 @@
 
 from circuitvit.tasks import corruptions
 from circuitvit.tasks.ablations import Ablation, Constants, Mean, Noise, Patch, Resample, Zero, ablation_names
+from circuitvit.tasks.classes import ClassGroup, group
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.metrics import (
     Metric,
@@ -25,6 +26,7 @@ __all__ = [
     "GROUPS",
     "Ablation",
     "Batch",
+    "ClassGroup",
     "Constants",
     "Mean",
     "Metric",
@@ -43,6 +45,7 @@ __all__ = [
     "corruptions",
     "cross_entropy",
     "divergence",
+    "group",
     "kl_divergence",
     "log_probability",
     "logit",

@@ -2,7 +2,8 @@
 
 A metric is written down without a model (`logit_diff("tabby", "Border collie")`) and bound to one when the
 task is: class names become indices then. Where a metric takes a class it also takes a set of classes, such
-as all cats, for which the logit is the log of the summed exponentials; so a difference of sets is a log-odds.
+as `group("cat")`, for which the logit is the log of the summed exponentials; so a difference of sets is a
+log-odds.
 Outputs that are features and no classes are compared with a vector: `similarity`, `projection`.
 """
 
@@ -25,7 +26,7 @@ from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.models import Model
 from circuitvit.tasks.ablations import same_ablation
 from circuitvit.tasks.classes import ClassSpec as ClassSpec
-from circuitvit.tasks.classes import class_indices, class_label, classes_label
+from circuitvit.tasks.classes import class_indices, classes_label, spec_label
 from circuitvit.tasks.images import ImageSpec
 from circuitvit.tasks.vectors import VectorSpec, checked_vector, is_vector, read_vector
 
@@ -162,6 +163,10 @@ def divergence(
 
 def logit_diff(target: ClassSpec | PerPair | None = None, foil: ClassSpec | PerPair | None = None) -> Metric:
     """The target's logit minus the foil's: the log-odds between the two.
+
+    Of sets and groups of classes it is the log-odds of "one of the target's" against "one of the foil's", as
+    their logit is the log of the summed exponentials. A group of many classes so starts ahead of one of few:
+    what counts is how the difference changes.
 
     Left out, the target is the class that the model gives the clean image, the foil that of the corrupt one.
 
@@ -325,16 +330,18 @@ def bind(
     foil = _resolved(metric.foil, top_corrupt, model, n_pairs) if metric.uses_foil else None
     if target is not None and foil is not None:
         for row, (wanted, other) in enumerate(zip(target, foil, strict=True)):
-            shared = set(wanted) & set(other)
+            shared = sorted(set(wanted) & set(other))
             if shared:
+                what = "are the same class" if len(wanted) == len(other) == 1 else "share classes"
                 raise DataError(
-                    f"pair {row}: target and foil are the same class ({class_label(model, min(shared))}); "
+                    f"pair {row}: target and foil {what} ({classes_label(model, shared)}); "
                     "name them, or choose images that the model tells apart"
                 )
     vector, own = _vector(metric, n_classes, output_of)
     label = metric.name
     if target is not None:
-        label += f"({', '.join(_names(model, side) for side in (target, foil) if side is not None)})"
+        sides = ((metric.target, target), (metric.foil, foil))
+        label += f"({', '.join(_names(model, spec, side) for spec, side in sides if side is not None)})"
     elif vector is not None:
         label += f"({_named_vector(metric.to, vector)})"
     flat = metric.flat_at_clean or own
@@ -496,8 +503,9 @@ def _mask(indices: list[tuple[int, ...]] | None, n_classes: int) -> Tensor | Non
     return mask
 
 
-def _names(model: Model, indices: list[tuple[int, ...]]) -> str:
+def _names(model: Model, spec: ClassSpec | PerPair | None, indices: list[tuple[int, ...]]) -> str:
     distinct = sorted(set(indices))
     if len(distinct) > 1:
         return f"{len(distinct)} different classes"
-    return classes_label(model, distinct[0])
+    spec = spec.classes[0] if isinstance(spec, PerPair) else spec
+    return classes_label(model, distinct[0]) if spec is None else spec_label(model, spec)

@@ -1,127 +1,250 @@
-"""Which image belongs to which: two folders matched by file name, or a table of pairs."""
+"""Which image belongs to which, where images come as files: by name, in order, or the most alike.
+
+Whatever is done is also said (`Pairs.how`), and so is what was left out: a circuit can only be as good as the
+counterfactuals it was found with.
+"""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
-from circuitvit.errors import DataError, FileError, unknown_name
+from circuitvit.errors import DataError, counted, unknown_name
 from circuitvit.models.zoo import InputSpec
+from circuitvit.tasks.alike import most_alike
+from circuitvit.tasks.image_files import refuse_missing
 from circuitvit.tasks.images import few, list_images
 
+Pairing = Literal["names", "order", "nearest"]
+"""Files of the same name; in the order of their names; or each with the one that looks most like it."""
 
-def match_folders(
-    clean: str | Path, corrupt: str | Path, spec: InputSpec | None = None
-) -> tuple[tuple[Path, Path], ...]:
-    """Pairs of files with the same name in two folders, sorted by name; the endings may differ.
-
-    Args:
-        clean: a folder.
-        corrupt: another.
-        spec: the model's preprocessing, which says whether images or clips are looked for; images by default.
-
-    Raises:
-        DataError: if a folder is missing or has no images, two files of a folder differ in their ending
-            only, or a file has no partner; the message names the files.
-    """
-    folders = Path(clean), Path(corrupt)
-    first, second = (_by_stem(folder, spec) for folder in folders)
-    if folders[0].resolve() == folders[1].resolve():
-        raise DataError(
-            f"clean and corrupt are the same folder, {clean}: no image would have a counterfactual"
-        )
-    lonely = []
-    for folder, mine, other in (folders[0], first, second), (folders[1], second, first):
-        names = [path.name for stem, path in mine.items() if stem not in other]
-        lonely += [f"only in {folder}: {few(names)}"] if names else []
-    if lonely:
-        raise DataError(f"clean and corrupt images are matched by file name; {'; '.join(lonely)}")
-    return tuple((first[stem], second[stem]) for stem in sorted(first))
-
-
-def _by_stem(folder: Path, spec: InputSpec | None) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in list_images(folder, spec):
-        if path.stem in found:
-            raise DataError(
-                f"{found[path.stem].name} and {path.name} in {folder} have one name: keep one of them"
-            )
-        found[path.stem] = path
-    return found
+Source = str | Path | Sequence[str | Path]
+"""A folder, a file, or files."""
 
 
 @dataclass(frozen=True)
-class PairRow:
-    """One line of a table of pairs.
+class Pairs:
+    """Files that belong together.
 
     Attributes:
-        clean: path of the image that shows the behaviour.
-        corrupt: path of its counterfactual.
-        target: class of the clean image, by name or index; None where the line gives none.
-        foil: class to compare it with, likewise.
+        files: the clean file and its corrupt one, of every pair.
+        how: what was done, and what was left out, in one sentence without its full stop.
+
+    Example:
+        >>> print(pair_files("cats/", "dogs/").how)  # doctest: +SKIP
+        12 images of cats and 15 of dogs, paired in the order of their names; 3 of dogs left over: ...
     """
 
-    clean: Path
-    corrupt: Path
-    target: str | int | None = None
-    foil: str | int | None = None
+    files: tuple[tuple[Path, Path], ...]
+    how: str
+
+    @property
+    def sides(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """The clean files, and the corrupt ones."""
+        return tuple(clean for clean, _ in self.files), tuple(corrupt for _, corrupt in self.files)
 
 
-def read_pairs(csv_path: str | Path) -> tuple[PairRow, ...]:
-    """The pairs of a CSV file whose first line is `clean,corrupt` or `clean,corrupt,target,foil`.
-
-    Columns may come in any order; paths are relative to the folder of the CSV file. Classes stay text even
-    where they are numbers: `class_index` takes both, and a class may be *called* "7".
+def check_pairing(pair: str | None) -> None:
+    """Refuse a way of pairing that there is none of.
 
     Raises:
-        FileError: if the file is missing, is no CSV in UTF-8, or has other columns.
-        DataError: if it has no pairs, or a line is incomplete or names an image that does not exist; the
-            message gives the line.
+        NameNotFoundError: naming the nearest.
     """
-    path = Path(csv_path)
-    rows: list[PairRow] = []
-    columns: list[str] | None = None
-    try:
-        # utf-8-sig: spreadsheets begin their CSV files with a byte-order mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for line in reader:
-                cells, where = [cell.strip() for cell in line], f"{path}, line {reader.line_num}"
-                if any(cells) and columns is None:
-                    columns = _columns(cells, where)
-                elif any(cells) and columns is not None:
-                    rows.append(_pair(cells, columns, path.parent, where))
-    except OSError as error:
-        raise FileError(f"cannot read the table of pairs {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path} is not a CSV file in UTF-8: {error}") from error
-    except csv.Error as error:
-        raise FileError(f"{path}, line {reader.line_num}: {error}") from error
-    if not rows:
-        raise DataError(f"{path} has no pairs: after the line clean,corrupt,target,foil each line gives one")
-    return tuple(rows)
+    if pair not in (None, *get_args(Pairing)):
+        raise unknown_name("pairing", pair, get_args(Pairing))
 
 
-def _columns(cells: list[str], where: str) -> list[str]:
-    columns, known = [cell.lower() for cell in cells], ("clean", "corrupt", "target", "foil")
-    if unknown := [column for column in columns if column not in known]:
-        raise FileError(f"{where}: {unknown_name('column', unknown[0], known)}; commas separate the columns")
-    if len(set(columns)) < len(columns) or not {"clean", "corrupt"} <= set(columns):
-        raise FileError(f"{where}: {','.join(cells)} needs one column clean and one corrupt, and none twice")
-    return columns
+def pair_files(
+    clean: Source, corrupt: Source, pair: Pairing | None = None, spec: InputSpec | None = None
+) -> Pairs:
+    """Pair the files of two folders.
 
+    Args:
+        clean: a folder, a file, or a list of files.
+        corrupt: another.
+        pair: "names": files of the same name, whatever they end in; files without a partner are left out.
+            "order": the first with the first, in the order of their names (`2` before `10`); of the larger
+            side the last ones are left over. "nearest": one to one so that pairs look alike
+            (`circuitvit.tasks.alike`); of the larger side those that fit least are left over. By default by
+            name where both sides have the same names, in order where they have none in common, and a single
+            file is the partner of every file of a folder.
+        spec: the model's preprocessing, which says whether images or clips are looked for; images by default.
 
-def _pair(cells: list[str], columns: list[str], folder: Path, where: str) -> PairRow:
-    if len(cells) > len(columns):
+    Raises:
+        DataError: if a folder is missing or has no images, a file cannot be read, is on both sides, or there
+            is no saying which files belong together; the message names them.
+        NameNotFoundError: for another word.
+    """
+    check_pairing(pair)
+    sides = _Side.of(clean, spec), _Side.of(corrupt, spec)
+    what = "image" if spec is None else spec.what
+    if sides[0].folder is not None and sides[0].folder == sides[1].folder:
         raise DataError(
-            f"{where}: {len(cells)} cells for {len(columns)} columns; quote a cell that has a comma"
+            f"clean and corrupt are the same folder, {clean}: no {what} would have a counterfactual"
         )
-    named = dict(zip(columns, cells, strict=False))
-    for column in ("clean", "corrupt"):
-        if not named.get(column):
-            raise DataError(f"{where}: no {column} image")
-        if not (folder / named[column]).is_file():
-            raise DataError(f"{where}: no image {folder / named[column]}: there is no such file")
-    target, foil = named.get("target") or None, named.get("foil") or None
-    return PairRow(folder / named["clean"], folder / named["corrupt"], target, foil)
+    if sides[0].name == sides[1].name:  # such as the subfolders of one name in two folders
+        sides = replace(sides[0], name=str(clean)), replace(sides[1], name=str(corrupt))
+    way = pair or _usual(*sides)
+    _refuse_equal(*sides, by_name=way == "names")
+    paired, how = _WAYS[way](*sides)
+    said = [f"{sides[0].counted(what)} and {sides[1].counted()}, {how}"]
+    for side, used in zip(sides, map(set, zip(*paired, strict=True)), strict=True):
+        rest = [path.name for path in side.files if path not in used]
+        said += [f"{len(rest)} of {side.name} left over: {few(rest)}"] if rest else []
+    return Pairs(tuple(paired), "; ".join([*said, *_twice(sides)]))
+
+
+LISTED = "the list"
+
+Paired = list[tuple[Path, Path]]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The files of one side, in the order of their names; those of a list as they are listed."""
+
+    name: str
+    files: tuple[Path, ...]
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, source: Source, spec: InputSpec | None) -> _Side:
+        if not isinstance(source, (str, Path)):
+            files = tuple(map(Path, source))
+            if not files:
+                raise DataError("no images: the list of paths is empty")
+            side = cls(LISTED, files)
+        elif (path := Path(source)).is_dir():
+            files = tuple(sorted(list_images(path, spec), key=_order))
+            return cls(path.resolve().name, files, path.resolve())
+        else:
+            side = cls(path.name, (path,))
+        for path in side.files:
+            refuse_missing(path)
+        return side
+
+    def counted(self, what: str | None = None) -> str:
+        """How many files (images, say) of which folder, or the name of the only file."""
+        n = len(self.files)
+        return self.name if self.is_file else f"{n if what is None else counted(n, what)} of {self.name}"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is a single file, named by itself."""
+        return self.folder is None and self.name != LISTED
+
+    @property
+    def by_stem(self) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in self.files:
+            if path.stem in found:
+                raise DataError(
+                    f"{found[path.stem].name} and {path.name} in {path.parent} have one name: keep one of "
+                    "them, or pair them another way"
+                )
+            found[path.stem] = path
+        return found
+
+
+def _order(path: Path) -> list[tuple[int, str]]:
+    """Numbers in names count as numbers: cat2 comes before cat10."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(int(part), part) if part.isdigit() and part.isascii() else (-1, part) for part in parts]
+
+
+# -- ways to pair --------------------------------------------------------------------------------
+
+
+def _usual(clean: _Side, corrupt: _Side) -> Literal["names", "order", "one"]:
+    """What nobody would be surprised by, where nothing is said.
+
+    Raises:
+        DataError: if some names are on both sides and others are not: something may be missing.
+    """
+    if clean.is_file or corrupt.is_file:
+        return "one"
+    if not {path.stem for path in clean.files} & {path.stem for path in corrupt.files}:
+        return "order"
+    lonely = []
+    for side, other in (clean, corrupt), (corrupt, clean):
+        names = [path.name for stem, path in side.by_stem.items() if stem not in other.by_stem]
+        lonely += [f"only in {side.folder}: {few(names)}"] if names else []
+    if lonely:
+        raise DataError(
+            f"some images of {clean.name} and {corrupt.name} have the same name and some do not: "
+            f"{'; '.join(lonely)}. Say how to pair them: by names (which leaves these out), order or nearest"
+        )
+    return "names"
+
+
+def _by_name(clean: _Side, corrupt: _Side) -> tuple[Paired, str]:
+    first, second = clean.by_stem, corrupt.by_stem
+    shared = [stem for stem in first if stem in second]
+    if not shared:
+        raise DataError(
+            f"no image of {clean.name} ({few([path.name for path in clean.files])}) has the name of one of "
+            f"{corrupt.name} ({few([path.name for path in corrupt.files])}): pair them by order or nearest"
+        )
+    return [(first[stem], second[stem]) for stem in shared], "paired by name"
+
+
+def _in_order(clean: _Side, corrupt: _Side) -> tuple[Paired, str]:
+    return list(zip(clean.files, corrupt.files, strict=False)), "paired in the order of their names"
+
+
+def _nearest(clean: _Side, corrupt: _Side) -> tuple[Paired, str]:
+    found = most_alike(clean.files, corrupt.files)
+    pairs = [(clean.files[row], corrupt.files[column]) for row, column in found.places]
+    how = f"paired with the most alike (colours differ by {found.mean:.1f} on average, "
+    return pairs, f"{how}in the order of their names by {found.in_order:.1f})"
+
+
+def _with_one(clean: _Side, corrupt: _Side) -> tuple[Paired, str]:
+    """A single file, such as a blank picture, is the partner of every file of a folder."""
+    pairs = [(a, b) for a in clean.files for b in corrupt.files]
+    return pairs, f"{'it' if clean.is_file else 'each'} paired with {'each' if clean.is_file else 'it'}"
+
+
+_WAYS: dict[str, Callable[[_Side, _Side], tuple[Paired, str]]] = {
+    "names": _by_name, "order": _in_order, "nearest": _nearest, "one": _with_one,
+}  # fmt: skip
+
+
+# -- the same picture twice ----------------------------------------------------------------------
+
+
+def _refuse_equal(clean: _Side, corrupt: _Side, *, by_name: bool) -> None:
+    """Refuse a file that is on both sides; where names say what belongs together, only as its own partner."""
+    both = [{path} for path in clean.files if path in corrupt.files]
+    for group in [*both, *_equal([*clean.files, *corrupt.files])]:
+        first, second = ([path for path in side.files if path in group] for side in (clean, corrupt))
+        if by_name:
+            stems = {path.stem for path in first} & {path.stem for path in second}
+            first, second = ([path for path in side if path.stem in stems] for side in (first, second))
+        if first and second:
+            raise DataError(f"{first[0]} and {second[0]} are the same file: no counterfactual of one another")
+
+
+def _twice(sides: tuple[_Side, _Side]) -> Iterator[str]:
+    for side in sides:
+        for group in _equal(side.files):
+            yield f"the same file several times in {side.name}: {few(sorted(path.name for path in group))}"
+
+
+def _equal(paths: Sequence[Path]) -> list[set[Path]]:
+    """Groups of files that are equal byte by byte; only files of one size are read."""
+    groups = [list(dict.fromkeys(paths))]
+    for key in (lambda path: path.stat().st_size, lambda path: hashlib.sha256(path.read_bytes()).digest()):
+        finer: list[list[Path]] = []
+        for group in groups:
+            alike: defaultdict[object, list[Path]] = defaultdict(list)
+            for path in group:
+                alike[key(path)].append(path)
+            finer += [each for each in alike.values() if len(each) > 1]
+        groups = finer
+    return [set(group) for group in groups]

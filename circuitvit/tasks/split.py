@@ -80,7 +80,11 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
             f"{largest} hang together because they share images. Give pairs of images of their own"
         )
     others = sorted(set(range(len(prepared))) - set(chosen))
-    return Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
+    sides = Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
+    if not prepared.code:
+        return sides
+    code = f"cv.split(model, {prepared.code}, {held_out!r}, seed={seed})"
+    return Split(*(replace(side, code=f"{code}.{name}") for name, side in sides._asdict().items()))
 
 
 def select_pairs(
@@ -117,6 +121,7 @@ def select_pairs(
         corrupt=None if prepared.corrupt is None else _chosen(prepared.corrupt, chosen, change),
         metric=replace(metric, target=target, foil=foil),
         groups=groups,
+        code="",
     )
 
 
@@ -131,7 +136,10 @@ def as_task(prepared: PreparedTask) -> Task:
         'mean'
     """
     bound = prepared.metric
-    target, foil = (None if mask is None else _per_pair(mask) for mask in (bound.target, bound.foil))
+    target, foil = (
+        said if mask is None or not (said is None or isinstance(said, PerPair)) else _per_pair(mask)
+        for said, mask in ((bound.metric.target, bound.target), (bound.metric.foil, bound.foil))
+    )
     return Task(
         clean=prepared.clean,
         corrupt=prepared.corrupt,

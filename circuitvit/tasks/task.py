@@ -6,6 +6,7 @@ into indices, and refuses what cannot work before anything long is run.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from PIL.Image import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import Direction, Graph, notebook
@@ -35,7 +37,9 @@ from circuitvit.tasks.images import (
     refuse_other,
 )
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
-from circuitvit.tasks.pairs import match_folders, read_pairs
+from circuitvit.tasks.pairs import Pairing, Pairs, check_pairing, pair_files
+from circuitvit.tasks.tables import Table, read_table
+from circuitvit.tasks.written import as_python
 
 DIRECTIONS = ("noising", "denoising")
 
@@ -55,8 +59,8 @@ class Task:
 
     Args:
         clean: images with the behaviour. Tensors `(image, channel, height, width)` are taken as already
-            preprocessed; paths go through the model's own preprocessing. Two folders are matched by name. For
-            a model that sees clips: `(clip, time, channel, height, width)`, or files of frames.
+            preprocessed; paths go through the model's own preprocessing. For a model that sees clips:
+            `(clip, time, channel, height, width)`, or files of frames.
         corrupt: their counterfactuals, one for each clean image, in the same order; or a function that makes
             them, one by one, of the clean ones, such as `circuitvit.tasks.corruptions.reverse`.
         metric: how the behaviour is measured; by default the logit difference between the classes that the
@@ -67,6 +71,11 @@ class Task:
         groups: resolve edges by token: "kind" for class token, registers and patches apart, "frame" for the
             patches of a clip by time, or `TokenGroups`.
         preprocessing: instead of the model's own.
+        pair: how files are paired: "names", "order" (of their names) or "nearest" (the most alike), see
+            `circuitvit.tasks.pairs`. By default two folders are paired by name where their files have the
+            same names, and in order where they have none in common; a single file is the partner of every
+            file of a folder; lists are paired as they are.
+        table: that the pairs were read from, by `from_csv`.
 
     Example:
         >>> from circuitvit.tasks import Task, logit_diff
@@ -82,6 +91,8 @@ class Task:
     direction: Direction = "noising"
     groups: TokenGroups | str | None = None
     preprocessing: InputSpec | None = None
+    pair: Pairing | None = None
+    table: Table | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", as_metric(self.metric))
@@ -99,26 +110,36 @@ class Task:
             )
         if self.corrupt is None and isinstance(self.ablation, Patch):
             raise OptionError("patch ablation needs corrupt images: give corrupt=, or another ablation=")
+        check_pairing(self.pair)
+        if self.pair is not None and not (_is_path(self.clean) and _is_path(self.corrupt)):
+            raise OptionError(
+                f"files are paired by {self.pair}: give folders or files for both clean and corrupt"
+            )
 
     @classmethod
     def from_csv(
         cls,
         path: str | Path,
         metric: Metric | str | Callable[[Tensor], Tensor] = "logit_diff",
+        pair: Pairing | None = None,
         **options: Any,
     ) -> Task:
         """A task from a table with the header `clean,corrupt,target,foil`; the last two may be left out.
 
+        The header may also be the names of two classes, see `circuitvit.tasks.tables.read_table`.
+
         Args:
-            path: of the CSV; image paths in it are relative to its folder.
+            path: of the CSV; paths in it are relative to its folder, and may be of images or of folders.
             metric: whose target and foil the columns fill in.
+            pair: how the images of folders are paired, as for `Task`.
             **options: as for `Task`.
 
         Raises:
             FileError: if the table cannot be read.
             DataError: if a row is incomplete; the message names the line.
         """
-        rows = read_pairs(path)
+        table = read_table(path, pair, options.get("preprocessing"))
+        rows = table.rows
         targets, foils = (
             _column([getattr(row, side) for row in rows], side, path) for side in ("target", "foil")
         )
@@ -126,6 +147,7 @@ class Task:
             [row.clean for row in rows],
             [row.corrupt for row in rows],
             as_metric(metric, targets, foils),
+            table=table,
             **options,
         )
 
@@ -172,7 +194,9 @@ class Task:
             NameNotFoundError: for an unknown class; the message suggests the nearest.
         """
         spec = self.preprocessing or model.preprocessing
-        clean, corrupt = self._images(spec)
+        clean, corrupt, pairing = self._images(spec)
+        if progress and pairing:
+            tqdm.write(pairing, file=sys.stderr)
         _check_images(clean, corrupt, model, progress)
         assert isinstance(self.metric, Metric)
         assert not isinstance(self.ablation, str)
@@ -199,16 +223,29 @@ class Task:
             groups=groups,
             graph=model.graph if groups is None else model.graph.with_groups(names),
             spec=spec,
+            pairing=pairing,
+            code=as_python(self),
         )
 
-    def _images(self, spec: InputSpec) -> tuple[Images, Images | None]:
-        if _is_folder(self.clean) and _is_folder(self.corrupt):
-            pairs = match_folders(Path(str(self.clean)), Path(str(self.corrupt)), spec)
-            return files_of(tuple(a for a, _ in pairs), spec), files_of(tuple(b for _, b in pairs), spec)
+    def _images(self, spec: InputSpec) -> tuple[Images, Images | None, str]:
+        """Both sides, and how files were paired ("" where there was nothing to pair)."""
+        pairs = self._paired(spec)
+        if pairs is not None:
+            clean_files, corrupt_files = pairs.sides
+            return files_of(clean_files, spec), files_of(corrupt_files, spec), pairs.how
         clean = as_images(self.clean, spec)
         if callable(self.corrupt):
-            return clean, MadeImages(clean, self.corrupt)
-        return clean, None if self.corrupt is None else as_images(self.corrupt, spec)
+            return clean, MadeImages(clean, self.corrupt), ""
+        listed = "" if self.table is None else self.table.how
+        return clean, None if self.corrupt is None else as_images(self.corrupt, spec), listed
+
+    def _paired(self, spec: InputSpec) -> Pairs | None:
+        sides = self.clean, self.corrupt
+        if self.pair is None and not (all(map(_is_one_path, sides)) and any(map(_is_folder, sides))):
+            return None
+        clean: Any = self.clean
+        corrupt: Any = self.corrupt
+        return pair_files(clean, corrupt, self.pair, spec)
 
     def _token_groups(self, model: Model, clean: Images) -> TokenGroups | None:
         if self.groups is None:
@@ -262,6 +299,8 @@ class PreparedTask:
         groups: token groups, or None for one.
         graph: the model's graph, with the task's token groups.
         spec: the preprocessing that image files went through.
+        pairing: how files were paired and what was left out, in a sentence; "" where they came as pairs.
+        code: the Python that makes the task; "" where it was made of tensors or functions.
         shared: which of how many equal runs of the pairs the batches come from; `(0, 1)` for all. Everything
             else, such as means over all images, is of the whole task.
     """
@@ -275,6 +314,8 @@ class PreparedTask:
     groups: TokenGroups | None
     graph: Graph
     spec: InputSpec
+    pairing: str = ""
+    code: str = ""
     shared: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
@@ -381,8 +422,17 @@ def _described(source: object) -> str:
     return repr(source)
 
 
+def _is_one_path(spec: object) -> bool:
+    return isinstance(spec, (str, Path)) and bool(str(spec))
+
+
 def _is_folder(spec: object) -> bool:
     return isinstance(spec, (str, Path)) and Path(spec).is_dir()
+
+
+def _is_path(spec: object) -> bool:
+    """A file, a folder, or files."""
+    return _is_one_path(spec) or (isinstance(spec, (list, tuple)) and all(map(_is_one_path, spec)))
 
 
 def _foil_images(corrupt: Images | None) -> Images:

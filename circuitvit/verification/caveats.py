@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from circuitvit.graph import Circuit
 from circuitvit.graph.fidelity import fidelity_sentence
-from circuitvit.tasks import Patch, PreparedTask, Resample, Zero
+from circuitvit.tasks import Patch, PerPair, PreparedTask, Resample, Zero
 from circuitvit.tasks.ablations import same_ablation
+from circuitvit.tasks.classes import taken_on_trust
 from circuitvit.tasks.metrics import same_metric
 from circuitvit.tasks.split import fingerprint
 from circuitvit.verification.faithfulness import origin_differs
@@ -19,6 +20,9 @@ FEW_PAIRS = 10
 """Below this, intervals cover visibly less than they say."""
 
 SIGNIFICANT = 0.05
+
+LISTED = 5
+"""Names of classes in one sentence."""
 
 INSUFFICIENT = 0.5
 """Faithfulness below which a circuit is said not to carry the behaviour."""
@@ -39,6 +43,7 @@ def caveats(
         *_about_images(prepared),
         *_about_circuit(circuit, size, prepared[0]),
         *_about_ablation(prepared),
+        *_about_classes(prepared[0]),
     ]
     said = [[*_about_pairs(each), *_about_values(each), *_about_random(each, size)] for each in sections]
     for figures, texts in zip(sections, said, strict=True):
@@ -111,6 +116,18 @@ def _about_ablation(prepared: Sequence[PreparedTask]) -> Iterator[str]:
         yield (
             "Zero ablation puts the model far from anything it has seen, so effects tend to be exaggerated; "
             "check the conclusion with patch or mean ablation."
+        )
+
+
+def _about_classes(prepared: PreparedTask) -> Iterator[str]:
+    sides = prepared.metric.metric.target, prepared.metric.metric.foil
+    specs = [each for side in sides for each in (side.classes if isinstance(side, PerPair) else (side,))]
+    said = taken_on_trust(prepared.model, specs)
+    if said:
+        more = f"; and {len(said) - LISTED} more" if len(said) > LISTED else ""
+        yield (
+            "Members of groups of classes were found by the names of the model's classes, taken for what "
+            f"they commonly mean: {'; '.join(said[:LISTED])}{more}."
         )
 
 

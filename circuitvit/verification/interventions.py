@@ -121,9 +121,9 @@ class PatchingMap(Result):
         return np.asarray((self.tops != self.base_tops).mean(axis=-1))
 
     def records(self) -> Iterator[Record]:
-        """One row for each `component`, set of `tokens` and `pair` (its number): the `metric` with the patch,
-        its `change`, and the `top_class` with the patch and `top_class_before`, as indices (-1: no classes).
-        """
+        """One row for each `component`, set of `tokens` and `pair` (its number): the `metric` with the
+        patch, its `change`, and the `top_class` with the patch and `top_class_before`, as indices (-1: no
+        classes)."""
         axes = {"component": self.rows, "tokens": self.columns, "pair": range(len(self.base))}
         before = np.broadcast_to(self.base_tops, self.tops.shape)
         change = self.values - self.base
@@ -328,8 +328,8 @@ class FlipSearch(Result):
 
     def records(self) -> Iterator[Record]:
         """One row for each flip, the strongest first: `node` and `tokens`, the `share` of pairs that flip,
-        what it most often `becomes`, the mean `metric`, the share `switched` to what the other image is
-        seen as, and how many tokens are enough (`fewest_tokens`, None where that was not looked for)."""
+        what it most often `becomes`, the mean `metric`, the share `switched` to what the other image is seen
+        as, and how many tokens are enough (`fewest_tokens`, None where that was not looked for)."""
         for flip in self.flips:
             yield {
                 "node": flip.node,

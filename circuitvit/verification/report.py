@@ -6,18 +6,18 @@ a reader, written from the template `templates/report.md.j2`; CSV is the table o
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuitvit.errors import OptionError
-from circuitvit.graph import CircuitLike, Provenance, as_circuit, notebook
-from circuitvit.graph.files import check_version, naming, read_json, write_json
-from circuitvit.graph.records import from_json, to_json
+from circuitvit.errors import FileError, OptionError
+from circuitvit.graph import Circuit, CircuitLike, Provenance, as_circuit, notebook
+from circuitvit.graph.files import write_json
+from circuitvit.graph.records import to_json
+from circuitvit.graph.results import Record, Result, as_csv
 from circuitvit.pruning.find import Agreement
+from circuitvit.verification.recipe import Recipe, edges_hash
 from circuitvit.verification.robustness import Robustness
 from circuitvit.verification.statistics import Estimate
 from circuitvit.verification.templates import markdown, write_text
@@ -25,6 +25,9 @@ from circuitvit.verification.verdict import Verdict, conclusion
 
 REPORT_SCHEMA = "circuitvit.report/2"
 VERDICTS_SCHEMA = "circuitvit.verdicts/2"
+
+TELLING = 5
+"""How many of the pairs that the circuit fails on a page shows."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Which quantiles of the random circuits' faithfulness a report holds."""
@@ -184,7 +187,7 @@ class Section:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Result):
     """What ablation says about a circuit. `print(report)` gives the headline, `to_markdown()` all of it.
 
     Attributes:
@@ -198,6 +201,7 @@ class Report:
         robustness: the circuit under other conditions, or None.
         hypotheses: verdicts on claims.
         edge_stability: how often each edge of the circuit was found again on resampled pairs.
+        recipe: how the report is made again.
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
@@ -216,6 +220,17 @@ class Report:
     robustness: Robustness | None = None
     hypotheses: tuple[Verdict, ...] = ()
     edge_stability: Mapping[str, float] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=Recipe)
+
+    version = 2
+
+    def records(self) -> Iterator[Record]:
+        """One row for each pair, those held out first: "images" says which set it is of; then the fields of
+        its `PairResult`, and how far the circuit is `off`, as a share of the mean behaviour."""
+        for section in filter(None, (self.held_out, self.task)):
+            for pair in section.pairs:
+                off = (pair.circuit - pair.whole) / section.behaviour if section.behaviour else None
+                yield {"images": section.images, **asdict(pair), "off": off}
 
     @property
     def conclusion(self) -> str:
@@ -278,24 +293,32 @@ class Report:
         return {"schema": content.pop("schema"), **content}
 
     def to_markdown(self) -> str:
-        """The report as a page of Markdown: what it says in sentences, all figures, caveats and findings. The
-        pairs one by one are in the JSON and in the CSV."""
-        return markdown("report.md.j2", report=self)
+        """The report as a page of Markdown: what was done, the figures, caveats, and how to do it again. All
+        pairs, one by one, are in the JSON and in the CSV."""
+        return self._page()
+
+    def _page(self, picture: str = "") -> str:
+        """The page; with a picture of the circuit, by its name, where there is one beside it."""
+        return markdown("report.md.j2", report=self, picture=picture, shown=_telling(self.headline))
+
+    def _picture(self, folder: Path) -> str:
+        """The name of the circuit's picture in a folder, if there is one and it is of this circuit."""
+        picture, saved = folder / "circuit.svg", folder / "circuit.json"
+        if not (self.recipe.edges and picture.is_file() and saved.is_file()):
+            return ""
+        try:
+            return picture.name if edges_hash(Circuit.load(saved)) == self.recipe.edges else ""
+        except FileError:  # somebody else's file
+            return ""
 
     def to_csv(self) -> str:
         """The pairs of all sections as a table, one line each: "images" says which section."""
-        names = ["images", *(each.name for each in fields(PairResult)), "off"]
-        lines = io.StringIO()
-        table = csv.DictWriter(lines, names, lineterminator="\n")
-        table.writeheader()
-        for section in filter(None, (self.held_out, self.task)):
-            for pair in section.pairs:
-                off = (pair.circuit - pair.whole) / section.behaviour
-                table.writerow({"images": section.images, **asdict(pair), "off": off})
-        return lines.getvalue()
+        return as_csv(self.records())
 
     def save(self, path: str | Path) -> Path:
         """Write the report; the ending chooses JSON (`.json`), Markdown (`.md`), or the pairs (`.csv`).
+
+        The page shows `circuit.svg` where that lies beside it, with the `circuit.json` of this very circuit.
 
         Raises:
             OptionError: for another ending.
@@ -305,23 +328,10 @@ class Report:
         if path.suffix == ".json":
             return write_json(path, self.to_dict())
         if path.suffix == ".md":
-            return write_text(path, self.to_markdown())
+            return write_text(path, self._page(self._picture(path.parent)))
         if path.suffix == ".csv":
             return write_text(path, self.to_csv())
         raise OptionError(f"a report is saved as .json, .md or .csv, not as {path.name!r}")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Report:
-        """Read a report from JSON.
-
-        Raises:
-            FileError: if the file is missing, malformed, or of another version.
-        """
-        content = read_json(path)
-        check_version(path, content, {}, REPORT_SCHEMA)
-        with naming(path):
-            report: Report = from_json(cls, content)
-        return report
 
     def __str__(self) -> str:
         section = self.headline
@@ -348,6 +358,18 @@ class Report:
             random = section.random
             rows.append(("random circuits", f"{random.mean.value:.3f} on average, at most {random.high:.3f}"))
         return notebook.card("Verification", [*rows, *(("caveat", text) for text in self.warnings)])
+
+
+def _telling(section: Section) -> tuple[PairResult, ...]:
+    """The pairs that a page shows: some that the circuit fails on, the worst first, and the best one."""
+    failed = {(each.clean, each.corrupt, f"{each.off:.6g}") for each in section.failures}
+
+    def off(pair: PairResult) -> float:
+        return (pair.circuit - pair.whole) / section.behaviour
+
+    far = sorted(section.pairs, key=lambda pair: -abs(off(pair)))
+    worst = [pair for pair in far if (pair.clean, pair.corrupt, f"{off(pair):.6g}") in failed]
+    return (*worst[:TELLING], *(pair for pair in far[-1:] if pair not in worst))
 
 
 def save_verdicts(verdicts: Sequence[Verdict], path: str | Path) -> Path:

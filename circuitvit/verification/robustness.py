@@ -22,6 +22,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import Evaluator, progress_bar
 from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.find import Agreement
 from circuitvit.tasks import (
@@ -37,7 +38,7 @@ from circuitvit.tasks import (
 )
 from circuitvit.tasks.corruptions import blur, gaussian_noise
 from circuitvit.tasks.metrics import as_metric
-from circuitvit.verification.statistics import Bootstrap, Estimate, ratio_interval
+from circuitvit.verification.statistics import Bootstrap, Estimate, estimated, ratio_interval
 
 ENOUGH = 0.8
 NEEDED = 0.5
@@ -79,8 +80,8 @@ class RobustnessRow:
     n: int = 0
 
 
-@dataclass(frozen=True)
-class Robustness:
+@dataclass(frozen=True, repr=False)
+class Robustness(Result):
     """The table: the baseline first, then everything else.
 
     Example:
@@ -89,6 +90,26 @@ class Robustness:
     """
 
     rows: tuple[RobustnessRow, ...]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each condition: its `kind` and `condition`, `faithfulness` and `necessity` with the
+        ends of their intervals (`_low`, `_high`), whether the circuit is `enough` and `needed`, whether
+        either `flips`, the number of pairs `n`, and a `note`."""
+        for row in self.rows:
+            yield {
+                "kind": row.kind,
+                "condition": row.condition,
+                **estimated("faithfulness", row.faithfulness),
+                **estimated("necessity", row.necessity),
+                "enough": row.enough,
+                "needed": row.needed,
+                "flips": row.flips,
+                "n": row.n,
+                "note": row.note,
+            }
+
+    def __repr__(self) -> str:
+        return f"Robustness({self if self.rows else 'no condition'})"
 
     @property
     def flips(self) -> tuple[RobustnessRow, ...]:

@@ -66,6 +66,17 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
+def estimated(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """An estimate as columns of a table: its value, and the ends of its interval.
+
+    Example:
+        >>> estimated("share", Estimate(0.5))
+        {'share': 0.5, 'share_low': None, 'share_high': None}
+    """
+    found = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """How intervals are made; the same settings and pairs give the same interval.

@@ -6,7 +6,7 @@ between is *not enough evidence*. Either error has at most probability alpha.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from circuitvit.errors import OptionError
-from circuitvit.verification.statistics import Bootstrap, Estimate
+from circuitvit.graph.results import Record, Result
+from circuitvit.verification.statistics import Bootstrap, Estimate, estimated
 
 SUPPORTED = "supported"
 REFUTED = "refuted"
@@ -30,7 +31,7 @@ SCOPES = (ALL_PAIRS, THESE_PAIRS)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Result):
     """What a hypothesis test says.
 
     Attributes:
@@ -77,6 +78,20 @@ class Verdict:
     power: float | None = None
     decisive: bool = True
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def records(self) -> Iterator[Record]:
+        """One row: `claim`, `verdict`, `statistic`, its value (`effect`) and the ends of its interval,
+        `p_value`, the number of pairs `n`, `alpha` and `scope`."""
+        yield {
+            "claim": self.claim,
+            "verdict": self.verdict,
+            "statistic": self.statistic,
+            **estimated("effect", self.effect),
+            "p_value": self.p_value,
+            "n": self.n,
+            "alpha": self.alpha,
+            "scope": self.scope,
+        }
 
     @property
     def supported(self) -> bool:

@@ -18,6 +18,7 @@ from circuitvit.verification.audit import as_faithful, run_audit, shared_edges
 from circuitvit.verification.caveats import caveats
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.null import connected_circuits
+from circuitvit.verification.recipe import recipe_of
 from circuitvit.verification.report import (
     QUANTILES,
     CircuitSize,
@@ -149,6 +150,14 @@ def verify(
         ),
         tests=outcomes,
         robustness=table,
+        recipe=recipe_of(
+            model,
+            prepared,
+            circuit,
+            {"n_random": n_random, "n_bootstrap": n_bootstrap, "seed": seed}
+            | ({"tests": True} if tests is True else {})
+            | ({"robust": True} if robust else {}),
+        ),
     )
 
 

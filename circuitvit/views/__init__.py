@@ -14,6 +14,7 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 """
 
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
+from circuitvit.views.attention_page import AttentionPage, attention_page
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.decider_heads import DeciderHeads, deciders
@@ -47,6 +48,7 @@ from circuitvit.views.tuned import LensAgreement, TunedLens, tuned_lens
 from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
+    "AttentionPage",
     "AttentionPatterns",
     "Comparison",
     "DeciderHeads",
@@ -81,6 +83,7 @@ __all__ = [
     "TokenAblations",
     "TopImages",
     "TunedLens",
+    "attention_page",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
 from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
@@ -34,7 +35,7 @@ MOST_HEADS = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AttentionPatterns:
+class AttentionPatterns(Result):
     """Where the heads of one layer look. All arrays are `(image, head, query, key)`, float32.
 
     Attributes:
@@ -50,9 +51,23 @@ class AttentionPatterns:
     subjects: Subjects
     layer: int
     heads: tuple[str, ...]
-    pattern: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    weighted: NDArray[np.float32]
+    pattern: Float[NDArray[np.float32], "image head query key"]
+    scores: Float[NDArray[np.float32], "image head query key"]
+    weighted: Float[NDArray[np.float32], "image head query key"]
+
+    along = "subjects:image heads:head"
+    may_be_nan = "scores weighted"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `image`, `head`, `query` and `key`: `pattern`, `score` and `weighted`. Long: read
+        the arrays themselves where there are many tokens."""
+        images, keys = self.subjects.axes_of_tokens.values()
+        queries = [self.query_name(query) for query in range(self.pattern.shape[2])]
+        axes = {"image": images, "head": self.heads, "query": queries, "key": keys}
+        return cells(axes, pattern=self.pattern, score=self.scores, weighted=self.weighted)
+
+    def _check(self) -> None:
+        self.subjects.check_tokens(self.pattern.shape[3])
 
     def of_kind(self, kind: str) -> NDArray[np.float32]:
         """One of the three arrays by name.

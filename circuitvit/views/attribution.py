@@ -5,6 +5,10 @@ its value in the run the readout is linear (`affine` of its stage), so a differe
 all shares. A share is about the direct path alone: what a head does by way of later heads and MLPs is in
 *their* shares, and is what edge scores are for.
 
+Of a set of classes the logit is the log of the summed exponentials. With each class weighted by its
+probability among the set's, held at its value in the run, that is a sum of shares too; what is left, the
+entropy of these probabilities, is a constant of its own.
+
 nostalgebraist 2020, "interpreting GPT: the logit lens"; Elhage et al. 2021, "A Mathematical Framework for
 Transformer Circuits"; for Vision Transformers by patch Joseph and Nanda 2024, "Laying the Foundations for
 Vision and Multimodal Mechanistic Interpretability", and Gandelsman et al. 2024, arXiv:2310.05916.
@@ -13,7 +17,7 @@ Vision and Multimodal Mechanistic Interpretability", and Gandelsman et al. 2024,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -31,9 +35,10 @@ from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
 from circuitvit.graph import RESIDUAL, StageNodes
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
-from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.metrics import BoundMetric
 from circuitvit.tasks.task import BATCH
@@ -44,6 +49,9 @@ if TYPE_CHECKING:
 
     from circuitvit.views.canvas import Picture
 
+ENTROPY = "classes.entropy"
+"""The constant that a set of classes adds to the shares in its log-odds."""
+
 LISTED = 14
 """Parts that have a bar of their own in the figure."""
 
@@ -52,7 +60,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torc
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DirectAttribution:
+class DirectAttribution(Result):
     """Every part's share of a logit difference, in logits; positive shares speak for the target.
 
     `by_token` and `by_source` sum to the same over tokens. They differ for heads only: a head *writes* to a
@@ -70,20 +78,33 @@ class DirectAttribution:
             attention pattern times value; for other senders as `by_token`, and 0 for a pool's MLP, which
             reads no tokens. NaN for heads that are normed together, as what one of them writes is no sum over
             tokens then.
-        constants: names of what no sender owns: biases of attention outputs, norms and classifier.
+        constants: names of what no sender owns: biases of attention outputs, norms and classifier; and of
+            sets of classes the entropy of their probabilities within the set.
         constant_values: `(image, constant)`.
-        logit_difference: `(image,)`, the model's own.
+        logit_difference: `(image,)`, the model's own; of sets the log-odds.
     """
 
     subjects: Subjects
     label: str
     senders: tuple[str, ...]
     layers: tuple[int | str, ...]
-    by_token: NDArray[np.float64]
-    by_source: NDArray[np.float64]
+    by_token: Float[NDArray[np.float64], "image sender token"]
+    by_source: Float[NDArray[np.float64], "image sender _source"]
     constants: tuple[str, ...]
-    constant_values: NDArray[np.float64]
-    logit_difference: NDArray[np.float64]
+    constant_values: Float[NDArray[np.float64], "image constant"]
+    logit_difference: Float[NDArray[np.float64], " image"]
+
+    along = "subjects:image senders:sender layers:sender constants:constant"
+    may_be_nan = "by_source"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `image`, `sender` and `token`: the shares in logits `written_to` that token and
+        `read_from` it (NaN where that is not known). A constant's share stands at no token (None)."""
+        images, tokens = self.subjects.axes_of_tokens.values()
+        shares = {"written_to": self.by_token, "read_from": self.by_source}
+        yield from cells({"image": images, "sender": self.senders, "token": tokens}, **shares)
+        constants = {"image": images, "sender": self.constants, "token": (None,)}
+        yield from cells(constants, written_to=self.constant_values[..., None], read_from=None)
 
     @property
     def by_sender(self) -> NDArray[np.float64]:
@@ -194,8 +215,8 @@ class DirectAttribution:
 def direct_logit_attribution(
     model: Model,
     images: ImageSpec,
-    target: int | str,
-    foil: int | str | None = None,
+    target: ClassSpec,
+    foil: ClassSpec | None = None,
     *,
     batch_size: int | None = None,
     progress: bool = True,
@@ -205,14 +226,14 @@ def direct_logit_attribution(
     Args:
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths.
-        target: class by name or index.
-        foil: class that it is compared with.
+        target: a class, a set or a group of them. Of several the logit is the log of the summed exponentials.
+        foil: what it is compared with.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
 
     Raises:
         NameNotFoundError: for an unknown class.
-        OptionError: if target and foil are the same.
+        OptionError: if target and foil share a class.
         DataError: for images that cannot be used.
         UnsupportedModelError: if the readout cannot be made linear.
 
@@ -225,17 +246,14 @@ def direct_logit_attribution(
         True
     """
     found = images_of(model, images)
-    wanted = class_index(model, target)
-    other = None if foil is None else class_index(model, foil)
-    if wanted == other:
-        raise OptionError(f"target and foil are both {class_label(model, wanted)}: name two classes")
+    wanted = class_indices(model, target)
+    others = () if foil is None else class_indices(model, foil)
+    if shared := sorted({*wanted}.intersection(others)):
+        raise OptionError(f"target and foil share {classes_label(model, shared)}: name others")
     of = torch.zeros(len(found), model.n_logits)
-    of[:, wanted] = 1.0
-    label = class_label(model, wanted)
-    if other is not None:
-        of[:, other] = -1.0
-        label += f" - {class_label(model, other)}"
-    return _attribute(model, found, of, label, batch_size, progress)
+    of[:, list(wanted)], of[:, list(others)] = 1.0, -1.0
+    label = spec_label(model, target) + ("" if foil is None else f" - {spec_label(model, foil)}")
+    return _attribute(model, found, of, label, batch_size, progress, sets=True)
 
 
 @running
@@ -247,32 +265,31 @@ def attribution_of_task(
     Their difference, `clean - corrupt`, says which parts write the difference in the metric.
 
     Raises:
-        OptionError: if the metric is not a logit, a difference of two, class by class, or a projection; or
-            the task was prepared for another model.
+        OptionError: if the metric is not a logit, a difference of two, or a projection; or the task was
+            prepared for another model.
     """
     prepared = prepare(model, task)
-    of = _linear(prepared.metric, len(prepared))
-    label = prepared.metric.label
-    clean = _attribute(model, prepared.clean, of, label, batch_size, progress)
+    of, label = _linear(prepared.metric, len(prepared)), prepared.metric.label
+    sets = prepared.metric.target is not None
+    clean = _attribute(model, prepared.clean, of, label, batch_size, progress, sets=sets)
     if prepared.corrupt is None:
         return clean, None
-    return clean, _attribute(model, prepared.corrupt, of, label, batch_size, progress)
+    return clean, _attribute(model, prepared.corrupt, of, label, batch_size, progress, sets=sets)
 
 
 # -- inside --------------------------------------------------------------------------------------
 
 
 def _linear(metric: BoundMetric, count: int) -> Float[Tensor, "image class"]:
-    """The weights of the logits in a metric that is a sum of them."""
+    """The weights of the logits in a metric that is a sum of them; of classes 1 for the target's, -1 for the
+    foil's.
+    """
     if metric.metric.name == "projection" and metric.vector is not None:
         return metric.vector.expand(count, -1)
     if metric.metric.name not in ("logit", "logit_diff") or metric.target is None:
         raise OptionError(
             f"{metric.label} is not a sum of shares: use the metric logit, logit_diff or projection"
         )
-    sides = [side for side in (metric.target, metric.foil) if side is not None]
-    if any(bool((side.sum(dim=1) != 1).any()) for side in sides):
-        raise OptionError(f"{metric.label} speaks of sets of classes, whose log-odds are not a sum of shares")
     return metric.target.float() - (0 if metric.foil is None else metric.foil.float())
 
 
@@ -283,11 +300,15 @@ def _attribute(
     label: str,
     batch_size: int | None,
     progress: bool,
+    *,
+    sets: bool,
 ) -> DirectAttribution:
+    """The shares in a sum of logits; with `sets` in the log-odds of classes marked 1 against others, -1."""
+    sets = sets and bool(((of > 0).sum(dim=1) > 1).any() or ((of < 0).sum(dim=1) > 1).any())
     batches = watched_batches(model, images, batch_size, "attribution", progress)
     starts = count(0, BATCH if batch_size is None else batch_size)
     parts = [
-        _shares(model, batch, of[start : start + len(batch)].to(batch))
+        _shares(model, batch, of[start : start + len(batch)].to(batch), sets)
         for batch, start in zip(batches, starts, strict=False)
     ]
     by_token, by_source, constants, logits = zip(*parts, strict=True)
@@ -309,10 +330,11 @@ def _attribute(
 
 @torch.no_grad()
 def _shares(
-    model: Model, images: Tensor, of: Float[Tensor, "image class"]
+    model: Model, images: Tensor, of: Float[Tensor, "image class"], sets: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
     """Shares `(image, sender, token)` by token and by source, constants, and the logits asked for."""
     run = capture(model, images)
+    of, entropy = _within_sets(run.logits, of) if sets else (of, 0.0)
     weights, named = model.stages[-1].affine(run.stream(len(model.stages) - 1), of)
     by_token, by_source, constants = [], [], {}
     for place, stage in _direct(model):
@@ -327,13 +349,31 @@ def _shares(
         if stage.constant is not None:
             constants[f"{stage.nodes.name}.bias"] = (weights * stage.constant).sum(dim=(1, 2))
     constants |= named
-    logits = (run.logits * of).sum(dim=1)
+    if isinstance(entropy, Tensor):
+        constants[ENTROPY] = entropy
+    logits = (run.logits * of).sum(dim=1) + entropy
     return (
         torch.cat(by_token, dim=1).double().cpu(),
         torch.cat(by_source, dim=1).double().cpu(),
         {name: values.double().cpu() for name, values in constants.items()},
         logits.double().cpu(),
     )
+
+
+def _within_sets(
+    logits: Float[Tensor, "image class"], marked: Float[Tensor, "image class"]
+) -> tuple[Float[Tensor, "image class"], Float[Tensor, " image"]]:
+    """Weights of the logits that sum, with the entropies, to the log-odds of two sets: each class's
+    probability among its set's in this run.
+    """
+    weights, entropy = torch.zeros_like(logits), torch.zeros_like(logits[:, 0])
+    for sign in (1, -1):
+        own = marked == sign
+        if own.any():
+            logs = logits.masked_fill(~own, -torch.inf).log_softmax(dim=1)
+            weights += sign * logs.exp()
+            entropy -= sign * (logs.exp() * logs.masked_fill(~own, 0.0)).sum(dim=1)
+    return weights, entropy
 
 
 def _layer(nodes: StageNodes) -> int | str:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from circuitvit._keywords import running
 from circuitvit.attribution import provenance_of
 from circuitvit.engine.state import task_digest
-from circuitvit.errors import OptionError, unknown_name
+from circuitvit.errors import OptionError, counted, unknown_name
 from circuitvit.graph import Provenance
-from circuitvit.graph.files import check_version, naming, read_json, write_json
-from circuitvit.graph.records import from_json, to_json
+from circuitvit.graph.files import write_json
+from circuitvit.graph.records import to_json
+from circuitvit.graph.results import OTHER_ENDINGS, Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning import Curve
 from circuitvit.pruning.curves import FamilySettings, check_method, family_curve
@@ -51,8 +52,8 @@ class MethodCurve:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
     """Curves of several methods.
 
     Attributes:
@@ -70,6 +71,18 @@ class Comparison:
     held_out: bool
     provenance: Provenance
     schema: str = COMPARISON_SCHEMA
+
+    def records(self) -> Iterator[Record]:
+        """One row for each method and point: `method`, the `fraction` of all edges asked for, the number of
+        `edges` that were run, and their `faithfulness`."""
+        for each in self.curves:
+            for point in each.curve.records():
+                del point["label"]
+                yield {"method": each.method, **point}
+
+    def __repr__(self) -> str:
+        methods = ", ".join(f"{each.method} CPR {each.curve.cpr:.3f}" for each in self.curves[:12])
+        return f"Comparison({counted(len(self.curves), 'method')}: {methods})"
 
     def __getitem__(self, method: str) -> Curve:
         """The curve of a method."""
@@ -109,7 +122,8 @@ class Comparison:
             yield from row(each.method, *areas, k_star, f"{each.seconds:.0f}")
 
     def save(self, path: str | Path) -> Path:
-        """Write the numbers as `.json`, the table as `.md`, the plot as `.svg`, `.png` or `.pdf`.
+        """Write the numbers as `.json` or `.safetensors`, tables as `.csv` or `.md`, the plot as `.svg`,
+        `.png` or `.pdf`.
 
         Raises:
             OptionError: for another ending.
@@ -122,20 +136,12 @@ class Comparison:
             return write_text(path, self.to_markdown())
         if path.suffix in (".svg", ".png", ".pdf"):
             return self.figure().save(path)
-        raise OptionError(f"a comparison is saved as .json, .md, .svg, .png or .pdf, not as {path.name!r}")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Comparison:
-        """Read a comparison from JSON.
-
-        Raises:
-            FileError: if the file is missing, malformed, or of another version.
-        """
-        content = read_json(path)
-        check_version(path, content, {}, COMPARISON_SCHEMA)
-        with naming(path):
-            found: Comparison = from_json(cls, content)
-        return found
+        if path.suffix in OTHER_ENDINGS:
+            return super().save(path)
+        raise OptionError(
+            "a comparison is saved as .json, .csv, .safetensors, .md, .svg, .png or .pdf, "
+            f"not as {path.name!r}"
+        )
 
 
 @running

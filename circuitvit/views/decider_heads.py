@@ -24,7 +24,7 @@ that are told apart by many heads together: no single one flips them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -37,6 +37,7 @@ from scipy import stats
 from circuitvit._keywords import running
 from circuitvit.engine import Site, choose_batch_size
 from circuitvit.errors import DataError, OptionError, counted, unknown_name
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.verification.interventions import Run, TokenSets, patched, runs_of, token_sets
@@ -58,7 +59,7 @@ LISTED = 10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DeciderHeads:
+class DeciderHeads(Result):
     """Which patch flips which pair.
 
     Only pairs that the model gets right without a patch are here: on the others there is no answer to flip.
@@ -90,6 +91,16 @@ class DeciderHeads:
     by: FlipBy
     label: str
     seed: int = 0
+
+    along = "names:candidate places:candidate tokens:candidate pairs:pair"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `candidate` and `pair`: whether it `flips` the answer, the `change` of the
+        metric, and the metric without a patch (`before`) and in the other run (`other`)."""
+        each = {"before": self.base, "other": self.other}
+        wide = {name: np.broadcast_to(values, self.flips.shape) for name, values in each.items()}
+        axes = {"candidate": self.names, "pair": self.pairs}
+        return cells(axes, flips=self.flips, change=self.changes, **wide)
 
     @property
     def toward(self) -> Float[NDArray[np.float64], "candidate pair"]:

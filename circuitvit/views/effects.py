@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph import EdgeScores
+from circuitvit.graph.results import Record, Result, cells
 
 if TYPE_CHECKING:
     from circuitvit.pruning.find import Candidate
@@ -24,7 +26,7 @@ WRITTEN = 160
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EffectHeatmap:
+class EffectHeatmap(Result):
     """The effect of each sender, in the layout of the model. NaN where there is no such node.
 
     Attributes:
@@ -38,10 +40,23 @@ class EffectHeatmap:
 
     label: str
     layers: tuple[int | str, ...]
-    heads: NDArray[np.float64]
-    mlps: NDArray[np.float64]
+    heads: Float[NDArray[np.float64], "layer head"]
+    mlps: Float[NDArray[np.float64], " layer"]
     others: dict[str, float]
     by: By
+
+    along = "layers:layer"
+    may_be_nan = "heads mlps"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each node: its `layer` (None of others, such as the input), `node` ("h0", "mlp" or a
+        name), and `effect` in units of the metric."""
+        names = [f"h{head}" for head in range(self.heads.shape[1])]
+        table = np.concatenate([self.heads, self.mlps[:, None]], axis=1)
+        for row in cells({"layer": self.layers, "node": [*names, "mlp"]}, effect=table):
+            if row["effect"] == row["effect"]:  # NaN: there is no such node
+                yield row
+        yield from ({"layer": None, "node": name, "effect": effect} for name, effect in self.others.items())
 
     def figure(self, *, title: str | None = None) -> Picture:
         """Layers from bottom to top, heads and the MLP from left to right; other senders are named below."""
@@ -123,7 +138,7 @@ def effect_heatmap(scores: EdgeScores, by: By = "signed") -> EffectHeatmap:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FaithfulnessCurve:
+class FaithfulnessCurve(Result):
     """Faithfulness of circuits by size.
 
     Attributes:
@@ -135,10 +150,18 @@ class FaithfulnessCurve:
     """
 
     label: str
-    edges: NDArray[np.int64]
-    faithfulness: NDArray[np.float64]
-    low: NDArray[np.float64] | None = None
-    high: NDArray[np.float64] | None = None
+    edges: Int64[NDArray[np.int64], " point"]
+    faithfulness: Float[NDArray[np.float64], " point"]
+    low: Float[NDArray[np.float64], " point"] | None = None
+    high: Float[NDArray[np.float64], " point"] | None = None
+
+    def records(self) -> Iterator[Record]:
+        """One row for each point: the `label`, the number of `edges`, `faithfulness`, and the ends `low` and
+        `high` of its interval, None where there is none."""
+        figures = {"faithfulness": self.faithfulness, "low": self.low, "high": self.high}
+        for row in cells({"point": range(len(self.edges))}, edges=self.edges, **figures):
+            del row["point"]
+            yield {"label": self.label, **row}
 
     def figure(self, *, title: str = "Faithfulness by size") -> Picture:
         """The curve, with the number of edges on a logarithmic axis."""

@@ -22,13 +22,14 @@ ICLR. That importances are weighted by informativeness is this library's: what c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.stats import binom, chi2_contingency, entropy
 from scipy.stats.contingency import association, crosstab
@@ -40,6 +41,7 @@ from circuitvit.datasets.factors import factorial_scenes
 from circuitvit.engine import activation_batches, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.export.style import INK
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.sites import Site, kinds_at, matching, numbered
 from circuitvit.models.tokens import LATENT, PATCH
@@ -77,7 +79,7 @@ _CONSTANT = 1e-9  # share of a node's squares that is the rounding of float32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Disentanglement:
+class Disentanglement(Result):
     """Nodes by factors.
 
     Attributes:
@@ -99,11 +101,21 @@ class Disentanglement:
     nodes: tuple[str, ...]
     factors: tuple[str, ...]
     levels: tuple[tuple[str, ...], ...]
-    shares: NDArray[np.float64]
-    chance: NDArray[np.float64]
-    importance: NDArray[np.float64]
-    informativeness: NDArray[np.float64]
+    shares: Float[NDArray[np.float64], "node factor"]
+    chance: Float[NDArray[np.float64], " factor"]
+    importance: Float[NDArray[np.float64], "node factor"]
+    informativeness: Float[NDArray[np.float64], " factor"]
     caveats: tuple[str, ...]
+
+    along = "nodes:node factors:factor levels:factor"
+    may_be_nan = "shares chance importance informativeness"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `node` and `factor`: the `share` of the node's variance that is the factor's,
+        what `chance` gives, and the node's `importance` when the factor is read off all nodes."""
+        chance = np.broadcast_to(self.chance, self.shares.shape)
+        axes = {"node": self.nodes, "factor": self.factors}
+        return cells(axes, share=self.shares, chance=chance, importance=self.importance)
 
     @property
     def disentanglement(self) -> NDArray[np.float64]:

@@ -26,13 +26,14 @@ Induction heads: Elhage et al. 2021, "A Mathematical Framework for Transformer C
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
@@ -41,6 +42,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import capture, progress_bar
 from circuitvit.errors import DataError, ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.style import MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
 from circuitvit.tasks.images import Images, TensorImages
@@ -70,7 +72,7 @@ class KindScore(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadKinds:
+class HeadKinds(Result):
     """Every head against every kind. Arrays are `(head, kind)`, float64; NaN where a kind cannot be asked.
 
     Attributes:
@@ -91,14 +93,24 @@ class HeadKinds:
     heads: tuple[str, ...]
     layers: tuple[int, ...]
     kinds: tuple[str, ...]
-    attention: NDArray[np.float64]
-    control: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    preference: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    attention: Float[NDArray[np.float64], "head kind"]
+    control: Float[NDArray[np.float64], "head kind"]
+    low: Float[NDArray[np.float64], "head kind"]
+    high: Float[NDArray[np.float64], "head kind"]
+    preference: Float[NDArray[np.float64], "head kind"]
+    spread: Float[NDArray[np.float64], " head"]
     positions: PositionHeads
     natural: bool
+
+    along = "heads:head layers:head kinds:kind"
+    may_be_nan = "attention control low high preference spread"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `head` and `kind`: `attention`, `control`, the ends `low` and `high` of the
+        interval of their difference, and `preference`; NaN where the kind cannot be asked."""
+        names = ("attention", "control", "low", "high", "preference")
+        figures = {name: getattr(self, name) for name in names}
+        return cells({"head": self.heads, "kind": self.kinds}, **figures)
 
     @property
     def excess(self) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ attention, so there is a choice of what comes in its place:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -31,6 +31,7 @@ from circuitvit.engine import capture
 from circuitvit.errors import OptionError, UnsupportedModelError, check_whole, counted, unknown_name
 from circuitvit.export.style import INK
 from circuitvit.graph import RESIDUAL
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model, add, causal, knock_out
 from circuitvit.models.sites import heads_of
 from circuitvit.tasks import Batch, PreparedTask, Task, TokenGroups
@@ -85,7 +86,7 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KnockOuts:
+class KnockOuts(Result):
     """What is lost when one group of tokens no longer attends to another.
 
     Attributes:
@@ -104,6 +105,15 @@ class KnockOuts:
     by: str
     outcomes: Outcomes
     caveats: tuple[str, ...]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each pair of groups (`attention`, as "source->target"), `place` and `image`: the
+        metric `before` and `after`, `kl` in nats, and whether the top class `flips`."""
+        pairs, places = [f"{a}->{b}" for a, b in self.pairs], [each.name for each in self.places]
+        return self.outcomes.columns({"attention": pairs, "place": places}, self.outcomes.after.shape[:-1])
+
+    def _check(self) -> None:
+        self.outcomes.check_changes(len(self.pairs), len(self.places))
 
     def effects(self, of: Figure = "metric") -> Float[NDArray[np.float64], "pair place"]:
         """Means over images: of the change of the metric, of the KL in nats, or shares of flips."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,8 +29,9 @@ from circuitvit.engine import capture, run_from
 from circuitvit.errors import ModelError, NameNotFoundError, OptionError, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
-from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, class_label
 from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 from circuitvit.views.symbols import as_page, as_text
 
@@ -61,7 +62,7 @@ class StreamMaps(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LogitLens:
+class LogitLens(Result):
     """Class logits of every token at every position of the residual stream.
 
     Attributes:
@@ -82,14 +83,31 @@ class LogitLens:
     subjects: Subjects
     positions: tuple[str, ...]
     classes: tuple[int, ...]
-    logits: NDArray[np.float32]
-    pooled: NDArray[np.float32]
-    top: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    pooled_top: NDArray[np.int64]
-    pooled_confidence: NDArray[np.float32]
+    logits: Float[NDArray[np.float32], "position image token class"]
+    pooled: Float[NDArray[np.float32], "position image class"]
+    top: Int64[NDArray[np.int64], "position image token"]
+    confidence: Float[NDArray[np.float32], "position image token"]
+    pooled_top: Int64[NDArray[np.int64], "position image"]
+    pooled_confidence: Float[NDArray[np.float32], "position image"]
     labels: Mapping[int, str]
     title: str = "Logit lens"
+
+    along = "subjects:image positions:position classes:class"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `position`, `image` and `token` ("readout" for the model's whole readout): the
+        `top_class` by its short name, and its probability, `confidence`."""
+        images, tokens = self.subjects.axes_of_tokens.values()
+        for names, top, confidence in (
+            (tokens, self.top, self.confidence),
+            (("readout",), self.pooled_top[..., None], self.pooled_confidence[..., None]),
+        ):
+            axes = {"position": self.positions, "image": images, "token": names}
+            for row in cells(axes, top_class=top, confidence=confidence):
+                yield {**row, "top_class": self.labels.get(int(row["top_class"] or 0), str(row["top_class"]))}
+
+    def _check(self) -> None:
+        self.subjects.check_tokens(self.top.shape[2])
 
     def position(self, wanted: int | str) -> int:
         """The place of a position by name or number; negative numbers count from the last.
@@ -280,7 +298,7 @@ def logit_lens(
     images: ImageSpec,
     *,
     detail: Detail = "layer",
-    classes: Sequence[int | str] | None = None,
+    classes: ClassSpec | None = None,
     tuned: StreamMaps | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -294,8 +312,8 @@ def logit_lens(
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths.
         detail: "layer" for the embedding and the end of each layer, "stage" also after each attention.
-        classes: names or indices of those whose logits are kept; all by default. The top class is always
-            that among all.
+        classes: those whose logits are kept, a set or a group; all by default. The top class is always that
+            among all.
         tuned: a tuned lens of this model, whose maps are applied first, to every token alike.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
@@ -317,8 +335,7 @@ def logit_lens(
     if tuned is not None:
         tuned.check(model, tuple(places.values()))
     found = images_of(model, images)
-    kept = range(model.n_logits) if classes is None else [class_index(model, each) for each in classes]
-    columns = list(dict.fromkeys(kept))
+    columns = list(range(model.n_logits) if classes is None else class_indices(model, classes))
     batches = watched_batches(model, found, batch_size, "lens", progress)
     parts = [_looked(model, batch, places, columns, tuned) for batch in batches]
     logits, pooled, top, confidence, pooled_top, pooled_confidence = (

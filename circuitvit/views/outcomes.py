@@ -7,7 +7,7 @@ is, and only numbers for each image are kept, so that folders of any size can be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from circuitvit.engine import Capture, capture, check_logits, progress_bar
 from circuitvit.errors import OptionError, counted, unknown_name
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, through
 from circuitvit.tasks import Batch, Metric, PreparedTask, Task, TokenGroups, prepare
 from circuitvit.tasks.metrics import divergence
@@ -41,7 +42,7 @@ MetricSpec = Metric | str | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Outcomes:
+class Outcomes(Result):
     """The answers of changed models, beside those of the model as it is.
 
     Attributes:
@@ -59,6 +60,34 @@ class Outcomes:
     after: Float[NDArray[np.float64], "*change image"]
     kl: Float[NDArray[np.float64], "*change image"] | None
     flips: Bool[NDArray[np.bool_], "*change image"] | None
+
+    along = "images:image"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `change` (its number) and `image`: the `metric` before and after, `kl` in nats
+        and whether the top class `flips`, which are None where the outputs are no classes."""
+        changes = int(np.prod(self.after.shape[:-1]))
+        return self.columns({"change": range(changes)}, (changes,))
+
+    def columns(self, axes: Mapping[str, Sequence[Any]], shape: tuple[int, ...]) -> Iterator[Record]:
+        """The same, the changes named along some axes."""
+        own = self.reshaped(*shape)
+        before = np.broadcast_to(self.before, own.after.shape)
+        figures = {"before": before, "after": own.after, "kl": own.kl, "flips": own.flips}
+        return cells({**axes, "image": self.images}, **figures)
+
+    def check_changes(self, *shape: int) -> None:
+        """Refuse other numbers of changes.
+
+        Raises:
+            OptionError: saying how many there are.
+        """
+        if self.after.shape[:-1] != shape:
+            raise OptionError(f"outcomes of {self.after.shape[:-1]} changes, where there should be {shape}")
+
+    def __repr__(self) -> str:
+        changes = counted(int(np.prod(self.after.shape[:-1])), "change")
+        return f"Outcomes({changes}, {counted(len(self.images), 'image')}; {self.metric})"
 
     def values(self, of: Figure = "metric") -> Float[NDArray[np.float64], "*change image"]:
         """One number for each change and image: "metric" (after minus before), "kl" or "flips" (0 or 1).

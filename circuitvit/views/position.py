@@ -30,12 +30,13 @@ Foundations for Vision and Multimodal Mechanistic Interpretability"; the statist
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.special import rel_entr
 
@@ -43,6 +44,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError
 from circuitvit.export.style import MUTED
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
 from circuitvit.views.attention import attention_places, attentions
@@ -84,7 +86,7 @@ class HeadPosition:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PositionHeads:
+class PositionHeads(Result):
     """All heads of a model, and how much position explains of each.
 
     Attributes:
@@ -95,7 +97,16 @@ class PositionHeads:
 
     subjects: Subjects
     heads: tuple[HeadPosition, ...]
-    means: NDArray[np.float32]
+    means: Float[NDArray[np.float32], "head query key"]
+
+    along = "heads:head"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each head, with the fields of its `HeadPosition`."""
+        return (asdict(head) for head in self.heads)
+
+    def _check(self) -> None:
+        self.subjects.check_tokens(self.means.shape[2])
 
     def only(self, at_least: float = 0.8) -> list[HeadPosition]:
         """The heads whose pattern depends on position alone: share at least this, the largest first."""

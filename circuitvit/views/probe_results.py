@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -22,6 +22,7 @@ from circuitvit.errors import DataError, FileError, OptionError, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import MUTED
 from circuitvit.graph.files import TEXT, check_version, record, write_bytes
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.tokens import TokenSpec, chosen
 from circuitvit.tasks.task import batches_of
@@ -55,7 +56,7 @@ _TENSORS = ("right", "control", "fold", "clusters", "majority", "biases", "token
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearProbes:
+class LinearProbes(Result):
     """Linear probes of a model, and how right they are on images that they were not fitted to.
 
     Numbers are NaN where there is no probe, as a class is at that place in too few images.
@@ -91,11 +92,23 @@ class LinearProbes:
     fold: Int64[NDArray[np.int64], " image"]
     clusters: Int64[NDArray[np.int64], " image"]
     majority: Float[NDArray[np.float64], " place"]
-    weights: Mapping[str, Float[NDArray[np.float64], "place class width"]]
+    weights: Mapping[str, Float[NDArray[np.float64], "place class _width"]]
     biases: Float[NDArray[np.float64], "site place class"]
     tokens: Bool[NDArray[np.bool_], "place token"]
     kinds: tuple[str, ...]
     grid: tuple[int, ...]
+
+    along = "sites:site places:place classes:class images:image kinds:token"
+    may_be_nan = "right control majority weights biases"
+    kind = "probes"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `site`, `place` and `image`: `right`, the share of its samples that the probe
+        gets right, `control`, that of the control's probe, and the `fold` that the image was judged in (-1:
+        none)."""
+        fold = np.broadcast_to(self.fold, self.right.shape)
+        axes = {"site": self.sites, "place": self.places, "image": self.images}
+        return cells(axes, right=self.right, control=self.control, fold=fold)
 
     @property
     def accuracy(self) -> Float[NDArray[np.float64], "site place fold"]:
@@ -312,16 +325,20 @@ class LinearProbes:
 
     # -- files ---------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> Path:
         """Write the probes as one safetensors file, with names as JSON in the header.
+
+        The endings `.json` and `.csv` write JSON, and the table of `records`.
 
         Raises:
             FileError: if it cannot be written.
         """
+        if Path(path).suffix in (".json", ".csv"):
+            return super().save(path)
         said = {"schema": SCHEMA, **{name: getattr(self, name) for name in _FILE["required"][1:]}}
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         tensors |= {f"weights.{site}": np.ascontiguousarray(each) for site, each in self.weights.items()}
-        write_bytes(path, save(tensors, {"probes": json.dumps(said)}))
+        return write_bytes(path, save(tensors, {"probes": json.dumps(said)}))
 
     @classmethod
     def load(cls, path: str | Path) -> LinearProbes:
@@ -331,6 +348,8 @@ class LinearProbes:
             FileError: if the file is missing, damaged, or holds no probes.
         """
         path = Path(path)
+        if path.suffix == ".json":
+            return super().load(path)
         if not path.is_file():
             raise FileError(f"cannot read the probes {path}: there is no such file")
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 from circuitvit.errors import OptionError, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.views.subjects import Subjects
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ MOST_PANELS = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProbeScores:
+class ProbeScores(Result):
     """What probes say of single tokens of some images.
 
     Attributes:
@@ -37,6 +38,18 @@ class ProbeScores:
     sites: tuple[str, ...]
     classes: tuple[str, ...]
     logits: Float[NDArray[np.float32], "site image token class"]
+
+    along = "subjects:image sites:site classes:class"
+    may_be_nan = "logits"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `site`, `image`, `token` and `class`: its `logit` (NaN of tokens not asked)."""
+        return cells(
+            {"site": self.sites, **self.subjects.axes_of_tokens, "class": self.classes}, logit=self.logits
+        )
+
+    def _check(self) -> None:
+        self.subjects.check_tokens(self.logits.shape[2])
 
     def log_odds(self, of: int | str) -> Float[NDArray[np.float32], "site image token"]:
         """The log-odds of a class against all others, in nats.

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
 from circuitvit.errors import DataError, OptionError
+from circuitvit.graph.results import Record, Result
 from circuitvit.tasks import TokenGroups
 from circuitvit.verification.statistics import Estimate, ratio_interval
 from circuitvit.views.units import Unit
@@ -28,7 +30,7 @@ FEW = 10
 """Images that the top patches come from, below which it is said."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Picks:
     """Images, or patches, that were picked, in order.
 
@@ -41,10 +43,13 @@ class Picks:
             does.
     """
 
-    images: NDArray[np.int64]
-    tokens: NDArray[np.int64]
-    values: NDArray[np.float32]
-    maps: NDArray[np.float32] | None = None
+    images: Int64[NDArray[np.int64], " pick"]
+    tokens: Int64[NDArray[np.int64], " pick"]
+    values: Float[NDArray[np.float32], " pick"]
+    maps: Float[NDArray[np.float32], "pick *grid"] | None = None
+
+    def __repr__(self) -> str:
+        return f"Picks({len(self)} images)"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,7 +73,7 @@ class Lift:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ranking:
+class Ranking(Result):
     """How images, or patches, rank by one unit.
 
     Attributes:
@@ -87,14 +92,19 @@ class Ranking:
 
     unit: str
     measure: str
-    values: NDArray[np.float32]
+    values: Float[NDArray[np.float32], " image"]
     rows: Mapping[Row, Picks]
     quantiles: Mapping[float, float]
-    counts: NDArray[np.int64]
-    edges: NDArray[np.float64]
+    counts: Int64[NDArray[np.int64], " bin"]
+    edges: Float[NDArray[np.float64], " bin+1"]
     lifts: tuple[Lift, ...]
     overlay: str
     caveats: tuple[str, ...]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each image (its number): the `unit`, `image`, and its `value`."""
+        for image, value in enumerate(self.values.tolist()):
+            yield {"unit": self.unit, "image": image, "value": value}
 
     def __repr__(self) -> str:
         low, middle, high = (self.quantiles[share] for share in (0.0, 0.5, 1.0))

@@ -29,7 +29,7 @@ ordinary patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
@@ -55,6 +55,7 @@ from circuitvit.errors import (
 )
 from circuitvit.export.style import COLOURS
 from circuitvit.graph import RESIDUAL
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
 from circuitvit.models.sites import stream_names
@@ -80,7 +81,7 @@ LISTED = 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Registers:
+class Registers(Result):
     """Registers, or outlier patches, of a model on images. NaN where there is nothing to be averaged.
 
     Attributes:
@@ -114,13 +115,35 @@ class Registers:
     at: str
     special: Bool[NDArray[np.bool_], "image token"]
     heads: tuple[str, ...]
-    attention: Float[NDArray[np.float64], "head query"]
-    weighted: Float[NDArray[np.float64], "head query"]
+    attention: Float[NDArray[np.float64], "head 2"]
+    weighted: Float[NDArray[np.float64], "head 2"]
     chance: float
     nodes: tuple[str, ...]
     written: Float[NDArray[np.float64], "node 2"]
     pushes: Float[NDArray[np.float64], " node"]
     broken: TokenAblations | None
+
+    along = "images:image kinds:token positions:position heads:head nodes:node"
+    may_be_nan = "thresholds attention weighted chance written pushes"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each head and node: what it is (`kind`: "head" or "node"), its `name`, the share of
+        the attention of the class token and of patches that goes to these tokens (`read_by_cls`,
+        `read_by_patch`, of heads), and the mean length of what it writes there, at ordinary patches, and its
+        share of these tokens' length (`written`, `written_elsewhere`, `push`, of nodes); None where it does
+        not apply."""
+        columns = ("read_by_cls", "read_by_patch", "written", "written_elsewhere", "push")
+        for kind, names, figures in (
+            ("head", self.heads, dict(zip(columns[:2], self.attention.T, strict=True))),
+            ("node", self.nodes, dict(zip(columns[2:], (*self.written.T, self.pushes), strict=True))),
+        ):
+            for place, name in enumerate(names):
+                found = {each: float(figures[each][place]) if each in figures else None for each in columns}
+                yield {"kind": kind, "name": name, **found}
+
+    def _check(self) -> None:
+        if self.at not in self.positions or prod(self.grid) > len(self.kinds):
+            raise OptionError(f"there is no position {self.at!r}, or there are fewer tokens than patches")
 
     @cached_property
     def outliers(self) -> Bool[NDArray[np.bool_], "image position token"]:

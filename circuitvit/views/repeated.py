@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.errors import DataError, check_whole
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
 from circuitvit.tasks.images import Images
@@ -53,7 +54,7 @@ class Look(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RepeatedPatches:
+class RepeatedPatches(Result):
     """Images in which a block of patches occurs twice, and the same with another first block.
 
     Attributes:
@@ -69,8 +70,16 @@ class RepeatedPatches:
     controls: Float[Tensor, "image *shape"]
     grid: Grid
     block: tuple[int, int]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
+    first: Int64[NDArray[np.int64], "image 2"]
+    second: Int64[NDArray[np.int64], "image 2"]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `image` (its number): `row` and `column` of the corners of both copies, counted
+        in patches: `first_row`, `first_column`, `second_row`, `second_column`."""
+        corners = np.concatenate([self.first, self.second], axis=1)
+        names = ("first_row", "first_column", "second_row", "second_column")
+        figures = dict(zip(names, corners.T, strict=True))
+        return cells({"image": range(len(corners))}, **figures)
 
     def looks(self, row: int, n_prefix: int) -> dict[str, Look]:
         """Where heads of each kind would look in one image, for as many tokens before the patches."""

@@ -8,13 +8,14 @@ both maps are scored against masks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -22,9 +23,10 @@ from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
-from circuitvit.tasks.classes import ClassSpec, class_indices, class_label, classes_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
 from circuitvit.verification.statistics import Estimate, mean_interval
 from circuitvit.views.attribution import direct_logit_attribution
 from circuitvit.views.lens import position_index, positions_of, token_logits
@@ -62,7 +64,7 @@ class SegmentationScore:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PatchEvidence:
+class PatchEvidence(Result):
     """Evidence of each patch for a class.
 
     Attributes:
@@ -74,7 +76,19 @@ class PatchEvidence:
 
     subjects: Subjects
     label: str
-    values: NDArray[np.float64]
+    values: Float[NDArray[np.float64], "image *grid"]
+
+    along = "subjects:image"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `image` and patch (`token`): its `evidence`, in logits or nats of log-odds."""
+        images, tokens = self.subjects.axes_of_tokens.values()
+        flat = self.values.reshape(len(self.values), -1)
+        return cells({"image": images, "token": tokens[self.subjects.n_prefix :]}, evidence=flat)
+
+    def _check(self) -> None:
+        if self.values.shape[1:] != tuple(self.subjects.grid):
+            raise OptionError(f"maps of {self.values.shape[1:]} for patches of {self.subjects.grid}")
 
     def upsampled(self, size: tuple[int, int] | None = None) -> NDArray[np.float64]:
         """The maps in the size of the images or another, `(image, height, width)`, interpolated linearly; of
@@ -183,7 +197,7 @@ class PatchEvidence:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SegmentationChange:
+class SegmentationChange(Result):
     """How well changed models outline objects, beside the model as it is.
 
     Attributes:
@@ -195,6 +209,17 @@ class SegmentationChange:
     label: str
     before: tuple[SegmentationScore, ...]
     after: Mapping[str, tuple[SegmentationScore, ...]]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `model` ("" for the model as it is) and `image` (its number): the figures of its
+        `SegmentationScore`."""
+        for name, scores in {"": self.before, **self.after}.items():
+            for image, score in enumerate(scores):
+                yield {"model": name, "image": image, **asdict(score)}
+
+    def _check(self) -> None:
+        if any(len(scores) != len(self.before) for scores in self.after.values()):
+            raise OptionError("there are scores of other numbers of images")
 
     def values(self, name: str, of: str = "average_precision") -> NDArray[np.float64]:
         """The change of one figure of merit, `(image,)`: after minus before.
@@ -241,7 +266,7 @@ def segmentation_change(
         changed: edited models, by name.
         images: preprocessed, or paths.
         masks: True on the object, see `PatchEvidence.score`.
-        target: a class or several.
+        target: a class, a set or a group of them.
         foil: what it is compared with.
         ignore: pixels that do not count.
         threshold: the fixed one, see `PatchEvidence.score`.
@@ -291,12 +316,12 @@ def patch_evidence(
     * `by="lens"`: the log-odds of the target against the foil in the patch's own lens logits at a position.
       A set of classes counts as the log of their summed exponentials; without a foil it is all others.
     * `by="attribution"`: the shares of all heads in the logit difference by the patch they read it from (see
-      `direct_logit_attribution`); it takes one target and at most one foil, and is always of the last layer.
+      `direct_logit_attribution`); it is always of the last layer.
 
     Args:
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths.
-        target: a class or several, by name or index.
+        target: a class, a set or a group of them.
         foil: what it is compared with.
         by: "lens" or "attribution".
         position: of the lens, by name or number.
@@ -305,7 +330,7 @@ def patch_evidence(
 
     Raises:
         NameNotFoundError: for an unknown class, position or way.
-        OptionError: if target and foil overlap, or there are several classes for an attribution.
+        OptionError: if target and foil overlap.
 
     Example:
         >>> import circuitvit as cv
@@ -316,17 +341,11 @@ def patch_evidence(
     if by not in ("lens", "attribution"):
         raise unknown_name("kind of evidence", by, ("lens", "attribution"))
     wanted, others = class_indices(model, target), None if foil is None else class_indices(model, foil)
-    if others is not None and set(wanted) & set(others):
-        raise OptionError(f"target and foil share {class_label(model, min(set(wanted) & set(others)))}")
-    against = "" if others is None else f" against {classes_label(model, others)}"
-    label = f"{classes_label(model, wanted)}{against}"
+    if shared := sorted({*wanted}.intersection(others or ())):
+        raise OptionError(f"target and foil share {classes_label(model, shared)}: name others")
+    label = spec_label(model, target) + ("" if foil is None else f" against {spec_label(model, foil)}")
     if by == "attribution":
-        if len(wanted) > 1 or len(others or ()) > 1:
-            raise OptionError(
-                "an attribution is of one target and at most one foil: use by='lens' for several"
-            )
-        sides = wanted[0], None if others is None else others[0]
-        view = direct_logit_attribution(model, images, *sides, batch_size=batch_size, progress=progress)
+        view = direct_logit_attribution(model, images, target, foil, batch_size=batch_size, progress=progress)
         return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
     rest = others or tuple(index for index in range(model.n_logits) if index not in set(wanted))
     places = list(positions_of(model, "layer").items())

@@ -6,7 +6,7 @@ Random directions of the same length are the control, as a push that is long eno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import activations
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.export.style import COLOURS, MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, add, clamp
 from circuitvit.models.sites import LOOKS, matching
 from circuitvit.models.tokens import Groups, TokenSpec
@@ -47,7 +48,7 @@ SCALES = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Direction:
+class Direction(Result):
     """A direction at a site, and what a step of 1 along it is.
 
     Attributes:
@@ -61,6 +62,10 @@ class Direction:
     site: str
     tokens: TokenSpec = None
     unit: str = "the direction's own length"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `coordinate` of the stream: its `value`."""
+        return cells({"coordinate": range(len(self.values))}, value=self.values.double().cpu().numpy())
 
     @property
     def length(self) -> float:
@@ -127,7 +132,7 @@ def difference_of_means(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Steering:
+class Steering(Result):
     """A dose-response curve.
 
     Attributes:
@@ -145,6 +150,21 @@ class Steering:
     outcomes: Outcomes
     controls: Outcomes | None
     caveats: tuple[str, ...]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each direction (`draw`: -1 for the direction itself, else the number of a random one),
+        `scale` and `image`, with the columns of `Outcomes.columns`."""
+        yield from self.outcomes.columns({"draw": (-1,), "scale": self.scales}, (1, len(self.scales)))
+        if self.controls is not None:
+            draws = range(len(self.controls.after))
+            yield from self.controls.columns(
+                {"draw": draws, "scale": self.scales}, self.controls.after.shape[:2]
+            )
+
+    def _check(self) -> None:
+        self.outcomes.check_changes(len(self.scales))
+        if self.controls is not None and self.controls.after.shape[1:] != self.outcomes.after.shape:
+            raise OptionError("the controls have other scales or images than the direction")
 
     def estimate(self, scale: float, of: Figure = "metric") -> Estimate:
         """The effect at a scale, with its bootstrap interval over images; of flips the exact one.

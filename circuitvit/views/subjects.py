@@ -9,12 +9,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit._progress import progress_bar
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, counted
 from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.models import Model
@@ -37,9 +37,34 @@ class Subjects:
     """
 
     names: tuple[str, ...]
-    pictures: NDArray[np.uint8]
+    pictures: UInt8[NDArray[np.uint8], "image height width 3"]
     grid: Grid
     kinds: tuple[str, ...]
+
+    along = "names:image"
+
+    def _check(self) -> None:
+        if not self.grid or min(self.grid) < 1 or prod(self.grid) > len(self.kinds):
+            raise OptionError(f"{len(self.kinds)} tokens do not hold a grid of {self.grid} patches")
+
+    def __repr__(self) -> str:
+        grid = " x ".join(map(str, self.grid))
+        return f"Subjects({counted(len(self), 'image')}, {len(self.kinds)} tokens, patches {grid})"
+
+    @property
+    def axes_of_tokens(self) -> dict[str, list[str]]:
+        """Names of the images, and of the tokens, for tables."""
+        tokens = [self.token_name(token) for token in range(len(self.kinds))]
+        return {"image": list(self.names), "token": tokens}
+
+    def check_tokens(self, count: int) -> None:
+        """Refuse arrays of another number of tokens.
+
+        Raises:
+            OptionError: saying how many there are.
+        """
+        if count != len(self.kinds):
+            raise OptionError(f"arrays of {count} tokens, and the images have {len(self.kinds)}")
 
     def __len__(self) -> int:
         return len(self.names)

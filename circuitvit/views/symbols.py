@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from circuitvit.export.svg import image_uri
 from circuitvit.graph.files import clean
 from circuitvit.models import Model
-from circuitvit.tasks.classes import class_index
+from circuitvit.tasks.classes import ClassGroup, class_indices
 
 _PICTURES = range(0x1F300, 0x1FB00)
 """Where Unicode keeps pictures; letters and arrows elsewhere have names with everyday words in them too."""
@@ -26,13 +26,14 @@ _PICTURES = range(0x1F300, 0x1FB00)
 Table = Sequence[Sequence[str]]
 
 
-def class_symbols(model: Model, table: Mapping[str | int, str] | None = None) -> dict[int, str]:
+def class_symbols(model: Model, table: Mapping[str | int | ClassGroup, str] | None = None) -> dict[int, str]:
     """Symbols by class index, for `LogitLens.table` and its figures.
 
     Args:
         model: whose classes.
-        table: a symbol for each class, by name, WordNet id or index (also as text, as in JSON). Without a
-            table symbols are made from the words of the class names, for as many classes as have one.
+        table: a symbol for each class, by name, WordNet id or index (also as text, as in JSON), or for each
+            group of them ("group:dog"); where a class has several, the last counts. Without a table symbols
+            are made from the words of the class names, for as many classes as have one.
 
     Raises:
         NameNotFoundError: for an unknown class in the table.
@@ -45,7 +46,7 @@ def class_symbols(model: Model, table: Mapping[str | int, str] | None = None) ->
         {0: 'C', 1: 'D'}
     """
     if table is not None:
-        return {class_index(model, name): str(symbol) for name, symbol in table.items()}
+        return {index: str(symbol) for name, symbol in table.items() for index in class_indices(model, name)}
     found = {index: _picture_of(names) for index, names in enumerate(model.classes or ())}
     return {index: symbol for index, symbol in found.items() if symbol}
 

@@ -21,7 +21,7 @@ taken away first, unless `content=False`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -37,6 +37,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import progress_bar
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
 from circuitvit.models.sites import LOOKS, Site, kinds_at, matching
@@ -95,7 +96,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Equivariance:
+class Equivariance(Result):
     """How units answer to transformations. Arrays are `(transform, unit)`, correlations, -1 to 1, float64.
 
     Units that do the same on all images have no correlation: NaN.
@@ -114,14 +115,33 @@ class Equivariance:
     transforms: tuple[str, ...]
     units: tuple[str, ...]
     groups: Mapping[str, range]
-    equivariant: NDArray[np.float64]
-    invariant: NDArray[np.float64]
-    pooled: NDArray[np.float64]
-    control: NDArray[np.float64]
-    matches: Mapping[str, NDArray[np.float64]]
-    others: Mapping[str, NDArray[np.float64]]
+    equivariant: Float[NDArray[np.float64], "transform unit"]
+    invariant: Float[NDArray[np.float64], "transform unit"]
+    pooled: Float[NDArray[np.float64], "transform unit"]
+    control: Float[NDArray[np.float64], "transform unit"]
+    matches: Mapping[str, Float[NDArray[np.float64], "transform _unit _unit"]]
+    others: Mapping[str, Float[NDArray[np.float64], "transform _unit _unit"]]
     n_images: int
     content: bool
+
+    along = "transforms:transform units:unit"
+    may_be_nan = "equivariant invariant pooled control matches others"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `transform` and `unit`: the correlations `equivariant`, `invariant`, `pooled` and
+        `control`, and that of the `best_other` unit; NaN where there is none."""
+        names = ("equivariant", "invariant", "pooled", "control")
+        figures = {name: getattr(self, name) for name in names}
+        best = np.stack([self.best_others(name) for name in self.transforms])
+        return cells({"transform": self.transforms, "unit": self.units}, **figures, best_other=best)
+
+    def _check(self) -> None:
+        for name, units in self.groups.items():
+            size = (len(self.transforms), len(units), len(units))
+            inside = len(units) == 0 or 0 <= min(units) <= max(units) < len(self.units)
+            tables = [each.get(name) for each in (self.matches, self.others)]
+            if not inside or any(each is None or each.shape != size for each in tables):
+                raise OptionError(f"the matches of {name!r} are not those of its units")
 
     def pairs(self, transform: str, at_least: float = 0.5) -> list[Pair]:
         """Families of two, the best first; in `rotate 90` and `shift` the first is the turned, moved one.

@@ -14,7 +14,7 @@ of points of accuracy where means cost one or two).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -30,6 +30,7 @@ from circuitvit.engine import activations, progress_bar
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph import RESIDUAL
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model, knock_out
 from circuitvit.models.sites import Site, matching
 from circuitvit.models.tokens import PATCH, Groups, TokenSpec, chosen
@@ -63,7 +64,7 @@ ZEROING = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TokenAblations:
+class TokenAblations(Result):
     """What is lost without some tokens.
 
     Attributes:
@@ -81,6 +82,18 @@ class TokenAblations:
     site: str
     outcomes: Outcomes
     caveats: tuple[str, ...]
+
+    along = "tokens:set counts:set"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each set of `tokens`, `way` of losing them and `image`: the metric `before` and
+        `after`, `kl` in nats, and whether the top class `flips`."""
+        return self.outcomes.columns(
+            {"tokens": self.tokens, "way": self.ways}, self.outcomes.after.shape[:-1]
+        )
+
+    def _check(self) -> None:
+        self.outcomes.check_changes(len(self.tokens), len(self.ways))
 
     def estimate(self, tokens: str, way: str, of: Figure = "metric") -> Estimate:
         """One effect with its bootstrap interval over images; of flips the exact interval.

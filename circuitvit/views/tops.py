@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
+from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import activation_batches
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.graph.files import write_bytes
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.sites import LOOKS, kinds_at
 from circuitvit.models.tokens import PATCH
@@ -49,11 +52,14 @@ class Running(TypedDict):
     progress: bool
 
 
+MOST_LINES = 20
+"""Units that a short form has a line for."""
+
 ROWS: tuple[Row, ...] = ("top", 0.5, "bottom", "random")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopImages(Mapping[str, Ranking]):
+class TopImages(Mapping[str, Ranking], Result):
     """Rankings by the names of their units.
 
     Attributes:
@@ -71,8 +77,36 @@ class TopImages(Mapping[str, Ranking]):
     by: By
     reduce: Reduce
     rankings: Mapping[str, Ranking]
-    shown: NDArray[np.int64]
+    shown: Int64[NDArray[np.int64], " shown"]
     subjects: Subjects
+
+    along = "subjects:shown"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each pick: the `unit`, the `row` ("top", "bottom", "random" or a quantile), its `rank`
+        in it from 0, the `image`, the `token` that the value is of (None of several), and the `value`."""
+        for unit, ranking in self.rankings.items():
+            for row, picks in ranking.rows.items():
+                for rank in range(len(picks)):
+                    token = int(picks.tokens[rank])
+                    yield {
+                        "unit": unit,
+                        "row": str(row),
+                        "rank": rank,
+                        "image": self.images[picks.images[rank]],
+                        "token": None if token < 0 else self.subjects.token_name(token),
+                        "value": float(picks.values[rank]),
+                    }
+
+    def _check(self) -> None:
+        for unit, ranking in self.rankings.items():
+            picks = list(ranking.rows.values())
+            tokens = np.concatenate([np.empty(0, int), *(each.tokens for each in picks)])
+            places = np.concatenate([np.empty(0, int), *(each.images for each in picks)])
+            if not (np.isin(places, self.shown).all() and (tokens < len(self.subjects.kinds)).all()):
+                raise OptionError(f"the picks of {unit!r} are none of the images, or none of their tokens")
+        if ((self.shown < 0) | (self.shown >= len(self.images))).any():
+            raise OptionError(f"there are {len(self.images)} images, and others are shown")
 
     def __getitem__(self, unit: str) -> Ranking:
         if unit not in self.rankings:
@@ -153,7 +187,8 @@ class TopImages(Mapping[str, Ranking]):
 
     def __repr__(self) -> str:
         what = f"by {self.by}" if self.by == "patch" else f"by image, {self.reduce}"
-        lines = [f"  {ranking!r}" for ranking in self.rankings.values()]
+        lines = [f"  {ranking!r}" for ranking in islice(self.rankings.values(), MOST_LINES)]
+        lines += [f"  ... {len(self) - MOST_LINES} more"] if len(self) > MOST_LINES else []
         return "\n".join([f"TopImages of {self.model}, {what}, {len(self.images)} images", *lines])
 
 

@@ -19,14 +19,14 @@ layer can be told from it. It is not yet what the model uses.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -37,6 +37,7 @@ from circuitvit.engine import memory_budget, progress_bar, refuse_inference_mode
 from circuitvit.errors import FileError, OptionError, check_number, check_whole
 from circuitvit.export.style import MUTED
 from circuitvit.graph.files import COUNT, TEXT, check_version, record, write_bytes
+from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.tasks.images import ImageSpec
 from circuitvit.verification.statistics import MIN_PAIRS, Estimate, mean_interval, share_interval
@@ -68,7 +69,7 @@ _FILE = record(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LensAgreement:
+class LensAgreement(Result):
     """How near the logit lens and a tuned lens come to the model's own output, image by image.
 
     Attributes:
@@ -80,8 +81,16 @@ class LensAgreement:
 
     positions: tuple[str, ...]
     images: tuple[str, ...]
-    kl: NDArray[np.float64]
-    agrees: NDArray[np.bool_]
+    kl: Float[NDArray[np.float64], "2 position image"]
+    agrees: Bool[NDArray[np.bool_], "2 position image"]
+
+    along = "positions:position images:image"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each `lens` ("logit" or "tuned"), `position` and `image`: the `kl` divergence from the
+        output in nats, and whether the lens `agrees` with its top class."""
+        axes = {"lens": LENSES, "position": self.positions, "image": self.images}
+        return cells(axes, kl=self.kl, agrees=self.agrees)
 
     def kl_of(self, lens: LensName, position: int | str) -> Estimate:
         """The mean KL divergence from the output at a position, with its interval over images, nats."""
@@ -141,7 +150,7 @@ class LensAgreement:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TunedLens:
+class TunedLens(Result):
     """An affine map for each position of a model's stream.
 
     Attributes:
@@ -168,6 +177,10 @@ class TunedLens:
     strengths: tuple[float, ...]
     epochs: tuple[int, ...]
     held_out: LensAgreement
+
+    def records(self) -> Iterator[Record]:
+        """What it reached on the held-out images, see `LensAgreement.records`."""
+        return self.held_out.records()
 
     def check(self, model: Model, positions: Sequence[str] | None = None) -> None:
         """Refuse a model that the lens was not trained for. Edits of its model are read as well.
@@ -237,12 +250,16 @@ class TunedLens:
 
     # -- a file --------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> Path:
         """Write the lens, and what it reached on the held-out images, as one safetensors file.
+
+        The ending `.csv` writes the table of `records`.
 
         Raises:
             FileError: if it cannot be written.
         """
+        if Path(path).suffix == ".csv":
+            return super().save(path)
         said = {
             "schema": SCHEMA,
             "model": self.model,
@@ -257,10 +274,10 @@ class TunedLens:
         measured = {name: torch.from_numpy(getattr(self.held_out, name)) for name in ("kl", "agrees")}
         tensors = {"weight": self.weight, "bias": self.bias, **measured}
         content = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
-        write_bytes(path, save(content, {"tuned_lens": json.dumps(said)}))
+        return write_bytes(path, save(content, {"tuned_lens": json.dumps(said)}))
 
     @classmethod
-    def load(cls, path: str | Path, model: Model) -> TunedLens:
+    def load(cls, path: str | Path, model: Model) -> TunedLens:  # type: ignore[override]  # it is the model's
         """Read a lens that `save` has written.
 
         Raises:

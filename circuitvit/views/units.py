@@ -6,7 +6,7 @@
 | `m3.hidden[17]`, `resid5[3]`, `a5.h2[3]` | one neuron, one coordinate |
 | `("resid5", direction)`, `("a5.h2", direction)` | product with a direction |
 | `a5.h2.pattern`, `a5.h2.scores` | attention *to* the token: the class token's, or the mean after @ |
-| `logits[281]` | a logit, one for each image |
+| `logits[281]`, `logits[tabby]` | a logit, one for each image |
 
 After `@` come tokens, as in every name of a site: `m3.hidden[17]@cls`, `a5.h2.pattern@patch(2,3)->cls`. With
 `*` a name stands for several units.
@@ -14,6 +14,7 @@ After `@` come tokens, as in every name of a site: `m3.hidden[17]@cls`, `a5.h2.p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard, cast
@@ -26,6 +27,7 @@ from circuitvit.errors import OptionError
 from circuitvit.models import Model, Site
 from circuitvit.models.sites import LOOKS, kinds_at, matching, numbered, parsed
 from circuitvit.models.tokens import PATCH, chosen
+from circuitvit.tasks.classes import class_index
 
 UnitSpec = str | tuple[str, Tensor]
 """The name of a site, or one with a direction `(width,)`."""
@@ -117,8 +119,15 @@ def _is_direction(specs: UnitSpecs) -> TypeGuard[tuple[str, Tensor]]:
     return isinstance(specs, tuple) and len(specs) == 2 and isinstance(specs[1], Tensor)
 
 
+def with_class_number(model: Model, key: str) -> str:
+    """The key with the class's number where it names one: "logits[tabby]"."""
+    match = re.fullmatch(r"\s*logits\[(.*[^\d*].*)\]\s*", key)
+    return key if match is None else f"logits[{class_index(model, match[1])}]"
+
+
 def _units(model: Model, spec: UnitSpec, count: int, reduce: str) -> Iterator[Unit]:
     key, direction = (spec, None) if isinstance(spec, str) else spec
+    key = with_class_number(model, key)
     name, target, source = parsed(key)
     name, number = numbered(name)
     for site in matching(model.all_sites, name):

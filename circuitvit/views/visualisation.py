@@ -12,7 +12,7 @@ transformers learn? A visual exploration", arXiv:2212.06727.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,14 +29,16 @@ from circuitvit.errors import DataError, ModelError, OptionError, check_number, 
 from circuitvit.export.maps import picture_on
 from circuitvit.export.sheet import Sheet
 from circuitvit.graph import CircuitLike, as_circuit
+from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.sites import LOOKS, kinds_at, matching, numbered, parsed
 from circuitvit.models.tokens import PATCH, TokenSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import Constants, Mean, Task, Zero, prepare
-from circuitvit.tasks.classes import class_index, class_label
+from circuitvit.tasks.classes import ClassSpec, class_indices, spec_label
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.subjects import ImageSpec, images_of
+from circuitvit.views.units import with_class_number
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -58,7 +60,7 @@ SHIFT, SCALE, TURN = 0.08, 0.1, 5.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureVisualisation:
+class FeatureVisualisation(Result):
     """Images that were made for an objective, and what it gives elsewhere.
 
     Attributes:
@@ -75,13 +77,23 @@ class FeatureVisualisation:
 
     label: str
     images: Float[Tensor, "image *shape"]
-    values: NDArray[np.float64]
-    history: NDArray[np.float64]
-    random: NDArray[np.float64]
-    reference: NDArray[np.float64]
+    values: Float[NDArray[np.float64], " image"]
+    history: Float[NDArray[np.float64], "image step"]
+    random: Float[NDArray[np.float64], " random"]
+    reference: Float[NDArray[np.float64], " reference"]
     names: tuple[str, ...]
     best: Float[Tensor, "best *shape"]
     spec: InputSpec
+
+    along = "names:reference"
+
+    def records(self) -> Iterator[Record]:
+        """One row for each value of the objective: what it is of (`images`: "made", "random" or
+        "reference"), the `image`'s number or name, and the `value`."""
+        for kind, values in (("made", self.values), ("random", self.random), ("reference", self.reference)):
+            names = self.names if kind == "reference" else [str(place) for place in range(len(values))]
+            for name, value in zip(names, values.tolist(), strict=True):
+                yield {"images": kind, "image": name, "value": value}
 
     @property
     def pictures(self) -> NDArray[np.uint8]:
@@ -151,7 +163,7 @@ def feature_visualisation(
     model: Model,
     objective: str | CircuitLike | Objective,
     *,
-    unit: int | str | None = None,
+    unit: ClassSpec | None = None,
     direction: Tensor | NDArray[np.floating] | None = None,
     tokens: TokenSpec = None,
     task: Task | None = None,
@@ -171,8 +183,8 @@ def feature_visualisation(
         objective: the name of one site, such as `"m5.hidden[17]"`, `"a5.h2@cls"`, `"logits"` or
             `"a5.h2.pattern@patch->cls"` (the mean attention); a circuit, whose logit it is then, all other
             edges ablated; or a function of images.
-        unit: the coordinate of the site, where its name has none in brackets: a number, or a class's name.
-            Its mean over tokens climbs.
+        unit: the coordinate of the site, where its name has none in brackets: a number; of logits
+            a class, a set or a group of them. Its mean over tokens climbs.
         direction: `(width,)`, instead of a unit: the mean coordinate along it climbs. With neither, it is the
             mean squared length of what is there.
         tokens: of the site, where its name has no @; by default the patches, where there are some.
@@ -253,7 +265,7 @@ def feature_visualisation(
 def _objective(
     model: Model,
     objective: str | CircuitLike | Objective,
-    unit: int | str | None,
+    unit: ClassSpec | None,
     direction: Tensor | NDArray[np.floating] | None,
     tokens: TokenSpec,
     task: Task | None,
@@ -275,10 +287,11 @@ def _objective(
 def _of_site(
     model: Model,
     name: str,
-    unit: int | str | None,
+    unit: ClassSpec | None,
     direction: Tensor | NDArray[np.floating] | None,
     tokens: TokenSpec,
 ) -> tuple[str, Objective]:
+    name = with_class_number(model, name)
     bare, at, keys = parsed(name)
     bare, number = numbered(bare)
     if number is not None:
@@ -304,11 +317,12 @@ def _of_site(
     if site.kind == "logits":
         if direction is None and unit is None:
             raise OptionError("the logits of which class? Give unit=, a name or a number")
-        number = None if unit is None else class_index(model, unit)
-        said = "" if number is None else f" of {class_label(model, number)}"
-    else:
-        number = _unit(unit, site.name, site.shape[-1])
-        said = "" if number is None else f"[{number}]"
+        if unit is not None:
+            classes = class_indices(model, unit)
+            logits = _evidence(lambda images: _at(model, images, name, tokens), classes)
+            return f"{name} of {spec_label(model, unit)}", logits
+    number = _unit(unit, site.name, site.shape[-1])
+    said = "" if number is None else f"[{number}]"
     if direction is not None:
         axis = _axis(direction, site.name, site.shape[-1]).to(model.device, model.dtype)
         return f"{name} along a direction", lambda images: _flat(_at(model, images, name, tokens) @ axis)
@@ -329,10 +343,10 @@ def _flat(values: Tensor) -> Float[Tensor, " image"]:
     return values if values.ndim == 1 else values.mean(dim=1)
 
 
-def _unit(unit: int | str | None, name: str, width: int) -> int | None:
+def _unit(unit: ClassSpec | None, name: str, width: int) -> int | None:
     if unit is None:
         return None
-    if isinstance(unit, (str, bool)) or not -width <= unit < width:
+    if isinstance(unit, bool) or not isinstance(unit, int) or not -width <= unit < width:
         raise OptionError(f"{name} has units 0 to {width - 1}, not {unit!r}")
     return int(unit) % width
 
@@ -350,7 +364,7 @@ def _axis(direction: Tensor | NDArray[np.floating], name: str, width: int) -> Te
 
 
 def _of_circuit(
-    model: Model, circuit: CircuitLike, unit: int | str | None, task: Task | None
+    model: Model, circuit: CircuitLike, unit: ClassSpec | None, task: Task | None
 ) -> tuple[str, Objective]:
     if unit is None or task is None:
         raise OptionError("of a circuit it is a logit that climbs: give unit=, the class, and task=")
@@ -362,10 +376,15 @@ def _of_circuit(
         )
     if prepared.groups is not None and prepared.groups.members.ndim == 2:
         raise OptionError("the token groups differ between images: give groups that are the same for all")
-    found, number = as_circuit(circuit, prepared.graph), class_index(model, unit)
+    found, classes = as_circuit(circuit, prepared.graph), class_indices(model, unit)
     references = reference_source(prepared, batch_size=8)
-    label = f"{class_label(model, number)} in a circuit of {len(found)} edges"
-    return label, lambda images: free_logits(prepared, references, images, found.kept)[:, number]
+    label = f"{spec_label(model, unit)} in a circuit of {len(found)} edges"
+    return label, _evidence(lambda images: free_logits(prepared, references, images, found.kept), classes)
+
+
+def _evidence(logits: Objective, classes: Sequence[int]) -> Objective:
+    """The logit of a class; of several the log of the summed exponentials."""
+    return lambda images: logits(images)[:, list(classes)].logsumexp(dim=1)
 
 
 def _values(model: Model, of: Objective, images: Tensor, size: int) -> NDArray[np.float64]:

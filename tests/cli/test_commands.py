@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from circuitvit.cli import demo as demo_command
-from circuitvit.cli.discover import FILES
 from circuitvit.graph import Circuit, EdgeScores
 from circuitvit.verification import Report
 from tests.cli.cases import Run
@@ -95,6 +93,28 @@ def test_draw_takes_a_title_and_a_limit(run: Run, discovered: tuple[Path, Any], 
     assert len(few) < len((tmp_path / "all.svg").read_text(encoding="utf-8"))
 
 
+def test_draw_puts_images_and_the_report_on_the_page(
+    run: Run, discovered: tuple[Path, Any], pairs: Path, tmp_path: Path
+) -> None:
+    circuit, page = discovered[0] / "circuit.json", tmp_path / "page.html"
+    photos = ["--clean", pairs / "clean", "--corrupt", pairs / "corrupt"]
+    more = ["--model", "catdog-tiny", *photos, "--image", 2, "--report", discovered[0] / "report.json"]
+    result = run("draw", circuit, "--out", page, *more)
+    assert result.exit_code == 0, result.output
+    assert page.resolve().as_uri() in result.stdout
+    text = page.read_text(encoding="utf-8")
+    assert '"sides":{"clean":{"image":"data:image/png' in text
+    assert '"corrupt":{"image":"data:image/png' in text
+    assert 'id="report"' in text
+    run("draw", circuit, "--out", page)
+    plain = page.read_text(encoding="utf-8")
+    assert '"maps":null' in plain
+    assert 'id="report"' not in plain
+    assert page.with_suffix(".svg").exists() is False
+    run("draw", circuit, "--out", page.with_suffix(".svg"), "--model", "catdog-tiny", *photos)
+    assert "<image" in page.with_suffix(".svg").read_text(encoding="utf-8")
+
+
 def test_demo_keeps_its_promise(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("PAIRS", 32), ("HELD_OUT_PAIRS", 32), ("PLAN", "160,150,16")):
         monkeypatch.setattr(demo_command, name, value)
@@ -109,6 +129,11 @@ def test_demo_keeps_its_promise(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     assert report.headline.random.high < report.headline.faithfulness.low  # type: ignore[operator]
     assert Image.open(tmp_path / "clean.png").size == (384, 384)
     assert "share of the behaviour" in result.stdout
+    last = result.stdout.rstrip().splitlines()[-2:]
+    assert last == [
+        f"open this: {tmp_path / 'circuit.html'}",
+        f"in a browser: {(tmp_path / 'circuit.html').as_uri()}",
+    ]
 
 
 def test_demo_admits_failure(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ def test_writes_all_files_whole(discovered: tuple[Path, Any]) -> None:
     assert ElementTree.parse(folder / "circuit.svg").getroot().tag.endswith("svg")
     assert (folder / "circuit.dot").read_text(encoding="utf-8").startswith("digraph")
     assert "faithfulness" in (folder / "report.md").read_text(encoding="utf-8")
+    page = (folder / "circuit.html").read_text(encoding="utf-8")
+    assert f"{report.headline.faithfulness.value:.1%}" in page
+    assert '"corrupt":{"image":"data:image/png' in page
 
 
 def test_prints_the_figures_of_the_report(discovered: tuple[Path, Any]) -> None:
@@ -46,6 +49,7 @@ def test_prints_the_figures_of_the_report(discovered: tuple[Path, Any]) -> None:
     assert f"necessity {report.headline.necessity}" in text
     for word in ("same top class", "random circuits", "time", "Caveats", *FILES):
         assert word in text
+    assert result.stdout.endswith(f"in a browser: {(folder / 'circuit.html').resolve().as_uri()}\n")
     assert result.stderr == ""
     assert "\x1b" not in result.stdout
 

@@ -18,6 +18,7 @@ from tests.cli.cases import Run
 COMMANDS = (
     "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "models", "train", "doctor",
 )  # fmt: skip
+COMMANDS = ("demo", "discover", "attribute", "verify", "draw", "classes", "models", "train")
 
 
 def flat(text: str) -> str:

@@ -103,7 +103,7 @@ def test_images_that_cannot_be_used(run: Run, pairs: Path, tmp_path: Path) -> No
     cases: list[tuple[Path, Path, str]] = [
         (empty, pairs / "corrupt", f"the folder {empty} has no images"),
         (cut, good, f"cannot read the image {cut}"),
-        (pairs / "clean", good, "6 clean and 1 corrupt images"),
+        (pairs / "clean", good, "0.png are the same file"),
         (good, good, "same within rounding"),
     ]
     for clean, corrupt, message in cases:
@@ -162,6 +162,27 @@ def test_drawings_that_cannot_be_made(run: Run, discovered: tuple[Path, Any], tm
     assert_refused(run("draw", circuit, tmp_path / "taken" / "out.svg"), "cannot write to the folder")
     assert_refused(run("draw", circuit, tmp_path / "new" / "out"), "has no ending to tell the format by")
     assert not (tmp_path / "new").exists()
+
+
+def test_images_in_a_drawing_need_model_and_pictures(
+    run: Run, discovered: tuple[Path, Any], pairs: Path, tmp_path: Path
+) -> None:
+    circuit, new = discovered[0] / "circuit.json", tmp_path / "new"
+    photo, model = ["--clean", pairs / "clean"], ["--model", "catdog-tiny"]
+    for options, message in (
+        ([*photo], "no --model: images show what .* name it (the circuit is of catdog-tiny)"),
+        (["--checkpoint", "weights.pt"], "no --model"),
+        ([*model], "--model without images: add --clean IMAGE"),
+        (["--corrupt", pairs / "corrupt"], "--corrupt without --clean"),
+        ([*model, *photo, "--image", 999], "pair is 0 to"),
+        (["--report", discovered[0] / "circuit.json"], "circuitvit.report/2"),
+    ):
+        refused = run("draw", circuit, "--out", new / "page.html", *options)
+        assert_refused(refused, message.partition(" .* ")[0])
+        assert message.rpartition(" .* ")[2] in " ".join(refused.stderr.split())
+    assert_refused(run("draw", circuit, new / "x.dot", *model, *photo), "a .dot file holds no images")
+    assert_refused(run("draw", circuit, new / "x.svg", "--out", new / "y.svg"), "Give one of them")
+    assert not new.exists()
 
 
 def test_attribute(run: Run, behaviour: list[object], tmp_path: Path) -> None:

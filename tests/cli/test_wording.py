@@ -36,6 +36,7 @@ SAID = {
     "choose another metric, or find(..., start='whole')": "choose another metric, or --start whole",
     "options such as num_classes=, img_size= or": "options such as --arch num_classes=, --arch img_size= or",
     "as in logit_diff('tabby', 'Border collie')": "as in --target 'tabby' --foil 'Border collie'",
+    "write cv.group('sea bird') for": "write 'group:sea bird' for",
     "metric=cv.similarity(to=...) or cv.projection(direction); or": "--metric similarity --to FILE; or",
     "put a classifier on it, cv.fit_head or cv.with_head": "put a classifier on it, --head FILE",
     # What the command has no option for stays Python; what is no keyword stays as it is.

@@ -138,6 +138,13 @@ def test_files_of_images_are_named(model: cv.Model, tmp_path: Path) -> None:
     assert found["resid2@cls"].shape == (3, 1, 24)
 
 
+def test_what_memory_holds_can_be_saved(model: cv.Model, tmp_path: Path) -> None:
+    held = model.activations(images(3), NAMES, progress=False)
+    found = Activations.load(held.save(tmp_path / "acts.safetensors"))
+    assert (list(found), found.images, found.tokens) == (list(held), held.images, held.tokens)
+    assert all(torch.equal(found[name], held[name]) for name in held)
+
+
 # -- files that are none ---------------------------------------------------------------------------
 
 

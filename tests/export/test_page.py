@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,13 @@ import torch
 import circuitvit as cv
 from circuitvit.errors import NameNotFoundError, OptionError
 from circuitvit.export import draw
+from circuitvit.export.findings import LISTED_PAIRS, findings_of
 from circuitvit.export.page import SCRIPTS, safe_json
 from circuitvit.graph import Circuit
 from circuitvit.graph.eap_ig import transformer_graph
-from tests.export.cases import random_circuit, random_scores
+from circuitvit.verification.report import CircuitSize, PairResult, RandomBaseline, Report, Section
+from circuitvit.verification.statistics import Estimate
+from tests.export.cases import MADE, random_circuit, random_scores
 from tests.export.test_svg import HOSTILE
 
 CIRCUIT = random_circuit(4, 3, 60)
@@ -91,11 +96,13 @@ def test_json_keeps_every_text_and_ends_no_element() -> None:
     assert not set(text) & set("<>&\u2028\u2029")
 
 
-def test_scripts_never_make_markup_of_text() -> None:
+def test_scripts_make_no_markup_of_text_remember_nothing_and_ask_nobody() -> None:
     for name in SCRIPTS:
         code = (FOLDER / name).read_text(encoding="utf-8")
         found = re.findall(
-            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(|new Function", code
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(|new Function|"
+            r"localStorage|sessionStorage|indexedDB|cookie|XMLHttpRequest|sendBeacon",
+            code,
         )
         assert found == [], name
 
@@ -124,3 +131,85 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
 def test_max_edges_and_empty_circuits(tmp_path: Path) -> None:
     assert "drawn: the 5 strongest" in html(tmp_path, max_edges=5)
     assert "0 of 13 edges" in html(tmp_path, Circuit.empty(transformer_graph(1, 2)))
+
+
+# -- the report on the page ----------------------------------------------------------------------
+
+
+def hostile_report(circuit: Circuit) -> Report:
+    """A report with figures of its own, in which every name that a file can give is hostile."""
+    names = HOSTILE[0]
+
+    def estimate(value: float) -> Estimate:
+        return Estimate(value, value - 0.01, value + 0.01)
+
+    figures = {name: estimate(0.1) for name in ("nothing", "complement", "complement_faithfulness", "kl")}
+    figures |= {name: estimate(0.9) for name in ("whole", "circuit", "necessity", "agreement")}
+    pairs = (
+        PairResult("a.png", names, 1.0, 0.0, 0.25, 0.0, names, "dog", "dog", 0.5),
+        PairResult(names, "b.png", 1.0, 0.0, 0.875, 0.0, "cat", "cat", "dog", 0.1),
+    )
+    random = RandomBaseline(2, (0.0, 0.3), estimate(0.15), 0.0, 0.3, (), estimate(0.7), 0, 1 / 3, 0, 0.2)
+    section = Section(
+        images="held-out", task=names, n_pairs=2, faithfulness=estimate(0.8764), weak_pairs=0,
+        opposite_pairs=0, random=random, pairs=pairs, **figures,
+    )  # fmt: skip
+    live, graph = circuit.pruned(), circuit.graph
+    size = CircuitSize(len(live), 0, len(live.nodes), graph.n_edges, len(graph.nodes), 0.25)
+    return Report(size, replace(section, images="task"), section, (names, "Few pairs."), MADE, MADE)
+
+
+def test_the_report_is_on_the_page_in_words_and_figures(tmp_path: Path) -> None:
+    text = html(tmp_path, report=hostile_report(CIRCUIT))
+    plain = " ".join(re.sub(r"<[^>]*>", " ", text.partition("</style>")[2]).split())
+    for said in (
+        f"{len(CIRCUIT)} of {CIRCUIT.graph.n_edges} edges (25.0%) keep 87.6% of the behaviour",
+        "on 2 held-out pairs",
+        "0.876 faithfulness, 0.866 to 0.886",
+        "0.900 necessity, 0.890 to 0.910",
+        "0.150 random circuits, 0.000 to 0.300",
+        "Few pairs.",
+        "All 2 held-out pairs",
+        "a.png",
+        "-0.938",  # (0.25 - 1) / (0.9 - 0.1)
+    ):
+        assert said in plain, said
+    assert text.count('class="failed"') == 2  # the same pair in both sections
+    assert HOSTILE[0] not in text.partition("</style>")[2]
+
+
+def test_only_the_pairs_that_say_most_are_listed_where_there_are_many() -> None:
+    section = hostile_report(CIRCUIT).task
+    pairs = tuple(
+        replace(section.pairs[0], clean=str(n), circuit=1 - n / 1000) for n in range(LISTED_PAIRS + 50)
+    )
+    report = replace(hostile_report(CIRCUIT), task=replace(section, pairs=pairs), held_out=None)
+    (found,) = findings_of(report)
+    assert [pair.clean for pair, _ in found.pairs] == [str(n) for n in range(50, LISTED_PAIRS + 50)]
+    assert found.unlisted == 50
+
+
+def test_a_report_belongs_to_its_circuit_and_to_the_page(tmp_path: Path) -> None:
+    report = hostile_report(CIRCUIT)
+    with pytest.raises(OptionError, match="the report is of a circuit of 60 of"):
+        html(tmp_path, random_circuit(4, 3, 20), report=report)
+    with pytest.raises(OptionError, match=r"draw an \.html file"):
+        draw(CIRCUIT, tmp_path / "circuit.svg", report=report)
+    empty = Circuit.empty(CIRCUIT.graph)
+    assert "no interval" in html(tmp_path, empty, report=bare(hostile_report(empty)))
+
+
+def bare(report: Report) -> Report:
+    """One pair: no intervals, no random circuits, no classes."""
+    figures = (
+        "whole",
+        "nothing",
+        "circuit",
+        "complement",
+        "faithfulness",
+        "complement_faithfulness",
+        "necessity",
+    )
+    alone: dict[str, Any] = {name: Estimate(getattr(report.task, name).value) for name in figures}
+    section = replace(report.task, **alone, agreement=None, kl=None, random=None, n_pairs=1)
+    return replace(report, task=section, held_out=None, warnings=())

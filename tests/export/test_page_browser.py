@@ -531,3 +531,71 @@ def test_the_page_of_a_real_model_is_small_and_works(page: Page, real: Path) -> 
     assert thumbs(page) != before
     slide(page, 40)
     assert page.counts()[0] <= 40
+
+
+# -- nodes first, edges on demand ----------------------------------------------------------------
+
+
+def test_the_page_starts_at_the_nodes_and_opens_edges_on_demand(
+    page: Page, plain: Path, circuit: Circuit
+) -> None:
+    page.open(plain)
+    own = {name for name in circuit if name.startswith("m2->") or name.endswith("->m2")}
+    assert page.visible() == set()
+    assert page.counts() == (len(circuit), len(circuit.nodes))
+    mouse(page, point_at(page, "node", "m2"))
+    assert page.visible() == own  # while the pointer is there
+    mouse(page, point_at(page, "node", "m2"), click=True)
+    mouse(page, (5, 5))
+    assert page.visible() == own
+    slide(page, 20)
+    assert page.visible() == own & set(strongest(circuit, 20).pruned())
+    page.element("body").send_keys("\ue00c")  # Escape
+    assert page.visible() == set()
+    page.element("#all-edges").click()
+    assert page.visible() == set(strongest(circuit, 20))
+
+
+def test_arcs_hold_every_edge_between_layers_once(page: Page, plain: Path, circuit: Circuit) -> None:
+    page.open(plain)
+    bundles = page.run("return view.bundles.map(each => [each.name, each.edges.map(edge => edge.name)])")
+    assert sorted(edge for _, held in bundles for edge in held) == sorted(circuit)
+    name, held = bundles[-1]
+    page.element("#about .link").click()  # the strongest, which the keyboard reaches too
+    assert page.text("#about h2") == name
+    assert page.visible() == set(held)
+    assert page.run("return document.querySelectorAll('.bundle.hot').length") == 1
+
+
+ENDS = """
+const screen = (edge, at) => edge.element.getPointAtLength(at).matrixTransform(edge.element.getScreenCTM());
+const touches = (point, node) => {
+  const box = [...node.element.querySelectorAll('.box')].map(each => each.getBoundingClientRect()).find(each => each.width);
+  return point.x >= box.left - 4 && point.x <= box.right + 4 && point.y >= box.top - 8 && point.y <= box.bottom + 8;
+};
+return edges.filter(edge => getComputedStyle(edge.element).display !== 'none').map(edge =>
+  [screen(edge, 0), nodes[edge.from], screen(edge, edge.element.getTotalLength()), nodes[edge.to]])
+  .map(([start, from, end, to]) => touches(start, from) && touches(end, to));
+"""  # noqa: E501 - JavaScript
+
+
+def test_deep_models_start_folded_and_edges_still_end_at_their_nodes(page: Page, tmp_path: Path) -> None:
+    page.open(draw(random_circuit(12, 12, 300), tmp_path / "deep.html"))
+    buttons = "return [...document.querySelectorAll('.fold')].map(b => [b.getAttribute('aria-label').split(',')[0], b.getAttribute('aria-expanded')])"  # noqa: E501
+    assert page.run(buttons) == [["layers 8–11", "false"], ["layers 4–7", "false"], ["layers 0–3", "false"]]
+    shown = "return [svg.viewBox.baseVal.height, document.querySelectorAll('.node.folded').length]"
+    height, folded = page.run(shown)
+    assert folded == page.counts()[1] - 2  # all but input and logits
+    for act in ("", "fold(blocks[1])", "document.getElementById('fold-all').click()"):
+        page.run(act + "; focusOn(null); focusOn({node: nodes.find(n => n.name === 'm6')})")
+        ends = page.run(ENDS)
+        assert ends
+        assert all(ends)
+    page.run("document.getElementById('fold-all').click()")
+    assert page.run(shown)[0] > 1.5 * height
+    page.run("document.querySelector('.fold').focus()")
+    key(page, "ENTER")
+    assert page.run(buttons)[0] == ["layers 8–11", "false"]
+    assert page.run("return document.activeElement.block.name") == "layers 8–11"  # the focus stays on it
+    page.element("#all-edges").click()  # which are drawn where the layout has them
+    assert page.run("return edges.every(edge => edge.element.getAttribute('d') === edge.path)")

@@ -300,9 +300,30 @@ def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
         cv.load(NAME, checkpoint=tmp_path)
 
 
-def test_of_names_that_begin_as_what_was_given_the_first_is_suggested_first() -> None:
-    with pytest.raises(NameNotFoundError, match="did you mean 'vit_tiny_patch16_224'"):
-        cv.load("vit_tiny")
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("vit_tiny", "vit_tiny_patch16_224"),
+        ("vit-b16", "vit_base_patch16_224"),
+        ("ViT-B/16", "vit_base_patch16_224"),
+        ("ViT-Ti/16", "vit_tiny_patch16_224"),
+        ("dinov2", "vit_small_patch14_dinov2"),
+        ("facebook/dinov2-base", "vit_base_patch14_dinov2"),
+        ("clip", "vit_base_patch16_clip_224"),
+        ("deit", "deit_tiny_patch16_224"),
+        ("catdog", "catdog-tiny"),
+    ],
+)
+def test_names_that_people_use_are_answered_with_those_of_a_model(given: str, meant: str) -> None:
+    with pytest.raises(NameNotFoundError, match=f"unknown model '{given}': did you mean '{meant}'"):
+        cv.load(given)
+
+
+def test_unknown_weights_of_a_model_are_answered_with_those_that_there_are() -> None:
+    with pytest.raises(
+        NameNotFoundError, match="'augreg_in1k': did you mean 'augreg_in21k' or 'augreg_in21k_ft_in1k'"
+    ):
+        cv.load("vit_tiny_patch16_224.augreg_in1k", pretrained=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, "float32"])

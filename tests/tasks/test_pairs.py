@@ -1,136 +1,195 @@
-"""Two folders matched by file name, and tables of pairs."""
+"""Folders that pair themselves: by name, in order, or the most alike; and what is said of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from circuitvit.errors import DataError, FileError
-from circuitvit.tasks.pairs import PairRow, match_folders, read_pairs
+import circuitvit as cv
+from circuitvit.errors import DataError, NameNotFoundError, OptionError
+from circuitvit.models.zoo import ClipSpec
+from circuitvit.tasks import alike
+from circuitvit.tasks.pairs import Pairs, pair_files
+
+Folders = Callable[..., tuple[Path, Path]]
 
 
-def saved(path: Path) -> Path:
-    """A small grey picture; what it shows does not matter here."""
+def saved(path: Path, colour: tuple[int, int, int] | None = None) -> Path:
+    """A small picture, of another colour for each path unless one is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (6, 4), (90, 90, 90)).save(path)
+    own = np.random.default_rng(list(str(path.relative_to(path.parents[1])).encode())).integers(255, size=3)
+    Image.new("RGB", (6, 4), colour or tuple(own.tolist())).save(path, lossless=True)
     return path
 
 
-class TestMatchFolders:
-    def test_by_name_whatever_the_ending(self, tmp_path: Path) -> None:
-        for name in ("cats/b.png", "cats/a.jpg", "dogs/a.png", "dogs/b.jpeg", "dogs/.c.png"):
-            saved(tmp_path / name)
-        pairs = match_folders(tmp_path / "cats", tmp_path / "dogs")
-        assert [(clean.name, corrupt.name) for clean, corrupt in pairs] == [
-            ("a.jpg", "a.png"),
-            ("b.png", "b.jpeg"),
-        ]
-
-    def test_files_without_a_partner_are_named_on_both_sides(self, tmp_path: Path) -> None:
-        for name in ("cats/a.png", "cats/b.png", "dogs/a.png", "dogs/c.png"):
-            saved(tmp_path / name)
-        with pytest.raises(DataError, match=r"only in .*cats: b\.png; only in .*dogs: c\.png"):
-            match_folders(tmp_path / "cats", tmp_path / "dogs")
-
-    def test_two_files_of_one_name_are_refused(self, tmp_path: Path) -> None:
-        for name in ("cats/a.png", "cats/a.jpg", "dogs/a.png"):
-            saved(tmp_path / name)
-        with pytest.raises(DataError, match=r"a\.jpg and a\.png in .*cats have one name"):
-            match_folders(tmp_path / "cats", tmp_path / "dogs")
-
-    def test_missing_empty_and_equal_folders_are_refused(self, tmp_path: Path) -> None:
-        saved(tmp_path / "cats/a.png")
-        (tmp_path / "dogs").mkdir()
-        with pytest.raises(DataError, match=r"there is no folder .*wolves"):
-            match_folders(tmp_path / "cats", tmp_path / "wolves")
-        with pytest.raises(DataError, match="not a folder"):
-            match_folders(tmp_path / "cats/a.png", tmp_path / "cats")
-        with pytest.raises(DataError, match="dogs has no images"):
-            match_folders(tmp_path / "cats", tmp_path / "dogs")
-        with pytest.raises(DataError, match="the same folder"):
-            match_folders(tmp_path / "cats", tmp_path / "dogs/../cats")
-
-
 @pytest.fixture
-def table(tmp_path: Path) -> Callable[[str], Path]:
-    """A CSV file beside the folders cats/ and dogs/ with a.png and b.png in each."""
-    for name in ("cats/a.png", "cats/b, c.png", "dogs/a.png", "dogs/b.png"):
-        saved(tmp_path / name)
+def folders(tmp_path: Path) -> Folders:
+    """Folders of pictures with these names."""
 
-    def write(content: str | bytes) -> Path:
-        path = tmp_path / "pairs.csv"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
+    def make(cats: str, dogs: str) -> tuple[Path, Path]:
+        for folder, names in (("cats", cats), ("dogs", dogs)):
+            for name in names.split():
+                saved(tmp_path / folder / name)
+        return tmp_path / "cats", tmp_path / "dogs"
 
-    return write
+    return make
 
 
-class TestReadPairs:
-    def test_all_columns(self, table: Callable[[str], Path]) -> None:
-        path = table('clean,corrupt,target,foil\ncats/a.png,dogs/a.png,tabby,"Border collie"\n')
-        folder = path.parent
-        assert read_pairs(path) == (
-            PairRow(folder / "cats/a.png", folder / "dogs/a.png", "tabby", "Border collie"),
+def names(pairs: Pairs) -> list[tuple[str, str]]:
+    return [(clean.name, corrupt.name) for clean, corrupt in pairs.files]
+
+
+class TestByThemselves:
+    """What happens where nobody says how."""
+
+    def test_by_name_whatever_the_ending(self, folders: Folders) -> None:
+        pairs = pair_files(*folders("b.png a.gif", "a.png b.webp .c.png"))
+        assert names(pairs) == [("a.gif", "a.png"), ("b.png", "b.webp")]
+        assert pairs.how == "2 images of cats and 2 of dogs, paired by name"
+
+    def test_in_order_where_no_name_is_on_both_sides(self, folders: Folders) -> None:
+        """Numbers count as numbers, so that two folders that begin alike go on alike."""
+        pairs = pair_files(*folders("cat2.png cat10.png", "dog10.png dog2.png dog9.png dog11.png"))
+        assert names(pairs) == [("cat2.png", "dog2.png"), ("cat10.png", "dog9.png")]
+        assert pairs.how == (
+            "2 images of cats and 4 of dogs, paired in the order of their names; "
+            "2 of dogs left over: dog10.png, dog11.png"
         )
 
-    def test_spreadsheet_manners(self, table: Callable[[str], Path]) -> None:
-        """A byte-order mark, Windows line ends, blank lines, spaces, quotes, capitals and another order."""
-        lines = [
-            "\ufeffCorrupt , Clean,target",
-            "",
-            "dogs/a.png, cats/a.png ,281",
-            ",,",
-            'dogs/b.png,"cats/b, c.png",',
-        ]
-        rows = read_pairs(table("\r\n".join(lines)))
-        assert [(row.clean.name, row.corrupt.name, row.target, row.foil) for row in rows] == [
-            ("a.png", "a.png", "281", None),
-            ("b, c.png", "b.png", None, None),
-        ]
+    def test_some_names_in_common_are_no_answer(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png b.png", "a.png c.png")
+        with pytest.raises(DataError, match=r"only in .*cats: b\.png; only in .*dogs: c\.png.*or nearest"):
+            pair_files(cats, dogs)
 
-    def test_classes_may_be_left_out(self, table: Callable[[str], Path]) -> None:
-        (row,) = read_pairs(table("clean,corrupt\ncats/a.png,dogs/a.png"))
-        assert (row.target, row.foil) == (None, None)
+    def test_one_picture_is_the_partner_of_all(self, folders: Folders, tmp_path: Path) -> None:
+        cats, _ = folders("a.png b.png", "d.png")
+        blank = saved(tmp_path / "blank.png")
+        assert names(pair_files(cats, blank)) == [("a.png", "blank.png"), ("b.png", "blank.png")]
+        assert pair_files(cats, blank).how == "2 images of cats and blank.png, each paired with it"
+        assert pair_files(blank, cats).how == "blank.png and 2 of cats, it paired with each"
 
-    @pytest.mark.parametrize(
-        ("content", "complaint"),
-        [
-            ("clean,corrupt\ncats/a.png\n", "line 2: no corrupt image"),
-            (
-                "clean,corrupt\n\ncats/a.png,dogs/z.png\n",
-                r"line 3: no image .*dogs/z\.png: there is no such file",
-            ),
-            ("clean,corrupt\ncats/b, c.png,dogs/b.png\n", "line 2: 3 cells for 2 columns; quote a cell"),
-            ("clean,corrupt\n", "has no pairs"),
-            ("", "has no pairs"),
-        ],
-    )
-    def test_bad_rows_are_refused_by_line(
-        self, table: Callable[[str], Path], content: str, complaint: str
-    ) -> None:
-        with pytest.raises(DataError, match=complaint):
-            read_pairs(table(content))
+    def test_missing_empty_and_equal_folders_are_refused(self, folders: Folders, tmp_path: Path) -> None:
+        cats, dogs = folders("a.png", "")
+        dogs.mkdir()
+        with pytest.raises(DataError, match=r"no image .*wolves: there is no such file"):
+            pair_files(cats, tmp_path / "wolves")
+        with pytest.raises(DataError, match="dogs has no images"):
+            pair_files(cats, dogs)
+        with pytest.raises(DataError, match="the same folder"):
+            pair_files(cats, dogs / "../cats")
 
-    @pytest.mark.parametrize(
-        ("content", "complaint"),
-        [
-            ("clean,corupt\n", "line 1: unknown column 'corupt': did you mean 'corrupt'"),
-            ("clean;corrupt\n", "commas separate the columns"),
-            ("clean,target\n", "needs one column clean and one corrupt"),
-            ("clean,corrupt,clean\n", "none twice"),
-            ('clean,corrupt\n"cats/a.png,dogs/a.png\n', "line 2: "),
-            (b"clean,corrupt\ncats/\xff.png,dogs/a.png\n", "not a CSV file in UTF-8"),
-        ],
-    )
-    def test_files_of_another_kind_are_refused(
-        self, table: Callable[[str | bytes], Path], content: str | bytes, complaint: str
-    ) -> None:
-        with pytest.raises(FileError, match=complaint):
-            read_pairs(table(content))
 
-    def test_a_missing_table(self, tmp_path: Path) -> None:
-        with pytest.raises(FileError, match=r"cannot read the table of pairs .*none\.csv"):
-            read_pairs(tmp_path / "none.csv")
+class TestAsAsked:
+    def test_by_name_leaves_out_what_has_no_partner(self, folders: Folders) -> None:
+        pairs = pair_files(*folders("a.png b.png", "a.png c.png"), "names")
+        assert names(pairs) == [("a.png", "a.png")]
+        assert pairs.how.endswith("paired by name; 1 of cats left over: b.png; 1 of dogs left over: c.png")
+
+    def test_no_name_or_two_of_one_name(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png a.gif", "b.png")
+        with pytest.raises(DataError, match=r"no image of c\.png .* has the name of one of dogs"):
+            pair_files(saved(cats.parent / "c.png"), dogs, "names")
+        with pytest.raises(DataError, match=r"a\.gif and a\.png in .*cats have one name"):
+            pair_files(cats, dogs, "names")
+
+    def test_the_most_alike(self, tmp_path: Path) -> None:
+        """A greedy choice would give the grey cat its nearest dog, and the others what is left."""
+        for name, level in {"cats/1": 100, "cats/2": 118, "cats/3": 20}.items():
+            saved(tmp_path / f"{name}.png", (level,) * 3)
+        for name, level in {"dogs/1": 250, "dogs/2": 25, "dogs/3": 120, "dogs/4": 125}.items():
+            saved(tmp_path / f"{name}.png", (level,) * 3)
+        pairs = pair_files(tmp_path / "cats", tmp_path / "dogs", "nearest")
+        assert names(pairs) == [("1.png", "3.png"), ("2.png", "4.png"), ("3.png", "2.png")]
+        assert "paired with the most alike (colours differ by 4.4 on average, in the order" in pairs.how
+        assert pairs.how.endswith("1 of dogs left over: 1.png")
+
+    def test_other_words_are_refused(self, folders: Folders) -> None:
+        with pytest.raises(NameNotFoundError, match="unknown pairing 'nearset': did you mean 'nearest'"):
+            cv.Task(*folders("a.png", "b.png"), pair="nearset")  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="files are paired by order: give folders or files for both"):
+            cv.Task("cats", pair="order", ablation="mean")
+
+
+class TestTheSamePictureTwice:
+    def test_on_both_sides_it_is_refused_by_name(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png b.png", "c.png")
+        (dogs / "d.png").write_bytes((cats / "b.png").read_bytes())
+        with pytest.raises(DataError, match=r"cats/b\.png and .*dogs/d\.png are the same file"):
+            pair_files(cats, dogs)
+        with pytest.raises(DataError, match="the same file"):
+            pair_files(cats, cats / "b.png")
+
+    def test_names_may_exchange_pictures(self, folders: Folders) -> None:
+        """Whoever names files pairs them on purpose: a cat for a dog here, and the dog for the cat there."""
+        cats, dogs = folders("a.png b.png", "")
+        dogs.mkdir()
+        for name, other in (("a.png", "b.png"), ("b.png", "a.png")):
+            (dogs / name).write_bytes((cats / other).read_bytes())
+        assert len(pair_files(cats, dogs).files) == 2
+        (dogs / "a.png").write_bytes((cats / "a.png").read_bytes())
+        with pytest.raises(DataError, match=r"cats/a\.png and .*dogs/a\.png are the same file"):
+            pair_files(cats, dogs)
+
+    def test_within_a_folder_it_is_said(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png b.png", "c.png d.png")
+        (cats / "b.png").write_bytes((cats / "a.png").read_bytes())
+        assert pair_files(cats, dogs).how.endswith("; the same file several times in cats: a.png, b.png")
+
+
+class TestHowAlike:
+    def test_of_black_white_and_colours(self, tmp_path: Path) -> None:
+        """Black and white are 100 apart; colours by CIELAB, here of red and green (Lindbloom's 170.6)."""
+        colours = {"black": (0, 0, 0), "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0)}
+        paths = [saved(tmp_path / "all" / f"{name}.png", colour) for name, colour in colours.items()]
+        found = alike.differences(paths, paths)
+        assert found[0, 1] == pytest.approx(100, abs=0.05)
+        assert found[2, 3] == pytest.approx(170.6, abs=0.3)
+        assert not found.diagonal().any()
+
+    def test_a_file_that_cannot_be_read_is_named(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png", "b.png")
+        (dogs / "b.png").write_bytes(b"no picture")
+        with pytest.raises(DataError, match=r"dogs/b\.png is not an image"):
+            pair_files(cats, dogs, "nearest")
+
+    def test_huge_folders_are_refused(self, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(alike, "MOST", 2)
+        with pytest.raises(DataError, match=r"3 files in .*cats are too many to compare all with all"):
+            pair_files(*folders("a.png b.png c.png", "d.png"), "nearest")
+
+    def test_clips_by_their_frames(self, tmp_path: Path) -> None:
+        for name, levels in {"a/1": (0, 200), "b/1": (200, 0), "b/2": (10, 190)}.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            frames = np.repeat(np.array(levels, dtype=np.uint8), 3)[:, None, None, None]
+            np.savez(tmp_path / f"{name}.npz", frames=np.broadcast_to(frames, (6, 8, 8, 3)))
+        spec = ClipSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3, frames=2)
+        pairs = pair_files(tmp_path / "a", tmp_path / "b", "nearest", spec)
+        assert names(pairs) == [("1.npz", "2.npz")]
+        assert pairs.how.startswith("1 clip of a and 2 of b")
+
+
+class TestInATask:
+    def test_lists_are_taken_as_they_are_unless_asked(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png b.png", "a.png b.png")
+        lists = [cats / "a.png", cats / "b.png"], [dogs / "b.png", dogs / "a.png"]
+        model = cv.load("catdog-tiny")
+        task = cv.Task(*lists, metric=cv.logit_diff("cat", "dog"))
+        for each, expected in ((task, "b.png"), (task.with_options(pair="names"), "a.png")):
+            prepared = each.prepare(model)
+            assert prepared.corrupt is not None
+            assert prepared.corrupt.names[0] == expected
+
+    def test_what_was_done_is_kept_with_the_results(self, folders: Folders, capsys: Any) -> None:
+        model = cv.load("catdog-tiny")
+        task = cv.Task(*folders("a.png b.png", "c.png d.png e.png"), metric=cv.logit_diff("cat", "dog"))
+        prepared = task.prepare(model, progress=True)
+        assert prepared.pairing in capsys.readouterr().err
+        assert "1 of dogs left over: e.png" in prepared.pairing
+        scores = cv.attribute(model, prepared, "eap", progress=False)
+        assert scores.provenance.parameters["pairing"] == prepared.pairing
+        assert cv.split(model, prepared, 0.5).held_out.pairing == prepared.pairing

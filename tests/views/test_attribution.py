@@ -129,15 +129,33 @@ def test_a_task_prepared_for_another_model_is_refused() -> None:
     np.testing.assert_array_equal(prepared.by_token, attribution_of_task(model, task)[0].by_token)
 
 
+def test_the_shares_in_the_log_odds_of_sets_follow_their_gradient_and_leave_the_entropy() -> None:
+    recipe = Recipe(classes=4)
+    model, images = cv.wrap(recipe.build()), recipe.images(3)
+    view = direct_logit_attribution(model, images, [0, 2], cv.group("the rest", [1, 3]), batch_size=2)
+    assert view.label == "class 0 and 1 more - the rest (2 classes)"
+    logits = model(images).requires_grad_()
+    target, foil = logits[:, [0, 2]], logits[:, [1, 3]]
+    odds = target.logsumexp(1) - foil.logsumexp(1)
+    np.testing.assert_allclose(view.logit_difference, odds.detach(), atol=1e-6)
+    np.testing.assert_allclose(view.total, view.logit_difference, atol=1e-6)
+    (weights,) = torch.autograd.grad(odds.sum(), logits)
+    alone = np.stack([direct_logit_attribution(model, images, each).by_sender for each in range(4)], axis=-1)
+    np.testing.assert_allclose(view.by_sender, np.einsum("isc,ic->is", alone, weights), atol=1e-6)
+    entropies = [torch.distributions.Categorical(logits=each).entropy() for each in (target, foil)]
+    of_sets = view.constant_values[:, view.constants.index("classes.entropy")]
+    np.testing.assert_allclose(of_sets, (entropies[0] - entropies[1]).detach(), atol=1e-6)
+    task = cv.Task(images, recipe.images(3, seed=1), cv.logit_diff([0, 2], [1, 3]))
+    np.testing.assert_allclose(attribution_of_task(model, task)[0].by_sender, view.by_sender, atol=1e-12)
+
+
 def test_what_is_no_sum_of_shares_is_refused() -> None:
     recipe = Recipe()
     model = cv.wrap(recipe.build())
-    task = cv.Task(recipe.images(1), recipe.images(1, seed=1), cv.logit_diff([0, 2], 1))
-    with pytest.raises(OptionError, match="sets of classes"):
-        attribution_of_task(model, task)
+    task = cv.Task(recipe.images(1), recipe.images(1, seed=1), cv.logit_diff(0, 1))
     with pytest.raises(OptionError, match="use the metric logit"):
         attribution_of_task(model, task.with_options(metric=cv.log_probability(0)))
-    with pytest.raises(OptionError, match="target and foil are both"):
+    with pytest.raises(OptionError, match="target and foil share"):
         direct_logit_attribution(model, recipe.images(1), 0, 0)
     with pytest.raises(OptionError, match="there is no class 7"):
         direct_logit_attribution(model, recipe.images(1), 7)

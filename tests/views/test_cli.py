@@ -77,7 +77,7 @@ def test_a_heat_map_needs_scores_alone(tmp_path: Path) -> None:
         (("lens", "{}/0.png", "--image", "3"), OptionError, "there is no image 3"),
         (("lens", "{}/0.png", "--symbols", "{}/no.json"), FileError, "no.json"),
         (("attribution", "{}", "--target", "cta"), NameNotFoundError, "did you mean 'cat'"),
-        (("attribution", "{}", "--target", "cat", "--target", "dog"), OptionError, "give --target once"),
+        (("attribution", "{}", "--target", "group:animal", "--foil", "dog"), OptionError, "share dog"),
         (("attention", "{}", "--query", "2,3,4"), OptionError, "there is no patch"),
         (("positions", "{}/0.png"), DataError, "at least 2"),
         (("evidence", "{}", "--target", "cat", "--by", "lense"), NameNotFoundError, "did you mean 'lens'"),

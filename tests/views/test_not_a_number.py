@@ -16,6 +16,7 @@ IMAGES = torch.rand(8, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 LOOKS: dict[str, Callable[[cv.Model], Any]] = {
     "heads": lambda model: cv.head_kinds(model, IMAGES, progress=False),
     "registers": lambda model: cv.registers(model, IMAGES, ways=(), progress=False),
+    "attention page": lambda model: cv.attention_page(model, IMAGES, progress=False),
     "lens": lambda model: cv.logit_lens(model, IMAGES),
 }
 

@@ -92,8 +92,6 @@ def test_what_makes_no_sense_is_refused() -> None:
     model, clean = cv.load("catdog-tiny"), catdog_pairs(1, seed=2).clean
     with pytest.raises(OptionError, match="share dog"):
         patch_evidence(model, clean, ["cat", "dog"], "dog")
-    with pytest.raises(OptionError, match="one target"):
-        patch_evidence(model, clean, ["cat", "dog"], by="attribution")
     with pytest.raises(NameNotFoundError, match="unknown kind of evidence"):
         patch_evidence(model, clean, "cat", by="lense")  # type: ignore[arg-type]
     with pytest.raises(NameNotFoundError, match="unknown position"):

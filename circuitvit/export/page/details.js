@@ -4,15 +4,6 @@ const about = document.getElementById("about");
 const tip = document.getElementById("tip");
 const PORT_WORDS = { q: "query", k: "key", v: "value" };
 
-/** An HTML element; text goes in as text. */
-function make(tag, attributes = {}, text = undefined, parent = null) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  if (parent) parent.append(element);
-  return element;
-}
-
 const strength = (edge) => Math.abs(edge.score ?? 0);
 const strongestFirst = (list) => [...list].sort((a, b) => strength(b) - strength(a) || a.id - b.id);
 const liveOnly = (list) => list.filter((edge) => view.live[edge.id]);

@@ -94,15 +94,16 @@ function nodeKey(event) {
 function startKeyboard() {
   const ends = nodes.filter((node) => node.element);
   if (ends.length) moveTo(ends[ends.length - 1]); // the logits: where reading a circuit begins
-  svg.addEventListener("keydown", nodeKey);
-  svg.addEventListener("focusin", (event) => {
+  const around = svg.parentElement; // an SVG that listens to focus would be a stop of its own
+  around.addEventListener("keydown", nodeKey);
+  around.addEventListener("focusin", (event) => {
     const owner = event.target.closest(".node");
     if (!owner || !owner.matches(":focus-visible")) return;
     const box = owner.getBoundingClientRect();
     hover({ node: owner.node });
     showTip({ node: owner.node }, box.right, box.top);
   });
-  svg.addEventListener("focusout", () => { hover(null); tip.hidden = true; });
+  around.addEventListener("focusout", () => { hover(null); tip.hidden = true; });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     tip.hidden = true;
@@ -171,17 +172,7 @@ function startTools() {
   document.getElementById("zoom-in").addEventListener("click", () => setZoom(zoom * 1.2));
   document.getElementById("zoom-out").addEventListener("click", () => setZoom(zoom / 1.2));
   document.getElementById("zoom-fit").addEventListener("click", () => fitZoom(0.2));
-  const themes = ["auto", "light", "dark"], button = document.getElementById("theme");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = 0;
-  const apply = () => {
-    const name = themes[chosen] === "auto" ? (dark.matches ? "dark" : "light") : themes[chosen];
-    document.documentElement.dataset.theme = name;
-    button.textContent = "Theme: " + themes[chosen];
-  };
-  button.addEventListener("click", () => { chosen = (chosen + 1) % themes.length; apply(); });
-  dark.addEventListener("change", apply);
-  apply();
+  startTheme();
 }
 
 /** Sets `data-ready` on the document once everything is drawn. */

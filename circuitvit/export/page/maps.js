@@ -7,12 +7,6 @@ const HAS_CLASS_TOKEN = MAPS !== null && MAPS.prefix[0] === "cls";
 /** What has been unpacked: for each image its element, its grey base, its rows and the full patterns. */
 const sides = {};
 
-async function inflate(text) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
 /** Unpacks the images and the rows that are shown by default. */
 async function unpackMaps() {
   for (const [name, packed] of Object.entries(MAPS.sides)) {
@@ -68,25 +62,6 @@ function mapOf(sideName, node, kind, query) {
 
 /* Painting */
 
-/** The image in dark grey, on which heat can be seen. */
-function greyOf(image) {
-  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight), pen = canvas.getContext("2d");
-  pen.drawImage(image, 0, 0);
-  const pixels = pen.getImageData(0, 0, canvas.width, canvas.height), data = pixels.data;
-  for (let at = 0; at < data.length; at += 4) {
-    const grey = 0.55 * (0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2]);
-    data[at] = data[at + 1] = data[at + 2] = grey;
-  }
-  pen.putImageData(pixels, 0, 0);
-  return canvas;
-}
-
-/** The colour of a share from 0 to 1, between the stops of the ramp. */
-function rampColour(share) {
-  const at = share * (DATA.ramp.length - 1), low = Math.min(Math.floor(at), DATA.ramp.length - 2), part = at - low;
-  return DATA.ramp[low].map((value, channel) => value + part * (DATA.ramp[low + 1][channel] - value));
-}
-
 /** Patch values as shares of the colour ramp: attention from 0, scores and norms, which are never near 0, from the least. */
 function sharesOf({ values, unit }) {
   const patches = values.slice(MAPS.prefix.length), isAttention = unit.startsWith("attention");
@@ -98,12 +73,6 @@ function sharesOf({ values, unit }) {
   const spread = isAttention ? (timesMean * patches.reduce((sum, value) => sum + value, 0)) / patches.length : 0;
   const range = Math.max(quantile(sorted, cut) - least, enough, spread);
   return patches.map((value) => (range > 0 ? Math.min(1, (value - least) / range) : 0));
-}
-
-/** A quantile of sorted values, between neighbours as numpy has it. */
-function quantile(sorted, share) {
-  const at = share * (sorted.length - 1), low = Math.floor(at), high = Math.min(low + 1, sorted.length - 1);
-  return sorted[low] + (at - low) * (sorted[high] - sorted[low]);
 }
 
 /** Heat of a map as a small canvas of one pixel for each patch. */

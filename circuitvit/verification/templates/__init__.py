@@ -10,7 +10,6 @@ import jinja2
 
 from circuitvit.graph import Provenance
 from circuitvit.graph.files import clean, write_bytes
-from circuitvit.verification.statistics import Estimate
 
 
 def markdown(template: str, **values: object) -> str:
@@ -47,20 +46,29 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML: `finalize` escapes what Markdown would take for markup
-        finalize=lambda value: "" if value is None else plain(value),
+        finalize=_written,
     )
-    environment.filters.update(percent=_percent, number=_number, origin=_origin)
+    environment.filters.update(number=_number, origin=_origin, code=_code)
     return environment
 
 
-def _percent(share: Estimate) -> str:
-    if share.low is None or share.high is None:
-        return f"{share.value:.0%}"
-    return f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
+def _written(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, _Verbatim) else plain(value)
 
 
 def _number(value: float | None, form: str = ".2g") -> str:
     return "" if value is None else format(value, form)
+
+
+class _Verbatim(str):
+    """Text of a block of code, where nothing is markup."""
+
+
+def _code(text: str) -> _Verbatim:
+    """A line for a block of code: one line, and no fence in it."""
+    return _Verbatim(clean(text).replace("```", "` ` `"))
 
 
 def _origin(provenance: Provenance) -> str:
@@ -68,7 +76,7 @@ def _origin(provenance: Provenance) -> str:
         f"model {provenance.model}" if provenance.model else "",
         f"weights {provenance.weights[:12]}" if provenance.weights else "",
         f"method {provenance.method}" if provenance.method else "",
-        *(f"{key} {value}" for key, value in provenance.parameters.items()),
+        *(f"{key} {value}" for key, value in provenance.parameters.items() if key != "pairing"),
         f"seed {provenance.seed}" if provenance.seed is not None else "",
         f"circuitvit {provenance.library}",
         *(f"{name} {version}" for name, version in provenance.libraries.items()),

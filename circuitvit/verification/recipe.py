@@ -1,0 +1,80 @@
+"""How a report is made again: the command, the lines of Python, and what tells that it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from circuitvit.attribution import METHODS
+from circuitvit.graph import Circuit, Provenance
+from circuitvit.models import Model
+from circuitvit.models.zoo import zoo_names
+from circuitvit.tasks import PreparedTask
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a report again.
+
+    The parts are Python; "" where what was given has no name, such as tensors.
+
+    Attributes:
+        command: on the command line; "" where the report was made in Python.
+        model: loads the model.
+        task: makes the task.
+        held_out: that of the held-out pairs.
+        circuit: finds the circuit, or reads it from its file.
+        verify: verifies it.
+        edges: SHA-256 over the names of the circuit's edges, one on each line in the order of the graph.
+    """
+
+    command: str = ""
+    model: str = ""
+    task: str = ""
+    held_out: str = ""
+    circuit: str = ""
+    verify: str = ""
+    edges: str = ""
+
+
+def recipe_of(
+    model: Model, prepared: Sequence[PreparedTask], circuit: Circuit, settings: Mapping[str, Any]
+) -> Recipe:
+    """What is known about how a verification was called."""
+    bundled = model.name in zoo_names() and model.card is not None and not model.edits and model.head is None
+    given = "".join(f", {name}={value!r}" for name, value in settings.items())
+    held_out = ", held_out=held_out" if len(prepared) > 1 else ""
+    return Recipe(
+        model=f"cv.load({model.name!r})" if bundled else "",
+        task=prepared[0].code,
+        held_out=prepared[-1].code if len(prepared) > 1 else "",
+        circuit="cv.Circuit.load('circuit.json')",
+        verify=f"cv.verify(model, task, circuit{held_out}{given})",
+        edges=edges_hash(circuit),
+    )
+
+
+def edges_hash(circuit: Circuit) -> str:
+    """SHA-256 over the names of a circuit's edges, by which two are told to be the same."""
+    return hashlib.sha256("\n".join(circuit).encode()).hexdigest()
+
+
+def searched(found: Provenance) -> str:
+    """The Python that finds a circuit of this origin again on `task`; "" for an origin that is not known."""
+    said = dict(found.parameters)
+    if found.method == "find" and {"steps", "trim_runs", "batch_size", "faithfulness"} <= set(said):
+        plan = f"cv.Plan({said['steps']}, {said['trim_runs']}, {said['batch_size']}, {found.seed})"
+        return f"cv.find(model, task, faithfulness={said['faithfulness']!r}, plan={plan}).circuit"
+    if found.method == "acdc" and {"tau", "divergence"} <= set(said):
+        return f"cv.acdc(model, task, tau={said['tau']!r}, divergence={said['divergence']!r})"
+    select = said.get("selection")
+    if found.method not in METHODS or select not in ("top", "connected", "threshold"):
+        return ""
+    keywords = {name: said[name] for name in METHODS[found.method].keywords if said.get(name) is not None}
+    if "seed" in METHODS[found.method].keywords:
+        keywords["seed"] = found.seed
+    given = "".join(f", {name}={value!r}" for name, value in keywords.items())
+    size = said.get("threshold" if select == "threshold" else "asked")
+    return f"cv.attribute(model, task, {found.method!r}{given}).{select}({size!r}, {said.get('by')!r})"

@@ -1,0 +1,84 @@
+"""What a report says of how it is made again really makes it again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import circuitvit as cv
+from circuitvit.cli.repeat import _without
+from tests.cli.cases import Run
+
+
+def section(page: str, language: str) -> str:
+    """The lines of the page's block of code in a language."""
+    return page.split(f"```{language}\n")[1].split("```")[0].strip()
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        ["--method", "eap-ig", "--steps", 2, "--edges", 60],
+        ["--method", "find", "--within", "1s", "--start=mask", "--faithfulness", 0.8],
+    ],
+)
+def test_command_and_python_give_the_same_circuit(
+    run: Run, behaviour: list[object], tmp_path: Path, search: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["circuitvit.pruning.find"], "STEP_LIMITS", (10, 10))
+    found = tmp_path / "found"
+    options = [*behaviour, *search, "--random", 0, "--held-out", 0.34, "--out", found]
+    assert run("discover", *options).exit_code == 0
+    page, circuit = (found / "report.md").read_text(), cv.Circuit.load(found / "circuit.json")
+    assert "](circuit.svg)" in page
+
+    program, *command = shlex.split(section(page, "console"))
+    assert program == "circuitvit"
+    (found / "circuit.json").unlink()
+    again = run(*command)
+    assert again.exit_code == 0, again.output
+    assert cv.Circuit.load(found / "circuit.json") == circuit
+
+    names: dict[str, Any] = {}
+    exec(section(page, "python"), names)
+    assert names["circuit"] == circuit
+    first = cv.Report.load(found / "report.json")
+    assert names["report"].recipe.edges == first.recipe.edges
+    assert names["report"].headline.faithfulness.value == pytest.approx(first.headline.faithfulness.value)
+
+
+def test_verify_names_the_file_that_it_read(
+    run: Run, behaviour: list[object], discovered: tuple[Path, Any], tmp_path: Path
+) -> None:
+    circuit = discovered[0] / "circuit.json"
+    assert run("verify", circuit, *behaviour, "--random", 1, "--out", tmp_path).exit_code == 0
+    page = (tmp_path / "report.md").read_text()
+    assert section(page, "console").startswith(f"circuitvit verify {circuit} --model catdog-tiny")
+    assert f"circuit = cv.Circuit.load({str(circuit)!r})" in page
+
+
+def test_folders_are_paired_aloud(run: Run, pairs: Path, tmp_path: Path) -> None:
+    dogs = tmp_path / "dogs"
+    dogs.mkdir()
+    for number in range(4):
+        (dogs / f"dog{number}.png").write_bytes((pairs / "corrupt" / f"{number}.png").read_bytes())
+    options = ["--model", "catdog-tiny", "--target", "cat", "--foil", "dog", "--method", "eap", "--edges", 60]
+    images = ["--clean", pairs / "clean", "--corrupt", dogs, "--pair", "nearest"]
+    result = run(
+        "discover", *options, *images, "--random", 0, "--calibrate", 0, "--out", tmp_path / "out", "-q"
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("note: 6 images of clean and 4 of dogs, paired with the most alike (")
+    assert "2 of clean left over" in " ".join(result.stdout.split())
+    report = cv.Report.load(tmp_path / "out" / "report.json")
+    assert str(report.provenance.parameters["pairing"]) in result.stderr
+    assert [pair.corrupt for pair in report.task.pairs] == [f"dog{pair.clean}" for pair in report.task.pairs]
+
+
+def test_arguments_that_a_plan_stands_for_are_left_out() -> None:
+    asked = ["discover", "--within", "5s", "--start=whole", "--resume", "--seed", "3", "--plan=1,2,3"]
+    assert _without(asked) == ["discover", "--seed", "3"]
