@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit._keywords import running
 from circuitvit.engine import capture, progress_bar
 from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, unknown_name
 from circuitvit.export.attention_page import Packed, Tokens, attention_html, pack
@@ -185,6 +186,7 @@ class AttentionPage:
         )
 
 
+@running
 def attention_page(
     model: Model,
     images: ImageSpec,
@@ -207,7 +209,7 @@ def attention_page(
         images: preprocessed `(image, channel, height, width)`, or paths; at most 16.
         layers: of the model, which makes a smaller page; negative ones count from the last. All by default.
         megabytes: that the page may be large.
-        progress: whether a bar is shown.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if there is no such layer, for too many images, or if not even the lowest precision fits.
