@@ -28,9 +28,10 @@ ELSEWHERE = {
     "compare": ("batch_size", "memory", "progress"),  # in `settings`, which are kept in its file
     "learn_mask": ("batch_size", "seed"),  # in `settings`: they are of the training
     "find_several": ("batch_size", "progress"),  # whatever `find` takes
+    "attention_page": ("batch_size",),  # image by image: a page holds 16 at most
     "stability": ("batch_size",),  # what runs is the caller's `discover`
 }
-"""Keywords that a function gets by way of another argument."""
+"""Keywords that a function gets by way of another argument, or has no use for."""
 
 TRAINING = ("find", "learn_constants", "tuned_lens")
 """Their batch size is of a training step, and another one gives another result: the default is a number."""

@@ -22,20 +22,21 @@ def main() -> None:
     signal.signal(signal.SIGINT, stop_at_once)
     try:
         from circuitvit.cli.program import app  # after the line above: importing takes time too
-    except ImportError as error:  # of typer or rich: the rest is imported by commands
-        _diagnose(error)
 
-    try:
         app(prog_name="circuitvit")
+    except ImportError as error:  # of what others provide; of our own it is a bug, with its traceback
+        if (error.name or "").startswith("circuitvit"):
+            raise
+        _diagnose(error)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done or told: the end is no work to interrupt
 
 
 def _diagnose(error: ImportError) -> NoReturn:
-    """Say what `circuitvit doctor` would, where there is nothing to make a command with."""
+    """Say what `circuitvit doctor` would, where something is missing that a command is made with."""
     from circuitvit.cli.checks import as_text, findings, look
 
-    os.write(2, f"the command line cannot start: {error}\n\n{as_text(findings(look()))}\n".encode())
+    os.write(2, f"cannot go on: {type(error).__name__}: {error}\n\n{as_text(findings(look()))}\n".encode())
     sys.exit(1)
 
 

@@ -70,9 +70,9 @@ def patch(
         raise OptionError(
             "patching takes what it patches from the other image of a pair: leave out --ablation"
         )
+    how: dict[str, Any] = {"site": site, "tokens": tokens, **run.settings()}
     loaded = load_model(model)
     prepared = cv.tasks.prepare(loaded, make_task(images, behaviour, run.seed))
-    how: dict[str, Any] = {"site": site, "tokens": tokens, **run.settings()}
     search = None
     if row or not loaded.chooses:
         found = cv.patching_map(loaded, prepared, rows=row or None, **how)

@@ -209,7 +209,7 @@ def attention_page(
         images: preprocessed `(image, channel, height, width)`, or paths; at most 16.
         layers: of the model, which makes a smaller page; negative ones count from the last. All by default.
         megabytes: that the page may be large.
-        progress: whether a bar is shown.
+        progress: whether to show a bar.
 
     Raises:
         OptionError: if there is no such layer, for too many images, or if not even the lowest precision fits.

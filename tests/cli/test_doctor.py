@@ -215,7 +215,7 @@ def test_a_real_environment_whose_torch_and_timm_cannot_be_imported(tmp_path: Pa
         command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path
     )
     assert result.returncode == 1
-    assert "the command line cannot start: No module named typer" in result.stderr
+    assert "cannot go on: ImportError: No module named typer" in result.stderr
     assert "torch" in result.stderr
     assert "Traceback" not in result.stderr
     assert "ended with code 11" in result.stderr

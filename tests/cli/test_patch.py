@@ -56,7 +56,6 @@ def test_one_component_at_every_token(run: Run, behaviour: list[object], tmp_pat
         (("--ablation", "mean"), "leave out --ablation"),
         (("--site", "hedas"), "heads"),
         (("--row", "a9.h9"), "a9.h9"),
-        (("--least", "2"), "between 0 and 1"),
         (("--batch-size", "0"), "--batch-size"),
         (("--memory", "much"), "--memory"),
     ],
