@@ -55,7 +55,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """Put the tensors into a freshly built module; every name and shape must fit.
 
-    A prefix that all names share, such as the "module." of a model that was trained on several GPUs, is dropped.
+    A prefix that all names share, such as the "module." of training on several GPUs, is dropped.
 
     Raises:
         ModelError: if names are missing or left over, or a shape differs; the message shows which.
@@ -81,7 +81,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None
     if problems:
         advice = "Check the model's name, and options such as num_classes=, img_size= or reg_tokens="
         if set(own) == set(state) and (classes := _classes_of(module, state)):
-            advice = f"It tells {classes} classes apart: give num_classes={classes}, and their names by classes=[...]"
+            advice = f"It has {classes} classes: give num_classes={classes}, and their names by classes=[...]"
         raise ModelError(f"{source} does not fit the model: {'; '.join(problems)}. {advice}")
     module.load_state_dict(dict(state))
 
@@ -170,8 +170,8 @@ def _why(error: Exception) -> str:
     code = re.search(r"GLOBAL ([\w.]+)", text)
     if code is not None:
         return (
-            f"it holds {code[1]}, which is code and is not loaded. Where you trust the file, save the weights "
-            "alone, safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), and give that"
+            f"it holds {code[1]}, which is code and is not loaded. Where you trust it, save the "
+            "weights alone by safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
         )
     cause = text.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     return cause.splitlines()[0][:300]
