@@ -85,8 +85,8 @@ def sampled(count: int, spec: ClipSpec) -> list[int]:
     if count < needed and not (spec.repeat and count):
         every = "" if spec.stride is None else f", every {spec.stride}th of {needed}"
         raise DataError(
-            f"it has {counted(count, 'frame')}, and the model takes {spec.frames}{every}: give a longer one, or let "
-            "frames be repeated with preprocessing=ClipSpec(..., repeat=True)"
+            f"it has {counted(count, 'frame')}, and the model takes {spec.frames}{every}: give a longer one, "
+            "or let frames be repeated with preprocessing=ClipSpec(..., repeat=True)"
         )
     if spec.stride is None or count < needed:
         spread: list[int] = np.linspace(0, count - 1, spec.frames).round().astype(int).tolist()
