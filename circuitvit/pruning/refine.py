@@ -85,7 +85,7 @@ def refine(
     max_runs: int | None = None,
     evaluator: Evaluator | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Refinement:
     """Repair and trim a circuit.
@@ -127,7 +127,7 @@ def ddmin(
     max_runs: int | None = None,
     evaluator: Evaluator | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Refinement:
     """Make a faithful circuit 1-minimal by removing groups of its edges.
@@ -237,7 +237,7 @@ def _search(
     max_runs: int | None,
     evaluator: Evaluator | None,
     batch_size: int | None,
-    memory: int | None,
+    memory: int | str | None,
     progress: bool,
 ) -> _Search:
     """The search that the arguments ask for, checked."""
@@ -271,7 +271,7 @@ def require_noising(task: Task | PreparedTask) -> None:
 
 
 def noising_evaluator(
-    prepared: PreparedTask, batch_size: int | None = None, memory: int | None = None
+    prepared: PreparedTask, batch_size: int | None = None, memory: int | str | None = None
 ) -> Evaluator:
     """The evaluator of a task that a search by ablation can be made on.
 
