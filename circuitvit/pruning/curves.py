@@ -214,7 +214,7 @@ def _evaluator(
 ) -> Evaluator:
     """The evaluator that is given, or one of the task."""
     prepared = prepare(model, task if given is None else given.prepared)
-    return given or noising_evaluator(prepared, batch_size, memory)
+    return noising_evaluator(prepared, batch_size, memory, given)
 
 
 def _run(label: str, wanted: list[tuple[float, Circuit]], evaluator: Evaluator, progress: bool) -> Curve:
