@@ -159,7 +159,7 @@ def find(
     state: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 16,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Finding:
     """Find the smallest faithful circuit.

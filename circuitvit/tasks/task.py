@@ -445,7 +445,7 @@ def _foil_images(corrupt: Images | None) -> Images:
 def _check_images(clean: Images, corrupt: Images | None, model: Model, progress: bool) -> None:
     for images in (clean, corrupt):
         if isinstance(images, (FileImages, HeldImages, MadeImages)):
-            images.check(quiet=not progress)
+            images.check(progress)
     spec = model.preprocessing
     if corrupt is not None:
         if len(clean) != len(corrupt):

@@ -191,7 +191,7 @@ def patching_map(
     *,
     rows: Sequence[str] | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> PatchingMap:
     """Patch every component at every set of tokens, one at a time.
@@ -399,7 +399,7 @@ def flip_search(
     least: float = 0.0,
     narrow: bool = True,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> FlipSearch:
     """Patch every head at every set of tokens and list those that change the top class.
