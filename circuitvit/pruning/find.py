@@ -159,7 +159,7 @@ def find(
     state: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 16,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Finding:
     """Find the smallest faithful circuit.
@@ -329,8 +329,8 @@ def _train(
                 kept = without_dead(prepared, trainer.open_edges())
                 candidate = Candidate(kept, evaluator.faithfulness(kept))
                 candidates.append(candidate)
-                reached = f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}"
-                bar.set_postfix_str(reached, refresh=False)
+                found = f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}"
+                bar.set_postfix_str(found, refresh=False)
                 lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
             if state.path is not None:
                 _note(state, evaluator, _training(trainer, candidates, plan, done, lost))

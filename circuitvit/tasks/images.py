@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from circuitvit._progress import progress_bar
-from circuitvit.errors import DataError
+from circuitvit.errors import DataError, counted
 from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, clip_of, load_clip
 from circuitvit.tasks.image_files import (
@@ -65,10 +65,10 @@ class Images(ABC):
         """Of each image: (channels, height, width), and of clips (frames, channels, height, width)."""
 
     @abstractmethod
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         """Find out now, before long work, whether every image can be read.
 
-        Files are decoded once, with a progress bar, unless `quiet`, when that takes more than a second.
+        Files are decoded once; `progress` shows a bar when that takes more than a second.
 
         Raises:
             DataError: for the first image that cannot be read; the message names it.
@@ -127,7 +127,7 @@ class TensorImages(Images):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.tensor.shape[1:])
 
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         """Nothing is left to find out: the constructor looks at every value."""
 
     def __repr__(self) -> str:
@@ -171,8 +171,8 @@ class FileImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.spec.shape
 
-    def check(self, quiet: bool = False) -> None:
-        with progress_bar(len(self), "checking", not quiet, unit=self.spec.what) as bar:
+    def check(self, progress: bool = True) -> None:
+        with progress_bar(len(self), "checking", progress, unit=self.spec.what) as bar:
             for path in self.paths:
                 self._check(path)
                 bar.update()
@@ -235,7 +235,7 @@ class HeldImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.spec.shape
 
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         for name, picture in self._named(0, len(self)):
             with naming(name):
                 refuse_elongated(flatten(picture, self.spec.size[0]), self.spec)
@@ -245,7 +245,7 @@ class HeldImages(Images):
         return [(name_of(self.pictures[place], place), self.pictures[place]) for place in places]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} pictures: {few(self.names)})"
+        return f"{type(self).__name__}({counted(len(self), 'picture')}: {few(self.names)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -288,7 +288,7 @@ class MadeImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.whole.shape
 
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         """The images themselves are checked where they are; whether the change can be made is seen on one."""
         self.take(0, 1)
 
@@ -332,19 +332,25 @@ def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     if isinstance(source, Sequence) and all(isinstance(item, (str, Path)) for item in source):
         return files_of(tuple(Path(item) for item in source if isinstance(item, (str, Path))), spec)
     held = pictures_at_hand(source)
+    if held is not None and isinstance(spec, ClipSpec):
+        return _clips(source, held, spec)
     if held is not None:
-        return _held(held, spec)
+        return HeldImages(held, spec)
     found = _preprocessed(source, spec)
     refuse_other(found.shape, spec, (*found.shape[:-2], *spec.shape[-2:]) == spec.shape)
     return found
 
 
-def _held(pictures: tuple[Image.Image, ...], spec: InputSpec) -> Images:
-    """Pictures for a model of images; for one of clips they are the frames of one."""
-    if not isinstance(spec, ClipSpec):
-        return HeldImages(pictures, spec)
-    with naming("of these frames", "clip"):
-        return TensorImages(clip_of(pictures, spec)[None])
+def _clips(source: object, pictures: tuple[Image.Image, ...], spec: ClipSpec) -> Images:
+    """Pictures for a model of clips: the frames of one, or arrays that each hold the frames of one."""
+    if not isinstance(source, Sequence) or not any(getattr(each, "ndim", 0) == 4 for each in source):
+        with naming("of these frames", "clip"):
+            return TensorImages(clip_of(pictures, spec)[None])
+    clips = []
+    for place, each in enumerate(source):
+        with naming(f"{place} of the list", "clip"):
+            clips.append(clip_of(pictures_at_hand(each) or (), spec))
+    return TensorImages(torch.stack(clips))
 
 
 def _preprocessed(source: object, spec: InputSpec) -> TensorImages:
@@ -354,13 +360,13 @@ def _preprocessed(source: object, spec: InputSpec) -> TensorImages:
         and source
         and all(isinstance(each, (Tensor, np.ndarray)) for each in source)
     ):
-        each = [torch.as_tensor(np.array(one) if isinstance(one, np.ndarray) else one) for one in source]
+        each = [_tensor(one) if isinstance(one, np.ndarray) else one for one in source]
         shapes = {tuple(one.shape) for one in each}
         if len(shapes) > 1:
             raise DataError(f"tensors of a list must be alike, and have shapes {', '.join(map(str, shapes))}")
         source = torch.stack(each)
     if isinstance(source, np.ndarray) and source.dtype.kind in "biuf":
-        source = torch.from_numpy(np.array(source))  # copied: an array may be read-only or run backwards
+        source = _tensor(source)
     if not isinstance(source, Tensor):
         raise DataError(
             f"cannot take {spec.what}s from {type(source).__name__}: give paths, pictures of Pillow, arrays "
@@ -373,6 +379,14 @@ def _preprocessed(source: object, spec: InputSpec) -> TensorImages:
             f"are {kind}: give pixels as uint8, from 0 to 255"
         )
     return TensorImages(source)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor, copied: it may be read-only, run backwards, or be of another machine's bytes."""
+    try:
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise DataError(f"cannot take numbers of {array.dtype}: give float32, or pixels as uint8") from error
 
 
 def files_of(paths: tuple[Path, ...], spec: InputSpec) -> FileImages:
@@ -418,10 +432,12 @@ def list_images(folder: Path, spec: InputSpec | None = None) -> tuple[Path, ...]
     what = "image" if spec is None else spec.what
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in inside if path.is_file()]
     images = tuple(path for path in files if path.suffix.lower() in SUFFIXES[what])
     if not images:
-        found = f" (it holds {few([path.name for path in files])})" if files else ""
+        holds = [path.name if path in files else f"the folder {path.name}" for path in inside]
+        found = f" (it holds {few(holds)})" if holds else ""
         known = ", ".join(sorted(SUFFIXES[what]))
         raise DataError(f"the folder {folder} has no {what}s, which end in {known}{found}")
     return images

@@ -179,8 +179,8 @@ class SomeImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.whole.shape
 
-    def check(self, quiet: bool = False) -> None:
-        self.whole.check(quiet)
+    def check(self, progress: bool = True) -> None:
+        self.whole.check(progress)
 
 
 def _chosen(images: Images, rows: tuple[int, ...], change: Callable[[Tensor], Tensor] | None) -> Images:

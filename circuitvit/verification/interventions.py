@@ -191,7 +191,7 @@ def patching_map(
     *,
     rows: Sequence[str] | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> PatchingMap:
     """Patch every component at every set of tokens, one at a time.
@@ -341,6 +341,10 @@ class FlipSearch(Result):
                 "fewest_tokens": len(flip.fewest) or None,
             }
 
+    def _check(self) -> None:
+        if not self.start:
+            raise OptionError("it has no class to start from")
+
     def __repr__(self) -> str:
         first = "".join(f", the strongest {each.node} at {each.tokens}" for each in self.flips[:1])
         flips = f"{counted(len(self.flips), 'flip')} on {counted(self.n, 'pair')}{first}"
@@ -395,7 +399,7 @@ def flip_search(
     least: float = 0.0,
     narrow: bool = True,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> FlipSearch:
     """Patch every head at every set of tokens and list those that change the top class.

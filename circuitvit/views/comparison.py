@@ -80,6 +80,10 @@ class Comparison(Result):
                 del point["label"]
                 yield {"method": each.method, **point}
 
+    def _check(self) -> None:
+        if not all(each.curve.points for each in self.curves):
+            raise OptionError("a curve has no points")
+
     def __repr__(self) -> str:
         methods = ", ".join(f"{each.method} CPR {each.curve.cpr:.3f}" for each in self.curves[:12])
         return f"Comparison({counted(len(self.curves), 'method')}: {methods})"
@@ -195,7 +199,7 @@ def compare(
             f"groups) or other settings{models and f' (of {models})'}: start a new one, or repeat "
             "the earlier one's settings"
         )
-    evaluator = noising_evaluator(judged, memory=settings.memory)
+    evaluator = noising_evaluator(judged, settings.batch_size, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
     wanted = dict.fromkeys(methods)
     comparison = Comparison((), discovery.label, judged.label, held_out is not None, origin)

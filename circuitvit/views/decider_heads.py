@@ -334,7 +334,7 @@ def deciders(
     by: FlipBy = "sign",
     seed: int = 0,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> DeciderHeads:
     """Patch every candidate in every pair, and count what flips.
