@@ -7,6 +7,7 @@ with `progress=False`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -55,20 +56,26 @@ def progress_bar(total: int, description: str, show: bool, unit: str = "it") -> 
 def announce(text: str, show: bool) -> None:
     """Say something of work that takes long before it starts, to whoever would see its progress."""
     if show:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=sys.stderr if _is_watched() else _Lines())
 
 
 class _Lines(io.TextIOBase):
-    """What a bar is drawn into where it cannot rewrite its line: each drawing is a line of stderr."""
+    """What a bar is drawn into where it cannot rewrite its line: each drawing is a line of stderr.
+
+    Work goes on where nobody can be told of it: a service has no stderr, and a pipe may have been closed.
+    """
 
     def write(self, text: str) -> int:
         line = text.strip()
-        if line:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+        if line and sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
         return len(text)
 
 
 def _is_watched() -> bool:
     """Whether somebody sees a bar: in a terminal or a notebook, not in a log file."""
+    if sys.stderr is None or sys.stderr.closed:
+        return False
     return "ipykernel" in sys.modules or sys.stderr.isatty()

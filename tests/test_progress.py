@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 from contextlib import redirect_stderr
+from pathlib import Path
 
 import pytest
 
@@ -92,5 +94,35 @@ def test_what_is_announced_is_said_unless_quiet(capsys: Capture) -> None:
     assert capsys.readouterr().err == "at least 2 min\n"
 
 
+@pytest.mark.parametrize("gone", [None, "closed", "broken"])
+def test_work_goes_on_where_nobody_can_be_told(
+    gone: str | None, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    stream = {"closed": io.StringIO(), "broken": Broken()}.get(str(gone))
+    if stream is not None and gone == "closed":
+        stream.close()
+    monkeypatch.setattr("sys.stderr", stream)
+    announce("about 3 min", show=True)
+    work(clock, steps=3, seconds=60.0)
+    assert clock[0] == 180.0
+
+
 def test_half_a_minute_is_the_default() -> None:
     assert progress.EVERY == 30.0
+
+
+def test_what_a_bar_says_besides_waits_for_its_next_line() -> None:
+    """`refresh=False`: a bar that draws itself at every step would flood a log."""
+    calls = [
+        (path.name, ast.unparse(call))
+        for path in sorted(Path(progress.__file__).parent.rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and getattr(call.func, "attr", "").startswith(("set_postfix", "set_desc"))
+    ]
+    assert len(calls) >= 4
+    assert [each for each in calls if "refresh=False" not in each[1]] == []

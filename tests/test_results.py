@@ -161,6 +161,20 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
         PatchingMap.load(path)
 
 
+def test_numbers_that_numpy_does_not_have_are_refused(tmp_path: Path) -> None:
+    path = example(PatchingMap).save(tmp_path / "map.safetensors")
+    written = path.read_bytes()
+    header = int.from_bytes(written[:8], "little")
+    said = json.loads(written[8 : 8 + header])
+    start, end = said["base"]["data_offsets"]
+    for dtype in ("F8_E4M3", "F8_E8M0"):
+        said["base"] |= {"dtype": dtype, "shape": [end - start]}
+        text = json.dumps(said).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + written[8 + header :])
+        with pytest.raises(FileError, match=r"map\.safetensors"):
+            PatchingMap.load(path)
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"saved as \.json, \.safetensors or \.csv"):
         example(Curve).save(tmp_path / "curve.pkl")
@@ -188,3 +202,23 @@ def test_numbers_that_should_be_finite_are_not_written(tmp_path: Path) -> None:
 def test_names_that_hide_something_are_shown_when_they_are_saved(tmp_path: Path) -> None:
     path = Curve("a\x1b\u202eb", (), 3).save(tmp_path / "curve.json")
     assert Curve.load(path).label == "a\ufffd\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("FlipSearch", change_of("start", []), "no class to start from"),
+        ("Comparison", change_of("curves/0/curve/points", []), "a curve has no points"),
+        ("Comparison", change_of("curves/0/curve/points/0/fraction", 0), "curves/0/curve: sizes are shares"),
+        ("Ranking", change_of("quantiles", [[0.5, 1.0]]), "the quantiles of .* lack"),
+        ("Equivariance", change_of("groups/a3", [0, 2**62, 1]), "matches of 'a3' are not those"),
+    ],
+)
+def test_what_could_not_be_shown_is_not_read(kind: str, change: Any, message: str, tmp_path: Path) -> None:
+    (found,) = (each for each in KINDS if each.__name__ == kind)
+    path = example(found).save(tmp_path / "result.json")
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileError, match=message):
+        found.load(path)

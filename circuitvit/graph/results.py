@@ -55,6 +55,9 @@ ROWS_SHOWN = 10
 OTHER_ENDINGS = (".csv", ".safetensors")
 """What a class that writes JSON in its own way leaves to `Result`."""
 
+_NO_SUCH_NUMBERS = (TypeError, AttributeError)
+"""What safetensors raises where NumPy has no such type: bfloat16, float8."""
+
 LONGEST = 160
 """Letters of one field in a short form."""
 
@@ -238,7 +241,7 @@ def _read(kind: type[R], path: Path, content: Mapping[str, Any], arrays: Any = N
         with naming(path):
             found: R = from_json(kind, dict(content), None if arrays is None else tensor)
             return found
-    except (RecursionError, TypeError, MemoryError) as error:  # TypeError: numbers that numpy has no type for
+    except (RecursionError, MemoryError, *_NO_SUCH_NUMBERS) as error:
         raise FileError(f"{path} does not hold what it says: {error}") from error
 
 

@@ -82,6 +82,9 @@ class Curve(Result):
                 "faithfulness": point.faithfulness,
             }
 
+    def _check(self) -> None:
+        _checked([point.fraction for point in self.points] or [1.0])
+
     def __repr__(self) -> str:
         area = f", CPR {self.cpr:.3f}, CMD {self.cmd:.3f}" if self.points else ""
         size = f"{counted(len(self.points), 'point')} of {self.n_edges:,} edges"

@@ -326,7 +326,8 @@ def _train(
                 kept = without_dead(prepared, trainer.open_edges())
                 candidate = Candidate(kept, evaluator.faithfulness(kept))
                 candidates.append(candidate)
-                bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")
+                found = f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}"
+                bar.set_postfix_str(found, refresh=False)
                 lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
             if state.path is not None:
                 _note(state, evaluator, _training(trainer, candidates, plan, done, lost))

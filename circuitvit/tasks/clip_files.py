@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from circuitvit.errors import DataError, FileError, OptionError
+from circuitvit.errors import DataError, FileError, OptionError, counted
 from circuitvit.models.zoo import ClipSpec
-from circuitvit.tasks.image_files import naming, preprocess, refuse_missing
+from circuitvit.tasks.image_files import flatten, naming, preprocess, refuse_missing
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -58,7 +58,7 @@ def clip_of(frames: Sequence[Image.Image], spec: ClipSpec) -> Float[Tensor, "tim
         DataError: if there are too few.
     """
     chosen = [frames[place] for place in sampled(len(frames), spec)]
-    return torch.stack([preprocess(frame, spec) for frame in chosen])
+    return torch.stack([preprocess(flatten(frame, spec.size[0]), spec) for frame in chosen])
 
 
 def sampled(count: int, spec: ClipSpec) -> list[int]:
@@ -85,8 +85,8 @@ def sampled(count: int, spec: ClipSpec) -> list[int]:
     if count < needed and not (spec.repeat and count):
         every = "" if spec.stride is None else f", every {spec.stride}th of {needed}"
         raise DataError(
-            f"it has {count} frames, and the model takes {spec.frames}{every}: give a longer one, or let "
-            "frames be repeated with preprocessing=ClipSpec(..., repeat=True)"
+            f"it has {counted(count, 'frame')}, and the model takes {spec.frames}{every}: give a longer one, "
+            "or let frames be repeated with preprocessing=ClipSpec(..., repeat=True)"
         )
     if spec.stride is None or count < needed:
         spread: list[int] = np.linspace(0, count - 1, spec.frames).round().astype(int).tolist()

@@ -187,9 +187,11 @@ def refuse_elongated(image: Image.Image, spec: InputSpec) -> None:
     """Refuse what fits every limit on its size but one: 1 x 65,000 pixels become 224 x 14 million.
 
     Raises:
-        DataError: naming both sizes.
+        DataError: naming both sizes; also for a picture without pixels.
     """
     _, height, width = spec.size
+    if 0 in image.size:
+        raise DataError(f"it has no pixels: {image.width} x {image.height}")
     scale = max(height / image.height, width / image.width) / spec.crop_pct
     if image.height * image.width * scale**2 > _MAX_PIXELS:
         raise DataError(

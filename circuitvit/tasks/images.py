@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from circuitvit._progress import progress_bar
-from circuitvit.errors import DataError
+from circuitvit.errors import DataError, counted
 from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, clip_of, load_clip
 from circuitvit.tasks.image_files import (
@@ -245,7 +245,7 @@ class HeldImages(Images):
         return [(name_of(self.pictures[place], place), self.pictures[place]) for place in places]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} pictures: {few(self.names)})"
+        return f"{type(self).__name__}({counted(len(self), 'picture')}: {few(self.names)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -332,19 +332,25 @@ def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     if isinstance(source, Sequence) and all(isinstance(item, (str, Path)) for item in source):
         return files_of(tuple(Path(item) for item in source if isinstance(item, (str, Path))), spec)
     held = pictures_at_hand(source)
+    if held is not None and isinstance(spec, ClipSpec):
+        return _clips(source, held, spec)
     if held is not None:
-        return _held(held, spec)
+        return HeldImages(held, spec)
     found = _preprocessed(source, spec)
     refuse_other(found.shape, spec, (*found.shape[:-2], *spec.shape[-2:]) == spec.shape)
     return found
 
 
-def _held(pictures: tuple[Image.Image, ...], spec: InputSpec) -> Images:
-    """Pictures for a model of images; for one of clips they are the frames of one."""
-    if not isinstance(spec, ClipSpec):
-        return HeldImages(pictures, spec)
-    with naming("of these frames", "clip"):
-        return TensorImages(clip_of(pictures, spec)[None])
+def _clips(source: object, pictures: tuple[Image.Image, ...], spec: ClipSpec) -> Images:
+    """Pictures for a model of clips: the frames of one, or arrays that each hold the frames of one."""
+    if not isinstance(source, Sequence) or not any(getattr(each, "ndim", 0) == 4 for each in source):
+        with naming("of these frames", "clip"):
+            return TensorImages(clip_of(pictures, spec)[None])
+    clips = []
+    for place, each in enumerate(source):
+        with naming(f"{place} of the list", "clip"):
+            clips.append(clip_of(pictures_at_hand(each) or (), spec))
+    return TensorImages(torch.stack(clips))
 
 
 def _preprocessed(source: object, spec: InputSpec) -> TensorImages:
@@ -354,13 +360,13 @@ def _preprocessed(source: object, spec: InputSpec) -> TensorImages:
         and source
         and all(isinstance(each, (Tensor, np.ndarray)) for each in source)
     ):
-        each = [torch.as_tensor(np.array(one) if isinstance(one, np.ndarray) else one) for one in source]
+        each = [_tensor(one) if isinstance(one, np.ndarray) else one for one in source]
         shapes = {tuple(one.shape) for one in each}
         if len(shapes) > 1:
             raise DataError(f"tensors of a list must be alike, and have shapes {', '.join(map(str, shapes))}")
         source = torch.stack(each)
     if isinstance(source, np.ndarray) and source.dtype.kind in "biuf":
-        source = torch.from_numpy(np.array(source))  # copied: an array may be read-only or run backwards
+        source = _tensor(source)
     if not isinstance(source, Tensor):
         raise DataError(
             f"cannot take {spec.what}s from {type(source).__name__}: give paths, pictures of Pillow, arrays "
@@ -373,6 +379,14 @@ def _preprocessed(source: object, spec: InputSpec) -> TensorImages:
             f"are {kind}: give pixels as uint8, from 0 to 255"
         )
     return TensorImages(source)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor, copied: it may be read-only, run backwards, or be of another machine's bytes."""
+    try:
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise DataError(f"cannot take numbers of {array.dtype}: give float32, or pixels as uint8") from error
 
 
 def files_of(paths: tuple[Path, ...], spec: InputSpec) -> FileImages:

@@ -6,7 +6,6 @@ into indices, and refuses what cannot work before anything long is run.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +17,8 @@ import torch
 from jaxtyping import Float, Int64
 from PIL.Image import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from circuitvit._progress import announce
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import Direction, Graph, notebook
 from circuitvit.models import Model
@@ -199,8 +198,7 @@ class Task:
         """
         spec = self.preprocessing or model.preprocessing
         clean, corrupt, pairing = self._images(spec)
-        if progress and pairing:
-            tqdm.write(pairing, file=sys.stderr)
+        announce(pairing, progress and bool(pairing))
         _check_images(clean, corrupt, model, progress)
         assert isinstance(self.metric, Metric)
         assert not isinstance(self.ablation, str)
@@ -422,7 +420,7 @@ def _described(source: object) -> str:
     if isinstance(source, Image):
         return f"picture {source.width} x {source.height}"
     if isinstance(source, Sequence):
-        return f"{len(source)} {'files' if isinstance(source[0], (str, Path)) else 'pictures'}"
+        return counted(len(source), "file" if all(map(_is_one_path, source)) else "picture")
     return repr(source)
 
 

@@ -363,6 +363,10 @@ class FlipSearch(Result):
                 "fewest_tokens": len(flip.fewest) or None,
             }
 
+    def _check(self) -> None:
+        if not self.start:
+            raise OptionError("it has no class to start from")
+
     def __repr__(self) -> str:
         first = "".join(f", the strongest {each.node} at {each.tokens}" for each in self.flips[:1])
         flips = f"{counted(len(self.flips), 'flip')} on {counted(self.n, 'pair')}{first}"

@@ -80,6 +80,10 @@ class Comparison(Result):
                 del point["label"]
                 yield {"method": each.method, **point}
 
+    def _check(self) -> None:
+        if not all(each.curve.points for each in self.curves):
+            raise OptionError("a curve has no points")
+
     def __repr__(self) -> str:
         methods = ", ".join(f"{each.method} CPR {each.curve.cpr:.3f}" for each in self.curves[:12])
         return f"Comparison({counted(len(self.curves), 'method')}: {methods})"

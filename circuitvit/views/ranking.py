@@ -106,6 +106,10 @@ class Ranking(Result):
         for image, value in enumerate(self.values.tolist()):
             yield {"unit": self.unit, "image": image, "value": value}
 
+    def _check(self) -> None:
+        if not {0.0, 0.5, 1.0} <= set(self.quantiles):
+            raise OptionError(f"the quantiles of {self.unit!r} lack the ends or the middle")
+
     def __repr__(self) -> str:
         low, middle, high = (self.quantiles[share] for share in (0.0, 0.5, 1.0))
         return (

@@ -138,7 +138,7 @@ class Equivariance(Result):
     def _check(self) -> None:
         for name, units in self.groups.items():
             size = (len(self.transforms), len(units), len(units))
-            inside = len(units) == 0 or 0 <= min(units) <= max(units) < len(self.units)
+            inside = all(0 <= end < len(self.units) for end in (*units[:1], *units[-1:]))  # it may be vast
             tables = [each.get(name) for each in (self.matches, self.others)]
             if not inside or any(each is None or each.shape != size for each in tables):
                 raise OptionError(f"the matches of {name!r} are not those of its units")

@@ -361,6 +361,25 @@ class TestPicturesAtHand:
         with pytest.raises(DataError, match="it has 2 frames, and the model takes 4"):
             as_images(frames[:2], spec)
 
+    def test_frames_are_turned_upright_too(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        path = saved(tmp_path / "turned.jpg", exif=exif)
+        clip = as_images([Image.open(path)] * 2, ClipSpec(SPEC.size, SPEC.mean, SPEC.std, frames=2))
+        assert torch.equal(clip.take(0, 1)[0, 0], load_image(path, SPEC))
+
+    def test_a_list_of_arrays_of_frames_is_that_many_clips(self) -> None:
+        spec = ClipSpec((3, 16, 16), HALF, HALF, frames=4)
+        clips = [
+            np.stack([np.asarray(photograph(seed=4 * one + place)) for place in range(4)]) for one in (0, 1)
+        ]
+        found = as_images(clips, spec)
+        assert len(found) == 2
+        for place, each in enumerate(clips):
+            assert torch.equal(found.take(place, place + 1), as_images(each, spec).take(0, 1))
+        with pytest.raises(DataError, match="clip 1 of the list: it has 2 frames"):
+            as_images([clips[0], clips[1][:2]], spec)
+
 
 class TestAsImages:
     def test_tensors_and_arrays_are_preprocessed_already(self) -> None:
@@ -368,6 +387,7 @@ class TestAsImages:
         array.flags.writeable = False
         for source in (array, torch.from_numpy(array.copy()), array[None], TensorImages(torch.tensor(array))):
             assert torch.equal(as_images(source, SPEC).take(0, 1)[0], torch.tensor(array))
+        assert torch.equal(as_images(array.astype(">f4"), SPEC).take(0, 1)[0], torch.tensor(array))
         assert as_images(array[:, ::-1], SPEC).take(0, 1)[0, 0, 0, 0] == array[0, -1, 0]
 
     def test_one_file_by_text_or_path(self, tmp_path: Path) -> None:
@@ -404,6 +424,9 @@ class TestAsImages:
             ([Image.new("RGB", (8, 8)), "b.png"], "a list of pictures holds a str too"),
             (Image.new("F", (8, 8)), "image 0: its pixels are numbers without a fixed range"),
             (None, "cannot take images from NoneType"),
+            (Image.new("RGB", (0, 5)), "image 0: it has no pixels"),
+            ([np.array(["a.png"])], "cannot take numbers of <U5"),
+            (np.zeros((3, 32, 32), dtype=np.longdouble), "cannot take numbers of (float128|longdouble)"),
         ],
     )
     def test_other_things_are_refused(self, source: object, complaint: str) -> None:
