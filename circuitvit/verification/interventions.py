@@ -65,7 +65,7 @@ TokenSets = Literal["each", "kind", "all"] | Mapping[str, Sequence[int]]
 MOST_LABELS = 40
 """More names than this cannot be read on one axis of a heat map; every so many are shown."""
 
-IN_NOTEBOOK = 110
+IN_NOTEBOOK = 100
 """Dots per inch of the picture in a notebook."""
 
 SHOWN = 5
