@@ -221,7 +221,8 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise FileError(f"cannot read the class names {path}: {error.strerror or error}") from error
+        why = error.strerror or error
+        raise FileError(f"cannot read the class names {path}: {why}. Give a file, one name a line") from error
     except UnicodeDecodeError as error:
         raise FileError(f"cannot read the class names {path}: it is not text in UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

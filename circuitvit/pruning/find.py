@@ -220,8 +220,8 @@ def find(
                 least = f"{LEAST_TRIM_RUNS} runs"
                 least = f"{plan.steps} steps and {least}" if plan.steps else least
                 floor = (
-                    f"A search takes at least {least}, which may need {needed:.2g} s instead of the "
-                    f"{deadline:g} s asked for."
+                    f"A search takes at least {least}, which may need {_time(needed)} instead of the "
+                    f"{deadline:g} s asked for. Fewer pairs take less."
                 )
                 announce(floor, progress)
         found = _find(evaluator, faithfulness, band, plan, kept_in, progress)
@@ -252,6 +252,11 @@ def _find(
     )
     summary = _summary(prepared, plan, chosen, refined, band)
     return Finding(refined.circuit, refined.faithfulness, refined.minimal, candidates, plan, summary)
+
+
+def _time(duration: float) -> str:
+    """A duration as people say it."""
+    return f"{duration:.2g} s" if duration < 100 else f"{duration / 60:.0f} minutes"
 
 
 # -- plans ---------------------------------------------------------------------------------------

@@ -432,10 +432,12 @@ def list_images(folder: Path, spec: InputSpec | None = None) -> tuple[Path, ...]
     what = "image" if spec is None else spec.what
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in inside if path.is_file()]
     images = tuple(path for path in files if path.suffix.lower() in SUFFIXES[what])
     if not images:
-        found = f" (it holds {few([path.name for path in files])})" if files else ""
+        holds = [path.name if path in files else f"the folder {path.name}" for path in inside]
+        found = f" (it holds {few(holds)})" if holds else ""
         known = ", ".join(sorted(SUFFIXES[what]))
         raise DataError(f"the folder {folder} has no {what}s, which end in {known}{found}")
     return images

@@ -436,6 +436,10 @@ class TestAsImages:
     def test_a_folder_without_images_says_what_it_holds(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"has no images, which end in \.bmp, .*\.webp$"):
             as_images(tmp_path, SPEC)
+        (tmp_path / "cats").mkdir()
+        with pytest.raises(DataError, match=r"\(it holds the folder cats\)"):
+            as_images(tmp_path, SPEC)
+        (tmp_path / "cats").rmdir()
         for index in range(7):
             (tmp_path / f"notes{index}.txt").write_text("")
         with pytest.raises(DataError, match=r"it holds notes0\.txt, .*notes4\.txt and 2 more"):
