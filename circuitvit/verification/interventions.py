@@ -21,7 +21,9 @@ Heimersheim and Nanda 2024, "How to use and interpret activation patching", arXi
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -155,8 +157,10 @@ class PatchingMap(Result):
             FileError: if the file cannot be written.
         """
         figure, path = self._drawn(), Path(path)
+        undated = {"Date": None} if path.suffix == ".svg" else None
         try:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            with _any_glyph():
+                figure.savefig(path, dpi=150, metadata=undated)
         except OSError as error:
             raise FileError(f"cannot write {path}: {error.strerror or error}") from error
         except ValueError as error:
@@ -200,7 +204,8 @@ class PatchingMap(Result):
         except OptionError:  # without matplotlib a table will do
             return super()._repr_html_()
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=IN_NOTEBOOK)
+        with _any_glyph():
+            figure.savefig(file, format="png", dpi=IN_NOTEBOOK)
         return notebook.card(repr(self), (), notebook.picture(file.getvalue(), repr(self)))
 
 
@@ -464,6 +469,14 @@ def flip_search(
 
 
 # -- inside --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _any_glyph() -> Iterator[None]:
+    """A sign that no font has is drawn as a box, without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
+        yield
 
 
 def runs_of(model: Model, site: Site) -> dict[str, Run]:

@@ -181,7 +181,7 @@ async function start() {
   foldDeep();
   arrange();
   startTools();
-  fitZoom(0.75);
+  fitZoom(matchMedia("(max-width: 860px)").matches ? 1 : 0.75); // on a phone as large as can be read, to be scrolled
   startDepth();
   startSlider();
   startFilters();
