@@ -29,7 +29,7 @@ _PHRASES = (
 _OF_TIMM = "num_classes|img_size|reg_tokens|class_token|global_pool"
 _VALUE = r"'[^']*'|\"[^\"]*\"|\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|[\w.+\-/]+"
 _CALL = re.compile(rf"\b(?:cv\.)?\w+\(\.\.\., (\w+=(?:{_VALUE}))\)")
-_KEYWORD = re.compile(rf"(?<![\w.`'\"/?&-])(\w+)=({_VALUE})?")
+_KEYWORD = re.compile(rf"(?<![\w.`'\"/?&-])(?<!\w\()(\w+)=({_VALUE})?(?: or '(\w+)')?")
 _BRACKETED = re.compile(r"\((\w+_\w+)\)")
 
 
@@ -89,14 +89,19 @@ def as_options(text: str, flags: Mapping[str, str]) -> str:
         if all(each.replace("-", "_") in flags for each in re.findall(r"--([\w-]+)", instead)):
             text = re.sub(said, instead, text)
     if "arch" in flags:
-        text = re.sub(rf"(?<![\w.-])({_OF_TIMM})=(?=[\w,. ]|$)", r"--arch \1=", text)
-    text = _KEYWORD.sub(lambda said: _option(said[0], said[1], said[2], flags), text)
+        text = re.sub(
+            rf"(?<![\w.-])(?<!--arch )({_OF_TIMM})=(?:'(\w+)'|(?=[\w,. ]|$))", r"--arch \1=\2", text
+        )
+    text = _KEYWORD.sub(lambda said: _option(*said.group(0, 1, 2, 3), flags), text)
     return _BRACKETED.sub(lambda said: f"({flags[said[1]]})" if said[1] in flags else said[0], text)
 
 
-def _option(whole: str, name: str, value: str | None, flags: Mapping[str, str]) -> str:
+def _option(whole: str, name: str, value: str | None, other: str | None, flags: Mapping[str, str]) -> str:
+    """A keyword as its option; `other` is what may stand in place of its value."""
     if name not in flags:
         return whole
+    if other is not None:
+        return f"{_option('', name, value, None, flags)} or {flags[name]} {other}"
     if value in (None, "True"):
         return flags[name]
     if value in ("()", "None", "False"):

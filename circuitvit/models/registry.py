@@ -348,7 +348,7 @@ def _refuse_other_tokens(family: Family, twin: nn.Module, spec: InputSpec, token
         raise UnsupportedModelError(
             f"{type(twin).__name__} has {tokens} tokens in its blocks, which are not {before} before "
             f"{patches}: say what they are, by prefix and grid of a family for circuitvit.register, "
-            "or by tokens= of a layout"
+            "or by `tokens` of a layout"
         )
 
 

@@ -225,7 +225,9 @@ def find(
                 )
                 announce(floor, progress)
         found = _find(evaluator, faithfulness, band, plan, kept_in, progress)
-        return replace(found, summary=f"{found.summary} {floor}".strip())
+        wrong = prepared.metric.swapped(evaluator.whole, evaluator.nothing)
+        notes = [found.summary, floor, f"Of {counted(len(prepared), 'pair')}, {wrong}." if wrong else ""]
+        return replace(found, summary=" ".join(filter(None, notes)))
 
 
 def _find(

@@ -88,7 +88,8 @@ def pair_files(
             f"clean and corrupt are the same folder, {clean}: no {what} would have a counterfactual"
         )
     if sides[0].name == sides[1].name:  # such as the subfolders of one name in two folders
-        sides = replace(sides[0], name=str(clean)), replace(sides[1], name=str(corrupt))
+        names = ("the clean list", "the corrupt list") if sides[0].listed else (str(clean), str(corrupt))
+        sides = replace(sides[0], name=names[0]), replace(sides[1], name=names[1])
     way = pair or _usual(*sides)
     _refuse_equal(*sides, by_name=way == "names")
     paired, how = _WAYS[way](*sides)
@@ -109,8 +110,6 @@ def _inside(folder: Path | None) -> Iterable[Path]:
     return () if folder is None else folder.iterdir()
 
 
-LISTED = "the list"
-
 Paired = list[tuple[Path, Path]]
 
 
@@ -121,6 +120,7 @@ class _Side:
     name: str
     files: tuple[Path, ...]
     folder: Path | None = None
+    listed: bool = False
 
     @classmethod
     def of(cls, source: Source, spec: InputSpec | None) -> _Side:
@@ -128,7 +128,7 @@ class _Side:
             files = tuple(map(Path, source))
             if not files:
                 raise DataError("no images: the list of paths is empty")
-            side = cls(LISTED, files)
+            side = cls("the list", files, listed=True)
         elif (path := Path(source)).is_dir():
             files = tuple(sorted(list_images(path, spec), key=_order))
             return cls(path.resolve().name, files, path.resolve())
@@ -146,7 +146,7 @@ class _Side:
     @property
     def is_file(self) -> bool:
         """Whether this is a single file, named by itself."""
-        return self.folder is None and self.name != LISTED
+        return self.folder is None and not self.listed
 
     @property
     def by_stem(self) -> dict[str, Path]:
@@ -204,7 +204,8 @@ def _by_name(clean: _Side, corrupt: _Side) -> tuple[Paired, str]:
 
 
 def _in_order(clean: _Side, corrupt: _Side) -> tuple[Paired, str]:
-    return list(zip(clean.files, corrupt.files, strict=False)), "paired in the order of their names"
+    order = "in order" if clean.listed and corrupt.listed else "in the order of their names"
+    return list(zip(clean.files, corrupt.files, strict=False)), f"paired {order}"
 
 
 def _nearest(clean: _Side, corrupt: _Side) -> tuple[Paired, str]:
@@ -230,7 +231,8 @@ _WAYS: dict[str, Callable[[_Side, _Side], tuple[Paired, str]]] = {
 
 def _refuse_equal(clean: _Side, corrupt: _Side, *, by_name: bool) -> None:
     """Refuse a file that is on both sides; where names say what belongs together, only as its own partner."""
-    both = [{path} for path in clean.files if path in corrupt.files]
+    others = set(corrupt.files)
+    both = [{path} for path in clean.files if path in others]
     for group in [*both, *_equal([*clean.files, *corrupt.files])]:
         first, second = ([path for path in side.files if path in group] for side in (clean, corrupt))
         if by_name:
@@ -254,7 +256,10 @@ def _equal(paths: Sequence[Path]) -> list[set[Path]]:
         for group in groups:
             alike: defaultdict[object, list[Path]] = defaultdict(list)
             for path in group:
-                alike[key(path)].append(path)
+                try:
+                    alike[key(path)].append(path)
+                except OSError as error:
+                    raise DataError(f"cannot read {path}: {error.strerror or error}") from error
             finer += [each for each in alike.values() if len(each) > 1]
         groups = finer
     return [set(group) for group in groups]

@@ -38,9 +38,13 @@ SAID = {
     "as in logit_diff('tabby', 'Border collie')": "as in --target 'tabby' --foil 'Border collie'",
     "write cv.group('sea bird') for": "write 'group:sea bird' for",
     "metric=cv.similarity(to=...) or cv.projection(direction); or": "--metric similarity --to FILE; or",
+    "use by='top' or 'logit'": "use --by top or --by logit",
+    "build it with global_pool='avg'": "build it with --arch global_pool=avg",
+    "its options --arch num_classes=37 and": "its options --arch num_classes=37 and",
     "put a classifier on it, cv.fit_head or cv.with_head": "put a classifier on it, --head FILE",
     # What the command has no option for stays Python; what is no keyword stays as it is.
     "give memory=": "give memory=",
+    "more images to average, Mean(scales=...)": "more images to average, Mean(scales=...)",
     "see http://x.org/?by=top, a/by=3.png, `by=1`": "see http://x.org/?by=top, a/by=3.png, `by=1`",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -178,6 +178,41 @@ class TestHowAlike:
         pairs = pair_files(tmp_path / "a", tmp_path / "b", "nearest", spec)
         assert names(pairs) == [("1.npz", "2.npz")]
         assert pairs.how.startswith("1 clip of a and 2 of b")
+
+
+class TestLists:
+    def test_two_lists_are_no_single_files(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png b.png", "c.png d.png")
+        lists = [cats / "b.png", cats / "a.png"], [dogs / "c.png", dogs / "d.png"]
+        pairs = pair_files(*lists)
+        assert names(pairs) == [("b.png", "c.png"), ("a.png", "d.png")]
+        assert pairs.how == "2 images of the clean list and 2 of the corrupt list, paired in order"
+
+    def test_a_file_that_cannot_be_read_is_named(
+        self, folders: Folders, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cats, dogs = folders("a.png", "b.png")
+        for each in (cats / "a.png", dogs / "b.png"):
+            each.write_bytes(b"of one size")
+
+        def refuse(path: Path) -> bytes:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(DataError, match=r"cannot read .*a\.png: Permission denied"):
+            pair_files(cats, dogs)
+
+    def test_files_are_not_compared_all_with_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Thousands of files on a side took more than a minute."""
+        sides = [[tmp_path / f"{side}{place}.png" for place in range(100)] for side in "ab"]
+        for size, path in enumerate(sides[0] + sides[1]):
+            path.write_bytes(bytes(size))
+        compared, equal = [], PurePath.__eq__
+        monkeypatch.setattr(PurePath, "__eq__", lambda *two: compared.append(two) or equal(*two))
+        assert len(pair_files(*sides, "order").files) == 100
+        assert len(compared) < 1000
 
 
 class TestInATask:
