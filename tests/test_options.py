@@ -31,7 +31,7 @@ FIND: dict[str, tuple[Any, ...]] = {
     "seed": NO_SEED,
     "within": (None, 0, -1, "x", []),
     "faithfulness": (0, 1, "a", None, True),
-    "memory": (0, 1.5, "2GB"),
+    "memory": (0, 1.5, "2 lots"),
     "plan": (3, (1, 2, 3), cv.Plan),
     "start": (3, "half"),
     "state": (3, []),

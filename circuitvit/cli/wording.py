@@ -89,10 +89,9 @@ def as_options(text: str, flags: Mapping[str, str]) -> str:
         if all(each.replace("-", "_") in flags for each in re.findall(r"--([\w-]+)", instead)):
             text = re.sub(said, instead, text)
     if "arch" in flags:
-        text = re.sub(
-            rf"(?<![\w.-])(?<!--arch )({_OF_TIMM})=(?:'(\w+)'|(?=[\w,. ]|$))", r"--arch \1=\2", text
-        )
-    text = _KEYWORD.sub(lambda said: _option(*said.group(0, 1, 2, 3), flags), text)
+        given = rf"(?<![\w.-])(?<!--arch )({_OF_TIMM})=(?:'(\w+)'|(?=[\w,. ]|$))"
+        text = re.sub(given, r"--arch \1=\2", text)
+    text = _KEYWORD.sub(lambda said: _option(said[0], said[1], said[2], said[3], flags), text)
     return _BRACKETED.sub(lambda said: f"({flags[said[1]]})" if said[1] in flags else said[0], text)
 
 
