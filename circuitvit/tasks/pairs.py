@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -97,7 +97,17 @@ def pair_files(
     for side, used in zip(sides, map(set, zip(*paired, strict=True)), strict=True):
         rest = [path.name for path in side.files if path not in used]
         said += [f"{len(rest)} of {side.name} left over: {few(rest)}"] if rest else []
+        unread = sorted(path.name for path in _inside(side.folder) if path.suffix.lower() in UNREAD)
+        said += [f"{len(unread)} of {side.name} not read, save as .jpg: {few(unread)}"] if unread else []
     return Pairs(tuple(paired), "; ".join([*said, *_twice(sides)]))
+
+
+UNREAD = (".heic", ".heif", ".avif")
+"""Photographs as phones save them, which are not read; whoever has some should not miss that."""
+
+
+def _inside(folder: Path | None) -> Iterable[Path]:
+    return () if folder is None else folder.iterdir()
 
 
 Paired = list[tuple[Path, Path]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.engine import capture, progress_bar
-from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, counted, unknown_name
 from circuitvit.export.attention_page import Packed, Tokens, attention_html, pack
 from circuitvit.export.svg import image_uri
 from circuitvit.graph.files import clean, write_bytes
@@ -182,7 +182,7 @@ class AttentionPage:
         size = sum(len(pack.content) for packs in self.packed for pack in packs) * 4 / 3e6
         return (
             f"AttentionPage({self.model}: {len(self.heads)} maps, {len(self.tokens)} tokens, "
-            f"{len(self.subjects)} images, {size:.1f} MB)"
+            f"{counted(len(self.subjects), 'image')}, {size:.1f} MB)"
         )
 
 

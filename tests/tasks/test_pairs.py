@@ -61,6 +61,13 @@ class TestByThemselves:
             "2 of dogs left over: dog10.png, dog11.png"
         )
 
+    def test_photographs_as_phones_save_them_are_told_to_be_missing(self, folders: Folders) -> None:
+        cats, dogs = folders("a.png", "a.png")
+        (cats / "IMG_2.HEIC").write_bytes(b"ftypheic")
+        (cats / "notes.txt").write_text("of no interest")
+        pairs = pair_files(cats, dogs)
+        assert pairs.how.endswith("paired by name; 1 of cats not read, save as .jpg: IMG_2.HEIC")
+
     def test_some_names_in_common_are_no_answer(self, folders: Folders) -> None:
         cats, dogs = folders("a.png b.png", "a.png c.png")
         with pytest.raises(DataError, match=r"only in .*cats: b\.png; only in .*dogs: c\.png.*or nearest"):
