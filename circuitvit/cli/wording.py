@@ -22,6 +22,7 @@ _PHRASES = (
     (r"\b(?:cv\.)?logit_diff\(target, foil\)", "--metric logit_diff --target CLASS --foil CLASS"),
     (r"\bcv\.group\('([^']*)'\)", r"'group:\1'"),
     (r"\bpretrained=True", "--pretrained"),
+    (r"\bmodel\.sites\(\)", "--list"),
     (r"\bclasses=\[\.\.\.\]", "--classes FILE"),
 )
 """What is said otherwise altogether."""
@@ -89,8 +90,10 @@ def as_options(text: str, flags: Mapping[str, str]) -> str:
         if all(each.replace("-", "_") in flags for each in re.findall(r"--([\w-]+)", instead)):
             text = re.sub(said, instead, text)
     if "arch" in flags:
-        text = re.sub(rf"(?<![\w.-])(?<!--arch )({_OF_TIMM})=(?:'(\w+)'|(?=[\w,. ]|$))", r"--arch \1=\2", text)
-    text = _KEYWORD.sub(lambda said: _option(*said.group(0, 1, 2, 3), flags), text)
+        text = re.sub(
+            rf"(?<![\w.-])(?<!--arch )({_OF_TIMM})=(?:'(\w+)'|(?=[\w,. ]|$))", r"--arch \1=\2", text
+        )
+    text = _KEYWORD.sub(lambda said: _option(said[0], said[1], said[2], said[3], flags), text)
     return _BRACKETED.sub(lambda said: f"({flags[said[1]]})" if said[1] in flags else said[0], text)
 
 
