@@ -6,11 +6,12 @@ with the same words everywhere. docs/concepts.md says what each of them means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
 from numbers import Integral
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from circuitvit.errors import OptionError, check_whole
 
@@ -39,6 +40,9 @@ def running(function: Callable[P, R]) -> Callable[P, R]:
         for name, check in checks.items():
             if name in keywords and not (keywords[name] is None and name in optional):
                 check(keywords[name])
+        said: dict[str, Any] = keywords
+        if isinstance(said.get("memory"), str):
+            said["memory"] = in_bytes(said["memory"])
         return function(*given, **keywords)
 
     return checked
@@ -57,8 +61,10 @@ def check_batch_size(size: object) -> None:
 
 
 def check_memory(memory: object) -> None:
-    """Refuse anything but a positive whole number."""
-    if isinstance(memory, bool) or not isinstance(memory, Integral) or int(memory) <= 0:
+    """Refuse anything but a positive whole number and a text that is one with a unit."""
+    if isinstance(memory, str):
+        in_bytes(memory)
+    elif isinstance(memory, bool) or not isinstance(memory, Integral) or int(memory) <= 0:
         raise OptionError(f"the memory budget (memory) must be a positive number of bytes, not {memory!r}")
 
 
@@ -75,3 +81,30 @@ CHECKS: dict[str, Callable[[object], None]] = {
     "progress": check_progress,
 }
 """In the order in which signatures have them."""
+
+
+# -- sizes -------------------------------------------------------------------------------------------
+
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+_BYTES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def in_bytes(text: str) -> int:
+    """Bytes from "2GB" (10^9), "512MiB" (2^20) or "1000B".
+
+    Raises:
+        OptionError: if it is no positive size with a unit.
+
+    Example:
+        >>> in_bytes("2GB"), in_bytes("1.5 KiB")
+        (2000000000, 1536)
+    """
+    match = _AMOUNT.fullmatch(text)
+    unit = _BYTES.get(match[2].lower()) if match else None
+    size = round(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise OptionError(f"memory= takes a size such as 500MB, 2GB or 1GiB, not {text!r}")
+    return size

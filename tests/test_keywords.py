@@ -17,6 +17,7 @@ import pytest
 import circuitvit as cv
 from circuitvit._keywords import CHECKS
 from circuitvit.cli.library import described
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import OptionError
 
 ROOMS = ("attribution", "pruning", "verification", "views")
@@ -30,6 +31,7 @@ ELSEWHERE = {
     "find_several": ("batch_size", "progress"),  # whatever `find` takes
     "attention_page": ("batch_size",),  # image by image: a page holds 16 at most
     "stability": ("batch_size",),  # what runs is the caller's `discover`
+    "training.train": ("batch_size",),  # and its seed: of the recipe, which is kept with the weights
 }
 """Keywords that a function gets by way of another argument, or has no use for."""
 
@@ -74,7 +76,7 @@ def runs(function: Callable[..., Any]) -> bool:
     return "model" in taken and bool({"task", "images", "objective", "towards"} & set(taken))
 
 
-ALL = {
+ALL: dict[str, Callable[..., Any]] = {"training.train": cv.training.train} | {
     name: each
     for name, each in public()
     if runs(each)
@@ -154,6 +156,18 @@ def test_a_seed_is_one_that_every_library_takes() -> None:
         with pytest.raises(OptionError, match="a seed must be below"):
             cv.Resample(seed=wrong)
     CHECKS["seed"](2**32 - 1)
+
+
+def test_memory_is_a_number_or_a_text() -> None:
+    model = cv.load("catdog-tiny")
+    images = catdog_pairs(2, seed=0).clean
+    task = cv.Task(images, metric=cv.logit("cat"), ablation="zero")
+    found = [
+        cv.attribute(model, task, "eap", memory=memory, progress=False).values for memory in ("1MB", 10**6)
+    ]
+    assert (found[0] == found[1]).all()
+    with pytest.raises(OptionError, match="memory= takes a size such as 500MB, 2GB or 1GiB, not '2 lots'"):
+        cv.attribute(model, task, memory="2 lots")
 
 
 def test_the_page_says_what_they_mean() -> None:

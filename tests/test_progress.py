@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 from contextlib import redirect_stderr
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +113,16 @@ def test_work_goes_on_where_nobody_can_be_told(
 
 def test_half_a_minute_is_the_default() -> None:
     assert progress.EVERY == 30.0
+
+
+def test_what_a_bar_says_besides_waits_for_its_next_line() -> None:
+    """`refresh=False`: a bar that draws itself at every step would flood a log."""
+    calls = [
+        (path.name, ast.unparse(call))
+        for path in sorted(Path(progress.__file__).parent.rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and getattr(call.func, "attr", "").startswith(("set_postfix", "set_desc"))
+    ]
+    assert len(calls) >= 4
+    assert [each for each in calls if "refresh=False" not in each[1]] == []

@@ -58,7 +58,7 @@ def calibrate(
     level: float = 0.95,
     seed: int = 0,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> EdgeScores:
     """The scores with their measured fidelity: agreement with exact effects, and an interval for each edge.

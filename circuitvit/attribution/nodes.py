@@ -48,7 +48,7 @@ def attribute_nodes(
     method: str = "exact",
     *,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> NodeScores:
     """Score every head, every MLP and the input of a model for a task; with token groups, each group of it.

@@ -27,7 +27,7 @@ def attribute(
     *,
     processes: bool = False,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
     **keywords: Any,
 ) -> EdgeScores:

@@ -224,7 +224,7 @@ def discover_circuit(
     with clock.phase("files"):
         for name in ("report.json", "report.md", "report.csv"):
             folder.write(name, report.save)
-        folder.write(PAGE, partial(_save_page, model, prepared, circuit, report))
+        folder.write(PAGE, partial(save_page, model, prepared, circuit, report))
     return Outcome(circuit, report, summary)
 
 
@@ -234,13 +234,13 @@ def show_page(folder: Folder) -> None:
     show(f"\nopen this: {page}\nin a browser: {page.resolve().as_uri()}")
 
 
-def _save_page(model: Model, task: PreparedTask, circuit: Circuit, report: Report, path: Path) -> None:
+def save_page(model: Model, task: PreparedTask, circuit: Circuit, report: Report, path: Path) -> None:
     """The page, with the images of the first pair unless the model's patches have no place on them."""
     shown = partial(
         circuit.draw,
         path,
         title=f"Circuit of {model.name} for {task.metric.label}",
-        max_edges=min(PAGE_EDGES, len(circuit)),
+        max_edges=min(PAGE_EDGES, max(1, len(circuit))),
         report=report,
     )
     try:

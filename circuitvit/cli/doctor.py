@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from circuitvit.cli.checks import Finding, findings, look
 from circuitvit.cli.options import command
@@ -45,7 +46,7 @@ def _show(found: list[Finding]) -> None:
     table.add_column(no_wrap=True, style="cyan")
     table.add_column(overflow="fold")
     for each in found:
-        table.add_row(f"[{STYLES[each.level]}]{each.level}[/]", each.what, each.said)
+        table.add_row(Text(each.level, style=STYLES[each.level]), each.what, each.said)
     console = stdout()
     console.print(table)
     for each in found:

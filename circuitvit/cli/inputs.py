@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import circuitvit as cv
+from circuitvit._keywords import in_bytes
 from circuitvit.cli.options import group
 from circuitvit.cli.output import remark
 from circuitvit.errors import FileError, OptionError, unknown_name
@@ -184,7 +185,7 @@ class RunOptions(BatchOptions):
     @property
     def budget(self) -> int | None:
         """The memory budget in bytes, or None for the library's own."""
-        return None if self.memory is None else parse_size(self.memory, "--memory")
+        return None if self.memory is None else in_bytes(self.memory)
 
     def settings(self) -> dict[str, Any]:
         """With the memory budget beside them."""
@@ -220,7 +221,8 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise FileError(f"cannot read the class names {path}: {error.strerror or error}") from error
+        why = error.strerror or error
+        raise FileError(f"cannot read the class names {path}: {why}. Give a file, one name a line") from error
     except UnicodeDecodeError as error:
         raise FileError(f"cannot read the class names {path}: it is not text in UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -412,30 +414,7 @@ def batch_size(prepared: PreparedTask, run: RunOptions) -> int:
 
 # -- values with a unit or a name -----------------------------------------------------------------
 
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
-_BYTES = {
-    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-}  # fmt: skip
 _WORDS = {"True": True, "False": False, "None": None}
-
-
-def parse_size(text: str, option: str) -> int:
-    """Bytes from "2GB" (10^9), "512MiB" (2^20) or "1000B".
-
-    Raises:
-        OptionError: if it is no positive size with a unit.
-
-    Example:
-        >>> parse_size("2GB", "--memory"), parse_size("1.5 KiB", "--memory")
-        (2000000000, 1536)
-    """
-    match = _AMOUNT.fullmatch(text)
-    unit = _BYTES.get(match[2].lower()) if match else None
-    size = round(float(match[1]) * unit) if match and unit else 0
-    if size < 1:
-        raise OptionError(f"{option} takes a size such as 500MB, 2GB or 1GiB, not {text!r}")
-    return size
 
 
 def parse_architecture(settings: Sequence[str]) -> dict[str, Any]:

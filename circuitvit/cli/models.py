@@ -149,7 +149,7 @@ def train(
         data,
         out if out is not None else Path("out") / data.name,
         architecture={name: value for name, value in shape.items() if value is not None},
-        quiet=quiet,
+        progress=not quiet,
         seed=seed,
         **recipe,
     )

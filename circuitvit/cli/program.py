@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
 from circuitvit.cli.asked import ASKED
+from circuitvit.cli.wording import in_options
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2
@@ -73,7 +75,9 @@ class Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _told
+                return super().invoke(ctx)
         except CircuitViTError as error:
             raise _ended("error", str(error), REFUSED) from error
         except KeyboardInterrupt as stop:
@@ -123,6 +127,11 @@ def circuitvit(
     circuitvit discover --help
     ```
     """
+
+
+def _told(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Print a warning as a remark: where in the code it was raised helps nobody at a command line."""
+    typer.echo(f"note: {in_options(str(message))}", err=True)
 
 
 def _ended(what: str, message: str, code: int) -> typer.Exit:

@@ -61,9 +61,7 @@ def _without(arguments: Sequence[str]) -> list[str]:
 
 
 def _model(options: ModelOptions) -> str:
-    """The Python that loads the model; "" where a head or names of classes come from a file of their own."""
-    if options.head is not None or options.classes is not None:
-        return ""
+    """The Python that loads the model."""
     given = {
         "checkpoint": None if options.checkpoint is None else str(options.checkpoint),
         "pretrained": options.pretrained or None,
@@ -72,4 +70,7 @@ def _model(options: ModelOptions) -> str:
     }
     said = [f", {name}={value!r}" for name, value in given.items() if value is not None]
     dtype = "" if options.dtype is None else f", dtype=torch.{options.dtype}"
-    return f"cv.load({options.model!r}{''.join(said)}{dtype})"
+    names = f"open({str(options.classes)!r}, encoding='utf-8-sig').read().strip().splitlines()"
+    classes = "" if options.classes is None else f", classes={names}"
+    loaded = f"cv.load({options.model!r}{''.join(said)}{dtype}{classes})"
+    return loaded if options.head is None else f"cv.with_head({loaded}, {str(options.head)!r})"

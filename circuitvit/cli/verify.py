@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import circuitvit as cv
+from circuitvit.cli.discover import PAGE, save_page, show_page
 from circuitvit.cli.inputs import (
     BehaviourOptions,
     ImageOptions,
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from circuitvit.tasks import Task
     from circuitvit.verification import HypothesisFile, Verdict
 
-FILES = ("report.json", "report.md", "report.csv")
+REPORTS = ("report.json", "report.md", "report.csv")
+FILES = (*REPORTS, PAGE)
 CLAIMS = ("hypotheses.json", "hypotheses.md")
 HYPOTHESES = (".yaml", ".yml")
 
@@ -82,7 +85,8 @@ def verify(
 
     Args:
         circuit: a circuit, from `circuitvit discover` or from EAP-IG and MIB; or hypotheses, as YAML.
-        out: folder for report.json, report.md and report.csv; nothing is written without.
+        out: folder for report.json, report.md, report.csv and circuit.html, a page with the report; nothing
+            is written without.
     """
     if circuit.suffix.lower() in HYPOTHESES:
         verify_hypotheses(circuit, model, images, behaviour, run, out)
@@ -107,13 +111,15 @@ def verify(
             )  # fmt: skip
         report = with_command(report, model, f"cv.Circuit.load({str(circuit)!r})")
         if folder is not None:
-            for name in FILES:
+            for name in REPORTS:
                 folder.write(name, report.save)
+            folder.write(PAGE, partial(save_page, loaded, prepared, saved, report))
     rows = [*report_rows(report), Row("time", str(clock))]
     show_rows(f"Circuit of {loaded.name} for {prepared.metric.label}", rows)
     show_notes("Caveats", report.warnings)
     if folder is not None:
         show(f"\nwrote {folder.path}: {', '.join(folder.saved)}")
+        show_page(folder)
 
 
 def _check_origin(path: Path, circuit: Circuit, model: Model, behaviour: BehaviourOptions) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit._keywords import check_memory
+from circuitvit._keywords import check_memory, in_bytes
 from circuitvit.engine.masked import Workspace, masked_run, soft_run
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
@@ -31,7 +31,7 @@ STREAM_COPIES = 24
 # -- the memory budget ---------------------------------------------------------------------------
 
 
-def memory_budget(model: Model, memory: int | None = None) -> int:
+def memory_budget(model: Model, memory: int | str | None = None) -> int:
     """Bytes that may be used: as given, or by default 1 GiB on the CPU and half of what is free on a GPU.
 
     Raises:
@@ -39,13 +39,13 @@ def memory_budget(model: Model, memory: int | None = None) -> int:
     """
     if memory is not None:
         check_memory(memory)
-        return memory
+        return in_bytes(memory) if isinstance(memory, str) else memory
     if model.device.type == "cuda":
         return int(torch.cuda.mem_get_info(model.device)[0] * CUDA_SHARE)
     return CPU_BUDGET
 
 
-def choose_batch_size(prepared: PreparedTask, memory: int | None = None) -> int:
+def choose_batch_size(prepared: PreparedTask, memory: int | str | None = None) -> int:
     """The number of pairs to run at once: as many as a budget in bytes allows, never more than there are.
 
     Raises:

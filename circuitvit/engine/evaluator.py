@@ -99,7 +99,7 @@ class Evaluator:
         prepared: PreparedTask,
         *,
         batch_size: int | None = None,
-        memory: int | None = None,
+        memory: int | str | None = None,
         progress: bool = False,
     ) -> None:
         if batch_size is not None:
@@ -368,7 +368,7 @@ def run(
     *,
     ablate: CircuitLike | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "pair class"]:
     """The logits with everything outside `circuit` ablated, or with the edges of `ablate` ablated.

@@ -73,3 +73,14 @@ def image(svg: str) -> str:
     data = base64.b64encode(svg.encode()).decode()
     tag = f'<img alt="Diagram of the circuit" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
     return tag if svg else ""
+
+
+def picture(png: bytes, about: str) -> str:
+    """A picture in the page itself.
+
+    Args:
+        png: the file.
+        about: what it shows, for those who do not see it.
+    """
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{cell(about)}" style="max-width:100%" src="data:image/png;base64,{data}">'

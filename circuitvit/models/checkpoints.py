@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
                 f"its state_dict as "
                 ".safetensors where you trust it, and give that"
             ) from error
-        raise FileError(f"{path} is not a readable checkpoint of tensors: {str(error)[:300]}") from error
+        raise FileError(f"{path} is not a readable checkpoint of tensors: {_why(error)}") from error
     for key in ("state_dict", "model", "module"):  # common wrappers around the weights
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -54,10 +55,13 @@ def read(path: str | Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """Put the tensors into a freshly built module; every name and shape must fit.
 
+    A prefix that all names share, such as the "module." of training on several GPUs, is dropped.
+
     Raises:
         ModelError: if names are missing or left over, or a shape differs; the message shows which.
     """
     own = module.state_dict()
+    state = _without_wrapper(state, own)
     problems = []
     missing, left_over = (
         [name for name in own if name not in state],
@@ -75,10 +79,10 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None
     if shapes:
         problems.append(f"{len(shapes)} have another shape ({_some(shapes)})")
     if problems:
-        raise ModelError(
-            f"{source} does not fit the model: {'; '.join(problems)}. "
-            "Check the model's name, and options such as num_classes=, img_size= or reg_tokens="
-        )
+        advice = "Check the model's name, and options such as num_classes=, img_size= or reg_tokens="
+        if set(own) == set(state) and (classes := _classes_of(module, state)):
+            advice = f"It has {classes} classes: give num_classes={classes}, and their names by classes=[...]"
+        raise ModelError(f"{source} does not fit the model: {'; '.join(problems)}. {advice}")
     module.load_state_dict(dict(state))
 
 
@@ -134,6 +138,43 @@ def is_offline(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _without_wrapper(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors without what all of their names begin with, where the model knows none of these names."""
+    while state and not any(name in own for name in state):
+        first = {name.partition(".")[0] for name in state}
+        if len(first) > 1 or not all("." in name for name in state):
+            break
+        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
+    return state
+
+
+def _classes_of(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """How many classes a checkpoint has, where nothing but that keeps it from fitting; None otherwise."""
+    asked = getattr(module, "num_classes", None)
+    own = module.state_dict()
+    differ = [name for name in own if state[name].shape != own[name].shape]
+    found = {len(state[name]) for name in differ if state[name].ndim}
+    only_that = all(
+        len(own[name]) == asked and state[name].shape[1:] == own[name].shape[1:]
+        for name in differ
+        if own[name].ndim
+    )
+    return found.pop() if len(found) == 1 and only_that else None
+
+
+def _why(error: Exception) -> str:
+    """Why a file could not be read, without torch's advice to trust it."""
+    text = str(error)
+    code = re.search(r"GLOBAL ([\w.]+)", text)
+    if code is not None:
+        return (
+            f"it holds {code[1]}, which is code and is not loaded. Where you trust it, save the "
+            "weights alone by safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
+        )
+    cause = text.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return cause.splitlines()[0][:300]
 
 
 def _some(names: list[str]) -> str:

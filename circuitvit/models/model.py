@@ -443,6 +443,7 @@ class Origin:
         self._look: list[float] | None = None
         self._hash: tuple[int, str] | None = None
         self._counters: frozenset[tuple[str, str]] | None = None
+        self._parts: dict[str, int] | None = None
         parts = () if module is None else module.modules()
         self._hooks = frozenset(id(hook) for part in parts for hook in hooks_of(part))  # told when wrapping
 
@@ -452,15 +453,24 @@ class Origin:
     def afresh(self) -> Origin:
         """The same module for another model, which has looked at nothing yet."""
         origin = Origin(None if self._module is None else self._module())
-        origin._counters, origin._hooks = self._counters, self._hooks
+        origin._counters, origin._hooks, origin._parts = self._counters, self._hooks, self._parts
         return origin
 
     def check(self, twin: nn.Module) -> None:
-        """Refuse a module whose tensors are no longer those of its twin.
+        """Refuse a module whose tensors are no longer those of its twin, and a twin of which a part was
+        exchanged, as the model's stages hold the part that was there before.
 
         Raises:
             ModelError: naming one of them.
         """
+        parts = {name: id(each) for name, each in (*twin.named_modules(), *twin.named_parameters())}
+        self._parts = parts if self._parts is None else self._parts
+        if parts != self._parts:
+            name = next(name for name in (*parts, *self._parts) if parts.get(name) != self._parts.get(name))
+            raise ModelError(
+                f"{name} of model.module has been exchanged, which the model does not see: change the module "
+                "first, and wrap it then; for another head of an existing model, use cv.with_head"
+            )
         module = None if self._module is None else self._module()
         if module is None:
             return

@@ -67,7 +67,7 @@ def acdc(
     divergence: Divergence = "kl",
     state: str | Path | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Circuit:
     """The circuit that ACDC finds.

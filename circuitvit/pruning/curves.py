@@ -134,7 +134,7 @@ def score_curve(
     fractions: Sequence[float] = FRACTIONS,
     evaluator: Evaluator | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of the best edges by some scores.
@@ -179,7 +179,7 @@ def circuit_curve(
     fractions: Sequence[float] = FRACTIONS,
     evaluator: Evaluator | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Curve:
     """The curve of a family of circuits, such as those of `find`: at each size the largest that fits.
@@ -213,11 +213,11 @@ def _evaluator(
     task: Task | PreparedTask,
     given: Evaluator | None,
     batch_size: int | None,
-    memory: int | None,
+    memory: int | str | None,
 ) -> Evaluator:
     """The evaluator that is given, or one of the task."""
     prepared = prepare(model, task if given is None else given.prepared)
-    return given or noising_evaluator(prepared, batch_size, memory)
+    return noising_evaluator(prepared, batch_size, memory, given)
 
 
 def _run(label: str, wanted: list[tuple[float, Circuit]], evaluator: Evaluator, progress: bool) -> Curve:
@@ -265,7 +265,7 @@ class FamilySettings:
     trained: Sequence[float] | None = None
     faithfulness: float = 0.9
     batch_size: int | None = None
-    memory: int | None = None
+    memory: int | str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:

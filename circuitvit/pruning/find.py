@@ -159,7 +159,7 @@ def find(
     state: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 16,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Finding:
     """Find the smallest faithful circuit.
@@ -220,12 +220,14 @@ def find(
                 least = f"{LEAST_TRIM_RUNS} runs"
                 least = f"{plan.steps} steps and {least}" if plan.steps else least
                 floor = (
-                    f"A search takes at least {least}, which may need {needed:.2g} s instead of the "
-                    f"{deadline:g} s asked for."
+                    f"A search takes at least {least}, which may need {_time(needed)} instead of the "
+                    f"{deadline:g} s asked for. Fewer pairs take less."
                 )
                 announce(floor, progress)
         found = _find(evaluator, faithfulness, band, plan, kept_in, progress)
-        return replace(found, summary=f"{found.summary} {floor}".strip())
+        wrong = prepared.metric.swapped(evaluator.whole, evaluator.nothing)
+        notes = [found.summary, floor, f"Of {counted(len(prepared), 'pair')}, {wrong}." if wrong else ""]
+        return replace(found, summary=" ".join(filter(None, notes)))
 
 
 def _find(
@@ -250,6 +252,11 @@ def _find(
     )
     summary = _summary(prepared, plan, chosen, refined, band)
     return Finding(refined.circuit, refined.faithfulness, refined.minimal, candidates, plan, summary)
+
+
+def _time(duration: float) -> str:
+    """A duration as people say it."""
+    return f"{duration:.2g} s" if duration < 100 else f"{duration / 60:.0f} minutes"
 
 
 # -- plans ---------------------------------------------------------------------------------------
@@ -324,7 +331,8 @@ def _train(
                 kept = without_dead(prepared, trainer.open_edges())
                 candidate = Candidate(kept, evaluator.faithfulness(kept))
                 candidates.append(candidate)
-                bar.set_postfix_str(f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}")
+                found = f"{candidate.size:,} edges, faithfulness {candidate.faithfulness:.2f}"
+                bar.set_postfix_str(found, refresh=False)
                 lost = lost + 1 if candidate.faithfulness < band[0] - LOST else 0
             if state.path is not None:
                 _note(state, evaluator, _training(trainer, candidates, plan, done, lost))

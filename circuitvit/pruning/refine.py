@@ -85,7 +85,7 @@ def refine(
     max_runs: int | None = None,
     evaluator: Evaluator | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Refinement:
     """Repair and trim a circuit.
@@ -127,7 +127,7 @@ def ddmin(
     max_runs: int | None = None,
     evaluator: Evaluator | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Refinement:
     """Make a faithful circuit 1-minimal by removing groups of its edges.
@@ -237,7 +237,7 @@ def _search(
     max_runs: int | None,
     evaluator: Evaluator | None,
     batch_size: int | None,
-    memory: int | None,
+    memory: int | str | None,
     progress: bool,
 ) -> _Search:
     """The search that the arguments ask for, checked."""
@@ -253,8 +253,7 @@ def _search(
         )
     if order is None:
         order = np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
-    evaluator = evaluator or noising_evaluator(prepared, batch_size, memory)
-    evaluator.check_effect(level=0)
+    evaluator = noising_evaluator(prepared, batch_size, memory, evaluator)
     return _Search(evaluator, circuit, order, band, evaluator.runs, max_runs)
 
 
@@ -271,16 +270,24 @@ def require_noising(task: Task | PreparedTask) -> None:
 
 
 def noising_evaluator(
-    prepared: PreparedTask, batch_size: int | None = None, memory: int | None = None
+    prepared: PreparedTask,
+    batch_size: int | None = None,
+    memory: int | str | None = None,
+    given: Evaluator | None = None,
 ) -> Evaluator:
-    """The evaluator of a task that a search by ablation can be made on.
+    """The evaluator of a task that a search by ablation can be made on; the one that is given, if any.
 
     Raises:
-        OptionError: if the task is in the denoising direction.
+        OptionError: if the task is in the denoising direction, or how pairs are run is said of an evaluator
+            that is there already.
         DataError: if the metric does not differ between clean and ablated runs.
     """
     require_noising(prepared)
-    evaluator = Evaluator(prepared, batch_size=batch_size, memory=memory)
+    if given is not None and (batch_size is not None or memory is not None):
+        raise OptionError(
+            "an evaluator runs pairs as it was made to: give batch_size= and memory= to the evaluator"
+        )
+    evaluator = given or Evaluator(prepared, batch_size=batch_size, memory=memory)
     evaluator.check_effect(level=0)
     return evaluator
 

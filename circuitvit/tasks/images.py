@@ -65,10 +65,10 @@ class Images(ABC):
         """Of each image: (channels, height, width), and of clips (frames, channels, height, width)."""
 
     @abstractmethod
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         """Find out now, before long work, whether every image can be read.
 
-        Files are decoded once, with a progress bar, unless `quiet`, when that takes more than a second.
+        Files are decoded once; `progress` shows a bar when that takes more than a second.
 
         Raises:
             DataError: for the first image that cannot be read; the message names it.
@@ -127,7 +127,7 @@ class TensorImages(Images):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.tensor.shape[1:])
 
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         """Nothing is left to find out: the constructor looks at every value."""
 
     def __repr__(self) -> str:
@@ -171,8 +171,8 @@ class FileImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.spec.shape
 
-    def check(self, quiet: bool = False) -> None:
-        with progress_bar(len(self), "checking", not quiet, unit=self.spec.what) as bar:
+    def check(self, progress: bool = True) -> None:
+        with progress_bar(len(self), "checking", progress, unit=self.spec.what) as bar:
             for path in self.paths:
                 self._check(path)
                 bar.update()
@@ -235,7 +235,7 @@ class HeldImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.spec.shape
 
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         for name, picture in self._named(0, len(self)):
             with naming(name):
                 refuse_elongated(flatten(picture, self.spec.size[0]), self.spec)
@@ -288,7 +288,7 @@ class MadeImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.whole.shape
 
-    def check(self, quiet: bool = False) -> None:
+    def check(self, progress: bool = True) -> None:
         """The images themselves are checked where they are; whether the change can be made is seen on one."""
         self.take(0, 1)
 
@@ -432,10 +432,12 @@ def list_images(folder: Path, spec: InputSpec | None = None) -> tuple[Path, ...]
     what = "image" if spec is None else spec.what
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in inside if path.is_file()]
     images = tuple(path for path in files if path.suffix.lower() in SUFFIXES[what])
     if not images:
-        found = f" (it holds {few([path.name for path in files])})" if files else ""
+        holds = [path.name if path in files else f"the folder {path.name}" for path in inside]
+        found = f" (it holds {few(holds)})" if holds else ""
         known = ", ".join(sorted(SUFFIXES[what]))
         raise DataError(f"the folder {folder} has no {what}s, which end in {known}{found}")
     return images

@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from circuitvit.errors import DataError, OptionError, unknown_name
@@ -87,6 +89,9 @@ class Metric:
     flat_at_clean: bool = False
 
 
+SWAPPED = "the answer is the foil on all of them: exchange target and foil, or clean and corrupt"
+
+
 @dataclass(frozen=True, eq=False)
 class BoundMetric:
     """A metric for the pairs of one task on one model; call it with logits.
@@ -106,6 +111,16 @@ class BoundMetric:
     foil: Bool[Tensor, "pair class"] | None
     vector: Float[Tensor, " class"] | None = None
     flat_at_clean: bool = False
+
+    def swapped(self, clean: ArrayLike, corrupt: ArrayLike) -> str:
+        """What to do if target and foil, or clean and corrupt, were mixed up on every pair; "" if not.
+
+        Args:
+            clean: the metric on the clean images, `(pair,)`.
+            corrupt: on the corrupt ones.
+        """
+        mixed_up = np.all(np.asarray(clean) < 0) and np.all(np.asarray(corrupt) > 0)
+        return SWAPPED if self.metric.uses_foil and mixed_up else ""
 
     def __call__(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor
 from circuitvit._keywords import running
 from circuitvit.errors import DataError, check_number
 from circuitvit.models import Model
+from circuitvit.tasks.classes import ClassSpec
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.images import Images, TensorImages
 from circuitvit.tasks.metrics import PerPair
@@ -115,11 +116,16 @@ def select_pairs(
     target, foil = (None if mask is None else mask[list(chosen)] for mask in (metric.target, metric.foil))
     if groups is not None and groups.members.ndim == 2:
         groups = TokenGroups(groups.names, groups.members[list(chosen)])
+    said = replace(
+        metric.metric,
+        target=_rows_of(metric.metric.target, chosen),
+        foil=_rows_of(metric.metric.foil, chosen),
+    )
     return replace(
         prepared,
         clean=_chosen(prepared.clean, chosen, change),
         corrupt=None if prepared.corrupt is None else _chosen(prepared.corrupt, chosen, change),
-        metric=replace(metric, target=target, foil=foil),
+        metric=replace(metric, metric=said, target=target, foil=foil),
         groups=groups,
         code="",
     )
@@ -137,7 +143,7 @@ def as_task(prepared: PreparedTask) -> Task:
     """
     bound = prepared.metric
     target, foil = (
-        said if mask is None or not (said is None or isinstance(said, PerPair)) else _per_pair(mask)
+        said if mask is None or said is not None else _per_pair(mask)
         for said, mask in ((bound.metric.target, bound.target), (bound.metric.foil, bound.foil))
     )
     return Task(
@@ -148,6 +154,7 @@ def as_task(prepared: PreparedTask) -> Task:
         direction=prepared.direction,
         groups=prepared.groups,
         preprocessing=prepared.spec,
+        pairing=prepared.pairing,
     )
 
 
@@ -179,13 +186,17 @@ class SomeImages(Images):
     def shape(self) -> tuple[int, ...]:
         return self.whole.shape
 
-    def check(self, quiet: bool = False) -> None:
-        self.whole.check(quiet)
+    def check(self, progress: bool = True) -> None:
+        self.whole.check(progress)
 
 
 def _chosen(images: Images, rows: tuple[int, ...], change: Callable[[Tensor], Tensor] | None) -> Images:
     some = SomeImages(images, rows)
     return some if change is None else TensorImages(change(some.take(0, len(some))))
+
+
+def _rows_of(said: ClassSpec | PerPair | None, rows: Sequence[int]) -> ClassSpec | PerPair | None:
+    return PerPair(tuple(said.classes[row] for row in rows)) if isinstance(said, PerPair) else said
 
 
 def _per_pair(mask: Tensor) -> PerPair:

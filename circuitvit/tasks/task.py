@@ -75,6 +75,7 @@ class Task:
             same names, and in order where they have none in common; a single file is the partner of every
             file of a folder; lists are paired as they are.
         table: that the pairs were read from, by `from_csv`.
+        pairing: how images that come as pairs were put together, in a sentence, where somebody knows.
 
     Example:
         >>> from circuitvit.tasks import Task, logit_diff
@@ -92,6 +93,7 @@ class Task:
     preprocessing: InputSpec | None = None
     pair: Pairing | None = None
     table: Table | None = None
+    pairing: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", as_metric(self.metric))
@@ -179,6 +181,8 @@ class Task:
 
     def with_options(self, **changes: Any) -> Task:
         """The same task with some of its parts replaced, such as `ablation="mean"`."""
+        if {"clean", "corrupt"} & set(changes):  # then they are not as they were read or paired
+            changes = {"table": None, "pairing": "", **changes}
         return replace(self, **changes)
 
     def prepare(self, model: Model, progress: bool = False) -> PreparedTask:
@@ -234,7 +238,7 @@ class Task:
         clean = as_images(self.clean, spec)
         if callable(self.corrupt):
             return clean, MadeImages(clean, self.corrupt), ""
-        listed = "" if self.table is None else self.table.how
+        listed = self.pairing if self.table is None else self.table.how
         return clean, None if self.corrupt is None else as_images(self.corrupt, spec), listed
 
     def _paired(self, spec: InputSpec) -> Pairs | None:
@@ -445,7 +449,7 @@ def _foil_images(corrupt: Images | None) -> Images:
 def _check_images(clean: Images, corrupt: Images | None, model: Model, progress: bool) -> None:
     for images in (clean, corrupt):
         if isinstance(images, (FileImages, HeldImages, MadeImages)):
-            images.check(quiet=not progress)
+            images.check(progress)
     spec = model.preprocessing
     if corrupt is not None:
         if len(clean) != len(corrupt):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitvit.tasks.ablations import Mean, Noise, Patch, Resample, Zero
+from circuitvit.tasks.classes import ClassGroup
 from circuitvit.tasks.corruptions import CORRUPTIONS
 from circuitvit.tasks.metrics import Metric, PerPair, as_metric, metric_names
 
@@ -85,10 +85,14 @@ def _metric(metric: Metric, *, per_pair: bool = False) -> str:
 
 
 def _classes(spec: Any) -> str:
-    each = spec if isinstance(spec, (list, tuple)) else [spec]
-    if not all(isinstance(one, (str, int)) for one in each):
+    if isinstance(spec, (list, tuple)):
+        return f"[{', '.join(map(_classes, spec))}]"
+    if isinstance(spec, ClassGroup):
+        members = "" if spec.classes is None else f", {_classes(spec.classes)}"
+        return f"cv.group({spec.name!r}{members})"
+    if not isinstance(spec, (str, int)):
         raise _Unknown
-    return repr(list(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else spec)
+    return repr(spec)
 
 
 def _ablation(ablation: Any) -> str:

@@ -101,7 +101,7 @@ def fit_head(
         raise DataError(
             f"{rare!r} has {sizes.min()} images, fewer than the {folds} folds: give more images, or folds="
         )
-    pictures.check(quiet=not progress)
+    pictures.check(progress)
     check_size(pictures, model)
     features = _features(bare, pictures, batch_size, progress)
     place = np.random.default_rng(seed)

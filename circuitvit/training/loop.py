@@ -14,6 +14,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from circuitvit._keywords import running
 from circuitvit._progress import progress_bar
 from circuitvit._version import __version__
 from circuitvit.errors import DataError, FileError, OptionError
@@ -119,12 +120,13 @@ def training_data(dataset: str | Path, seed: int = 0, size: int | None = None) -
     return catdog_data(seed) if dataset == "catdog" else digits_data(seed)
 
 
+@running
 def train(
     data: TrainingData,
     out: str | Path | None = None,
     *,
     architecture: Mapping[str, Any] | None = None,
-    quiet: bool = False,
+    progress: bool = True,
     **options: Any,
 ) -> TrainingResult:
     """Trains a small timm `VisionTransformer` and writes `out`.safetensors and `out`.json.
@@ -137,7 +139,7 @@ def train(
         data: from :func:`training_data` or made by hand.
         out: path without ending; None saves nothing.
         architecture: `VisionTransformer` arguments that replace those of `data.architecture`.
-        quiet: no progress bar.
+        progress: whether to show a bar.
         **options: fields of :class:`Recipe` that replace those of `data.recipe`.
 
     Raises:
@@ -146,7 +148,7 @@ def train(
         DataError: when the loss is no longer finite.
 
     Example:
-        >>> result = train(training_data("digits"), steps=2, quiet=True)
+        >>> result = train(training_data("digits"), steps=2, progress=False)
         >>> result.card.classes[:3]
         ('0', '1', '2')
     """
@@ -155,7 +157,7 @@ def train(
     stem = None if out is None else _prepare(Path(out))
     with _threads(recipe.threads):
         module = build_module(shape, recipe.seed)
-        interrupted, steps_done = _fit(module, data, recipe, quiet)
+        interrupted, steps_done = _fit(module, data, recipe, progress)
         accuracy = {"held_out": evaluate(module, data.held_out), "n": len(data.held_out)}
         accuracy |= {name: evaluate(module, part) for name, part in data.extra.items()}
     weights = to_safetensors({name: value.contiguous() for name, value in module.state_dict().items()})
@@ -187,12 +189,12 @@ def _recipe(options: Mapping[str, Any]) -> Recipe:
     return replace(Recipe(), **options)
 
 
-def _fit(module: nn.Module, data: TrainingData, recipe: Recipe, quiet: bool) -> tuple[bool, int]:
+def _fit(module: nn.Module, data: TrainingData, recipe: Recipe, progress: bool) -> tuple[bool, int]:
     """Trains `module` in place. Returns whether it was interrupted, and the number of steps done."""
     optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
     module.train()
     done = 0
-    bar = progress_bar(recipe.steps, f"training {data.name}", not quiet, unit="step")
+    bar = progress_bar(recipe.steps, f"training {data.name}", progress, unit="step")
     with bar, _plain_attention(module):
         try:
             for step in range(recipe.steps):

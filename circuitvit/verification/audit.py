@@ -71,7 +71,7 @@ def audit(
     settings: AuditSettings | None = None,
     clusters: Sequence[str] | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> tuple[Verdict, ...]:
     """Put a circuit to every test of this room.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from circuitvit.errors import counted
 from circuitvit.graph import Circuit
 from circuitvit.graph.fidelity import fidelity_sentence
 from circuitvit.tasks import Patch, PerPair, PreparedTask, Resample, Zero
 from circuitvit.tasks.ablations import same_ablation
 from circuitvit.tasks.classes import taken_on_trust
-from circuitvit.tasks.metrics import same_metric
+from circuitvit.tasks.metrics import BoundMetric, same_metric
 from circuitvit.tasks.split import fingerprint
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.report import CircuitSize, Section
@@ -45,7 +46,10 @@ def caveats(
         *_about_ablation(prepared),
         *_about_classes(prepared[0]),
     ]
-    said = [[*_about_pairs(each), *_about_values(each), *_about_random(each, size)] for each in sections]
+    said = [
+        [*_about_pairs(each, task.metric), *_about_values(each), *_about_random(each, size)]
+        for each, task in zip(sections, prepared, strict=True)
+    ]
     for figures, texts in zip(sections, said, strict=True):
         for text in texts:
             everywhere = all(text in others for others in said)
@@ -57,7 +61,7 @@ def _about_images(prepared: Sequence[PreparedTask]) -> Iterator[str]:
     if len(prepared) == 1:
         yield (
             "There are no held-out images: if the circuit was found on these very pairs, its figures are "
-            "optimistic. Give held_out= with other pairs."
+            "optimistic. Judge it on other pairs, held out."
         )
         return
     task, other = prepared
@@ -95,7 +99,7 @@ def _about_circuit(circuit: Circuit, size: CircuitSize, prepared: PreparedTask) 
         yield (
             f"The circuit is not pruned: {size.dead:,} of its {len(circuit):,} edges lie on no path from "
             "input to logits. It was run as given, so its necessity also counts ablating those: verify "
-            "circuit.pruned() instead."
+            "the pruned circuit instead."
         )
         if not isinstance(prepared.ablation, (Patch, Resample)):
             # The reference is then no run of the model: a node fed with references writes something else.
@@ -131,8 +135,11 @@ def _about_classes(prepared: PreparedTask) -> Iterator[str]:
         )
 
 
-def _about_pairs(figures: Section) -> Iterator[str]:
+def _about_pairs(figures: Section, metric: BoundMetric) -> Iterator[str]:
     n_pairs = figures.n_pairs
+    wrong = metric.swapped([each.whole for each in figures.pairs], [each.nothing for each in figures.pairs])
+    if wrong:
+        yield f"Of {counted(n_pairs, 'pair')}, {wrong}."
     if n_pairs == 1:
         yield "A single pair: no intervals can be given, and nothing is known about other images."
     elif n_pairs < MIN_PAIRS:

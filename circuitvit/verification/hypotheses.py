@@ -101,7 +101,7 @@ class Hypothesis:
         clusters: Sequence[str] | None = None,
         seed: int = 0,
         batch_size: int | None = None,
-        memory: int | None = None,
+        memory: int | str | None = None,
         progress: bool = True,
     ) -> Verdict:
         """Run the model with and without the edges, and judge. Several claims: `check_hypotheses`.
@@ -141,7 +141,7 @@ def check_hypotheses(
     clusters: Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> tuple[Verdict, ...]:
     """The verdicts on several claims, in their order.

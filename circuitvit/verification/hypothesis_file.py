@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -25,6 +25,7 @@ from circuitvit.graph import Circuit
 from circuitvit.graph.files import check_shape
 from circuitvit.tasks import Task, ablation_names, metric_names
 from circuitvit.tasks.metrics import ClassSpec, as_metric
+from circuitvit.tasks.pairs import Pairing
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.hypotheses import Hypothesis
 from circuitvit.verification.verdict import REFUTED, SCOPES, SUPPORTED, UNDECIDED
@@ -132,6 +133,7 @@ _SCHEMA: dict[str, Any] = {
             "properties": {
                 **_IMAGES,
                 "pairs": _TEXT,
+                "pair": {"enum": list(get_args(Pairing))},
                 "metric": {"enum": list(metric_names())},
                 "target": _CLASSES,
                 "foil": _CLASSES,
@@ -201,7 +203,7 @@ def _tokens(path: Path, data: bytes) -> list[Any]:
 
 
 def _task(said: Mapping[str, Any], folder: Path) -> Task | None:
-    options = {key: said[key] for key in ("ablation", "direction", "groups") if key in said}
+    options = {key: said[key] for key in ("ablation", "direction", "groups", "pair") if key in said}
     metric = as_metric(
         said.get("metric", "logit_diff"),
         _classes(said.get("target")),

@@ -20,10 +20,11 @@ Heimersheim and Nanda 2024, "How to use and interpret activation patching", arXi
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,11 +47,15 @@ from circuitvit.engine import (
     token_parts,
 )
 from circuitvit.errors import DataError, FileError, OptionError, counted
+from circuitvit.graph import notebook
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.tokens import token_name
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SITES: tuple[Site, ...] = ("heads", "mlps", "stream", "patterns")
 
@@ -59,6 +64,9 @@ TokenSets = Literal["each", "kind", "all"] | Mapping[str, Sequence[int]]
 
 MOST_LABELS = 40
 """More names than this cannot be read on one axis of a heat map; every so many are shown."""
+
+IN_NOTEBOOK = 100
+"""Dots per inch of the picture in a notebook."""
 
 SHOWN = 5
 """Flips that are listed in a sentence, and narrowed down."""
@@ -137,7 +145,7 @@ class PatchingMap(Result):
         return f"PatchingMap({size}; the strongest {most} of {self.label})"
 
     def heat_map(self, path: str | Path) -> Path:
-        """Draw the mean change of the metric, one row for each component, one column for each token set.
+        """Draw the mean change of the metric by component and token set; the longer of both lies across.
 
         Purple is a fall and orange a rise; a dot marks a cell in which the top class changes for at least
         half of the pairs. The ending of the path chooses the format, such as `.png` or `.svg`.
@@ -146,33 +154,7 @@ class PatchingMap(Result):
             OptionError: if matplotlib is not installed, or the ending is no picture format.
             FileError: if the file cannot be written.
         """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise OptionError("heat maps need matplotlib: pip install 'circuitvit[plots]'") from error
-        effect, path = self.effect, Path(path)
-        height, width = effect.shape
-        figure = Figure(
-            figsize=(min(16, 3.2 + 0.45 * width), min(14, 1.6 + 0.22 * height)), layout="constrained"
-        )
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        limit = float(np.abs(effect).max()) or 1.0
-        image = axes.imshow(
-            effect, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
-        )
-        for row, column in np.argwhere(self.flipped >= 0.5):
-            axes.plot(column, row, marker="o", color="black", markersize=3)
-        for ticks, names, set_ticks in (
-            (width, self.columns, axes.set_xticks),
-            (height, self.rows, axes.set_yticks),
-        ):
-            shown = range(0, ticks, max(1, -(-ticks // MOST_LABELS)))
-            set_ticks(list(shown), [names[at] for at in shown], fontsize=7)
-        axes.tick_params(axis="x", rotation=90)
-        axes.set_title(f"Patching {self.site}: change of {self.label}", fontsize=9)
-        figure.colorbar(image, ax=axes, label="change of the metric (dot: top class changes)")
+        figure, path = self._drawn(), Path(path)
         try:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
         except OSError as error:
@@ -180,6 +162,46 @@ class PatchingMap(Result):
         except ValueError as error:
             raise OptionError(f"cannot draw {path.name}: {error}") from error
         return path
+
+    def _drawn(self) -> Figure:
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise OptionError("heat maps need matplotlib: pip install 'circuitvit[plots]'") from error
+        across = len(self.rows) > len(self.columns)
+        effect, flipped = (each.T if across else each for each in (self.effect, self.flipped))
+        down, along = (self.columns, self.rows) if across else (self.rows, self.columns)
+        height, width = effect.shape
+        figure = Figure(
+            figsize=(min(16, max(6, 2.4 + 0.24 * width)), min(14, 2 + 0.24 * height)), layout="constrained"
+        )
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        limit = float(np.abs(effect).max()) or 1.0
+        image = axes.imshow(
+            effect, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+        )
+        for row, column in np.argwhere(flipped >= 0.5):
+            axes.plot(column, row, marker="o", color="black", markeredgecolor="white", markersize=5)
+        for names, set_ticks in ((along, axes.set_xticks), (down, axes.set_yticks)):
+            shown = range(0, len(names), max(1, -(-len(names) // MOST_LABELS)))
+            set_ticks(list(shown), [names[at] for at in shown], fontsize=7)
+        axes.tick_params(axis="x", rotation=90)
+        axes.set_title(
+            f"Patching {self.site}: change of {self.label} (dot: the top class changes)", fontsize=9
+        )
+        figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
+        return figure
+
+    def _repr_html_(self) -> str:
+        try:
+            figure = self._drawn()
+        except OptionError:  # without matplotlib a table will do
+            return super()._repr_html_()
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=IN_NOTEBOOK)
+        return notebook.card(repr(self), (), notebook.picture(file.getvalue(), repr(self)))
 
 
 @running
@@ -191,7 +213,7 @@ def patching_map(
     *,
     rows: Sequence[str] | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> PatchingMap:
     """Patch every component at every set of tokens, one at a time.
@@ -354,6 +376,9 @@ class FlipSearch(Result):
         """Draw the map. See `PatchingMap.heat_map`."""
         return self.map.heat_map(path)
 
+    def _repr_html_(self) -> str:
+        return notebook.card(str(self), ()) + self.map._repr_html_()
+
     def __str__(self) -> str:
         site, effect = self.map.site, self.map.effect
         on = "the pair" if self.n == 1 else f"any of {self.n} pairs"
@@ -399,7 +424,7 @@ def flip_search(
     least: float = 0.0,
     narrow: bool = True,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> FlipSearch:
     """Patch every head at every set of tokens and list those that change the top class.

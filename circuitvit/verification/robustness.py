@@ -137,7 +137,7 @@ def robustness(
     settings: Bootstrap | None = None,
     baseline: RobustnessRow | None = None,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Robustness:
     """Run the same circuit under every other condition, one changed at a time.

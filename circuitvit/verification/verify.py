@@ -58,7 +58,7 @@ def verify(
     robust: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Report:
     """Test a circuit by ablation.

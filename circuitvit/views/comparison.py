@@ -199,7 +199,7 @@ def compare(
             f"groups) or other settings{models and f' (of {models})'}: start a new one, or repeat "
             "the earlier one's settings"
         )
-    evaluator = noising_evaluator(judged, memory=settings.memory)
+    evaluator = noising_evaluator(judged, settings.batch_size, settings.memory)
     done = {each.method: each for each in known.curves} if known is not None else {}
     wanted = dict.fromkeys(methods)
     comparison = Comparison((), discovery.label, judged.label, held_out is not None, origin)

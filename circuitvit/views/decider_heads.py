@@ -334,7 +334,7 @@ def deciders(
     by: FlipBy = "sign",
     seed: int = 0,
     batch_size: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> DeciderHeads:
     """Patch every candidate in every pair, and count what flips.
@@ -396,9 +396,11 @@ def deciders(
     else:
         told, flips = base_tops != other_tops, found.tops[:-2] != base_tops
     if not told.any():
+        sides = (other, base) if prepared.denoising else (base, other)
         raise DataError(
             f"the model tells none of {counted(len(told), 'pair')} apart without a patch "
-            f"({prepared.metric.label}): name the classes, or give images that it gets right"
+            f"({prepared.metric.label}): "
+            + (prepared.metric.swapped(*sides) or "name the classes, or give images that it gets right")
         )
     names = [f"{one} | {two}" for one, two in zip(prepared.base.names, prepared.reference.names, strict=True)]
     return DeciderHeads(

@@ -134,7 +134,7 @@ def linear_probes(
             "tokens, or reads='each' for a probe of every token"
         )
     targets, names = present_classes(targets, names, masks, folds)
-    pictures.check(quiet=not progress)
+    pictures.check(progress)
     drawn = None if reads == "mean" else drawn_tokens(masks, reads, len(pictures), samples, seed)
     reading = Reading(masks, drawn)
     own = reading.targets(targets)

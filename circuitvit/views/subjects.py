@@ -133,7 +133,7 @@ def images_of(model: Model, images: ImageSpec) -> Images:
     """
     model.refresh()
     found = as_images(images, model.preprocessing)
-    found.check(quiet=True)
+    found.check(progress=False)
     check_size(found, model)
     return found
 

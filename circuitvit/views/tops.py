@@ -258,7 +258,7 @@ def top_images(
     groups = None if masks is None else TokenGroups.from_masks(model, masks)
     if groups is not None and groups.members.ndim == 2 and len(groups.members) != len(found):
         raise DataError(f"masks of {len(groups.members)} images for {len(found)}: one for each, in order")
-    found.check(quiet=not progress)
+    found.check(progress)
     size = len(found), prod(grid)
     best = max(1, round(top_share * prod(size)))
     tallies = {unit: Tally(unit, size, by == "patch", reduce == "mean", count, best, seed) for unit in chosen}

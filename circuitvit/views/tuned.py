@@ -329,7 +329,7 @@ def tuned_lens(
     epochs: int = 30,
     seed: int = 0,
     batch_size: int = 32,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> TunedLens:
     """Train a tuned lens on images, without labels, and measure it on some that are held out.

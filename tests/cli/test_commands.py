@@ -47,6 +47,8 @@ def test_verify_gives_the_same_figures_as_discover(
     assert again.headline.faithfulness.value == pytest.approx(found.task.faithfulness.value, abs=1e-5)
     assert f"faithfulness {again.headline.faithfulness}" in " ".join(result.stdout.split())
     assert (tmp_path / "report.md").is_file()
+    assert f"open this: {tmp_path / 'circuit.html'}" in result.stdout
+    assert "There are no held-out images" in (tmp_path / "circuit.html").read_text()
 
 
 def test_verify_without_a_folder_writes_nothing(

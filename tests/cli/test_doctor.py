@@ -189,7 +189,7 @@ def test_the_exit_code_says_whether_something_is_broken(
     result = run("doctor")
     assert result.exit_code == code, result.output
     for each in findings(machine):
-        assert each.what in result.stdout
+        assert re.search(rf"^{each.level} +{re.escape(each.what)} ", result.stdout, re.MULTILINE)  # no markup
         assert f"$ {each.mend}" in result.stdout or not each.mend
 
 

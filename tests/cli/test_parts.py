@@ -12,8 +12,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from circuitvit._keywords import in_bytes
 from circuitvit.attribution import METHODS
-from circuitvit.cli.inputs import parse_architecture, parse_plan, parse_size
+from circuitvit.cli.inputs import parse_architecture, parse_plan
 from circuitvit.cli.library import arguments, scoring_methods
 from circuitvit.cli.options import Keywords, command, group
 from circuitvit.cli.output import LOCK, Folder, Interrupted
@@ -26,13 +27,13 @@ from circuitvit.pruning.find import Start
     [("2GB", 2 * 10**9), ("1GiB", 2**30), ("512 mib", 2**29), ("1.5kb", 1500), (".5MB", 500_000), ("7B", 7)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text, "--memory") == size
+    assert in_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "2", "GB", "-2GB", "0GB", "2 G B", "1e9B", "nanGB", "0.1B"])
 def test_sizes_that_make_no_sense(text: str) -> None:
-    with pytest.raises(OptionError, match="--memory takes a size such as"):
-        parse_size(text, "--memory")
+    with pytest.raises(OptionError, match="memory= takes a size such as"):
+        in_bytes(text)
 
 
 def test_architecture_settings() -> None:

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +18,9 @@ from circuitvit.tasks import ablation_names, metric_names
 from tests.cli.cases import Run
 
 COMMANDS = (
-    "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "models", "train", "doctor",
+    "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "classes", "models", "train",
+    "doctor",
 )  # fmt: skip
-COMMANDS = ("demo", "discover", "attribute", "verify", "draw", "classes", "models", "train")
 
 
 def flat(text: str) -> str:
@@ -93,6 +95,22 @@ def test_version(run: Run) -> None:
 
 def test_without_a_command_there_is_help(run: Run) -> None:
     assert "Commands" in run().output
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_a_remark_without_its_place_in_the_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = circuitvit.load
+
+    def warns(*arguments: Any, **options: Any) -> circuitvit.Model:
+        warnings.warn("the weather is bad: give classes=[...]", stacklevel=2)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(circuitvit, "load", warns)
+    result = run("classes", "--model", "catdog-tiny")
+    assert result.exit_code == 0
+    assert result.stderr == "note: the weather is bad: give --classes FILE\n"
 
 
 def test_an_unknown_option_is_refused(run: Run) -> None:

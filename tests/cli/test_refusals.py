@@ -47,7 +47,7 @@ def assert_refused(result: Any, message: str) -> None:
         ({"--device": "warp"}, "the device 'warp' cannot be used"),
         ({"--arch": "num_classes"}, "--arch takes KEY=VALUE"),
         ({"--arch": "num_classes=3"}, "comes with its own weights and architecture: leave out num_classes"),
-        ({"--classes": "missing.txt"}, "cannot read the class names missing.txt"),
+        ({"--classes": "missing.txt"}, "Give a file, one name a line"),
         ({"--memory": "2 elephants"}, "--memory takes a size such as"),
         ({"--clean": "missing.png"}, "no image missing.png: there is no such file"),
         ({"--pairs": "pairs.csv"}, "give either --pairs or --clean and --corrupt, not both"),

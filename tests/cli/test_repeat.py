@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import circuitvit as cv
-from circuitvit.cli.repeat import _without
+from circuitvit.cli.inputs import ModelOptions, load_model
+from circuitvit.cli.repeat import _model, _without
+from circuitvit.models.timm_import import import_timm
 from tests.cli.cases import Run
 
 
@@ -49,6 +52,15 @@ def test_command_and_python_give_the_same_circuit(
     first = cv.Report.load(found / "report.json")
     assert names["report"].recipe.edges == first.recipe.edges
     assert names["report"].headline.faithfulness.value == pytest.approx(first.headline.faithfulness.value)
+
+
+def test_a_fine_tuned_checkpoint_is_loaded_again_with_its_classes(tmp_path: Path) -> None:
+    weights, names = tmp_path / "pets.pth", tmp_path / "my names.txt"
+    torch.save(import_timm().create_model("test_vit", num_classes=2).state_dict(), weights)
+    names.write_text("my cat\nmy dog\n")
+    options = ModelOptions(model="test_vit", checkpoint=weights, arch=["num_classes=2"], classes=names)
+    again = eval(_model(options), {"cv": cv})
+    assert again.classes == load_model(options).classes == ("my cat", "my dog")
 
 
 def test_verify_names_the_file_that_it_read(

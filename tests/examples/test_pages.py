@@ -123,9 +123,14 @@ def test_the_answers_run(folder: Path) -> None:
             assert result.exit_code == 0, result.output
         else:
             run(block, "how_do_i.md", names)
-    assert {"circuit.json", "circuit.graphml", "difference.svg", "heads.svg", "attribution.png"} <= {
-        path.name for path in folder.iterdir()
-    }
+    assert {
+        "circuit.json",
+        "circuit.html",
+        "attention.html",
+        "patch.json",
+        "difference.svg",
+        "attribution.png",
+    } <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("page", ["what_scores_mean.md", "corruptions.md"])

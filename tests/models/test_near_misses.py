@@ -1007,6 +1007,15 @@ def test_a_part_that_is_exchanged_after_wrapping_is_told(change: Callable[[Any],
         scored(cv.wrap(module), "eap")
 
 
+def test_a_part_exchanged_on_the_models_own_module_is_told() -> None:
+    model = cv.wrap(micro())
+    scored(model, "eap")
+    model.module.head = nn.Linear(1, 3)
+    for each in (model, model.edit({"m0": 0})):
+        with pytest.raises(ModelError, match=r"head of model.module has been exchanged.* cv.with_head"):
+            scored(each, "eap")
+
+
 class MoreTokens(VisionTransformer):  # type: ignore[misc, valid-type]
     """With registers that its attributes do not tell."""
 

@@ -213,7 +213,23 @@ def test_weights_of_another_shape_are_named(weights: Path) -> None:
     assert str(weights) in message
     assert "2 have another shape" in message
     assert "head.weight is (3, 12) in the file and (5, 12) in the model" in message
-    assert "num_classes=" in message
+    assert message.endswith("It has 3 classes: give num_classes=3, and their names by classes=[...]")
+
+
+def test_advice_names_the_classes_only_where_nothing_else_differs(
+    weights: Path,
+) -> None:
+    with pytest.raises(ModelError, match="options such as num_classes=, img_size=") as caught:
+        cv.load(NAME, checkpoint=weights, **{**SMALL, "num_classes": 5, "embed_dim": 24})
+    assert "give num_classes" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module._orig_mod."])
+def test_a_prefix_that_all_weights_share_is_dropped(module: Any, tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "wrapped.pth"
+    torch.save({"state_dict": {f"{prefix}{name}": each for name, each in module.state_dict().items()}}, path)
+    loaded = cv.load(NAME, checkpoint=path, **SMALL).module.state_dict()
+    assert all(torch.equal(loaded[name], each) for name, each in module.state_dict().items())
 
 
 def test_missing_and_left_over_weights_are_named(module: Any, tmp_path: Path) -> None:
@@ -266,6 +282,13 @@ def test_a_malicious_pickle_is_refused_and_never_run(
     with pytest.raises(FileError, match="not a readable checkpoint"):
         cv.load(NAME, checkpoint=path, **SMALL)
     assert not marker.exists()
+
+
+def test_a_whole_module_is_refused_with_the_way_to_save_its_weights(module: Any, tmp_path: Path) -> None:
+    torch.save(module, tmp_path / "whole.pt")
+    with pytest.raises(FileError, match=r"holds timm\..*, which is code.*save_file") as caught:
+        cv.load(NAME, checkpoint=tmp_path / "whole.pt", **SMALL)
+    assert "torch.load" not in str(caught.value)
 
 
 def cut(source: Path, target: Path, share: float) -> Path:

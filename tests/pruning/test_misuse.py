@@ -109,3 +109,12 @@ def test_prepared_tasks_are_taken_everywhere(model: cv.Model, task: cv.Task) -> 
     assert torch.allclose(cv.run(model, prepared, full(model)), model(images(2, 1)[:1]), atol=1e-5)
     with pytest.raises(OptionError, match="prepared for"):
         cv.run(cv.wrap(small_module()), prepared, full(model))
+
+
+@pytest.mark.parametrize("search", ["refine", "score_curve"])
+def test_batches_of_an_evaluator_that_is_there_already(model: cv.Model, task: cv.Task, search: str) -> None:
+    known = evaluator.Evaluator(task.prepare(model))
+    given = full(model) if search == "refine" else cv.attribute(model, task, "eap", progress=False)
+    function: Any = getattr(cv, search)
+    with pytest.raises(OptionError, match="give batch_size= and memory= to the evaluator"):
+        function(model, task, given, evaluator=known, batch_size=1)

@@ -7,15 +7,18 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from PIL import Image
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import CircuitViTError, DataError, NameNotFoundError, OptionError
 from circuitvit.models import Model
 from circuitvit.models.timm_import import import_timm
+from circuitvit.tasks import as_task, select_pairs
 from circuitvit.tasks.classes import class_index, class_indices, spec_label
 from circuitvit.tasks.kinds import meanings, taken_for
 from circuitvit.tasks.wordnet import FORMAT, SCHEMA, VERSION, tree
+from circuitvit.tasks.written import as_python
 from circuitvit.verification import check_hypotheses
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -191,6 +194,29 @@ class TestUse:
         ):
             class_index(imagenet, cv.group("domestic cat"))
         assert class_index(imagenet, "group:goose") == 99
+
+    def test_a_task_is_written_down_with_its_groups(self) -> None:
+        own = cv.logit_diff(cv.group("cat"), ["dog", cv.group("wild", ["bear", "rabbit"])])
+        said = as_python(cv.Task("cats/", "dogs/", own))
+        assert said == (
+            "cv.Task('cats/', 'dogs/', cv.logit_diff(cv.group('cat'), "
+            "['dog', cv.group('wild', ['bear', 'rabbit'])]))"
+        )
+        assert as_python(eval(said, {"cv": cv})) == said
+
+    def test_groups_of_a_table_keep_their_names(self, tmp_path: Path) -> None:
+        """Also where some pairs are taken, and as a task again."""
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (48, 48), (name[0] == "a" and "red") or "blue").save(tmp_path / name)
+        lines = ["a.png,b.png,group:animal,thing", "b.png,a.png,group:animal,thing"]
+        (tmp_path / "pairs.csv").write_text("\n".join(["clean,corrupt,target,foil", *lines]))
+        model = cv.load("catdog-tiny", classes=["cat", "dog", "thing", "bear"])
+        prepared = cv.Task.from_csv(tmp_path / "pairs.csv", "logit_diff").prepare(model)
+        assert prepared.metric.label == "logit_diff(animal (3 classes), thing)"
+        again = as_task(select_pairs(prepared, [1])).prepare(model)
+        assert again.metric.label == prepared.metric.label
+        assert again.pairing == prepared.pairing == "2 pairs listed in pairs.csv"
+        assert not as_task(prepared).with_options(clean=[Image.new("RGB", (48, 48))] * 2).pairing
 
     @pytest.mark.parametrize(
         ("name", "classes"), [("", None), ("  ", None), (7, None), ("a", []), ("a", "b")]

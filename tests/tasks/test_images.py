@@ -295,7 +295,7 @@ class TestFileImages:
         paths = saved(tmp_path / "a.png"), cut(saved(tmp_path / "b.png"), 0.5)
         images = FileImages(paths, SPEC)  # reading no pixel yet
         with pytest.raises(DataError, match=r"b\.png"):
-            images.check(quiet=True)
+            images.check(progress=False)
 
 
 class TestPicturesAtHand:
@@ -436,6 +436,10 @@ class TestAsImages:
     def test_a_folder_without_images_says_what_it_holds(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"has no images, which end in \.bmp, .*\.webp$"):
             as_images(tmp_path, SPEC)
+        (tmp_path / "cats").mkdir()
+        with pytest.raises(DataError, match=r"\(it holds the folder cats\)"):
+            as_images(tmp_path, SPEC)
+        (tmp_path / "cats").rmdir()
         for index in range(7):
             (tmp_path / f"notes{index}.txt").write_text("")
         with pytest.raises(DataError, match=r"it holds notes0\.txt, .*notes4\.txt and 2 more"):
@@ -448,6 +452,6 @@ def test_real_photographs_of_all_kinds_are_read(shared_data: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         images = FileImages(tuple(photographs), spec)
-        images.check(quiet=True)
+        images.check(progress=False)
         assert images.take(0, 4).shape == (4, 3, 224, 224)
         assert decode_image(shared_data / "images/catdog/prisma_crop_cat.png").mode in ("RGB", "RGBA")

@@ -33,7 +33,11 @@ def data() -> TrainingData:
 
 def run(data: TrainingData, out: Path | None = None, **options: Any) -> Any:
     return train(
-        data, out, architecture=MICRO, quiet=True, **{"steps": 3, "batch_size": 8, "threads": 1, **options}
+        data,
+        out,
+        architecture=MICRO,
+        progress=False,
+        **{"steps": 3, "batch_size": 8, "threads": 1, **options},
     )
 
 
@@ -158,9 +162,9 @@ def test_senseless_options_are_refused(data: TrainingData, options: dict[str, An
 
 def test_senseless_architectures_are_refused(data: TrainingData) -> None:
     with pytest.raises(ModelError, match="'n_layers'"):
-        train(data, architecture={"n_layers": 2}, quiet=True)
+        train(data, architecture={"n_layers": 2}, progress=False)
     with pytest.raises(ModelError, match="refuses"):
-        train(data, architecture={"embed_dim": 30, "num_heads": 4}, quiet=True)
+        train(data, architecture={"embed_dim": 30, "num_heads": 4}, progress=False)
 
 
 def test_unwritable_place_is_found_before_training(data: TrainingData, tmp_path: Path) -> None:

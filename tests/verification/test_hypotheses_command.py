@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import circuitvit as cv
 from circuitvit.cli.program import app
 from circuitvit.datasets.catdog import catdog_pairs
+from circuitvit.errors import FileError
+from circuitvit.verification.hypothesis_file import read_hypotheses
 
 CLAIMS = """
 schema: circuitvit.hypotheses/1
@@ -65,3 +68,16 @@ def test_images_given_as_options_go_first_and_gaps_are_named(claims: Path) -> No
     claims.write_text(CLAIMS.replace("clean: cats, corrupt: dogs, ", ""))
     refused = CliRunner().invoke(app, ["verify", str(claims)])
     assert "names no images" in refused.output
+
+
+def test_a_file_says_how_folders_are_paired_and_names_groups(claims: Path) -> None:
+    said = "task: {clean: cats, corrupt: dogs, pair: order, target: 'group:cat', foil: 'group:dog'}"
+    claims.write_text(CLAIMS.replace("task: {clean: cats, corrupt: dogs, target: cat, foil: dog}", said))
+    task = read_hypotheses(claims).task
+    assert task is not None
+    prepared = task.prepare(cv.load("catdog-tiny"))
+    assert prepared.label == "6 pairs, logit_diff(cat, dog), patch ablation, noising"
+    assert "in the order of their names" in prepared.pairing
+    claims.write_text(claims.read_text().replace("pair: order", "pair: size"))
+    with pytest.raises(FileError, match="pair"):
+        read_hypotheses(claims)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, OptionError
-from circuitvit.verification import flip_search, patching_map
+from circuitvit.verification import FlipSearch, PatchingMap, flip_search, patching_map
 from tests.verification.cases import images, tiny_model, tiny_task
 
 
@@ -106,6 +111,24 @@ def test_heat_maps_are_pictures(tmp_path: Path) -> None:
     assert found.heat_map(tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(OptionError, match="cannot draw"):
         found.heat_map(tmp_path / "heads.circuit")
+
+
+def test_a_notebook_shows_the_map_lying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """36 heads at 3 sets of tokens are a strip, not a tower; without matplotlib there is the table."""
+    pytest.importorskip("matplotlib")
+    drawn, n = np.random.default_rng(0), 36
+    found = PatchingMap(
+        "heads", tuple(f"a0.h{head}" for head in range(n)), ("all", "cls", "patch"), ((0, 1), (0,), (1,)),
+        drawn.normal(size=(n, 3, 1)), np.zeros((n, 3, 1), np.int64), np.zeros(1), np.zeros(1, np.int64),
+        np.ones(1), np.ones(1, np.int64),
+    )  # fmt: skip
+    page = FlipSearch((), found, 1, ("cat",))._repr_html_()
+    ((data,),) = [re.findall(r"data:image/png;base64,([^\"]+)", page)]
+    width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
+    assert 1200 > width > 2 * height > 400
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "<img" not in found._repr_html_()
+    assert "a0.h0" in found._repr_html_()
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ class TestFailures:
     def test_the_whole_model_fails_on_none(self) -> None:
         whole = verify(tiny_model(), tiny_task(), some_circuit(share=1.1), n_random=0, progress=False)
         assert whole.failures == ()
-        assert "It fails on no pair. The nearest one" in whole.to_markdown()
+        assert "It fails on no pair. The pair that it keeps best" in whole.to_markdown()
 
     def test_they_are_listed_for_people_and_programs(self) -> None:
         (worst, *_) = report().failures

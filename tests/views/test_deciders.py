@@ -174,6 +174,25 @@ def test_tasks_that_nothing_can_flip_are_refused() -> None:
         of([[1]], [[1]]).decider(9)
 
 
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+def test_target_and_foil_the_wrong_way_round_are_told(direction: str) -> None:
+    """In a search as in a report, where the figures are right all the same."""
+    model, said = cv.load("catdog-tiny"), "the answer is the foil on all of them: exchange target and foil"
+    pairs, metric = catdog_pairs(2, seed=1), cv.logit_diff("dog", "cat")
+    task = cv.Task(*pairs, metric=metric, direction=direction)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=said):
+        deciders(model, task, progress=False)
+    everything = cv.Circuit.full(model.graph)
+    report = cv.verify(model, task, everything, n_random=0, progress=False)
+    assert any(said in warning for warning in report.warnings)
+    right = task.with_options(metric=cv.logit_diff("cat", "dog"))
+    report = cv.verify(model, right, everything, n_random=0, progress=False)
+    assert not any(said in warning for warning in report.warnings)
+    if direction == "noising":
+        plan = cv.Plan(steps=0, trim_runs=1, batch_size=2)
+        assert said in cv.find(model, task, plan=plan, progress=False).summary
+
+
 def test_edited_models_are_honoured() -> None:
     relay = cv.compiled("relay")
     task = cv.Task(*relay.pairs(4), metric=cv.logit_diff("yes", "no"))
