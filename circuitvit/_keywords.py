@@ -49,8 +49,10 @@ def running(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_seed(seed: object) -> None:
-    """Refuse anything but a whole number from 0 on."""
+    """Refuse anything but a whole number of 32 bits: scikit-learn takes no larger one."""
     check_whole("a seed", seed, 0)
+    if isinstance(seed, Integral) and int(seed) >= 2**32:
+        raise OptionError(f"a seed must be below 2**32 = {2**32:,}, not {seed}")
 
 
 def check_batch_size(size: object) -> None:

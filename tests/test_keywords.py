@@ -148,6 +148,16 @@ def test_nonsense_is_refused_before_anything_else_is_looked_at(name: str) -> Non
             function(*[None] * len(needed), **{key: wrong})
 
 
+def test_a_seed_is_one_that_every_library_takes() -> None:
+    """Not the time in nanoseconds, which scikit-learn's generator refuses in its own way."""
+    for wrong in (2**32, 2**70):
+        with pytest.raises(OptionError, match=f"a seed must be below 2\\*\\*32 = 4,294,967,296, not {wrong}"):
+            CHECKS["seed"](wrong)
+        with pytest.raises(OptionError, match="a seed must be below"):
+            cv.Resample(seed=wrong)
+    CHECKS["seed"](2**32 - 1)
+
+
 def test_memory_is_a_number_or_a_text() -> None:
     model = cv.load("catdog-tiny")
     images = catdog_pairs(2, seed=0).clean

@@ -22,6 +22,7 @@ _PHRASES = (
     (r"\b(?:cv\.)?logit_diff\(target, foil\)", "--metric logit_diff --target CLASS --foil CLASS"),
     (r"\bcv\.group\('([^']*)'\)", r"'group:\1'"),
     (r"\bpretrained=True", "--pretrained"),
+    (r"\bmodel\.sites\(\)", "--list"),
     (r"\bclasses=\[\.\.\.\]", "--classes FILE"),
 )
 """What is said otherwise altogether."""

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from circuitvit.errors import FileError, OptionError, check_number, check_whole, unknown_name
+from circuitvit._keywords import check_seed
+from circuitvit.errors import FileError, OptionError, check_number, unknown_name
 
 CONSTANTS_SCHEMA = "circuitvit.constants/1"
 
@@ -65,7 +66,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         check_number("the scale of noise", self.scale)
-        check_whole("a seed", self.seed, 0)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Resample:
     name: str = "resample"
 
     def __post_init__(self) -> None:
-        check_whole("a seed", self.seed, 0)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -239,6 +240,9 @@ def attention_stage(model: Model, layer: int) -> int:
     """
     places = attention_places(model)
     layers = [model.stages[place].nodes.layer for place in places]
+    given: object = layer
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise OptionError(f"a layer is a whole number, not {given!r}")
     wanted = layers[layer] if -len(layers) <= layer < 0 else layer
     if wanted not in layers:
         pool = ", of which the last is the pool" if _pools(model.stages[places[-1]].nodes.senders) else ""

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.engine import capture, progress_bar
-from circuitvit.errors import ModelError, OptionError, UnsupportedModelError, counted, unknown_name
+from circuitvit.errors import (
+    ModelError,
+    OptionError,
+    UnsupportedModelError,
+    check_number,
+    counted,
+    unknown_name,
+)
 from circuitvit.export.attention_page import Packed, Tokens, attention_html, pack
 from circuitvit.export.svg import image_uri
 from circuitvit.graph.files import clean, write_bytes
@@ -227,6 +234,7 @@ def attention_page(
     found = images_of(model, images)
     if len(found) > MOST_IMAGES:
         raise OptionError(f"a page has room for {MOST_IMAGES} images, not for {len(found)}: give fewer")
+    check_number("the size of the page (megabytes)", megabytes)
     every = attention_places(model)
     places = every if layers is None else sorted({attention_stage(model, layer) for layer in layers})
     if not places:

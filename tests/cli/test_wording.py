@@ -20,7 +20,7 @@ FLAGS = {
     name.lstrip("-").replace("-", "_"): name
     for name in (
         "--metric", "--to", "--head", "--target", "--foil", "--corrupt", "--batch-size", "--by", "--classes",
-        "--pretrained", "--checkpoint", "--arch", "--start",
+        "--pretrained", "--checkpoint", "--arch", "--start", "--list",
     )
 } | {"scales": "--scale", "ways": "--way", "layers": "--layer"}  # fmt: skip
 
@@ -38,6 +38,7 @@ SAID = {
     "as in logit_diff('tabby', 'Border collie')": "as in --target 'tabby' --foil 'Border collie'",
     "write cv.group('sea bird') for": "write 'group:sea bird' for",
     "metric=cv.similarity(to=...) or cv.projection(direction); or": "--metric similarity --to FILE; or",
+    "no site is called 'q*': model.sites() lists them all": "no site is called 'q*': --list lists them all",
     "use by='top' or 'logit'": "use --by top or --by logit",
     "build it with global_pool='avg'": "build it with --arch global_pool=avg",
     "its options --arch num_classes=37 and": "its options --arch num_classes=37 and",

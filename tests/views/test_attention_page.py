@@ -166,6 +166,11 @@ def test_refusals_name_the_culprit() -> None:
         page.html(query=(6, 6))
     with pytest.raises(OptionError, match="no attention in layer 9"):
         attention_page(MODEL, IMAGES, [9])
+    with pytest.raises(OptionError, match="a layer is a whole number, not 'a'"):
+        attention_page(MODEL, IMAGES, ["a"])  # type: ignore[list-item]
+    for size in ("20", float("nan"), 0):
+        with pytest.raises(OptionError, match=r"\(megabytes\) must be a positive number"):
+            attention_page(MODEL, IMAGES, megabytes=size)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="layers names no layer"):
         attention_page(MODEL, IMAGES, [])
     with pytest.raises(OptionError, match="room for 16 images, not for 17"):
