@@ -38,14 +38,15 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The tools have an environment of their own: what they require must not decide what the library is tried with.
-# The lowest versions are only resolved here; CONTRIBUTING.md says how to run the tests with them.
+# The lowest versions are only resolved here (by uv: pip would download gigabytes for it); CONTRIBUTING.md says how to run the tests with them.
 release-check: $(VENV)/.installed-test $(RELEASE)/.installed  ## build what would be published into dist/ and check it
 	rm -rf dist
 	$(RELEASE)/bin/python -m build --outdir dist .
 	$(RELEASE)/bin/twine check --strict dist/*
 	$(RELEASE)/bin/cffconvert --validate
 	mkdir -p build && $(BIN)/python .ci/lowest.py > build/lowest.txt
-	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed -c build/lowest.txt '.[test]'
+	$(RELEASE)/bin/uv pip compile --quiet --no-header --only-binary :all: --python-version 3.10 --extra test \
+		--constraint build/lowest.txt pyproject.toml --output-file build/resolved.txt
 	$(BIN)/python -m pytest -q tests/testing/test_wheel.py
 
 clean:  ## delete what the other targets made, but keep .venv
@@ -75,5 +76,5 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(RELEASE)/.installed:
 	$(PYTHON) -m venv $(RELEASE)
-	$(RELEASE)/bin/python -m pip install --quiet build cffconvert twine
+	$(RELEASE)/bin/python -m pip install --quiet build cffconvert twine uv
 	@touch $@

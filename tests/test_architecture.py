@@ -275,6 +275,25 @@ def second_evaluators(path: str, source: str) -> list[str]:
     return found
 
 
+def named_arrays(path: str, source: str) -> list[str]:
+    """Dimensions put on `NDArray[...]` where Python runs the line, and not only in a hint that stays text.
+
+    From NumPy 2.5 on this is a name for a type, which jaxtyping refuses: the module could not be imported.
+    """
+    tree = ast.parse(source)
+    fields = {ast.AnnAssign: "annotation", ast.arg: "annotation", ast.FunctionDef: "returns"}
+    hints = [getattr(node, fields[type(node)]) for node in ast.walk(tree) if type(node) in fields]
+    texts = {id(part) for hint in hints if hint is not None for part in ast.walk(hint)}
+    return [
+        f"{path}:{node.lineno}: write np.ndarray instead of {ast.unparse(array)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and id(node) not in texts and isinstance(node.slice, ast.Tuple)
+        for array, dims in [(node.slice.elts[0], node.slice.elts[-1])]
+        if isinstance(array, ast.Subscript) and ast.unparse(array.value).endswith("NDArray")
+        if isinstance(dims, ast.Constant) and isinstance(dims.value, str)
+    ]
+
+
 def modules() -> list[str]:
     return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -293,6 +312,11 @@ def test_rooms_import_only_from_earlier_rooms(path: str) -> None:
 def test_nothing_runs_code_from_files_or_strings(path: str) -> None:
     found = unsafe_uses(path, source_of(path))  # apart, so that a failure does not print the source
     assert found == []
+
+
+@pytest.mark.parametrize("path", modules())
+def test_no_module_needs_an_old_numpy_to_be_imported(path: str) -> None:
+    assert named_arrays(path, source_of(path)) == []
 
 
 @pytest.mark.parametrize("path", modules())
@@ -499,3 +523,17 @@ def test_second_evaluators_are_found(path: str, source: str) -> None:
 )
 def test_the_one_evaluator_is_accepted(path: str, source: str) -> None:
     assert second_evaluators(path, source) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ('Values = Float[NDArray[np.float64], " edge"]', [1]),
+        ('def f(x):\n    return cast(Float[npt.NDArray[np.float64], "edge"], x)', [2]),
+        ('def f(x: Float[NDArray[np.float64], "edge"]) -> Float[NDArray[np.float64], "edge"]: ...', []),
+        ('class Scores:\n    values: Mapping[str, Float[NDArray[np.float64], "edge"]]', []),
+        ('Values = Float[np.ndarray, " edge"]\nPlain = dict[str, NDArray[np.float64]]', []),
+    ],
+)
+def test_dimensions_of_a_named_array_are_found_where_they_are_run(source: str, lines: list[int]) -> None:
+    assert [int(each.split(":")[1]) for each in named_arrays("a.py", source)] == lines

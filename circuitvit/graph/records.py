@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError, counted
 
@@ -157,6 +158,8 @@ def from_json(
         ...
         circuitvit.errors.FileError: 1: expected a whole number, found '2'
     """
+    if hasattr(get_origin(kind), "__value__"):  # a name for a type, as `NDArray` is from NumPy 2.5 on
+        kind = get_origin(kind).__value__[get_args(kind)]
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -274,7 +277,8 @@ def _dataclass(kind: type, value: Mapping[str, Any], tensors: Tensors | None, pl
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
     """The type hints of a class's fields, as types."""
-    return get_type_hints(kind)
+    # From NumPy 2.5 on `NDArray` is a name for a type, of which jaxtyping can give no dimensions.
+    return get_type_hints(kind, localns={"NDArray": getattr(NDArray, "__value__", NDArray)})
 
 
 def _relative(kind: type, value: Mapping[str, Any], place: str) -> type:

@@ -155,8 +155,10 @@ SIZES = [(32, 32), (50, 41), (41, 50), (133, 57), (57, 133), (20, 21)]
 def test_pictures_become_the_processor_s_own_numbers(name: str) -> None:
     processor, rng = PROCESSORS[name](), np.random.default_rng(0)
     spec = input_spec(processor)
+    # Versions of transformers before 5.21 show the colours under what is transparent, and not white.
+    shown = hf.image_transforms.convert_to_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
     for width, height in SIZES:
-        for mode in ("RGB", "RGBA"):
+        for mode in ("RGB", "RGBA") if shown == (255, 255, 255) else ("RGB",):
             pixels = rng.integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
             picture = Image.fromarray(pixels, mode)
             told = processor(picture, return_tensors="pt", do_convert_rgb=True).pixel_values[0]

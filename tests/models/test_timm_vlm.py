@@ -22,6 +22,7 @@ from tests.strategies import assert_close
 
 timm = import_timm()
 Eva = timm.models.eva.Eva
+pytest.importorskip("timm.models.qwen3_vit", reason="timm has these models from 1.0.30 on")
 Qwen, QwenEncoder = timm.models.qwen3_vit.Qwen3VitClassifier, timm.models.qwen3_vit.Qwen3VitEncoder
 DeepSeek = timm.models.deepseek_vit.DeepseekVitClassifier
 

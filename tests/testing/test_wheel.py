@@ -122,12 +122,22 @@ def test_the_wheel_says_what_it_is(fresh: Path) -> None:
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)} <= set(
         said.get_all("Classifier") or ()
     )
-    assert (folder / "licenses" / "LICENSE").is_file()
+    for notice in said.get_all("License-File") or ():
+        assert (folder / "licenses" / notice).is_file(), notice
+    assert len(said.get_all("License-File") or ()) == 2
     assert "circuitvit = circuitvit.testing.plugin" in (folder / "entry_points.txt").read_text()
 
 
 def test_the_sources_are_whole_and_nothing_else(sources: Path) -> None:
-    for name in ("CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "docs/index.md", "tests/conftest.py"):
+    for name in (
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "circuitvit/tasks/wordnet/LICENSE",
+        "Makefile",
+        "docs/index.md",
+        "tests/conftest.py",
+    ):
         assert (sources / name).is_file(), name
     assert not [path for path in sources.rglob("*") if path.suffix in (".pyc", ".so", ".pt", ".pth")]
 
