@@ -74,7 +74,7 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e '.[docs]'
 	@touch $(VENV)/.installed-base $@
 
-$(RELEASE)/.installed:
+$(RELEASE)/.installed: Makefile
 	$(PYTHON) -m venv $(RELEASE)
 	$(RELEASE)/bin/python -m pip install --quiet build cffconvert twine uv
 	@touch $@
