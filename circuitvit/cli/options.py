@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -185,7 +186,9 @@ def command(
     def make(function: Callable[..., None]) -> Callable[..., None]:
         summary, told = described(function.__doc__ or "")
         own = _Source(panel, {**(texts or {}), **told}, places, flags)
-        hints = get_type_hints(function, include_extras=True)
+        # Not of the function itself: Python 3.10 makes every hint optional whose default is None.
+        bare = SimpleNamespace(__annotations__=function.__annotations__)
+        hints = get_type_hints(bare, function.__globals__, include_extras=True)
         parts = {
             name: _options(name, hints[name], parameter.default, own)
             for name, parameter in inspect.signature(function).parameters.items()
