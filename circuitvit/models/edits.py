@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 def edit(model: Model, edits: Any, groups: Groups | None = None) -> Model:
     """The model with some of its sites changed, in the order given; see `Model.edit`."""
     bare = model if model.bare is None else model.bare
+    bare.refresh()
     if not isinstance(edits, Mapping) or not len(edits):
         raise OptionError("edits are a table of sites and what becomes of them, such as {'m6': 0}")
     if not all(isinstance(key, str) for key in edits):

@@ -33,7 +33,7 @@ def test_scores_do_not_depend_on_the_batch_size(method: str, case: Case) -> None
     case = Case(case.recipe, 5, case.groups, case.metric, case.ablation, case.direction, case.seed)
     together = scored(case.model, case.task(), method, steps=2, batch_size=5).values
     scale = max(1.0, abs(together).max())
-    for size in (1, 2, 3):
+    for size in (1, 2):  # 2 leaves a batch of 1
         apart = scored(case.model, case.task(), method, steps=2, batch_size=size).values
         assert abs(apart - together).max() <= 1e-12 * scale
 

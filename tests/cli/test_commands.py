@@ -117,27 +117,6 @@ def test_draw_puts_images_and_the_report_on_the_page(
     assert "<image" in page.with_suffix(".svg").read_text(encoding="utf-8")
 
 
-def test_demo_keeps_its_promise(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PAIRS", 32), ("HELD_OUT_PAIRS", 32), ("PLAN", "160,150,16")):
-        monkeypatch.setattr(demo_command, name, value)
-    result = run("demo", "--quiet", "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "clean.png", "corrupt.png"}
-    report = Report.load(tmp_path / "report.json")
-    assert report.size.density <= 0.15
-    assert 0.9 <= report.headline.faithfulness.value <= 1.1
-    assert report.headline.random is not None
-    assert report.headline.random.p_value < 0.05
-    assert report.headline.random.high < report.headline.faithfulness.low  # type: ignore[operator]
-    assert Image.open(tmp_path / "clean.png").size == (384, 384)
-    assert "share of the behaviour" in result.stdout
-    last = result.stdout.rstrip().splitlines()[-2:]
-    assert last == [
-        f"open this: {tmp_path / 'circuit.html'}",
-        f"in a browser: {(tmp_path / 'circuit.html').as_uri()}",
-    ]
-
-
 def test_demo_admits_failure(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("PAIRS", 6), ("HELD_OUT_PAIRS", 6), ("RANDOM_CIRCUITS", 2), ("PLAN", "2,1,2")):
         monkeypatch.setattr(demo_command, name, value)

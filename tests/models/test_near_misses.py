@@ -1009,11 +1009,16 @@ def test_a_part_that_is_exchanged_after_wrapping_is_told(change: Callable[[Any],
 
 def test_a_part_exchanged_on_the_models_own_module_is_told() -> None:
     model = cv.wrap(micro())
+    edited = model.edit({"m0": 0})
     scored(model, "eap")
     model.module.head = nn.Linear(1, 3)
-    for each in (model, model.edit({"m0": 0})):
+    for late in (
+        partial(scored, model, "eap"),
+        partial(scored, edited, "eap"),
+        partial(model.edit, {"m0": 1}),
+    ):
         with pytest.raises(ModelError, match=r"head of model.module has been exchanged.* cv.with_head"):
-            scored(each, "eap")
+            late()
 
 
 class MoreTokens(VisionTransformer):  # type: ignore[misc, valid-type]

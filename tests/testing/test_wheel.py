@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import circuitvit
 from circuitvit.cli.demo import BAND, CHANCE, LARGEST_DENSITY
+from circuitvit.cli.discover import FILES
 from circuitvit.verification import Report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -103,8 +105,14 @@ def test_the_demo_keeps_its_promise_without_the_repository(fresh: Path, tmp_path
     done = run(fresh / "bin" / "circuitvit", "demo", "--quiet", "--out", "made", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "share of the behaviour" in done.stdout
-    assert (tmp_path / "made" / "circuit.svg").stat().st_size > 1000
-    report = Report.load(tmp_path / "made" / "report.json")
+    made = tmp_path / "made"
+    assert {path.name for path in made.iterdir()} == {*FILES, "clean.png", "corrupt.png"}
+    assert done.stdout.splitlines()[-2:] == [
+        "open this: made/circuit.html",
+        f"in a browser: {(made / 'circuit.html').as_uri()}",
+    ]
+    assert Image.open(made / "clean.png").size == (384, 384)
+    report = Report.load(made / "report.json")
     assert report.size.density <= LARGEST_DENSITY
     assert BAND[0] <= report.headline.faithfulness.value <= BAND[1]
     assert report.headline.random is not None
