@@ -287,7 +287,7 @@ class Batch:
     members: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PreparedTask:
     """A task made ready for one model: images checked, classes resolved. What the engine works on.
 
@@ -351,6 +351,9 @@ class PreparedTask:
         """One line for reports and files."""
         count = counted(len(self), "image" if self.corrupt is None else "pair")
         return f"{count}, {self.metric.label}, {self.ablation.name} ablation, {self.direction}"
+
+    def __repr__(self) -> str:
+        return f"PreparedTask({self.label}, for {self.model.name})"
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pairs in order, `size` at a time; files are decoded as they are needed."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.engine import capture
-from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import OptionError, UnsupportedModelError, counted, unknown_name
 from circuitvit.export.style import MUTED
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
@@ -170,7 +170,8 @@ class AttentionPatterns(Result):
 
     def __repr__(self) -> str:
         n_images, n_heads, n_tokens, _ = self.pattern.shape
-        return f"AttentionPatterns(layer {self.layer}: {n_heads} heads, {n_tokens} tokens, {n_images} images)"
+        of = counted(n_images, "image")
+        return f"AttentionPatterns(layer {self.layer}: {n_heads} heads, {n_tokens} tokens, {of})"
 
 
 @running

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.engine import Capture, capture
-from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.errors import OptionError, UnsupportedModelError, counted
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
 from circuitvit.graph import RESIDUAL, StageNodes
@@ -208,7 +208,8 @@ class DirectAttribution(Result):
 
     def __repr__(self) -> str:
         strongest = ", ".join(f"{name} {share:+.3g}" for name, share in self.strongest(3))
-        return f"DirectAttribution({self.label} of {len(self.subjects)} images; strongest: {strongest})"
+        of = counted(len(self.subjects), "image")
+        return f"DirectAttribution({self.label} of {of}; strongest: {strongest})"
 
 
 @running

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.engine import capture, run_from
-from circuitvit.errors import ModelError, NameNotFoundError, OptionError, unknown_name
+from circuitvit.errors import ModelError, NameNotFoundError, OptionError, counted, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph.results import Record, Result, cells
@@ -289,7 +289,7 @@ class LogitLens(Result):
 
     def __repr__(self) -> str:
         n_images, n_tokens = self.top.shape[1:]
-        return f"LogitLens({len(self.positions)} positions, {n_tokens} tokens, {n_images} images)"
+        return f"LogitLens({len(self.positions)} positions, {n_tokens} tokens, {counted(n_images, 'image')})"
 
 
 @running

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, counted
 from circuitvit.graph.results import Record, Result
 from circuitvit.tasks import TokenGroups
 from circuitvit.verification.statistics import Estimate, ratio_interval
@@ -49,7 +49,7 @@ class Picks:
     maps: Float[NDArray[np.float32], "pick *grid"] | None = None
 
     def __repr__(self) -> str:
-        return f"Picks({len(self)} images)"
+        return f"Picks({counted(len(self), 'image')})"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,9 +112,8 @@ class Ranking(Result):
 
     def __repr__(self) -> str:
         low, middle, high = (self.quantiles[share] for share in (0.0, 0.5, 1.0))
-        return (
-            f"Ranking({self.unit}: {low:.3g} to {high:.3g}, median {middle:.3g}; {len(self.values)} images)"
-        )
+        of = counted(len(self.values), "image")
+        return f"Ranking({self.unit}: {low:.3g} to {high:.3g}, median {middle:.3g}; {of})"
 
 
 class Extremes:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import DataError, OptionError
 from circuitvit.tasks import PerPair, PreparedTask, select_pairs, split
 from circuitvit.tasks.images import Images
@@ -89,3 +90,13 @@ def test_what_cannot_be_divided_is_refused() -> None:
             split(tiny_model(), tiny_task(4), share)
     with pytest.raises(OptionError, match="a seed must be at least 0"):
         split(tiny_model(), tiny_task(4), 0.5, seed=-1)
+
+
+def test_both_sides_are_short_to_look_at() -> None:
+    model, task = (
+        cv.load("catdog-tiny"),
+        cv.Task(*catdog_pairs(8, seed=0), metric=cv.logit_diff("cat", "dog")),
+    )
+    said = "PreparedTask({}, logit_diff(cat, dog), patch ablation, noising, for catdog-tiny)"
+    found = split(model, task, held_out=0.25)
+    assert [repr(side) for side in found] == [said.format("6 pairs"), said.format("2 pairs")]
