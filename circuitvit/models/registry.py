@@ -114,6 +114,9 @@ FAMILIES: dict[str, str | Family | Layout] = {
 needed.
 """
 
+LIBRARIES = tuple(sorted({name.partition(".")[0] for name in FAMILIES}))
+"""Whose classes these are; `register` adds classes of its callers, which are nobody else's."""
+
 CLASSIFIERS = ("head", "head_dist")
 """What timm calls classifiers, which stay in the checkpoint where a model is built with `num_classes=0`."""
 
@@ -426,11 +429,11 @@ def family_of(module: nn.Module) -> Family | Layout:
                 f"{_full_name(type(module))} cannot be decomposed as it is, as it may do more than the "
                 f"{type(part).__name__} that it holds: wrap that, module{path}{merge}"
             )
-    libraries = ", ".join(sorted({name.partition(".")[0] for name in FAMILIES}))
     raise UnsupportedModelError(
-        f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of {libraries}, and "
-        "classes derived from them. If it is one of your own, say where its parts are: "
-        "cv.wrap(module, layout=cv.Layout(...)), or teach the library its class with circuitvit.register"
+        f"{_full_name(type(module))} cannot be decomposed: known are Vision Transformers of "
+        f"{', '.join(LIBRARIES)}, and classes derived from them. If it is one of your own, say where its "
+        "parts are: cv.wrap(module, layout=cv.Layout(...)), or teach the library its class with "
+        "circuitvit.register"
     )
 
 
