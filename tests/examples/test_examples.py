@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import circuitvit as cv
+from circuitvit.models import registry
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 README_PICTURE = EXAMPLES.parent / "docs" / "images" / "cat_dog.svg"
@@ -99,7 +100,8 @@ def test_video_circuit(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"circuit.svg", "lens.png"}
 
 
-def test_own_model() -> None:
+def test_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))  # it registers a class of its own
     circuit = load("own_model")(steps=60)
     assert circuit.graph.n_edges == 110
     assert 0 < len(circuit) <= 30
