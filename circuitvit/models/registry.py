@@ -29,6 +29,7 @@ from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_uns
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
+from circuitvit.models.words import TextFamily, Tokenizer, Words
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
 IMAGENET = {
@@ -142,6 +143,11 @@ INSIDE = {
 that holds the plain one, or the image tower.
 """
 
+TEXTS: dict[str, str] = {}
+"""Of models of images and texts the family of the text side, by the full names of their classes; its file is
+imported when it is needed.
+"""
+
 
 def load(
     name: str | Path,
@@ -244,6 +250,7 @@ def wrap(
     preprocessing: InputSpec | None = None,
     card: Card | None = None,
     layout: Layout | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
     """A module at hand, seen as stages. The module is not changed, and not run in training mode either.
 
@@ -258,6 +265,8 @@ def wrap(
         preprocessing: how image files become inputs; by default what the module's own configuration says.
         card: how the model was trained, for bundled and own models.
         layout: where the parts of a hand-written model are; images need `preprocessing` then.
+        tokenizer: of a model of images and texts, which is taken for its image tower; with it, sentences can
+            be classes (`Model.with_prompts`).
 
     Raises:
         UnsupportedModelError: if a part cannot be decomposed; the message names the module and the switch.
@@ -268,10 +277,33 @@ def wrap(
         >>> import circuitvit as cv, timm  # doctest: +SKIP
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
+    words = _words(module, tokenizer)
     module = _unwrapped(module)
     if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
         raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
-    return _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
+    model = _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
+    return model if words is None else replace(model, words=words)
+
+
+def _words(module: nn.Module, tokenizer: Tokenizer | None) -> Words | None:
+    """The text side of a module, where it has one that is known and there is a tokenizer for it.
+
+    Raises:
+        OptionError: if there is a tokenizer and nothing that it is for.
+    """
+    known = [TEXTS[name] for kind in type(module).__mro__ if (name := _full_name(kind)) in TEXTS]
+    if not known:
+        if tokenizer is not None:
+            raise OptionError(
+                f"a tokenizer is for models of images and texts, and {_full_name(type(module))} is none that "
+                "is known as one"
+            )
+        return None
+    if tokenizer is None:
+        return None
+    family: TextFamily = _found(known[0])
+    refuse_unsound(module)
+    return Words(frozen_twin(module), family, tokenizer)
 
 
 def _wrapped(
@@ -365,7 +397,7 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     if model.under is not None:
         return _headed, (model.under, model.head, model.rules)
     said = model.name, model.classes, model.preprocessing, model.card
-    facts = {"synsets": model.synsets, "has_classes": model.has_classes}
+    facts = {"synsets": model.synsets, "has_classes": model.has_classes, "words": model.words}
     return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
 
 
