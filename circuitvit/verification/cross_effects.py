@@ -18,7 +18,6 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 from scipy import stats
 
 from circuitvit._keywords import running
@@ -42,7 +41,7 @@ from circuitvit.verification.statistics import (
 ALPHA = 0.01
 """Below this p-value a circuit is called specific."""
 
-Pairs = Float[NDArray[np.float64], " pair"]
+Pairs = Float[np.ndarray, " pair"]
 
 
 @dataclass(frozen=True, repr=False)
