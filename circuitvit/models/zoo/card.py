@@ -23,7 +23,7 @@ from torch import nn
 from circuitvit.errors import FileError, ModelError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo.clip_module import ClipModule
-from circuitvit.models.zoo.text_tower import MARKS, TextTower
+from circuitvit.models.zoo.text_tower import MARKS, TextTower, WordTokenizer
 
 SCHEMA = "circuitvit.card/1"
 
@@ -120,6 +120,13 @@ class Card:
     vocabulary: tuple[str, ...] | None = None
     schema: str = field(default=SCHEMA)
 
+    @property
+    def tokenizer(self) -> WordTokenizer | None:
+        """That of a CLIP's text tower, None for other models."""
+        if self.text is None or self.vocabulary is None:
+            return None
+        return WordTokenizer(self.vocabulary, self.text["context"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, ready for JSON; "schema" comes first."""
         content = asdict(self)
@@ -143,7 +150,7 @@ class Card:
             raise FileError(f"{source}: a card is a JSON object, not {type(content).__name__}")
         if content.get("schema") != SCHEMA:
             raise FileError(f"{source}: schema is {content.get('schema')!r}, this version reads {SCHEMA!r}")
-        kinds = _CARD_KINDS | (_CLIP_KINDS if "text" in content else {})
+        kinds = {**_CARD_KINDS, **(_CLIP_KINDS if "text" in content else {})}
         _check_fields(content, kinds, source)
         _check_fields(content["input"], _INPUT_KINDS, f"{source}: input")
         spec = content["input"]

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from circuitvit.errors import DataError
 from circuitvit.models.timm_import import import_timm
 
-
 MARKS = ("[pad]", "[start]", "[end]")
 """What tokens 0, 1 and 2 say."""
 
@@ -133,12 +132,13 @@ class WordTokenizer:
             if word not in self.vocabulary:
                 near = get_close_matches(word, self.vocabulary, n=1, cutoff=0.0)
                 raise DataError(
-                    f"{word!r} in {sentence!r} is none of the {len(self.vocabulary)} words that the model knows; "
-                    f"the nearest is {', '.join(map(repr, near))}"
+                    f"{word!r} in {sentence!r} is none of the {len(self.vocabulary)} words that the model "
+                    f"knows; the nearest is {', '.join(map(repr, near))}"
                 )
         if len(words) + 2 > self.context:
             raise DataError(
-                f"{sentence!r} has {len(words)} words, and with start and end the model takes {self.context} tokens"
+                f"{sentence!r} has {len(words)} words, and with start and end the model takes "
+                f"{self.context} tokens"
             )
         return [self.start, *(self._numbers[word] for word in words), self.end]
 
