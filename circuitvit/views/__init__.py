@@ -23,6 +23,9 @@ from circuitvit.views.factors import Disentanglement, disentanglement
 from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
+from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
+from circuitvit.views.model_sheet import ComparedModel, Cost, ModelSheet
+from circuitvit.views.models_compared import compare_models
 from circuitvit.views.outcomes import Outcomes
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
 from circuitvit.views.probe_results import LinearProbes
@@ -48,10 +51,14 @@ from circuitvit.views.tuned import LensAgreement, TunedLens, tuned_lens
 from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
+    "Ability",
     "AttentionPage",
     "AttentionPatterns",
+    "ComparedModel",
     "Comparison",
+    "Cost",
     "DeciderHeads",
+    "Depth",
     "DirectAttribution",
     "Direction",
     "Disentanglement",
@@ -68,6 +75,7 @@ __all__ = [
     "LinearProbes",
     "LogitLens",
     "MethodCurve",
+    "ModelSheet",
     "Outcomes",
     "PatchEvidence",
     "Picks",
@@ -76,6 +84,7 @@ __all__ = [
     "Ranking",
     "Registers",
     "RepeatedPatches",
+    "Rightness",
     "SegmentationChange",
     "SegmentationScore",
     "Steering",
@@ -83,11 +92,13 @@ __all__ = [
     "TokenAblations",
     "TopImages",
     "TunedLens",
+    "Use",
     "attention_page",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
     "compare",
+    "compare_models",
     "deciders",
     "difference_of_means",
     "direct_logit_attribution",
