@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
     from circuitvit.verification import robustness as robustness
+    from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_page as attention_page
@@ -148,7 +149,7 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "flip_search patching_map read_hypotheses robustness stability verify"
+                "flip_search patching_map read_hypotheses robustness specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders difference_of_means direct_logit_attribution "

@@ -143,7 +143,17 @@ INSIDE = {
 that holds the plain one, or the image tower.
 """
 
-TEXTS: dict[str, str] = {}
+TEXTS: dict[str, str] = {
+    "circuitvit.models.zoo.clip_module.ClipModule": "circuitvit.models.families.text_towers:OWN",
+    "clip.model.CLIP": "circuitvit.models.families.text_towers:OPENAI",
+    "open_clip.model.CLIP": "circuitvit.models.families.text_towers:OPEN_CLIP",
+    "open_clip.model.CustomTextCLIP": "circuitvit.models.families.text_towers:OPEN_CLIP",
+    "transformers.models.clip.modeling_clip.CLIPModel": "circuitvit.models.families.text_towers:HF_CLIP",
+    "transformers.models.siglip.modeling_siglip.SiglipModel": "circuitvit.models.families.text_towers:SIGLIP",
+    "transformers.models.siglip2.modeling_siglip2.Siglip2Model": (
+        "circuitvit.models.families.text_towers:SIGLIP"
+    ),
+}
 """Of models of images and texts the family of the text side, by the full names of their classes; its file is
 imported when it is needed.
 """

@@ -64,6 +64,14 @@ class TextFamily(Family):
         """What is added to them then."""
         return None
 
+    @abstractmethod
+    def context(self, module: Any) -> int:
+        """How many tokens a sentence may have, start and end among them."""
+
+    def whole(self, module: Any) -> bool:
+        """Whether padding is read too, so that every sentence has as many tokens as the context."""
+        return False
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Words:
