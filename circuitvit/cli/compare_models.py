@@ -145,7 +145,7 @@ def _show(sheet: ModelSheet) -> None:
     table.add_column("", overflow="fold")
     for letter, model in zip(LETTERS, sheet.models, strict=False):
         table.add_column(f"{letter} {model.name}", overflow="fold")
-    for name, cells in import_module("circuitvit.views.model_sheet").table_of(sheet.models):
+    for name, cells in import_module("circuitvit.views.compared_model").table_of(sheet.models):
         table.add_row(name, *cells)
     stdout().print(table)
 

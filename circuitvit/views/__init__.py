@@ -16,6 +16,7 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attention_page import AttentionPage, attention_page
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
+from circuitvit.views.compared_model import ComparedModel, Cost
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.decider_heads import DeciderHeads, deciders
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
@@ -24,7 +25,7 @@ from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
-from circuitvit.views.model_sheet import ComparedModel, Cost, ModelSheet
+from circuitvit.views.model_sheet import ModelSheet
 from circuitvit.views.models_compared import compare_models
 from circuitvit.views.outcomes import Outcomes
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads

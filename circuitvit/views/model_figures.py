@@ -36,7 +36,7 @@ from circuitvit.verification.statistics import (
 )
 from circuitvit.views.lens import positions_of
 
-Values = Float[NDArray[np.float64], "position pair"]
+Values = Float[np.ndarray, "position pair"]
 
 
 # -- what the model can do, and where along its depth -----------------------------------------------

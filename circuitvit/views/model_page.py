@@ -11,7 +11,7 @@ import jinja2
 
 from circuitvit.graph.files import clean
 from circuitvit.verification.statistics import Estimate
-from circuitvit.views.model_sheet import LETTERS, ComparedModel, table_of
+from circuitvit.views.compared_model import LETTERS, ComparedModel, table_of
 
 if TYPE_CHECKING:
     from circuitvit.views.model_sheet import ModelSheet

@@ -28,6 +28,7 @@ from circuitvit.tasks.images import TensorImages
 from circuitvit.tasks.split import SomeImages, select_pairs
 from circuitvit.verification.statistics import Bootstrap
 from circuitvit.verification.verify import verify
+from circuitvit.views.compared_model import LETTERS, ComparedModel, Cost, caveats_of
 from circuitvit.views.model_figures import (
     ability_of,
     curve_of,
@@ -37,7 +38,7 @@ from circuitvit.views.model_figures import (
     rightness_of,
     uses_of,
 )
-from circuitvit.views.model_sheet import LETTERS, ComparedModel, Cost, ModelSheet, caveats_of
+from circuitvit.views.model_sheet import ModelSheet
 
 USUAL = ("eap", "eap-ig", "local")
 """Estimators that are held against exact effects unless others are named."""
