@@ -19,6 +19,7 @@ TYPE_CHECKING = False  # typing's own would cost half of the import
 if TYPE_CHECKING:
     from circuitvit import attribution as attribution
     from circuitvit import datasets as datasets
+    from circuitvit import defences as defences
     from circuitvit import engine as engine
     from circuitvit import errors as errors
     from circuitvit import export as export
@@ -126,6 +127,8 @@ if TYPE_CHECKING:
     from circuitvit.views import tuned_lens as tuned_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
+    from circuitvit.views.model_sheet import ModelSheet as ModelSheet
+    from circuitvit.views.models_compared import compare_models as compare_models
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -155,10 +158,12 @@ else:
                 "logit_lens registers steer token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
+            "circuitvit.views.model_sheet": "ModelSheet",
+            "circuitvit.views.models_compared": "compare_models",
         },
         submodules=(
-            "attribution datasets engine errors export graph groundtruth models pruning tasks testing "
-            "training verification views"
+            "attribution datasets defences engine errors export graph groundtruth models pruning tasks "
+            "testing training verification views"
         ),
     )
     __all__.append("__version__")
