@@ -72,7 +72,7 @@ def test_clip_tiny_looks_and_reads_as_its_card_says() -> None:
     assert card.recipe["steps_done"] == card.recipe["steps"]
     assert card.accuracy["held_out"] >= 0.95
     assert 0.3 <= card.accuracy["attack_rate"] <= 0.8
-    n = 400
+    n = 200
     found = clip_accuracy(module, card.tokenizer, n, seed=424244)  # neither its training's nor its card's
     for name in {*card.accuracy} - {"n"}:
         share = card.accuracy[name]
