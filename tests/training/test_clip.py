@@ -105,6 +105,8 @@ def test_cards_with_a_text_tower_are_checked() -> None:
         ({"classes": ["cat"]}, "classes is empty"),
         ({"text": {**content["text"], "features": 3}}, "different widths"),
         ({"text": {**content["text"], "context": "24"}}, "context"),
+        ({"text": {**content["text"], "end": 7}}, "end with token 2"),
+        ({"text": {**content["text"], "causal": "no"}}, "true or false"),
         ({"text": None}, "text cannot be a NoneType"),
     ):
         with pytest.raises(FileError, match=message):

@@ -23,7 +23,7 @@ from torch import nn
 from circuitvit.errors import FileError, ModelError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo.clip_module import ClipModule
-from circuitvit.models.zoo.text_tower import MARKS, TextTower, WordTokenizer
+from circuitvit.models.zoo.text_tower import END, MARKS, TextTower, WordTokenizer
 
 SCHEMA = "circuitvit.card/1"
 
@@ -248,6 +248,10 @@ def _check_text(content: Mapping[str, Any], source: str) -> None:
         raise FileError(f"{source}: vocabulary must be different words")
     if not isinstance(text.get("context"), int) or text["context"] < 3:
         raise FileError(f"{source}: text needs a context of at least 3 tokens, not {text.get('context')!r}")
+    if text.get("end", END) != END:
+        raise FileError(f"{source}: sentences end with token {END}, not {text['end']!r}")
+    if not all(isinstance(text.get(name, True), bool) for name in ("causal", "final_norm")):
+        raise FileError(f"{source}: causal and final_norm of text are true or false")
     if text.get("vocabulary") != len(words) + len(MARKS):
         raise FileError(
             f"{source}: {len(words)} words and {len(MARKS)} marks, but text has vocabulary="
@@ -283,7 +287,7 @@ def build_module(architecture: Mapping[str, Any], seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         try:
             module = VisionTransformer(**architecture)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"timm's VisionTransformer refuses {dict(architecture)}: {error}") from error
     assert isinstance(module, nn.Module)
     return module.eval()
@@ -305,7 +309,7 @@ def build_clip(architecture: Mapping[str, Any], text: Mapping[str, Any], seed: i
         torch.manual_seed(seed)
         try:
             tower = TextTower(**text)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"the text tower refuses {dict(text)}: {error}") from error
     return ClipModule(visual, tower).eval()
 

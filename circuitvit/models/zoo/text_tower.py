@@ -24,6 +24,8 @@ from circuitvit.models.timm_import import import_timm
 MARKS = ("[pad]", "[start]", "[end]")
 """What tokens 0, 1 and 2 say."""
 
+START, END = 1, 2
+
 
 class TextTower(nn.Module):
     """Token numbers to features at the end token: timm's pre-norm blocks under a causal mask.
@@ -54,7 +56,7 @@ class TextTower(nn.Module):
         mlp_ratio: float = 4.0,
         causal: bool = True,
         final_norm: bool = True,
-        end: int = 2,
+        end: int = END,
     ) -> None:
         super().__init__()
         import_timm()
@@ -110,8 +112,6 @@ class WordTokenizer:
         context: most tokens of a sentence, start and end among them.
     """
 
-    start, end = 1, 2
-
     def __init__(self, vocabulary: Sequence[str], context: int) -> None:
         self.vocabulary = tuple(vocabulary)
         self.context = context
@@ -140,7 +140,7 @@ class WordTokenizer:
                 f"{sentence!r} has {len(words)} words, and with start and end the model takes "
                 f"{self.context} tokens"
             )
-        return [self.start, *(self._numbers[word] for word in words), self.end]
+        return [START, *(self._numbers[word] for word in words), END]
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """What each token says, for people."""
