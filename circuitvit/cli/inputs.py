@@ -235,8 +235,7 @@ def prompted(options: ModelOptions, origin: Provenance) -> ModelOptions:
     """The options with the prompts that a file's circuit is about, where none are given."""
     if not origin.prompts or options.prompt or options.head or options.classes:
         return options
-    more = f"; and {len(origin.prompts) - 8} more" if len(origin.prompts) > 8 else ""
-    remark(f"prompts, as the circuit's file says: {'; '.join(origin.prompts[:8])}{more}")
+    remark(f"prompts, as the circuit's file says: {origin.about()}")
     return replace(options, prompt=list(origin.prompts), template=list(origin.templates) or None)
 
 

@@ -158,6 +158,8 @@ def verify_hypotheses(
     named = replace(
         model, model=model.model or file.model or "", checkpoint=model.checkpoint or file.checkpoint
     )
+    if file.prompts and not (model.prompt or model.head or model.classes):
+        named = replace(named, prompt=list(file.prompts), template=list(file.templates) or None)
     if not named.model:
         raise OptionError(f"{path} names no model: add model: {{name: ...}} to it, or give --model")
     task = _task(file, images, behaviour, run)

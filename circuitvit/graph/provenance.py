@@ -77,6 +77,16 @@ class Provenance:
         """The same, with some of the method's settings added or replaced."""
         return replace(self, parameters={**self.parameters, **parameters})
 
+    def about(self, most: int = 8) -> str:
+        """The prompts, and the templates that they were put in, in words for people; the first few of many.
+
+        Example:
+            >>> Provenance(prompts=("cat", "dog", "owl"), templates=("a {}",)).about(2)
+            'cat; dog; and 1 more, in the template a {}'
+        """
+        said = [_few(each, most) for each in (self.prompts, self.templates) if each]
+        return f", in the template{'s' if len(self.templates) > 1 else ''} ".join(said)
+
     def is_comparable(self, other: Provenance) -> bool:
         """Whether the weights' hashes of both are known and of one kind: they differ if the weights do."""
         kinds = {each.weights.rpartition("-")[0] for each in (self, other)}
@@ -104,3 +114,8 @@ class Provenance:
         if all(weights) and self.is_comparable(other):
             return f"different weights of {(names[0] or names[1] or 'a model')!r}"
         return ""
+
+
+def _few(texts: tuple[str, ...], most: int) -> str:
+    more = (f"and {len(texts) - most} more",) if len(texts) > most else ()
+    return "; ".join((*texts[:most], *more))
