@@ -55,6 +55,22 @@ def test_prompts_stand_in_what_is_saved_and_are_taken_from_there(folder: Path) -
     again = command(folder, "verify", circuit, "--target", CAT, "--foil", DOGS, "--random", "0")
     assert f"prompts, as the circuit's file says: {CAT}; {DOGS}" in again
     assert "other weights" not in again
+    other = command(
+        folder,
+        "verify",
+        circuit,
+        "--prompt",
+        "a",
+        "--prompt",
+        "b",
+        "--target",
+        "a",
+        "--foil",
+        "b",
+        "--random",
+        "0",
+    )
+    assert f"found with other prompts ({CAT}; {DOGS}) than these (a; b)" in other
     claims = folder / "claims.yaml"
     claims.write_text(
         f"schema: circuitvit.hypotheses/1\nmodel: {{prompts: ['{CAT}', '{DOGS}']}}\n"
