@@ -423,8 +423,11 @@ class Model:
 
     @cached_property
     def libraries(self) -> dict[str, str]:
-        """Versions of the libraries that its parts come from, by name."""
-        return libraries(self.module)
+        """Versions of the libraries that its parts come from, and those of its prompts, by name."""
+        if not self.prompts or self.words is None:
+            return libraries(self.module)
+        tokenizer = self.words.tokenizer
+        return libraries(self.module, *self.words.module.modules(), getattr(tokenizer, "given", tokenizer))
 
     if not TYPE_CHECKING:  # for type checkers there is nothing but what is declared
 

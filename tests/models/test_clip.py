@@ -274,7 +274,7 @@ def test_both_towers_of_a_folder_of_transformers_are_loaded_with_its_tokenizer(t
         tmp_path
     )
     alone = cv.load(f"hf:{tmp_path}")
-    with pytest.raises(OptionError, match="knows no words: there is no tokenizer beside its weights"):
+    with pytest.raises(OptionError, match="knows no words: its texts cannot be read: there is no tokenizer beside"):
         alone.with_prompts(PROMPTS)
     case.tokenizer.save_pretrained(tmp_path)
     model = cv.load(f"hf:{tmp_path}").with_prompts(PROMPTS)
