@@ -40,8 +40,8 @@ LETTERS = "ABCDEFGH"
 
 
 @group("Models", "models.load", checkpoint="--checkpoint FILE", arch="--arch KEY=VALUE",
-       classes="--classes FILE", head="--head FILE", prompt="--prompt TEXT", template="--template TEXT",
-       device="--device DEVICE", dtype="--dtype DTYPE")  # fmt: skip
+       classes="--classes FILE", head="--head FILE", device="--device DEVICE",
+       dtype="--dtype DTYPE")  # fmt: skip
 @dataclass(frozen=True)
 class ManyModelsOptions:
     """How models are loaded. What begins with a model's letter is for that one: B:weights.safetensors.
@@ -53,9 +53,6 @@ class ManyModelsOptions:
         arch: what the weights of a model need timm to build, such as B:num_classes=37. Can be repeated.
         classes: a file with the names of a model's classes, one on each line. Can be repeated.
         head: a linear classifier to put on a model's features. Can be repeated.
-        prompt: a sentence that is a class of a model of images and texts, such as "A:a photo of a cat".
-            Repeated for each class.
-        template: a sentence with {} in the place of a prompt, which is then a name. Can be repeated.
         device: where the models run, such as cpu, cuda or cuda:1.
         dtype: of the weights: float32, float64, bfloat16 or float16.
     """
@@ -65,8 +62,6 @@ class ManyModelsOptions:
     arch: list[str] | None = None
     classes: list[str] | None = None
     head: list[str] | None = None
-    prompt: list[str] | None = None
-    template: list[str] | None = None
     device: str = "cpu"
     dtype: str | None = None
 
@@ -174,9 +169,7 @@ def _models(names: Sequence[str], given: ManyModelsOptions, letters: str) -> lis
             if len(values or ()) > 1:
                 raise OptionError(f"{option} gives two for model {letter}: {' and '.join(values or ())}")
         files[name] = {letter: Path(values[0]) if values else None for letter, values in found.items()}
-    arch, prompt, template = (
-        for_each(f"--{name}", getattr(given, name), letters) for name in ("arch", "prompt", "template")
-    )
+    arch = for_each("--arch", given.arch, letters)
     bundled = cv.models.zoo.zoo_names()
     return [
         ModelOptions(
@@ -186,8 +179,6 @@ def _models(names: Sequence[str], given: ManyModelsOptions, letters: str) -> lis
             and not (files["checkpoint"][letter] or name in bundled or ":" in name),
             device=given.device,
             dtype=given.dtype,
-            prompt=prompt[letter],
-            template=template[letter],
             **{key: values[letter] for key, values in files.items()},
         )
         for letter, name in zip(letters, names, strict=True)

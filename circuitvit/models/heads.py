@@ -252,7 +252,7 @@ def with_head(
         head = head.like(model)
         readout = _headed(features, head.module())
     put_on = "features" if head.weight is None else f"a head of {len(head.weight)}"
-    if head.weight is not None and head.templates is not None:
+    if head.scale is not None and head.weight is not None:
         put_on = counted(len(head.weight), "prompt")
     made = replace(
         model,
