@@ -209,7 +209,7 @@ def test_an_end_in_the_middle_of_a_sentence_is_told(monkeypatch: pytest.MonkeyPa
 def test_a_tokenizer_of_another_model_is_told() -> None:
     library, case = pytest.importorskip("open_clip"), of_transformers()
     other = cv.wrap(case.module, tokenizer=library.get_tokenizer("ViT-B-32"))
-    with pytest.raises(DataError, match=r"there is no token 49\d+: CLIPModel has 58.*of another model"):
+    with pytest.raises(DataError, match=r"there is no token \d+: CLIPModel has \d+.*of another model"):
         other.with_prompts(PROMPTS)
 
 
