@@ -245,7 +245,18 @@ def test_prompts_and_edits_come_in_either_order_and_are_copied() -> None:
     assert_close(first(CLEAN), last(CLEAN), 1e-12)
     for again in (copy.deepcopy(first), copy.deepcopy(last)):
         assert torch.equal(again(CLEAN), first(CLEAN))
-        assert again.with_prompts(["x", "y"]).classes == ("x", "y")
+        other = again.with_prompts(["x", "y"])
+        assert (other.classes, len(other.edits)) == (("x", "y"), 1)
+
+
+def test_a_saved_head_remembers_that_its_classes_are_prompts(tmp_path: Path) -> None:
+    clip = of_transformers().model
+    model = clip.with_prompts(["cat", "dog"], ["a {}", "two {}s"])
+    assert model.head is not None
+    model.head.save(tmp_path / "head.safetensors")
+    again = cv.with_head(clip, tmp_path / "head.safetensors")
+    assert (again.prompts, again.templates) == (("cat", "dog"), ("a {}", "two {}s"))
+    assert again.weights_hash == model.weights_hash != clip.weights_hash
 
 
 def test_both_towers_of_a_file_of_open_clip_are_loaded(folder: Path) -> None:
@@ -274,7 +285,9 @@ def test_both_towers_of_a_folder_of_transformers_are_loaded_with_its_tokenizer(t
         tmp_path
     )
     alone = cv.load(f"hf:{tmp_path}")
-    with pytest.raises(OptionError, match="knows no words: its texts cannot be read: there is no tokenizer beside"):
+    with pytest.raises(
+        OptionError, match="knows no words: its texts cannot be read: there is no tokenizer beside"
+    ):
         alone.with_prompts(PROMPTS)
     case.tokenizer.save_pretrained(tmp_path)
     model = cv.load(f"hf:{tmp_path}").with_prompts(PROMPTS)
