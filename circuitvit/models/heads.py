@@ -342,5 +342,4 @@ def _mean_after(prefix: int, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]
 
 @torch.no_grad()
 def _width(model: Model, features: ReadoutStage) -> int:
-    blank = torch.zeros(1, *model.preprocessing.shape, device=model.device, dtype=model.dtype)
-    return int(features.write((model.embed(blank),)).shape[-1])
+    return int(features.write((model.embed(model.blank()),)).shape[-1])

@@ -76,7 +76,8 @@ class TokenGroups:
 
     @classmethod
     def by_kind(cls, model: Model, n_tokens: int) -> TokenGroups:
-        """Class token, distillation token, registers and patches apart: "cls", "dist", "reg", "patch".
+        """Class token, distillation token, registers and patches apart: "cls", "dist", "reg", "patch"; of a
+        sentence "start", "word" and "end".
 
         Only kinds that the model has are groups.
 
@@ -95,6 +96,19 @@ class TokenGroups:
         kinds = model.token_kinds(n_tokens)
         names = tuple(dict.fromkeys(kinds))
         return cls(names, torch.tensor([names.index(kind) for kind in kinds]))
+
+    @classmethod
+    def by_token(cls, model: Model, n_tokens: int) -> TokenGroups:
+        """Every token alone: "cls", "patch0", "patch1" ...; of a sentence "start", "word0", ..., "end".
+
+        Raises:
+            OptionError: if there are no tokens.
+        """
+        kinds = model.token_kinds(n_tokens)
+        if not kinds:
+            raise OptionError("there are no tokens to tell apart")
+        names = [kind if kinds.count(kind) == 1 else f"{kind}{kinds[:place].count(kind)}" for place, kind in enumerate(kinds)]
+        return cls(tuple(names), torch.arange(n_tokens))
 
     @classmethod
     def by_frame(cls, model: Model, n_tokens: int) -> TokenGroups:

@@ -208,8 +208,11 @@ def refuse_missing(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder, where an image file was expected")
     if not path.is_file():
+        text = str(path)
+        sentence = " " in text and not path.suffix and "/" not in text and not path.exists()
         raise DataError(
             f"no image {path}: {'not a regular file' if path.exists() else 'there is no such file'}"
+            + ("; sentences are for the text tower, model.text(images=...)" if sentence else "")
         )
 
 
