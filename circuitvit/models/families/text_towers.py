@@ -40,12 +40,27 @@ class TextTower(TextFamily):
     # -- sentences to features -----------------------------------------------------------------------
 
     def run(self, module: Any, images: Float[Tensor, "batch 1 1 token"]) -> Float[Tensor, "batch width"]:
-        tokens, context = images[:, 0, 0].long(), self.context(module)
+        tokens = self.tokens(module, images)
+        padding = max(0, self.length(module, tokens.shape[1]) - tokens.shape[1])
+        return self.features(module, F.pad(tokens, (0, padding), value=self.padding))
+
+    def tokens(self, module: Any, images: Float[Tensor, "batch 1 1 token"]) -> Tokens:
+        """The numbers of tokens of sentences.
+
+        Raises:
+            DataError: for too many of them, numbers that there are none of, or an end that is not the last.
+        """
+        tokens, context, known = images[:, 0, 0].long(), self.context(module), self.table(module).num_embeddings
         count = tokens.shape[1]
         if count > context or (self.whole(module) and count < context):
             most = "" if self.whole(module) else "at most "
             raise DataError(
                 f"{counted(count, 'token')} in a sentence, and {type(module).__name__} takes {most}{context}"
+            )
+        if wrong := [each for each in (int(tokens.min()), int(tokens.max())) if not 0 <= each < known]:
+            raise DataError(
+                f"there is no token {wrong[0]}: {type(module).__name__} has {known}, so that the tokenizer is "
+                "that of another model"
             )
         if not self.whole(module):
             places = self.read_at(module, tokens)
@@ -54,11 +69,14 @@ class TextTower(TextFamily):
                     f"{type(module).__name__} reads a sentence of {counted(count, 'token')} at its token "
                     f"{place + 1}, not at the last: it has to end where the text ends, and nowhere else"
                 )
-        padding = max(0, self.length(module, count) - count)
-        return self.features(module, F.pad(tokens, (0, padding), value=self.padding))
+        return tokens
 
     padding = 0
     """The number of a token that is put behind the end, where the module needs as many as its context."""
+
+    @abstractmethod
+    def table(self, module: Any) -> nn.Embedding:
+        """What each token is for the model."""
 
     @abstractmethod
     def features(self, module: Any, tokens: Tokens) -> Float[Tensor, "sentence width"]:
@@ -86,12 +104,8 @@ class TextTower(TextFamily):
     """The family of image towers that has blocks like its own."""
 
     @abstractmethod
-    def table(self, module: Any) -> nn.Embedding:
-        """What tokens become, by their numbers."""
-
-    @abstractmethod
     def places(self, module: Any) -> Float[Tensor, "token d_model"]:
-        """What is added to them then, by their places."""
+        """What is added for its place, by place."""
 
     @abstractmethod
     def end(self, module: Any) -> int:
@@ -102,15 +116,8 @@ class TextTower(TextFamily):
         return not self.whole(module)
 
     def embed(self, module: Any, images: Tensor) -> Tensor:
-        tokens, table, places = images[:, 0, 0].long(), self.table(module), self.places(module)
-        if tokens.shape[1] > len(places):
-            raise ValueError(f"{counted(tokens.shape[1], 'token')} in a sentence, {len(places)} at most")
-        if tokens.min() < 0 or tokens.max() >= table.num_embeddings:
-            raise DataError(
-                f"tokens of {type(module).__name__} have numbers from 0 to {table.num_embeddings - 1}: "
-                "give sentences, not numbers of another tokenizer"
-            )
-        embedded: Tensor = table(tokens) + places[: tokens.shape[1]]
+        tokens = self.tokens(module, images)
+        embedded: Tensor = self.table(module)(tokens) + self.places(module)[: tokens.shape[1]]
         return embedded
 
     def block(self, module: Any, block: Any, layer: int, where: str) -> tuple[Stage, ...]:
