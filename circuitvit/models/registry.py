@@ -132,6 +132,7 @@ of the rest of the name and of keywords of `load`, to a `Loaded`.
 """
 
 INSIDE = {
+    "circuitvit.models.zoo.clip_module.ClipModule": "visual",
     "clip.model.CLIP": "visual",
     "open_clip.coca_model.CoCa": "visual",
     "open_clip.model.CLIP": "visual",

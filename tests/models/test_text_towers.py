@@ -31,12 +31,14 @@ from tests.reference.hooked import (
     written_by_head,
     written_by_multihead,
 )
-from tests.rightness import finished, images, prove
+from tests.rightness import METRIC, finished, formula, images, prove
 from tests.strategies import assert_close
 
 import_timm()
 
 CONTEXT, VOCABULARY, WIDTH, HEADS, LAYERS, FEATURES = 10, 40, 24, 2, 2, 16
+TOKENS = 6
+"""Of a sentence, with start and end."""
 START, END = VOCABULARY - 2, VOCABULARY - 1
 HEAD = WIDTH // HEADS
 MASK = torch.full((CONTEXT, CONTEXT), -torch.inf, dtype=torch.float64).triu(1)
@@ -117,8 +119,9 @@ def openai() -> Original:
     pytest.importorskip("pkg_resources", exc_type=ImportError)
     model = pytest.importorskip("clip.model")
     module = finished(model.CLIP(FEATURES, 32, 1, 64, 16, CONTEXT, VOCABULARY, WIDTH, HEADS, LAYERS))
-    nodes = multihead_nodes(module.transformer.resblocks, module.ln_final, MASK)
-    return Original(module, lambda seen, said: module(seen, padded(said))[1], *nodes)
+    senders, receivers = multihead_nodes(module.transformer.resblocks, module.ln_final, MASK)
+    receivers["logits"] = Receiver(module.ln_final, module.ln_final, pool=lambda moved: moved.transpose(0, 1))
+    return Original(module, lambda seen, said: module(seen, padded(said))[1], senders, receivers)
 
 
 VISION = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
@@ -190,7 +193,7 @@ def own(causal: bool = True) -> Original:
     text = TextTower(VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS, FEATURES, causal=causal, end=END)
     module = finished(ClipModule(visual, text))
     senders, receivers = packed_blocks(text.blocks, HEADS, HEAD)
-    receivers["logits"] = Receiver(text.norm, text.norm)
+    receivers["logits"] = Receiver(text.norm, text.norm, pool=lambda moved: moved[:, TOKENS - 1])
 
     def similarity(seen: Tensor, said: Tensor) -> Tensor:
         cosine = nn.functional.cosine_similarity(text(padded(said))[:, None], visual(seen)[None], dim=-1)
@@ -219,7 +222,17 @@ def test_logits_are_the_originals_and_edges_those_of_hooks_on_it(
         norm = pytest.importorskip("clip.model").LayerNorm
         monkeypatch.setattr(norm, "forward", nn.LayerNorm.forward)
     original = ORIGINALS[name]()
-    clean, corrupt = (drawn(seed, CONTEXT if original.whole else 6) for seed in (0, 1))
-    model = original.model
-    assert_close(model(clean), original.logits(clean), 1e-9)
-    prove(model, original.hooked, clean, corrupt)
+    clean, corrupt = (drawn(seed, CONTEXT if original.whole else TOKENS) for seed in (0, 1))
+    model, hooked, task = original.model, original.hooked, cv.Task(clean, corrupt, METRIC)
+    assert_close(model(clean), hooked.run(clean), 1e-9)
+    effects = cv.attribute(model, task, "exact")
+    strongest = list(effects.top(5, prune=False))
+    with torch.no_grad():
+        for edge in {*strongest, *list(model.graph.edges)[:: model.graph.n_edges // 5]}:
+            found = formula(hooked.ablated(clean, corrupt, edge)) - formula(hooked.run(clean))
+            assert effects[edge] == pytest.approx(float(found.mean()), abs=1e-6 * effects.values.max()), edge
+
+
+def test_every_gradient_is_right_under_the_mask() -> None:
+    original = own()
+    prove(original.model, original.hooked, drawn(0, TOKENS), drawn(1, TOKENS))
