@@ -20,8 +20,10 @@ from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.picture import thumb_size
 from circuitvit.export.sheet import Sheet
+from circuitvit.export.written import written
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
+from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import PreparedTask, Task, prepare
 
@@ -216,7 +218,11 @@ def _groups(prepared: PreparedTask, pair: int) -> tuple[int, ...]:
 
 
 def picture_on(sheet: Sheet, image: Float[Tensor, "*shape"], spec: InputSpec) -> NDArray[np.uint8]:
-    """A preprocessed image, or a clip as a strip of frames, as people see it, `(height, width, 3)`."""
+    """A preprocessed image, a clip as a strip of frames, or a sentence as its words, as people see it,
+    `(height, width, 3)`.
+    """
+    if isinstance(spec, TextSpec):
+        return written(spec.words(image), sheet.shape)
     if image.ndim == 3:
         return as_picture(image, spec)
     frames = np.stack([as_picture(image[place], spec) for place in sheet.shown(len(image))])

@@ -245,7 +245,8 @@ def with_head(
         readout = _headed(features, head.module())
     put_on = "features" if head.weight is None else f"a head of {len(head.weight)}"
     if head.scale is not None and head.weight is not None:
-        put_on = counted(len(head.weight), "prompt")
+        of_images = model.preprocessing.what == "sentence"
+        put_on = counted(len(head.weight), "image" if of_images else "prompt")
     made = replace(
         model,
         name=f"{model.name} with {put_on}" + ("" if head.tokens == "pooled" else f" on {head.tokens}"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.topology import ONE_GROUP
 from circuitvit.models import Model
+from circuitvit.tasks.sentences import refuse_sentences
 
 PATCH = "patch"
 
@@ -122,7 +123,7 @@ class TokenGroups:
             DataError: if its tokens form no grid.
         """
         if len(model.grid) != 3:
-            raise OptionError(f"{model.name} sees images, which have no frames to tell tokens apart by")
+            raise OptionError(f"{model.name} sees {model.preprocessing.what}s, which have no frames to tell tokens apart by")
         frames, rows, columns = model.grid
         kinds = tuple(dict.fromkeys(model.prefix))
         names = (*kinds, *(f"frame{frame}" for frame in range(frames)))
@@ -161,6 +162,7 @@ class TokenGroups:
             >>> TokenGroups.from_masks(cv.load("catdog-tiny"), {"top": top})
             TokenGroups(cls: 1, top: 18, patch: 18)
         """
+        refuse_sentences(model.preprocessing, "masks are of patches")
         if not masks:
             raise OptionError("no masks: for token kinds alone use TokenGroups.by_kind")
         if not 0 < threshold <= 1:

@@ -387,6 +387,12 @@ def refuse_other(shape: tuple[int, ...], spec: InputSpec, fits: bool) -> None:
     Raises:
         DataError: naming both shapes and their axes, and saying so where an image is given for a clip.
     """
+    if not fits and isinstance(spec, TextSpec) and shape[:-1] == spec.shape[:-1]:
+        way = f", as edits at places are for these: .text(images, tokens={shape[-1]}) is for others"
+        raise DataError(
+            f"sentences of {counted(shape[-1], 'token')}, and the model takes those of {spec.shape[-1]}"
+            + (", padding among them" if spec.whole else way)
+        )
     if not fits:
         given = next((kind for kind in SPECS if len(kind.axes) == len(shape)), type(spec))
         way = ""

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.errors import DataError, counted
+from circuitvit.errors import DataError, OptionError, counted
 from circuitvit.models.sentences import TextSpec
 from circuitvit.models.words import as_inputs
+from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.image_files import IMAGE_SUFFIXES
 from circuitvit.tasks.inputs import Images
 
@@ -87,6 +88,16 @@ def refuse_unlike(sentences: Sequence[str], spec: TextSpec) -> None:
         "have different numbers:\n" + "\n".join(lines) + f"{more}\nExchange a word for one of as many tokens, "
         "or make a task for each number"
     )
+
+
+def refuse_sentences(spec: InputSpec, what: str) -> None:
+    """Refuse a text tower where something is about pixels or patches.
+
+    Raises:
+        OptionError: naming that.
+    """
+    if isinstance(spec, TextSpec):
+        raise OptionError(f"{what}, and a text tower takes sentences: give it the image tower")
 
 
 def sentences_of(source: object, spec: TextSpec) -> Sentences:

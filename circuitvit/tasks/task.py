@@ -26,6 +26,7 @@ from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
 from circuitvit.tasks.groups import TokenGroups
+from circuitvit.tasks.image_files import is_sentence
 from circuitvit.tasks.images import (
     FileImages,
     HeldImages,
@@ -443,6 +444,8 @@ def _described(source: object) -> str:
     if isinstance(source, Image):
         return f"picture {source.width} x {source.height}"
     if isinstance(source, Sequence):
+        if all(isinstance(each, str) and is_sentence(each) for each in source):
+            return counted(len(source), "sentence")
         return counted(len(source), "file" if all(map(_is_one_path, source)) else "picture")
     return repr(source)
 
