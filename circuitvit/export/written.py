@@ -1,4 +1,6 @@
-"""A sentence as a picture: a cell for each token with what it says, so that maps lie on words as on patches."""
+"""A sentence as a picture: a cell for each token with what it says, so that maps lie on words as on
+patches.
+"""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ class _Through(StandIn):
         self.seen: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """As the block has it, with parts in float64: some modules ask a block for the dtype of the stream."""
+        """As the block has it, with parts in float64: some modules ask one for the dtype of the stream."""
         found = super().__getattr__(name)
         if isinstance(found, MethodType):
             return MethodType(found.__func__, self)

@@ -158,8 +158,8 @@ class Model:
         *before, own_height, own_width = self.preprocessing.shape
         if (height, width) != (own_height, own_width) and not self.resizable:
             raise DataError(
-                f"{self.name} takes {self.preprocessing.what}s of {own_height} x {own_width}, not of {height} x "
-                f"{width}: {self._way_to_size(width)}"
+                f"{self.name} takes {self.preprocessing.what}s of {own_height} x {own_width}, not of "
+                f"{height} x {width}: {self._way_to_size(width)}"
             )
         grid = self.family.grid(self.module, height, width)
         patches = self.tokens_at(height, width) - len(self.prefix)

@@ -104,7 +104,9 @@ def chosen(
 
 def _way(mask: Tensor, kinds: Sequence[str]) -> str:
     """How edits at places fit sentences of another number of tokens."""
-    return f": make the text tower for these, .text(images, tokens={mask.shape[-1]})" if "word" in kinds else ""
+    return (
+        f": make the text tower for these, .text(images, tokens={mask.shape[-1]})" if "word" in kinds else ""
+    )
 
 
 def _checked(mask: Tensor, kinds: Sequence[str]) -> Tensor:

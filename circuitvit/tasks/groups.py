@@ -108,7 +108,10 @@ class TokenGroups:
         kinds = model.token_kinds(n_tokens)
         if not kinds:
             raise OptionError("there are no tokens to tell apart")
-        names = [kind if kinds.count(kind) == 1 else f"{kind}{kinds[:place].count(kind)}" for place, kind in enumerate(kinds)]
+        names = [
+            kind if kinds.count(kind) == 1 else f"{kind}{kinds[:place].count(kind)}"
+            for place, kind in enumerate(kinds)
+        ]
         return cls(tuple(names), torch.arange(n_tokens))
 
     @classmethod
@@ -123,7 +126,9 @@ class TokenGroups:
             DataError: if its tokens form no grid.
         """
         if len(model.grid) != 3:
-            raise OptionError(f"{model.name} sees {model.preprocessing.what}s, which have no frames to tell tokens apart by")
+            raise OptionError(
+                f"{model.name} sees {model.preprocessing.what}s, which have no frames to tell tokens apart by"
+            )
         frames, rows, columns = model.grid
         kinds = tuple(dict.fromkeys(model.prefix))
         names = (*kinds, *(f"frame{frame}" for frame in range(frames)))

@@ -85,7 +85,9 @@ def refuse_unlike(sentences: Sequence[str], spec: TextSpec) -> None:
     more = f"\n  and {len(tokens) - len(chosen)} more" if len(chosen) < len(tokens) else ""
     raise DataError(
         "sentences of one task have equally many tokens, so that each token has its counterpart, and these "
-        "have different numbers:\n" + "\n".join(lines) + f"{more}\nExchange a word for one of as many tokens, "
+        "have different numbers:\n"
+        + "\n".join(lines)
+        + f"{more}\nExchange a word for one of as many tokens, "
         "or make a task for each number"
     )
 
@@ -118,8 +120,8 @@ def sentences_of(source: object, spec: TextSpec) -> Sentences:
         source = [source]
     if not isinstance(source, Sequence) or not all(isinstance(each, (str, Path)) for each in source):
         raise DataError(
-            f"a text tower takes sentences, not {type(source).__name__}: give texts; images are for the image "
-            "tower, the model whose .text this is, or go in as .text(images=...)"
+            f"a text tower takes sentences, not {type(source).__name__}: give texts; images are for the "
+            "image tower, the model whose .text this is, or go in as .text(images=...)"
         )
     sentences = [sentence for each in source for sentence in _read(each)]
     if not sentences:
@@ -132,14 +134,14 @@ def _read(each: str | Path) -> list[str]:
     path = Path(each)
     if path.suffix.lower() == ".txt":
         return _lines(path)
+    if not str(each).strip():
+        raise DataError("one of the sentences is empty")
     if isinstance(each, Path) or path.suffix.lower() in IMAGE_SUFFIXES or _exists(path):
         kind = "a folder" if _exists(path) and path.is_dir() else "a file"
         raise DataError(
             f"{each} is {kind}, and a text tower takes sentences, or a .txt file of them: images are for the "
             "image tower, the model whose .text this is, or go in as .text(images=...)"
         )
-    if not each.strip():
-        raise DataError("one of the sentences is empty")
     return [each]
 
 

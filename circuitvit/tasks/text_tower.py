@@ -34,7 +34,7 @@ def text_tower(model: Model, images: ImageSpec | None = None, tokens: int | None
     """The text tower as a model: sentences in, similarity to fixed images out.
 
     A sentence is an image of one line, `(1, 1, token)`, that ends with the end of the text, which is what is
-    read; so its place depends on the sentence. The logits are the model's own: scale times cosine (plus bias).
+    read; so its place depends on the sentence. The logits are the model's own: scale times cosine, plus bias.
 
     Args:
         model: the image tower of a model of images and texts.

@@ -24,6 +24,7 @@ from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
+from circuitvit.models.sentences import TextSpec
 from circuitvit.pruning.find import Agreement
 from circuitvit.tasks import (
     Ablation,
@@ -36,7 +37,6 @@ from circuitvit.tasks import (
     prepare,
     select_pairs,
 )
-from circuitvit.models.sentences import TextSpec
 from circuitvit.tasks.corruptions import blur, gaussian_noise
 from circuitvit.tasks.metrics import as_metric
 from circuitvit.verification.statistics import Bootstrap, Estimate, estimated, ratio_interval

@@ -1,13 +1,13 @@
-"""Text towers as models: sentences in, similarity to images out, edges as hooks on the originals have them."""
+"""Text towers as models: sentences in, similarity to images out, edges as hooks on the originals have
+them.
+"""
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.errors import CircuitViTError, DataError, OptionError, UnsupportedModelError
+from circuitvit.errors import DataError, OptionError, UnsupportedModelError
+from circuitvit.export.maps import maps_of
+from circuitvit.export.written import CELL
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo.clip_module import ClipModule
 from circuitvit.models.zoo.text_tower import TextTower
@@ -236,3 +238,152 @@ def test_logits_are_the_originals_and_edges_those_of_hooks_on_it(
 def test_every_gradient_is_right_under_the_mask() -> None:
     original = own()
     prove(original.model, original.hooked, drawn(0, TOKENS), drawn(1, TOKENS))
+
+
+# -- sentences as inputs ---------------------------------------------------------------------------
+
+CLEAN, CORRUPT = ["a red cat", "my old cat"], ["a red dog", "my old dog"]
+
+
+@pytest.fixture(scope="module")
+def clip() -> cv.Model:
+    return cv.wrap(own().module.float(), tokenizer=Letters(), name="micro")
+
+
+@pytest.fixture(scope="module")
+def text(clip: cv.Model) -> cv.Model:
+    return clip.text(PICTURES.float())
+
+
+def task(clean: Any = CLEAN, corrupt: Any = CORRUPT, **options: Any) -> cv.Task:
+    return cv.Task(clean, corrupt, cv.logit_diff("image 0", "image 1"), **options)
+
+
+def test_sentences_are_told_by_their_words(text: cv.Model) -> None:
+    prepared = task().prepare(text)
+    assert prepared.clean.names == tuple(CLEAN)
+    assert prepared.clean.shape == (1, 1, 5)
+    assert text(prepared.clean.take(0, 2)).shape == (2, 2)
+    one, two = (text.activations([sentence], "logits")["logits"] for sentence in CLEAN)
+    assert_close(torch.cat([one, two]), text(prepared.clean.take(0, 2)).cpu(), 1e-6)
+
+
+CUT = r"(?s)equally many tokens.*(hed . geh . og|don . key).*each number"
+
+
+def test_sentences_of_other_numbers_of_tokens_are_shown_cut(text: cv.Model) -> None:
+    for clean, corrupt in ((CLEAN, ["a red dog", "my old hedgehog"]), (["a cat"], ["a donkey"])):
+        with pytest.raises(DataError, match=CUT):
+            task(clean, corrupt).prepare(text)
+
+
+def test_sentences_come_from_files_too(text: cv.Model, tmp_path: Path) -> None:
+    sides = [tmp_path / "clean.txt", tmp_path / "corrupt.txt"]
+    for path, sentences in zip(sides, (CLEAN, CORRUPT), strict=True):
+        path.write_text("\n".join([*sentences, ""]), encoding="utf-8")
+    table = tmp_path / "pairs.csv"
+    rows = [f"{clean},{corrupt},image 0,image 1" for clean, corrupt in zip(CLEAN, CORRUPT, strict=True)]
+    table.write_text("\n".join(["clean,corrupt,target,foil", *rows]), encoding="utf-8")
+    for each in (task(*map(str, sides)), cv.Task.from_csv(table)):
+        assert each.prepare(text).clean.names == tuple(CLEAN)
+    sides[0].write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no sentences"):
+        task(*sides).prepare(text)
+    with pytest.raises(DataError, match=r"no image a red cat.*the text tower, model\.text"):
+        cv.Task.from_csv(table, "kl_divergence").prepare(cv.load("catdog-tiny"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("cat.jpg", "takes sentences.*image tower"),
+        (Path("folder"), "takes sentences.*image tower"),
+        (Image.new("RGB", (8, 8)), "takes sentences, not Image"),
+        (torch.zeros(1, 3, 32, 32), r"\(sentence, 1, 1, token\)"),
+        (torch.tensor([[START, 3, END, 3]]), "reads a sentence of 4 tokens at its token 3"),
+        (torch.tensor([[START, 3, 99, END]]), "no token 99"),
+        ("one two three four five six seven eight nine", "17 tokens in a sentence.*at most 10"),
+        ("", "is empty"),
+        ([], "no sentences"),
+    ],
+)
+def test_what_is_no_sentence_is_told_so(text: cv.Model, given: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        text.activations(given, "logits")
+
+
+def test_pixels_are_asked_for_in_vain(text: cv.Model, clip: cv.Model) -> None:
+    for ask in (
+        lambda: task(corrupt=lambda images: images).prepare(text),
+        lambda: task(pair="order").prepare(text),
+        lambda: cv.equivariance(text, CLEAN * 4),
+        lambda: cv.head_kinds(text, CLEAN),
+        lambda: cv.registers(text, CLEAN),
+        lambda: cv.feature_visualisation(text, "logits", unit=0),
+        lambda: cv.TokenGroups.from_masks(text, {"cat": torch.ones(1, 5).bool()}),
+        lambda: text.text(),
+        lambda: cv.with_head(clip, torch.ones(2, FEATURES)).text(PICTURES),
+        lambda: clip.text(tokens=CONTEXT + 1),
+    ):
+        with pytest.raises(OptionError, match=r"sentences|knows no words|head of its own|at most 10 tokens"):
+            ask()
+    said = cv.robustness(text, task("a red cat", "a red dog"), cv.Circuit.full(text.graph), progress=False)
+    assert not [row for row in said.rows if row.kind == "perturbed images"]
+
+
+def test_half_precision_would_round_tokens() -> None:
+    module = own().module.to(torch.bfloat16)
+    with pytest.raises(UnsupportedModelError, match=r"bfloat16.*would be rounded.*float32"):
+        cv.wrap(module, tokenizer=Letters()).text()
+
+
+def test_tokens_are_named_by_what_they_are(text: cv.Model, clip: cv.Model) -> None:
+    kinds = ("start", "word", "word", "word", "end")
+    assert text.token_kinds(5) == kinds
+    for groups, names in (
+        ("kind", ("start", "word", "end")),
+        ("token", ("start", "word0", "word1", "word2", "end")),
+    ):
+        assert task(groups=groups).prepare(text).graph.groups == names
+    by_word = cv.attribute(text, task(groups="token"), "exact")
+    assert by_word["input->m0@word2"] != 0  # where the sentences differ
+    assert abs(by_word["input->m0@word1"]) < 1e-6
+    edited = clip.text(PICTURES.float(), tokens=5).edit({"a0.h0@word": 0})
+    assert edited.activations(CLEAN, "a0.h0")["a0.h0"][:, 1:4].abs().max() == 0
+    with pytest.raises(DataError, match=r"of 4 tokens.*those of 5.*tokens=4"):
+        edited.edit({"a1.h0@2": 0}).activations("my cat", "logits")
+
+
+def test_images_are_those_of_the_image_tower(clip: cv.Model, text: cv.Model, tmp_path: Path) -> None:
+    for name in ("cat.png", "dog.png"):
+        Image.effect_noise((40, 40), 90).convert("RGB").save(tmp_path / name)
+    found = clip.text(tmp_path)
+    assert found.classes == ("cat.png", "dog.png")
+    features = clip.activations(tmp_path, "logits")["logits"]
+    assert found.head is not None
+    assert found.head.weight is not None
+    assert_close(found.head.weight, nn.functional.normalize(features, dim=-1), 1e-6)
+    assert not clip.text().has_classes
+    again = clip.with_prompts(["a cat", "a dog"]).text(PICTURES.float())
+    assert again.weights_hash == text.weights_hash != found.weights_hash
+    with pytest.raises(DataError, match=r"two images are called cat\.png"):
+        clip.text([tmp_path / "cat.png", tmp_path / "cat.png"])
+
+
+def test_a_text_tower_is_kept(text: cv.Model, tmp_path: Path) -> None:
+    again = pickle.loads(pickle.dumps(text))
+    circuit = cv.attribute(again, task(), "eap").top(9)
+    circuit.save(tmp_path / "circuit.json")
+    assert cv.Circuit.load(tmp_path / "circuit.json").provenance.weights == text.weights_hash
+
+
+def test_figures_show_words_in_place_of_patches(text: cv.Model) -> None:
+    maps = maps_of(text, task())
+    assert maps.grid == (5, 1)
+    sides = maps.sides["clean"].image, maps.sides["corrupt"].image
+    assert sides[0].shape == (5 * CELL[1], CELL[0], 3)
+    differing = (sides[0] != sides[1]).any(axis=(1, 2)).reshape(5, -1).any(axis=1)
+    assert differing.tolist() == [False, False, False, True, False]
+    assert (maps.sides["clean"].heads["a1.h0"].pattern[0, 1:] == 0).all()
+    page = cv.attention_page(text, CLEAN).html()
+    assert CLEAN[0] in page

@@ -50,7 +50,11 @@ class TextTower(TextFamily):
         Raises:
             DataError: for too many of them, numbers that there are none of, or an end that is not the last.
         """
-        tokens, context, known = images[:, 0, 0].long(), self.context(module), self.table(module).num_embeddings
+        tokens, context, known = (
+            images[:, 0, 0].long(),
+            self.context(module),
+            self.table(module).num_embeddings,
+        )
         count = tokens.shape[1]
         if count > context or (self.whole(module) and count < context):
             most = "" if self.whole(module) else "at most "
@@ -59,8 +63,8 @@ class TextTower(TextFamily):
             )
         if wrong := [each for each in (int(tokens.min()), int(tokens.max())) if not 0 <= each < known]:
             raise DataError(
-                f"there is no token {wrong[0]}: {type(module).__name__} has {known}, so that the tokenizer is "
-                "that of another model"
+                f"there is no token {wrong[0]}: {type(module).__name__} has {known}, so that the tokenizer "
+                "is that of another model"
             )
         if not self.whole(module):
             places = self.read_at(module, tokens)
@@ -190,8 +194,8 @@ class OpenAIText(TextTower):
     def readout_parts(self, module: Any) -> Readout:
         tower = self.tower(module)
         norm, none = norm_of(tower.ln_final, "ln_final"), norm_of(nn.Identity(), "none")
-        last, head = tower.text_projection, nn.Identity() if tower.text_projection is None else None
-        head = head or (last if isinstance(last, nn.Module) else Linear(last, transposed=True))
+        last = nn.Identity() if tower.text_projection is None else tower.text_projection
+        head = last if isinstance(last, nn.Module) else Linear(last, transposed=True)
         return Readout(norm, self.read(module), none, (head,), ("text_projection",))
 
     def read(self, module: Any) -> Any:
