@@ -61,6 +61,9 @@ def models(every: bool = False) -> None:
     zoo = cv.models.zoo
     show_rows("Bundled", [Row(name, _about(zoo.zoo_card(name))) for name in zoo.zoo_names()])
     show_rows("Architectures, by library", [_about_library(name) for name in cv.models.registry.libraries()])
+    with_words = cv.models.registry.libraries_with_words().items()
+    rows = [Row(name, ", ".join(kinds)) for name, kinds in with_words]
+    show_rows("With both towers: sentences are classes, --prompt TEXT", rows)
     show_notes("Your own", OWN)
 
 

@@ -172,7 +172,9 @@ def picture_of(
     if len(edges) < len(circuit):
         counts += f"; drawn: the {len(edges):,} strongest"
     model = _short(made.model)
-    known = {"model": model, "method": made.method, "task": made.task}
+    told = all(prompt in made.task for prompt in made.prompts) and not made.templates
+    prompts = "" if told else made.about(4)
+    known = {"model": model, "method": made.method, "task": made.task, "prompts": prompts}
     origin = [f"{key}: {value}" for key, value in known.items() if value]
     named = f"Circuit of {model}" if model else "Circuit"
     return Picture(

@@ -19,6 +19,8 @@ PROVENANCE_SCHEMA = record(
     seed={"type": ["integer", "null"]},
     library=TEXT,
     libraries={"type": "object", "additionalProperties": TEXT},
+    prompts={"type": "array", "items": TEXT},
+    templates={"type": "array", "items": TEXT},
 )
 
 
@@ -38,6 +40,9 @@ class Provenance:
         seed: of whatever was drawn at random.
         library: version of circuitvit that made it.
         libraries: versions of torch and of the libraries that the model's parts come from, by name.
+        prompts: the sentences, or names in templates, that were the model's classes; files made before there
+            were prompts hold none.
+        templates: that names were put in; none where the prompts are sentences.
     """
 
     model: str = ""
@@ -48,14 +53,19 @@ class Provenance:
     seed: int | None = None
     library: str = __version__
     libraries: Mapping[str, str] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, cleaned(getattr(self, each.name)))
+            value = cleaned(getattr(self, each.name))
+            object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {**asdict(self), "parameters": dict(self.parameters), "libraries": dict(self.libraries)}
+        """All fields as JSON values; prompts where there are some."""
+        values = {**asdict(self), "parameters": dict(self.parameters), "libraries": dict(self.libraries)}
+        said = {name: list(values.pop(name)) for name in ("prompts", "templates")}
+        return values | {name: texts for name, texts in said.items() if texts}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
@@ -66,6 +76,16 @@ class Provenance:
     def with_parameters(self, **parameters: Any) -> Provenance:
         """The same, with some of the method's settings added or replaced."""
         return replace(self, parameters={**self.parameters, **parameters})
+
+    def about(self, most: int = 8) -> str:
+        """The prompts, and the templates that they were put in, in words for people; the first few of many.
+
+        Example:
+            >>> Provenance(prompts=("cat", "dog", "owl"), templates=("a {}",)).about(2)
+            'cat; dog; and 1 more, in the template a {}'
+        """
+        said = [_few(each, most) for each in (self.prompts, self.templates) if each]
+        return f", in the template{'s' if len(self.templates) > 1 else ''} ".join(said)
 
     def is_comparable(self, other: Provenance) -> bool:
         """Whether the weights' hashes of both are known and of one kind: they differ if the weights do."""
@@ -94,3 +114,8 @@ class Provenance:
         if all(weights) and self.is_comparable(other):
             return f"different weights of {(names[0] or names[1] or 'a model')!r}"
         return ""
+
+
+def _few(texts: tuple[str, ...], most: int) -> str:
+    more = (f"and {len(texts) - most} more",) if len(texts) > most else ()
+    return "; ".join((*texts[:most], *more))

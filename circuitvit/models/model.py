@@ -26,7 +26,7 @@ from circuitvit.models.sites import Sites, all_sites, listed
 from circuitvit.models.stages import Stage, through
 from circuitvit.models.tokens import Groups
 from circuitvit.models.weights import content_hash, hash_with, libraries
-from circuitvit.models.words import Words, with_prompts
+from circuitvit.models.words import PLACE, Words, with_prompts
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
@@ -360,6 +360,18 @@ class Model:
         return self.family.kinds(self.prefix, n_tokens)
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """The sentences, or names in templates, that are its classes; () where classes are something else."""
+        is_prompted = self.head is not None and self.head.templates is not None
+        return self.classes or () if is_prompted else ()
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The sentences that the prompts were put in as names; () where they are sentences themselves."""
+        given = () if self.head is None else self.head.templates or ()
+        return () if given == (PLACE,) else given
+
+    @property
     def chooses(self) -> bool:
         """Whether the outputs choose between classes, so that there are predictions and a KL between them."""
         return self.has_classes and self.n_logits > 1
@@ -431,8 +443,11 @@ class Model:
 
     @cached_property
     def libraries(self) -> dict[str, str]:
-        """Versions of the libraries that its parts come from, by name."""
-        return libraries(self.module)
+        """Versions of the libraries that its parts come from, and those of its prompts, by name."""
+        if not self.prompts or self.words is None:
+            return libraries(self.module)
+        tokenizer = self.words.tokenizer
+        return libraries(self.module, *self.words.module.modules(), getattr(tokenizer, "given", tokenizer))
 
     if not TYPE_CHECKING:  # for type checkers there is nothing but what is declared
 

@@ -504,6 +504,20 @@ def libraries() -> dict[str, tuple[str, ...]]:
     return {library: tuple(sorted(found[library], key=str.lower)) for library in sorted(found)}
 
 
+def libraries_with_words() -> dict[str, tuple[str, ...]]:
+    """The models of images and texts whose texts are known, by library.
+
+    Example:
+        >>> libraries_with_words()["open_clip"]
+        ('CLIP', 'CustomTextCLIP')
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name in sorted(name for name in TEXTS if not name.startswith("circuitvit.")):
+        library = name.partition(".")[0]
+        found[library] = (*found.get(library, ()), name.rpartition(".")[2])
+    return found
+
+
 def knows_words(kind: type) -> bool:
     """Whether modules of a class are models of images and texts whose text side is known."""
     return any(_full_name(base) in TEXTS for base in kind.__mro__)

@@ -109,9 +109,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def libraries(module: nn.Module) -> dict[str, str]:
-    """Versions of the libraries that a module's parts come from, by name."""
-    homes = {type(part).__module__.partition(".")[0] for part in module.modules()}
+def libraries(module: nn.Module, *others: object) -> dict[str, str]:
+    """Versions of the libraries that a module's parts, and other things, come from, by name."""
+    homes = {type(part).__module__.partition(".")[0] for part in (*module.modules(), *others)}
     versions = {
         name: getattr(sys.modules.get(name), "__version__", None)
         for name in LIBRARIES

@@ -62,9 +62,12 @@ def faithfulness(
 def origin_differs(circuit: Circuit, model: Model) -> str:
     """A sentence for reports where the circuit was found on another model; empty where it was not, or where
     it does not say where it came from."""
-    found, here = circuit.provenance, Provenance(model.name, model.weights_hash)
+    found = circuit.provenance
+    here = Provenance(model.name, model.weights_hash, prompts=model.prompts, templates=model.templates)
     if not found.mismatch(here):
         return ""
+    if found.about() != here.about() and found.prompts and here.prompts:
+        return f"The circuit was found with other prompts ({found.about()}) than these ({here.about()})."
     if not found.is_comparable(here):
         return f"The circuit was found on another model ({found.model}) than this one ({model.name})."
     return (

@@ -49,6 +49,9 @@ class HypothesisFile:
         task: the task, or None where the file names no images.
         alpha: level of significance.
         seed: of everything random.
+        behaviour: metric, classes and ablation, as they stand there.
+        prompts: sentences, or names in templates, that are the classes of a model of images and texts.
+        templates: that the names are put in.
     """
 
     path: Path
@@ -60,6 +63,8 @@ class HypothesisFile:
     alpha: float = 0.05
     seed: int = 0
     behaviour: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
 
 
 def read_hypotheses(path: str | Path) -> HypothesisFile:
@@ -84,6 +89,8 @@ def read_hypotheses(path: str | Path) -> HypothesisFile:
         hypotheses=tuple(_hypothesis(each, folder) for each in content["hypotheses"]),
         expected=tuple(each.get("verdict") for each in content["hypotheses"]),
         model=model.get("name"),
+        prompts=tuple(model.get("prompts", ())),
+        templates=tuple(model.get("templates", ())),
         checkpoint=None if checkpoint is None else folder / checkpoint,
         task=_task(task, folder),
         alpha=float(content.get("alpha", 0.05)),
@@ -102,6 +109,7 @@ _CLASS = {"type": ["string", "integer"]}
 _CLASSES = {"anyOf": [_CLASS, {"type": "array", "items": _CLASS, "minItems": 1}]}
 _NUMBER = {"type": "number"}
 _TEXT = {"type": "string", "minLength": 1}
+_TEXTS = {"type": "array", "items": _TEXT}
 _ABLATION = {"enum": list(ablation_names())}
 _EXPECT: dict[str, Any] = {
     "falls_by": _NUMBER,
@@ -125,7 +133,7 @@ _SCHEMA: dict[str, Any] = {
         "model": {
             "type": "object",
             "additionalProperties": False,
-            "properties": {"name": _TEXT, "checkpoint": _TEXT},
+            "properties": {"name": _TEXT, "checkpoint": _TEXT, "prompts": _TEXTS, "templates": _TEXTS},
         },
         "task": {
             "type": "object",

@@ -7,6 +7,7 @@ tower alone.
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -94,18 +95,25 @@ def load_hf(
     with _told(name):
         _refuse_absent(name, options)
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-        whole = _speaking(transformers, config)
-        tokenizer = None if whole is None else _tokenizer(transformers, name, options)
-        kind = whole if whole and tokenizer else _kind(transformers, config, name)
+        kind = _kind(transformers, config, name)
         if hasattr(config, "mask_ratio"):
             config.mask_ratio = 0.0  # what an encoder sees after training
         # How clips are prepared, the family knows.
         clips = _sees_clips(config)
         spec = None if clips else _preprocessing(transformers, name, _channels(config), options)
+        fill = partial(_filled, name=name, dtype=dtype or torch.float32, options=options)
+        whole, wordless = _speaking(transformers, config), ""
+        if whole is not None:
+            try:
+                tokenizer = _tokenizer(transformers, name, options)
+                with _quiet(transformers):
+                    module = fill(whole, config=copy.deepcopy(config))
+                return Loaded(module.eval(), spec, tokenizer=tokenizer)
+            except Exception as error:  # a part is not there, or tokenizers of its kind are not installed
+                wordless = f"its texts cannot be read: {' '.join(str(error).split())[:300]}"
         with _quiet(transformers):
-            module = _filled(kind, name, config, dtype or torch.float32, options)
-    wordless = "" if whole is None else f"there is no tokenizer beside its weights, in {name}"
-    return Loaded(module.eval(), spec, tokenizer=tokenizer, wordless="" if tokenizer else wordless)
+            module = fill(kind, config=config)
+    return Loaded(module.eval(), spec, wordless=wordless)
 
 
 def _speaking(transformers: ModuleType, config: Any) -> type[nn.Module] | None:
@@ -116,12 +124,17 @@ def _speaking(transformers: ModuleType, config: Any) -> type[nn.Module] | None:
 
 
 def _tokenizer(transformers: ModuleType, name: str, options: dict[str, Any]) -> Any:
-    """The tokenizer beside the weights; None where there is none, for which transformers makes one up."""
+    """The tokenizer beside the weights.
+
+    Raises:
+        FileError: if there is none, where transformers would make one up.
+    """
     where = {key: value for key, value in options.items() if key != "subfolder"}
     files = ("tokenizer.json", "vocab.json", "spiece.model")
-    quiet = {"_raise_exceptions_for_missing_entries": False, "subfolder": options.get("subfolder", "")}
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    where["subfolder"] = options.get("subfolder", "")
     if not any(transformers.utils.cached_file(name, file, **where, **quiet) for file in files):
-        return None
+        raise FileError(f"there is no tokenizer beside its weights, in {name}")
     with _quiet(transformers):
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
 
