@@ -213,6 +213,10 @@ LOOK_AHEADS = {
         "circuitvit.models.model",
         "circuitvit.engine",
     ): "Model.activations is a convenience that calls the engine",
+    (
+        "circuitvit.models.model",
+        "circuitvit.tasks",
+    ): "Model.text is given image files, which tasks read",
 }
 LAZY_FACES = frozenset({"circuitvit", "circuitvit.testing", "circuitvit.datasets"})
 

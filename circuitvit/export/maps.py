@@ -278,8 +278,8 @@ def heat(
     Large values are opaque and at the light end of the ramp; 0 and below show the image alone. The ramp ends
     at the 97th percentile, though not below a quarter of the largest value: a few patches of Vision
     Transformers have values far above all others (Darcet et al. 2024, arXiv:2309.16588), which would leave
-    the rest in the dark. It also does not end below `least_end`. `size` is (width, height). Where the image is
-    `inked`, black on white, its ink stays on top.
+    the rest in the dark. It also does not end below `least_end`. `size` is (width, height). Where the image
+    is `inked`, black on white, its ink stays on top.
 
     Example:
         >>> blank = np.zeros((8, 8, 3), dtype=np.uint8)
