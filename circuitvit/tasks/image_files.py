@@ -203,7 +203,8 @@ def is_sentence(text: str) -> bool:
     """Whether a text that names no file is rather a sentence: several words, and nothing that ends a file's
     name.
     """
-    return " " in text.strip() and not Path(text).suffix and not {"/", "\\"} & set(text)
+    suffix = Path(text).suffix
+    return " " in text.strip() and (not suffix or " " in suffix) and not {"/", "\\"} & set(text)
 
 
 def refuse_missing(path: Path) -> None:

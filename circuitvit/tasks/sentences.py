@@ -18,7 +18,7 @@ from circuitvit.errors import DataError, OptionError, counted
 from circuitvit.models.sentences import TextSpec
 from circuitvit.models.words import as_inputs
 from circuitvit.models.zoo import InputSpec
-from circuitvit.tasks.image_files import IMAGE_SUFFIXES
+from circuitvit.tasks.image_files import IMAGE_SUFFIXES, is_sentence
 from circuitvit.tasks.inputs import Images
 
 MOST_SHOWN = 8
@@ -136,13 +136,14 @@ def _read(each: str | Path) -> list[str]:
         return _lines(path)
     if not str(each).strip():
         raise DataError("one of the sentences is empty")
-    if isinstance(each, Path) or path.suffix.lower() in IMAGE_SUFFIXES or _exists(path):
+    named = isinstance(each, Path) and not is_sentence(str(each))  # the command line has paths alone
+    if named or path.suffix.lower() in IMAGE_SUFFIXES or _exists(path):
         kind = "a folder" if _exists(path) and path.is_dir() else "a file"
         raise DataError(
             f"{each} is {kind}, and a text tower takes sentences, or a .txt file of them: images are for the "
             "image tower, the model whose .text this is, or go in as .text(images=...)"
         )
-    return [each]
+    return [str(each)]
 
 
 def _exists(path: Path) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import circuitvit as cv
+from circuitvit.cli.inputs import ModelOptions, load_model
 from circuitvit.errors import DataError, OptionError, UnsupportedModelError
 from circuitvit.export.maps import maps_of
 from circuitvit.export.written import CELL
@@ -256,7 +257,7 @@ def text(clip: cv.Model) -> cv.Model:
 
 
 def task(clean: Any = CLEAN, corrupt: Any = CORRUPT, **options: Any) -> cv.Task:
-    return cv.Task(clean, corrupt, cv.logit_diff("image 0", "image 1"), **options)
+    return cv.Task(clean, corrupt, **{"metric": cv.logit_diff("image 0", "image 1"), **options})
 
 
 def test_sentences_are_told_by_their_words(text: cv.Model) -> None:
@@ -387,3 +388,17 @@ def test_figures_show_words_in_place_of_patches(text: cv.Model) -> None:
     assert (maps.sides["clean"].heads["a1.h0"].pattern[0, 1:] == 0).all()
     page = cv.attention_page(text, CLEAN).html()
     assert CLEAN[0] in page
+
+
+def test_the_command_line_takes_sentences_for_paths(
+    clip: cv.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.effect_noise((40, 40), 90).convert("RGB").save(tmp_path / "cat.png")
+    monkeypatch.setattr(cv, "load", lambda *names, **options: clip)
+    model = load_model(ModelOptions("micro", text=tmp_path))
+    assert model.classes == ("cat.png",)
+    assert task(Path("a red cat"), Path("a red dog"), metric=cv.logit(0)).prepare(model).clean.names == (
+        "a red cat",
+    )
+    with pytest.raises(OptionError, match="leave out --prompt"):
+        load_model(ModelOptions("micro", text=tmp_path, prompt=["a cat"]))
