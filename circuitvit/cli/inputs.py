@@ -32,7 +32,8 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 @group("Model", "models.load", model="--model -m NAME", checkpoint="--checkpoint FILE",
        arch="--arch KEY=VALUE", classes="--classes FILE", head="--head FILE", prompt="--prompt TEXT",
-       template="--template TEXT", device="--device DEVICE", dtype="--dtype DTYPE")  # fmt: skip
+       template="--template TEXT", text="--text IMAGES", device="--device DEVICE",
+       dtype="--dtype DTYPE")  # fmt: skip
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs.
@@ -48,6 +49,8 @@ class ModelOptions:
             Repeated for each class.
         template: a sentence with {} in the place of a prompt, which is then a name: "a photo of a {}".
             Repeated, a name is the average of its sentences.
+        text: of a model of images and texts the text tower, compared with these images: a folder, or an
+            image. Wherever images are asked for it takes sentences, or a .txt file of them.
         device: where the model runs, such as cpu, cuda or cuda:1.
         dtype: of the weights: float32, float64, bfloat16 or float16.
     """
@@ -60,6 +63,7 @@ class ModelOptions:
     head: Path | None = None
     prompt: list[str] | None = None
     template: list[str] | None = None
+    text: Path | None = None
     device: str = "cpu"
     dtype: str | None = None
 
@@ -226,6 +230,11 @@ def load_model(options: ModelOptions) -> Model:
         classes=classes,
         **architecture,
     )
+    if options.text is not None:
+        if options.prompt or options.head:
+            other = "--prompt" if options.prompt else "--head"
+            raise OptionError(f"with --text the classes are images: leave out {other}")
+        return model.text(options.text)
     if options.prompt:
         return model.with_prompts(options.prompt, options.template or None)
     return model if options.head is None else cv.with_head(model, options.head)

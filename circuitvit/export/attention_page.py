@@ -197,8 +197,9 @@ def attention_html(
         tokens: of the images.
         rows: of the overview: a `name`, names of `heads`, `latents` that ask in place of tokens, or 0, and
             whether the heads have a gate (`gated`).
-        images: a `name`, a `picture` as a data URI or None, `heads`, one `Packed` for each head of all rows,
-            and the `overview`, one for the rows of all heads that are shown at first.
+        images: a `name`, a `picture` as a data URI or None, `words` of a sentence by token, `heads`,
+            one `Packed` for each head of all rows, and the `overview`, one for the rows of all heads that are
+            shown at first.
         start: what is shown first: `image`, `head` and `token`; -1 is the mean of all queries.
     """
     packs = [[image["overview"], *image["heads"]] for image in images]
@@ -212,7 +213,12 @@ def attention_html(
         "blocks": {str(pool): tokens.blocks(pool).tolist() for pool in pools},
         "rows": list(rows),
         "images": [
-            {"name": image["name"], "picture": image["picture"], "packs": [pack.said() for pack in each]}
+            {
+                "name": image["name"],
+                "picture": image["picture"],
+                "words": image["words"],
+                "packs": [pack.said() for pack in each],
+            }
             for image, each in zip(images, packs, strict=True)
         ],
         "start": dict(start),

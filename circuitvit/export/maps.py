@@ -20,8 +20,10 @@ from circuitvit.engine.runs import capture
 from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.picture import thumb_size
 from circuitvit.export.sheet import Sheet
+from circuitvit.export.written import written
 from circuitvit.graph import RESIDUAL
 from circuitvit.models import Model, Stage
+from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import PreparedTask, Task, prepare
 
@@ -67,11 +69,13 @@ class Side:
         heads: by name.
         writes: `(token,)`, norm of what the input, each MLP and each head without scores (a differential one)
             add to the stream, by name.
+        words: of a sentence what its tokens say; () of an image.
     """
 
     image: NDArray[np.uint8]
     heads: Mapping[str, HeadMap]
     writes: Mapping[str, Array]
+    words: tuple[str, ...] = ()
 
     def patches(self, node: str, maps: Maps) -> Array | None:
         """`(row, column)`: what a node's thumbnail shows, or None for a node without one."""
@@ -178,7 +182,8 @@ def _side(
                 lengths = _array(part.expand(compact)[:, 0].norm(dim=-1))[:, order]
                 all_writes = dict(zip(part.nodes.senders, lengths, strict=True))
                 writes.update({name: all_writes[name] for name in wanted})
-    return Side(picture_on(sheet, image[0], prepared.spec), heads, writes)
+    picture = picture_on(sheet, image[0], prepared.spec)
+    return Side(picture, heads, writes, words_of(image[0], prepared.spec))
 
 
 @torch.no_grad()
@@ -215,8 +220,17 @@ def _groups(prepared: PreparedTask, pair: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
+def words_of(image: Float[Tensor, "*shape"], spec: InputSpec) -> tuple[str, ...]:
+    """What the tokens of a sentence say; nothing for an image."""
+    return tuple(spec.words(image)) if isinstance(spec, TextSpec) else ()
+
+
 def picture_on(sheet: Sheet, image: Float[Tensor, "*shape"], spec: InputSpec) -> NDArray[np.uint8]:
-    """A preprocessed image, or a clip as a strip of frames, as people see it, `(height, width, 3)`."""
+    """A preprocessed image, a clip as a strip of frames, or a sentence as its words, as people see it,
+    `(height, width, 3)`.
+    """
+    if isinstance(spec, TextSpec):
+        return written(spec.words(image), sheet.shape)
     if image.ndim == 3:
         return as_picture(image, spec)
     frames = np.stack([as_picture(image[place], spec) for place in sheet.shown(len(image))])
@@ -253,14 +267,19 @@ _SIDE = 92  # pixels of a square heat map
 
 
 def heat(
-    image: NDArray[np.uint8], patches: Array, size: tuple[int, int] = (_SIDE, _SIDE), least_end: float = 0.0
+    image: NDArray[np.uint8],
+    patches: Array,
+    size: tuple[int, int] = (_SIDE, _SIDE),
+    least_end: float = 0.0,
+    inked: bool = False,
 ) -> NDArray[np.uint8]:
     """`(height, width, 3)`: patch values `(row, column)` as colours over the image in dark grey.
 
     Large values are opaque and at the light end of the ramp; 0 and below show the image alone. The ramp ends
     at the 97th percentile, though not below a quarter of the largest value: a few patches of Vision
     Transformers have values far above all others (Darcet et al. 2024, arXiv:2309.16588), which would leave
-    the rest in the dark. It also does not end below `least_end`. `size` is (width, height).
+    the rest in the dark. It also does not end below `least_end`. `size` is (width, height). Where the image
+    is `inked`, black on white, its ink stays on top.
 
     Example:
         >>> blank = np.zeros((8, 8, 3), dtype=np.uint8)
@@ -278,7 +297,10 @@ def heat(
     stops = np.linspace(0, 1, len(RAMP))
     colours = np.stack([np.interp(share, stops, [stop[i] for stop in RAMP]) for i in range(3)], axis=-1)
     opacity = np.minimum(1, share**0.6)[:, :, None]
-    return np.asarray(np.rint(base * (1 - opacity) + colours * opacity), dtype=np.uint8)
+    mixed = base * (1 - opacity) + colours * opacity
+    if inked:
+        mixed *= np.asarray(grey, dtype=np.float64)[:, :, None] / 255
+    return np.asarray(np.rint(mixed), dtype=np.uint8)
 
 
 def thumbnails(maps: Maps, image: str = "clean") -> dict[str, NDArray[np.uint8]]:
@@ -301,9 +323,10 @@ def thumbnails(maps: Maps, image: str = "clean") -> dict[str, NDArray[np.uint8]]
         if patches is None:
             continue
         if node in side.heads:  # attention that is spread evenly shall look dull, not bright
-            found[node] = heat(side.image, patches, size, LEAST_TIMES_MEAN * float(patches.mean()))
+            least = LEAST_TIMES_MEAN * float(patches.mean())
+            found[node] = heat(side.image, patches, size, least, bool(side.words))
         else:  # norms are never near 0, so they are shown from the least one up
-            found[node] = heat(side.image, patches - patches.min(), size)
+            found[node] = heat(side.image, patches - patches.min(), size, inked=bool(side.words))
         for place in range(1, maps.sheet.across):  # a hair between the frames of a clip
             found[node][:, place * size[0] // maps.sheet.across] = 128
     return found

@@ -354,7 +354,13 @@ def _side(side: Side, maps: Maps, full: dict[str, str]) -> dict[str, Any]:
     for name, values in side.writes.items():
         rows.append(_linear(values, 0.0, float(values.max())))
         nodes[name] = {"norm": _round(values.max())}
-    return {"image": image_uri(side.image), "nodes": nodes, "rows": _pack(b"".join(rows)), "full": full}
+    return {
+        "image": image_uri(side.image),
+        "words": [clean(word) for word in side.words],
+        "nodes": nodes,
+        "rows": _pack(b"".join(rows)),
+        "full": full,
+    }
 
 
 def _levels(shares: Array, step: float, count: int) -> bytes:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -273,6 +274,13 @@ class _Through(StandIn):
         self.given: Any = None
         self.seen: Tensor | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """As the block has it, with parts in float64: some modules ask one for the dtype of the stream."""
+        found = super().__getattr__(name)
+        if isinstance(found, MethodType):
+            return MethodType(found.__func__, self)
+        return _wide(found) if isinstance(found, nn.Module) else found
+
     def forward(self, stream: Tensor, *others: Any, **options: Any) -> Any:
         self.seen = stream
         noised = self.noised(stream)
@@ -406,11 +414,15 @@ class _WiderNorm(nn.LayerNorm):
 
 
 def _widened(value: Any, like: Tensor, tokens: int | None, call: _Call) -> Any:
-    """In float64; of the stream itself the first image alone, and as many tokens as are asked for."""
+    """In float64; of the stream itself the first image alone, and as many tokens as are asked for; of a mask
+    for each image the first.
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     if value is call.taken:
         value = value[:tokens, :1] if call.token_first else value[:1, :tokens]
+    elif value.ndim == 4:  # (image, head, query, key)
+        value = value[:1]
     return value.to(like)
 
 

@@ -253,7 +253,8 @@ def with_head(
         readout = _headed(features, head.module())
     put_on = "features" if head.weight is None else f"a head of {len(head.weight)}"
     if head.scale is not None and head.weight is not None:
-        put_on = counted(len(head.weight), "prompt")
+        of_images = model.preprocessing.what == "sentence"
+        put_on = counted(len(head.weight), "image" if of_images else "prompt")
     made = replace(
         model,
         name=f"{model.name} with {put_on}" + ("" if head.tokens == "pooled" else f" on {head.tokens}"),
@@ -359,5 +360,4 @@ def _mean_after(prefix: int, normed: Tensor) -> Float[Tensor, "batch 1 d_model"]
 
 @torch.no_grad()
 def _width(model: Model, features: ReadoutStage) -> int:
-    blank = torch.zeros(1, *model.preprocessing.shape, device=model.device, dtype=model.dtype)
-    return int(features.write((model.embed(blank),)).shape[-1])
+    return int(features.write((model.embed(model.blank()),)).shape[-1])

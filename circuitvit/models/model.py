@@ -104,9 +104,8 @@ class Model:
         """Width of the residual stream."""
         if self.bare is not None:
             return self.bare.d_model
-        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
         with torch.no_grad():
-            return int(self.embed(blank).shape[-1])
+            return int(self.embed(self.blank()).shape[-1])
 
     @cached_property
     def essential(self) -> tuple[Stage, ...]:
@@ -159,8 +158,8 @@ class Model:
         *before, own_height, own_width = self.preprocessing.shape
         if (height, width) != (own_height, own_width) and not self.resizable:
             raise DataError(
-                f"{self.name} takes images of {own_height} x {own_width}, not of {height} x {width}: "
-                "resize and crop them to that"
+                f"{self.name} takes {self.preprocessing.what}s of {own_height} x {own_width}, not of "
+                f"{height} x {width}: {self._way_to_size(width)}"
             )
         grid = self.family.grid(self.module, height, width)
         patches = self.tokens_at(height, width) - len(self.prefix)
@@ -174,6 +173,12 @@ class Model:
             raise DataError(f"{patches} patches of {self.name} form no grid over {height} x {width} pixels")
         return grid
 
+    def _way_to_size(self, width: int) -> str:
+        """How inputs of another size can be had."""
+        if self.preprocessing.what != "sentence":
+            return "resize and crop them to that"
+        return f"edits at places are of one number of tokens, .text(images, tokens={width})"
+
     def tokens_at(self, height: int, width: int) -> int:
         """The number of tokens of an image of this size, of a clip with all its frames.
 
@@ -181,12 +186,17 @@ class Model:
             DataError: if the module takes no image of this size; with what it says.
         """
         *before, _, _ = self.preprocessing.shape
-        blank = torch.zeros(1, *before, height, width, device=self.device, dtype=self.dtype)
+        blank = self.blank((*before, height, width))
         try:
             with torch.no_grad():
                 return (self.bare or self).embed(blank).shape[1]
         except (AssertionError, RuntimeError, ValueError) as error:  # what modules raise on such sizes
-            raise DataError(f"{self.name} takes no image of {height} x {width}: {error}") from error
+            what = self.preprocessing.what
+            raise DataError(f"{self.name} takes no {what} of {height} x {width}: {error}") from error
+
+    def blank(self, shape: Sequence[int] | None = None) -> Tensor:
+        """An input with nothing to see, of the model's own shape or another: a batch of one."""
+        return self.family.blank(self.module, self.preprocessing.shape if shape is None else shape)
 
     @property
     def resizable(self) -> bool:
@@ -227,7 +237,8 @@ class Model:
                 return self.family.run(self.module, images)
             if self.edits and not self.resizable and images.shape[1:] != self.preprocessing.shape:
                 own, given = self.preprocessing.shape, tuple(images.shape[1:])
-                raise DataError(f"{self.name} takes images of {own}, not of {given}")
+                what, way = self.preprocessing.what, self._way_to_size(given[-1])
+                raise DataError(f"{self.name} takes {what}s of {own}, not of {given}: {way}")
             self.batch_of(len(images), len(images))
             return through(self.essential[1:], self.embed(images))  # the module knows nothing of the head
 
@@ -305,6 +316,14 @@ class Model:
         """
         return with_prompts(self, prompts, templates)
 
+    def text(self, images: Any = None, tokens: int | None = None) -> Model:
+        """The text tower as a model, where this is one of images and texts: its inputs are sentences, and its
+        logits the similarity to these images. See `circuitvit.tasks.text_tower.text_tower`.
+        """
+        from circuitvit.tasks.text_tower import text_tower
+
+        return text_tower(self, images, tokens)
+
     @property
     def edited_images(self) -> int | None:
         """The number of images that edits have values for, which have to be run together; None for any."""
@@ -335,8 +354,10 @@ class Model:
         return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages), rules=rules)
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
-        """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""
-        return (*self.prefix, *("patch",) * (n_tokens - len(self.prefix)))
+        """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"; of a sentence "start",
+        "word" or "end".
+        """
+        return self.family.kinds(self.prefix, n_tokens)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -414,8 +435,7 @@ class Model:
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:
-        blank = torch.zeros(1, *self.preprocessing.shape, device=self.device, dtype=self.dtype)
-        found = content_hash(self.stages, self.module, lambda: self(blank))
+        found = content_hash(self.stages, self.module, lambda: self(self.blank()))
         head, parts = self.head, getattr(self.stages[-1], "parts", None)
         if head is None or (head.tokens == "pooled" and parts is not None):  # where it is as if built in
             return found

@@ -299,7 +299,7 @@ def wrap(
     module = _unwrapped(module)
     if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
         raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
-    model = _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
+    model = wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
     if texts and classes is None:
         model = replace(model, has_classes=False)  # whatever its image tower calls them: they are features
     return model if words is None else replace(model, words=words)
@@ -329,7 +329,7 @@ def _words(module: nn.Module, tokenizer: Any) -> Words | None:
     return Words(twin, family, adapted(tokenizer, family.context(twin), family.whole(twin)))
 
 
-def _wrapped(
+def wrapped(
     module: nn.Module,
     said: Family | Layout,
     name: str | None,
@@ -349,10 +349,10 @@ def _wrapped(
             )
         meant = layouts.families(said, twin, spec.shape) if isinstance(said, Layout) else (said,)
         meant[0].settle(twin, spec)
-        images = _noise(twin, spec)
+        images = meant[0].sample(twin, spec)
         look_at_hooks(module, meant[0], twin, images)
         family, stages, logits = _first_that_fits(meant, twin, images)
-        _refuse_other_tokens(family, twin, spec, stages[0].write((images[:1],)).shape[1])
+        _refuse_other_tokens(family, twin, images.shape[-2:], stages[0].write((images[:1],)).shape[1])
         classes = classes or family.classes(twin)
         if classes is not None and len(classes) != logits.shape[-1]:
             raise OptionError(f"{len(classes)} class names for a model with {logits.shape[-1]} logits")
@@ -394,13 +394,13 @@ def _first_that_fits(
     raise refusals[0]
 
 
-def _refuse_other_tokens(family: Family, twin: nn.Module, spec: InputSpec, tokens: int) -> None:
+def _refuse_other_tokens(family: Family, twin: nn.Module, size: Sequence[int], tokens: int) -> None:
     """Refuse a module with other tokens than its family counts: groups of tokens would have wrong names.
 
     Raises:
         UnsupportedModelError: with the numbers.
     """
-    before, grid = len(family.prefix(twin)), family.grid(twin, *spec.size[1:])
+    before, grid = len(family.prefix(twin)), family.grid(twin, *size)
     if tokens <= before or (grid is not None and tokens != before + math.prod(grid)):
         patches = "any patches" if grid is None else f"{'x'.join(map(str, grid))} patches"
         raise UnsupportedModelError(
@@ -440,7 +440,7 @@ def _rewrapped(
     rules: BackwardRules | None,
     facts: dict[str, Any],
 ) -> Model:
-    model = replace(_wrapped(module, family, *said), **facts)
+    model = replace(wrapped(module, family, *said), **facts)
     return model if rules is None else model.with_rules(rules)
 
 
@@ -621,12 +621,6 @@ def _timm_module(
     if state is not None:
         checkpoints.fill(module, state, checkpoint)
     return module
-
-
-def _noise(twin: nn.Module, spec: InputSpec) -> Tensor:
-    like = next(twin.parameters())
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def _imagenet(subset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -121,7 +121,7 @@ class Sites(tuple[Site, ...]):
 
 def all_sites(model: Model) -> Sites:
     """Every site of a model, found by one run on a blank image."""
-    blank = torch.zeros(1, *model.preprocessing.shape, device=model.device, dtype=model.dtype)
+    blank = model.blank()
     found: list[Site] = []
     with torch.no_grad():
         stream = blank

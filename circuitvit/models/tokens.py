@@ -84,7 +84,7 @@ def chosen(
     if spec is None or spec == "all":
         return Chosen()
     if isinstance(spec, Tensor):
-        return Chosen(_checked(spec, len(kinds)))
+        return Chosen(_checked(spec, kinds))
     if not isinstance(spec, (int, str, Iterable)):
         raise OptionError(f"tokens are names, numbers or a boolean mask, not {spec!r}")
     words = [spec] if isinstance(spec, int) else spec.split("+") if isinstance(spec, str) else list(spec)
@@ -102,12 +102,20 @@ def chosen(
     return Chosen(together)
 
 
-def _checked(mask: Tensor, count: int) -> Tensor:
+def _way(mask: Tensor, kinds: Sequence[str]) -> str:
+    """How edits at places fit sentences of another number of tokens."""
+    return (
+        f": make the text tower for these, .text(images, tokens={mask.shape[-1]})" if "word" in kinds else ""
+    )
+
+
+def _checked(mask: Tensor, kinds: Sequence[str]) -> Tensor:
+    count = len(kinds)
     if mask.dtype != torch.bool or mask.ndim not in (1, 2) or mask.shape[-1] != count:
         kind = str(mask.dtype).removeprefix("torch.")
         raise OptionError(
             f"a mask of tokens is boolean, (token,) or (image, token) with {count} tokens, not {kind} of "
-            f"shape {tuple(mask.shape)}"
+            f"shape {tuple(mask.shape)}{_way(mask, kinds)}"
         )
     return mask.clone().cpu()
 
@@ -121,7 +129,7 @@ def _of_word(
 ) -> Mask:
     count = len(kinds)
     if groups is not None and word in groups.names:
-        return _checked(groups.members == groups.names.index(str(word)), count)
+        return _checked(groups.members == groups.names.index(str(word)), kinds)
     if isinstance(word, str) and word in kinds:
         return torch.tensor([kind == word for kind in kinds])
     if isinstance(word, bool) or (isinstance(word, str) and not word):

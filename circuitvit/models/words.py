@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from circuitvit.errors import DataError, ModelError, OptionError, counted
 from circuitvit.models.edits import edited
 from circuitvit.models.families import Family
+from circuitvit.models.families.family import Grid
 from circuitvit.models.heads import Head, with_head
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class TextFamily(Family):
     def whole(self, module: Any) -> bool:
         """Whether padding is read too, so that every sentence has as many tokens as the context."""
         return False
+
+    def kinds(self, prefix: Sequence[str], count: int) -> tuple[str, ...]:
+        return ("start", *("word",) * (count - 2), "end")[-count:]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,6 +139,21 @@ class Words:
 def as_inputs(tokens: Int64[Tensor, "sentence token"]) -> Float[Tensor, "sentence 1 1 token"]:
     """Numbers of tokens as what a model of sentences is given: whole numbers below 2**24 are exact."""
     return tokens[:, None, None].float()
+
+
+MOST_LINES = 24
+"""Tokens that are drawn one below the other; of more there are several in a line."""
+
+
+def lines(count: int) -> Grid:
+    """How the tokens of a sentence lie on paper, in rows and columns: a list, or lines where it is long.
+
+    Example:
+        >>> lines(7), lines(64), lines(77)
+        ((7, 1), (16, 4), (11, 7))
+    """
+    fitting = [across for across in range(1, count + 1) if count % across == 0 and count <= 4 * across**2]
+    return (count, 1) if count <= MOST_LINES else (count // fitting[0], fitting[0])
 
 
 def with_prompts(model: Model, prompts: Sequence[str], templates: Sequence[str] | None = None) -> Model:

@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.topology import ONE_GROUP
 from circuitvit.models import Model
+from circuitvit.tasks.sentences import refuse_sentences
 
 PATCH = "patch"
 
@@ -76,7 +77,8 @@ class TokenGroups:
 
     @classmethod
     def by_kind(cls, model: Model, n_tokens: int) -> TokenGroups:
-        """Class token, distillation token, registers and patches apart: "cls", "dist", "reg", "patch".
+        """Class token, distillation token, registers and patches apart: "cls", "dist", "reg", "patch"; of a
+        sentence "start", "word" and "end".
 
         Only kinds that the model has are groups.
 
@@ -97,6 +99,22 @@ class TokenGroups:
         return cls(names, torch.tensor([names.index(kind) for kind in kinds]))
 
     @classmethod
+    def by_token(cls, model: Model, n_tokens: int) -> TokenGroups:
+        """Every token alone: "cls", "patch0", "patch1" ...; of a sentence "start", "word0", ..., "end".
+
+        Raises:
+            OptionError: if there are no tokens.
+        """
+        kinds = model.token_kinds(n_tokens)
+        if not kinds:
+            raise OptionError("there are no tokens to tell apart")
+        names = [
+            kind if kinds.count(kind) == 1 else f"{kind}{kinds[:place].count(kind)}"
+            for place, kind in enumerate(kinds)
+        ]
+        return cls(tuple(names), torch.arange(n_tokens))
+
+    @classmethod
     def by_frame(cls, model: Model, n_tokens: int) -> TokenGroups:
         """The patches of a clip apart by time: "frame0", "frame1" ..., after the kinds of the tokens before.
 
@@ -108,7 +126,9 @@ class TokenGroups:
             DataError: if its tokens form no grid.
         """
         if len(model.grid) != 3:
-            raise OptionError(f"{model.name} sees images, which have no frames to tell tokens apart by")
+            raise OptionError(
+                f"{model.name} sees {model.preprocessing.what}s, which have no frames to tell tokens apart by"
+            )
         frames, rows, columns = model.grid
         kinds = tuple(dict.fromkeys(model.prefix))
         names = (*kinds, *(f"frame{frame}" for frame in range(frames)))
@@ -147,6 +167,7 @@ class TokenGroups:
             >>> TokenGroups.from_masks(cv.load("catdog-tiny"), {"top": top})
             TokenGroups(cls: 1, top: 18, patch: 18)
         """
+        refuse_sentences(model.preprocessing, "masks are of patches")
         if not masks:
             raise OptionError("no masks: for token kinds alone use TokenGroups.by_kind")
         if not 0 < threshold <= 1:

@@ -199,6 +199,14 @@ def refuse_elongated(image: Image.Image, spec: InputSpec) -> None:
         )
 
 
+def is_sentence(text: str) -> bool:
+    """Whether a text that names no file is rather a sentence: several words, and nothing that ends a file's
+    name.
+    """
+    suffix = Path(text).suffix
+    return " " in text.strip() and (not suffix or " " in suffix) and not {"/", "\\"} & set(text)
+
+
 def refuse_missing(path: Path) -> None:
     """Refuse a path that is no file.
 
@@ -208,8 +216,10 @@ def refuse_missing(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder, where an image file was expected")
     if not path.is_file():
+        sentence = is_sentence(str(path)) and not path.exists()
         raise DataError(
             f"no image {path}: {'not a regular file' if path.exists() else 'there is no such file'}"
+            + ("; sentences are for the text tower, model.text(images=...)" if sentence else "")
         )
 
 

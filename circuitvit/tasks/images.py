@@ -8,7 +8,6 @@ a file names it, and none need wait for long work to begin: `Images.check` decod
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from circuitvit._progress import progress_bar
 from circuitvit.errors import DataError, counted
+from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, clip_of, load_clip
 from circuitvit.tasks.image_files import (
@@ -35,44 +35,15 @@ from circuitvit.tasks.image_files import (
     refuse_elongated,
     refuse_missing,
 )
+from circuitvit.tasks.inputs import Images as Images
+from circuitvit.tasks.inputs import few as few
 from circuitvit.tasks.pictures import name_of, pictures_at_hand
+from circuitvit.tasks.sentences import sentences_of
 
 SPECS: tuple[type[InputSpec], ...] = (InputSpec, ClipSpec)
 """The kinds of inputs; a tensor of them has one dimension more than they have axes."""
 
 SUFFIXES = {"image": IMAGE_SUFFIXES, "clip": CLIP_SUFFIXES}
-
-
-class Images(ABC):
-    """A fixed, ordered set of model inputs, taken a slice at a time, be it a tensor or files on a disk."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """How many images there are; at least 1."""
-
-    @abstractmethod
-    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
-        """Images `start` to `stop` (exclusive, as in a slice), in float32 on the CPU."""
-
-    @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """What to call each image in messages and reports."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Of each image: (channels, height, width), and of clips (frames, channels, height, width)."""
-
-    @abstractmethod
-    def check(self, progress: bool = True) -> None:
-        """Find out now, before long work, whether every image can be read.
-
-        Files are decoded once; `progress` shows a bar when that takes more than a second.
-
-        Raises:
-            DataError: for the first image that cannot be read; the message names it.
-        """
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -304,7 +275,8 @@ def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     """Whatever a user gives for images, as `Images`.
 
     Args:
-        source: the path of a file; the path of a folder, for all image (or clip) files right in it, sorted by
+        source: sentences, alone or in a list, or a text file of them, where the model is a text tower; else
+            the path of a file; the path of a folder, for all image (or clip) files right in it, sorted by
             name (hidden files and other files are ignored); a list of paths of files; a picture of Pillow, an
             array or tensor of 8-bit pixels (colours last or first), or a list of these; a floating-point
             tensor or array, or a list of these, taken as preprocessed. 8-bit pixels with four dimensions are
@@ -326,6 +298,8 @@ def as_images(source: ImageSpec, spec: InputSpec) -> Images:
     if isinstance(source, Images):
         refuse_other(source.shape, spec, (*source.shape[:-2], *spec.shape[-2:]) == spec.shape)
         return source
+    if isinstance(spec, TextSpec):
+        return sentences_of(source, spec)
     if isinstance(source, (str, Path)) and str(source):
         path = Path(source)
         return files_of(list_images(path, spec) if path.is_dir() else (path,), spec)
@@ -413,6 +387,12 @@ def refuse_other(shape: tuple[int, ...], spec: InputSpec, fits: bool) -> None:
     Raises:
         DataError: naming both shapes and their axes, and saying so where an image is given for a clip.
     """
+    if not fits and isinstance(spec, TextSpec) and shape[:-1] == spec.shape[:-1]:
+        way = f", as edits at places are for these: .text(images, tokens={shape[-1]}) is for others"
+        raise DataError(
+            f"sentences of {counted(shape[-1], 'token')}, and the model takes those of {spec.shape[-1]}"
+            + (", padding among them" if spec.whole else way)
+        )
     if not fits:
         given = next((kind for kind in SPECS if len(kind.axes) == len(shape)), type(spec))
         way = ""
@@ -441,12 +421,6 @@ def list_images(folder: Path, spec: InputSpec | None = None) -> tuple[Path, ...]
         known = ", ".join(sorted(SUFFIXES[what]))
         raise DataError(f"the folder {folder} has no {what}s, which end in {known}{found}")
     return images
-
-
-def few(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _said(kind: type[InputSpec]) -> str:

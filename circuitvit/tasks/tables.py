@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from circuitvit.errors import DataError, FileError, OptionError, counted, unknown_name
+from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
+from circuitvit.tasks.image_files import is_sentence
 from circuitvit.tasks.images import SUFFIXES
 from circuitvit.tasks.pairs import Pairing, check_pairing, pair_files
 
@@ -22,14 +24,14 @@ class PairRow:
     """A pair of a table.
 
     Attributes:
-        clean: path of the image that shows the behaviour.
-        corrupt: path of its counterfactual.
+        clean: path of the image that shows the behaviour; or the sentence that does.
+        corrupt: that of its counterfactual.
         target: class of the clean image, by name or index; None where the line gives none.
         foil: class to compare it with, likewise.
     """
 
-    clean: Path
-    corrupt: Path
+    clean: Path | str
+    corrupt: Path | str
     target: str | int | None = None
     foil: str | int | None = None
 
@@ -57,6 +59,7 @@ def read_table(csv_path: str | Path, pair: Pairing | None = None, spec: InputSpe
     Its first line is `clean,corrupt` or `clean,corrupt,target,foil`, in any order; or two names of classes,
     such as `tabby,Border collie`: then the first column holds the clean images, which show the one class,
     and the second their counterfactuals, which show the other. Paths are relative to the folder of the file.
+    Sentences, for a text tower, stand as they are; a single word where `spec` says so.
     A line may name two folders (or a folder and a file), whose images are paired as `pair_files` says.
     Classes stay text even where they are numbers: `class_index` takes both, and a class may be *called* "7".
 
@@ -75,8 +78,8 @@ def read_table(csv_path: str | Path, pair: Pairing | None = None, spec: InputSpe
     path = Path(csv_path)
     rows: list[PairRow] = []
     said: list[str] = []
-    for line in _lines(path):
-        if line.clean.is_dir() or line.corrupt.is_dir():
+    for line in _lines(path, isinstance(spec, TextSpec)):
+        if any(isinstance(side, Path) and side.is_dir() for side in (line.clean, line.corrupt)):
             try:
                 paired = pair_files(line.clean, line.corrupt, pair, spec)
             except DataError as error:
@@ -105,14 +108,14 @@ def classes_named(csv_path: str | Path) -> frozenset[str]:
 
 
 class _Line(NamedTuple):
-    clean: Path
-    corrupt: Path
+    clean: Path | str
+    corrupt: Path | str
     target: str | None
     foil: str | None
     where: str
 
 
-def _lines(path: Path) -> Iterator[_Line]:
+def _lines(path: Path, of_sentences: bool = False) -> Iterator[_Line]:
     """The lines of a table, their paths made relative to its folder and checked."""
     read = None
     try:
@@ -122,7 +125,7 @@ def _lines(path: Path) -> Iterator[_Line]:
             for line in reader:
                 cells, where = [cell.strip() for cell in line], f"{path}, line {reader.line_num}"
                 if any(cells) and read is None:
-                    read = _header(cells, where, path.parent)
+                    read = _header(cells, where, None if of_sentences else path.parent)
                 elif any(cells) and read is not None:
                     yield read(cells, where)
     except OSError as error:
@@ -133,7 +136,7 @@ def _lines(path: Path) -> Iterator[_Line]:
         raise FileError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _header(cells: list[str], where: str, folder: Path) -> partial[_Line]:
+def _header(cells: list[str], where: str, folder: Path | None) -> partial[_Line]:
     """How the lines after this one are read."""
     columns = [cell.lower() for cell in cells]
     if len(set(columns)) == 2 == len(columns) and all(columns) and not set(columns) & set(COLUMNS):
@@ -157,7 +160,7 @@ def _line(
     where: str,
     *,
     columns: list[str],
-    folder: Path,
+    folder: Path | None,
     classes: tuple[str | None, ...] = (None, None),
 ) -> _Line:
     if len(cells) > len(columns):
@@ -168,7 +171,22 @@ def _line(
     for column in ("clean", "corrupt"):
         if not named.get(column):
             raise DataError(f"{where}: no {column} image")
-        if not (folder / named[column]).exists():
-            raise DataError(f"{where}: no image {folder / named[column]}: there is no such file")
     target, foil = (named.get(side) or known for side, known in zip(COLUMNS[2:], classes, strict=True))
-    return _Line(folder / named["clean"], folder / named["corrupt"], target, foil, where)
+    clean, corrupt = (_meant(named[column], folder, where) for column in ("clean", "corrupt"))
+    return _Line(clean, corrupt, target, foil, where)
+
+
+def _meant(cell: str, folder: Path | None, where: str) -> Path | str:
+    """A file or folder beside the table; or a sentence.
+
+    Raises:
+        DataError: if it is neither.
+    """
+    if folder is None:
+        return cell
+    path = folder / cell
+    if not path.exists():
+        if is_sentence(cell):
+            return cell
+        raise DataError(f"{where}: no image {path}: there is no such file")
+    return path

@@ -22,9 +22,11 @@ from circuitvit._progress import announce
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import Direction, Graph, notebook
 from circuitvit.models import Model
+from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
 from circuitvit.tasks.groups import TokenGroups
+from circuitvit.tasks.image_files import is_sentence
 from circuitvit.tasks.images import (
     FileImages,
     HeldImages,
@@ -37,6 +39,7 @@ from circuitvit.tasks.images import (
 )
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import Pairing, Pairs, check_pairing, pair_files
+from circuitvit.tasks.sentences import refuse_unlike
 from circuitvit.tasks.tables import Table, read_table
 from circuitvit.tasks.written import as_python
 
@@ -45,6 +48,7 @@ DIRECTIONS = ("noising", "denoising")
 GROUPS: dict[str, Callable[[Model, int], TokenGroups]] = {
     "kind": TokenGroups.by_kind,
     "frame": TokenGroups.by_frame,
+    "token": TokenGroups.by_token,
 }
 """Token groups by name, made of a model and its number of tokens."""
 
@@ -59,7 +63,7 @@ class Task:
     Args:
         clean: images with the behaviour. Tensors `(image, channel, height, width)` are taken as already
             preprocessed; paths go through the model's own preprocessing. For a model that sees clips:
-            `(clip, time, channel, height, width)`, or files of frames.
+            `(clip, time, channel, height, width)`, or files of frames. For a text tower: sentences.
         corrupt: their counterfactuals, one for each clean image, in the same order; or a function that makes
             them, one by one, of the clean ones, such as `circuitvit.tasks.corruptions.reverse`.
         metric: how the behaviour is measured; by default the logit difference between the classes that the
@@ -67,8 +71,9 @@ class Task:
         ablation: what replaces a sender's output on an ablated edge: "patch", "mean", "mean-tokens", "zero",
             "noise", "resample", or one of `circuitvit.tasks.ablations`.
         direction: "noising" ablates edges of the clean run; "denoising" restores edges of the corrupt run.
-        groups: resolve edges by token: "kind" for class token, registers and patches apart, "frame" for the
-            patches of a clip by time, or `TokenGroups`.
+        groups: resolve edges by token: "kind" for class token, registers and patches apart (of sentences
+            start, words and end), "frame" for the patches of a clip by time, "token" for every token alone,
+            or `TokenGroups`.
         preprocessing: instead of the model's own.
         pair: how files are paired: "names", "order" (of their names) or "nearest" (the most alike), see
             `circuitvit.tasks.pairs`. By default two folders are paired by name where their files have the
@@ -231,6 +236,8 @@ class Task:
 
     def _images(self, spec: InputSpec) -> tuple[Images, Images | None, str]:
         """Both sides, and how files were paired ("" where there was nothing to pair)."""
+        if isinstance(spec, TextSpec):
+            return *self._sentences(spec), ""
         pairs = self._paired(spec)
         if pairs is not None:
             clean_files, corrupt_files = pairs.sides
@@ -240,6 +247,20 @@ class Task:
             return clean, MadeImages(clean, self.corrupt), ""
         listed = self.pairing if self.table is None else self.table.how
         return clean, None if self.corrupt is None else as_images(self.corrupt, spec), listed
+
+    def _sentences(self, spec: TextSpec) -> tuple[Images, Images | None]:
+        """Both sides of a task of sentences."""
+        if self.pair is not None:
+            raise OptionError(f"files are paired by {self.pair}, and sentences as they are listed")
+        if callable(self.corrupt):
+            raise OptionError(
+                "sentences have no pixels to be corrupted: give the same sentences with a word exchanged"
+            )
+        clean = as_images(self.clean, spec)
+        corrupt = None if self.corrupt is None else as_images(self.corrupt, spec)
+        if corrupt is not None and clean.shape != corrupt.shape:
+            refuse_unlike([*clean.names, *corrupt.names], spec)
+        return clean, corrupt
 
     def _paired(self, spec: InputSpec) -> Pairs | None:
         sides = self.clean, self.corrupt
@@ -423,6 +444,8 @@ def _described(source: object) -> str:
     if isinstance(source, Image):
         return f"picture {source.width} x {source.height}"
     if isinstance(source, Sequence):
+        if all(isinstance(each, str) and is_sentence(each) for each in source):
+            return counted(len(source), "sentence")
         return counted(len(source), "file" if all(map(_is_one_path, source)) else "picture")
     return repr(source)
 

@@ -24,6 +24,7 @@ from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
+from circuitvit.models.sentences import TextSpec
 from circuitvit.pruning.find import Agreement
 from circuitvit.tasks import (
     Ablation,
@@ -149,7 +150,7 @@ def robustness(
         ablations: further ablations by name, such as optimal constants from a file.
         others: other images that show the behaviour, by name.
         perturb: whether to add slight blur, noise, mirroring and darkening of all images. Slight is meant for
-            images on a scale from -1 to 1.
+            images on a scale from -1 to 1; sentences have nothing to be perturbed.
         settings: of the intervals.
         baseline: the row of the task itself, where it has been run already.
         batch_size: pairs at once; by default what `memory` allows.
@@ -277,7 +278,8 @@ def _conditions(
             yield "metric", name, partial(base.with_options, metric=as_metric(name, *sides))
     for name, task in others.items():
         yield "images", name, partial(task.with_options)
-    for name, change in _PERTURBED.items() if perturb else ():
+    has_pixels = not isinstance(prepared.spec, TextSpec)
+    for name, change in _PERTURBED.items() if perturb and has_pixels else ():
         yield "perturbed images", name, partial(select_pairs, prepared, change=change)
 
 

@@ -26,6 +26,7 @@ from circuitvit.errors import (
     unknown_name,
 )
 from circuitvit.export.attention_page import Packed, Tokens, attention_html, pack
+from circuitvit.export.maps import words_of
 from circuitvit.export.svg import image_uri
 from circuitvit.graph.files import clean, write_bytes
 from circuitvit.models import Model, Stage
@@ -68,6 +69,7 @@ class AttentionPage:
         rows: heads by layer; the last row may be the rollout.
         packed: for each image, each head of all rows in the compact form.
         overview: for each image, the row of every head that is shown at first, in the same form.
+        words: for each sentence of a text tower what its tokens say; () for images.
     """
 
     model: str
@@ -75,6 +77,7 @@ class AttentionPage:
     rows: tuple[HeadRow, ...]
     packed: tuple[tuple[Packed, ...], ...]
     overview: tuple[Packed, ...]
+    words: tuple[tuple[str, ...], ...] = ()
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -138,9 +141,15 @@ class AttentionPage:
                 "picture": image_uri(photo) if picture else None,
                 "heads": packs,
                 "overview": overview,
+                "words": [clean(word) for word in words],
             }
-            for name, photo, packs, overview in zip(
-                self.subjects.names, self.subjects.pictures, self.packed, self.overview, strict=True
+            for name, photo, packs, overview, words in zip(
+                self.subjects.names,
+                self.subjects.pictures,
+                self.packed,
+                self.overview,
+                self.words or ((),) * len(self.subjects),
+                strict=True,
             )
         ]
         return attention_html(
@@ -264,7 +273,10 @@ def attention_page(
                 heads_of_image.append(room.pack(maker.rollout, None))
             packed.append(tuple(heads_of_image))
             overview.append(pack(np.concatenate(first), None, tokens, np.inf))
-    return AttentionPage(model.name, subjects, tuple(rows), tuple(packed), tuple(overview))
+    words = tuple(words_of(found.take(row, row + 1)[0], model.preprocessing) for row in range(len(found)))
+    return AttentionPage(
+        model.name, subjects, tuple(rows), tuple(packed), tuple(overview), words if any(words) else ()
+    )
 
 
 class _Room:

@@ -46,6 +46,7 @@ from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
 from circuitvit.models.stages import Reads
 from circuitvit.tasks.images import Images, TensorImages
+from circuitvit.tasks.sentences import refuse_sentences
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions
 from circuitvit.views.position import PositionHeads, position_heads, templates
@@ -243,6 +244,7 @@ def head_kinds(
         >>> [score.head for score in found.only("induction")]
         ['a1.h0']
     """
+    refuse_sentences(model.preprocessing, "kinds of heads are told apart by where patches lie")
     given = None if images is None else images_of(model, images)
     if given is not None and len(given) < 2:
         raise DataError("what a head does shows across images: give at least 2, or none for patches of noise")

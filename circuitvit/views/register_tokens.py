@@ -61,6 +61,7 @@ from circuitvit.models.families.family import Grid
 from circuitvit.models.sites import stream_names
 from circuitvit.models.tokens import PATCH
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.sentences import refuse_sentences
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.attention import attention_places, attentions, weighted_pattern
 from circuitvit.views.outcomes import FIGURES, Figure, MetricSpec, told
@@ -374,6 +375,7 @@ def registers(
     """
     check_number("z", z)
     check_number("times", times)
+    refuse_sentences(model.preprocessing, "registers are told by norms of patches")
     found = images_of(model, images)
     kinds = model.token_kinds(model.tokens_at(*found.shape[-2:]))
     grid, is_patch = model.grid_at(*found.shape[-2:]), np.array(kinds) == PATCH

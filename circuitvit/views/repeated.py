@@ -19,6 +19,7 @@ from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.sentences import refuse_sentences
 from circuitvit.views.subjects import ImageSpec, images_of
 
 MATCHES = {
@@ -139,6 +140,7 @@ def repeated_patches(
         RepeatedPatches(8 images, a block of 2 x 3 patches twice in each)
     """
     check_whole("the number of images (n)", n, FEWEST)
+    refuse_sentences(model.preprocessing, "patches are repeated in pictures")
     found = None if images is None else images_of(model, images)
     shape = model.preprocessing.shape if found is None else found.shape
     grid = model.grid_at(*shape[-2:])

@@ -27,6 +27,7 @@ from circuitvit.graph.results import Record, Result, cells
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
+from circuitvit.tasks.sentences import refuse_sentences
 from circuitvit.verification.statistics import Estimate, mean_interval
 from circuitvit.views.attribution import direct_logit_attribution
 from circuitvit.views.lens import position_index, positions_of, token_logits
@@ -350,6 +351,7 @@ def patch_evidence(
     rest = others or tuple(index for index in range(model.n_logits) if index not in set(wanted))
     places = list(positions_of(model, "layer").items())
     place, name = places[position_index([name for _, name in places], position)]
+    refuse_sentences(model.preprocessing, "segmentation is of patches")
     found = images_of(model, images)
     batches = watched_batches(model, found, batch_size, "evidence", progress)
     odds = [_odds(model, batch, place, wanted, rest) for batch in batches]

@@ -43,6 +43,7 @@ from circuitvit.models.families.family import Grid
 from circuitvit.models.sites import LOOKS, Site, kinds_at, matching
 from circuitvit.models.tokens import PATCH
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.sentences import refuse_sentences
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.subjects import ImageSpec, images_of
 
@@ -282,6 +283,7 @@ def equivariance(
             raise unknown_name("transformation", name, MOVES)
     if not names:
         raise OptionError(f"no transformation is named: there are {', '.join(MOVES)}")
+    refuse_sentences(model.preprocessing, "equivariance is under moves of pictures")
     found = images_of(model, images)
     if len(found) < FEWEST:
         raise DataError(f"correlations over {len(found)} images say little: give at least {FEWEST}")

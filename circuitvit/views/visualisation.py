@@ -36,6 +36,7 @@ from circuitvit.models.tokens import PATCH, TokenSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import Constants, Mean, Task, Zero, prepare
 from circuitvit.tasks.classes import ClassSpec, class_indices, spec_label
+from circuitvit.tasks.sentences import refuse_sentences
 from circuitvit.tasks.task import batches_of
 from circuitvit.views.subjects import ImageSpec, images_of
 from circuitvit.views.units import with_class_number
@@ -218,6 +219,7 @@ def feature_visualisation(
     check_number("rate", rate)
     check_number("jitter", jitter, above=-1e-12)
     refuse_inference_mode()
+    refuse_sentences(model.preprocessing, "pictures are made of pixels that climb")
     model.refresh()
     pictures = None if reference is None else images_of(model, reference)
     label, of = _objective(model, objective, unit, direction, tokens, task)

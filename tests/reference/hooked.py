@@ -73,27 +73,30 @@ def one_head(attention: nn.MultiheadAttention, head: int) -> nn.MultiheadAttenti
     return alone
 
 
-def written_by_multihead(head: int, gamma: Tensor | None = None) -> Callable[..., Tensor]:
-    """What a head of torch's `nn.MultiheadAttention`, which no hook sees inside, writes."""
+def written_by_multihead(
+    head: int, gamma: Tensor | None = None, mask: Tensor | None = None
+) -> Callable[..., Tensor]:
+    """What a head of torch's `nn.MultiheadAttention`, which no hook sees inside, writes under a mask."""
 
     def of(attention: Any, normed: Tensor, _: Tensor) -> Tensor:
         with _without_hooks(attention):
-            written = one_head(attention, head)(normed, normed, normed)[0]
+            written = one_head(attention, head)(normed, normed, normed, attn_mask=mask)[0]
         return written if gamma is None else written * gamma
 
     return of
 
 
-def exchanged_in_multihead(head: int, port: int) -> Callable[..., Any]:
-    """What torch's `nn.MultiheadAttention` gives when one head alone has another query (0), key (1) or value
-    (2) input.
+def exchanged_in_multihead(head: int, port: int, mask: Tensor | None = None) -> Callable[..., Any]:
+    """What torch's `nn.MultiheadAttention` gives under a mask when one head alone has another query (0), key
+    (1) or value (2) input.
     """
 
     def exchanged(attention: Any, inputs: Any, output: Any, other: Tensor) -> Any:
         same = list(inputs[:3])
         changed = [other if place == port else each for place, each in enumerate(same)]
         alone = one_head(attention, head)
-        return output[0] + alone(*changed)[0] - alone(*same)[0], *output[1:]
+        moved = alone(*changed, attn_mask=mask)[0] - alone(*same, attn_mask=mask)[0]
+        return output[0] + moved, *output[1:]
 
     return exchanged
 

@@ -145,8 +145,8 @@ let painted = null; // what the overview shows, so that nothing is painted twice
 let round = 0;
 
 function makeOverview() {
-  const across = Math.max(...DATA.rows.map((row) => row.heads.length)), wide = COLUMNS / ROWS;
-  const side = across > 14 ? 36 : across > 8 || DATA.rows.length > 8 ? 44 : 60;
+  const across = Math.max(...DATA.rows.map((row) => row.heads.length)), wide = (COLUMNS / ROWS) * OBLONG;
+  const side = OBLONG > 1 ? 44 : across > 14 ? 36 : across > 8 || DATA.rows.length > 8 ? 44 : 60;
   DATA.rows.forEach((row, place) => {
     const line = make("div", { class: "head-row", role: "group", "aria-label": row.name }, undefined, byId("heads"));
     make("span", {}, row.name, line);

@@ -3,6 +3,7 @@
 const canvas = document.getElementById("image");
 const photos = []; // of each image: {photo, grey}, or undefined where there is none
 const SIGNS = [[0, 114, 178], [213, 94, 0]]; // above and below 0, where a pattern is signed
+const OBLONG = DATA.images[0].words.length ? 2.5 : 1; // words are wider than high
 const GROUND = [13, 8, 53];
 const table = Uint8Array.from({ length: 256 * 3 }, (_, at) => Math.round(rampColour(Math.floor(at / 3) / 255)[at % 3]));
 
@@ -58,6 +59,13 @@ function paintMap(values, end, { image, strength, marks, signed }) {
     pen.globalAlpha = kept ? strength : 1;
     pen.imageSmoothingEnabled = false;
     pen.drawImage(small, 0, 0, width, height);
+    if (kept && DATA.images[image].words.length) { // which stay on top of the heat
+      pen.globalAlpha = 1;
+      pen.imageSmoothingEnabled = true;
+      pen.globalCompositeOperation = "multiply";
+      pen.drawImage(kept.photo, 0, 0, width, height);
+      pen.globalCompositeOperation = "source-over";
+    }
   }
   pen.globalAlpha = 1;
   paintFrames(width, height);
@@ -86,7 +94,7 @@ function markPatch(patch, [outer, inner], width, height) {
 /** Gives the large canvas the shape of the image, sharp also on fine screens. */
 function sizeMap() {
   const most = 640, scale = Math.min(most / COLUMNS, most / ROWS), wide = Math.max(1, COLUMNS / ROWS / 2);
-  canvas.width = Math.round(scale * wide * COLUMNS);
+  canvas.width = Math.round(scale * wide * COLUMNS * OBLONG);
   canvas.height = Math.round(scale * wide * ROWS);
 }
 

@@ -145,10 +145,12 @@ const isSigned = (item, look) => !look.weighted && item.heads.some((head) => DAT
 const opening = [];
 const FIRST_TOKEN = DATA.prefix[0] === "cls" ? 0 : -1;
 
-/** The name of a token: "cls", or a patch by row and column, of a clip with its frame first. */
+/** The name of a token: "cls", a word, or a patch by row and column, of a clip with its frame first. */
 function nameOfToken(token) {
   if (token < 0) return "the mean of all tokens";
   if (token < PREFIX) return DATA.prefix[token];
+  const said = DATA.images[state.image].words[token];
+  if (said) return `\u201c${said}\u201d`;
   const [high, wide, across, frames] = DATA.frame, patch = token - PREFIX;
   const row = Math.floor(patch / COLUMNS), column = patch % COLUMNS;
   const frame = Math.floor(row / high) * across + Math.floor(column / wide);

@@ -15,6 +15,8 @@ function figureNode() {
 
 function tokenName(token) {
   if (token < MAPS.prefix.length) return MAPS.prefix[token] === "cls" ? "the class token" : `${MAPS.prefix[token]} token ${token}`;
+  const said = sides[state.side] && sides[state.side].words[token];
+  if (said) return `\u201c${said}\u201d`;
   const { row, column } = patchOf(token), [rows, columns] = MAPS.frame; // of a clip, frames lie side by side
   const frame = Math.floor(row / rows) * (MAPS.grid[1] / columns) + Math.floor(column / columns) + 1;
   const named = `patch row ${(row % rows) + 1}, column ${(column % columns) + 1}`;
@@ -37,6 +39,7 @@ function paintFigure() {
     pen.globalAlpha = 1;
     pen.imageSmoothingEnabled = false;
     pen.drawImage(heatOf(map, 0.85), 0, 0, canvas.width, canvas.height);
+    inkOver(pen, sides[state.side]);
   }
   if (state.query !== null) outline(pen, patchOf(state.query), "#fff", "#6639ba");
   if (pointed) outline(pen, pointed, "#fff", "#000");

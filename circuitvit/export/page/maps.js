@@ -19,7 +19,7 @@ async function unpackMaps() {
       starts.set(node, at);
       at += "norm" in scale ? TOKENS : 3 * TOKENS; // a head: pattern, weights, largest score of each query
     }
-    sides[name] = { image, grey: greyOf(image), rows, starts, nodes: packed.nodes, packed: packed.full, full: new Map() };
+    sides[name] = { image, grey: greyOf(image), rows, starts, words: packed.words, nodes: packed.nodes, packed: packed.full, full: new Map() };
   }
 }
 
@@ -87,6 +87,15 @@ function heatOf(map, strength = 1) {
   return canvas;
 }
 
+/** Words stay on top of the heat. */
+function inkOver(pen, side) {
+  if (!side.words.length) return;
+  pen.imageSmoothingEnabled = true;
+  pen.globalCompositeOperation = "multiply";
+  pen.drawImage(side.image, 0, 0, pen.canvas.width, pen.canvas.height);
+  pen.globalCompositeOperation = "source-over";
+}
+
 const thumbCanvas = document.createElement("canvas");
 
 /** A map over the grey image, as a data URI for the diagram. */
@@ -96,5 +105,6 @@ function thumbOf(sideName, map) {
   pen.drawImage(sides[sideName].grey, 0, 0, width, height);
   pen.imageSmoothingEnabled = false;
   pen.drawImage(heatOf(map), 0, 0, width, height);
+  inkOver(pen, sides[sideName]);
   return thumbCanvas.toDataURL();
 }

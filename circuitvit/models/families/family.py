@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -130,6 +131,21 @@ class Family(ABC):
     def prefix(self, module: Any) -> tuple[str, ...]:
         """The kinds of the tokens before the patches, such as `("cls", "reg")`."""
         return ("cls",)
+
+    def kinds(self, prefix: Sequence[str], count: int) -> tuple[str, ...]:
+        """The kinds of all tokens, of which the first have these kinds: of images the others are patches."""
+        return (*prefix, *("patch",) * (count - len(prefix)))
+
+    def sample(self, module: Any, spec: InputSpec) -> Float[Tensor, "2 *shape"]:
+        """Two random inputs, on the module's device, by which it is held against its stages."""
+        like, generator = next(module.parameters()), torch.Generator().manual_seed(0)
+        drawn = torch.randn(2, *spec.shape, generator=generator, dtype=torch.float32)
+        return drawn.to(like.device, like.dtype)
+
+    def blank(self, module: Any, shape: Sequence[int]) -> Float[Tensor, "1 *shape"]:
+        """An input with nothing to see, of this shape."""
+        like = next(module.parameters())
+        return torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
 
     def grid(self, module: Any, height: int, width: int) -> Grid | None:
         """Rows and columns of the patches of an image of this size, in the order of the tokens; time first

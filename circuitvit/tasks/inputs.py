@@ -1,0 +1,47 @@
+"""What every kind of inputs can do: images, clips and sentences alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Images(ABC):
+    """A fixed, ordered set of model inputs, taken a slice at a time, be it a tensor or files on a disk."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many images there are; at least 1."""
+
+    @abstractmethod
+    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
+        """Images `start` to `stop` (exclusive, as in a slice), in float32 on the CPU."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """What to call each image in messages and reports."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of each image: (channels, height, width), and of clips (frames, channels, height, width)."""
+
+    @abstractmethod
+    def check(self, progress: bool = True) -> None:
+        """Find out now, before long work, whether every image can be read.
+
+        Files are decoded once; `progress` shows a bar when that takes more than a second.
+
+        Raises:
+            DataError: for the first image that cannot be read; the message names it.
+        """
+
+
+def few(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
