@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 import circuitvit as cv
 from circuitvit.cli.inputs import BatchOptions, ModelOptions, load_model
@@ -94,7 +97,10 @@ def words(
 @look("views.mean_ablate", sets="--ablate NAMES", out="--out FILE")
 def contributed_accuracy(
     model: ModelOptions,
-    images: Path,
+    images: Annotated[
+        Path,
+        typer.Argument(help="Folder with one subfolder of images for each class.", metavar="FOLDER"),
+    ],
     run: BatchOptions,
     sets: list[str] | None = None,
     out: Path = Path("accuracy.png"),
@@ -106,7 +112,6 @@ def contributed_accuracy(
     ```
 
     Args:
-        images: folder with one subfolder of images for each class of the model.
         sets: names of heads and MLPs that are replaced together, with commas; by default the heads, and the
             MLPs, up to and from every layer. Can be repeated.
         out: the ending chooses: .png, .svg or .pdf for the figure; .json, .safetensors or .csv for the

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 import circuitvit as cv
+from circuitvit.datasets import signs
 from circuitvit.errors import DataError, NameNotFoundError, OptionError
 from circuitvit.export import picture_of, svg_of
 from circuitvit.graph import Circuit
-from circuitvit.views import TextSpan, decompose, text_span
+from circuitvit.models.zoo import zoo_names
+from circuitvit.views import TextSpan, decompose, mean_ablate, text_span
 from circuitvit.views.spanning import holm, own_descriptions, spans
 from tests.strategies import Recipe
 
@@ -147,3 +149,25 @@ def test_descriptions_that_come_along_are_short_and_there_once() -> None:
     each = own_descriptions()
     assert len(set(each)) == len(each)
     assert max(len(text.split()) for text in each) <= 5
+
+
+@pytest.mark.skipif("clip-tiny" not in zoo_names(), reason="clip-tiny is not bundled")
+def test_labels_of_clip_tiny_are_what_its_answers_lose() -> None:
+    """Heads that are said to be about colours carry the answers about colours, and no others."""
+    scenes = signs.random_scenes(80, seed=5, word=None)
+    model, images = cv.load("clip-tiny"), signs.normalise(signs.draw_scenes(scenes))
+    labels = text_span(model, images, phrases=1, progress=False).labels
+    coloured = [name for name, said in labels.items() if said in signs.COLOURS]
+    assert {*labels.values()} & {*signs.ANIMALS}
+    late = [name for name in coloured if not name.startswith("a0.")]  # an early one sees the background
+
+    def lost(factor: str, classes: tuple[str, ...], own: list[str]) -> float:
+        asked = {each: signs.sentence({factor: each}) for each in classes}
+        prompted = model.with_prompts([*asked.values()])
+        answers = [asked[each] for each in own]
+        found = mean_ablate(prompted, images, answers, sets={"late": late}, progress=False)
+        return found.accuracy().value - found.accuracy("late").value
+
+    assert lost("colour", tuple(signs.COLOURS), [scene.colour for scene in scenes]) > 0.2
+    species = [scene.picture.animals[0].species for scene in scenes]
+    assert abs(lost("animal", signs.ANIMALS, species)) < 0.05
