@@ -154,7 +154,7 @@ def test_descriptions_that_come_along_are_short_and_there_once() -> None:
 @pytest.mark.skipif("clip-tiny" not in zoo_names(), reason="clip-tiny is not bundled")
 def test_labels_of_clip_tiny_are_what_its_answers_lose() -> None:
     """Heads that are said to be about colours carry the answers about colours, and no others."""
-    scenes = signs.random_scenes(80, seed=5, word=None)
+    scenes = signs.random_scenes(120, seed=5, word=None)
     model, images = cv.load("clip-tiny"), signs.normalise(signs.draw_scenes(scenes))
     labels = text_span(model, images, phrases=1, progress=False).labels
     coloured = [name for name, said in labels.items() if said in signs.COLOURS]
