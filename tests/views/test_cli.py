@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_heat_map_needs_scores_alone(tmp_path: Path) -> None:
     cv.attribute(model, task, "eap", progress=False).save(tmp_path / "scores.json")
     run("heatmap", tmp_path / "scores.json", "--by", "magnitude", "--out", tmp_path / "heat.svg")
     assert "<svg" in (tmp_path / "heat.svg").read_text()
+
+
+def test_contributions_are_written_as_numbers(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "classes" / "cat")
+    run("contributions", *MODEL, photos, "--out", tmp_path / "parts.json")
+    assert cv.views.Decomposition.load(tmp_path / "parts.json").heads[0] == "a0.h0"
+    run("accuracy", *MODEL, tmp_path / "classes", "--ablate", "a2.h1, m3", "--out", tmp_path / "without.csv")
+    assert '"a2.h1, m3",2,' in (tmp_path / "without.csv").read_text()
+    with pytest.raises(DataError, match="8 or more"):
+        run("words", *MODEL, photos, "--out", tmp_path / "words.png")
 
 
 @pytest.mark.parametrize(
