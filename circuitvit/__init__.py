@@ -19,6 +19,7 @@ TYPE_CHECKING = False  # typing's own would cost half of the import
 if TYPE_CHECKING:
     from circuitvit import attribution as attribution
     from circuitvit import datasets as datasets
+    from circuitvit import defences as defences
     from circuitvit import engine as engine
     from circuitvit import errors as errors
     from circuitvit import export as export
@@ -161,8 +162,8 @@ else:
             "circuitvit.views.models_compared": "compare_models",
         },
         submodules=(
-            "attribution datasets engine errors export graph groundtruth models pruning tasks testing "
-            "training verification views"
+            "attribution datasets defences engine errors export graph groundtruth models pruning tasks "
+            "testing training verification views"
         ),
     )
     __all__.append("__version__")
