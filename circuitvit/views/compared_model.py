@@ -95,7 +95,7 @@ def table_of(models: Sequence[ComparedModel]) -> Iterator[tuple[str, list[str]]]
     methods = dict.fromkeys(each.method for model in models for each in model.rightness)
     for method in methods:
         found = [{each.method: each.spearman for each in model.rightness}.get(method) for model in models]
-        yield f"{method} against effects, Spearman", [_told(each) or "-" for each in found]
+        yield f"{method}, rank correlation", [_told(each) or "-" for each in found]
     phases = dict.fromkeys(cost.phase for model in models for cost in model.costs)
     totals = [sum(cost.forwards for cost in model.costs) for model in models]
     if phases:

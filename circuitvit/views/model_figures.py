@@ -189,7 +189,7 @@ class Use:
         return self.used / self.total if self.total else 0.0
 
 
-_NODES = {"attention": "heads", "mlp": "MLPs", "input": "inputs", "readout": "readouts"}
+_NODES = {"attention": "heads", "mlp": "MLPs", "input": "inputs", "readout": "logits"}
 _PORTS = {"q": "queries", "k": "keys", "v": "values"}
 
 
@@ -227,7 +227,7 @@ def _kind(graph: Graph, node: str) -> str:
 
 
 def _input(graph: Graph, receiver: str) -> str:
-    """What an edge enters: queries, keys or values of heads, MLPs, or the readout."""
+    """What an edge enters: queries, keys or values of heads, MLPs, or the logits."""
     port = port_of(receiver)
     return _PORTS.get(port, port) if port else _kind(graph, node_of(receiver))
 

@@ -216,7 +216,7 @@ def _across(depth: float) -> float:
 
 
 def _up(value: float, low: float, high: float) -> float:
-    return round(HIGH - 22 - (HIGH - 34) * min(1.0, max(0.0, (value - low) / (high - low))), 1)
+    return round(HIGH - 22 - (HIGH - 42) * min(1.0, max(0.0, (value - low) / (high - low))), 1)
 
 
 # -- cost -------------------------------------------------------------------------------------------

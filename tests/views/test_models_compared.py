@@ -103,7 +103,7 @@ def test_parts_are_counted(sheet: cv.ModelSheet) -> None:
     for model in sheet.models:
         used = {(use.among, use.part): (use.used, use.total) for use in model.uses}
         names, every = list(model.circuit), model.circuit.graph.edges
-        for port, part in (("<q>", "queries"), ("<v>", "values"), ("->logits", "readouts")):
+        for port, part in (("<q>", "queries"), ("<v>", "values"), ("->logits", "logits")):
             counts = tuple(sum(name.endswith(port) for name in each) for each in (names, every))
             assert used["inputs", part] == counts
         heads = {node for node in model.circuit.nodes if re.fullmatch(r"a\d+\.h\d+", node)}
