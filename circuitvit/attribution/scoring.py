@@ -85,8 +85,9 @@ def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) 
     seed = getattr(prepared.ablation, "seed", None) if seed is None else seed
     paired = {"pairing": prepared.pairing} if prepared.pairing else {}
     return Provenance(
-        model.name, model.weights_hash, prepared.label, method, paired, seed, libraries=model.libraries
-    )
+        model.name, model.weights_hash, prepared.label, method, paired, seed, libraries=model.libraries,
+        prompts=model.prompts, templates=model.templates,
+    )  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 
 import circuitvit as cv
-from circuitvit.cli.inputs import BehaviourOptions, ImageOptions, ModelOptions, load_model, make_task
+from circuitvit.cli.inputs import (
+    BehaviourOptions,
+    ImageOptions,
+    ModelOptions,
+    load_model,
+    make_task,
+    prompted,
+)
 from circuitvit.cli.options import command, group
 from circuitvit.cli.output import show
 from circuitvit.cli.view import write
@@ -84,7 +91,12 @@ def draw(
                 f"a .{kind} file holds no images: leave out --model, or draw .html, .svg, .pdf or .png"
             )
         task = make_task(images, ON_IMAGES, seed=0)
-        more = {"model": load_model(model), "task": task, "pair": image, "thumbnails": True}
+        more = {
+            "model": load_model(prompted(model, saved.provenance)),
+            "task": task,
+            "pair": image,
+            "thumbnails": True,
+        }
         options.update(more)
     write(path, partial(saved.draw, **options))
     show(f"wrote {path}: {len(saved):,} edges")

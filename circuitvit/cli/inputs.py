@@ -23,6 +23,7 @@ from circuitvit.cli.output import remark
 from circuitvit.errors import FileError, OptionError, unknown_name
 
 if TYPE_CHECKING:
+    from circuitvit.graph import Provenance
     from circuitvit.models import Model
     from circuitvit.tasks import Ablation, Metric, PreparedTask, Task
 
@@ -30,8 +31,8 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @group("Model", "models.load", model="--model -m NAME", checkpoint="--checkpoint FILE",
-       arch="--arch KEY=VALUE", classes="--classes FILE", head="--head FILE", device="--device DEVICE",
-       dtype="--dtype DTYPE")  # fmt: skip
+       arch="--arch KEY=VALUE", classes="--classes FILE", head="--head FILE", prompt="--prompt TEXT",
+       template="--template TEXT", device="--device DEVICE", dtype="--dtype DTYPE")  # fmt: skip
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs.
@@ -43,6 +44,10 @@ class ModelOptions:
         arch: what the weights need timm to build, such as num_classes=37 or img_size=384. Can be repeated.
         classes: a file with the names of the classes, one on each line, in the model's order.
         head: a linear classifier to put on the model's features: a file that `model.head.save` wrote.
+        prompt: of a model of images and texts: a sentence that is a class, such as "a photo of a cat".
+            Repeated for each class.
+        template: a sentence with {} in the place of a prompt, which is then a name: "a photo of a {}".
+            Repeated, a name is the average of its sentences.
         device: where the model runs, such as cpu, cuda or cuda:1.
         dtype: of the weights: float32, float64, bfloat16 or float16.
     """
@@ -53,6 +58,8 @@ class ModelOptions:
     arch: list[str] | None = None
     classes: Path | None = None
     head: Path | None = None
+    prompt: list[str] | None = None
+    template: list[str] | None = None
     device: str = "cpu"
     dtype: str | None = None
 
@@ -202,6 +209,11 @@ def load_model(options: ModelOptions) -> Model:
         CircuitViTError: as `circuitvit.load`, and if the device cannot be used.
     """
     architecture = parse_architecture(options.arch or ())
+    if options.template and not options.prompt:
+        raise OptionError("--template takes names, and there are none: give each with --prompt")
+    if options.prompt and (options.head or options.classes):
+        other = "--head" if options.head else "--classes"
+        raise OptionError(f"--prompt says what the classes are, and so does {other}: leave one of them out")
     if options.dtype is not None and options.dtype not in DTYPES:
         raise unknown_name("dtype", options.dtype, DTYPES)
     classes = None if options.classes is None else _lines(options.classes)
@@ -214,7 +226,18 @@ def load_model(options: ModelOptions) -> Model:
         classes=classes,
         **architecture,
     )
+    if options.prompt:
+        return model.with_prompts(options.prompt, options.template or None)
     return model if options.head is None else cv.with_head(model, options.head)
+
+
+def prompted(options: ModelOptions, origin: Provenance) -> ModelOptions:
+    """The options with the prompts that a file's circuit is about, where none are given."""
+    if not origin.prompts or options.prompt or options.head or options.classes:
+        return options
+    more = f"; and {len(origin.prompts) - 8} more" if len(origin.prompts) > 8 else ""
+    remark(f"prompts, as the circuit's file says: {'; '.join(origin.prompts[:8])}{more}")
+    return replace(options, prompt=list(origin.prompts), template=list(origin.templates) or None)
 
 
 def _lines(path: Path) -> list[str]:

@@ -73,4 +73,7 @@ def _model(options: ModelOptions) -> str:
     names = f"open({str(options.classes)!r}, encoding='utf-8-sig').read().strip().splitlines()"
     classes = "" if options.classes is None else f", classes={names}"
     loaded = f"cv.load({options.model!r}{''.join(said)}{dtype}{classes})"
+    if options.prompt:
+        templates = f", {options.template!r}" if options.template else ""
+        return f"{loaded}.with_prompts({options.prompt!r}{templates})"
     return loaded if options.head is None else f"cv.with_head({loaded}, {str(options.head)!r})"

@@ -23,6 +23,7 @@ from circuitvit.cli.inputs import (
     make_held_out,
     make_task,
     prepare_both,
+    prompted,
 )
 from circuitvit.cli.options import command, group
 from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_notes, show_rows
@@ -94,13 +95,14 @@ def verify(
     if not model.model:
         raise OptionError("name the model with --model, as for `circuitvit discover`")
     saved = cv.Circuit.load(circuit)  # first of all: a file that cannot be read needs no model
+    named = prompted(model, saved.provenance)
     task = make_task(images, behaviour, run.seed)
     held_out = make_held_out(verification, behaviour, run.seed, images.pair)
     clock = Clock()
     place: Folder | nullcontext[None] = nullcontext() if out is None else Folder(out, FILES)
     with place as folder:
         with clock.phase("model"):
-            loaded = load_model(model)
+            loaded = load_model(named)
         _check_origin(circuit, saved, loaded, behaviour)
         with clock.phase("images"):
             prepared, others = prepare_both(loaded, task, held_out, run)
@@ -109,7 +111,7 @@ def verify(
                 loaded, prepared, saved, held_out=others, n_random=verification.random, seed=run.seed,
                 **run.settings(),
             )  # fmt: skip
-        report = with_command(report, model, f"cv.Circuit.load({str(circuit)!r})")
+        report = with_command(report, named, f"cv.Circuit.load({str(circuit)!r})")
         if folder is not None:
             for name in REPORTS:
                 folder.write(name, report.save)

@@ -19,6 +19,8 @@ PROVENANCE_SCHEMA = record(
     seed={"type": ["integer", "null"]},
     library=TEXT,
     libraries={"type": "object", "additionalProperties": TEXT},
+    prompts={"type": "array", "items": TEXT},
+    templates={"type": "array", "items": TEXT},
 )
 
 
@@ -38,6 +40,9 @@ class Provenance:
         seed: of whatever was drawn at random.
         library: version of circuitvit that made it.
         libraries: versions of torch and of the libraries that the model's parts come from, by name.
+        prompts: the sentences, or names in templates, that were the model's classes; files made before there
+            were prompts hold none.
+        templates: that names were put in; none where the prompts are sentences.
     """
 
     model: str = ""
@@ -48,14 +53,19 @@ class Provenance:
     seed: int | None = None
     library: str = __version__
     libraries: Mapping[str, str] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, cleaned(getattr(self, each.name)))
+            value = cleaned(getattr(self, each.name))
+            object.__setattr__(self, each.name, tuple(value) if isinstance(value, list) else value)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {**asdict(self), "parameters": dict(self.parameters), "libraries": dict(self.libraries)}
+        """All fields as JSON values; prompts where there are some."""
+        values = {**asdict(self), "parameters": dict(self.parameters), "libraries": dict(self.libraries)}
+        said = {name: list(values.pop(name)) for name in ("prompts", "templates")}
+        return values | {name: texts for name, texts in said.items() if texts}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:

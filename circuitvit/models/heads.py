@@ -48,6 +48,7 @@ _FILE = record(
     schema={"const": HEAD_SCHEMA},
     tokens={"enum": list(get_args(HeadTokens))},
     classes={"anyOf": [{"type": "null"}, {"type": "array", "items": TEXT}]},
+    templates={"type": "array", "items": TEXT},
 )
 
 
@@ -62,6 +63,8 @@ class Head:
         tokens: what the features are of, see `HeadTokens`.
         scale: `()`, what the cosines of features and directions are multiplied with, where the logits are
             cosines; the rows of the weight are of length 1 then. None where they are products.
+        templates: where the classes are prompts, the sentences that they were put in; None where they are
+            not.
 
     Raises:
         OptionError: for shapes and names that do not fit each other, unknown tokens, directions that are not
@@ -78,6 +81,7 @@ class Head:
     classes: tuple[str, ...] | None = None
     tokens: HeadTokens = "pooled"
     scale: Float[Tensor, ""] | None = None
+    templates: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens not in get_args(HeadTokens):
@@ -152,6 +156,8 @@ class Head:
         if self.weight is None:
             raise OptionError("features without a weight are no head to be saved")
         said = {"schema": HEAD_SCHEMA, "tokens": self.tokens, "classes": self.classes}
+        if self.templates is not None:
+            said["templates"] = self.templates
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         write_bytes(path, save(tensors, {"head": json.dumps(said)}))
 
@@ -176,7 +182,9 @@ class Head:
         check_version(path, said, _FILE, HEAD_SCHEMA)
         names = said["classes"]
         try:
-            return cls(**tensors, classes=None if names is None else tuple(names), tokens=said["tokens"])
+            classes = None if names is None else tuple(names)
+            templates = tuple(said["templates"]) if "templates" in said else None
+            return cls(**tensors, classes=classes, tokens=said["tokens"], templates=templates)
         except (OptionError, ModelError) as error:
             raise FileError(f"{path}: {error}") from error
 
@@ -244,7 +252,7 @@ def with_head(
         head = head.like(model)
         readout = _headed(features, head.module())
     put_on = "features" if head.weight is None else f"a head of {len(head.weight)}"
-    if head.scale is not None and head.weight is not None:
+    if head.weight is not None and head.templates is not None:
         put_on = counted(len(head.weight), "prompt")
     made = replace(
         model,

@@ -26,7 +26,7 @@ from circuitvit.models.sites import Sites, all_sites, listed
 from circuitvit.models.stages import Stage, through
 from circuitvit.models.tokens import Groups
 from circuitvit.models.weights import content_hash, hash_with, libraries
-from circuitvit.models.words import Words, with_prompts
+from circuitvit.models.words import PLACE, Words, with_prompts
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
@@ -337,6 +337,18 @@ class Model:
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:
         """The kind of each of `n_tokens` tokens: "cls", "dist", "reg" or "patch"."""
         return (*self.prefix, *("patch",) * (n_tokens - len(self.prefix)))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The sentences, or names in templates, that are its classes; () where classes are something else."""
+        is_prompted = self.head is not None and self.head.templates is not None
+        return self.classes or () if is_prompted else ()
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The sentences that the prompts were put in as names; () where they are sentences themselves."""
+        given = () if self.head is None else self.head.templates or ()
+        return () if given == (PLACE,) else given
 
     @property
     def chooses(self) -> bool:

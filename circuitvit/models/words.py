@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from circuitvit.errors import DataError, ModelError, OptionError, counted
+from circuitvit.models.edits import edited
 from circuitvit.models.families import Family
 from circuitvit.models.heads import Head, with_head
 
@@ -158,16 +159,19 @@ def with_prompts(model: Model, prompts: Sequence[str], templates: Sequence[str] 
             f"{model.name} knows no words: prompts are for models of images and texts, such as CLIP: "
             "open_clip:MODEL/TAG, hf:NAME, or a module and its tokenizer, cv.wrap(clip, tokenizer=...)"
         )
-    if model.head is not None and model.head.scale is not None and model.under is not None:
+    if model.bare is not None:
+        return edited(with_prompts(model.bare, prompts, templates), model.edits, model.rules)
+    if model.prompts and model.under is not None:
         model = model.under  # other prompts in place of those that it has
     names = _sentences(prompts)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise OptionError(f"the prompt {twice!r} is there twice: classes are told apart by their prompts")
-    directions = _directions(words, names, _templates(templates))
+    filled = _templates(templates)
+    directions = _directions(words, names, filled)
     scale, bias = words.scale, words.bias
     biases = None if bias is None else bias.expand(len(names)).clone()
-    return with_head(model, Head(directions, biases, tuple(names), scale=scale))
+    return with_head(model, Head(directions, biases, tuple(names), scale=scale, templates=tuple(filled)))
 
 
 def _directions(words: Words, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "name width"]:

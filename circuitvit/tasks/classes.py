@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
 from circuitvit.models import Model
-from circuitvit.tasks.kinds import Kind, kind_of, listed, synonyms, taken_for
+from circuitvit.tasks.kinds import Kind, kind_of, listed, names_of, taken_for
 from circuitvit.tasks.wordnet import folded
 
 PREFIX = "group:"
@@ -137,10 +137,10 @@ def class_index(model: Model, wanted: int | str | ClassGroup) -> int:
             f"{model.name} has no class names, so {name!r} cannot be found: give an index from 0 to "
             f"{model.n_logits - 1}, or name the classes when loading: load(..., classes=[...])"
         )
+    if model.prompts:
+        raise _unknown_prompt(model.prompts, name)
     _suggest_group(model, name)
-    raise unknown_name(
-        "class", name, dict.fromkeys(name for names in model.classes for name in synonyms(names))
-    )
+    raise unknown_name("class", name, dict.fromkeys(name for names in names_of(model) for name in names))
 
 
 def class_indices(model: Model, wanted: ClassSpec) -> tuple[int, ...]:
@@ -194,7 +194,7 @@ def class_label(model: Model, index: int) -> str:
     first = _first_synonym(model, index)
     if not first:
         return f"{'class' if model.has_classes else 'feature'} {index}"
-    shared = model.classes is not None and _firsts(model.classes)[first] > 1
+    shared = model.classes is not None and _firsts(names_of(model))[first] > 1
     return f"{first} (class {index})" if shared else first
 
 
@@ -276,28 +276,37 @@ def _checked(model: Model, wanted: int) -> int:
 def _first_synonym(model: Model, index: int) -> str:
     if model.classes is None or not 0 <= index < len(model.classes):
         return ""
-    return next(iter(synonyms(model.classes[index])), "")
+    return next(iter(names_of(model)[index]), "")
 
 
 @lru_cache(maxsize=8)
-def _firsts(classes: tuple[str, ...]) -> Counter[str]:
+def _firsts(classes: tuple[tuple[str, ...], ...]) -> Counter[str]:
     """How many classes have each first name."""
-    return Counter(next(iter(synonyms(names)), "") for names in classes)
+    return Counter(next(iter(names), "") for names in classes)
 
 
 @lru_cache(maxsize=8)
-def _places(classes: tuple[str, ...]) -> dict[str, list[int]]:
+def _places(classes: tuple[str, ...], divided: tuple[tuple[str, ...], ...]) -> dict[str, list[int]]:
     """The classes that go by each name, whole or a synonym; those without a name are not called ""."""
     found: dict[str, list[int]] = {}
-    for index, names in enumerate(classes):
-        for name in {*map(folded, (names, *synonyms(names)))} - {""}:
+    for index, (whole, names) in enumerate(zip(classes, divided, strict=True)):
+        for name in {*map(folded, (whole, *names))} - {""}:
             found.setdefault(name, []).append(index)
     return found
 
 
 def _named(model: Model, name: str) -> list[int]:
     """The classes that go by `name`, whole or as a synonym, whatever its case and underscores."""
-    return _places(model.classes or ()).get(folded(name), [])
+    return _places(model.classes or (), names_of(model)).get(folded(name), [])
+
+
+def _unknown_prompt(prompts: Sequence[str], name: str) -> NameNotFoundError:
+    """The error for a word, with the prompts that it stands in."""
+    found = [prompt for prompt in prompts if folded(name) in folded(prompt).split()]
+    if not found:
+        return unknown_name("prompt", name, [repr(prompt) for prompt in prompts])
+    near = " or ".join(map(repr, found[:3]))
+    return NameNotFoundError(f"unknown prompt {name!r}: did you mean {near}? A prompt is named as a whole")
 
 
 def _with_synset(model: Model, name: str) -> list[int]:

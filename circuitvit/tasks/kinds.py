@@ -133,9 +133,7 @@ def _by_name(model: Model, word: str, senses: Sequence[str], named: Named) -> Ki
     """The classes that are called so, whatever WordNet knows of it."""
     forms = tree().forms(word)
     members = tuple(
-        index
-        for index, names in enumerate(model.classes or ())
-        if any(folded(each) in forms for each in synonyms(names))
+        index for index, names in enumerate(names_of(model)) if any(folded(each) in forms for each in names)
     )
     if members:
         return Kind(None, members)
@@ -190,6 +188,16 @@ def _meant(names: str, every: bool = False) -> tuple[str, ...]:
         return tuple(sense for _, senses in known for sense in senses)
     common = tuple(each for each in known[0][1] if all(each in senses for _, senses in known))
     return tree().likeliest(known[0][0], common or known[0][1])
+
+
+def names_of(model: Model) -> tuple[tuple[str, ...], ...]:
+    """The names that each class goes by: a prompt by itself, with its commas; all others by synonyms."""
+    return _divided(model.classes or (), bool(model.prompts))
+
+
+@lru_cache(maxsize=8)
+def _divided(classes: tuple[str, ...], prompts: bool) -> tuple[tuple[str, ...], ...]:
+    return tuple((names,) if prompts else tuple(synonyms(names)) for names in classes)
 
 
 def synonyms(names: str) -> list[str]:

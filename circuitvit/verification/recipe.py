@@ -43,11 +43,15 @@ def recipe_of(
     model: Model, prepared: Sequence[PreparedTask], circuit: Circuit, settings: Mapping[str, Any]
 ) -> Recipe:
     """What is known about how a verification was called."""
-    bundled = model.name in zoo_names() and model.card is not None and not model.edits and model.head is None
+    named = model.under if model.prompts and model.under is not None else model
+    plain = not model.edits and named.head is None
+    bundled = named.name in zoo_names() and named.card is not None and plain
+    prompts = ", ".join(repr(list(each)) for each in (model.prompts, model.templates) if each)
+    said = f".with_prompts({prompts})" if prompts else ""
     given = "".join(f", {name}={value!r}" for name, value in settings.items())
     held_out = ", held_out=held_out" if len(prepared) > 1 else ""
     return Recipe(
-        model=f"cv.load({model.name!r})" if bundled else "",
+        model=f"cv.load({named.name!r}){said}" if bundled else "",
         task=prepared[0].code,
         held_out=prepared[-1].code if len(prepared) > 1 else "",
         circuit="cv.Circuit.load('circuit.json')",
