@@ -113,9 +113,9 @@ def compare_models(
     check_whole("the number of edges to measure", edges, LEAST_EDGES)
     check_whole("the number of random circuits", n_random, 0)
     seconds(within)
-    sides = _sides(named, task, held_out, seed, progress)
-    first, judged = next(iter(sides.values()))
     asked = _Asked(tuple(methods), edges, within, n_random, seed, batch_size, memory, progress)
+    sides = _sides(named, task, held_out, asked)
+    first, judged = next(iter(sides.values()))
     done = {} if known is None else {model.name: model for model in known.models}
     sheet = ModelSheet((), _pairs(first), counted(len(judged or first), "pair"), judged is not None)
     for name, side in sides.items():
@@ -265,25 +265,24 @@ def _sides(
     named: Mapping[str, Model],
     task: Tasks,
     held_out: Tasks | float | None,
-    seed: int,
-    progress: bool,
+    asked: _Asked,
 ) -> dict[str, tuple[PreparedTask, PreparedTask | None]]:
     """For each model its pairs to find a circuit on, and those to judge it on; checked to be the same."""
-    discovery = _prepared(named, task, "task", progress)
+    discovery = _prepared(named, task, "task", asked.progress)
     judged: dict[str, PreparedTask | None] = dict.fromkeys(named)
     if isinstance(held_out, (int, float)):
         first = next(iter(named))
-        sides = split(named[first], discovery[first], held_out, seed=seed)
+        sides = split(named[first], discovery[first], held_out, seed=asked.seed)
         rows = [side.clean.rows for side in sides if isinstance(side.clean, SomeImages)]
         for name, each in discovery.items():
             discovery[name], judged[name] = (select_pairs(each, chosen) for chosen in rows)
     elif held_out is not None:
-        judged |= _prepared(named, held_out, "held_out", progress)
+        judged |= _prepared(named, held_out, "held_out", asked.progress)
     for name in named:
         for side in (discovery[name], judged[name]):
             with _naming(name):
                 if side is not None:
-                    Evaluator(side).check_effect()
+                    Evaluator(side, batch_size=asked.batch_size, memory=asked.memory).check_effect()
     return {name: (discovery[name], judged[name]) for name in named}
 
 

@@ -56,6 +56,7 @@ def test_each_model_has_its_own_classes(
         (["catdog-tiny"], "one model cannot be compared"),
         (["catdog-tiny"] * 2 + ["--target", "C:cat"], "--target C:cat: there is no model C, only A, B"),
         (["catdog-tiny"] * 2 + ["--head", "B:a", "--head", "B:b"], "--head gives two for model B: a and b"),
+        (["catdog-tiny"] * 2 + ["--prompt", "B:a cat"], "catdog-tiny knows no words"),
         (["catdog-tiny"] * 2 + ["--method", "epa"], "unknown method 'epa'"),
         (["catdog-tiny"] * 2 + ["--within", "soon"], "a duration is"),
         (
