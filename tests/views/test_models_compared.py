@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 import circuitvit as cv
 from circuitvit.errors import CircuitViTError, OptionError
+from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.views import ComparedModel, Depth
 from tests.views.literal_vit import micro
 
@@ -187,6 +190,12 @@ def test_what_is_done_is_kept_and_taken_over(
 # -- what cannot be compared ----------------------------------------------------------------------------
 
 
+def seeing(spec: InputSpec, models: dict[str, cv.Model]) -> object:
+    """Models one of which is given something else than the other."""
+    changed = {**models, "deeper": replace(models["deeper"], preprocessing=spec)}
+    return cv.compare_models(changed, few(), **SETTINGS)
+
+
 def few() -> cv.Task:
     return cv.Task(pictures(3, 1), pictures(3, 2), metric=cv.logit_diff(0, 1))
 
@@ -212,6 +221,11 @@ def other(change: Callable[[dict[str, cv.Task]], object]) -> Callable[..., objec
         (lambda m: cv.compare_models(m, tasks(m), within="soon"), "duration"),
         (lambda m: cv.compare_models(m, {"deeper": tasks(m)["deeper"]}), "task names deeper; the models are"),
         (lambda m: cv.compare_models(m, "cats"), "task is a cv.Task for all models, or one for each"),
+        (
+            partial(seeing, ClipSpec((4, 3, 8, 8), (0.5,) * 3, (0.5,) * 3)),
+            "first <b> sees images and deeper sees clips|deeper sees clips and first <b> sees images",
+        ),
+        (partial(seeing, InputSpec((3, 8, 8), (0.4,) * 3, (0.5,) * 3)), "prepare images differently"),
         (other(lambda given: given.update(deeper=few())), "are given other images"),
         (
             other(lambda given: given.update(deeper=given["deeper"].with_options(metric=cv.logit("cat")))),
