@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
+    from circuitvit.views import decompose as decompose
     from circuitvit.views import difference_of_means as difference_of_means
     from circuitvit.views import direct_logit_attribution as direct_logit_attribution
     from circuitvit.views import disentanglement as disentanglement
@@ -120,8 +121,10 @@ if TYPE_CHECKING:
     from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
     from circuitvit.views import steer as steer
+    from circuitvit.views import text_span as text_span
     from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
@@ -153,9 +156,10 @@ else:
                 "flip_search patching_map read_hypotheses robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "attention_page attention_patterns deciders difference_of_means direct_logit_attribution "
-                "disentanglement equivariance feature_visualisation head_kinds knock_outs linear_probes "
-                "logit_lens registers steer token_ablations top_images tuned_lens"
+                "attention_page attention_patterns deciders decompose difference_of_means "
+                "direct_logit_attribution disentanglement equivariance feature_visualisation head_kinds "
+                "knock_outs linear_probes logit_lens mean_ablate registers steer text_span "
+                "token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

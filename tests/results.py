@@ -217,6 +217,12 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
         "outcomes": _outcomes(maker, 2, 2),
     },
     "KnockOuts": lambda maker: {"pairs": (("cls", "patch"),) * 2, "outcomes": _outcomes(maker, 2, 2)},
+    "Decomposition": lambda maker: {
+        "kinds": ("head",) * maker.size("head"), "senders": ("a",) * maker.size("head"),
+        "layers": (0,) * maker.size("head"),
+        "by_sender": np.ones((maker.size("image"), maker.size("head"), maker.size("dim"))),
+    },
+    "TextSpan": lambda maker: {"chosen": np.zeros((maker.size("head"), maker.size("phrase")), np.int64)},
     "Steering": lambda maker: {
         "scales": (-1.0, 1.0), "outcomes": _outcomes(maker, 2), "controls": _outcomes(maker, 3, 2),
     },

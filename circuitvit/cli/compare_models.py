@@ -87,6 +87,7 @@ def compare_models(
     method: list[str] | None = None,
     edges: int = 200,
     within: str = "30s",
+    labels: bool = True,
     resume: bool = False,
     out: Path = Path("out"),
     run: RunOptions,
@@ -132,7 +133,8 @@ def compare_models(
         with clock.phase("comparison"):
             sheet = cv.compare_models(
                 loaded, tasks, held_out=_held_out(others), edges=edges, within=within,
-                n_random=verification.random, known=known, after_each=partial(_write, folder), seed=run.seed,
+                n_random=verification.random, labels=labels, known=known,
+                after_each=partial(_write, folder), seed=run.seed,
                 methods=method or cv.views.models_compared.USUAL, **run.settings(),
             )  # fmt: skip
     _show(sheet)

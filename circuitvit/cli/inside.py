@@ -21,6 +21,7 @@ from circuitvit.cli.inputs import (
     tell_pairs,
 )
 from circuitvit.cli.output import Row, show, show_notes, show_rows
+from circuitvit.cli.says import contributed_accuracy, contributions, words
 from circuitvit.cli.units import disentanglement, equivariance, heads, top_images, visualise
 from circuitvit.cli.view import (
     FIGURES,
@@ -410,6 +411,9 @@ VIEWS: dict[str, tuple[object, str]] = {
     "tuned-lens": (tuned_lens, "What each layer holds, by maps that are trained to read it."),
     "top-images": (top_images, "What a head, neuron or class answers to most."),
     "deciders": (deciders, "Which heads and MLPs, patched alone, flip the answer of how many pairs."),
+    "contributions": (contributions, "What each part adds to the image embedding."),
+    "words": (words, "What heads say, in plain language."),
+    "accuracy": (contributed_accuracy, "Whose direct contributions the answer needs."),
     "registers": (registers, "Who reads and writes registers and outlier patches, and what breaks without."),
 }
 

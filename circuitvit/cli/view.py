@@ -213,7 +213,8 @@ def evidence(
     ```
 
     Args:
-        by: lens: each patch's own logits; attribution: the heads' shares.
+        by: lens: each patch's own logits; attribution: the shares of all parts; heads: of the heads alone,
+            in the class minus the mean of the others.
         position: of the lens, such as 'layer 5'; the last by default.
     """
     check_ending(out, FIGURES)
@@ -222,7 +223,7 @@ def evidence(
         given_images(images),
         target,
         foil or None,
-        by="lens" if by == "lens" else "attribution",
+        by=by,  # type: ignore[arg-type]
         position=-1 if position is None else position,
         **run.settings(),
     )

@@ -11,7 +11,7 @@ from circuitvit.export import maps as node_maps
 from circuitvit.export.figure import Figure, figure_of
 from circuitvit.export.graphs import dot_of, graphml_of
 from circuitvit.export.page import Curve, Intervals, page_data, page_of
-from circuitvit.export.picture import Picture, picture_of, thumb_size
+from circuitvit.export.picture import THUMB, Picture, picture_of, thumb_size
 from circuitvit.export.svg import svg_of_figure
 from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit, CircuitLike, Direction, as_circuit
@@ -54,6 +54,7 @@ def draw(
     curve: Curve | None = None,
     intervals: Intervals | None = None,
     report: Report | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Path:
     """Draw a circuit, or write it as a graph for other programs.
 
@@ -86,12 +87,15 @@ def draw(
         curve: for the page, faithfulness at several sizes: `(edges, faithfulness)`.
         intervals: for the page, the ends of the confidence interval of edges' effects, by name.
         report: for the page, the verification of this circuit, written under the diagram.
+        labels: of pictures and the page, by the names of nodes what is said of them, in their boxes: such as
+            what `text_span` found that heads say.
 
     Returns:
         The path of the file.
 
     Raises:
         OptionError: if the format is unknown, an option makes no sense, or the report is of another circuit.
+        NameNotFoundError: if a label is for a node that is not there.
         FileError: if the file cannot be written, or matplotlib is needed and missing.
 
     Example:
@@ -106,11 +110,13 @@ def draw(
     if report is not None:
         _check_report(report, circuit, kind)
     if kind in _DATA:
+        if labels:
+            raise OptionError(f"a .{kind} file holds no labels: they are of pictures and the page")
         return _write_data(circuit, path, kind, title, max_edges)
     wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
     maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *FIGURES) else None
-    room = () if maps is None else (maps.nodes, thumb_size(maps.grid))
-    picture = picture_of(circuit, title, max_edges, direction, *room)
+    room = ((), (THUMB, THUMB)) if maps is None else (maps.nodes, thumb_size(maps.grid))
+    picture = picture_of(circuit, title, max_edges, direction, *room, labels)
     if kind == "html":
         content = page_of(page_data(circuit, picture, maps, curve, intervals), report).encode()
     elif kind in SOURCES:

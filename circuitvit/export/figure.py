@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.export import style
-from circuitvit.export.layout import NAME_MAX, NAME_SIZE, PORT_MAX, PORT_SIZE, Box, Layout, Point, lay_out
+from circuitvit.export.layout import (
+    LABEL_LINE,
+    LABEL_MAX,
+    LABEL_SIZE,
+    NAME_MAX,
+    NAME_SIZE,
+    PORT_MAX,
+    PORT_SIZE,
+    Box,
+    Layout,
+    Point,
+    lay_out,
+)
 from circuitvit.export.picture import DrawnNode, Picture
 from circuitvit.export.style import EdgeLook, fit, number, text_width, wrap
 from circuitvit.graph.files import clean
@@ -201,19 +213,24 @@ def _column_names(canvas: Canvas, layout: Layout, left: float, y: float) -> None
 def _node(canvas: Canvas, node: DrawnNode, picture: Picture, layout: Layout, thumb: Pixels | None) -> None:
     incoming = sum(edge.target == node.name for edge in picture.edges)
     outgoing = sum(edge.sender == node.name for edge in picture.edges)
-    said = f"{clean(node.name)}: {incoming} edges in, {outgoing} out"
+    said = f"{node.said}: {incoming} edges in, {outgoing} out"
     own, box = canvas.group(said=said, kind=f"node {node.kind}"), layout.boxes[node.name]
     looks = {"head": (style.PAPER, style.INK), "mlp": (style.MLP_FILL, style.INK)}
     fill, ink = looks.get(node.kind, (style.END_FILL, style.PAPER))
     own.rect(box, fill, style.INK, min(box.height / 2, 10) if node.kind == "mlp" else 4)
     x, middle = box.centre
-    if node.kind == "head" or node.thumb:
+    if node.kind == "head" or node.thumb or node.label:
         middle = box.top + 12.0
     name = fit(clean(node.name), NAME_SIZE, NAME_MAX)
     own.text((x, middle + 0.36 * NAME_SIZE), name, Font(NAME_SIZE, ink, 600), middle=True)
+    line = LABEL_LINE if node.label else 0.0
+    if node.label:
+        quiet = Font(LABEL_SIZE, ink if node.kind == "end" else style.MUTED)
+        words = fit(node.label, LABEL_SIZE, LABEL_MAX)
+        own.text((x, middle + line + 0.36 * LABEL_SIZE), words, quiet, middle=True)
     if node.thumb and thumb is not None:
         width, height = node.thumb
-        own.image(Box(x - width / 2, box.top + 20.5, width, height), thumb)
+        own.image(Box(x - width / 2, box.top + 20.5 + line, width, height), thumb)
     for port, at in layout.ports[node.name].items():
         _port(own, node, port, at, box.bottom)
 

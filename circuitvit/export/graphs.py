@@ -97,10 +97,11 @@ def _port(port: str) -> str:
 
 
 def _node_attributes(node: DrawnNode) -> dict[str, Any]:
-    name = clean(node.name)
+    name, said = clean(node.name), graphviz.escape(node.said)
     if node.kind == "head":
-        return {"shape": "plain", "label": _head_label(node), "tooltip": graphviz.escape(name)}
-    look = {"shape": "box", "label": graphviz.escape(name), "tooltip": graphviz.escape(name), "height": "0.3"}
+        return {"shape": "plain", "label": _head_label(node), "tooltip": said}
+    words = graphviz.escape(f"{name}\n{node.label}" if node.label else name)
+    look = {"shape": "box", "label": words, "tooltip": said, "height": "0.3"}
     if node.kind == "mlp":
         return {**look, "style": "rounded,filled", "fillcolor": style.MLP_FILL}
     return {**look, "style": "filled", "fillcolor": style.END_FILL, "fontcolor": style.PAPER}
@@ -113,6 +114,8 @@ def _head_label(node: DrawnNode) -> str:
         colour = style.INK if port in node.used else style.FAINT
         cells += _PORT_CELL.format(port=_port(port), colour=colour, name=_html(clean(port)) or "-")
     name = f'<TR><TD COLSPAN="{len(node.ports)}"><B>{_html(clean(node.name)) or "-"}</B></TD></TR>'
+    if node.label:
+        name += f'<TR><TD COLSPAN="{len(node.ports)}">{_html(node.label)}</TD></TR>'
     table = f'<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{style.PAPER}">'
     return f"<{table}{name}<TR>{cells}</TR></TABLE>>"
 

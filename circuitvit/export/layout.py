@@ -20,6 +20,9 @@ from circuitvit.graph.files import clean
 
 NAME_SIZE = 12.0  # font size of node names
 NAME_MAX = 132.0  # a longer name is cut
+LABEL_SIZE = 9.5  # of what is said of a node
+LABEL_MAX = 96.0  # a longer label is cut
+LABEL_LINE = 12.0  # height that it takes
 PORT_SIZE = 10.5  # font size of the names of inputs
 PORT_MAX = 60.0
 PORT_PITCH = 17.0  # least distance between the inputs of a head
@@ -154,11 +157,13 @@ def _box_width(node: DrawnNode) -> float:
     """How wide a node's box must be for its name, its ports and its thumbnail."""
     name = min(text_width(clean(node.name), NAME_SIZE), NAME_MAX)
     thumb = node.thumb[0] + 2 * THUMB_PAD if node.thumb else 0.0
-    return max(name + 14, _port_pitch(node) * len(node.ports) + 8, 46.0, thumb)
+    label = text_width(fit(node.label, LABEL_SIZE, LABEL_MAX), LABEL_SIZE)
+    return max(name + 14, label + 10, _port_pitch(node) * len(node.ports) + 8, 46.0, thumb)
 
 
 def _box_height(node: DrawnNode) -> float:
-    return BOX_HEIGHTS[node.kind] + (node.thumb[1] + THUMB_PAD if node.thumb else 0.0)
+    label = LABEL_LINE if node.label else 0.0
+    return BOX_HEIGHTS[node.kind] + label + (node.thumb[1] + THUMB_PAD if node.thumb else 0.0)
 
 
 def _port_pitch(node: DrawnNode) -> float:

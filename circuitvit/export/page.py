@@ -223,7 +223,7 @@ def _node(node: DrawnNode, layout: Layout) -> dict[str, Any]:
     box = layout.boxes[node.name]
     ports = [[clean(port), _n(x), port in node.used] for port, x in layout.ports[node.name].items()]
     where = [_n(box.left), _n(box.top), _n(box.width), _n(box.height)]
-    return {**said, "box": where, "ports": ports, "thumb": node.thumb}
+    return {**said, "box": where, "ports": ports, "thumb": node.thumb, "label": node.label}
 
 
 def _wiring(circuit: Circuit, places: Mapping[str, int]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from circuitvit.errors import OptionError, check_whole
+from circuitvit.errors import OptionError, check_whole, unknown_name
 from circuitvit.export.style import EdgeLook, Sign, edge_look, number, widest
 from circuitvit.graph import Circuit, Direction, Graph, edge_name, node_of, port_of
 from circuitvit.graph.files import clean
@@ -36,6 +36,7 @@ class DrawnNode:
         used: the inputs that an edge of the picture ends at.
         present: whether an edge of the picture touches it.
         thumb: width and height in pixels of the small image inside its box; None without one.
+        label: what is said of it, on a line of its own; "" for nothing.
     """
 
     name: str
@@ -46,6 +47,12 @@ class DrawnNode:
     used: frozenset[str]
     present: bool
     thumb: tuple[float, float] | None = None
+    label: str = ""
+
+    @property
+    def said(self) -> str:
+        """The node in words, for hover texts."""
+        return f"{clean(self.name)} ({self.label})" if self.label else clean(self.name)
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ def picture_of(
     direction: Direction | None = None,
     thumbs: Collection[str] = (),
     thumb: tuple[float, float] = (THUMB, THUMB),
+    labels: Mapping[str, str] | None = None,
 ) -> Picture:
     """Decide what to show of `circuit`.
 
@@ -154,9 +162,11 @@ def picture_of(
         direction: of the scores; by default what the circuit's provenance says, else "noising".
         thumbs: names of nodes whose box shall have room for a small image.
         thumb: width and height of these in pixels.
+        labels: by the names of nodes what is said of them, such as what a head looks for.
 
     Raises:
         OptionError: if `max_edges` is negative or `direction` is unknown.
+        NameNotFoundError: if a label is for a node that is not there.
 
     Example:
         >>> from circuitvit.graph.eap_ig import transformer_graph
@@ -165,7 +175,10 @@ def picture_of(
         '2 of 13 edges, 3 of 5 nodes'
     """
     direction = _direction(circuit, direction)
-    graph, made = circuit.graph, circuit.provenance
+    graph, made, said = circuit.graph, circuit.provenance, dict(labels or {})
+    for name in said:
+        if name not in graph.nodes:
+            raise unknown_name("node", name, graph.nodes)
     edges = _edges(circuit, max_edges, direction)
     counts = f"{len(circuit):,} of {graph.n_edges:,} edges, "
     counts += f"{len(circuit.nodes):,} of {len(graph.nodes):,} nodes"
@@ -177,7 +190,7 @@ def picture_of(
     named = f"Circuit of {model}" if model else "Circuit"
     return Picture(
         title=clean(named if title is None else title),
-        nodes=_nodes(graph, edges, dict.fromkeys(thumbs, thumb)),
+        nodes=_nodes(graph, edges, dict.fromkeys(thumbs, thumb), said),
         edges=edges,
         blocks=tuple(stage.block if stage.senders and stage.receivers else None for stage in graph.stages),
         groups=tuple(clean(group) for group in graph.groups),
@@ -252,7 +265,10 @@ def thumb_size(grid: tuple[int, int]) -> tuple[float, float]:
 
 
 def _nodes(
-    graph: Graph, edges: Sequence[DrawnEdge], thumbs: Mapping[str, tuple[float, float]]
+    graph: Graph,
+    edges: Sequence[DrawnEdge],
+    thumbs: Mapping[str, tuple[float, float]],
+    labels: Mapping[str, str],
 ) -> tuple[DrawnNode, ...]:
     used: dict[str, set[str]] = {edge.sender: set() for edge in edges}
     for edge in edges:
@@ -268,5 +284,6 @@ def _nodes(
         kind: NodeKind = "head" if len(own) > 1 else "end" if is_end else "mlp"
         present, inputs = name in used, frozenset(used.get(name, ()))
         thumb = thumbs.get(name) if present else None
-        nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.block, own, inputs, present, thumb))
+        label = clean(str(labels.get(name, "")))
+        nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.block, own, inputs, present, thumb, label))
     return tuple(nodes)

@@ -271,6 +271,17 @@ def with_head(
     return made
 
 
+def features_of(model: Model) -> ReadoutStage:
+    """The readout of a model's features: what its classifier reads, or the head that was put on it.
+
+    Raises:
+        UnsupportedModelError: if they are not known, or there are several.
+    """
+    if model.head is not None and model.under is not None:
+        return _features(model.under, model.head.tokens)
+    return _features(model, "pooled")
+
+
 # -- inside --------------------------------------------------------------------------------------
 
 

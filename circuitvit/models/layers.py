@@ -210,7 +210,7 @@ class ReadoutStage(Stage):
         Raises:
             UnsupportedModelError: if it is not made of norm, pooling, norm and linear classifier.
         """
-        return self._known_parts("none that can be made linear").affine(stream, of)
+        return self.known_parts("none that can be made linear").affine(stream, of)
 
     def contents(self) -> tuple[Content, ...]:
         return () if self.parts is None else (self.parts.norm, self.parts.after, *self.parts.maps)
@@ -219,10 +219,18 @@ class ReadoutStage(Stage):
         if not rules.frozen_norms:
             return self
         twin = copy.copy(self)
-        twin.ruled = self._known_parts("none that backward rules are known for").with_rules(rules)
+        twin.ruled = self.known_parts("none that backward rules are known for").with_rules(rules)
         return twin
 
-    def _known_parts(self, what: str) -> Readout:
+    def known_parts(self, what: str) -> Readout:
+        """What it is made of.
+
+        Args:
+            what: it is where that is not known, for the error.
+
+        Raises:
+            UnsupportedModelError: if that is not known.
+        """
         if self.parts is None:
             raise UnsupportedModelError(
                 f"this readout is {what}: it does more than a norm, a pooling and a linear classifier"

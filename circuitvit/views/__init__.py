@@ -13,11 +13,13 @@ Every view is data first, a frozen dataclass of arrays, and a figure second:
 Figures need matplotlib (`pip install circuitvit[plots]`), which is imported when the first one is asked for.
 """
 
+from circuitvit.views.ablating import MeanAblation, mean_ablate
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attention_page import AttentionPage, attention_page
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
 from circuitvit.views.compared_model import ComparedModel, Cost
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
+from circuitvit.views.contributions import Decomposition, decompose
 from circuitvit.views.decider_heads import DeciderHeads, deciders
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.factors import Disentanglement, disentanglement
@@ -42,6 +44,7 @@ from circuitvit.views.segmentation import (
     patch_evidence,
     segmentation_change,
 )
+from circuitvit.views.spanning import TextSpan, text_span
 from circuitvit.views.steering import Direction, Steering, difference_of_means, steer
 from circuitvit.views.subjects import Subjects
 from circuitvit.views.symbols import class_symbols
@@ -59,6 +62,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "DeciderHeads",
+    "Decomposition",
     "Depth",
     "DirectAttribution",
     "Direction",
@@ -75,6 +79,7 @@ __all__ = [
     "Lift",
     "LinearProbes",
     "LogitLens",
+    "MeanAblation",
     "MethodCurve",
     "ModelSheet",
     "Outcomes",
@@ -90,6 +95,7 @@ __all__ = [
     "SegmentationScore",
     "Steering",
     "Subjects",
+    "TextSpan",
     "TokenAblations",
     "TopImages",
     "TunedLens",
@@ -101,6 +107,7 @@ __all__ = [
     "compare",
     "compare_models",
     "deciders",
+    "decompose",
     "difference_of_means",
     "direct_logit_attribution",
     "disentanglement",
@@ -112,12 +119,14 @@ __all__ = [
     "knock_outs",
     "linear_probes",
     "logit_lens",
+    "mean_ablate",
     "patch_evidence",
     "position_heads",
     "registers",
     "repeated_patches",
     "segmentation_change",
     "steer",
+    "text_span",
     "token_ablations",
     "top_images",
     "tuned_lens",

@@ -188,23 +188,20 @@ class DirectAttribution(Result):
         of = f"mean of {len(self.subjects)} images" if mean else name
         behind = self.subjects.pictures[shown] if picture else None
         shares, maps = self.by_part[rows].mean(axis=0), self.subjects.on_sheet(self.by_source[shown])
-        chosen = sorted(self._heads(), key=lambda place: -abs(shares[place]))[:heads]
+        chosen = sorted(_heads(self.senders), key=lambda place: -abs(shares[place]))[:heads]
         draw = partial(_draw_patches, sheet=self.subjects.sheet)
         with canvas.styled():
             title = f"Direct logit attribution: {self.label}, {of}"
             figure, bars, grid, patches, below = _panels(title, self.subjects.sheet, len(chosen))
-            _draw_bars(bars, self.parts, shares, float(self.logit_difference[rows].mean()))
-            _draw_model(grid, self, shares)
+            draw_bars(bars, self.parts, shares, float(self.logit_difference[rows].mean()), "sum = logits")
+            bars.set_xlabel("logits")
+            draw_model(grid, self.senders, self.layers, shares, "logits")
             where = f" of {canvas.label(name, 18)}" if mean else ""
             draw(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
             digits = canvas.decimals(max((abs(shares[place]) for place in chosen), default=0.0), 2)
             for axes, place in zip(below, chosen, strict=True):
                 draw(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.{digits}f}")
         return figure
-
-    def _heads(self) -> list[int]:
-        """The places of the attention heads among the senders."""
-        return [place for place, name in enumerate(self.senders) if re.fullmatch(r"\w+\.h\d+", name)]
 
     def __repr__(self) -> str:
         strongest = ", ".join(f"{name} {share:+.3g}" for name, share in self.strongest(3))
@@ -313,19 +310,19 @@ def _attribute(
         for batch, start in zip(batches, starts, strict=False)
     ]
     by_token, by_source, constants, logits = zip(*parts, strict=True)
-    stages = [stage for _, stage in _direct(model)]
+    stages = [stage for _, stage in direct_stages(model)]
     view = DirectAttribution(
         subjects_of(model, images),
         label,
         senders=tuple(name for stage in stages for name in stage.nodes.senders),
-        layers=tuple(_layer(stage.nodes) for stage in stages for _ in stage.nodes.senders),
+        layers=tuple(layer_of(stage.nodes) for stage in stages for _ in stage.nodes.senders),
         by_token=torch.cat(by_token).numpy(),
         by_source=torch.cat(by_source).numpy(),
         constants=tuple(constants[0]),
         constant_values=torch.cat([torch.stack([*each.values()], dim=1) for each in constants]).numpy(),
         logit_difference=torch.cat(logits).numpy(),
     )
-    _check_sum(model, view)
+    check_sum(model, view.by_sender, view.total, view.logit_difference)
     return view
 
 
@@ -338,7 +335,7 @@ def _shares(
     of, entropy = _within_sets(run.logits, of) if sets else (of, 0.0)
     weights, named = model.stages[-1].affine(run.stream(len(model.stages) - 1), of)
     by_token, by_source, constants = [], [], {}
-    for place, stage in _direct(model):
+    for place, stage in direct_stages(model):
         for part, compact in zip(stage.branches, stage.split(run.compacts[place]), strict=True):
             shares = torch.einsum("sitd,itd->ist", part.expand(compact), weights)
             by_token.append(shares)
@@ -377,11 +374,12 @@ def _within_sets(
     return weights, entropy
 
 
-def _layer(nodes: StageNodes) -> int | str:
+def layer_of(nodes: StageNodes) -> int | str:
+    """The number of a stage's layer; what a pool is called, for a pool's."""
     return nodes.layer if nodes.writes_to == RESIDUAL else nodes.writes_to
 
 
-def _direct(model: Model) -> list[tuple[int, Stage]]:
+def direct_stages(model: Model) -> list[tuple[int, Stage]]:
     """The stages that write what the readout reads, and their places; behind a pool only the pool's own."""
     part = model.stages[-1].nodes.reads_from
     return [(place, stage) for place, stage in enumerate(model.stages[:-1]) if stage.nodes.writes_to == part]
@@ -404,17 +402,29 @@ def _by_source(
     return (said * stage.pattern(reads)).sum(dim=2)
 
 
-def _check_sum(model: Model, view: DirectAttribution) -> None:
-    scale = max(1.0, float(np.abs(view.by_sender).max()))
-    off = float(np.abs(view.total - view.logit_difference).max())
+def check_sum(
+    model: Model, shares: NDArray[np.float64], total: NDArray[np.float64], own: NDArray[np.float64]
+) -> None:
+    """Refuse shares whose sum is not what the model itself gives.
+
+    Raises:
+        UnsupportedModelError: saying by how much they are off.
+    """
+    scale = max(1.0, float(np.abs(shares).max()))
+    off = float(np.abs(total - own).max())
     if not off <= TOLERANCE.get(model.dtype, 1e-3) * scale:
         raise UnsupportedModelError(
-            f"the shares of {model.name} miss the logits by {off:.2g}: its readout does something that is "
+            f"the shares of {model.name} miss what it gives by {off:.2g}: its readout does something that is "
             "not linear and that this view does not know of"
         )
 
 
 # -- the figure ----------------------------------------------------------------------------------
+
+
+def _heads(senders: Sequence[str]) -> list[int]:
+    """The places of the attention heads among the senders."""
+    return [place for place, name in enumerate(senders) if re.fullmatch(r"\w+\.h\d+", name)]
 
 
 def _panels(title: str, sheet: Sheet, heads: int) -> tuple[Picture, Axes, Axes, Axes, list[Axes]]:
@@ -439,14 +449,17 @@ def _panels(title: str, sheet: Sheet, heads: int) -> tuple[Picture, Axes, Axes, 
     return figure, bars, grid, patches, each
 
 
-def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], whole: float) -> None:
+def draw_bars(
+    axes: Axes, names: Sequence[str], shares: NDArray[np.float64], whole: float, called: str
+) -> None:
+    """The strongest shares as bars, the others as one, and the whole with what it is called."""
     from circuitvit.views import canvas
 
     order = np.argsort(-np.abs(shares), kind="stable")
     bars = [(names[place], float(shares[place])) for place in order[:LISTED]]
     if len(rest := order[LISTED:]):
         bars.append((f"{len(rest)} others", float(shares[rest].sum())))
-    bars.append(("sum = logits", whole))
+    bars.append((called, whole))
     values = [value for _, value in bars]
     colours = [COLOURS["supports" if value > 0 else "opposes"] for value in values[:-1]]
     drawn = axes.barh(range(len(bars)), values, color=[*colours, INK], height=0.72)
@@ -460,26 +473,28 @@ def _draw_bars(axes: Axes, names: Sequence[str], shares: NDArray[np.float64], wh
     room = 0.2 * (high - low)
     axes.set_xlim(low - (room if low < 0 else 0.0), high + (room if high > 0 else 0.0))
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("logits")
     axes.set_title("strongest parts")
 
 
-def _draw_model(axes: Axes, view: DirectAttribution, shares: NDArray[np.float64]) -> None:
+def draw_model(
+    axes: Axes, senders: Sequence[str], of: Sequence[int | str], shares: NDArray[np.float64], unit: str
+) -> None:
+    """Shares of senders in the layers that they are `of`, as a map of layers by heads."""
     from circuitvit.views import canvas
 
-    layers = list(dict.fromkeys(view.layers))
-    heads = {layer: [place for place in view._heads() if view.layers[place] == layer] for layer in layers}
+    layers = list(dict.fromkeys(of))
+    heads = {layer: [place for place in _heads(senders) if of[place] == layer] for layer in layers}
     width = max(map(len, heads.values()), default=0)
     table = np.full((len(layers), width + 1), np.nan)
     for row, layer in enumerate(layers):
         table[row, : len(heads[layer])] = shares[heads[layer]]
-        for name in {f"m{layer}", f"{layer}.mlp"}.intersection(view.senders):
-            table[row, width] = shares[view.senders.index(name)]
+        for name in {f"m{layer}", f"{layer}.mlp"}.intersection(senders):
+            table[row, width] = shares[senders.index(name)]
     names = [f"h{head}" if width <= 6 else str(head) if head % 3 == 0 else "" for head in range(width)]
     colours, norm = canvas.signed_colours(), canvas.even_norm(table)
     drawn = canvas.model_map(axes, table, layers, names, cmap=colours, norm=norm)
     axes.set_title("by layer and head")
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label="logits")
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.7, label=unit)
 
 
 def _draw_patches(

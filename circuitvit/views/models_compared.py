@@ -35,6 +35,7 @@ from circuitvit.views.model_figures import (
     depth_values,
     draw_edges,
     exact_effects,
+    labels_of,
     rightness_of,
     uses_of,
 )
@@ -61,6 +62,7 @@ def compare_models(
     edges: int = 200,
     within: str | float = "30s",
     n_random: int = 20,
+    labels: bool = True,
     known: ModelSheet | None = None,
     after_each: Callable[[ModelSheet], object] = lambda sheet: None,
     seed: int = 0,
@@ -84,6 +86,7 @@ def compare_models(
         edges: how many edges, drawn at random, to measure exactly for that.
         within: the time to aim for in the search for each circuit, such as "90s" or "3m".
         n_random: how many random circuits to compare each circuit with; 0 for none.
+        labels: whether to say what heads say, see `text_span`, on the images of discovery.
         known: an earlier sheet, whose models are taken over where model, task and settings are the same.
         after_each: called with what there is after each model.
         seed: of the split, the search, the random circuits, the drawn edges and the resampling.
@@ -113,7 +116,7 @@ def compare_models(
     check_whole("the number of edges to measure", edges, LEAST_EDGES)
     check_whole("the number of random circuits", n_random, 0)
     seconds(within)
-    asked = _Asked(tuple(methods), edges, within, n_random, seed, batch_size, memory, progress)
+    asked = _Asked(tuple(methods), edges, within, n_random, labels, seed, batch_size, memory, progress)
     sides = _sides(named, task, held_out, asked)
     first, judged = next(iter(sides.values()))
     done = {} if known is None else {model.name: model for model in known.models}
@@ -141,6 +144,7 @@ class _Asked:
     edges: int
     within: str | float
     n_random: int
+    labels: bool
     seed: int
     batch_size: int | None
     memory: int | str | None
@@ -151,6 +155,7 @@ class _Asked:
         tasks = [task_digest(side) for side in (discovery, judged) if side is not None]
         return provenance_of(discovery, "compare_models", self.seed).with_parameters(
             methods=list(self.methods), edges=self.edges, within=str(self.within), n_random=self.n_random,
+            labels=self.labels,
             tasks=tasks,
         )  # fmt: skip
 
@@ -197,6 +202,10 @@ def _measured(
             found = rightness_of(discovery, method, wanted, effects, how, settings, time.perf_counter)
             rightness.append(found)
             clock.phases |= {} if found.why_not else {method: found.seconds}
+    said, why_not = None, ""
+    if asked.labels:
+        with clock.phase("labels"):
+            said, why_not = labels_of(discovery, asked.seed, asked.progress)
     stages = discovery.graph.stages
     attention = [
         name for name, stage in discovery.graph.stage_of_node.items() if stage.kind_of(name) == "attention"
@@ -217,6 +226,8 @@ def _measured(
         rightness=tuple(rightness),
         costs=tuple(Cost(phase, took, took / forward) for phase, took in clock.phases.items()),
         provenance=asked.origin(discovery, judged),
+        labels=said,
+        unlabelled=why_not,
     )
 
 

@@ -2,15 +2,15 @@
 
 A classifier was never told where things are. Joseph and Nanda 2024 ("Laying the Foundations for Vision and
 Multimodal Mechanistic Interpretability") saw that what the lens says of each patch outlines the object all
-the same; Gandelsman et al. 2024 (arXiv:2310.05916) segment with the heads' contributions by patch. Here
-both maps are scored against masks.
+the same; Gandelsman et al. 2024 (arXiv:2310.05916) segment with the heads' direct contributions by
+patch. Here these maps are scored against masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,15 +27,17 @@ from circuitvit.graph.results import Record, Result, cells
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
+from circuitvit.tasks.images import Images
 from circuitvit.verification.statistics import Estimate, mean_interval
 from circuitvit.views.attribution import direct_logit_attribution
+from circuitvit.views.contributions import decompose
 from circuitvit.views.lens import position_index, positions_of, token_logits
 from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
 
-By = Literal["lens", "attribution"]
+By = Literal["lens", "attribution", "heads"]
 Threshold = float | Literal["mean"]
 
 MOST_PANELS = 12
@@ -270,7 +272,7 @@ def segmentation_change(
         foil: what it is compared with.
         ignore: pixels that do not count.
         threshold: the fixed one, see `PatchEvidence.score`.
-        by: "lens" or "attribution", see `patch_evidence`.
+        by: "lens", "attribution" or "heads", see `patch_evidence`.
         position: of the lens; of a name such as "layer 5" the same one in every model.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
@@ -317,13 +319,15 @@ def patch_evidence(
       A set of classes counts as the log of their summed exponentials; without a foil it is all others.
     * `by="attribution"`: the shares of all heads in the logit difference by the patch they read it from (see
       `direct_logit_attribution`); it is always of the last layer.
+    * `by="heads"`: the direct contributions of all heads by the patch that they were read from, along the
+      direction of the class minus the mean of the others' (see `decompose`): zero-shot segmentation.
 
     Args:
         model: from `load` or `wrap`.
         images: preprocessed `(image, channel, height, width)`, or paths.
         target: a class, a set or a group of them.
         foil: what it is compared with.
-        by: "lens" or "attribution".
+        by: "lens", "attribution" or "heads".
         position: of the lens, by name or number.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
@@ -338,8 +342,8 @@ def patch_evidence(
         >>> patch_evidence(cv.load("catdog-tiny"), catdog_pairs(2, seed=0).clean, "cat", "dog")
         PatchEvidence(cat against dog, lens at layer 3: 2 maps of 6 x 6 patches)
     """
-    if by not in ("lens", "attribution"):
-        raise unknown_name("kind of evidence", by, ("lens", "attribution"))
+    if by not in get_args(By):
+        raise unknown_name("kind of evidence", by, get_args(By))
     wanted, others = class_indices(model, target), None if foil is None else class_indices(model, foil)
     if shared := sorted({*wanted}.intersection(others or ())):
         raise OptionError(f"target and foil share {classes_label(model, shared)}: name others")
@@ -348,9 +352,11 @@ def patch_evidence(
         view = direct_logit_attribution(model, images, target, foil, batch_size=batch_size, progress=progress)
         return PatchEvidence(view.subjects, f"{label}, direct attribution", view.by_patch.sum(axis=1))
     rest = others or tuple(index for index in range(model.n_logits) if index not in set(wanted))
+    found = images_of(model, images)
+    if by == "heads":
+        return _of_heads(model, found, wanted, rest, label, batch_size, progress)
     places = list(positions_of(model, "layer").items())
     place, name = places[position_index([name for _, name in places], position)]
-    found = images_of(model, images)
     batches = watched_batches(model, found, batch_size, "evidence", progress)
     odds = [_odds(model, batch, place, wanted, rest) for batch in batches]
     subjects = subjects_of(model, found)
@@ -401,6 +407,33 @@ def _score(
     level = float(values.mean()) if isinstance(threshold, str) else float(threshold)
     precision = average_precision(values, mask)
     return SegmentationScore(best, at, iou(values >= level, mask), level, precision, float(mask.mean()))
+
+
+def _of_heads(
+    model: Model,
+    images: Images,
+    wanted: tuple[int, ...],
+    rest: tuple[int, ...],
+    label: str,
+    batch_size: int | None,
+    progress: bool,
+) -> PatchEvidence:
+    """What the heads add by patch along the mean of some classes' directions minus that of others."""
+    direction = np.zeros((1, model.n_logits))
+    direction[0, list(wanted)] = 1 / len(wanted)
+    direction[0, list(rest)] = -1 / max(1, len(rest))
+    view = decompose(
+        model,
+        images,
+        output="logits",
+        tokens=True,
+        directions=direction,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    assert view.by_token is not None, "tokens were asked for"
+    maps = view.subjects.on_grid(view.by_token[..., 0].sum(axis=1))
+    return PatchEvidence(view.subjects, f"{label}, heads' contributions", maps)
 
 
 @torch.no_grad()

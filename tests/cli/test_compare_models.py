@@ -11,7 +11,7 @@ import circuitvit as cv
 from circuitvit.pruning import Finding, Plan
 from tests.cli.cases import Run
 
-SHORT = ["--edges", 20, "--method", "eap", "--random", 2, "--within", "1s", "--quiet"]
+SHORT = ["--no-labels", "--edges", 20, "--method", "eap", "--random", 2, "--within", "1s", "--quiet"]
 
 
 @pytest.fixture(scope="module")

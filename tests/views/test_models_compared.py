@@ -22,7 +22,7 @@ from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.views import ComparedModel, Depth
 from tests.views.literal_vit import micro
 
-SETTINGS: dict[str, Any] = {"within": 1.0, "n_random": 3, "progress": False}
+SETTINGS: dict[str, Any] = {"within": 1.0, "n_random": 3, "labels": False, "progress": False}
 
 
 def pictures(n: int, seed: int) -> Tensor:
@@ -34,14 +34,13 @@ def models() -> dict[str, cv.Model]:
     return {"first <b>": micro(0)[0], "deeper": micro(1, depth=3)[0]}
 
 
-def tasks(models: dict[str, cv.Model], **options: Any) -> dict[str, cv.Task]:
+def tasks(models: dict[str, cv.Model], n: int = 12) -> dict[str, cv.Task]:
     """The same pictures, each model with classes of its own: those whose logits tell the sides apart."""
-    sides = pictures(12, 1) + 1.5, pictures(12, 2) - 1.5
+    sides = pictures(n, 1) + 1.5, pictures(n, 2) - 1.5
     gaps = [model(sides[0]).mean(0) - model(sides[1]).mean(0) for model in models.values()]
     classes = [(int(gap.argmax()), int(gap.argmin())) for gap in gaps]
     return {
-        name: cv.Task(*sides, metric=cv.logit_diff(*each), **options)
-        for name, each in zip(models, classes, strict=True)
+        name: cv.Task(*sides, metric=cv.logit_diff(*each)) for name, each in zip(models, classes, strict=True)
     }
 
 
@@ -145,6 +144,20 @@ def test_features_are_compared_by_a_direction() -> None:
     sheet = cv.compare_models([model, model], task, methods=[], **SETTINGS)
     assert all(each.ability.clean_right is None and each.ability.told_apart for each in sheet.models)
     assert "same top class" not in sheet.to_markdown()
+
+
+def test_heads_are_labelled_from_the_images_of_both_sides() -> None:
+    model = micro(0)[0]
+    both = {"a": model, "b": model}
+    few_, many = (tasks(both, n) for n in (3, 6))
+    given: dict[str, Any] = {**SETTINGS, "methods": [], "n_random": 0, "labels": True}
+    labels = cv.compare_models(both, many, **given)["a"].labels
+    assert labels is not None
+    images = torch.cat([many["a"].clean, many["a"].corrupt])  # type: ignore[list-item]
+    assert np.array_equal(labels.shares, cv.text_span(model, images, phrases=1, progress=False).shares)
+    sheet = cv.compare_models(both, few_, **given)
+    assert sheet["a"].labels is None
+    assert any(text.startswith("The heads of a have no labels: 6 images") for text in sheet.caveats)
 
 
 def test_a_method_that_cannot_score_says_why() -> None:

@@ -48,7 +48,8 @@ function factsOf({ node, edge, bundle }) {
     return facts;
   }
   const into = liveOnly(node.into), out = liveOnly(node.out);
-  const facts = [["edges", `${into.length} in, ${out.length} out`]];
+  const said = node.label ? [["label", node.label]] : [];
+  const facts = [...said, ["edges", `${into.length} in, ${out.length} out`]];
   if (TOTAL_EFFECT) facts.push(["share", `${percent(shareOf([...into, ...out]))} of all effects`]);
   return facts;
 }

@@ -35,10 +35,11 @@ function drawNode(node, parent) {
   node.element.node = node;
   draw("rect", { class: "box", x, y, width, height, rx: node.kind === "mlp" ? 10 : 4 }, node.element);
   node.bar = draw("rect", { class: "bar", x: x + 3, y: y + 1.5, width: 0, height: 3, rx: 1.5 }, node.element);
-  const line = y + (node.kind === "head" || node.thumb ? 16 : height / 2 + 4);
+  const line = y + (node.kind === "head" || node.thumb || node.label ? 16 : height / 2 + 4);
   draw("text", { class: "name", x: middle, y: line }, node.element, shortened(node.name, width));
+  if (node.label) draw("text", { class: "said", x: middle, y: line + 11.5 }, node.element, shortened(node.label, width * 1.25));
   if (node.thumb) {
-    const [wide, high] = node.thumb, place = { x: middle - wide / 2, y: y + 21, width: wide, height: high };
+    const [wide, high] = node.thumb, place = { x: middle - wide / 2, y: y + (node.label ? 33 : 21), width: wide, height: high };
     node.image = draw("image", { ...place, preserveAspectRatio: "none" }, node.element);
     draw("rect", { class: "frame", ...place }, node.element);
   }
