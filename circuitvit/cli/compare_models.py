@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -35,13 +35,16 @@ if TYPE_CHECKING:
 FILES = ("models.html", "models.json", "models.csv", "models.md")
 CIRCUIT = "circuit_{}.json"
 
+FILE_OPTIONS = ("checkpoint", "classes", "head")
+"""Of which a model has one at most."""
+
 LETTERS = "ABCDEFGH"
 """What models are called in options, in their order."""
 
 
 @group("Models", "models.load", checkpoint="--checkpoint FILE", arch="--arch KEY=VALUE",
-       classes="--classes FILE", head="--head FILE", device="--device DEVICE",
-       dtype="--dtype DTYPE")  # fmt: skip
+       classes="--classes FILE", head="--head FILE", prompt="--prompt TEXT",
+       template="--template TEXT", device="--device DEVICE", dtype="--dtype DTYPE")  # fmt: skip
 @dataclass(frozen=True)
 class ManyModelsOptions:
     """How models are loaded. What begins with a model's letter is for that one: B:weights.safetensors.
@@ -53,6 +56,9 @@ class ManyModelsOptions:
         arch: what the weights of a model need timm to build, such as B:num_classes=37. Can be repeated.
         classes: a file with the names of a model's classes, one on each line. Can be repeated.
         head: a linear classifier to put on a model's features. Can be repeated.
+        prompt: of a model of images and texts: a sentence that is a class, such as "A:a photo of a cat". Can
+            be repeated.
+        template: a sentence with {} in the place of a prompt, which is then a name. Can be repeated.
         device: where the models run, such as cpu, cuda or cuda:1.
         dtype: of the weights: float32, float64, bfloat16 or float16.
     """
@@ -62,6 +68,8 @@ class ManyModelsOptions:
     arch: list[str] | None = None
     classes: list[str] | None = None
     head: list[str] | None = None
+    prompt: list[str] | None = None
+    template: list[str] | None = None
     device: str = "cpu"
     dtype: str | None = None
 
@@ -79,6 +87,7 @@ def compare_models(
     method: list[str] | None = None,
     edges: int = 200,
     within: str = "30s",
+    labels: bool = True,
     resume: bool = False,
     out: Path = Path("out"),
     run: RunOptions,
@@ -90,9 +99,10 @@ def compare_models(
     its own names for its classes:
 
     ```sh
-    circuitvit compare-models catdog-tiny vit_tiny_patch16_224 --checkpoint B:vit_tiny.safetensors \\
-        --clean cats/ --corrupt dogs/ --held-out 0.36 \\
-        --target A:cat --foil A:dog --target B:group:cat --foil B:group:dog --out out/models
+    circuitvit compare-models clip-tiny vit_tiny_patch16_224 --checkpoint B:vit_tiny.safetensors \\
+        --prompt "A:a photo of a cat" --prompt "A:a photo of a dog" \\
+        --clean cats/ --corrupt dogs/ --held-out 0.36 --out out/models \\
+        --target "A:a photo of a cat" --foil "A:a photo of a dog" --target B:group:cat --foil B:group:dog
     ```
 
     Args:
@@ -123,7 +133,8 @@ def compare_models(
         with clock.phase("comparison"):
             sheet = cv.compare_models(
                 loaded, tasks, held_out=_held_out(others), edges=edges, within=within,
-                n_random=verification.random, known=known, after_each=partial(_write, folder), seed=run.seed,
+                n_random=verification.random, labels=labels, known=known,
+                after_each=partial(_write, folder), seed=run.seed,
                 methods=method or cv.views.models_compared.USUAL, **run.settings(),
             )  # fmt: skip
     _show(sheet)
@@ -162,24 +173,25 @@ def _behaviours(behaviour: BehaviourOptions, letters: str) -> list[BehaviourOpti
 
 def _models(names: Sequence[str], given: ManyModelsOptions, letters: str) -> list[ModelOptions]:
     """How each model is loaded."""
-    files: dict[str, Mapping[str, Path | None]] = {}
-    for name in ("checkpoint", "classes", "head"):
-        option, found = f"--{name}", for_each(f"--{name}", getattr(given, name), letters)
-        for letter, values in found.items():
-            if len(values or ()) > 1:
-                raise OptionError(f"{option} gives two for model {letter}: {' and '.join(values or ())}")
-        files[name] = {letter: Path(values[0]) if values else None for letter, values in found.items()}
-    arch = for_each("--arch", given.arch, letters)
+    own: dict[str, dict[str, Any]] = {letter: {} for letter in letters}
+    for name in ("arch", "prompt", "template", *FILE_OPTIONS):
+        for letter, values in for_each(f"--{name}", getattr(given, name), letters).items():
+            own[letter][name] = values
+            if name in FILE_OPTIONS:
+                if len(values or ()) > 1:
+                    raise OptionError(f"--{name} gives two for model {letter}: {' and '.join(values or ())}")
+                own[letter][name] = Path(values[0]) if values else None
     bundled = cv.models.zoo.zoo_names()
+    loose = {
+        letter for letter, name in zip(letters, names, strict=True) if name not in bundled and ":" not in name
+    }
     return [
         ModelOptions(
             model=name,
-            arch=arch[letter],
-            pretrained=given.pretrained
-            and not (files["checkpoint"][letter] or name in bundled or ":" in name),
+            pretrained=given.pretrained and letter in loose and own[letter]["checkpoint"] is None,
             device=given.device,
             dtype=given.dtype,
-            **{key: values[letter] for key, values in files.items()},
+            **own[letter],
         )
         for letter, name in zip(letters, names, strict=True)
     ]

@@ -10,6 +10,7 @@ from circuitvit.graph import Circuit, Provenance
 from circuitvit.verification.report import Report
 from circuitvit.verification.statistics import Estimate
 from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
+from circuitvit.views.spanning import TextSpan
 
 LETTERS = "ABCDEFGH"
 """What models are called in drawings, in their order; no sheet has room for more of them."""
@@ -48,6 +49,9 @@ class ComparedModel:
         report: of its verification.
         uses: what it is made of.
         rightness: of the scoring methods.
+        labels: what its heads say, in phrases for a model with words and else in its classes; None where
+            that cannot be said.
+        unlabelled: why not; "" where there are labels, and where none were asked for.
         costs: what all this took.
         provenance: model, weights, task and settings.
     """
@@ -67,6 +71,8 @@ class ComparedModel:
     rightness: tuple[Rightness, ...]
     costs: tuple[Cost, ...]
     provenance: Provenance
+    labels: TextSpan | None = None
+    unlabelled: str = ""
 
     @property
     def random(self) -> Estimate | None:
@@ -92,10 +98,12 @@ def table_of(models: Sequence[ComparedModel]) -> Iterator[tuple[str, list[str]]]
         cells = [of(model) for model in models]
         if any(cells):
             yield name, [cell or "-" for cell in cells]
+    if any(model.labels for model in models):
+        yield "heads with a label", [_labelled(model.labels) for model in models]
     methods = dict.fromkeys(each.method for model in models for each in model.rightness)
     for method in methods:
         found = [{each.method: each.spearman for each in model.rightness}.get(method) for model in models]
-        yield f"{method} against effects, Spearman", [_told(each) or "-" for each in found]
+        yield f"{method}, rank correlation", [_told(each) or "-" for each in found]
     phases = dict.fromkeys(cost.phase for model in models for cost in model.costs)
     totals = [sum(cost.forwards for cost in model.costs) for model in models]
     if phases:
@@ -109,6 +117,13 @@ def _told(estimate: Estimate | None) -> str:
 def _of_graph(model: ComparedModel) -> str:
     size = model.report.size
     return f"{size.edges:,} of {size.graph_edges:,} ({size.density:.1%})"
+
+
+def _labelled(labels: TextSpan | None) -> str:
+    if labels is None:
+        return "-"
+    explained = float(labels.shares[:, 0].mean())
+    return f"{len(labels.labels)} of {len(labels.heads)}; a phrase explains {explained:.0%}"
 
 
 def _random(model: ComparedModel) -> str:
@@ -149,6 +164,10 @@ def figures_of(model: ComparedModel) -> Iterator[tuple[str, str, str, Estimate |
         yield "lens", at.position, "depth", at.depth
         yield "lens", at.position, "told_apart", at.told_apart
         yield "lens", at.position, "gap", at.gap
+    if model.labels is not None:
+        for head, shares in zip(model.labels.heads, model.labels.shares, strict=True):
+            yield "labels", head, "explained", float(shares[0])
+            yield "labels", head, "has a label", float(head in model.labels.labels)
     for each in model.rightness:
         for name in ("spearman", "pearson", "signs"):
             yield "rightness", each.method, name, getattr(each, name)
@@ -184,6 +203,8 @@ def _caveats(models: Sequence[ComparedModel], held_out: bool) -> Iterator[str]:
     if unfinished:
         yield f"The search ran out of time on {', '.join(unfinished)}: with more, circuits may be smaller."
     for model in models:
+        if model.unlabelled:
+            yield f"The heads of {model.name} have no labels: {model.unlabelled}."
         for each in model.rightness:
             if each.why_not:
                 yield f"{each.method} cannot score {model.name}: {each.why_not}."

@@ -35,6 +35,7 @@ from circuitvit.verification.statistics import (
     share_interval,
 )
 from circuitvit.views.lens import positions_of
+from circuitvit.views.spanning import TextSpan, text_span
 
 Values = Float[np.ndarray, "position pair"]
 
@@ -189,7 +190,7 @@ class Use:
         return self.used / self.total if self.total else 0.0
 
 
-_NODES = {"attention": "heads", "mlp": "MLPs", "input": "inputs", "readout": "readouts"}
+_NODES = {"attention": "heads", "mlp": "MLPs", "input": "inputs", "readout": "logits"}
 _PORTS = {"q": "queries", "k": "keys", "v": "values"}
 
 
@@ -227,9 +228,19 @@ def _kind(graph: Graph, node: str) -> str:
 
 
 def _input(graph: Graph, receiver: str) -> str:
-    """What an edge enters: queries, keys or values of heads, MLPs, or the readout."""
+    """What an edge enters: queries, keys or values of heads, MLPs, or the logits."""
     port = port_of(receiver)
     return _PORTS.get(port, port) if port else _kind(graph, node_of(receiver))
+
+
+def labels_of(prepared: PreparedTask, seed: int, progress: bool) -> tuple[TextSpan | None, str]:
+    """What heads say of the images of both sides; or why that cannot be said."""
+    sides = [side for side in (prepared.clean, prepared.corrupt) if side is not None]
+    images = torch.cat([side.take(0, len(side)) for side in sides])
+    try:
+        return text_span(prepared.model, images, phrases=1, seed=seed, progress=progress), ""
+    except (OptionError, DataError, UnsupportedModelError) as error:
+        return None, _said(error)
 
 
 # -- how right estimates are ------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def as_page(sheet: ModelSheet) -> str:
         nodes=_parts(sheet.models, "nodes"),
         layers=list(_layers(sheet.models)),
         curves=list(_curves(sheet.models)),
+        labels=[each for each in map(_labels, LETTERS, sheet.models) if each],
         methods=list(_methods(sheet.models)),
         costs=_costs(sheet.models),
         overlaps=[(*map(clean, names), f"{share:.2f}") for names, share in sheet.overlaps.items()],
@@ -216,7 +217,32 @@ def _across(depth: float) -> float:
 
 
 def _up(value: float, low: float, high: float) -> float:
-    return round(HIGH - 22 - (HIGH - 34) * min(1.0, max(0.0, (value - low) / (high - low))), 1)
+    return round(HIGH - 22 - (HIGH - 42) * min(1.0, max(0.0, (value - low) / (high - low))), 1)
+
+
+# -- what heads say ---------------------------------------------------------------------------------
+
+MOST_HEADS = 12
+"""Heads that are listed of a model, those that move the embedding most."""
+
+
+def _labels(letter: str, model: ComparedModel) -> dict[str, Any] | None:
+    """The heads that have a label, and how many those are of all."""
+    said = model.labels
+    if said is None:
+        return None
+    inside, spread = set(model.circuit.nodes), dict(zip(said.heads, said.spread, strict=True))
+    named = sorted(said.labels, key=lambda head: -spread[head])
+    return {
+        "letter": letter,
+        "count": f"{len(named)} of {len(said.heads)} heads have a label",
+        "from": f"out of {len(said.descriptions):,} descriptions",
+        "more": max(0, len(named) - MOST_HEADS),
+        "heads": [
+            (clean(head), clean(said.labels[head]), f"{said.phrases(head)[0][1]:.0%}", head in inside)
+            for head in named[:MOST_HEADS]
+        ],
+    }
 
 
 # -- cost -------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from circuitvit.views.model_figures import (
     depth_values,
     draw_edges,
     exact_effects,
+    labels_of,
     rightness_of,
     uses_of,
 )
@@ -61,6 +62,7 @@ def compare_models(
     edges: int = 200,
     within: str | float = "30s",
     n_random: int = 20,
+    labels: bool = True,
     known: ModelSheet | None = None,
     after_each: Callable[[ModelSheet], object] = lambda sheet: None,
     seed: int = 0,
@@ -84,6 +86,7 @@ def compare_models(
         edges: how many edges, drawn at random, to measure exactly for that.
         within: the time to aim for in the search for each circuit, such as "90s" or "3m".
         n_random: how many random circuits to compare each circuit with; 0 for none.
+        labels: whether to say what heads say, see `text_span`, on the images of discovery.
         known: an earlier sheet, whose models are taken over where model, task and settings are the same.
         after_each: called with what there is after each model.
         seed: of the split, the search, the random circuits, the drawn edges and the resampling.
@@ -113,9 +116,9 @@ def compare_models(
     check_whole("the number of edges to measure", edges, LEAST_EDGES)
     check_whole("the number of random circuits", n_random, 0)
     seconds(within)
-    sides = _sides(named, task, held_out, seed, progress)
+    asked = _Asked(tuple(methods), edges, within, n_random, labels, seed, batch_size, memory, progress)
+    sides = _sides(named, task, held_out, asked)
     first, judged = next(iter(sides.values()))
-    asked = _Asked(tuple(methods), edges, within, n_random, seed, batch_size, memory, progress)
     done = {} if known is None else {model.name: model for model in known.models}
     sheet = ModelSheet((), _pairs(first), counted(len(judged or first), "pair"), judged is not None)
     for name, side in sides.items():
@@ -141,6 +144,7 @@ class _Asked:
     edges: int
     within: str | float
     n_random: int
+    labels: bool
     seed: int
     batch_size: int | None
     memory: int | str | None
@@ -151,6 +155,7 @@ class _Asked:
         tasks = [task_digest(side) for side in (discovery, judged) if side is not None]
         return provenance_of(discovery, "compare_models", self.seed).with_parameters(
             methods=list(self.methods), edges=self.edges, within=str(self.within), n_random=self.n_random,
+            labels=self.labels,
             tasks=tasks,
         )  # fmt: skip
 
@@ -197,6 +202,10 @@ def _measured(
             found = rightness_of(discovery, method, wanted, effects, how, settings, time.perf_counter)
             rightness.append(found)
             clock.phases |= {} if found.why_not else {method: found.seconds}
+    said, why_not = None, ""
+    if asked.labels:
+        with clock.phase("labels"):
+            said, why_not = labels_of(discovery, asked.seed, asked.progress)
     stages = discovery.graph.stages
     attention = [
         name for name, stage in discovery.graph.stage_of_node.items() if stage.kind_of(name) == "attention"
@@ -217,6 +226,8 @@ def _measured(
         rightness=tuple(rightness),
         costs=tuple(Cost(phase, took, took / forward) for phase, took in clock.phases.items()),
         provenance=asked.origin(discovery, judged),
+        labels=said,
+        unlabelled=why_not,
     )
 
 
@@ -265,25 +276,24 @@ def _sides(
     named: Mapping[str, Model],
     task: Tasks,
     held_out: Tasks | float | None,
-    seed: int,
-    progress: bool,
+    asked: _Asked,
 ) -> dict[str, tuple[PreparedTask, PreparedTask | None]]:
     """For each model its pairs to find a circuit on, and those to judge it on; checked to be the same."""
-    discovery = _prepared(named, task, "task", progress)
+    discovery = _prepared(named, task, "task", asked.progress)
     judged: dict[str, PreparedTask | None] = dict.fromkeys(named)
     if isinstance(held_out, (int, float)):
         first = next(iter(named))
-        sides = split(named[first], discovery[first], held_out, seed=seed)
+        sides = split(named[first], discovery[first], held_out, seed=asked.seed)
         rows = [side.clean.rows for side in sides if isinstance(side.clean, SomeImages)]
         for name, each in discovery.items():
             discovery[name], judged[name] = (select_pairs(each, chosen) for chosen in rows)
     elif held_out is not None:
-        judged |= _prepared(named, held_out, "held_out", progress)
+        judged |= _prepared(named, held_out, "held_out", asked.progress)
     for name in named:
         for side in (discovery[name], judged[name]):
             with _naming(name):
                 if side is not None:
-                    Evaluator(side).check_effect()
+                    Evaluator(side, batch_size=asked.batch_size, memory=asked.memory).check_effect()
     return {name: (discovery[name], judged[name]) for name in named}
 
 

@@ -19,7 +19,7 @@ from tests.cli.cases import Run
 
 COMMANDS = (
     "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "classes", "models", "train",
-    "doctor",
+    "doctor", "compare-models",
 )  # fmt: skip
 
 

@@ -133,9 +133,9 @@ def test_the_answers_run(folder: Path) -> None:
     } <= {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("page", ["what_scores_mean.md", "corruptions.md"])
+@pytest.mark.parametrize("page", ["what_scores_mean.md", "corruptions.md", "compare_models.md"])
 def test_examples_of_a_page_run(page: str, folder: Path) -> None:
-    found, names = blocks(page), {"__name__": "__main__"}
+    found, names = [each for each in blocks(page) if each.kind == "python"], {"__name__": "__main__"}
     assert found
     for block in found:
         run(block, page, names)
