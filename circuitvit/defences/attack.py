@@ -77,6 +77,10 @@ class TypographicAttack(Result):
 
     along = "images:image words:image labels:image named:image versions:version"
 
+    def _check(self) -> None:
+        if self.versions not in (("without", "word"), ("without", "neutral", "word")):
+            raise OptionError(f"there are no such versions of images: {self.versions}")
+
     def records(self) -> Iterator[Record]:
         """One row for each `image` and `version`: the `word`, its class (`says`), the right one (`label`),
         the `answer` as an index, and whether it is `right` and what was `read`."""
@@ -122,7 +126,7 @@ class TypographicAttack(Result):
 
     def rows(self) -> list[tuple[str, Estimate]]:
         """The figures by name, for tables."""
-        found = [(FIGURES[version], self.accuracy(version)) for version in self._versions()]  # type: ignore[arg-type]
+        found = [(FIGURES[version], self.accuracy(version)) for version in self.versions]  # type: ignore[arg-type]
         if self.right[0].any():
             found.append(("attack rate", self.attack_rate()))
             if "neutral" in self.versions:
@@ -175,12 +179,12 @@ class TypographicAttack(Result):
         )
         return f"TypographicAttack({self.model}, {counted(len(self.images), 'image')}: {shown})"
 
-    def _versions(self) -> tuple[str, ...]:
-        return tuple(version for version in FIGURES if version in self.versions)
-
     def _place(self, version: str) -> int:
         if version not in self.versions:
-            raise OptionError(f"there is no {version!r} version: it was pasted without neutral=")
+            raise OptionError(
+                f"there is no version {version!r}, only {', '.join(self.versions)}: the neutral word is that "
+                "of paste(..., neutral=)"
+            )
         return self.versions.index(version)
 
 

@@ -123,6 +123,12 @@ class HeadDefence(Result):
 
     along = "heads:head"
 
+    def _check(self) -> None:
+        if self.means is not None and len(self.means) != len(self.chosen):
+            raise OptionError(f"{len(self.means)} means for {counted(len(self.chosen), 'chosen head')}")
+        if self.before.images != self.after.images:
+            raise OptionError("what is before and after is of different images")
+
     def records(self) -> Iterator[Record]:
         """One row for each `head`, by `score`: its share `without` words, whether it was `tried` and
         `chosen`, and the accuracies on training images with it (`clean`, `typographic`)."""

@@ -18,8 +18,8 @@ from circuitvit.tasks import ablation_names, metric_names
 from tests.cli.cases import Run
 
 COMMANDS = (
-    "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "classes", "models", "train",
-    "doctor",
+    "demo", "discover", "attribute", "verify", "draw", "patch", "words", "activations", "classes", "models",
+    "train", "doctor",
 )  # fmt: skip
 
 
