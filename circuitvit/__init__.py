@@ -127,6 +127,8 @@ if TYPE_CHECKING:
     from circuitvit.views import tuned_lens as tuned_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
+    from circuitvit.views.model_sheet import ModelSheet as ModelSheet
+    from circuitvit.views.models_compared import compare_models as compare_models
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -156,6 +158,8 @@ else:
                 "logit_lens registers steer token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
+            "circuitvit.views.model_sheet": "ModelSheet",
+            "circuitvit.views.models_compared": "compare_models",
         },
         submodules=(
             "attribution datasets defences engine errors export graph groundtruth models pruning tasks "

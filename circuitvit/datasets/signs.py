@@ -64,7 +64,7 @@ BACKGROUNDS: Mapping[str, Colour] = {
 }
 """Colours of the background."""
 
-PLACES: Mapping[str, float] = {"left": 0.25, "middle": 0.50, "right": 0.75}
+PLACES: Mapping[str, float] = {"left": 0.27, "middle": 0.50, "right": 0.73}
 """Where the animal's head is, from the left edge, as a fraction of the side."""
 
 FACTORS: Mapping[str, tuple[str, ...]] = {
@@ -177,10 +177,10 @@ def random_scene(rng: np.random.Generator, animal: str | None = None, word: str 
         animals=(
             catdog.Animal(
                 species=animal or species,
-                x=PLACES[place] + 0.06 * (u[5] - 0.5),
-                y=0.55 + 0.08 * u[6],  # ears end below a sign at the top, chins above one at the bottom
-                radius=0.165 + 0.025 * u[7],
-                tilt=0.4 * (u[8] - 0.5),
+                x=PLACES[place] + 0.04 * (u[5] - 0.5),
+                y=0.575 + 0.035 * u[6],  # ears end below a sign at the top, chins above one at the bottom
+                radius=0.19 + 0.015 * u[7],
+                tilt=0.2 * (u[8] - 0.5),
                 turn=0.3 * (u[9] - 0.5),
                 fur=fur,
                 accent=accent,
@@ -196,7 +196,7 @@ def random_scene(rng: np.random.Generator, animal: str | None = None, word: str 
         noise=0.02,
         noise_seed=noise_seed,
     )
-    corners = [(x, y) for y in (0, SIZE - SIGN[1]) for x in (0, (SIZE - SIGN[0]) // 2, SIZE - SIGN[0])]
+    corners = [(x, y) for y in (0, SIZE - SIGN[1]) for x in (0, SIZE - SIGN[0])]
     chance = int(2 * len(corners) * u[23])  # even numbers have a sign
     said_here = (said if chance % 2 == 0 else None) if word == "?" else word
     return SignScene(picture, colour, place, background, said_here, corners[chance // 2])

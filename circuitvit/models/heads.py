@@ -22,7 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import (
+    FileError,
+    ModelError,
+    OptionError,
+    UnsupportedModelError,
+    counted,
+    unknown_name,
+)
 from circuitvit.graph.files import TEXT, check_version, record, write_bytes
 from circuitvit.models.edits import edited
 from circuitvit.models.layers import ReadoutStage
@@ -237,6 +244,8 @@ def with_head(
         head = head.like(model)
         readout = _headed(features, head.module())
     put_on = "features" if head.weight is None else f"a head of {len(head.weight)}"
+    if head.scale is not None and head.weight is not None:
+        put_on = counted(len(head.weight), "prompt")
     made = replace(
         model,
         name=f"{model.name} with {put_on}" + ("" if head.tokens == "pooled" else f" on {head.tokens}"),

@@ -60,6 +60,7 @@ class Model:
         edits: what is changed in it, see `edit`.
         bare: the model without its edits; None for one that has none.
         words: of a model of images and texts the text side; None for one without.
+        wordless: why a model that could have words was loaded without.
 
     Example:
         >>> import circuitvit as cv
@@ -86,6 +87,7 @@ class Model:
     edits: tuple[Change, ...] = ()
     bare: Model | None = None
     words: Words | None = None
+    wordless: str = ""
 
     @cached_property
     def graph(self) -> Graph:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PLACE = "{}"
 """Where a template takes a name."""
 
+AT_ONCE = 256
+"""How many sentences are run together."""
+
 
 class Tokenizer(Protocol):
     """What turns sentences into numbers of tokens, and says what a token stands for."""
@@ -103,10 +106,11 @@ class Words:
         """
         tokens = [self.tokenizer.encode(sentence) for sentence in _sentences(sentences)]
         device, features = next(self.module.parameters()).device, dict[int, Tensor]()
-        for count in sorted({len(each) for each in tokens}):  # those of one length at once
+        for count in sorted({len(each) for each in tokens}):  # those of one length together
             alike = [place for place, each in enumerate(tokens) if len(each) == count]
-            numbers = torch.tensor([tokens[place] for place in alike], device=device)
-            features.update(zip(alike, self.family.run(self.module, as_inputs(numbers)), strict=True))
+            for places in (alike[start : start + AT_ONCE] for start in range(0, len(alike), AT_ONCE)):
+                numbers = torch.tensor([tokens[place] for place in places], device=device)
+                features.update(zip(places, self.family.run(self.module, as_inputs(numbers)), strict=True))
         found = torch.stack([features[place] for place in range(len(tokens))])
         if not found.isfinite().all():
             raise ModelError("the text tower gives NaN or infinite features: its weights are unusable")
@@ -148,6 +152,8 @@ def with_prompts(model: Model, prompts: Sequence[str], templates: Sequence[str] 
     """
     words = model.words
     if words is None:
+        if model.wordless:
+            raise OptionError(f"{model.name} knows no words: {model.wordless}")
         raise OptionError(
             f"{model.name} knows no words: prompts are for models of images and texts, such as CLIP: "
             "open_clip:MODEL/TAG, hf:NAME, or a module and its tokenizer, cv.wrap(clip, tokenizer=...)"

@@ -113,6 +113,8 @@ def training_data(dataset: str | Path, seed: int = 0, size: int | None = None) -
         DataError: when it is none of these, or when pictures are missing or cannot be read.
         OptionError: for a size that is not a multiple of 8, or a size for catdog or digits.
     """
+    if dataset == "clip":
+        raise OptionError("clip is trained by train_clip, on pictures of a size of their own")
     if dataset not in ("catdog", "digits"):
         return folder_data(dataset, seed, **({} if size is None else {"size": size}))
     if size is not None:
@@ -172,15 +174,33 @@ def train(
 
 
 def finish(
-    module: nn.Module, stem: Path | None, recipe: Recipe, steps_done: int, *, name: str, **facts: Any
+    module: nn.Module,
+    stem: Path | None,
+    recipe: Recipe,
+    steps_done: int,
+    *,
+    name: str,
+    start: str | None = None,
+    **facts: Any,
 ) -> TrainingResult:
-    """Writes weights and card, whose other fields are `facts`, to `stem`; None saves nothing."""
+    """Writes weights and card to `stem`; None saves nothing.
+
+    Args:
+        module: as trained.
+        stem: path without ending.
+        recipe: how it was trained.
+        steps_done: fewer than those of the recipe when it was interrupted.
+        name: of the model where there is no path.
+        start: the bundled model whose weights it started with, None for weights at random.
+        **facts: the other fields of the card.
+    """
     weights = to_safetensors({key: value.contiguous() for key, value in module.state_dict().items()})
     card = Card(
         name=name if stem is None else stem.name,
         recipe={
             "optimiser": "AdamW", "schedule": "warm-up and cosine", **asdict(recipe),
             "steps_done": steps_done, "torch": torch.__version__.split("+")[0],
+            **({} if start is None else {"start": start}),
         },
         seed=recipe.seed,
         weights_sha256=sha256(weights),
@@ -237,11 +257,11 @@ def fit(
         try:
             for step in range(recipe.steps):
                 loss, right = objective(step)
-                if not math.isfinite(loss):
-                    raise DataError(f"the loss is {float(loss)} at step {step}: try a smaller learning_rate")
+                if not loss.isfinite():
+                    raise DataError(f"the loss is {loss.item()} at step {step}: try a smaller learning_rate")
                 _descend(module, loss, optimiser, groups, recipe, step)
                 done = step + 1
-                bar.set_postfix(loss=f"{float(loss):.3f}", accuracy=f"{float(right):.1%}", refresh=False)
+                bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.1%}", refresh=False)
                 bar.update()
         except KeyboardInterrupt:
             pass

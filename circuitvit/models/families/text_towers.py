@@ -39,6 +39,12 @@ class TextTower(TextFamily):
             raise DataError(
                 f"{counted(count, 'token')} in a sentence, and {type(module).__name__} takes {most}{context}"
             )
+        known = self.table(module).num_embeddings
+        if count and int(tokens.max()) >= known:
+            raise DataError(
+                f"there is no token {int(tokens.max())}: {type(module).__name__} has {known}, so that the "
+                "tokenizer is that of another model"
+            )
         if not self.whole(module):
             places = self.read_at(module, tokens)
             for place in places[places != count - 1].tolist():
@@ -51,6 +57,10 @@ class TextTower(TextFamily):
 
     padding = 0
     """The number of a token that is put behind the end, where the module needs as many as its context."""
+
+    @abstractmethod
+    def table(self, module: Any) -> nn.Embedding:
+        """What each token is for the model."""
 
     @abstractmethod
     def features(self, module: Any, tokens: Tokens) -> Float[Tensor, "sentence width"]:
@@ -93,6 +103,9 @@ class TextTower(TextFamily):
 class OpenAIText(TextTower):
     """The text side of OpenAI's `clip.model.CLIP`, whose parts are the module's own."""
 
+    def table(self, module: Any) -> nn.Embedding:
+        return module.token_embedding  # type: ignore[no-any-return]
+
     def context(self, module: Any) -> int:
         return int(module.positional_embedding.shape[0])
 
@@ -128,6 +141,9 @@ class OpenClipText(TextTower):
         if getattr(tower, "output_tokens", False) or self.pooling(module) == "none":
             raise UnsupportedModelError("the text tower gives more than one vector for a sentence")
 
+    def table(self, module: Any) -> nn.Embedding:
+        return self.tower(module).token_embedding  # type: ignore[no-any-return]
+
     def context(self, module: Any) -> int:
         return int(self.tower(module).positional_embedding.shape[0])
 
@@ -149,6 +165,9 @@ class OpenClipText(TextTower):
 
 class HFClipText(TextTower):
     """The text side of transformers' `CLIPModel`."""
+
+    def table(self, module: Any) -> nn.Embedding:
+        return module.text_model.embeddings.token_embedding  # type: ignore[no-any-return]
 
     def context(self, module: Any) -> int:
         return int(module.text_model.embeddings.position_embedding.num_embeddings)
@@ -176,6 +195,9 @@ class SiglipText(HFClipText):
 
 class OwnText(TextTower):
     """The text side of `clip-tiny`: a `ClipModule`, whose text tower is its `text`."""
+
+    def table(self, module: Any) -> nn.Embedding:
+        return module.text.token_embedding  # type: ignore[no-any-return]
 
     def context(self, module: Any) -> int:
         return int(module.text.context)

@@ -22,7 +22,8 @@ from torch import nn
 
 from circuitvit.errors import FileError, ModelError
 from circuitvit.models.timm_import import import_timm
-from circuitvit.models.zoo.text_tower import MARKS, ClipModule, TextTower
+from circuitvit.models.zoo.clip_module import ClipModule
+from circuitvit.models.zoo.text_tower import MARKS, TextTower
 
 SCHEMA = "circuitvit.card/1"
 
@@ -331,7 +332,9 @@ def load_module(card_path: str | Path) -> tuple[nn.Module, Card]:
         state = parse_safetensors(data)
     except SafetensorError as error:
         raise FileError(f"{weights} is not a safetensors file: {error}") from error
-    module = build_module(card.architecture) if card.text is None else build_clip(card.architecture, card.text)
+    module = (
+        build_module(card.architecture) if card.text is None else build_clip(card.architecture, card.text)
+    )
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""`clip-tiny` as a module, its text half (a transformer over the words of a sentence), and its tokenizer.
+"""The text half of `clip-tiny`: a transformer over the words of a sentence, and its tokenizer.
 
 Example:
     >>> tokenizer = WordTokenizer(("a", "cat", "dog"), context=8)
@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -25,21 +24,6 @@ from circuitvit.models.timm_import import import_timm
 
 MARKS = ("[pad]", "[start]", "[end]")
 """What tokens 0, 1 and 2 say."""
-
-
-class ClipModule(nn.Module):
-    """Two towers that give features of one width; similarity is the scaled cosine.
-
-    Attributes:
-        visual: pictures to features: a timm `VisionTransformer` whose `head` is the projection.
-        text: token numbers to features.
-        logit_scale: logarithm of what cosines are multiplied by.
-    """
-
-    def __init__(self, visual: nn.Module, text: TextTower) -> None:
-        super().__init__()
-        self.visual, self.text = visual, text
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
 
 class TextTower(nn.Module):
