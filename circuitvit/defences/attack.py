@@ -334,18 +334,22 @@ def changed_share(
 ) -> Estimate:
     """How a share changes, image by image, with its interval.
 
-    Where no image changes, a bootstrap would call that a certainty: the interval is then that of no hit among
-    so many, up and down.
+    Where none changes, or all do, a bootstrap would call that a certainty: the interval is then that of no
+    hit, or of hits alone, among so many.
 
     Example:
         >>> print(changed_share(np.ones(20, dtype=bool), np.ones(20, dtype=bool)))
         0.000 (-0.168 to 0.168)
     """
     change = after.astype(float) - before
-    if change.any():
+    if np.ptp(change) > 0:
         return mean_interval(change)
-    most = share_interval(change).high
-    return Estimate(0.0, None if most is None else -most, most)
+    value, of_all = float(change[0]), share_interval(np.ones_like(change)).low
+    if of_all is None:
+        return Estimate(value)
+    if value == 0:
+        return Estimate(0.0, of_all - 1, 1 - of_all)
+    return Estimate(value, min(value, value * of_all), max(value, value * of_all))
 
 
 def in_per_cent(estimate: Estimate) -> str:

@@ -444,6 +444,8 @@ def _search(
     best, idle = at_first[1], 0
     with progress_bar(len(heads), "silencing heads", progress, unit="head") as bar:
         for head in heads:
+            if idle == patience or best == 1.0:
+                break
             clean, typographic = accuracies([*chosen, head])
             kept = typographic > best and at_first[0] - clean <= tolerance + 1e-12
             steps.append(Step(head, clean, typographic, kept))
@@ -453,8 +455,6 @@ def _search(
                 best, idle = typographic, 0
             else:
                 idle += 1
-            if idle == patience or best == 1.0:
-                break
     return steps
 
 

@@ -13,7 +13,7 @@ Example:
     >>> signs
     Pasted('dog' (or 'sign', or nothing) on 3 images)
     >>> signs.task(cv.logit_diff("dog", "cat")).prepare(model).label
-    '3 pairs, logit difference (dog - cat), patch ablation, noising'
+    '3 pairs, logit_diff(dog, cat), patch ablation, noising'
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def paste(
         >>> photo = Image.new("RGB", (120, 90), "teal")
         >>> signs = paste(cv.load("catdog-tiny"), photo, "dog", place=["top", "bottom"], size=0.25)
         >>> signs.groups()
-        TokenGroups(cls: 1, word: 12, patch: 24, in 1 images)
+        TokenGroups(cls: 1, word: 16, patch: 20, in 1 images)
     """
     spec = model.preprocessing
     if spec.what not in ("image", "clip"):
