@@ -31,7 +31,7 @@ from circuitvit.models import Model
 from circuitvit.tasks import PerPair
 from circuitvit.tasks.classes import ClassGroup, class_indices, classes_label, spec_label
 from circuitvit.tasks.lettering import called
-from circuitvit.tasks.words import Pasted, Version
+from circuitvit.tasks.with_words import Version, WithWords
 from circuitvit.verification.statistics import Estimate, mean_interval, share_interval
 from circuitvit.views.outcomes import few_images
 from circuitvit.views.subjects import watched_batches
@@ -191,7 +191,7 @@ class TypographicAttack(Result):
 @running
 def typographic_attack(
     model: Model,
-    images: Pasted,
+    images: WithWords,
     labels: Labels,
     *,
     named: Labels | None = None,
@@ -202,7 +202,7 @@ def typographic_attack(
 
     Args:
         model: with classes; from `load`, `wrap`, `edit`, `with_head` or `with_prompts`.
-        images: from `circuitvit.tasks.words.paste`.
+        images: from `circuitvit.tasks.words.paste` or `given`.
         labels: what is in the pictures: a class or group for all, or `cv.PerPair([...])` for each.
         named: the class that the word says, likewise; by default the one that is called as the word is, or
             the only prompt that has the word in it.
@@ -261,7 +261,7 @@ def check_classes(model: Model) -> None:
 
 
 def answered(
-    model: Model, images: Pasted, version: Version, batch_size: int | None, progress: bool
+    model: Model, images: WithWords, version: Version, batch_size: int | None, progress: bool
 ) -> Int64[NDArray[np.int64], " image"]:
     """The top class of each image in one version."""
     model.refresh()
@@ -283,7 +283,9 @@ Members = list[tuple[int, ...]]
 """Classes for each image, as indices."""
 
 
-def classes_of(model: Model, images: Pasted, labels: Labels, named: Labels | None) -> tuple[Members, Members]:
+def classes_of(
+    model: Model, images: WithWords, labels: Labels, named: Labels | None
+) -> tuple[Members, Members]:
     """The classes that are right for each image, and those that the word on it says.
 
     Raises:
@@ -308,7 +310,7 @@ def _members(model: Model, labels: Labels, count: int, what: str) -> Members:
     return [class_indices(model, each) for each in labels.classes]
 
 
-def _said_by(model: Model, images: Pasted, named: Labels | None) -> Members:
+def _said_by(model: Model, images: WithWords, named: Labels | None) -> Members:
     if named is not None:
         return _members(model, named, len(images), "named classes")
     words = [called(word) for word in images.words]

@@ -8,10 +8,14 @@ trained:
    the typographic accuracy rises and the clean accuracy has fallen by no more than a tolerance since the
    beginning; else it is left out. After some heads in a row that were left out, the search ends.
 
-The published code stops at the first head that brings typographic accuracy and costs too much of the clean
-one, and keeps it in the set; here it is left out, so that the tolerance holds. The set is chosen on one part
-of the images, and what it does is measured on the others. Beside it stand sets of as many heads drawn at
-random: what silencing does, whoever is silenced.
+Two things are otherwise than in the published code. That stops at the first head which brings typographic
+accuracy and costs too much of the clean one, and keeps it in the set; here it is left out, so that the
+tolerance holds. And the search ends once the typographic accuracy has reached what the clean one was at first:
+where words cost nothing there is nothing to defend against, and a head that happens to turn an image or two
+would be silenced for nothing.
+
+The set is chosen on one part of the images, and what it does is measured on the others. Beside it stand sets
+of as many heads drawn at random: what silencing does, whoever is silenced.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model, through
 from circuitvit.models.sites import heads_of
 from circuitvit.tasks import PerPair
-from circuitvit.tasks.words import Pasted
+from circuitvit.tasks.with_words import WithWords
 from circuitvit.verification.statistics import Estimate
 from circuitvit.views.attention import attention_places, attentions
 from circuitvit.views.subjects import watched_batches
@@ -239,7 +243,7 @@ class HeadDefence(Result):
 @running
 def attention_heads(
     model: Model,
-    images: Pasted,
+    images: WithWords,
     labels: Labels,
     *,
     named: Labels | None = None,
@@ -259,8 +263,8 @@ def attention_heads(
 
     Args:
         model: with classes and a class token; from `load`, `wrap`, `edit`, `with_head` or `with_prompts`.
-        images: from `circuitvit.tasks.words.paste`; better with a neutral word, so that the table tells
-            reading from a plate that is in the way.
+        images: from `circuitvit.tasks.words.paste` or `given`; better with a neutral word, so that the
+            table tells reading from a plate that is in the way.
         labels: what is in the pictures: a class or group for all, or `cv.PerPair([...])` for each.
         named: the class that the word says, likewise; by default the one that is called as the word is.
         tolerance: the share of training images that clean accuracy may fall by.
@@ -390,7 +394,7 @@ def _divided(count: int, held_out: float, seed: int) -> tuple[list[int], list[in
 
 def _attack(
     model: Model,
-    images: Pasted,
+    images: WithWords,
     rows: list[int],
     right: Members,
     says: Members,
@@ -403,7 +407,11 @@ def _attack(
 
 
 def _scores(
-    model: Model, images: Pasted, tokens: Bool[Tensor, "image token"], batch_size: int | None, progress: bool
+    model: Model,
+    images: WithWords,
+    tokens: Bool[Tensor, "image token"],
+    batch_size: int | None,
+    progress: bool,
 ) -> tuple[list[str], Float[NDArray[np.float64], " head"], Float[NDArray[np.float64], " head"]]:
     """All heads, and the shares of their attention that fall on the text: with words on it, and without.
 
@@ -444,7 +452,7 @@ def _search(
     best, idle = at_first[1], 0
     with progress_bar(len(heads), "silencing heads", progress, unit="head") as bar:
         for head in heads:
-            if idle == patience or best == 1.0:
+            if idle == patience or best >= at_first[0]:
                 break
             clean, typographic = accuracies([*chosen, head])
             kept = typographic > best and at_first[0] - clean <= tolerance + 1e-12

@@ -18,7 +18,7 @@ from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.lettering import PLACES, Box, Lettering, check_word
 from circuitvit.tasks.word_files import write_pictures
-from circuitvit.tasks.words import paste, write
+from circuitvit.tasks.words import given, paste, write
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ class TestPasted:
         assert torch.equal(prepared.clean.take(0, 2), signs.images("word").take(0, 2))
         assert prepared.corrupt is not None
         assert torch.equal(prepared.corrupt.take(0, 2), signs.images("neutral").take(0, 2))
-        assert prepared.pairing == "'dog', 'cat' pasted on each image, and 'sign' in its place"
+        assert prepared.pairing == "'dog', 'cat' written on each image, and 'sign' in its place"
         plain = signs.task("kl_divergence", against="without").prepare(model)
         assert plain.corrupt is not None
         assert torch.equal(plain.corrupt.take(1, 2), signs.images("without").take(1, 2))
@@ -200,6 +200,22 @@ class TestPasted:
             paste(model, blank, ["cat", "dog"], neutral="dog", size=0.3)
         with pytest.raises(NameNotFoundError, match="unknown version of the images 'neutral'"):
             paste(model, blank, "dog", size=0.3).images("neutral")
+
+
+def test_images_that_have_words_already(model: Model) -> None:
+    signs = paste(model, torch.zeros(3, 3, 48, 48), ["dog", "cat", "dog"], neutral="sign", size=0.3)
+    each = {version: signs.images(version).take(0, 3) for version in signs.versions}
+    own = given(
+        model, each["word"], each["without"], list(signs.words), neutral=each["neutral"], mask=signs.mask
+    )  # type: ignore[arg-type]
+    assert repr(own) == "GivenWords('dog', 'cat' (or a neutral word, or nothing) on 3 images)"
+    for version in signs.versions:
+        assert torch.equal(own.select([2, 0]).images(version).take(0, 2), each[version][[2, 0]])
+    assert torch.equal(own.select([1]).tokens(), signs.tokens()[[1]])
+    with pytest.raises(DataError, match=r"images with words are 3 of .* of the version 'without' 2 of"):
+        given(model, each["word"], each["without"][:2], "dog", mask=signs.mask)
+    with pytest.raises(DataError, match="boolean mask of 48 x 48 pixels"):
+        given(model, each["word"], each["without"], "dog", mask=signs.mask[:, 1:])
 
 
 def test_a_corruption_of_a_task(model: Model) -> None:
