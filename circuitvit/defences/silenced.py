@@ -10,9 +10,9 @@ trained:
 
 Two things are otherwise than in the published code. That stops at the first head which brings typographic
 accuracy and costs too much of the clean one, and keeps it in the set; here it is left out, so that the
-tolerance holds. And the search ends once the typographic accuracy has reached what the clean one was at first:
-where words cost nothing there is nothing to defend against, and a head that happens to turn an image or two
-would be silenced for nothing.
+tolerance holds. And the search ends once the typographic accuracy has reached what the clean one was at
+first: where words cost nothing there is nothing to defend against, and a head that happens to turn an image
+or two would be silenced for nothing.
 
 The set is chosen on one part of the images, and what it does is measured on the others. Beside it stand sets
 of as many heads drawn at random: what silencing does, whoever is silenced.
