@@ -15,7 +15,7 @@ first: where words cost nothing there is nothing to defend against, and a head t
 or two would be silenced for nothing.
 
 The set is chosen on one part of the images, and what it does is measured on the others. Beside it stand sets
-of as many heads drawn at random: what silencing does, whoever is silenced.
+of as many other heads drawn at random: what silencing does, whoever is silenced.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class HeadDefence(Result):
         trained_on: names of the training images.
         before: the attack on the held-out images, on the model as it is.
         after: the same with the chosen heads silenced.
-        random: typographic accuracy on the held-out images with as many heads silenced at random, `(draw,)`.
+        random: typographic accuracy on the held-out images with as many other heads silenced, `(draw,)`.
         silence: what the heads' output at the class token becomes: "zero" or "mean".
         means: where it is their mean over training images without words, `(chosen, d_model)`; else None.
         tolerance: of the fall of clean accuracy.
@@ -184,7 +184,7 @@ class HeadDefence(Result):
         if len(self.random):
             low, high = self.random.min(), self.random.max()
             lines.append(
-                f"{'random heads':<21}  {low:.0%} to {high:.0%} typographic accuracy "
+                f"{'other heads':<21}  {low:.0%} to {high:.0%} typographic accuracy "
                 f"({counted(len(self.random), 'draw')} of {counted(len(self.chosen), 'head')})"
             )
         return "\n".join(lines)
@@ -272,7 +272,7 @@ def attention_heads(
         silence: "zero", as published; or "mean", what the head writes on average without words.
         held_out: the share of images that nothing is chosen on.
         threshold: the share of a patch that the word must cover to be a text patch.
-        controls: random sets of as many heads to compare with.
+        controls: random sets of as many other heads to compare with.
         seed: of which images are held out, and of random sets.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
@@ -320,8 +320,9 @@ def attention_heads(
     repaired = _silenced(model, chosen, means) if chosen else model
     after = _attack(repaired, images, rest, right, says, batch_size, progress) if chosen else before
     held, rng, drawn = images.select(rest), np.random.default_rng(seed), []
-    for _ in range(controls if chosen else 0):
-        others = [heads[at] for at in rng.choice(len(heads), len(chosen), replace=False)]
+    rest_of_heads = [head for head in heads if head not in chosen]
+    for _ in range(controls if 0 < len(chosen) <= len(rest_of_heads) else 0):
+        others = rng.choice(rest_of_heads, len(chosen), replace=False).tolist()
         answers = answered(_silenced(model, others, means), held, "word", batch_size, False)
         drawn.append(float(among(answers, [right[row] for row in rest]).mean()))
     held_means = None
