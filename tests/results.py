@@ -199,6 +199,20 @@ def _ranking(maker: Maker) -> Any:
     return maker.example(Ranking, rows={"top": picks, 0.5: picks}, quantiles={0.0: -1.0, 0.5: 0.0, 1.0: 2.5})
 
 
+def _versions(maker: Maker) -> tuple[str, ...]:
+    maker.sizes["version"] = 3
+    return "without", "neutral", "word"
+
+
+def _defence(maker: Maker) -> dict[str, Any]:
+    from circuitvit.defences import TypographicAttack
+    from circuitvit.defences.silenced import Step
+
+    attack = maker.example(TypographicAttack)
+    return {"before": attack, "after": attack, "steps": (Step("a0.h1", 1.0, 0.5, True),),
+            "means": np.ones((1, 4), np.float32)}  # fmt: skip
+
+
 SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     "Agreement": lambda maker: {"circuits": (_circuit(maker),) * 3, "findings": (), "at_least": 0.5},
     "Candidate": lambda maker: {"kept": _mask(maker)},
@@ -244,6 +258,8 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
         "tokens": np.ones((2, 5), bool),
     },
     "LogitLens": lambda maker: {"labels": {0: "cat", 4: "dog"}},
+    "TypographicAttack": lambda maker: {"versions": _versions(maker)},
+    "HeadDefence": lambda maker: _defence(maker),
     "TopImages": lambda maker: {
         "images": ("a.png", "b.png", "c.png"), "shown": np.array([0, 2]),
         "subjects": maker.example(

@@ -31,7 +31,7 @@ from circuitvit.models import Model
 from circuitvit.tasks import PerPair
 from circuitvit.tasks.classes import ClassGroup, class_indices, classes_label, spec_label
 from circuitvit.tasks.lettering import called
-from circuitvit.tasks.words import Pasted, Version
+from circuitvit.tasks.with_words import Version, WithWords
 from circuitvit.verification.statistics import Estimate, mean_interval, share_interval
 from circuitvit.views.outcomes import few_images
 from circuitvit.views.subjects import watched_batches
@@ -76,6 +76,10 @@ class TypographicAttack(Result):
     caveats: tuple[str, ...]
 
     along = "images:image words:image labels:image named:image versions:version"
+
+    def _check(self) -> None:
+        if self.versions not in (("without", "word"), ("without", "neutral", "word")):
+            raise OptionError(f"there are no such versions of images: {self.versions}")
 
     def records(self) -> Iterator[Record]:
         """One row for each `image` and `version`: the `word`, its class (`says`), the right one (`label`),
@@ -122,7 +126,7 @@ class TypographicAttack(Result):
 
     def rows(self) -> list[tuple[str, Estimate]]:
         """The figures by name, for tables."""
-        found = [(FIGURES[version], self.accuracy(version)) for version in self._versions()]  # type: ignore[arg-type]
+        found = [(FIGURES[version], self.accuracy(version)) for version in self.versions]  # type: ignore[arg-type]
         if self.right[0].any():
             found.append(("attack rate", self.attack_rate()))
             if "neutral" in self.versions:
@@ -175,19 +179,19 @@ class TypographicAttack(Result):
         )
         return f"TypographicAttack({self.model}, {counted(len(self.images), 'image')}: {shown})"
 
-    def _versions(self) -> tuple[str, ...]:
-        return tuple(version for version in FIGURES if version in self.versions)
-
     def _place(self, version: str) -> int:
         if version not in self.versions:
-            raise OptionError(f"there is no {version!r} version: it was pasted without neutral=")
+            raise OptionError(
+                f"there is no version {version!r}, only {', '.join(self.versions)}: the neutral word is that "
+                "of paste(..., neutral=)"
+            )
         return self.versions.index(version)
 
 
 @running
 def typographic_attack(
     model: Model,
-    images: Pasted,
+    images: WithWords,
     labels: Labels,
     *,
     named: Labels | None = None,
@@ -198,7 +202,7 @@ def typographic_attack(
 
     Args:
         model: with classes; from `load`, `wrap`, `edit`, `with_head` or `with_prompts`.
-        images: from `circuitvit.tasks.words.paste`.
+        images: from `circuitvit.tasks.words.paste` or `given`.
         labels: what is in the pictures: a class or group for all, or `cv.PerPair([...])` for each.
         named: the class that the word says, likewise; by default the one that is called as the word is, or
             the only prompt that has the word in it.
@@ -257,7 +261,7 @@ def check_classes(model: Model) -> None:
 
 
 def answered(
-    model: Model, images: Pasted, version: Version, batch_size: int | None, progress: bool
+    model: Model, images: WithWords, version: Version, batch_size: int | None, progress: bool
 ) -> Int64[NDArray[np.int64], " image"]:
     """The top class of each image in one version."""
     model.refresh()
@@ -279,7 +283,9 @@ Members = list[tuple[int, ...]]
 """Classes for each image, as indices."""
 
 
-def classes_of(model: Model, images: Pasted, labels: Labels, named: Labels | None) -> tuple[Members, Members]:
+def classes_of(
+    model: Model, images: WithWords, labels: Labels, named: Labels | None
+) -> tuple[Members, Members]:
     """The classes that are right for each image, and those that the word on it says.
 
     Raises:
@@ -304,7 +310,7 @@ def _members(model: Model, labels: Labels, count: int, what: str) -> Members:
     return [class_indices(model, each) for each in labels.classes]
 
 
-def _said_by(model: Model, images: Pasted, named: Labels | None) -> Members:
+def _said_by(model: Model, images: WithWords, named: Labels | None) -> Members:
     if named is not None:
         return _members(model, named, len(images), "named classes")
     words = [called(word) for word in images.words]
@@ -330,18 +336,22 @@ def changed_share(
 ) -> Estimate:
     """How a share changes, image by image, with its interval.
 
-    Where no image changes, a bootstrap would call that a certainty: the interval is then that of no hit among
-    so many, up and down.
+    Where none changes, or all do, a bootstrap would call that a certainty: the interval is then that of no
+    hit, or of hits alone, among so many.
 
     Example:
         >>> print(changed_share(np.ones(20, dtype=bool), np.ones(20, dtype=bool)))
         0.000 (-0.168 to 0.168)
     """
     change = after.astype(float) - before
-    if change.any():
+    if np.ptp(change) > 0:
         return mean_interval(change)
-    most = share_interval(change).high
-    return Estimate(0.0, None if most is None else -most, most)
+    value, of_all = float(change[0]), share_interval(np.ones_like(change)).low
+    if of_all is None:
+        return Estimate(value)
+    if value == 0:
+        return Estimate(0.0, of_all - 1, 1 - of_all)
+    return Estimate(value, min(value, value * of_all), max(value, value * of_all))
 
 
 def in_per_cent(estimate: Estimate) -> str:

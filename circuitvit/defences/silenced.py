@@ -8,10 +8,14 @@ trained:
    the typographic accuracy rises and the clean accuracy has fallen by no more than a tolerance since the
    beginning; else it is left out. After some heads in a row that were left out, the search ends.
 
-The published code stops at the first head that brings typographic accuracy and costs too much of the clean
-one, and keeps it in the set; here it is left out, so that the tolerance holds. The set is chosen on one part
-of the images, and what it does is measured on the others. Beside it stand sets of as many heads drawn at
-random: what silencing does, whoever is silenced.
+Two things are otherwise than in the published code. That stops at the first head which brings typographic
+accuracy and costs too much of the clean one, and keeps it in the set; here it is left out, so that the
+tolerance holds. And the search ends once the typographic accuracy has reached what the clean one was at
+first: where words cost nothing there is nothing to defend against, and a head that happens to turn an image
+or two would be silenced for nothing.
+
+The set is chosen on one part of the images, and what it does is measured on the others. Beside it stand sets
+of as many other heads drawn at random: what silencing does, whoever is silenced.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model, through
 from circuitvit.models.sites import heads_of
 from circuitvit.tasks import PerPair
-from circuitvit.tasks.words import Pasted
+from circuitvit.tasks.with_words import WithWords
 from circuitvit.verification.statistics import Estimate
 from circuitvit.views.attention import attention_places, attentions
 from circuitvit.views.subjects import watched_batches
@@ -98,7 +102,7 @@ class HeadDefence(Result):
         trained_on: names of the training images.
         before: the attack on the held-out images, on the model as it is.
         after: the same with the chosen heads silenced.
-        random: typographic accuracy on the held-out images with as many heads silenced at random, `(draw,)`.
+        random: typographic accuracy on the held-out images with as many other heads silenced, `(draw,)`.
         silence: what the heads' output at the class token becomes: "zero" or "mean".
         means: where it is their mean over training images without words, `(chosen, d_model)`; else None.
         tolerance: of the fall of clean accuracy.
@@ -122,6 +126,12 @@ class HeadDefence(Result):
     caveats: tuple[str, ...]
 
     along = "heads:head"
+
+    def _check(self) -> None:
+        if self.means is not None and len(self.means) != len(self.chosen):
+            raise OptionError(f"{len(self.means)} means for {counted(len(self.chosen), 'chosen head')}")
+        if self.before.images != self.after.images:
+            raise OptionError("what is before and after is of different images")
 
     def records(self) -> Iterator[Record]:
         """One row for each `head`, by `score`: its share `without` words, whether it was `tried` and
@@ -174,7 +184,7 @@ class HeadDefence(Result):
         if len(self.random):
             low, high = self.random.min(), self.random.max()
             lines.append(
-                f"{'random heads':<21}  {low:.0%} to {high:.0%} typographic accuracy "
+                f"{'other heads':<21}  {low:.0%} to {high:.0%} typographic accuracy "
                 f"({counted(len(self.random), 'draw')} of {counted(len(self.chosen), 'head')})"
             )
         return "\n".join(lines)
@@ -233,7 +243,7 @@ class HeadDefence(Result):
 @running
 def attention_heads(
     model: Model,
-    images: Pasted,
+    images: WithWords,
     labels: Labels,
     *,
     named: Labels | None = None,
@@ -253,8 +263,8 @@ def attention_heads(
 
     Args:
         model: with classes and a class token; from `load`, `wrap`, `edit`, `with_head` or `with_prompts`.
-        images: from `circuitvit.tasks.words.paste`; better with a neutral word, so that the table tells
-            reading from a plate that is in the way.
+        images: from `circuitvit.tasks.words.paste` or `given`; better with a neutral word, so that the
+            table tells reading from a plate that is in the way.
         labels: what is in the pictures: a class or group for all, or `cv.PerPair([...])` for each.
         named: the class that the word says, likewise; by default the one that is called as the word is.
         tolerance: the share of training images that clean accuracy may fall by.
@@ -262,7 +272,7 @@ def attention_heads(
         silence: "zero", as published; or "mean", what the head writes on average without words.
         held_out: the share of images that nothing is chosen on.
         threshold: the share of a patch that the word must cover to be a text patch.
-        controls: random sets of as many heads to compare with.
+        controls: random sets of as many other heads to compare with.
         seed: of which images are held out, and of random sets.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
@@ -310,8 +320,9 @@ def attention_heads(
     repaired = _silenced(model, chosen, means) if chosen else model
     after = _attack(repaired, images, rest, right, says, batch_size, progress) if chosen else before
     held, rng, drawn = images.select(rest), np.random.default_rng(seed), []
-    for _ in range(controls if chosen else 0):
-        others = [heads[at] for at in rng.choice(len(heads), len(chosen), replace=False)]
+    rest_of_heads = [head for head in heads if head not in chosen]
+    for _ in range(controls if 0 < len(chosen) <= len(rest_of_heads) else 0):
+        others = rng.choice(rest_of_heads, len(chosen), replace=False).tolist()
         answers = answered(_silenced(model, others, means), held, "word", batch_size, False)
         drawn.append(float(among(answers, [right[row] for row in rest]).mean()))
     held_means = None
@@ -384,7 +395,7 @@ def _divided(count: int, held_out: float, seed: int) -> tuple[list[int], list[in
 
 def _attack(
     model: Model,
-    images: Pasted,
+    images: WithWords,
     rows: list[int],
     right: Members,
     says: Members,
@@ -397,7 +408,11 @@ def _attack(
 
 
 def _scores(
-    model: Model, images: Pasted, tokens: Bool[Tensor, "image token"], batch_size: int | None, progress: bool
+    model: Model,
+    images: WithWords,
+    tokens: Bool[Tensor, "image token"],
+    batch_size: int | None,
+    progress: bool,
 ) -> tuple[list[str], Float[NDArray[np.float64], " head"], Float[NDArray[np.float64], " head"]]:
     """All heads, and the shares of their attention that fall on the text: with words on it, and without.
 
@@ -438,6 +453,8 @@ def _search(
     best, idle = at_first[1], 0
     with progress_bar(len(heads), "silencing heads", progress, unit="head") as bar:
         for head in heads:
+            if idle == patience or best >= at_first[0]:
+                break
             clean, typographic = accuracies([*chosen, head])
             kept = typographic > best and at_first[0] - clean <= tolerance + 1e-12
             steps.append(Step(head, clean, typographic, kept))
@@ -447,8 +464,6 @@ def _search(
                 best, idle = typographic, 0
             else:
                 idle += 1
-            if idle == patience or best == 1.0:
-                break
     return steps
 
 

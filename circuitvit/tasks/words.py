@@ -13,7 +13,7 @@ Example:
     >>> signs
     Pasted('dog' (or 'sign', or nothing) on 3 images)
     >>> signs.task(cv.logit_diff("dog", "cat")).prepare(model).label
-    '3 pairs, logit difference (dog - cat), patch ablation, noising'
+    '3 pairs, logit_diff(dog, cat), patch ablation, noising'
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from circuitvit.errors import DataError, OptionError, UnsupportedModelError, cou
 from circuitvit.models import Model
 from circuitvit.models.zoo import ClipSpec, InputSpec
 from circuitvit.tasks.corruptions import mask_as_seen
-from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.image_files import flatten, naming, preprocess, read_image
 from circuitvit.tasks.images import FileImages, HeldImages, Images, ImageSpec, as_images
 from circuitvit.tasks.lettering import (
@@ -42,117 +41,51 @@ from circuitvit.tasks.lettering import (
     Place,
     Word,
     as_places,
-    called,
     check_word,
     covered,
 )
-from circuitvit.tasks.task import Task, check_size
-
-Version = Literal["word", "neutral", "without"]
-"""An image with the word, with the neutral word, and as it is."""
+from circuitvit.tasks.task import check_size
+from circuitvit.tasks.with_words import VERSIONS, GivenWords, Version, WithWords, as_masks, listed
 
 On = Literal["picture", "view"]
 
-LEAST_COVER = 0.2
-"""Share of a patch that a plate covers, from which on the patch has text on it."""
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Pasted:
+class Pasted(WithWords):
     """Images with a word, with a neutral one, and without: made when they are needed.
 
     Attributes:
-        model: whose preprocessing and patches are meant.
         source: where the images come from.
         rows: which of them are meant.
-        words: what is pasted, one for each image.
-        neutral: what comes in its place, likewise; None where there is nothing neutral.
-        lettering: how it is written.
-        boxes: where it is on each image, in pixels of the picture (or of the view).
-        mask: where the model sees it, `(image, height, width)`.
-        on: "picture" where it was pasted before preprocessing, "view" where afterwards.
-        caveats: what to bear in mind: words that were made smaller, or are cut off.
+        neutral: what comes in place of the words, one for each image; None where there is nothing neutral.
+        lettering: how they are written.
+        boxes: where they are on each image, in pixels of the picture (or of the view).
+        on: "picture" where they were pasted before preprocessing, "view" where afterwards.
     """
 
-    model: Model
     source: Images
     rows: tuple[int, ...]
-    words: tuple[Word, ...]
     neutral: tuple[Word, ...] | None
     lettering: Lettering
     boxes: tuple[tuple[Box, ...], ...]
-    mask: Bool[Tensor, "image height width"]
     on: On
-    caveats: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the images."""
         names = self.source.names
         return tuple(names[row] for row in self.rows)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
     def versions(self) -> tuple[Version, ...]:
-        """What there is, from the image as it is to the one with the word."""
-        return ("without", "word") if self.neutral is None else ("without", "neutral", "word")
+        return VERSIONS[::2] if self.neutral is None else VERSIONS
 
-    def images(self, version: Version = "word") -> Images:
-        """The images in one version, which go wherever images do.
-
-        Raises:
-            NameNotFoundError: for another version, or "neutral" where no neutral word was given.
-        """
-        if version not in self.versions:
-            raise unknown_name("version of the images", version, self.versions)
-        return PastedImages(self, version)
-
-    def task(self, metric: Any = "logit_diff", *, against: Version | None = None, **options: Any) -> Task:
-        """The behaviour of reading: clean images have the word, corrupt ones the neutral one, or none.
-
-        Args:
-            metric: as for `Task`, such as `logit_diff("dog", "cat")`.
-            against: "neutral" or "without"; the neutral word where there is one.
-            **options: as for `Task`.
-
-        Raises:
-            NameNotFoundError: for a version that there is not.
-        """
-        other: Version = against or ("without" if self.neutral is None else "neutral")
-        if other == "word":
-            raise OptionError("clean images have the word already: against='neutral' or 'without'")
-        said = "nothing" if other == "without" else _said(self.neutral or ())
-        how = f"{_said(self.words)} pasted on each image, and {said} in its place"
-        return Task(self.images(), self.images(other), metric, pairing=how, **options)
-
-    def groups(self, threshold: float = LEAST_COVER) -> TokenGroups:
-        """The patches that have the word on them, as the token group "word".
-
-        Args:
-            threshold: the share of a patch that must be covered.
-
-        Raises:
-            DataError: if the model's patches form no grid, or none is covered so far.
-        """
-        return TokenGroups.from_masks(self.model, {"word": self.mask}, threshold)
-
-    def tokens(self, threshold: float = LEAST_COVER) -> Bool[Tensor, "image token"]:
-        """Which tokens have the word on them; every image has at least one.
-
-        Raises:
-            DataError: as `groups`, and for an image of whose patches none is covered so far.
-        """
-        groups = self.groups(threshold)
-        found = groups.members == groups.names.index("word")
-        if not found.any(dim=1).all():
-            first = self.names[int((~found.any(dim=1)).nonzero()[0, 0])]
-            raise DataError(
-                f"no patch of {first} is covered to {threshold:.0%} by the word: write it larger (size=), "
-                "or lower the threshold"
-            )
-        return found
+    def said(self, version: Version) -> str:
+        words = {"word": self.words, "neutral": self.neutral}.get(version)
+        return "nothing" if words is None else listed(words)
 
     def select(self, rows: Sequence[int]) -> Pasted:
         """The same for some of the images, by their places."""
@@ -167,9 +100,9 @@ class Pasted:
         )
 
     def __repr__(self) -> str:
-        others = "or nothing" if self.neutral is None else f"or {_said(self.neutral)}, or nothing"
+        others = "or nothing" if self.neutral is None else f"or {listed(self.neutral)}, or nothing"
         return (
-            f"Pasted({_said(self.words)} ({others}) on {counted(len(self), self.model.preprocessing.what)})"
+            f"Pasted({listed(self.words)} ({others}) on {counted(len(self), self.model.preprocessing.what)})"
         )
 
     def made(self, row: int, version: Version) -> Float[Tensor, "*shape"]:
@@ -189,35 +122,6 @@ class Pasted:
 
     def _drawn(self, word: Word, size: tuple[int, int], row: int) -> Image.Image:
         return self.lettering.draw(size, word, self.boxes[row])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PastedImages(Images):
-    """One version of pasted images."""
-
-    pasted: Pasted
-    version: Version
-
-    def __len__(self) -> int:
-        return len(self.pasted)
-
-    def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
-        made = [self.pasted.made(row, self.version) for row in range(*slice(start, stop).indices(len(self)))]
-        return torch.stack(made) if made else torch.empty(0, *self.shape)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.pasted.names
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.pasted.source.shape
-
-    def check(self, progress: bool = True) -> None:
-        """Nothing is left to find out: every image was read when the place of its word was looked for."""
-
-    def __repr__(self) -> str:
-        return f"PastedImages({self.version} of {self.pasted!r})"
 
 
 def paste(
@@ -268,7 +172,7 @@ def paste(
         >>> photo = Image.new("RGB", (120, 90), "teal")
         >>> signs = paste(cv.load("catdog-tiny"), photo, "dog", place=["top", "bottom"], size=0.25)
         >>> signs.groups()
-        TokenGroups(cls: 1, word: 12, patch: 24, in 1 images)
+        TokenGroups(cls: 1, word: 16, patch: 20, in 1 images)
     """
     spec = model.preprocessing
     if spec.what not in ("image", "clip"):
@@ -314,6 +218,60 @@ def paste(
         mask=torch.stack(masks),
         on=where,
         caveats=_caveats(len(source), shrunk, cut),
+    )
+
+
+def given(
+    model: Model,
+    images: ImageSpec,
+    without: ImageSpec,
+    word: Word | Sequence[Word],
+    *,
+    neutral: ImageSpec | None = None,
+    mask: Bool[Tensor, "*image height width"],
+) -> GivenWords:
+    """Images that have words on them already: photographed signs and notes, drawn scenes, published attacks.
+
+    Args:
+        model: whose preprocessing and patches are meant.
+        images: with the words.
+        without: the same ones without, in the same order.
+        word: what they say: one text for all, or one for each.
+        neutral: the same images with neutral words.
+        mask: where the words are as the model sees it, `(height, width)` for all or `(image, height, width)`;
+            `circuitvit.tasks.corruptions.read_mask` makes one of a file.
+
+    Raises:
+        DataError: if images cannot be read, or are not as many or of the same size.
+        OptionError: for another number of words.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> from circuitvit.datasets.catdog import catdog_pairs
+        >>> photos, mask = catdog_pairs(2, seed=0).clean, torch.zeros(48, 48, dtype=torch.bool)
+        >>> mask[:8] = True
+        >>> given(cv.load("catdog-tiny"), photos.where(~mask, 1.0), photos, "dog", mask=mask)
+        GivenWords('dog' (or nothing) on 2 images)
+    """
+    each = {"without": without, "neutral": neutral, "word": images}
+    sources = {name: source for name, source in each.items() if source is not None}
+    found = {name: as_images(source, model.preprocessing) for name, source in sources.items()}
+    for name, source in found.items():
+        source.check(progress=False)
+        check_size(source, model)
+        if len(source) != len(found["word"]) or source.shape != found["word"].shape:
+            raise DataError(
+                f"images with words are {len(found['word'])} of {found['word'].shape}, and those of the "
+                f"version {name!r} {len(source)} of {source.shape}: they must be alike"
+            )
+    count = len(found["word"])
+    return GivenWords(
+        model=model,
+        words=_one_each(word, count, "words", None, drawn=False),
+        mask=as_masks(mask, count, found["word"].shape),
+        caveats=(),
+        sources=found,
+        rows=tuple(range(count)),
     )
 
 
@@ -368,18 +326,12 @@ def write(
 # -- inside --------------------------------------------------------------------------------------
 
 
-def _one_each(word: Any, count: int, what: str, font: Any) -> tuple[Word, ...]:
+def _one_each(word: Any, count: int, what: str, font: Any, drawn: bool = True) -> tuple[Word, ...]:
     if not isinstance(word, (list, tuple)):
-        return (check_word(word, font),) * count
+        return ((check_word(word, font) if drawn else word),) * count
     if len(word) != count:
         raise OptionError(f"{len(word)} {what} for {counted(count, 'image')}: give one, or one for each")
-    return tuple(check_word(each, font) for each in word)
-
-
-def _said(words: Sequence[Word]) -> str:
-    """A few of the words."""
-    names = list(dict.fromkeys(repr(called(word)) for word in words))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return tuple(check_word(each, font) if drawn else each for each in word)
 
 
 def _picture(source: Images, row: int, channels: int) -> Image.Image:

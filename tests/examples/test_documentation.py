@@ -72,6 +72,17 @@ def test_looking_inside_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(Path(f"{name}.png").is_file() for name in pictures)
 
 
+def test_the_page_on_words_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for code in blocks(DOCS / "typographic.md", "python"):
+        exec(compile(code, "typographic.md", "exec"), names)
+    found = names["found"]
+    assert isinstance(found, cv.defences.HeadDefence)
+    assert "there is nothing to defend against" in " ".join(found.caveats)
+    assert Path("heads.png").is_file()
+
+
 def test_the_readme_examples_are_short() -> None:
     first, inside = blocks(ROOT / "README.md", "python")
     assert len(first.splitlines()) <= 15
