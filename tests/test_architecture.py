@@ -58,7 +58,10 @@ EXCEPTIONS = {
 }
 
 # Where modules of other libraries are taken apart, built or trained: only there their insides have names.
-AT_HOME_IN_MODULES = ("models/families/", "groundtruth/compiler.py", "training/")
+AT_HOME_IN_MODULES = (
+    "models/families/", "groundtruth/compiler.py", "training/",
+    "models/zoo/text_tower.py", "models/zoo/clip_module.py",  # which are modules of our own
+)  # fmt: skip
 
 # Parts of Vision Transformers as timm, transformers, torchvision and open_clip call them.
 FOREIGN_NAMES = """

@@ -85,10 +85,11 @@ def _about_library(name: str) -> Row:
 def _about(card: Card) -> str:
     """A card in one sentence or two."""
     shown = ", ".join(card.classes[:4]) + (", ..." if len(card.classes) > 4 else "")
+    classes = f"{len(card.classes)} classes ({shown})" if card.classes else "sentences for classes"
     layers, heads = (card.architecture.get(name, "?") for name in ("depth", "num_heads"))
     size = " x ".join(str(side) for side in card.input.size)
     return (
-        f"{len(card.classes)} classes ({shown}), {layers} layers of {heads} heads, images of {size}; "
+        f"{classes}, {layers} layers of {heads} heads, images of {size}; "
         f"{card.accuracy['held_out']:.1%} right. Training data: {card.data}"
     )
 
@@ -132,8 +133,8 @@ def train(
     The defaults of the recipe, of depth, heads and width are the data set's own.
 
     Args:
-        dataset: `catdog` (drawn animal faces), `clip` (drawn animals and signs with captions, for an image and a
-            text tower), `digits` (scikit-learn's handwritten digits), or a folder with one subfolder of
+        dataset: `catdog` (drawn animal faces), `clip` (drawn animals and signs with captions, for an image
+            and a text tower), `digits` (scikit-learn's handwritten digits), or a folder with one subfolder of
             pictures per class.
         out: where to write: OUT.safetensors (weights) and OUT.json (card). [default: out/NAME]
         seed: of initial weights and data: the same seed gives the same model.

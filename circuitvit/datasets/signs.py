@@ -1,11 +1,11 @@
 """Drawn animals with a caption each, and in a part of the scenes a word on a sign: to look at and to read.
 
-A scene is one animal of :mod:`circuitvit.datasets.catdog`, with factors that words can name exactly: its species, the
-colour of its fur, its place, the colour of the background, and the word on the sign, if there is one. All
-else (size, tilt, where it looks, texture, pixel noise, where the sign hangs) is named by no caption. What a
-scene shows is drawn independently, so each factor can be exchanged alone and every other pixel stays the same
-to the last bit: another animal (:func:`swap_animal`, only ears and muzzle change) or another word, or no
-sign (:func:`swap_word`, only the sign's pixels change).
+A scene is one animal of :mod:`circuitvit.datasets.catdog`, with factors that words can name exactly: its
+species, the colour of its fur, its place, the colour of the background, and the word on the sign, if there
+is one. No caption names the rest: size, tilt, where the animal looks, texture, noise, where the sign hangs.
+All are drawn independently, so each can be exchanged alone, and every other pixel stays the same to the last
+bit: another animal (:func:`swap_animal`: ears and muzzle change), another word or no sign (:func:`swap_word`:
+the sign changes).
 
 Example:
     >>> scene = random_scene(np.random.default_rng(0), animal="cat", word="dog")
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from circuitvit.datasets import catdog
 from circuitvit.datasets.catdog import MEAN, SIZE, STD, Colour, normalise
+from circuitvit.datasets.drawing import TEXTURES
 from circuitvit.errors import OptionError, unknown_name
 
 __all__ = [
@@ -189,7 +190,7 @@ def random_scene(rng: np.random.Generator, animal: str | None = None, word: str 
         ),
         background=_near(BACKGROUNDS[background], u[16:19], 0.06),
         background2=_near(BACKGROUNDS[background], (u[18], u[16], u[17]), 0.16),
-        texture=catdog.TEXTURES[int(len(catdog.TEXTURES) * u[19])],
+        texture=TEXTURES[int(len(TEXTURES) * u[19])],
         texture_angle=2 * np.pi * u[20],
         texture_period=0.15 + 0.35 * u[21],
         texture_phase=u[22],

@@ -132,6 +132,7 @@ of the rest of the name and of keywords of `load`, to a `Loaded`.
 """
 
 INSIDE = {
+    "circuitvit.models.zoo.clip_module.ClipModule": "visual",
     "clip.model.CLIP": "visual",
     "open_clip.coca_model.CoCa": "visual",
     "open_clip.model.CLIP": "visual",
@@ -173,9 +174,10 @@ def load(
     """A model by name: a bundled one, one that `circuitvit train` made, or one of another library.
 
     Args:
-        name: "catdog-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such as
-            "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or, of transformers, open_clip
-            and torchvision, "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE", "torchvision:MODEL".
+        name: "catdog-tiny", "clip-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such
+            as "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or, of transformers,
+            open_clip and torchvision, "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE",
+            "torchvision:MODEL".
         checkpoint: weights in the library's own layout, `.safetensors`, or `.pt`/`.pth` holding tensors only;
             for models of timm, torchvision and open_clip.
         pretrained: download timm's own weights; needs a connection the first time.
@@ -228,9 +230,10 @@ def load(
         return wrap(
             module.eval(),
             name=card.name,
-            classes=classes or card.classes,
+            classes=classes or card.classes or None,
             preprocessing=card.input,
             card=card,
+            tokenizer=card.tokenizer,
         )
     return wrap(module.eval(), name=name, classes=classes)
 
@@ -292,10 +295,13 @@ def wrap(
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
     words = _words(module, tokenizer)
+    texts = any(_full_name(kind) in TEXTS for kind in type(module).__mro__)
     module = _unwrapped(module)
     if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
         raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
     model = _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
+    if texts and classes is None:
+        model = replace(model, has_classes=False)  # whatever its image tower calls them: they are features
     return model if words is None else replace(model, words=words)
 
 

@@ -67,17 +67,18 @@ def test_what_follows_the_end_changes_nothing(causal: bool) -> None:
 
 @torch.no_grad()
 def test_causal_means_that_no_token_sees_a_later_one() -> None:
-    for causal in (True, False):
-        seen: list[Tensor] = []
-        text = tower(causal)
+    def early(causal: bool, last: int) -> Tensor:
+        text, seen = tower(causal), []
         text.blocks[-1].register_forward_hook(lambda module, given, stream: seen.append(stream[0, :3]))
-        for last in (5, 6):
-            text(torch.tensor([[1, 3, 4, last, 2]]))
-        assert torch.equal(seen[0], seen[1]) == causal
+        text(torch.tensor([[1, 3, 4, last, 2]]))
+        return seen[0]
+
+    for causal in (True, False):
+        assert torch.equal(early(causal, 5), early(causal, 6)) == causal
 
 
 def test_sentences_that_cannot_be_read_are_refused() -> None:
-    with pytest.raises(DataError, match="9 tokens.*8 at most"):
+    with pytest.raises(DataError, match="9 tokens"):
         tower()(torch.full((1, 9), 2))
     with pytest.raises(DataError, match="no end token"):
         tower()(torch.tensor([[1, 2], [1, 3]]))
@@ -88,7 +89,7 @@ def test_words_there_and_back() -> None:
     ids = tokenizer.encode("A cat, a.")
     assert tokenizer.words(ids) == ["[start]", "a", "cat", "a", "[end]"]
     assert len(tokenizer) == 6
-    with pytest.raises(DataError, match="'cta'.*nearest is 'cat'"):
+    with pytest.raises(DataError, match="the nearest is 'cat'"):
         tokenizer.encode("a cta")
-    with pytest.raises(DataError, match="4 words.*5 tokens"):
+    with pytest.raises(DataError, match="has 4 words"):
         tokenizer.encode("a a a a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from circuitvit.datasets import catdog, digits
-from circuitvit.errors import FileError, ModelError, NameNotFoundError
+import circuitvit as cv
+from circuitvit.datasets import catdog, digits, signs
+from circuitvit.errors import DataError, FileError, ModelError, NameNotFoundError
 from circuitvit.models import zoo
 from circuitvit.models.zoo import Card, build_module, load_module, load_zoo_module, zoo_card, zoo_names
 from circuitvit.models.zoo.card import sha256
+from circuitvit.models.zoo.clip_module import ClipModule
+from circuitvit.training.clip import clip_accuracy
 
 FOLDER = Path(zoo.__file__).parent
 
 
 def test_names() -> None:
-    assert zoo_names() == ("catdog-tiny", "digits-tiny")
+    assert zoo_names() == ("catdog-tiny", "clip-tiny", "digits-tiny")
     with pytest.raises(NameNotFoundError, match="did you mean 'catdog-tiny'"):
         load_zoo_module("catdog_tiny")
 
@@ -58,6 +62,36 @@ def test_catdog_tiny_changes_its_mind_with_the_species() -> None:
     module = load_zoo_module("catdog-tiny")
     assert (module(clean).argmax(dim=1) == 0).float().mean() >= 0.95
     assert (module(corrupt).argmax(dim=1) == 1).float().mean() >= 0.95
+
+
+@torch.no_grad()
+def test_clip_tiny_looks_and_reads_as_its_card_says() -> None:
+    module, card = load_zoo_module("clip-tiny"), zoo_card("clip-tiny")
+    assert isinstance(module, ClipModule)
+    assert card.tokenizer is not None
+    assert card.recipe["steps_done"] == card.recipe["steps"]
+    assert card.accuracy["held_out"] >= 0.95
+    assert 0.3 <= card.accuracy["attack_rate"] <= 0.8
+    n = 200
+    found = clip_accuracy(module, card.tokenizer, n, seed=424244)  # neither its training's nor its card's
+    for name in {*card.accuracy} - {"n"}:
+        share = card.accuracy[name]
+        allowed = 4 * math.sqrt(
+            max(share * (1 - share), 0.01) / (n / 2)
+        )  # as signs are in half of the scenes
+        assert found[name] == pytest.approx(share, abs=allowed), name
+
+
+def test_clip_tiny_opens_with_its_words() -> None:
+    clip = cv.load("clip-tiny")
+    assert clip.words is not None
+    assert not clip.has_classes
+    model = clip.with_prompts(["cat", "dog", "rabbit", "bear"], ["a photo of a {}"])
+    clean, corrupt = signs.animal_pairs(16, seed=7)
+    assert (model(clean).argmax(dim=1) == 0).all()
+    assert (model(corrupt).argmax(dim=1) == 1).all()
+    with pytest.raises(DataError, match="the nearest is 'rabbit'"):
+        clip.with_prompts(["a photo of a rabit"])
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ Each is two files in this folder, `NAME.safetensors` and `NAME.json` (its :class
 
 Example:
     >>> zoo_names()
-    ('catdog-tiny', 'digits-tiny')
+    ('catdog-tiny', 'clip-tiny', 'digits-tiny')
     >>> zoo_card("catdog-tiny").classes
     ('cat', 'dog', 'rabbit', 'bear')
 """
@@ -49,7 +49,8 @@ def zoo_card(name: str) -> Card:
 
 
 def load_zoo_module(name: str) -> nn.Module:
-    """A bundled model: timm's `VisionTransformer` with its trained weights, in eval mode, on the CPU.
+    """A bundled model with its trained weights, in eval mode, on the CPU: timm's `VisionTransformer`, and of
+    "clip-tiny" a `ClipModule`, whose `visual` is one.
 
     The weights are checked against the hash on the card first.
 

@@ -23,7 +23,7 @@ from torch import nn
 from circuitvit.errors import FileError, ModelError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo.clip_module import ClipModule
-from circuitvit.models.zoo.text_tower import MARKS, TextTower
+from circuitvit.models.zoo.text_tower import END, MARKS, TextTower, WordTokenizer
 
 SCHEMA = "circuitvit.card/1"
 
@@ -120,6 +120,13 @@ class Card:
     vocabulary: tuple[str, ...] | None = None
     schema: str = field(default=SCHEMA)
 
+    @property
+    def tokenizer(self) -> WordTokenizer | None:
+        """That of a CLIP's text tower, None for other models."""
+        if self.text is None or self.vocabulary is None:
+            return None
+        return WordTokenizer(self.vocabulary, self.text["context"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, ready for JSON; "schema" comes first."""
         content = asdict(self)
@@ -143,7 +150,7 @@ class Card:
             raise FileError(f"{source}: a card is a JSON object, not {type(content).__name__}")
         if content.get("schema") != SCHEMA:
             raise FileError(f"{source}: schema is {content.get('schema')!r}, this version reads {SCHEMA!r}")
-        kinds = _CARD_KINDS | (_CLIP_KINDS if "text" in content else {})
+        kinds = {**_CARD_KINDS, **(_CLIP_KINDS if "text" in content else {})}
         _check_fields(content, kinds, source)
         _check_fields(content["input"], _INPUT_KINDS, f"{source}: input")
         spec = content["input"]
@@ -241,6 +248,10 @@ def _check_text(content: Mapping[str, Any], source: str) -> None:
         raise FileError(f"{source}: vocabulary must be different words")
     if not isinstance(text.get("context"), int) or text["context"] < 3:
         raise FileError(f"{source}: text needs a context of at least 3 tokens, not {text.get('context')!r}")
+    if text.get("end", END) != END:
+        raise FileError(f"{source}: sentences end with token {END}, not {text['end']!r}")
+    if not all(isinstance(text.get(name, True), bool) for name in ("causal", "final_norm")):
+        raise FileError(f"{source}: causal and final_norm of text are true or false")
     if text.get("vocabulary") != len(words) + len(MARKS):
         raise FileError(
             f"{source}: {len(words)} words and {len(MARKS)} marks, but text has vocabulary="
@@ -276,7 +287,7 @@ def build_module(architecture: Mapping[str, Any], seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         try:
             module = VisionTransformer(**architecture)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"timm's VisionTransformer refuses {dict(architecture)}: {error}") from error
     assert isinstance(module, nn.Module)
     return module.eval()
@@ -298,7 +309,7 @@ def build_clip(architecture: Mapping[str, Any], text: Mapping[str, Any], seed: i
         torch.manual_seed(seed)
         try:
             tower = TextTower(**text)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"the text tower refuses {dict(text)}: {error}") from error
     return ClipModule(visual, tower).eval()
 

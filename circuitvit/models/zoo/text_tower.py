@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from circuitvit.errors import DataError
 from circuitvit.models.timm_import import import_timm
 
-
 MARKS = ("[pad]", "[start]", "[end]")
 """What tokens 0, 1 and 2 say."""
+
+START, END = 1, 2
 
 
 class TextTower(nn.Module):
@@ -55,7 +56,7 @@ class TextTower(nn.Module):
         mlp_ratio: float = 4.0,
         causal: bool = True,
         final_norm: bool = True,
-        end: int = 2,
+        end: int = END,
     ) -> None:
         super().__init__()
         import_timm()
@@ -111,8 +112,6 @@ class WordTokenizer:
         context: most tokens of a sentence, start and end among them.
     """
 
-    start, end = 1, 2
-
     def __init__(self, vocabulary: Sequence[str], context: int) -> None:
         self.vocabulary = tuple(vocabulary)
         self.context = context
@@ -133,14 +132,15 @@ class WordTokenizer:
             if word not in self.vocabulary:
                 near = get_close_matches(word, self.vocabulary, n=1, cutoff=0.0)
                 raise DataError(
-                    f"{word!r} in {sentence!r} is none of the {len(self.vocabulary)} words that the model knows; "
-                    f"the nearest is {', '.join(map(repr, near))}"
+                    f"{word!r} in {sentence!r} is none of the {len(self.vocabulary)} words that the model "
+                    f"knows; the nearest is {', '.join(map(repr, near))}"
                 )
         if len(words) + 2 > self.context:
             raise DataError(
-                f"{sentence!r} has {len(words)} words, and with start and end the model takes {self.context} tokens"
+                f"{sentence!r} has {len(words)} words, and with start and end the model takes "
+                f"{self.context} tokens"
             )
-        return [self.start, *(self._numbers[word] for word in words), self.end]
+        return [START, *(self._numbers[word] for word in words), END]
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """What each token says, for people."""
