@@ -286,6 +286,8 @@ def as_places(place: Place | Sequence[Place]) -> tuple[Place, ...]:
     """One place, or several, as several."""
     if isinstance(place, str) or _is_pair(place):
         return (place,)  # type: ignore[return-value]  # a pair of numbers is one place
+    if not isinstance(place, Sequence):
+        raise unknown_name("place", place, (*PLACES, RANDOM))
     return tuple(place)  # type: ignore[arg-type]
 
 

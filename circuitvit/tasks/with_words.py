@@ -207,13 +207,13 @@ class GivenWords(WithWords):
         )
 
 
-def as_masks(mask: Tensor, count: int, shape: tuple[int, ...]) -> Bool[Tensor, "image height width"]:
+def as_masks(mask: Any, count: int, shape: tuple[int, ...]) -> Bool[Tensor, "image height width"]:
     """One mask for each image.
 
     Raises:
         DataError: if it does not fit them.
     """
-    if mask.dtype != torch.bool or mask.shape[-2:] != shape[-2:]:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape[-2:] != shape[-2:]:
         raise DataError(
             f"where words are is a boolean mask of {' x '.join(map(str, shape[-2:]))} pixels, for all images "
             "or for each"

@@ -216,6 +216,8 @@ def test_images_that_have_words_already(model: Model) -> None:
         given(model, each["word"], each["without"][:2], "dog", mask=signs.mask)
     with pytest.raises(DataError, match="boolean mask of 48 x 48 pixels"):
         given(model, each["word"], each["without"], "dog", mask=signs.mask[:, 1:])
+    with pytest.raises(DataError, match="boolean mask of 48 x 48 pixels"):
+        given(model, each["word"], each["without"], "dog", mask=None)  # type: ignore[arg-type]
 
 
 def test_a_corruption_of_a_task(model: Model) -> None:
