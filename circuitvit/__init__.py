@@ -19,6 +19,7 @@ TYPE_CHECKING = False  # typing's own would cost half of the import
 if TYPE_CHECKING:
     from circuitvit import attribution as attribution
     from circuitvit import datasets as datasets
+    from circuitvit import defences as defences
     from circuitvit import engine as engine
     from circuitvit import errors as errors
     from circuitvit import export as export
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
     from circuitvit.verification import robustness as robustness
+    from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import attention_page as attention_page
@@ -125,6 +127,8 @@ if TYPE_CHECKING:
     from circuitvit.views import tuned_lens as tuned_lens
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
+    from circuitvit.views.model_sheet import ModelSheet as ModelSheet
+    from circuitvit.views.models_compared import compare_models as compare_models
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -146,7 +150,7 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "flip_search patching_map read_hypotheses robustness stability verify"
+                "flip_search patching_map read_hypotheses robustness specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders difference_of_means direct_logit_attribution "
@@ -154,10 +158,12 @@ else:
                 "logit_lens registers steer token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
+            "circuitvit.views.model_sheet": "ModelSheet",
+            "circuitvit.views.models_compared": "compare_models",
         },
         submodules=(
-            "attribution datasets engine errors export graph groundtruth models pruning tasks testing "
-            "training verification views"
+            "attribution datasets defences engine errors export graph groundtruth models pruning tasks "
+            "testing training verification views"
         ),
     )
     __all__.append("__version__")

@@ -23,6 +23,7 @@ from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
 from circuitvit.models.zoo import InputSpec
+from circuitvit.verification import CrossEffect
 from circuitvit.views.subjects import Subjects
 
 TEXTS = ("a3.h1", 'naïve, "quoted"\n<script>x</script>', "", "犬 🐶", "=1+1")
@@ -203,6 +204,13 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     "Candidate": lambda maker: {"kept": _mask(maker)},
     "LearnedMask": lambda maker: {
         "openness": np.where(_circuit(maker).graph.edge_mask, 0.5, -np.inf),
+    },
+    "Specificity": lambda maker: {
+        "names": ("a", "b"), "circuits": (_circuit(maker),) * 2, "p_values": (0.02, None),
+        "effects": tuple(
+            maker.example(CrossEffect, circuit=circuit, behaviour=behaviour)
+            for circuit in "ab" for behaviour in "ab"
+        ),
     },
     "TokenAblations": lambda maker: {
         "tokens": ("cls", "patch"), "counts": (1.0, 4.0), "ways": ("mean", "zero"),

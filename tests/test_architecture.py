@@ -36,6 +36,7 @@ ROOMS = (
     "testing",
     "export",
     "views",
+    "defences",
     "training",
     "cli",
     "__main__",

@@ -20,7 +20,7 @@ from circuitvit.cli.library import described
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import OptionError
 
-ROOMS = ("attribution", "pruning", "verification", "views")
+ROOMS = ("attribution", "pruning", "verification", "views", "defences")
 
 RUNS_NOTHING = ("repeated_patches", "split")
 """They draw or divide images, and run no model."""

@@ -103,7 +103,7 @@ RECIPE = Keywords(
 
 @command("Model", out="--out OUT", quiet="--quiet -q", size="--size PIXELS")
 def train(
-    dataset: Annotated[str, typer.Argument(metavar="catdog|digits|FOLDER")],
+    dataset: Annotated[str, typer.Argument(metavar="catdog|clip|digits|FOLDER")],
     *,
     size: int | None = None,
     depth: int | None = None,
@@ -116,7 +116,7 @@ def train(
 ) -> None:
     """Train a small Vision Transformer whose circuits can be understood completely.
 
-    `circuitvit train catdog` and `circuitvit train digits` are how the bundled models catdog-tiny and
+    `circuitvit train catdog`, `clip` and `digits` are how the bundled models catdog-tiny, clip-tiny and
     digits-tiny were made. The defaults repeat their recipes: on the same machine, with the same versions and
     number of threads, they give the same weights, byte for byte.
 
@@ -132,8 +132,9 @@ def train(
     The defaults of the recipe, of depth, heads and width are the data set's own.
 
     Args:
-        dataset: `catdog` (drawn animal faces), `digits` (scikit-learn's handwritten digits), or a folder with
-            one subfolder of pictures per class.
+        dataset: `catdog` (drawn animal faces), `clip` (drawn animals and signs with captions, for an image and a
+            text tower), `digits` (scikit-learn's handwritten digits), or a folder with one subfolder of
+            pictures per class.
         out: where to write: OUT.safetensors (weights) and OUT.json (card). [default: out/NAME]
         seed: of initial weights and data: the same seed gives the same model.
         size: side to which a folder's pictures are resized; a multiple of 8. [default: 48]
@@ -143,16 +144,18 @@ def train(
         quiet: no progress bar.
     """
     interruptible()  # training itself keeps what has been learned
-    data = cv.training.training_data(dataset, seed, size)
     shape = {"depth": depth, "num_heads": heads, "embed_dim": width}
-    result = cv.training.train(
-        data,
-        out if out is not None else Path("out") / data.name,
-        architecture={name: value for name, value in shape.items() if value is not None},
-        progress=not quiet,
-        seed=seed,
+    given = {
+        "architecture": {name: value for name, value in shape.items() if value is not None},
+        "progress": not quiet,
+        "seed": seed,
         **recipe,
-    )
+    }
+    if dataset == "clip" and size is None:
+        result = cv.training.train_clip(out or Path("out") / "clip-tiny", **given)
+    else:
+        data = cv.training.training_data(dataset, seed, size)
+        result = cv.training.train(data, out or Path("out") / data.name, **given)
     console = stdout()
     if result.interrupted:
         console.print(f"Stopped after {result.card.recipe['steps_done']} steps.")

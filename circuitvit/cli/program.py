@@ -31,6 +31,7 @@ COMMANDS = {
     "attribute": ("attribute", "Score every edge of a model, without choosing a circuit."),
     "verify": ("verify", "Test a saved circuit by ablation: is it enough, is it needed?"),
     "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
+    "compare-models": ("compare_models", "Two or more models on one sheet, for one behaviour."),
     "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
     "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),
@@ -53,7 +54,7 @@ class Program(TyperGroup):
 
     def load(self, name: str) -> Any:
         """The command of a name, with its options; `commands` holds their summaries only."""
-        found = getattr(import_module(f"circuitvit.cli.{COMMANDS[name][0]}"), name)
+        found = getattr(import_module(f"circuitvit.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
         if not isinstance(found, typer.Typer):
             alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
             alone.command(name)(found)

@@ -1,4 +1,5 @@
-"""Images whose every detail is known: drawn cats and dogs with exact counterfactuals, and real digits."""
+"""Images whose every detail is known: drawn cats and dogs, and animals beside signs, with exact
+counterfactuals; and real digits."""
 
 from typing import TYPE_CHECKING
 
@@ -8,5 +9,6 @@ if TYPE_CHECKING:
     from circuitvit.datasets import catdog as catdog
     from circuitvit.datasets import digits as digits
     from circuitvit.datasets import factors as factors
+    from circuitvit.datasets import signs as signs
 else:
-    __getattr__, __dir__, _ = lazy(__name__, {}, submodules="catdog digits factors")
+    __getattr__, __dir__, _ = lazy(__name__, {}, submodules="catdog digits factors signs")

@@ -47,7 +47,7 @@ CLASSES: tuple[str, ...] = ("cat", "dog", "rabbit", "bear")
 """The species, in the order of the logits of `catdog-tiny`."""
 
 Colour = tuple[float, float, float]
-_STREAMS = {"scene": 0, "pairs": 1}  # separates the numbers of random_scenes from those of catdog_pairs
+_STREAMS = {"scene": 0, "pairs": 1, "signs": 2, "sign pairs": 3}  # series share no numbers
 _FACTORS_PER_ANIMAL = 16
 
 

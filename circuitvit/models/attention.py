@@ -244,13 +244,16 @@ class AttentionStage(Stage):
             return norm(read)
         return torch.cat([norm(half) for half in read.chunk(2, dim=-1)], dim=-1)
 
-    def _added(self, query: Tensor) -> Float[Tensor, "1 head query key"] | None:
-        """What is added to the scores of these queries, of the first tokens, in their dtype.
+    def _added(self, query: Tensor, key: Tensor) -> Float[Tensor, "1 head query key"] | None:
+        """What is added to the scores of these queries, of the first tokens, in their dtype; of sentences
+        there may be fewer keys than a mask has.
 
         With a dimension for images: fused attention takes its time over a bias without one.
         """
         added = self.attention.added
-        return None if added is None else added(self.heads)[None, :, : query.shape[2]].to(query.dtype)
+        if added is None:
+            return None
+        return added(self.heads)[None, :, : query.shape[2], : key.shape[2]].to(query.dtype)
 
     def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
         if self.attention.difference is not None:
@@ -262,7 +265,7 @@ class AttentionStage(Stage):
 
     def _scores(self, query: Tensor, key: Tensor) -> Float[Tensor, "batch head query key"]:
         products_: Tensor = query @ key.transpose(-2, -1) * self.attention.scale
-        added = self._added(query)
+        added = self._added(query, key)
         return products_ if added is None else products_ + added
 
     def pattern(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
@@ -296,7 +299,7 @@ class AttentionStage(Stage):
         return less.of(*(self._mixed(*pair, value) for pair in pairs))
 
     def _mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "batch head token d_head"]:
-        added, scale = self._added(query), self.attention.scale
+        added, scale = self._added(query, key), self.attention.scale
         if self.rules is not None:
             return ruled_attention(query, key, value, scale, added, self.rules)
         return F.scaled_dot_product_attention(query, key, value, added, scale=scale)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,12 +22,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from circuitvit.errors import FileError, ModelError, OptionError, UnsupportedModelError, unknown_name
+from circuitvit.errors import (
+    FileError,
+    ModelError,
+    OptionError,
+    UnsupportedModelError,
+    counted,
+    unknown_name,
+)
 from circuitvit.graph.files import TEXT, check_version, record, write_bytes
 from circuitvit.models.edits import edited
 from circuitvit.models.layers import ReadoutStage
-from circuitvit.models.model import Model
-from circuitvit.models.parts import Chain, Linear, Readout
+from circuitvit.models.parts import Chain, Cosine, Linear, Readout
+
+if TYPE_CHECKING:
+    from circuitvit.models.model import Model
 
 HEAD_SCHEMA = "circuitvit.head/1"
 
@@ -51,9 +60,12 @@ class Head:
         bias: `(class,)` or None.
         classes: names of the logits, or None.
         tokens: what the features are of, see `HeadTokens`.
+        scale: `()`, what the cosines of features and directions are multiplied with, where the logits are
+            cosines; the rows of the weight are of length 1 then. None where they are products.
 
     Raises:
-        OptionError: for shapes and names that do not fit each other, and unknown tokens.
+        OptionError: for shapes and names that do not fit each other, unknown tokens, directions that are not
+            of length 1.
         ModelError: for weights that are NaN or infinite.
 
     Example:
@@ -65,13 +77,14 @@ class Head:
     bias: Float[Tensor, " class"] | None = None
     classes: tuple[str, ...] | None = None
     tokens: HeadTokens = "pooled"
+    scale: Float[Tensor, ""] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens not in get_args(HeadTokens):
             raise unknown_name("kind of features", str(self.tokens), get_args(HeadTokens))
         if self.weight is None:
-            if self.bias is not None or self.classes is not None:
-                raise OptionError("features without a weight have no bias and no classes")
+            if self.bias is not None or self.classes is not None or self.scale is not None:
+                raise OptionError("features without a weight have no bias, no scale and no classes")
             return
         shape = tuple(self.weight.shape)
         if len(shape) != 2 or 0 in shape:
@@ -87,12 +100,25 @@ class Head:
                 raise OptionError(f"the {name} of a head is made of real numbers, not of {tensor.dtype}")
             if not tensor.isfinite().all():
                 raise ModelError(f"the {name} of the head holds NaN or infinite values")
+        if self.scale is not None:
+            self._check_cosines(self.scale, self.weight)
+
+    @staticmethod
+    def _check_cosines(scale: Tensor, weight: Tensor) -> None:
+        if scale.ndim or not scale > 0:
+            raise OptionError(f"the scale of cosines is one positive number, not {scale!r:.60}")
+        off = (weight.double().norm(dim=1) - 1).abs().max()
+        if off > 1e-2:
+            raise OptionError(
+                f"cosines are taken with directions of length 1, and one of these is off by {off:.2g}: "
+                "divide each row by its length"
+            )
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Weight and bias by name, where they are."""
-        both = {"weight": self.weight, "bias": self.bias}
-        return {name: tensor for name, tensor in both.items() if tensor is not None}
+        """Weight, bias and scale by name, where they are."""
+        each = {"weight": self.weight, "bias": self.bias, "scale": self.scale}
+        return {name: tensor for name, tensor in each.items() if tensor is not None}
 
     def like(self, model: Model) -> Head:
         """The head in the dtype and on the device of a model; its memory is shared where it is so already."""
@@ -101,13 +127,16 @@ class Head:
             plain = each.clone() if each.is_inference() else each.detach()
             alike = plain.to(model.device, model.dtype).contiguous()
             moved[name] = nn.Parameter(alike, requires_grad=False)
-        return replace(self, weight=moved.get("weight"), bias=moved.get("bias"))
+        return replace(self, weight=moved.get("weight"), bias=moved.get("bias"), scale=moved.get("scale"))
 
     def module(self) -> nn.Module:
         """The classifier as a module, of the very parameters that `like` made."""
         if self.weight is None:
             return nn.Identity()
         width, count = self.weight.shape[1], len(self.weight)
+        if self.scale is not None:
+            weight, scale, bias = (self.tensors.get(name) for name in ("weight", "scale", "bias"))
+            return Cosine(weight, scale, bias).eval()  # type: ignore[arg-type]  # they are parameters by now
         linear = nn.Linear(width, count, bias=self.bias is not None, device="meta")
         for name, tensor in self.tensors.items():
             setattr(linear, name, tensor)
@@ -142,7 +171,7 @@ class Head:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise FileError(f"{path} is no head, or a damaged one: {error}") from error
-        if not isinstance(said, dict) or not {"weight"} <= set(tensors) <= {"weight", "bias"}:
+        if not isinstance(said, dict) or not {"weight"} <= set(tensors) <= {"weight", "bias", "scale"}:
             raise FileError(f"{path} is no head that model.head.save wrote")
         check_version(path, said, _FILE, HEAD_SCHEMA)
         names = said["classes"]
@@ -155,7 +184,8 @@ class Head:
         if self.weight is None:
             return f"Head({self.tokens} features)"
         count, width = self.weight.shape
-        return f"Head({count} classes on {width} {self.tokens} features)"
+        compared = "on" if self.scale is None else "by cosine with"
+        return f"Head({count} classes {compared} {width} {self.tokens} features)"
 
 
 def with_head(
@@ -214,6 +244,8 @@ def with_head(
         head = head.like(model)
         readout = _headed(features, head.module())
     put_on = "features" if head.weight is None else f"a head of {len(head.weight)}"
+    if head.scale is not None and head.weight is not None:
+        put_on = counted(len(head.weight), "prompt")
     made = replace(
         model,
         name=f"{model.name} with {put_on}" + ("" if head.tokens == "pooled" else f" on {head.tokens}"),

@@ -26,6 +26,7 @@ from circuitvit.models.sites import Sites, all_sites, listed
 from circuitvit.models.stages import Stage, through
 from circuitvit.models.tokens import Groups
 from circuitvit.models.weights import content_hash, hash_with, libraries
+from circuitvit.models.words import Words, with_prompts
 from circuitvit.models.zoo import Card, InputSpec
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Model:
         rules: by which its gradients flow, see `with_rules`; None for those of the module itself.
         edits: what is changed in it, see `edit`.
         bare: the model without its edits; None for one that has none.
+        words: of a model of images and texts the text side; None for one without.
+        wordless: why a model that could have words was loaded without.
 
     Example:
         >>> import circuitvit as cv
@@ -83,6 +86,8 @@ class Model:
     rules: BackwardRules | None = None
     edits: tuple[Change, ...] = ()
     bare: Model | None = None
+    words: Words | None = None
+    wordless: str = ""
 
     @cached_property
     def graph(self) -> Graph:
@@ -293,6 +298,12 @@ class Model:
         from circuitvit.engine.reading import activations
 
         return activations(self, images, names, **options)
+
+    def with_prompts(self, prompts: Sequence[str], templates: Sequence[str] | None = None) -> Model:
+        """The model with sentences for classes, where it is one of images and texts: see
+        `circuitvit.models.words.with_prompts`.
+        """
+        return with_prompts(self, prompts, templates)
 
     @property
     def edited_images(self) -> int | None:

@@ -164,6 +164,40 @@ class Chain:
         return iter(self.maps)
 
 
+class Cosine(nn.Module):
+    """Scaled cosines between what it is given and some directions, as CLIP compares images and sentences.
+
+    Radford et al. 2021, "Learning transferable visual models from natural language supervision",
+    arXiv:2103.00020; with a bias Zhai et al. 2023, "Sigmoid loss for language image pre-training",
+    arXiv:2303.15343.
+
+    Args:
+        weight: directions `(class, width)` of length 1.
+        scale: of the cosines, `()`.
+        bias: `(class,)` or None.
+    """
+
+    def __init__(self, weight: nn.Parameter, scale: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.scale, self.bias = weight, scale, bias
+        self.frozen = False
+
+    def forward(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
+        return F.linear(x / self.length(x), self.weight * self.scale, self.bias)
+
+    def length(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 1"]:
+        """Of each vector; under rules that freeze norms a constant."""
+        x = x.detach() if self.frozen else x
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return length.clamp_min(torch.finfo(x.dtype).tiny)
+
+    def with_rules(self, rules: BackwardRules) -> Cosine:
+        """The same values, differentiated by the rules."""
+        ruled = Cosine(self.weight, self.scale, self.bias)
+        ruled.frozen = rules.frozen_norms
+        return ruled
+
+
 # -- norms ---------------------------------------------------------------------------------------
 
 
@@ -553,8 +587,10 @@ class Readout:
         return tuple(each for head in self.heads for each in (head if isinstance(head, Chain) else (head,)))
 
     def with_rules(self, rules: BackwardRules) -> Readout:
-        """The same with norms that are differentiated by the rules."""
-        return replace(self, norm=self.norm.with_rules(rules), after=self.after.with_rules(rules))
+        """The same with norms that are differentiated by the rules, those of cosines among them."""
+        heads = tuple(_ruled(head, rules) for head in self.heads)
+        norms = self.norm.with_rules(rules), self.after.with_rules(rules)
+        return replace(self, norm=norms[0], after=norms[1], heads=heads)
 
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
@@ -578,16 +614,17 @@ class Readout:
         """
         constants: dict[str, Tensor] = {}
         share = of / len(self.heads)
-        direction = torch.stack(
-            [
-                self._through(head, name, share, constants)
-                for head, name in zip(self.heads, self.names, strict=True)
-            ],
-            dim=1,
-        )
         normed = self.norm(stream).detach().requires_grad_()
         with torch.enable_grad():
             pooled = self.pool(normed)
+        read = self.after(pooled.detach())
+        direction = torch.stack(
+            [
+                self._through(head, name, share, constants, read[:, place])
+                for place, (head, name) in enumerate(zip(self.heads, self.names, strict=True))
+            ],
+            dim=1,
+        )
         if self.after.bias is not None:
             constants["fc_norm.bias"] = (direction @ self.after.bias).sum(dim=1)
         _, inverse = self.after.standardise(pooled.detach())
@@ -600,20 +637,30 @@ class Readout:
 
     @staticmethod
     def _through(
-        head: nn.Module | Linear | Chain, name: str, of: Tensor, constants: dict[str, Tensor]
+        head: nn.Module | Linear | Chain, name: str, of: Tensor, constants: dict[str, Tensor], read: Tensor
     ) -> Tensor:
-        """The weights `(image, width)` at a classifier's input."""
+        """The weights `(image, width)` at a classifier's input, where it has read this."""
         if isinstance(head, nn.Identity):
             return of
         if isinstance(head, (nn.Sequential, Chain)):
+            given = [read]
+            for each in list(head)[:-1]:
+                given.append(each(given[-1]))
             for place, each in reversed(list(enumerate(head))):
-                of = Readout._through(each, f"{name}.{place}", of, constants)
+                of = Readout._through(each, f"{name}.{place}", of, constants, given[place])
             return of
-        if not isinstance(head, (nn.Linear, Linear)):
+        if not isinstance(head, (nn.Linear, Linear, Cosine)):
             raise UnsupportedModelError(
                 f"{name} is a {type(head).__name__}: only a linear classifier has shares"
             )
         if head.bias is not None:
             constants[f"{name}.bias"] = of @ head.bias
         direction: Tensor = of @ head.weight
-        return direction
+        return direction * head.scale / head.length(read) if isinstance(head, Cosine) else direction
+
+
+def _ruled(head: nn.Module | Linear | Chain, rules: BackwardRules) -> nn.Module | Linear | Chain:
+    """A classifier, differentiated by the rules: only cosines have something that they change."""
+    if isinstance(head, Chain):
+        return Chain(tuple(each.with_rules(rules) if isinstance(each, Cosine) else each for each in head))
+    return head.with_rules(rules) if isinstance(head, Cosine) else head

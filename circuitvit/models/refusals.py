@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -157,7 +158,13 @@ def _refuse_bad_weights(module: nn.Module) -> None:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if any(tensor.is_meta for _, tensor in tensors):
         raise ModelError("the model's weights are on the meta device: load them before wrapping")
-    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+    masks = {id(buffer) for buffer in module.buffers()}  # where minus infinity is no accident
+    bad = [
+        name
+        for name, tensor in tensors
+        if tensor.is_floating_point()
+        and not (tensor.isfinite() | ((tensor == -math.inf) & (id(tensor) in masks))).all()
+    ]
     if bad:
         raise ModelError(f"{len(bad)} of the model's tensors hold NaN or infinite values, such as {bad[0]}")
 

@@ -22,6 +22,7 @@ from circuitvit.models.edits import edited
 from circuitvit.models.families import Family
 from circuitvit.models.families import layout as layouts
 from circuitvit.models.families.layout import Layout
+from circuitvit.models.families.tokenizers import adapted
 from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
 from circuitvit.models.near_names import unknown_model
@@ -29,6 +30,7 @@ from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_uns
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
 from circuitvit.models.timm_import import import_timm
+from circuitvit.models.words import TextFamily, Words
 from circuitvit.models.zoo import Card, InputSpec, load_module, load_zoo_module, zoo_card, zoo_names
 
 IMAGENET = {
@@ -142,6 +144,21 @@ INSIDE = {
 that holds the plain one, or the image tower.
 """
 
+TEXTS: dict[str, str] = {
+    "circuitvit.models.zoo.clip_module.ClipModule": "circuitvit.models.families.text_towers:OWN",
+    "clip.model.CLIP": "circuitvit.models.families.text_towers:OPENAI",
+    "open_clip.model.CLIP": "circuitvit.models.families.text_towers:OPEN_CLIP",
+    "open_clip.model.CustomTextCLIP": "circuitvit.models.families.text_towers:OPEN_CLIP",
+    "transformers.models.clip.modeling_clip.CLIPModel": "circuitvit.models.families.text_towers:HF_CLIP",
+    "transformers.models.siglip.modeling_siglip.SiglipModel": "circuitvit.models.families.text_towers:SIGLIP",
+    "transformers.models.siglip2.modeling_siglip2.Siglip2Model": (
+        "circuitvit.models.families.text_towers:SIGLIP"
+    ),
+}
+"""Of models of images and texts the family of the text side, by the full names of their classes; its file is
+imported when it is needed.
+"""
+
 
 def load(
     name: str | Path,
@@ -192,7 +209,9 @@ def load(
     if colon and source in SOURCES:
         loaded = _found(SOURCES[source])(rest, checkpoint=checkpoint, dtype=dtype, **architecture)
         module = loaded.module.to(device=device, dtype=dtype).eval()
-        return wrap(module, name=name, classes=classes or loaded.classes, preprocessing=loaded.preprocessing)
+        said = {"classes": classes or loaded.classes, "preprocessing": loaded.preprocessing}
+        model = wrap(module, name=name, tokenizer=loaded.tokenizer, **said)
+        return replace(model, wordless=loaded.wordless)
     path = Path(name)
     card: Card | None = None
     if name in zoo_names():
@@ -244,6 +263,7 @@ def wrap(
     preprocessing: InputSpec | None = None,
     card: Card | None = None,
     layout: Layout | None = None,
+    tokenizer: Any = None,
 ) -> Model:
     """A module at hand, seen as stages. The module is not changed, and not run in training mode either.
 
@@ -258,6 +278,9 @@ def wrap(
         preprocessing: how image files become inputs; by default what the module's own configuration says.
         card: how the model was trained, for bundled and own models.
         layout: where the parts of a hand-written model are; images need `preprocessing` then.
+        tokenizer: of a model of images and texts, which is taken for its image tower; with it, sentences can
+            be classes (`Model.with_prompts`). One of transformers (or a processor) or open_clip,
+            `clip.tokenize`, or an object as `circuitvit.models.words.Tokenizer` says.
 
     Raises:
         UnsupportedModelError: if a part cannot be decomposed; the message names the module and the switch.
@@ -268,10 +291,36 @@ def wrap(
         >>> import circuitvit as cv, timm  # doctest: +SKIP
         >>> model = cv.wrap(timm.create_model("deit3_small_patch16_224").eval())  # doctest: +SKIP
     """
+    words = _words(module, tokenizer)
     module = _unwrapped(module)
     if isinstance(classes, str) or not (classes is None or isinstance(classes, Sequence)):
         raise OptionError(f"the class names are a list of texts, one for each logit, not {classes!r}")
-    return _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
+    model = _wrapped(module, layout or family_of(module), name, classes, preprocessing, card)
+    return model if words is None else replace(model, words=words)
+
+
+def _words(module: nn.Module, tokenizer: Any) -> Words | None:
+    """The text side of a module, where it has one that is known and there is a tokenizer for it.
+
+    Raises:
+        OptionError: if there is a tokenizer and nothing that it is for, or it is none.
+        UnsupportedModelError: if the text tower is of a kind that is not known.
+    """
+    known = [TEXTS[name] for kind in type(module).__mro__ if (name := _full_name(kind)) in TEXTS]
+    if not known:
+        if tokenizer is not None:
+            raise OptionError(
+                f"a tokenizer is for models of images and texts, and {_full_name(type(module))} is none that "
+                "is known as one"
+            )
+        return None
+    if tokenizer is None:
+        return None
+    family: TextFamily = _found(known[0])
+    refuse_unsound(module)
+    family.refuse(module)
+    twin = frozen_twin(module)
+    return Words(twin, family, adapted(tokenizer, family.context(twin), family.whole(twin)))
 
 
 def _wrapped(
@@ -365,7 +414,8 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     if model.under is not None:
         return _headed, (model.under, model.head, model.rules)
     said = model.name, model.classes, model.preprocessing, model.card
-    facts = {"synsets": model.synsets, "has_classes": model.has_classes}
+    facts: dict[str, Any] = {"synsets": model.synsets, "has_classes": model.has_classes}
+    facts |= {"words": model.words, "wordless": model.wordless}
     return _rewrapped, (_Timm(), model.module, model.family, said, model.rules, facts)
 
 
@@ -451,6 +501,11 @@ def libraries() -> dict[str, tuple[str, ...]]:
             kind = re.split(r"(?:Vision)?(?:Model|For)", kind)[0]
         found.setdefault(library, set()).add(kind)
     return {library: tuple(sorted(found[library], key=str.lower)) for library in sorted(found)}
+
+
+def knows_words(kind: type) -> bool:
+    """Whether modules of a class are models of images and texts whose text side is known."""
+    return any(_full_name(base) in TEXTS for base in kind.__mro__)
 
 
 def is_known(kind: type) -> bool:

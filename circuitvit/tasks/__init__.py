@@ -1,6 +1,6 @@
 """The behaviour under study: image pairs, a metric on logits, and what ablation means."""
 
-from circuitvit.tasks import corruptions
+from circuitvit.tasks import corruptions, words
 from circuitvit.tasks.ablations import Ablation, Constants, Mean, Noise, Patch, Resample, Zero, ablation_names
 from circuitvit.tasks.classes import ClassGroup, group
 from circuitvit.tasks.groups import TokenGroups
@@ -57,4 +57,5 @@ __all__ = [
     "select_pairs",
     "similarity",
     "split",
+    "words",
 ]

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
@@ -300,12 +301,17 @@ def read_mask(
         there = np.unique(pixels.astype(np.int64)).tolist()
         shown = ", ".join(map(str, there[:10])) + (", ..." if len(there) > 10 else "")
         raise DataError(f"no pixel of {path} has the value {', '.join(map(str, values))}; there are {shown}")
-    # Black and white through the model's own geometry, as a picture of one channel that is not normalised.
-    plain = replace(spec, size=(1, *spec.size[1:]), mean=(0.0,), std=(1.0,), interpolation="nearest")
-    mask = preprocess(Image.fromarray(np.where(chosen, 255, 0).astype(np.uint8)), plain)[0] > 0.5
+    mask = mask_as_seen(chosen, spec)
     if not mask.any():
         raise DataError(f"all pixels of {path} with the value {', '.join(map(str, values))} are cropped away")
     return mask
+
+
+def mask_as_seen(mask: Bool[NDArray[np.bool_], "_ _"], spec: InputSpec) -> Bool[Tensor, "height width"]:
+    """A mask of a picture's pixels, resized and cropped like the picture itself, to the nearest pixel."""
+    # Black and white through the model's own geometry, as a picture of one channel that is not normalised.
+    plain = replace(spec, size=(1, *spec.size[1:]), mean=(0.0,), std=(1.0,), interpolation="nearest")
+    return preprocess(Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)), plain)[0] > 0.5
 
 
 def _region(images: Tensor, mask: Tensor | None) -> Bool[Tensor, "*image channel height width"]:

@@ -1,7 +1,8 @@
-"""Training small ViTs like the bundled ones: `circuitvit train catdog|digits|FOLDER`."""
+"""Training small ViTs like the bundled ones: `circuitvit train catdog|clip|digits|FOLDER`."""
 
 from __future__ import annotations
 
+from circuitvit.training.clip import train_clip
 from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
 from circuitvit.training.loop import Recipe, TrainingResult, evaluate, train, training_data
 
@@ -15,5 +16,6 @@ __all__ = [
     "evaluate",
     "folder_data",
     "train",
+    "train_clip",
     "training_data",
 ]

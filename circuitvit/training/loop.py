@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -113,6 +113,8 @@ def training_data(dataset: str | Path, seed: int = 0, size: int | None = None) -
         DataError: when it is none of these, or when pictures are missing or cannot be read.
         OptionError: for a size that is not a multiple of 8, or a size for catdog or digits.
     """
+    if dataset == "clip":
+        raise OptionError("clip is trained by train_clip, on pictures of a size of their own")
     if dataset not in ("catdog", "digits"):
         return folder_data(dataset, seed, **({} if size is None else {"size": size}))
     if size is not None:
@@ -152,36 +154,69 @@ def train(
         >>> result.card.classes[:3]
         ('0', '1', '2')
     """
-    recipe = _recipe({**data.recipe, **options})
+    recipe = make_recipe({**data.recipe, **options})
     shape = {**data.architecture, **(architecture or {})}
-    stem = None if out is None else _prepare(Path(out))
-    with _threads(recipe.threads):
+    stem = None if out is None else prepare(Path(out))
+    with threads(recipe.threads):
         module = build_module(shape, recipe.seed)
-        interrupted, steps_done = _fit(module, data, recipe, progress)
+
+        def objective(step: int) -> tuple[Tensor, Tensor]:
+            return _classification(module, data.batch(step, recipe.batch_size), recipe.label_smoothing)
+
+        steps_done = fit(module, objective, recipe, data.name, progress)
         accuracy = {"held_out": evaluate(module, data.held_out), "n": len(data.held_out)}
         accuracy |= {name: evaluate(module, part) for name, part in data.extra.items()}
-    weights = to_safetensors({name: value.contiguous() for name, value in module.state_dict().items()})
+    return finish(
+        module, stem, recipe, steps_done,
+        name=data.name, architecture=shape, input=data.input, classes=data.classes, data=data.description,
+        accuracy=accuracy, license=data.licence,
+    )  # fmt: skip
+
+
+def finish(
+    module: nn.Module,
+    stem: Path | None,
+    recipe: Recipe,
+    steps_done: int,
+    *,
+    name: str,
+    start: str | None = None,
+    **facts: Any,
+) -> TrainingResult:
+    """Writes weights and card to `stem`; None saves nothing.
+
+    Args:
+        module: as trained.
+        stem: path without ending.
+        recipe: how it was trained.
+        steps_done: fewer than those of the recipe when it was interrupted.
+        name: of the model where there is no path.
+        start: the bundled model whose weights it started with, None for weights at random.
+        **facts: the other fields of the card.
+    """
+    weights = to_safetensors({key: value.contiguous() for key, value in module.state_dict().items()})
     card = Card(
-        name=data.name if stem is None else stem.name,
-        architecture=shape,
-        input=data.input,
-        classes=data.classes,
-        data=data.description,
+        name=name if stem is None else stem.name,
         recipe={
             "optimiser": "AdamW", "schedule": "warm-up and cosine", **asdict(recipe),
             "steps_done": steps_done, "torch": torch.__version__.split("+")[0],
+            **({} if start is None else {"start": start}),
         },
         seed=recipe.seed,
-        accuracy=accuracy,
         weights_sha256=sha256(weights),
-        license=data.licence,
         library_version=__version__,
+        **facts,
     )  # fmt: skip
     path = None if stem is None else _save(stem, weights, card)
-    return TrainingResult(module, card, accuracy["held_out"], interrupted, path)
+    return TrainingResult(module, card, card.accuracy["held_out"], steps_done < recipe.steps, path)
 
 
-def _recipe(options: Mapping[str, Any]) -> Recipe:
+def make_recipe(options: Mapping[str, Any]) -> Recipe:
+    """The usual options with some replaced.
+
+    Raises:
+        OptionError: for an option that there is not, or a senseless value.
+    """
     known = [field.name for field in fields(Recipe)]
     unknown = [name for name in options if name not in known]
     if unknown:
@@ -189,40 +224,72 @@ def _recipe(options: Mapping[str, Any]) -> Recipe:
     return replace(Recipe(), **options)
 
 
-def _fit(module: nn.Module, data: TrainingData, recipe: Recipe, progress: bool) -> tuple[bool, int]:
-    """Trains `module` in place. Returns whether it was interrupted, and the number of steps done."""
+def fit(
+    module: nn.Module,
+    objective: Callable[[int], tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    name: str,
+    progress: bool,
+    sparse: nn.Module | None = None,
+) -> int:
+    """Trains `module` in place, until it is done or Ctrl-C is pressed.
+
+    Args:
+        module: to train.
+        objective: a step's number to its loss, and the fraction that is right.
+        recipe: how to train.
+        name: on the bar.
+        progress: whether to show one.
+        sparse: the part of the module whose heads `recipe.sparsity` pulls to zero, by default all of it.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        DataError: when the loss is no longer finite.
+    """
     optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
+    groups = head_groups(sparse or module) if recipe.sparsity else []
     module.train()
     done = 0
-    bar = progress_bar(recipe.steps, f"training {data.name}", progress, unit="step")
+    bar = progress_bar(recipe.steps, f"training {name}", progress, unit="step")
     with bar, _plain_attention(module):
         try:
             for step in range(recipe.steps):
-                loss, right = _step(module, optimiser, data.batch(step, recipe.batch_size), recipe, step)
+                loss, right = objective(step)
+                if not loss.isfinite():
+                    raise DataError(f"the loss is {loss.item()} at step {step}: try a smaller learning_rate")
+                _descend(module, loss, optimiser, groups, recipe, step)
                 done = step + 1
-                if not math.isfinite(loss):
-                    raise DataError(f"the loss is {loss} at step {step}: try a smaller learning_rate")
-                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.1%}", refresh=False)
+                bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.1%}", refresh=False)
                 bar.update()
         except KeyboardInterrupt:
-            module.eval()
-            return True, done
+            pass
     module.eval()
-    return False, done
+    return done
 
 
-def _step(
-    module: nn.Module, optimiser: torch.optim.Optimizer, batch: Labelled, recipe: Recipe, step: int
-) -> tuple[float, float]:
-    """One step of gradient descent; returns loss and accuracy on the batch."""
+def _classification(module: nn.Module, batch: Labelled, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and accuracy on a batch."""
+    logits = module(batch.images)
+    loss = F.cross_entropy(logits, batch.targets, label_smoothing=label_smoothing)
+    return loss, _right(logits.detach(), batch.targets).float().mean()
+
+
+def _descend(
+    module: nn.Module,
+    loss: Tensor,
+    optimiser: torch.optim.Optimizer,
+    groups: Sequence[Tensor],
+    recipe: Recipe,
+    step: int,
+) -> None:
+    """One step of gradient descent, and the pull on `groups` of heads' weights."""
     for options in optimiser.param_groups:
         options["lr"] = recipe.rate(step)
-    logits = module(batch.images)
-    loss = F.cross_entropy(logits, batch.targets, label_smoothing=recipe.label_smoothing)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
-    groups = head_groups(module) if recipe.sparsity else []
     silent = [group.abs().amax(dim=(1, 2), keepdim=True) == 0 for group in groups]
     optimiser.step()
     for group, was_silent in zip(groups, silent, strict=True):
@@ -230,7 +297,6 @@ def _step(
             shrink(group, recipe.rate(step) * recipe.pull(step))
         else:
             group.masked_fill_(was_silent, 0)
-    return float(loss.detach()), float(_right(logits.detach(), batch.targets).float().mean())
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -295,7 +361,7 @@ def _plain_attention(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """Torch with `count` threads; the caller's number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -305,7 +371,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _prepare(out: Path) -> Path:
+def prepare(out: Path) -> Path:
     """`out` without a `.safetensors` or `.json` ending, its folder made and found writable."""
     stem = out.with_suffix("") if out.suffix in (".safetensors", ".json") else out
     try:

@@ -6,6 +6,7 @@ connected circuits as the null, robustness, stability, and activation patching.
 """
 
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
+from circuitvit.verification.cross_effects import CrossEffect, Specificity, specificity
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
@@ -35,6 +36,7 @@ __all__ = [
     "AuditSettings",
     "BeatsRandom",
     "Bootstrap",
+    "CrossEffect",
     "Estimate",
     "Expectation",
     "Falls",
@@ -48,6 +50,7 @@ __all__ = [
     "Rises",
     "Robustness",
     "Section",
+    "Specificity",
     "Unchanged",
     "Verdict",
     "audit",
@@ -72,6 +75,7 @@ __all__ = [
     "save_verdicts",
     "select_edges",
     "share_interval",
+    "specificity",
     "stability",
     "stage_profile",
     "sufficiency_test",

@@ -16,6 +16,7 @@ Figures need matplotlib (`pip install circuitvit[plots]`), which is imported whe
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attention_page import AttentionPage, attention_page
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
+from circuitvit.views.compared_model import ComparedModel, Cost
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.decider_heads import DeciderHeads, deciders
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
@@ -23,6 +24,9 @@ from circuitvit.views.factors import Disentanglement, disentanglement
 from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
+from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
+from circuitvit.views.model_sheet import ModelSheet
+from circuitvit.views.models_compared import compare_models
 from circuitvit.views.outcomes import Outcomes
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
 from circuitvit.views.probe_results import LinearProbes
@@ -48,10 +52,14 @@ from circuitvit.views.tuned import LensAgreement, TunedLens, tuned_lens
 from circuitvit.views.visualisation import FeatureVisualisation, feature_visualisation
 
 __all__ = [
+    "Ability",
     "AttentionPage",
     "AttentionPatterns",
+    "ComparedModel",
     "Comparison",
+    "Cost",
     "DeciderHeads",
+    "Depth",
     "DirectAttribution",
     "Direction",
     "Disentanglement",
@@ -68,6 +76,7 @@ __all__ = [
     "LinearProbes",
     "LogitLens",
     "MethodCurve",
+    "ModelSheet",
     "Outcomes",
     "PatchEvidence",
     "Picks",
@@ -76,6 +85,7 @@ __all__ = [
     "Ranking",
     "Registers",
     "RepeatedPatches",
+    "Rightness",
     "SegmentationChange",
     "SegmentationScore",
     "Steering",
@@ -83,11 +93,13 @@ __all__ = [
     "TokenAblations",
     "TopImages",
     "TunedLens",
+    "Use",
     "attention_page",
     "attention_patterns",
     "attribution_of_task",
     "class_symbols",
     "compare",
+    "compare_models",
     "deciders",
     "difference_of_means",
     "direct_logit_attribution",

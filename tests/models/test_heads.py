@@ -335,7 +335,7 @@ def test_files_that_are_no_heads(tmp_path: Path) -> None:
         ({"weight": drawn(2, WIDTH), "classes": ("one",)}, "1 class names for a head with 2 logits"),
         ({"weight": drawn(2, WIDTH).long()}, "real numbers"),
         ({"weight": [["a"]]}, "real numbers|array of numbers"),
-        ({"weight": None, "classes": ("one",)}, "no bias and no classes"),
+        ({"weight": None, "classes": ("one",)}, "no bias, no scale and no classes"),
         ({"weight": Head(drawn(2, WIDTH)), "classes": ("a", "b")}, "says its bias, classes and tokens"),
     ],
 )

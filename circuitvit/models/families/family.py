@@ -33,11 +33,15 @@ class Loaded:
         module: with its weights, on the CPU or where the library put it.
         preprocessing: how image files become inputs; None to ask the family.
         classes: names of the logits, or None where unknown.
+        tokenizer: of a whole model of images and texts, as its library has it; None for an image tower alone.
+        wordless: why there is none, where one could be expected.
     """
 
     module: nn.Module
     preprocessing: InputSpec | None = None
     classes: tuple[str, ...] | None = None
+    tokenizer: Any = None
+    wordless: str = ""
 
 
 class Family(ABC):

@@ -1,7 +1,8 @@
 """Models of transformers by name or folder, with their own preprocessing and class names.
 
 Weights are read from safetensors alone, in the dtype asked for, tensor by tensor; code from the hub never
-runs. Of a model of images and texts its image tower is loaded and nothing else.
+runs. Of a model of images and texts both towers are loaded where its tokenizer is there, and else its image
+tower alone.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def load_hf(
     with _told(name):
         _refuse_absent(name, options)
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-        kind = _kind(transformers, config, name)
+        whole = _speaking(transformers, config)
+        tokenizer = None if whole is None else _tokenizer(transformers, name, options)
+        kind = whole if whole and tokenizer else _kind(transformers, config, name)
         if hasattr(config, "mask_ratio"):
             config.mask_ratio = 0.0  # what an encoder sees after training
         # How clips are prepared, the family knows.
@@ -101,7 +104,26 @@ def load_hf(
         spec = None if clips else _preprocessing(transformers, name, _channels(config), options)
         with _quiet(transformers):
             module = _filled(kind, name, config, dtype or torch.float32, options)
-    return Loaded(module.eval(), spec)
+    wordless = "" if whole is None else f"there is no tokenizer beside its weights, in {name}"
+    return Loaded(module.eval(), spec, tokenizer=tokenizer, wordless="" if tokenizer else wordless)
+
+
+def _speaking(transformers: ModuleType, config: Any) -> type[nn.Module] | None:
+    """The class of a whole model of images and texts whose text side is known; None for any other."""
+    registry = import_module("circuitvit.models.registry")
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    return kind if isinstance(kind, type) and registry.knows_words(kind) else None
+
+
+def _tokenizer(transformers: ModuleType, name: str, options: dict[str, Any]) -> Any:
+    """The tokenizer beside the weights; None where there is none, for which transformers makes one up."""
+    where = {key: value for key, value in options.items() if key != "subfolder"}
+    files = ("tokenizer.json", "vocab.json", "spiece.model")
+    quiet = {"_raise_exceptions_for_missing_entries": False, "subfolder": options.get("subfolder", "")}
+    if not any(transformers.utils.cached_file(name, file, **where, **quiet) for file in files):
+        return None
+    with _quiet(transformers):
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
 
 
 def _sees_clips(config: Any) -> bool:

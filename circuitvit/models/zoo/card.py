@@ -22,6 +22,8 @@ from torch import nn
 
 from circuitvit.errors import FileError, ModelError
 from circuitvit.models.timm_import import import_timm
+from circuitvit.models.zoo.clip_module import ClipModule
+from circuitvit.models.zoo.text_tower import MARKS, TextTower
 
 SCHEMA = "circuitvit.card/1"
 
@@ -99,6 +101,8 @@ class Card:
         weights_sha256: hash of the safetensors file.
         license: of the weights.
         library_version: of circuitvit, when it was trained.
+        text: of a CLIP, keyword arguments of its text tower; its logits are features, and `classes` is empty.
+        vocabulary: of a CLIP, the words that its sentences are made of.
     """
 
     name: str
@@ -112,12 +116,16 @@ class Card:
     weights_sha256: str
     license: str
     library_version: str
+    text: Mapping[str, Any] | None = None
+    vocabulary: tuple[str, ...] | None = None
     schema: str = field(default=SCHEMA)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, ready for JSON; "schema" comes first."""
         content = asdict(self)
         del content["input"]["crop_mode"]  # always the same for models that are trained here
+        if self.text is None:
+            del content["text"], content["vocabulary"]
         return {"schema": content.pop("schema"), **content}
 
     @classmethod
@@ -135,18 +143,20 @@ class Card:
             raise FileError(f"{source}: a card is a JSON object, not {type(content).__name__}")
         if content.get("schema") != SCHEMA:
             raise FileError(f"{source}: schema is {content.get('schema')!r}, this version reads {SCHEMA!r}")
-        _check_fields(content, _CARD_KINDS, source)
+        kinds = _CARD_KINDS | (_CLIP_KINDS if "text" in content else {})
+        _check_fields(content, kinds, source)
         _check_fields(content["input"], _INPUT_KINDS, f"{source}: input")
         spec = content["input"]
         _check_values(content, spec, source)
         size = tuple(spec["size"])
         return cls(
-            **{key: content[key] for key in _CARD_KINDS if key not in ("input", "classes")},
+            **{key: content[key] for key in kinds if key not in ("input", "classes", "vocabulary")},
             input=InputSpec(
                 (size[0], size[1], size[2]), tuple(map(float, spec["mean"])), tuple(map(float, spec["std"])),
                 spec["interpolation"], float(spec["crop_pct"]),
             ),
             classes=tuple(content["classes"]),
+            vocabulary=tuple(content["vocabulary"]) if "text" in content else None,
         )  # fmt: skip
 
     @classmethod
@@ -182,6 +192,7 @@ _CARD_KINDS: _Kinds = {
     "name": str, "architecture": dict, "input": dict, "classes": list, "data": str, "recipe": dict,
     "seed": int, "accuracy": dict, "weights_sha256": str, "license": str, "library_version": str,
 }  # fmt: skip
+_CLIP_KINDS: _Kinds = {"text": dict, "vocabulary": list}
 _INPUT_KINDS: _Kinds = {
     "size": list, "mean": list, "std": list, "interpolation": str, "crop_pct": (int, float)
 }  # fmt: skip
@@ -210,14 +221,33 @@ def _check_values(content: Mapping[str, Any], spec: Mapping[str, Any], source: s
     classes = content["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         raise FileError(f"{source}: classes must be different names")
-    if content["architecture"].get("num_classes") != len(classes):
-        logits = content["architecture"].get("num_classes")
+    logits = content["architecture"].get("num_classes")
+    if "text" in content:
+        _check_text(content, source)
+    elif logits != len(classes):
         raise FileError(f"{source}: {len(classes)} classes, but num_classes={logits}")
     digest = content["weights_sha256"]
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
         raise FileError(f"{source}: weights_sha256 is not a SHA-256 in lower-case hexadecimal")
     if not {"held_out", "n"} <= set(content["accuracy"]):
         raise FileError(f"{source}: accuracy needs held_out and n")
+
+
+def _check_text(content: Mapping[str, Any], source: str) -> None:
+    text, words = content["text"], content["vocabulary"]
+    if content["classes"]:
+        raise FileError(f"{source}: with a text tower the classes are sentences, so classes is empty")
+    if not all(isinstance(word, str) and word for word in words) or len(set(words)) != len(words):
+        raise FileError(f"{source}: vocabulary must be different words")
+    if not isinstance(text.get("context"), int) or text["context"] < 3:
+        raise FileError(f"{source}: text needs a context of at least 3 tokens, not {text.get('context')!r}")
+    if text.get("vocabulary") != len(words) + len(MARKS):
+        raise FileError(
+            f"{source}: {len(words)} words and {len(MARKS)} marks, but text has vocabulary="
+            f"{text.get('vocabulary')}"
+        )
+    if text.get("features") != content["architecture"].get("num_classes"):
+        raise FileError(f"{source}: the towers give features of different widths")
 
 
 def sha256(data: bytes) -> str:
@@ -252,6 +282,27 @@ def build_module(architecture: Mapping[str, Any], seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+def build_clip(architecture: Mapping[str, Any], text: Mapping[str, Any], seed: int = 0) -> ClipModule:
+    """A freshly initialised CLIP in eval mode: :func:`build_module` and a text tower.
+
+    Args:
+        architecture: of the image tower.
+        text: keyword arguments of :class:`~circuitvit.models.zoo.text_tower.TextTower`.
+        seed: of the initial weights; the global random state is left as it was.
+
+    Raises:
+        ModelError: for an argument that one of the constructors does not know or refuses.
+    """
+    visual = build_module(architecture, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            tower = TextTower(**text)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(f"the text tower refuses {dict(text)}: {error}") from error
+    return ClipModule(visual, tower).eval()
+
+
 def load_module(card_path: str | Path) -> tuple[nn.Module, Card]:
     """The model of a card, with the weights from the `.safetensors` file next to it.
 
@@ -281,7 +332,9 @@ def load_module(card_path: str | Path) -> tuple[nn.Module, Card]:
         state = parse_safetensors(data)
     except SafetensorError as error:
         raise FileError(f"{weights} is not a safetensors file: {error}") from error
-    module = build_module(card.architecture)
+    module = (
+        build_module(card.architecture) if card.text is None else build_clip(card.architecture, card.text)
+    )
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

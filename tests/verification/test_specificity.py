@@ -1,0 +1,88 @@
+"""Specificity: its figures are those of `verify`, and it raises no more false alarms than it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+import circuitvit as cv
+from circuitvit.errors import OptionError
+from circuitvit.graph import Circuit
+from circuitvit.verification.cross_effects import adjusted, larger_share_p, specificity
+from tests.rightness import METRIC, images, micro
+
+Numbers = NDArray[np.float64]
+
+
+def task(clean: int, corrupt: int, metric: cv.Metric = METRIC) -> cv.Task:
+    """Six pairs, each much like the other, so that all show the behaviour."""
+    sides = [images(1, seed) + 0.05 * images(6, seed + 10) for seed in (clean, corrupt)]
+    return cv.Task(*sides, metric)
+
+
+def halves(model: cv.Model) -> dict[str, Circuit]:
+    """What passes the MLPs, and what does not."""
+    mlps = [edge for edge in model.graph.edges if edge.startswith("m")]
+    found = Circuit.from_edges(model.graph, mlps)
+    return {"mlps": found, "others": ~found}
+
+
+def test_every_circuit_on_every_behaviour_is_what_verify_says_of_it() -> None:
+    model = cv.wrap(micro())
+    circuits = halves(model)
+    tasks = {"mlps": task(0, 1), "others": task(2, 3, cv.logit(2))}
+    found = specificity(model, tasks, circuits, progress=False)
+    for circuit, behaviour in ((a, b) for a in tasks for b in tasks):
+        expected = cv.verify(model, tasks[behaviour], circuits[circuit], n_random=0, progress=False).headline
+        cell = found.effect(circuit, behaviour)
+        assert (cell.necessity, cell.faithfulness) == (expected.necessity, expected.faithfulness)
+        assert (cell.p is None) == (circuit == behaviour)
+
+
+def test_one_circuit_for_two_behaviours_is_specific_to_neither() -> None:
+    model = cv.wrap(micro())
+    names = ("one", "other")
+    circuits = dict.fromkeys(names, halves(model)["mlps"])
+    found = specificity(model, dict.fromkeys(names, task(0, 1)), circuits, progress=False)
+    assert found.p_values == (1.0, 1.0)
+    assert found.specific == ()
+    assert "not shown to be specific" in str(found)
+
+
+def drawn(rng: np.random.Generator, count: int, share: float, spread: float) -> tuple[Numbers, Numbers]:
+    """Pairs of which this share is lost on the whole, though each by its own."""
+    effect = rng.gamma(4, 0.5, count)
+    return effect * share + spread * rng.normal(size=count), effect
+
+
+def test_false_alarms_are_as_many_as_the_level_says_whatever_the_spreads() -> None:
+    rng, alarms = np.random.default_rng(0), 0
+    for _ in range(4000):
+        first, second = drawn(rng, 20, 0.4, 0.8), drawn(rng, 30, 0.4, 0.3)
+        alarms += larger_share_p(*first, *second) < 0.05
+    assert stats.binomtest(alarms, 4000, 0.05).pvalue > 1e-3
+    assert larger_share_p(*drawn(rng, 20, 0.9, 0.3), *drawn(rng, 20, 0.1, 0.3)) < 1e-6
+
+
+def test_too_few_pairs_have_no_p_value() -> None:
+    lost = np.ones(4)
+    assert larger_share_p(lost, lost, 0 * lost, lost) is None
+
+
+def test_adjusted_p_values_by_hand() -> None:
+    assert adjusted([0.03, 0.01, None, 0.02]) == pytest.approx((0.04, 0.03, None, 0.04))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "circuits", "message"),
+    [(("one",), None, "two tasks or more"), (("one", "two"), ("one", "tow"), "its own circuit, by the same")],
+)
+def test_what_cannot_be_compared(
+    tasks: tuple[str, ...], circuits: tuple[str, ...] | None, message: str
+) -> None:
+    model = cv.wrap(micro())
+    given = None if circuits is None else dict.fromkeys(circuits, Circuit.full(model.graph))
+    with pytest.raises(OptionError, match=message):
+        specificity(model, dict.fromkeys(tasks, task(0, 1)), given, progress=False)
