@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import circuitvit as cv
 from circuitvit._keywords import as_bytes
 from circuitvit.cli.options import group
-from circuitvit.cli.output import remark
+from circuitvit.cli.wording import remark
 from circuitvit.errors import FileError, OptionError, unknown_name
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
 from circuitvit.cli.asked import ASKED
+from circuitvit.cli.wording import remark
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2
@@ -131,8 +132,6 @@ def circuitvit(
 
 def _told(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """Print a warning as a remark: where in the code it was raised helps nobody at a command line."""
-    from circuitvit.cli.output import remark  # tables and what they need are loaded by now, or there are none
-
     remark(str(message))
 
 
