@@ -32,55 +32,63 @@ def running(function: Callable[P, R]) -> Callable[P, R]:
         ...
         circuitvit.errors.OptionError: the batch size (batch_size) must be at least 1, not 0
     """
-    checks = {name: check for name, check in CHECKS.items() if name in signature(function).parameters}
-    optional = {name for name in checks if signature(function).parameters[name].default is None}
+    taken = signature(function).parameters
+    checks = {name: check for name, check in CHECKS.items() if name in taken}
+    optional = {name for name in checks if taken[name].default is None}
 
     @wraps(function)
     def checked(*given: P.args, **keywords: P.kwargs) -> R:
-        for name, check in checks.items():
-            if name in keywords and not (keywords[name] is None and name in optional):
-                check(keywords[name])
         said: dict[str, Any] = keywords
-        if isinstance(said.get("memory"), str):
-            said["memory"] = in_bytes(said["memory"])
+        for name, check in checks.items():
+            if name in said and not (said[name] is None and name in optional):
+                said[name] = check(said[name])
         return function(*given, **keywords)
 
     return checked
 
 
-def check_seed(seed: object) -> None:
-    """Refuse anything but a whole number of 32 bits: scikit-learn takes no larger one."""
+def check_seed(seed: object) -> object:
+    """A seed as given; refuse anything but a whole number of 32 bits: scikit-learn takes no larger one."""
     check_whole("a seed", seed, 0)
     if isinstance(seed, Integral) and int(seed) >= 2**32:
         raise OptionError(f"a seed must be below 2**32 = {2**32:,}, not {seed}")
+    return seed
 
 
-def check_batch_size(size: object) -> None:
-    """Refuse anything but a whole number from 1 on."""
+def check_batch_size(size: object) -> object:
+    """A batch size as it is given; refuse anything but a whole number from 1 on."""
     check_whole("the batch size (batch_size)", size)
+    return size
 
 
-def check_memory(memory: object) -> None:
-    """Refuse anything but a positive whole number and a text that is one with a unit."""
+def as_bytes(memory: object) -> int:
+    """A memory budget in bytes; refuse all but a positive whole number and a text that is one with a unit.
+
+    Example:
+        >>> as_bytes("512MiB"), as_bytes(1000)
+        (536870912, 1000)
+    """
     if isinstance(memory, str):
-        in_bytes(memory)
-    elif isinstance(memory, bool) or not isinstance(memory, Integral) or int(memory) <= 0:
+        return in_bytes(memory)
+    if isinstance(memory, bool) or not isinstance(memory, Integral) or int(memory) <= 0:
         raise OptionError(f"the memory budget (memory) must be a positive number of bytes, not {memory!r}")
+    return int(memory)
 
 
-def check_progress(progress: object) -> None:
-    """Refuse anything but yes or no."""
+def check_progress(progress: object) -> object:
+    """Whether there is a bar, as it is given; refuse anything but yes or no."""
     if not isinstance(progress, bool):
         raise OptionError(f"whether to show a bar (progress) is True or False, not {progress!r}")
+    return progress
 
 
-CHECKS: dict[str, Callable[[object], None]] = {
+CHECKS: dict[str, Callable[[object], object]] = {
     "seed": check_seed,
     "batch_size": check_batch_size,
-    "memory": check_memory,
+    "memory": as_bytes,
     "progress": check_progress,
 }
-"""In the order in which signatures have them."""
+"""In the order in which signatures have them: each gives the keyword as the function gets it."""
 
 
 # -- sizes -------------------------------------------------------------------------------------------

@@ -276,18 +276,16 @@ def _requirements(seen: Machine) -> Iterator[Finding]:
             "pip install -e .",
         )
     needed = [each for each in map(_parsed, seen.requires) if not each.extra]
+    faults = []
     for name, least, _ in needed:
-        version = seen.versions.get(name)
+        version, wanted = seen.versions.get(name), f"'{name}>={least}'"
         if version is None:
-            yield Finding("broken", name, "is not installed", f"pip install '{name}>={least}'")
+            faults.append(Finding("broken", name, "is not installed", f"pip install {wanted}"))
         elif least and _older(version, least):
-            yield Finding(
-                "broken", name, f"{version} is older than {least}", f"pip install --upgrade '{name}>={least}'"
-            )
-    if needed and all(
-        (version := seen.versions.get(name)) and not _older(version, least or "0")
-        for name, least, _ in needed
-    ):
+            older = f"{version} is older than {least}"
+            faults.append(Finding("broken", name, older, f"pip install --upgrade {wanted}"))
+    yield from faults
+    if needed and not faults:
         known = ", ".join(f"{name} {seen.versions.get(name)}" for name in ("torch", "timm"))
         yield Finding("ok", "requirements", f"all {len(needed)} are there and new enough ({known})")
 

@@ -24,7 +24,8 @@ from circuitvit.cli.inputs import (
     prepare_both,
 )
 from circuitvit.cli.options import command
-from circuitvit.cli.output import Clock, Folder, remark, show, stdout
+from circuitvit.cli.output import Clock, Folder, show, stdout
+from circuitvit.cli.wording import remark
 from circuitvit.errors import OptionError
 
 if TYPE_CHECKING:

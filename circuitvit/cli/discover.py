@@ -25,8 +25,9 @@ from circuitvit.cli.inputs import (
 )
 from circuitvit.cli.library import Argument, arguments, scoring_methods
 from circuitvit.cli.options import Given, Keywords, command, group
-from circuitvit.cli.output import Clock, Folder, Row, remark, report_rows, show, show_notes, show_rows
+from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_notes, show_rows
 from circuitvit.cli.repeat import with_command
+from circuitvit.cli.wording import remark
 from circuitvit.errors import DataError, OptionError, UnsupportedModelError
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import circuitvit as cv
-from circuitvit._keywords import in_bytes
+from circuitvit._keywords import as_bytes
 from circuitvit.cli.options import group
-from circuitvit.cli.output import remark
+from circuitvit.cli.wording import remark
 from circuitvit.errors import FileError, OptionError, unknown_name
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class RunOptions(BatchOptions):
     @property
     def budget(self) -> int | None:
         """The memory budget in bytes, or None for the library's own."""
-        return None if self.memory is None else in_bytes(self.memory)
+        return None if self.memory is None else as_bytes(self.memory)
 
     def settings(self) -> dict[str, Any]:
         """With the memory budget beside them."""

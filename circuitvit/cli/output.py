@@ -106,11 +106,6 @@ def show_notes(title: str, notes: Iterable[str]) -> None:
         console.print(table)
 
 
-def remark(text: str) -> None:
-    """Print something worth knowing on stderr."""
-    typer.echo(f"note: {in_options(text)}", err=True)
-
-
 # -- the folder ---------------------------------------------------------------------------------
 
 STATE = "state.safetensors"

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
 from circuitvit.cli.asked import ASKED
-from circuitvit.cli.wording import in_options
+from circuitvit.cli.wording import remark
 from circuitvit.errors import CircuitViTError
 
 REFUSED = 2
@@ -133,7 +133,7 @@ def circuitvit(
 
 def _told(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """Print a warning as a remark: where in the code it was raised helps nobody at a command line."""
-    typer.echo(f"note: {in_options(str(message))}", err=True)
+    remark(str(message))
 
 
 def _ended(what: str, message: str, code: int) -> typer.Exit:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 
+import typer
+
 from circuitvit.errors import CircuitViTError
 
 _PHRASES = (
@@ -110,3 +112,8 @@ def _option(whole: str, name: str, value: str | None, other: str | None, flags: 
     if plain[:1] in "([":
         plain = f" {flags[name]} ".join(each.strip(" '\"") for each in plain[1:-1].split(","))
     return f"{flags[name]} {plain}"
+
+
+def remark(text: str) -> None:
+    """Print something worth knowing on stderr, in the words of the command line."""
+    typer.echo(f"note: {in_options(text)}", err=True)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit._keywords import check_memory, in_bytes
+from circuitvit._keywords import as_bytes
 from circuitvit.engine.masked import Workspace, masked_run, soft_run
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
@@ -38,8 +38,7 @@ def memory_budget(model: Model, memory: int | str | None = None) -> int:
         OptionError: if what is given is not positive.
     """
     if memory is not None:
-        check_memory(memory)
-        return in_bytes(memory) if isinstance(memory, str) else memory
+        return as_bytes(memory)
     if model.device.type == "cuda":
         return int(torch.cuda.mem_get_info(model.device)[0] * CUDA_SHARE)
     return CPU_BUDGET

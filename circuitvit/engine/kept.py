@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from circuitvit.errors import FileError, unknown_name
+from circuitvit.errors import FileError, counted, unknown_name
 from circuitvit.graph.files import write_bytes
 
 FORMAT = "circuitvit activations 1"
@@ -64,7 +64,7 @@ class Activations(Mapping[str, Tensor]):
         shown = rows if len(rows) <= 26 else [*rows[:25], ("...", f"{len(rows) - 25} more", "")]
         wide, long = (max((len(row[column]) for row in shown), default=0) for column in (0, 1))
         lines = [f"{name:<{wide}}  {shape:<{long}}  {tokens}".rstrip() for name, shape, tokens in shown]
-        count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
+        count = counted(len(self.images), "image")
         return "\n".join([f"Activations of {self.model}: {count} ({images})", *lines])
 
     def save(self, path: str | Path) -> Path:

@@ -21,8 +21,7 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from circuitvit.export.maps import CUT, LEAST_CUT, LEAST_TIMES_MEAN, RAMP
-from circuitvit.export.page import document
+from circuitvit.export.page import COLOURS, document
 from circuitvit.export.sheet import Sheet
 from circuitvit.models.tokens import token_name
 
@@ -222,8 +221,7 @@ def attention_html(
             for image, each in zip(images, packs, strict=True)
         ],
         "start": dict(start),
-        "ramp": [list(stop) for stop in RAMP],
-        "rampEnd": [CUT, LEAST_CUT, LEAST_TIMES_MEAN],
+        **COLOURS,
     }
     letters = [
         (f"pack-{image}-{place}", Markup(pack.text))

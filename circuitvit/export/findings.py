@@ -88,7 +88,6 @@ def _ends(section: Section) -> Iterator[float]:
 
 def _pairs(section: Section) -> Iterator[tuple[PairResult, float]]:
     """The pairs in the order of the task, but for those with the least to say where there are too many."""
-    whole = section.behaviour or 1.0  # a report that was written by hand may have none
-    off = [(pair.circuit - pair.whole) / whole for pair in section.pairs]
+    off = [pair.off(section.behaviour) for pair in section.pairs]
     worst = sorted(range(len(off)), key=lambda index: -abs(off[index]))[:LISTED_PAIRS]
     return ((section.pairs[index], off[index]) for index in sorted(worst))

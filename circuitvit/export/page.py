@@ -47,6 +47,9 @@ ROUGH_STEP = 0.5
 ROUGH_LEVELS = 16
 FULL_BYTES = 1_000_000  # base64 letters that all full patterns together may take
 
+COLOURS = {"ramp": [list(stop) for stop in RAMP], "rampEnd": [CUT, LEAST_CUT, LEAST_TIMES_MEAN]}
+"""What a page is told of the colours of its maps."""
+
 Curve = Sequence[tuple[int, float]]
 """Faithfulness at several sizes: `(edges, faithfulness)`."""
 
@@ -196,8 +199,7 @@ def page_data(
             for edge, line in zip(picture.edges, layout.lines, strict=True)
         ],
         "curve": _checked(curve),
-        "ramp": [list(stop) for stop in RAMP],
-        "rampEnd": [CUT, LEAST_CUT, LEAST_TIMES_MEAN],
+        **COLOURS,
         "maps": None if maps is None else packed_maps(maps, _by_strength(picture)),
     }
 

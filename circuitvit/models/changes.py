@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -305,6 +306,11 @@ class Change:
         """Whether it may look at any token, so that none can be left out of a run."""
         return callable(self.value) and not isinstance(self.value, OURS)
 
+    @cached_property
+    def _is_told_where(self) -> bool:
+        """Whether its function is given `at` too."""
+        return callable(self.value) and takes_two(self.value)
+
     @property
     def constant(self) -> Tensor | None:
         """What it adds to the stream whatever is there, `(d_model,)` or `(token, d_model)`; else None."""
@@ -382,7 +388,7 @@ class Change:
         if not callable(value):
             return torch.full_like(x, float(value))
         with torch.set_grad_enabled(torch.is_grad_enabled()):  # whatever the function does to the mode
-            made: Any = value(x.clone(), at) if takes_two(value) else value(x.clone())
+            made: Any = value(x.clone(), at) if self._is_told_where else value(x.clone())
         if not isinstance(made, Tensor) or made.shape != x.shape:
             gave = f"a tensor of {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             raise OptionError(

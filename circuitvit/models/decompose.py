@@ -76,19 +76,30 @@ def frozen_twin(module: nn.Module) -> nn.Module:
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     for buffer in module.buffers():
         shared[id(buffer)] = buffer.detach()
-    for part in module.modules():  # a hook may hold anything, and must not run for us
-        for name, value in vars(part).items():
+    for part in module.modules():
+        for value in vars(part).values():
             if isinstance(value, Tensor) and id(value) not in shared:  # what it saw last, or fixed positions
                 shared[id(value)] = value.detach()
-            if isinstance(value, dict) and name.endswith(HOOKS):
-                shared[id(value)] = OrderedDict()
     try:
-        return copy.deepcopy(module, shared).eval()
+        return _copied(module, shared).eval()
     except Exception as error:  # parts may refuse to be copied in any way they like
         raise UnsupportedModelError(
             f"{type(module).__name__} cannot be copied: {error}. Weights that every forward computes anew, "
             "as torch.nn.utils.weight_norm does, have to be made plain first (remove_weight_norm)"
         ) from error
+
+
+def _copied(module: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
+    """A deep copy without hooks, which may hold anything and must not run for us, and with other objects in
+    the places of some, by their ids.
+    """
+    empty = {
+        id(value): OrderedDict[Any, Any]()
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if name.endswith(HOOKS) and isinstance(value, dict)
+    }
+    return copy.deepcopy(module, {**empty, **instead})
 
 
 def decomposed(family: Family, twin: nn.Module, images: Tensor) -> tuple[tuple[Stage, ...], Tensor]:
@@ -340,7 +351,7 @@ def _wide(
         instead: what takes the places of some parts, by their ids.
         redrawn: whether all weights are drawn anew, so that none is too small to tell anything.
     """
-    made = copy.deepcopy(module, dict(instead or {}))
+    made = _copied(module, instead or {})
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     made = made.to("cpu" if device.type == "mps" else device, torch.float64)
     generator = torch.Generator().manual_seed(1)

@@ -542,7 +542,9 @@ class Origin:
             ModelError: naming the part.
         """
         ours, theirs = dict(twin.named_modules()), dict(module.named_modules())
-        said = {name: tuple(_said(parts.get(name)) for parts in (ours, theirs)) for name in (*ours, *theirs)}
+        said = {
+            name: tuple(_said(parts.get(name)) for parts in (ours, theirs)) for name in {**ours, **theirs}
+        }
         differing = {
             (name, key)
             for name, (before, after) in said.items()

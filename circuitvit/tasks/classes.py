@@ -161,6 +161,26 @@ def class_indices(model: Model, wanted: ClassSpec) -> tuple[int, ...]:
     return tuple(dict.fromkeys(index for each in wanted for index in _members(model, each)))
 
 
+def opposed(
+    model: Model, target: ClassSpec, foil: ClassSpec | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The places of a target and of its foil among the logits; none for no foil.
+
+    Raises:
+        NameNotFoundError: for an unknown class.
+        OptionError: as `class_index`, and if the two share a class.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> opposed(cv.load("catdog-tiny"), "cat", "dog")
+        ((0,), (1,))
+    """
+    wanted, others = class_indices(model, target), () if foil is None else class_indices(model, foil)
+    if shared := sorted({*wanted}.intersection(others)):
+        raise OptionError(f"target and foil share {classes_label(model, shared)}: name others")
+    return wanted, others
+
+
 def kind(model: Model, wanted: ClassGroup) -> Kind:
     """The classes of a group, and what it was taken for.
 

@@ -91,7 +91,8 @@ def pair_files(
         names = ("the clean list", "the corrupt list") if sides[0].listed else (str(clean), str(corrupt))
         sides = replace(sides[0], name=names[0]), replace(sides[1], name=names[1])
     way = pair or _usual(*sides)
-    _refuse_equal(*sides, by_name=way == "names")
+    equal = _equal([*sides[0].files, *sides[1].files])
+    _refuse_equal(*sides, equal, by_name=way == "names")
     paired, how = _WAYS[way](*sides)
     said = [f"{sides[0].counted(what)} and {sides[1].counted()}, {how}"]
     for side, used in zip(sides, map(set, zip(*paired, strict=True)), strict=True):
@@ -99,7 +100,7 @@ def pair_files(
         said += [f"{len(rest)} of {side.name} left over: {few(rest)}"] if rest else []
         unread = sorted(path.name for path in _inside(side.folder) if path.suffix.lower() in UNREAD)
         said += [f"{len(unread)} of {side.name} not read, save as .jpg: {few(unread)}"] if unread else []
-    return Pairs(tuple(paired), "; ".join([*said, *_twice(sides)]))
+    return Pairs(tuple(paired), "; ".join([*said, *_twice(sides, equal)]))
 
 
 UNREAD = (".heic", ".heif", ".avif")
@@ -229,11 +230,11 @@ _WAYS: dict[str, Callable[[_Side, _Side], tuple[Paired, str]]] = {
 # -- the same picture twice ----------------------------------------------------------------------
 
 
-def _refuse_equal(clean: _Side, corrupt: _Side, *, by_name: bool) -> None:
+def _refuse_equal(clean: _Side, corrupt: _Side, equal: Sequence[set[Path]], *, by_name: bool) -> None:
     """Refuse a file that is on both sides; where names say what belongs together, only as its own partner."""
     others = set(corrupt.files)
     both = [{path} for path in clean.files if path in others]
-    for group in [*both, *_equal([*clean.files, *corrupt.files])]:
+    for group in [*both, *equal]:
         first, second = ([path for path in side.files if path in group] for side in (clean, corrupt))
         if by_name:
             stems = {path.stem for path in first} & {path.stem for path in second}
@@ -242,10 +243,12 @@ def _refuse_equal(clean: _Side, corrupt: _Side, *, by_name: bool) -> None:
             raise DataError(f"{first[0]} and {second[0]} are the same file: no counterfactual of one another")
 
 
-def _twice(sides: tuple[_Side, _Side]) -> Iterator[str]:
+def _twice(sides: tuple[_Side, _Side], equal: Sequence[set[Path]]) -> Iterator[str]:
     for side in sides:
-        for group in _equal(side.files):
-            yield f"the same file several times in {side.name}: {few(sorted(path.name for path in group))}"
+        for group in equal:
+            own = sorted(path.name for path in group.intersection(side.files))
+            if len(own) > 1:
+                yield f"the same file several times in {side.name}: {few(own)}"
 
 
 def _equal(paths: Sequence[Path]) -> list[set[Path]]:

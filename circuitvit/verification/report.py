@@ -84,6 +84,12 @@ class PairResult:
     top_complement: str | None
     kl: float | None
 
+    def off(self, behaviour: float) -> float:
+        """How far the circuit's metric is from the model's, as a share of a mean behaviour; negative when it
+        shows less of it. A report that was written by hand may have none: then in the metric's own units.
+        """
+        return (self.circuit - self.whole) / (behaviour or 1.0)
+
 
 @dataclass(frozen=True)
 class PairFailure:
@@ -229,7 +235,7 @@ class Report(Result):
         its `PairResult`, and how far the circuit is `off`, as a share of the mean behaviour."""
         for section in filter(None, (self.held_out, self.task)):
             for pair in section.pairs:
-                off = (pair.circuit - pair.whole) / section.behaviour if section.behaviour else None
+                off = pair.off(section.behaviour) if section.behaviour else None
                 yield {"images": section.images, **asdict(pair), "off": off}
 
     @property
@@ -363,12 +369,9 @@ class Report(Result):
 def _telling(section: Section) -> tuple[PairResult, ...]:
     """The pairs that a page shows: some that the circuit fails on, the worst first, and the best one."""
     failed = {(each.clean, each.corrupt, f"{each.off:.6g}") for each in section.failures}
-
-    def off(pair: PairResult) -> float:
-        return (pair.circuit - pair.whole) / (section.behaviour or 1)
-
-    far = sorted(section.pairs, key=lambda pair: -abs(off(pair)))
-    worst = [pair for pair in far if (pair.clean, pair.corrupt, f"{off(pair):.6g}") in failed]
+    whole = section.behaviour
+    far = sorted(section.pairs, key=lambda pair: -abs(pair.off(whole)))
+    worst = [pair for pair in far if (pair.clean, pair.corrupt, f"{pair.off(whole):.6g}") in failed]
     return (*worst[:TELLING], *(pair for pair in far[-1:] if pair not in worst))
 
 

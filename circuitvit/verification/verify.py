@@ -241,7 +241,7 @@ def _failures(pairs: Sequence[PairResult], behaviour: float) -> tuple[PairFailur
     found = [
         PairFailure(pair.clean, pair.corrupt, off, pair.top_whole, pair.top_circuit)
         for pair in pairs
-        if abs(off := (pair.circuit - pair.whole) / behaviour) > FAR or pair.top_circuit != pair.top_whole
+        if abs(off := pair.off(behaviour)) > FAR or pair.top_circuit != pair.top_whole
     ]
     return tuple(sorted(found, key=lambda failure: -abs(failure.off)))
 

@@ -38,7 +38,7 @@ from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
-from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
+from circuitvit.tasks.classes import ClassSpec, opposed, spec_label
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.metrics import BoundMetric
 from circuitvit.tasks.task import BATCH
@@ -244,10 +244,7 @@ def direct_logit_attribution(
         True
     """
     found = images_of(model, images)
-    wanted = class_indices(model, target)
-    others = () if foil is None else class_indices(model, foil)
-    if shared := sorted({*wanted}.intersection(others)):
-        raise OptionError(f"target and foil share {classes_label(model, shared)}: name others")
+    wanted, others = opposed(model, target, foil)
     of = torch.zeros(len(found), model.n_logits)
     of[:, list(wanted)], of[:, list(others)] = 1.0, -1.0
     label = spec_label(model, target) + ("" if foil is None else f" - {spec_label(model, foil)}")

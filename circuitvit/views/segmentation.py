@@ -26,7 +26,7 @@ from circuitvit.export.style import INK, MUTED
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.groundtruth.edges import average_precision
 from circuitvit.models import Model
-from circuitvit.tasks.classes import ClassSpec, class_indices, classes_label, spec_label
+from circuitvit.tasks.classes import ClassSpec, opposed, spec_label
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.sentences import refuse_sentences
 from circuitvit.verification.statistics import Estimate, mean_interval
@@ -345,9 +345,7 @@ def patch_evidence(
     """
     if by not in get_args(By):
         raise unknown_name("kind of evidence", by, get_args(By))
-    wanted, others = class_indices(model, target), None if foil is None else class_indices(model, foil)
-    if shared := sorted({*wanted}.intersection(others or ())):
-        raise OptionError(f"target and foil share {classes_label(model, shared)}: name others")
+    wanted, others = opposed(model, target, foil)
     label = spec_label(model, target) + ("" if foil is None else f" against {spec_label(model, foil)}")
     if by == "attribution":
         view = direct_logit_attribution(model, images, target, foil, batch_size=batch_size, progress=progress)

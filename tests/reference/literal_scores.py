@@ -113,9 +113,12 @@ def exact(
     """Exact effects by edge name, from a full run for each edge."""
     scores = {}
     with torch.no_grad():
-        whole = metric(model.run(base).logits)
+        run = model.run(base)
+        whole, embedded = metric(run.logits), run.outputs["input"]
         for _, _, _, name in _chosen(model, groups, edges):
-            without = model.run(base, reference, lambda other, name=name: other != name, groups)
+            without = model.run(
+                base, reference, lambda other, name=name: other != name, groups, embedded=embedded
+            )
             scores[name] = float((metric(without.logits) - whole).sum()) / len(base)
     return scores
 

@@ -144,11 +144,16 @@ class LiteralViT:
                     total = total + own
                     continue
                 assert reference is not None
-                for group in range(1 if mine is None else len(mine.names)):
-                    name = edge(sender, receiver, group, mine)
-                    keep = kept(name) if callable(kept) else kept[name]
-                    heard = own if keep else reference[sender]
-                    total = total + (heard if mine is None else heard * mine.inside(group, batch))
+                names = [
+                    edge(sender, receiver, n, mine) for n in range(1 if mine is None else len(mine.names))
+                ]
+                keeps = [bool(kept(name) if callable(kept) else kept[name]) for name in names]
+                if len(set(keeps)) == 1:  # every token is in one group, so that all of them hear the same
+                    total = total + (own if keeps[0] else reference[sender])
+                    continue
+                assert mine is not None
+                for group, keep in enumerate(keeps):
+                    total = total + (own if keep else reference[sender]) * mine.inside(group, batch)
             if taps is not None and receiver in taps:
                 total = total + taps[receiver]
             run.inputs[receiver] = total
@@ -244,8 +249,8 @@ class LiteralViT:
         attention = block.attn
         first = (port * attention.num_heads + head) * attention.head_dim
         rows = slice(first, first + attention.head_dim)
-        projected = self.norm(block.norm1, stream) @ self.tensor(attention.qkv.weight)[rows].t()
-        return projected if attention.qkv.bias is None else projected + self.tensor(attention.qkv.bias)[rows]
+        projected = self.norm(block.norm1, stream) @ self.tensor(attention.qkv.weight[rows]).t()
+        return projected if attention.qkv.bias is None else projected + self.tensor(attention.qkv.bias[rows])
 
     def written(self, block: nn.Module, head: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """A head's output from what it has read."""
@@ -254,7 +259,7 @@ class LiteralViT:
         carried = value
         pattern = self.pattern(asked @ offered.transpose(1, 2) / math.sqrt(d_head))
         columns = slice(head * d_head, (head + 1) * d_head)
-        written = (pattern @ carried) @ self.tensor(attention.proj.weight)[:, columns].t()
+        written = (pattern @ carried) @ self.tensor(attention.proj.weight[:, columns]).t()
         return written * self.gamma(block.ls1)
 
     def pattern(self, scores: Tensor) -> Tensor:
