@@ -9,7 +9,8 @@ import typer
 
 import circuitvit as cv
 from circuitvit.cli.options import command
-from circuitvit.cli.output import Row, remark, show_rows
+from circuitvit.cli.output import Row, show_rows
+from circuitvit.cli.wording import remark
 from circuitvit.errors import FileError, OptionError, counted
 
 _MEANING = {
