@@ -221,8 +221,9 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     },
     "Specificity": lambda maker: {
         "names": ("a", "b"), "circuits": (_circuit(maker),) * 2, "p_values": (0.02, None),
+        "alpha": 0.05,
         "effects": tuple(
-            maker.example(CrossEffect, circuit=circuit, behaviour=behaviour)
+            maker.example(CrossEffect, circuit=circuit, behaviour=behaviour, p=None)
             for circuit in "ab" for behaviour in "ab"
         ),
     },

@@ -239,6 +239,7 @@ def with_head(
         names = None if classes is None else tuple(classes)
         head = Head(_tensor(weight, "weight"), _tensor(bias, "bias"), names, tokens)
     if model.bare is not None:
+        refuse_edited_features(model)
         return edited(with_head(model.bare, head), model.edits, model.rules)
     if model.head is not None:
         raise OptionError(f"{model.name} has a head put on already: give the model that it was put on")
@@ -251,6 +252,7 @@ def with_head(
     with torch.inference_mode(False):  # it outlives the caller's mode
         head = head.like(model)
         readout = _headed(features, head.module())
+        readout = readout if model.rules is None else readout.with_rules(model.rules)
     put_on = "features" if head.weight is None else f"a head of {len(head.weight)}"
     if head.scale is not None and head.weight is not None:
         of_images = model.preprocessing.what == "sentence"
@@ -270,6 +272,19 @@ def with_head(
     )
     made.refresh()
     return made
+
+
+def refuse_edited_features(model: Model) -> None:
+    """Refuse a model whose logits are features, and are edited: what reads them would not see the edit.
+
+    Raises:
+        UnsupportedModelError: for such a model.
+    """
+    bare = model.bare or model
+    if not bare.has_classes and model.stages[-1] is not bare.stages[-1]:
+        raise UnsupportedModelError(
+            f"the logits of {model.name}, which are the features, are edited: edit what comes before them"
+        )
 
 
 def features_of(model: Model) -> ReadoutStage:

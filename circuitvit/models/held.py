@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
-from circuitvit.models.heads import features_of
+from circuitvit.models.heads import features_of, refuse_edited_features
 from circuitvit.models.layers import ReadoutStage
 from circuitvit.models.model import Model
 from circuitvit.models.parts import Chain, Cosine, Linear, Norm, Readout
@@ -29,8 +29,7 @@ def embedding_readout(model: Model) -> ReadoutStage:
     base = model.bare or model
     own = base.stages[-1]
     assert isinstance(own, ReadoutStage), "the last stage of a model is its readout"
-    if not base.has_classes and model.stages[-1] is not own:
-        raise UnsupportedModelError("the logits, which are the features, are edited")
+    refuse_edited_features(model)
     if base.head is None and own.parts is not None and len(own.parts.heads) > 1:
         raise UnsupportedModelError(
             f"{model.name} has {len(own.parts.heads)} classifiers ({', '.join(own.parts.names)}), which read "

@@ -351,6 +351,8 @@ class Model:
         Raises:
             UnsupportedModelError: if a stage is of a kind that the rules do not know.
         """
+        if rules == self.rules:
+            return self
         return replace(self, stages=tuple(stage.with_rules(rules) for stage in self.stages), rules=rules)
 
     def token_kinds(self, n_tokens: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ arXiv:2103.00020.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +24,7 @@ from circuitvit.errors import DataError, ModelError, OptionError, counted
 from circuitvit.models.edits import edited
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
-from circuitvit.models.heads import Head, with_head
+from circuitvit.models.heads import Head, refuse_edited_features, with_head
 
 if TYPE_CHECKING:
     from circuitvit.models.model import Model
@@ -168,6 +168,8 @@ def with_prompts(model: Model, prompts: Sequence[str], templates: Sequence[str] 
     Raises:
         OptionError: if the model knows no words, prompts are missing or there twice, or a template has no
             place for a name.
+        UnsupportedModelError: if its logits, which are the features that prompts are compared with, are
+            edited.
         DataError: if a sentence is too long, or has unknown words.
     """
     words = model.words
@@ -178,10 +180,12 @@ def with_prompts(model: Model, prompts: Sequence[str], templates: Sequence[str] 
             f"{model.name} knows no words: prompts are for models of images and texts, such as CLIP: "
             "open_clip:MODEL/TAG, hf:NAME, or a module and its tokenizer, cv.wrap(clip, tokenizer=...)"
         )
+    refuse_edited_features(model)
     if model.bare is not None:
         return edited(with_prompts(model.bare, prompts, templates), model.edits, model.rules)
     if model.prompts and model.under is not None:
-        model = model.under  # other prompts in place of those that it has
+        rules, model = model.rules, model.under  # other prompts in place of those that it has
+        model = model if rules is None else model.with_rules(rules)
     names = _sentences(prompts)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -210,11 +214,11 @@ def _templates(given: Sequence[str] | None) -> list[str]:
 
 
 def _sentences(given: Sequence[str], what: str = "prompts") -> list[str]:
-    if isinstance(given, str) or not all(isinstance(each, str) for each in given):
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, Set)) else None
+    if listed is None or not all(isinstance(each, str) for each in listed):
         raise OptionError(f"the {what} are a list of texts, not {given!r:.60}")
-    if not given:
+    if not listed:
         raise OptionError(f"there are no {what}")
-    blank = [each for each in given if not each.strip()]
-    if blank:
+    if not all(each.strip() for each in listed):
         raise DataError(f"one of the {what} is empty")
-    return list(given)
+    return [str(each) for each in listed]  # those of numpy are texts of another type

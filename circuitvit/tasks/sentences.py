@@ -174,7 +174,12 @@ def _of_numbers(numbers: Tensor, spec: TextSpec) -> Sentences:
             "sentences as texts too"
         )
     whole = shaped.detach().to("cpu", torch.float32)
-    if not torch.equal(whole, whole.round()) or whole.min() < 0:
+    if not (torch.equal(whole, whole.round()) and whole.isfinite().all()) or whole.min() < 0:
         raise DataError("tokens have whole numbers from 0: give sentences as texts")
-    names = tuple(" ".join(spec.words(sentence)) for sentence in whole)
+    try:
+        names = tuple(" ".join(spec.words(sentence)) for sentence in whole)
+    except LookupError as error:
+        raise DataError(
+            "the tokenizer of the model does not have all of these tokens: give sentences as texts"
+        ) from error
     return Sentences(whole, spec, names)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from circuitvit.errors import DataError, ModelError, OptionError, UnsupportedModelError, check_whole
 from circuitvit.models.edits import edited
 from circuitvit.models.heads import Head, with_head
+from circuitvit.models.layers import ReadoutStage
 from circuitvit.models.registry import wrapped
 from circuitvit.models.sentences import TextSpec
 from circuitvit.tasks.images import Images, ImageSpec, as_images
@@ -88,6 +89,11 @@ def _image_tower(model: Model) -> Model:
         raise OptionError(
             f"{model.name} has a head of its own, whose logits are not compared with sentences: give the "
             "model that it was put on"
+        )
+    if not isinstance(model.stages[-1], ReadoutStage):
+        raise UnsupportedModelError(
+            f"the logits of {model.name} are edited, and images are compared by their features: edit what "
+            "comes before them"
         )
     return edited(model.under, model.edits, model.rules) if model.edits else model.under
 

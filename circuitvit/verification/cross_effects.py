@@ -23,7 +23,7 @@ from scipy import stats
 from circuitvit._keywords import running
 from circuitvit._progress import progress_bar
 from circuitvit.engine import Evaluator
-from circuitvit.errors import OptionError
+from circuitvit.errors import OptionError, check_number
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
@@ -140,6 +140,11 @@ class Specificity(Result):
         return " ".join(said)
 
     def _check(self) -> None:
+        if len(set(self.names)) < max(2, len(self.names)):
+            raise OptionError("the behaviours are two or more, each of its own name")
+        check_number("the level alpha", self.alpha, above=0, below=1)
+        if not all(p is None or 0 <= p <= 1 for p in (*self.p_values, *(each.p for each in self.effects))):
+            raise OptionError("p-values lie between 0 and 1")
         expected = [(circuit, behaviour) for circuit in self.names for behaviour in self.names]
         if [(each.circuit, each.behaviour) for each in self.effects] != expected:
             raise OptionError("the effects are not those of every circuit on every behaviour, in order")
@@ -188,7 +193,8 @@ def specificity(
         >>> specificity(model, tasks, dict.fromkeys(tasks, full), progress=False).specific
         ()
     """
-    names = tuple(tasks)
+    check_number("the level alpha", alpha, above=0, below=1)
+    names = tuple(tasks) if isinstance(tasks, Mapping) else ()
     if len(names) < 2:
         raise OptionError("specificity compares behaviours: give two tasks or more, by name")
     if circuits is not None and set(circuits) != set(names):

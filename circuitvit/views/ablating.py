@@ -22,7 +22,7 @@ from circuitvit.errors import DataError, OptionError, counted, unknown_name
 from circuitvit.export.style import INK, MUTED
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
-from circuitvit.models.held import classifier_of
+from circuitvit.models.held import classifier_of, logits_readout
 from circuitvit.tasks.classes import class_indices
 from circuitvit.tasks.labelled import LabelledSpec, Labels, labelled_images
 from circuitvit.verification.statistics import Estimate, estimated, share_interval
@@ -174,6 +174,7 @@ def mean_ablate(
         >>> found = mean_ablate(model, pairs.clean, pairs.clean_classes)  # doctest: +SKIP
     """
     classifier = classifier_of(model)
+    logits_readout(model)  # which refuses edits of what the classifier gives
     found, given = labelled_images(images, labels, model.preprocessing)
     if len(given) != len(found):
         raise DataError(f"{len(given)} labels for {counted(len(found), 'image')}")

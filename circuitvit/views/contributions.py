@@ -41,6 +41,9 @@ Output = Literal["features", "logits"]
 LARGEST = 2 * 2**30
 """Bytes that the contributions of tokens may take."""
 
+ROUNDING = 1e-6
+"""What embeddings vary by, as a share of their length, where it is float32 that varies and not the images."""
+
 AT_ONCE = 2**24
 """Numbers of the stream that a head's tokens are expanded to at once."""
 
@@ -129,7 +132,7 @@ class Decomposition(Result):
         if len(moved) > 1:
             moved, each = moved - moved.mean(axis=0), each - each.mean(axis=0)
         whole = float((moved**2).sum())
-        if not whole:
+        if whole <= ROUNDING**2 * float((self.embedding**2).sum()):
             raise DataError("the embedding does not vary over these images: there is nothing to share out")
         return np.asarray(np.einsum("isd,id->s", each, moved) / whole)
 
@@ -219,7 +222,7 @@ def decompose(
         raise unknown_name("output", str(output), ("features", "logits"))
     found = images_of(model, images)
     readout = embedding_readout(model) if output == "features" else logits_readout(model)
-    wanted = None if directions is None else torch.as_tensor(np.asarray(directions))
+    wanted = None if directions is None else as_rows("directions", directions)
     parts: list[_Part] = []
     for batch in watched_batches(model, found, batch_size, "contributions", progress):
         run = capture(model, batch)
@@ -336,6 +339,20 @@ def _dims(model: Model, output: Output, directions: Tensor | None) -> tuple[str,
     if output == "logits" and model.has_classes:
         return tuple(class_label(model, place) for place in range(model.n_logits))
     return ()
+
+
+def as_rows(name: str, given: Tensor | ArrayLike) -> Tensor:
+    """Rows of numbers that a user gave, on the CPU.
+
+    Raises:
+        OptionError: if they are no numbers.
+    """
+    if isinstance(given, Tensor):
+        return given.detach().cpu()
+    try:
+        return torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"the {name} are an array of numbers, not {given!r:.60}") from error
 
 
 def _check_width(directions: Tensor, held: Held) -> None:

@@ -30,14 +30,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from circuitvit._keywords import running
-from circuitvit.errors import DataError, OptionError, check_whole, counted, unknown_name
+from circuitvit.errors import DataError, OptionError, check_number, check_whole, counted, unknown_name
 from circuitvit.export.style import INK
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.held import class_directions
 from circuitvit.tasks.classes import class_label
 from circuitvit.verification.statistics import rank_p
-from circuitvit.views.contributions import decompose
+from circuitvit.views.contributions import as_rows, decompose
 from circuitvit.views.subjects import ImageSpec
 
 if TYPE_CHECKING:
@@ -237,8 +237,7 @@ def text_span(
         (16, True)
     """
     check_whole("the number of phrases", phrases)
-    if not 0 < alpha < 1:
-        raise OptionError(f"the level alpha is a share between 0 and 1, not {alpha!r}")
+    check_number("the level alpha", alpha, above=0, below=1)
     if draws is not None:
         check_whole("the number of draws", draws)
     said, directions, left_out = _directions(model, descriptions, embeddings)
@@ -392,7 +391,7 @@ def _directions(
         raise OptionError(f"the descriptions are a list, not {texts!r}")
     said, left_out = None if texts is None else tuple(texts), tuple[str, ...]()
     if embeddings is not None:
-        given = torch.as_tensor(np.asarray(embeddings))
+        given = as_rows("embeddings", embeddings)
         if said is None or given.ndim != 2 or len(given) != len(said) or not given.is_floating_point():
             raise OptionError(
                 f"embeddings are one direction for each of the descriptions, (text, width): there are "

@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -276,6 +277,20 @@ def test_sentences_of_other_numbers_of_tokens_are_shown_cut(text: cv.Model) -> N
     for clean, corrupt in ((CLEAN, ["a red dog", "my old hedgehog"]), (["a cat"], ["a donkey"])):
         with pytest.raises(DataError, match=CUT):
             task(clean, corrupt).prepare(text)
+
+
+@pytest.mark.parametrize("number", [10**6, math.inf])
+def test_numbers_that_no_token_has_are_refused(number: float) -> None:
+    clip = cv.load("clip-tiny")
+    text, numbers = clip.text(), torch.tensor([[1.0, number, 2.0]])
+    with pytest.raises(DataError, match="give sentences as texts"):
+        text.activations(numbers, "logits")
+
+
+def test_edits_of_logits_are_not_taken_for_edits_of_features() -> None:
+    model = cv.load("clip-tiny").with_prompts(["a cat", "a dog"]).edit({"logits": 1.0})
+    with pytest.raises(UnsupportedModelError, match="images are compared by their features"):
+        model.text(images=torch.zeros(1, *model.preprocessing.shape))
 
 
 def test_sentences_come_from_files_too(text: cv.Model, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import circuitvit as cv
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, UnsupportedModelError
 from circuitvit.models import Head
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.words import TextFamily, Words
@@ -124,6 +124,40 @@ def test_prompts_are_classes_in_their_order_whatever_their_lengths() -> None:
     assert found.with_prompts(["fish", "cat"]).classes == ("fish", "cat")
 
 
+def test_prompts_are_listed_by_whatever_lists_texts() -> None:
+    model = with_words()
+    for given in (np.array(["cat", "dog"]), (each for each in ("cat", "dog"))):
+        assert model.with_prompts(given).classes == ("cat", "dog")  # type: ignore[arg-type]
+
+
+def test_rules_hold_for_prompts_whenever_they_are_given() -> None:
+    rules = BackwardRules(frozen_norms=True)
+    model = with_words().with_prompts(["cat", "dog"])
+    stream = drawn(2, 5, WIDTH)
+
+    def gradient(made: cv.Model) -> Tensor:
+        given = stream.clone().requires_grad_()
+        made.stages[-1].write((given,))[:, 0].sum().backward()  # type: ignore[attr-defined]
+        assert given.grad is not None
+        return given.grad
+
+    expected = gradient(model.with_rules(rules))
+    assert not torch.equal(expected, gradient(model))
+    ruled = model.with_rules(rules)
+    for made in (
+        with_words().with_rules(rules).with_prompts(["cat", "dog"]),
+        ruled.with_prompts(["cat", "dog"]),
+        ruled.edit({"m0": 0}).with_prompts(["cat", "dog"]),
+    ):
+        assert torch.equal(gradient(made), expected)
+
+
+def test_edits_of_features_are_not_taken_for_edits_of_similarities() -> None:
+    edited = with_words().edit({"logits": 0.0})
+    with pytest.raises(UnsupportedModelError, match="which are the features, are edited"):
+        edited.with_prompts(["cat"])
+
+
 def test_templates_are_averaged_as_directions() -> None:
     model = with_words()
     assert model.words is not None
@@ -138,6 +172,8 @@ def test_templates_are_averaged_as_directions() -> None:
     ("prompts", "templates", "message"),
     [
         ([], None, "there are no prompts"),
+        (None, None, "list of texts, not None"),
+        ({"a cat", "a dog"}, None, "list of texts"),  # which have no order
         ("a cat", None, "list of texts"),
         (["a cat", " "], None, "is empty"),
         (["a cat", "a cat"], None, "'a cat' is there twice"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
 import circuitvit as cv
-from circuitvit.errors import OptionError
+from circuitvit.errors import FileError, OptionError
 from circuitvit.graph import Circuit
-from circuitvit.verification.cross_effects import adjusted, larger_share_p, specificity
+from circuitvit.verification.cross_effects import Specificity, adjusted, larger_share_p, specificity
 from tests.rightness import METRIC, images, micro
 
 Numbers = NDArray[np.float64]
@@ -86,3 +90,29 @@ def test_what_cannot_be_compared(
     given = None if circuits is None else dict.fromkeys(circuits, Circuit.full(model.graph))
     with pytest.raises(OptionError, match=message):
         specificity(model, dict.fromkeys(tasks, task(0, 1)), given, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"p_values": (7.0, 1.0)}, "p-values lie between 0 and 1"),
+        ({"alpha": -1.0}, "the level alpha"),
+        ({"names": ("one",), "circuits": 1, "effects": 1, "p_values": (None,)}, "two or more"),
+    ],
+)
+def test_a_file_of_what_no_run_gives_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = cv.wrap(micro())
+    circuits, tasks = halves(model), {"mlps": task(0, 1), "others": task(2, 3)}
+    found = specificity(model, tasks, circuits, n_bootstrap=100, progress=False)
+    changed = {
+        name: getattr(found, name)[:given] if isinstance(given, int) else given
+        for name, given in wrong.items()
+    }
+    saved = replace(found, **changed).save(tmp_path / "found.json")
+    with pytest.raises(FileError, match=message):
+        Specificity.load(saved)
+
+
+def test_behaviours_have_names() -> None:
+    with pytest.raises(OptionError, match="two tasks or more, by name"):
+        specificity(cv.wrap(micro()), [task(0, 1), task(2, 3)], progress=False)  # type: ignore[arg-type]

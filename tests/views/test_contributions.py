@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,26 @@ def test_directions_give_numbers_along_them() -> None:
     assert along.dims == ("direction 0", "direction 1")
 
 
+def test_images_that_are_all_alike_vary_by_rounding_alone() -> None:
+    image = torch.randn(1, 3, 48, 48)
+    found = decompose(cv.load("catdog-tiny"), image.repeat(9, 1, 1, 1), progress=False)
+    noisy = replace(found, embedding=found.embedding * (1 + 1e-7 * np.eye(*found.embedding.shape)))
+    with pytest.raises(DataError, match="does not vary"):
+        _ = noisy.spread
+
+
+@pytest.mark.parametrize("given", [torch.ones(2, 64, requires_grad=True), torch.ones(2, 64).bfloat16(), "ab"])
+def test_directions_are_numbers_of_any_kind(given: object) -> None:
+    def found() -> Decomposition:
+        return decompose(cv.load("catdog-tiny"), torch.zeros(1, 3, 48, 48), directions=given, progress=False)  # type: ignore[arg-type]
+
+    if isinstance(given, str):
+        with pytest.raises(OptionError, match="array of numbers, not 'ab'"):
+            found()
+    else:
+        assert found().by_sender.shape == (1, 21, 2)
+
+
 def test_what_cannot_be_decomposed_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(depth=1, heads=2)
     model, images = cv.wrap(recipe.build()), recipe.images(2)
@@ -153,6 +174,8 @@ def test_answers_are_lost_with_the_head_that_writes_them_and_with_no_other() -> 
     layered = mean_ablate(model, images, labels, progress=False)
     assert layered.accuracy("heads up to layer 0").value == 1.0
     assert layered.accuracy("heads from layer 1").value == found.accuracy("writes").value
+    with pytest.raises(UnsupportedModelError, match="logits are edited"):
+        mean_ablate(model.edit({"logits": 0.0}), images, labels, progress=False)
     assert len(layered.figure().axes) == 2
     with pytest.raises(UnsupportedModelError, match="put a head on it"):
         mean_ablate(cv.with_head(model, None), images, labels)  # type: ignore[call-overload]
