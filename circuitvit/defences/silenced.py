@@ -363,7 +363,7 @@ def _check(
         raise UnsupportedModelError(f"the readout of {model.name} does not read its class token")
     if silence not in get_args(Silence):
         raise unknown_name("way to silence", silence, get_args(Silence))
-    if isinstance(tolerance, bool) or not 0 <= tolerance < 1:
+    if isinstance(tolerance, (bool, str)) or not 0 <= tolerance < 1:
         raise OptionError(f"the tolerance is a share of images, from 0 to below 1, not {tolerance!r}")
     if not 0 < held_out < 1:
         raise OptionError(f"held_out is the share of images that nothing is chosen on, not {held_out!r}")

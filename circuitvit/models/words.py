@@ -213,7 +213,7 @@ def _templates(given: Sequence[str] | None) -> list[str]:
     return found
 
 
-def _sentences(given: Sequence[str], what: str = "prompts") -> list[str]:
+def _sentences(given: object, what: str = "prompts") -> list[str]:
     listed = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, Set)) else None
     if listed is None or not all(isinstance(each, str) for each in listed):
         raise OptionError(f"the {what} are a list of texts, not {given!r:.60}")

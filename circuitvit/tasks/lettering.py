@@ -112,8 +112,10 @@ class Lettering:
         for colour in (self.ink, self.ground):
             try:
                 ImageColor.getrgb(colour)
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, TypeError) as error:
                 raise OptionError(f"{colour!r} is no colour: give a name or '#rrggbb'") from error
+        if self.look == "plate" and ImageColor.getrgb(self.ink) == ImageColor.getrgb(self.ground):
+            raise OptionError(f"letters in {self.ink} cannot be seen on a plate in {self.ground}")
         font_of(self.font, 20)
 
     # -- where ---------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def write_pictures(
         FileError: if a picture cannot be written.
     """
     paths = _paths(images)
-    sizes = (size,) if isinstance(size, (int, float)) else tuple(size)
+    sizes = tuple(size) if isinstance(size, (list, tuple)) else (size,)
     lettering = Lettering(as_places(place), sizes, look, ink, ground, font, seed)
     words: dict[str, Word] = {} if neutral is None else {"neutral": check_word(neutral, font)}
     words["word"] = check_word(word, font)

@@ -181,7 +181,7 @@ def paste(
         )
     if on not in get_args(On):
         raise unknown_name("thing to paste on", on, get_args(On))
-    sizes = (size,) if isinstance(size, (int, float)) else tuple(size)
+    sizes = tuple(size) if isinstance(size, (list, tuple)) else (size,)
     lettering = Lettering(as_places(place), sizes, look, ink, ground, font, seed)
     source = as_images(images, spec)
     source.check(progress=False)

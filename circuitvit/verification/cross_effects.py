@@ -194,9 +194,7 @@ def specificity(
         ()
     """
     check_number("the level alpha", alpha, above=0, below=1)
-    names = tuple(tasks) if isinstance(tasks, Mapping) else ()
-    if len(names) < 2:
-        raise OptionError("specificity compares behaviours: give two tasks or more, by name")
+    names = _names(tasks)
     if circuits is not None and set(circuits) != set(names):
         raise OptionError(
             f"the circuits are called {', '.join(circuits)} and the behaviours {', '.join(names)}: every "
@@ -223,6 +221,12 @@ def specificity(
 
 
 # -- inside --------------------------------------------------------------------------------------
+
+
+def _names(tasks: object) -> tuple[str, ...]:
+    if not isinstance(tasks, Mapping) or len(tasks) < 2:
+        raise OptionError("specificity compares behaviours: give two tasks or more, by name")
+    return tuple(tasks)
 
 
 def _found(

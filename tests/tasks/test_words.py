@@ -86,6 +86,8 @@ class TestPlaces:
             ({"sizes": (0.1, 0.2)}, "2 sizes for 1 places"),
             ({"look": "neon"}, "unknown look 'neon'"),
             ({"ink": "blck"}, "'blck' is no colour"),
+            ({"ink": None}, "None is no colour"),
+            ({"ink": "#ffffff"}, "cannot be seen on a plate in white"),
             ({"font": "no_such_font.ttf"}, "cannot write with the font no_such_font"),
         ],
     )
@@ -156,7 +158,7 @@ class TestPasted:
         assert paste(model, [photo(), wide], "dog", place="left", size=0.3).caveats == ()
 
     def test_the_tokens_that_are_covered(self, model: Model) -> None:
-        signs = paste(model, torch.zeros(2, 3, 48, 48), "mm", place="top left", size=8 / 48, ink="white")
+        signs = paste(model, torch.zeros(2, 3, 48, 48), "mm", place="top left", size=8 / 48)
         assert (signs.boxes[0][0].left, signs.boxes[0][0].bottom) == (1, 9)
         assert torch.equal(signs.tokens(0.5).nonzero()[:, 1].unique(), torch.tensor([1, 2]))
         assert signs.groups().names == ("cls", "word", "patch")
