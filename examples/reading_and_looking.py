@@ -39,6 +39,7 @@ def main(folder: str | Path = "out/reading", found_on: int = 24, held_out: int =
     meeting = ", ".join(sorted(both)) or "nowhere"
     print(f"they share {len(both)} edges: {meeting}\n")
 
+    print(f"drawn in {folder}: {', '.join(f'{name}.svg' for name in kinds)}\n")
     whole = cv.specificity(model, tests, circuits, progress=False)
     print(whole, "\n")
     alone = {name: circuit - both for name, circuit in circuits.items()}

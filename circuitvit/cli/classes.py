@@ -11,6 +11,7 @@ import circuitvit as cv
 from circuitvit.cli.inputs import ModelOptions, load_model
 from circuitvit.cli.options import command
 from circuitvit.cli.output import Row, show_notes, show_rows
+from circuitvit.errors import OptionError
 
 if TYPE_CHECKING:
     from circuitvit.models import Model
@@ -33,6 +34,9 @@ def classes(
         word: such as cat, 'sea bird' or a WordNet id; every class by default.
     """
     loaded = load_model(model)
+    if not loaded.has_classes:
+        say = "its classes are sentences: --prompt TEXT" if loaded.words else "--head FILE gives it some"
+        raise OptionError(f"{loaded.name} gives features and has no classes of its own; {say}")
     if not word:
         title = f"The {loaded.n_logits} classes of {loaded.name}"
         show_rows(title, _rows(loaded, range(loaded.n_logits)), explain=True)

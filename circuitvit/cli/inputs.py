@@ -39,9 +39,9 @@ class ModelOptions:
     """Which model, and where it runs.
 
     Attributes:
-        model: a bundled model (catdog-tiny), a name of timm's (vit_tiny_patch16_224), `hf:NAME_OR_FOLDER` of
-            transformers, `open_clip:MODEL/TAG_OR_FILE`, `torchvision:MODEL`, or a file written by
-            `circuitvit train`. `circuitvit models` lists them.
+        model: a bundled model (catdog-tiny, clip-tiny), a name of timm's (vit_tiny_patch16_224),
+            `hf:NAME_OR_FOLDER` of transformers, `open_clip:MODEL/TAG_OR_FILE`, `torchvision:MODEL`, or a file
+            written by `circuitvit train`. `circuitvit models` lists them.
         arch: what the weights need timm to build, such as num_classes=37 or img_size=384. Can be repeated.
         classes: a file with the names of the classes, one on each line, in the model's order.
         head: a linear classifier to put on the model's features: a file that `model.head.save` wrote.

@@ -14,7 +14,7 @@ import circuitvit as cv
 from circuitvit.cli.inputs import BatchOptions, ModelOptions, load_model
 from circuitvit.cli.options import command
 from circuitvit.cli.output import Folder, Row, show, show_rows
-from circuitvit.errors import FileError, OptionError
+from circuitvit.errors import FileError, OptionError, counted
 
 LISTED = 12
 FIGURES = (".png", ".svg", ".pdf")
@@ -131,7 +131,7 @@ def attention(
     images: Images,
     run: BatchOptions,
     layer: int = -1,
-    query: str = "0",
+    query: str = "",
     image: int = 0,
     no_picture: bool = False,
     megabytes: float = 24.0,
@@ -149,16 +149,17 @@ def attention(
     Args:
         layer: of the model; negative ones count from the last. A page has all layers, unless one is named.
         query: a token's place, or a patch as ROW,COLUMN; of a clip as FRAME,ROW,COLUMN; a page begins there.
+            By default the first token, and of a sentence the last, at which it is read.
         image: which of the images to draw, from 0; of a page, to show first.
         megabytes: that a page may be large; where there are many tokens more is more precise.
         out: the ending chooses the format: .png, .svg, .pdf or .html.
     """
     check_ending(out, (*FIGURES, ".html"))
-    token = _token(query)
+    token = _token(query) if query else None
     if out.suffix == ".html":
         layers = None if layer == -1 else [layer]
         page = cv.views.attention_page(load_model(model), given_images(images), layers, megabytes=megabytes)
-        write(out, partial(page.save, image=image, query=token, picture=not no_picture))
+        write(out, partial(page.save, image=image, query=token or 0, picture=not no_picture))
         show(f"wrote {out}: {page}\nopen it in a browser")
         return
     found = cv.views.attention_patterns(load_model(model), given_images(images), layer, **run.settings())
@@ -228,7 +229,7 @@ def evidence(
         **run.settings(),
     )
     write(out, found.figure(picture=not no_picture).save)
-    show(f"wrote {out}: {found.label}, {len(found.subjects)} images")
+    show(f"wrote {out}: {found.label}, {counted(len(found.subjects), 'image')}")
 
 
 @look("views.effect_heatmap")

@@ -25,6 +25,7 @@ _PHRASES = (
     (r"\bcv\.group\('([^']*)'\)", r"'group:\1'"),
     (r"\bpretrained=True", "--pretrained"),
     (r"\bmodel\.sites\(\)", "--list"),
+    (r"\bmodel\.with_prompts\b", "--prompt"),
     (r"\bclasses=\[\.\.\.\]", "--classes FILE"),
 )
 """What is said otherwise altogether."""

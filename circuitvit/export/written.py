@@ -46,6 +46,17 @@ def written(words: Sequence[str], shape: tuple[int, int]) -> UInt8[NDArray[np.ui
     return np.asarray(picture, dtype=np.uint8)
 
 
+def is_written(picture: UInt8[NDArray[np.uint8], "height width 3"], shape: tuple[int, int]) -> bool:
+    """Whether a picture is that of a sentence, in so many rows and columns.
+
+    Example:
+        >>> is_written(written(["[start]", "a", "cat", "[end]"], (4, 1)), (4, 1))
+        True
+    """
+    (rows, columns), (width, height) = shape, CELL
+    return picture.shape[:2] == (rows * height, columns * width)
+
+
 def _fitted(word: str) -> tuple[str, int]:
     """A word, and the size of letters in which it fits; the longest are cut."""
     room = CELL[0] - 6

@@ -41,6 +41,9 @@ from circuitvit.verification.statistics import (
 ALPHA = 0.01
 """Below this p-value a circuit is called specific."""
 
+SMALL = 1e-12
+"""Smaller p-values are said to be below it: so far out no test keeps its promises."""
+
 Pairs = Float[np.ndarray, " pair"]
 
 
@@ -132,7 +135,9 @@ class Specificity(Result):
                 key=lambda each: (each.behaviour != name, -each.necessity.value),
             )
             verdict = "specific" if name in self.specific else "not shown to be specific"
-            level = "too few pairs for a p-value" if p is None else f"p = {p:.2g}"
+            level = "too few pairs for a p-value"
+            if p is not None:
+                level = f"p = {p:.2g}" if p >= SMALL else f"p < {SMALL:g}"
             said.append(
                 f"Without the circuit of {name} {own.necessity.value:.0%} of {name} is lost and "
                 f"{others[0].necessity.value:.0%} of {others[0].behaviour}: {verdict} ({level})."

@@ -120,7 +120,7 @@ class AttentionPatterns(Result):
         self,
         image: int = 0,
         *,
-        query: int | tuple[int, ...] = 0,
+        query: int | tuple[int, ...] | None = None,
         kinds: Sequence[str] = KINDS,
         picture: bool = True,
     ) -> Picture:
@@ -132,7 +132,8 @@ class AttentionPatterns(Result):
         Args:
             image: which.
             query: a token by its place, or a patch `(row, column)`, which is marked; of a clip `(frame, row,
-                column)`.
+                column)`. By default the first, which is the class token where there is one; of a sentence the
+                last, at which it is read.
             kinds: which of `KINDS`.
             picture: whether the image lies behind.
 
@@ -141,6 +142,8 @@ class AttentionPatterns(Result):
         """
         from circuitvit.views import canvas
 
+        if query is None:
+            query = self.pattern.shape[2] - 1 if self.subjects.of_words and not self.pools else 0
         row, token, n_prefix = self.subjects.index(image), self.token(query), self.subjects.n_prefix
         heads = self.heads[:MOST_HEADS]
         where = "Pool" if self.pools else f"Layer {self.layer}"
@@ -158,6 +161,7 @@ class AttentionPatterns(Result):
                 maps = self.subjects.on_sheet(self.of_kind(kind)[row, :, token])
                 elsewhere = self.of_kind(kind)[row, :, token, :n_prefix]
                 for axis, values, off in zip(line, maps, elsewhere, strict=False):
+                    values = np.where(np.isfinite(values), values, np.nan)  # what a causal mask hides is grey
                     norm = canvas.scale(values) if kind == "scores" else canvas.root_scale(values)
                     canvas.overlay(axis, values, behind, 0.6, sheet=sheet, cmap=colours, norm=norm)
                     if token >= n_prefix and not self.pools:
@@ -291,8 +295,9 @@ def _range(values: NDArray[np.float32], elsewhere: NDArray[np.float32], kind: st
     if kind == "scores":
         from circuitvit.views import canvas
 
-        digits = canvas.decimals(float(np.abs(values).max()), 1)
-        return f"{values.min():.{digits}f} to {values.max():.{digits}f} nats"
+        least, most = float(np.nanmin(values)), float(np.nanmax(values))
+        digits = canvas.decimals(max(abs(least), abs(most)), 1)
+        return f"{least:.{digits}f} to {most:.{digits}f} nats"
     if kind == "weighted":
         return f"at most {values.max():.2g}"
     off = f", {elsewhere.sum():.0%} off the image" if elsewhere.size else ""

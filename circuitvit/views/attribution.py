@@ -197,7 +197,8 @@ class DirectAttribution(Result):
             bars.set_xlabel("logits")
             draw_model(grid, self.senders, self.layers, shares, "logits")
             where = f" of {canvas.label(name, 18)}" if mean else ""
-            draw(patches, maps.sum(axis=0), behind, f"all parts, by source patch{where}")
+            what = "word" if self.subjects.of_words else "patch"
+            draw(patches, maps.sum(axis=0), behind, f"all parts, by source {what}{where}")
             digits = canvas.decimals(max((abs(shares[place]) for place in chosen), default=0.0), 2)
             for axes, place in zip(below, chosen, strict=True):
                 draw(axes, maps[place], behind, f"{self.senders[place]}  {shares[place]:+.{digits}f}")

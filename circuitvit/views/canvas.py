@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from circuitvit.errors import FileError, OptionError
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, FAINT, INK, MUTED
+from circuitvit.export.written import CELL, is_written
 from circuitvit.graph.files import clean, write_bytes
 
 try:
@@ -183,7 +184,7 @@ def overlay(
     sheet: Sheet | None = None,
     **look: Any,
 ) -> AxesImage:
-    """A map over a picture made grey, without ticks.
+    """A map over a picture made grey, without ticks. The words of a sentence are written once more above it.
 
     Args:
         axes: to draw on.
@@ -199,6 +200,8 @@ def overlay(
     if picture is not None:
         axes.imshow(grey(picture, strength), extent=extent)
     drawn = axes.imshow(values, extent=extent, **look)
+    if picture is not None and is_written(picture, values.shape[:2]):
+        _write_above(axes, drawn, picture, extent)
     if sheet is not None:
         lines, colour = sheet.frames // sheet.across, FAINT if picture is None else "white"
         for place in range(1, sheet.across):
@@ -207,6 +210,21 @@ def overlay(
             axes.axhline(height * place / lines, color=colour, linewidth=1.4)
     bare(axes)
     return drawn
+
+
+def _write_above(
+    axes: Axes, drawn: AxesImage, picture: NDArray[np.uint8], extent: tuple[float, float, float, float]
+) -> None:
+    """Words above the map that lies over them, dark or, where it is dark, white, in cells of their shape."""
+    width, height = CELL
+    values: Any = np.ma.masked_invalid(np.ma.asarray(drawn.get_array()))
+    colours = np.asarray(drawn.to_rgba(values), dtype=np.float64)
+    alpha = drawn.get_alpha()
+    opacity = colours[..., 3] * (1.0 if alpha is None else np.asarray(alpha))
+    light = 1 - opacity * (1 - colours[..., :3] @ np.array([0.299, 0.587, 0.114]))
+    ink = np.kron(np.where(light < 0.5, 1.0, 0.1), np.ones((height, width)))
+    axes.imshow(np.dstack([ink, ink, ink, 1 - picture.mean(axis=2) / 255]), extent=extent)
+    axes.set_aspect(height / width)
 
 
 def proportions(sheet: Sheet, panel: float, widest: float) -> tuple[float, float]:
@@ -257,7 +275,7 @@ def model_map(
 
 def scale(values: NDArray[Any]) -> Normalize:
     """From the least to the greatest value; where all are the same, they are the least."""
-    least, greatest = float(values.min()), float(values.max())
+    least, greatest = float(np.nanmin(values)), float(np.nanmax(values))
     return Normalize(least, greatest if greatest > least else least + 1)
 
 

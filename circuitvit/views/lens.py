@@ -29,6 +29,7 @@ from circuitvit.engine import capture, run_from
 from circuitvit.errors import ModelError, NameNotFoundError, OptionError, counted, unknown_name
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import INK, MUTED
+from circuitvit.export.written import is_written
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec, class_indices, class_label
@@ -369,10 +370,10 @@ def refuse_without_classes(model: Model) -> None:
         OptionError: saying how to put a classifier on it.
     """
     if not model.has_classes:
-        raise OptionError(
-            f"{model.name} has no classes, so no token can be seen as one: put a classifier on its features "
-            "with cv.fit_head or cv.with_head"
-        )
+        how = "put a classifier on its features with cv.fit_head or cv.with_head"
+        if model.words is not None:
+            how = "give it sentences for classes with model.with_prompts"
+        raise OptionError(f"{model.name} has no classes, so no token can be seen as one: {how}")
 
 
 def positions_of(model: Model, detail: Detail) -> dict[int, str]:
@@ -479,6 +480,8 @@ def _draw_panel(
     ]
     canvas.overlay(axes, np.array(cells), picture, sheet=sheet)
     rows, columns = grid.shape
+    if picture is not None and is_written(picture, grid.shape):
+        return  # the words of the sentence stand there
     if not written and rows * columns <= ROOM_FOR_TEXT:
         written = set(colours)
     fonts = {name for name in written.intersection(colours) if canvas.drawable(name)}

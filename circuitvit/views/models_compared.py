@@ -124,7 +124,8 @@ def compare_models(
     for name, side in sides.items():
         old = done.get(name)
         if old is None or old.provenance != asked.origin(*side):
-            announce(f"{name}: {LETTERS[len(sheet.models)]} of {LETTERS[: len(sides)]}", progress)
+            at = len(sheet.models)
+            announce(f"{LETTERS[at]} {name}: model {at + 1} of {len(sides)}", progress)
             with _naming(name):
                 old = _measured(name, *side, asked)
         kept = (*sheet.models, old)

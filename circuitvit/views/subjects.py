@@ -70,6 +70,11 @@ class Subjects:
         return len(self.names)
 
     @property
+    def of_words(self) -> bool:
+        """Whether they are sentences, and tokens are words."""
+        return "word" in self.kinds
+
+    @property
     def n_prefix(self) -> int:
         """How many tokens come before the patches."""
         return len(self.kinds) - prod(self.grid)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit.export.svg import image_uri
+from circuitvit.export.written import is_written
 from circuitvit.graph.files import clean
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassGroup, class_indices
@@ -76,7 +77,7 @@ def as_page(
     Args:
         title: of the page.
         tables: a caption, rows of symbols, and shares `(row, column)` from 0 to 1, each.
-        picture: to lie behind every table, `(height, width, 3)`.
+        picture: to lie behind every table, `(height, width, 3)`; the words of a sentence stand beside it.
     """
     source = files("circuitvit.views").joinpath("lens.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True).from_string(
@@ -90,7 +91,8 @@ def as_page(
         for caption, rows, shares in tables
     ]
     behind = None if picture is None else image_uri(np.ascontiguousarray(picture))
-    return page.render(title=clean(title), tables=cells, picture=behind)
+    beside = picture is not None and all(is_written(picture, share.shape) for _, _, share in tables)
+    return page.render(title=clean(title), tables=cells, picture=behind, written=beside)
 
 
 # -- inside --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ function tokenName(token) {
   return String(MAPS.frame) === String(MAPS.grid) ? named : `frame ${frame}, ${named}`;
 }
 
-const queryName = () => (state.query !== null ? tokenName(state.query) : HAS_CLASS_TOKEN ? "the class token" : "the average patch");
+const queryName = () => (state.query !== null ? tokenName(state.query) : HAS_CLASS_TOKEN ? "the class token" : `the average ${sides[state.side].words.length ? "word" : "patch"}`);
 
 function paintFigure() {
   if (!MAPS || !sides[state.side]) return;
@@ -64,7 +64,8 @@ function outline(pen, { row, column }, outer, inner) {
 /** Words under the image: whose map it is, and the value at the patch that is pointed at. */
 function sayFigure(node, map) {
   const caption = document.getElementById("caption"), patch = document.getElementById("patch");
-  if (!node) caption.textContent = `${state.side} image`;
+  const said = sides[state.side].words.length > 0, cell = said ? "word" : "patch";
+  if (!node) caption.textContent = `${state.side} ${said ? "sentence" : "image"}`;
   else if (!map) caption.textContent = `${node.name}: only the default query is kept in this page`;
   else caption.textContent = node.name + ": " + (map.unit.startsWith("norm") ? map.unit : `${map.unit} of ${queryName()}`);
   canvas.setAttribute("aria-label", caption.textContent);
@@ -75,8 +76,8 @@ function sayFigure(node, map) {
     if (MAPS.groups.length) words.push(`tokens: ${DATA.groups[MAPS.groups[token]]}`);
   } else if (map) {
     MAPS.prefix.forEach((_, token) => words.push(`${tokenName(token)}: ${say(map.values[token])}`));
-    words.push(`largest patch: ${say(Math.max(...map.values.slice(MAPS.prefix.length)))}`);
-  } else words.push(node ? "Click a patch to see where it attends." : "Point at a head to see its attention, click a patch to see where it attends.");
+    words.push(`largest ${cell}: ${say(Math.max(...map.values.slice(MAPS.prefix.length)))}`);
+  } else words.push(node ? `Click a ${cell} to see where it attends.` : `Point at a head to see its attention, click a ${cell} to see where it attends.`);
   patch.textContent = words.join(" \u00b7 ");
   const reset = document.getElementById("query-reset");
   reset.hidden = state.query === null;
