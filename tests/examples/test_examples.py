@@ -100,15 +100,6 @@ def test_video_circuit(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"circuit.svg", "lens.png"}
 
 
-def test_reading_and_looking(tmp_path: Path) -> None:
-    found = load("reading_and_looking")(tmp_path, found_on=12, held_out=40)
-    for name, circuit in zip(found.names, found.circuits, strict=True):
-        assert len(circuit) <= 0.15 * circuit.graph.n_edges
-        assert 0.9 <= found.effect(name, name).faithfulness.value <= 1.1
-    assert found.specific == ("reading", "looking")
-    assert {path.name for path in tmp_path.iterdir()} == {"reading.svg", "looking.svg"}
-
-
 def test_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))  # it registers a class of its own
     circuit = load("own_model")(steps=60)

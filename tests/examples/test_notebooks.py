@@ -20,7 +20,13 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
-NAMES = ("01_first_circuit", "02_cat_dog_decider", "03_your_own_model_and_data", "04_look_inside")
+NAMES = (
+    "01_first_circuit",
+    "02_cat_dog_decider",
+    "03_your_own_model_and_data",
+    "04_look_inside",
+    "05_reading_and_looking",
+)
 TIMEOUT = 600  # seconds for a cell on a busy machine; all cells together take about a minute on an idle one
 
 
