@@ -293,6 +293,11 @@ def as_places(place: Place | Sequence[Place]) -> tuple[Place, ...]:
     return tuple(place)  # type: ignore[arg-type]
 
 
+def as_sizes(size: float | Sequence[float]) -> tuple[float, ...]:
+    """One size, or one for each place, as several."""
+    return tuple(size) if isinstance(size, (list, tuple, np.ndarray)) else (size,)  # type: ignore[return-value]
+
+
 def _is_pair(place: Any) -> bool:
     return isinstance(place, tuple) and len(place) == 2 and all(isinstance(at, (int, float)) for at in place)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.tasks.image_files import naming, read_image
 from circuitvit.tasks.images import list_images
-from circuitvit.tasks.lettering import Lettering, Look, Place, Word, as_places, check_word, covered
+from circuitvit.tasks.lettering import Lettering, Look, Place, Word, as_places, as_sizes, check_word, covered
 
 MASK = "mask"
 
@@ -70,8 +70,7 @@ def write_pictures(
         FileError: if a picture cannot be written.
     """
     paths = _paths(images)
-    sizes = tuple(size) if isinstance(size, (list, tuple)) else (size,)
-    lettering = Lettering(as_places(place), sizes, look, ink, ground, font, seed)
+    lettering = Lettering(as_places(place), as_sizes(size), look, ink, ground, font, seed)
     words: dict[str, Word] = {} if neutral is None else {"neutral": check_word(neutral, font)}
     words["word"] = check_word(word, font)
     if neutral is not None and words["neutral"] == words["word"]:

@@ -41,6 +41,7 @@ from circuitvit.tasks.lettering import (
     Place,
     Word,
     as_places,
+    as_sizes,
     check_word,
     covered,
 )
@@ -181,8 +182,7 @@ def paste(
         )
     if on not in get_args(On):
         raise unknown_name("thing to paste on", on, get_args(On))
-    sizes = tuple(size) if isinstance(size, (list, tuple)) else (size,)
-    lettering = Lettering(as_places(place), sizes, look, ink, ground, font, seed)
+    lettering = Lettering(as_places(place), as_sizes(size), look, ink, ground, font, seed)
     source = as_images(images, spec)
     source.check(progress=False)
     check_size(source, model)
@@ -316,8 +316,7 @@ def write(
         >>> corrupt = partial(write, word="dog", preprocessing=model.preprocessing, size=0.3)
         >>> task = cv.Task(torch.zeros(2, 3, 48, 48), corrupt, metric="logit_diff")
     """
-    sizes = (size,) if isinstance(size, (int, float)) else tuple(size)
-    lettering = Lettering(as_places(place), sizes, look, ink, ground, font, seed)
+    lettering = Lettering(as_places(place), as_sizes(size), look, ink, ground, font, seed)
     own = check_word(word, font)
     extent = images.shape[-1], images.shape[-2]
     return _over(images, lettering.draw(extent, own, lettering.lay(extent, (own,)).boxes), preprocessing)

@@ -35,6 +35,7 @@ from circuitvit.verification.statistics import (
     Bootstrap,
     Estimate,
     estimated,
+    holm,
     ratio_interval,
 )
 
@@ -257,10 +258,9 @@ class _Column:
     @classmethod
     def of(cls, evaluator: Evaluator, circuits: Sequence[Circuit]) -> _Column:
         evaluator.check_effect()
-        rest = evaluator.many([(~circuit).kept for circuit in circuits])
-        own = evaluator.many([circuit.kept for circuit in circuits])
-        lost = [evaluator.whole - without for without in rest]
-        return cls(evaluator.effect, lost, [values - evaluator.nothing for values in own])
+        kept = [*((~circuit).kept for circuit in circuits), *(circuit.kept for circuit in circuits)]
+        rest, own = evaluator.many(kept).reshape(2, len(circuits), -1)  # in one pass over the pairs
+        return cls(evaluator.effect, list(evaluator.whole - rest), list(own - evaluator.nothing))
 
 
 def _row(
@@ -318,15 +318,9 @@ def _largest(row: Sequence[float | None]) -> float | None:
 def adjusted(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
     """P-values adjusted for their number by Holm's method; those that are None stay so.
 
-    Holm 1979, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6.
-
     Example:
         >>> adjusted([0.01, None, 0.04])
         (0.02, None, 0.04)
     """
-    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    found, least = list(p_values), 0.0
-    for rank, (p, place) in enumerate(order):
-        least = max(least, min(1.0, p * (len(order) - rank)))
-        found[place] = least
-    return tuple(found)
+    known = iter(holm(np.array([p for p in p_values if p is not None])))
+    return tuple(None if p is None else float(next(known)) for p in p_values)

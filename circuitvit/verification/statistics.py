@@ -289,6 +289,21 @@ def rank_p(own: float, others: ArrayLike) -> float:
 # -- means of pairs ------------------------------------------------------------------------------
 
 
+def holm(p: Float[NDArray[np.float64], " test"]) -> Float[NDArray[np.float64], " test"]:
+    """P-values corrected for how many they are: Holm 1979, "A simple sequentially rejective multiple test
+    procedure", Scandinavian Journal of Statistics 6.
+
+    Example:
+        >>> holm(np.array([0.01, 0.2, 0.02])).tolist()
+        [0.03, 0.2, 0.04]
+    """
+    order = np.argsort(p, kind="stable")
+    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    found = np.empty_like(p)
+    found[order] = np.minimum(raised, 1.0)
+    return found
+
+
 def equivalence_p(
     difference: Float[NDArray[np.float64], " pair"],
     margin: Float[NDArray[np.float64], " pair"],

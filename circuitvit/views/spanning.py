@@ -36,7 +36,7 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.held import class_directions
 from circuitvit.tasks.classes import class_label
-from circuitvit.verification.statistics import rank_p
+from circuitvit.verification.statistics import holm, rank_p
 from circuitvit.views.contributions import as_rows, decompose
 from circuitvit.views.subjects import ImageSpec
 
@@ -313,21 +313,6 @@ def spans(
         others = together - alike[head].t() @ alike[head]
         p[head] = _p(lengths[:MOST_AXES], axes[:MOST_AXES], texts, others, draws, generator)
     return chosen, shares, p
-
-
-def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """p-values corrected for how many they are: Holm 1979, "A simple sequentially rejective multiple test
-    procedure".
-
-    Example:
-        >>> holm(np.array([0.01, 0.2, 0.02])).tolist()
-        [0.03, 0.2, 0.04]
-    """
-    order = np.argsort(p, kind="stable")
-    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    found = np.empty_like(p)
-    found[order] = np.minimum(raised, 1.0)
-    return found
 
 
 # -- inside --------------------------------------------------------------------------------------
