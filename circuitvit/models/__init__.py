@@ -6,6 +6,7 @@ from circuitvit.models.factored import Factored
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, HeadTokens, with_head
 from circuitvit.models.model import Model
+from circuitvit.models.refined import Units, features, neurons, refined, split_sources
 from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.sites import Site, Sites
@@ -24,14 +25,19 @@ __all__ = [
     "Site",
     "Sites",
     "Stage",
+    "Units",
     "add",
     "causal",
     "clamp",
+    "features",
     "knock_out",
     "load",
+    "neurons",
     "places",
+    "refined",
     "register",
     "repeated",
+    "split_sources",
     "through",
     "with_head",
     "wrap",
