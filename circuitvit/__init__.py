@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from circuitvit.models import clamp as clamp
     from circuitvit.models import knock_out as knock_out
     from circuitvit.models import load as load
+    from circuitvit.models import load_dictionary as load_dictionary
     from circuitvit.models import register as register
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
@@ -143,7 +144,8 @@ else:
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
-                "Dictionary Layout Model add causal clamp knock_out load register with_head wrap"
+                "Dictionary Layout Model add causal clamp knock_out load load_dictionary register with_head "
+                "wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
