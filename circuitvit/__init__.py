@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from circuitvit.models import features as features
     from circuitvit.models import knock_out as knock_out
     from circuitvit.models import load as load
+    from circuitvit.models import load_dictionary as load_dictionary
     from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
     from circuitvit.models import split_sources as split_sources
@@ -146,8 +147,8 @@ else:
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
-                "Dictionary Layout Model add causal clamp features knock_out load neurons register "
-                "split_sources with_head wrap"
+                "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
+                "register split_sources with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
@@ -155,7 +156,8 @@ else:
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
-                "group kl_divergence log_probability logit logit_diff probability projection similarity split"
+                "group kl_divergence log_probability logit logit_diff probability projection similarity "
+                "split"
             ),
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
@@ -165,8 +167,8 @@ else:
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation head_kinds "
-                "knock_outs linear_probes logit_lens mean_ablate registers steer text_span "
-                "token_ablations top_images tuned_lens"
+                "knock_outs linear_probes logit_lens mean_ablate registers steer text_span token_ablations "
+                "top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

@@ -2,6 +2,7 @@
 
 from circuitvit.models.changes import At, add, causal, clamp, knock_out
 from circuitvit.models.dictionaries import Dictionary
+from circuitvit.models.dictionary_files import load_dictionary
 from circuitvit.models.factored import Factored
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, HeadTokens, with_head
@@ -32,6 +33,7 @@ __all__ = [
     "features",
     "knock_out",
     "load",
+    "load_dictionary",
     "neurons",
     "places",
     "refined",
