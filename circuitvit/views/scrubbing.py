@@ -216,7 +216,7 @@ class Scrubbing(Result):
             for text, (_, _, level) in zip(axes.get_yticklabels(), rows, strict=True):
                 text.set(color=(INK, INK, MUTED)[level], fontsize=(8, 8, 6.5)[level])
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            lost_of = f"share lost of {canvas.label(self.label, 50)}"
+            lost_of = f"share lost of {canvas.label(self.label, 70)}"
             axes.set_xlabel(f"{lost_of}\n1 (dotted): as with the logits of another image")
         return figure
 
