@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Falls as Falls
     from circuitvit.verification import Flips as Flips
     from circuitvit.verification import Hypothesis as Hypothesis
+    from circuitvit.verification import Interpretation as Interpretation
     from circuitvit.verification import Report as Report
     from circuitvit.verification import Rises as Rises
     from circuitvit.verification import Unchanged as Unchanged
@@ -128,6 +129,7 @@ if TYPE_CHECKING:
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
+    from circuitvit.views import scrub as scrub
     from circuitvit.views import steer as steer
     from circuitvit.views import text_span as text_span
     from circuitvit.views import token_ablations as token_ablations
@@ -161,14 +163,15 @@ else:
             ),
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "flip_search patching_map read_hypotheses robustness specificity stability verify"
+                "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
+                "Verdict audit flip_search patching_map read_hypotheses robustness specificity stability "
+                "verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation head_kinds "
-                "knock_outs linear_probes logit_lens mean_ablate registers steer text_span token_ablations "
-                "top_images tuned_lens"
+                "knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
+                "token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",
