@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from circuitvit.pruning import circuit_curve as circuit_curve
     from circuitvit.pruning import ddmin as ddmin
     from circuitvit.pruning import find as find
+    from circuitvit.pruning import find_nodes as find_nodes
     from circuitvit.pruning import find_several as find_several
     from circuitvit.pruning import learn_constants as learn_constants
     from circuitvit.pruning import learn_mask as learn_mask
@@ -153,8 +154,8 @@ else:
                 "register split_sources with_head wrap"
             ),
             "circuitvit.pruning": (
-                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
-                "learn_constants learn_mask refine score_curve"
+                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
+                "find_several learn_constants learn_mask refine score_curve"
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
