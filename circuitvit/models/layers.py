@@ -141,6 +141,12 @@ class MLPStage(Stage):
         output = self._ends()[1](hidden)
         return output if self.gamma is None else output * self.gamma
 
+    def columns(self) -> tuple[Float[Tensor, "hidden d_model"], Float[Tensor, " d_model"]]:
+        last = self._ends()[1]
+        weight, bias = last.weight.T, last.bias
+        bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
+        return (weight, bias) if self.gamma is None else (weight * self.gamma, bias * self.gamma)
+
     def _ends(self) -> tuple[Callable[[Tensor], Tensor], Linear]:
         """What comes before the last linear layer, and that layer."""
         ends = self.mlp.hidden() if type(self).write is MLPStage.write else None
