@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from circuitvit.graph import UnitScores as UnitScores
     from circuitvit.groundtruth import Compiled as Compiled
     from circuitvit.groundtruth import compiled as compiled
+    from circuitvit.models import Dictionary as Dictionary
     from circuitvit.models import Layout as Layout
     from circuitvit.models import Model as Model
     from circuitvit.models import add as add
@@ -143,7 +144,9 @@ else:
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
-            "circuitvit.models": "Layout Model add causal clamp knock_out load register with_head wrap",
+            "circuitvit.models": (
+                "Dictionary Layout Model add causal clamp knock_out load register with_head wrap"
+            ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
                 "learn_constants learn_mask refine score_curve"

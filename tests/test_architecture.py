@@ -64,10 +64,11 @@ AT_HOME_IN_MODULES = (
     "models/zoo/text_tower.py", "models/zoo/clip_module.py",  # which are modules of our own
 )  # fmt: skip
 
-# Parts of Vision Transformers as timm, transformers, torchvision and open_clip call them.
+# Parts of Vision Transformers as timm, transformers, torchvision and open_clip call them. An `encoder` is not
+# among them, as dictionaries have one too; a module's own is found by the name of the module.
 FOREIGN_NAMES = """
     attn attn_drop attn_mask attn_pool c_attn c_proj class_embedding class_token cls_token conv_proj
-    default_cfg dist_token drop_path drop_path1 drop_path2 dynamic_img_size embed_dim embeddings encoder
+    default_cfg dist_token drop_path drop_path1 drop_path2 dynamic_img_size embed_dim embeddings
     encoder_layer fc1 fc2 fc_norm forward_features forward_head fused_attn global_pool grid_size head_dim
     head_dist head_drop head_hidden_dim hidden_dim hidden_size in_chans in_proj_bias in_proj_weight
     intermediate_size k_norm k_proj layer_norm1 layer_norm2 layer_scale layernorm_after layernorm_before ln_1
@@ -461,6 +462,7 @@ def test_modules_may_be_used_as_torchs(path: str, source: str) -> None:
         ("views/readout.py", "getattr(model.module, 'head_dist', None)"),
         ("views/readout.py", "hasattr(module, 'attn_pool')"),
         ("views/readout.py", "model.module.head"),
+        ("views/readout.py", "model.module.encoder"),
         ("export/maps.py", "model.module.weight"),
     ],
 )

@@ -1,6 +1,7 @@
 """A Vision Transformer as stages that read from and write to the residual stream."""
 
 from circuitvit.models.changes import At, add, causal, clamp, knock_out
+from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.factored import Factored
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, HeadTokens, with_head
@@ -13,6 +14,7 @@ from circuitvit.models.stages import Reads, Stage, places, repeated, through
 __all__ = [
     "At",
     "BackwardRules",
+    "Dictionary",
     "Factored",
     "Head",
     "HeadTokens",

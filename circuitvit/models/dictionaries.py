@@ -1,0 +1,176 @@
+"""Dictionaries of features: sparse autoencoders and transcoders, whoever trained them.
+
+A dictionary writes an activation as a sum of a few of its many directions:
+
+    features = act(x encoder' + offset),    x ~ features decoder + bias
+
+Whatever is subtracted from x before it is read, and whatever scales it, is folded into encoder and offset, so
+that one formula serves all that people train.
+
+Bricken et al. 2023, "Towards Monosemanticity: Decomposing Language Models With Dictionary Learning"; Gao et
+al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093 (top-k); Rajamanoharan et al. 2024,
+"Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders", arXiv:2407.14435;
+Dunefsky et al. 2024, "Transcoders Find Interpretable LLM Feature Circuits", arXiv:2406.11944.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from circuitvit.errors import ModelError, OptionError, check_whole, unknown_name
+
+DictionaryKind = Literal["relu", "jumprelu", "topk"]
+"""What becomes of a feature's pre-activation: its positive part; itself where it is above a threshold, or 0;
+its positive part if it is among the k largest of its token, or 0."""
+
+DictionaryReads = Literal["output", "input"]
+"""What a dictionary is shown: the activation that it rebuilds, or, of a transcoder, what the MLP that it
+stands in for is given."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dictionary:
+    """Directions of an activation, and how strongly each of them is there.
+
+    Attributes:
+        encoder: `(feature, width)`.
+        offset: `(feature,)`, added before the activation function.
+        decoder: `(feature, width)`: the direction that each feature writes.
+        bias: `(width,)`, added to what the features write.
+        kind: of the activation function, see `DictionaryKind`.
+        threshold: `(feature,)` of a "jumprelu", else None.
+        k: of a "topk", else None.
+        reads: "output", or "input" for a transcoder, see `DictionaryReads`.
+        site: name of the activation that it was trained on, such as "m8", or None where that is not known.
+        labels: a name for each feature, or None.
+        card: what is known of it, such as how it was trained, as JSON can hold it; or None.
+
+    Raises:
+        OptionError: for shapes, kinds of numbers and names that do not fit each other.
+        ModelError: for numbers that are NaN or infinite.
+
+    Example:
+        >>> signs = torch.cat([torch.eye(3), -torch.eye(3)])  # the positive and negative part of each number
+        >>> dictionary = Dictionary(signs, torch.zeros(6), signs, torch.zeros(3), "relu")
+        >>> dictionary.decode(dictionary.encode(torch.tensor([1.0, -2.0, 0.5])))
+        tensor([ 1.0000, -2.0000,  0.5000])
+        >>> dictionary
+        Dictionary(6 features of width 3, relu)
+    """
+
+    encoder: Float[Tensor, "feature width"]
+    offset: Float[Tensor, " feature"]
+    decoder: Float[Tensor, "feature width"]
+    bias: Float[Tensor, " width"]
+    kind: DictionaryKind
+    threshold: Float[Tensor, " feature"] | None = None
+    k: int | None = None
+    reads: DictionaryReads = "output"
+    site: str | None = None
+    labels: tuple[str, ...] | None = None
+    card: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(DictionaryKind):
+            raise unknown_name("kind of dictionary", self.kind, get_args(DictionaryKind))
+        if self.reads not in get_args(DictionaryReads):
+            raise unknown_name("thing for a dictionary to read", self.reads, get_args(DictionaryReads))
+        self._check_tensors()
+        if (self.threshold is not None) != (self.kind == "jumprelu"):
+            raise OptionError("a jumprelu dictionary has a threshold for each feature, and no other kind has")
+        if (self.k is not None) != (self.kind == "topk"):
+            raise OptionError("a topk dictionary says its k, and no other kind does")
+        if self.k is not None:
+            check_whole("the k of a topk dictionary", self.k)
+            if self.k > self.n_features:
+                raise OptionError(f"a dictionary of {self.n_features} features cannot keep the top {self.k}")
+        if self.site is not None and not self.site:
+            raise OptionError("the site of a dictionary is a name such as 'm8', or None")
+        if self.labels is not None and len(self.labels) != self.n_features:
+            raise OptionError(f"{len(self.labels)} labels for a dictionary of {self.n_features} features")
+
+    def _check_tensors(self) -> None:
+        """Refuse tensors that do not fit each other, or with which nothing can be computed."""
+        given: dict[str, object] = {**self.tensors}
+        for name, each in given.items():
+            if not isinstance(each, Tensor) or not each.is_floating_point():
+                what = each.dtype if isinstance(each, Tensor) else type(each).__name__
+                raise OptionError(f"the {name} of a dictionary is a tensor of real numbers, not {what}")
+        shape = tuple(self.encoder.shape)
+        if len(shape) != 2 or 0 in shape:
+            raise OptionError(f"the encoder of a dictionary is (feature, width), not {shape}")
+        fitting = {"encoder": shape, "decoder": shape, "bias": shape[1:]}
+        for name, tensor in self.tensors.items():
+            wanted = fitting.get(name, shape[:1])
+            if tuple(tensor.shape) != wanted:
+                raise OptionError(
+                    f"the {name} of a dictionary of {shape[0]} features of width {shape[1]} is {wanted}, "
+                    f"not {tuple(tensor.shape)}"
+                )
+            if (tensor.dtype, tensor.device) != (self.encoder.dtype, self.encoder.device):
+                raise OptionError(
+                    f"the {name} is {tensor.dtype} on {tensor.device}, and the encoder {self.encoder.dtype} "
+                    f"on {self.encoder.device}: a dictionary is of one kind of numbers, in one place"
+                )
+            if not tensor.isfinite().all():
+                raise ModelError(f"the {name} of the dictionary holds NaN or infinite values")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, those that it has."""
+        names = ("encoder", "offset", "decoder", "bias", "threshold")
+        each = {name: getattr(self, name) for name in names}
+        return {name: tensor for name, tensor in each.items() if tensor is not None}
+
+    @property
+    def n_features(self) -> int:
+        """How many features there are."""
+        return self.encoder.shape[0]
+
+    @property
+    def width(self) -> int:
+        """How many numbers an activation has."""
+        return self.encoder.shape[1]
+
+    def encode(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch feature"]:
+        """How strongly each feature is there; of gradients, those of features that are.
+
+        Raises:
+            OptionError: for activations of another width or kind of numbers.
+        """
+        if x.shape[-1:] != (self.width,):
+            raise OptionError(f"activations of shape {tuple(x.shape)} for a dictionary of width {self.width}")
+        if x.dtype != self.encoder.dtype:
+            raise OptionError(
+                f"{x.dtype} for a dictionary of {self.encoder.dtype}: use dictionary.to(dtype={x.dtype})"
+            )
+        raw = functional.linear(x, self.encoder, self.offset)
+        if self.threshold is not None:
+            return torch.where(raw > self.threshold, raw, 0.0)
+        if self.k is not None:
+            largest, places = raw.topk(self.k, dim=-1)
+            return torch.zeros_like(raw).scatter(-1, places, largest.relu())
+        return raw.relu()
+
+    def decode(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch width"]:
+        """The activation that features stand for, as far as the dictionary can say it."""
+        return features @ self.decoder + self.bias
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
+        """The dictionary elsewhere, or of other numbers, and without gradients of its own."""
+        plain = {name: each.clone() if each.is_inference() else each for name, each in self.tensors.items()}
+        moved: dict[str, Any] = {name: each.detach().to(device, dtype) for name, each in plain.items()}
+        return replace(self, **moved)
+
+    def __repr__(self) -> str:
+        kind = self.kind if self.k is None else f"top {self.k}"
+        what = "transcoder" if self.reads == "input" else "features"
+        place = "" if self.site is None else f", {what} of {self.site}"
+        return f"Dictionary({self.n_features} features of width {self.width}, {kind}{place})"
