@@ -22,7 +22,7 @@ from circuitvit.engine.reading import output_of
 from circuitvit.engine.references import mean_images, reference_source
 from circuitvit.engine.runs import Capture, capture
 from circuitvit.errors import ModelError, OptionError, UnsupportedModelError
-from circuitvit.models import Model
+from circuitvit.models import Dictionary, Model
 from circuitvit.models.sites import Site, heads_of
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.tasks import Batch, Constants, Mean, Noise, PreparedTask, Zero
@@ -58,6 +58,9 @@ class UnitPlace:
     dictionary: Coder | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.dictionary, Dictionary):
+            moved = self.dictionary.to(self.model.device, self.model.dtype)
+            object.__setattr__(self, "dictionary", moved)
         edited = any(
             change.site.kind == "output" and change.site.node == self.site.node for change in self.model.edits
         )
@@ -172,6 +175,11 @@ def _affine(
     Raises:
         OptionError: if it does not fit the site, or `decode` is not affine.
     """
+    what = f"{site.name} of width {site.shape[-1]}"
+    if isinstance(dictionary, Dictionary):
+        if dictionary.width != site.shape[-1]:
+            raise OptionError(f"the dictionary is of width {dictionary.width}, and not for {what}")
+        return dictionary.decoder, dictionary.bias
     blank = torch.zeros(1, site.shape[-1], device=model.device, dtype=model.dtype)
     try:
         count = dictionary.encode(blank).shape[-1]
@@ -180,15 +188,14 @@ def _affine(
             dictionary.decode(torch.eye(count, device=model.device, dtype=model.dtype)[first:][:FEATURES])
             for first in range(0, count, FEATURES)
         ]
+        decoder = torch.cat(rows) - bias
+        drawn = torch.rand(4, count, generator=torch.Generator().manual_seed(0)).to(blank)
+        found, expected = dictionary.decode(drawn), drawn @ decoder + bias
     except (RuntimeError, ValueError, IndexError) as error:  # what modules raise on other widths or types
         raise OptionError(
-            f"the dictionary of {site.node} does not take what is there, {site.name} of width "
-            f"{site.shape[-1]} in {str(model.dtype).removeprefix('torch.')}: {error}"
+            f"the dictionary of {site.node} does not take {what}, {model.dtype}: {error}"
         ) from error
-    decoder = torch.cat(rows) - bias
-    drawn = torch.rand(4, count, generator=torch.Generator().manual_seed(0)).to(blank)
-    found, expected = dictionary.decode(drawn), drawn @ decoder + bias
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+    if found.shape != (4, site.shape[-1]) or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
         raise OptionError(f"the dictionary of {site.node} decodes in a way that is no sum over its features")
     return decoder, bias
 

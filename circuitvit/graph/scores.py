@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -279,7 +279,7 @@ class EdgeScores(Remade, Result):
         )
 
 
-class _ByNode(Remade, Result):
+class _ByNode(Remade, ABC):
     """What scores of nodes and of parts of nodes have in common: a number for each name and token group."""
 
     values: Array
@@ -339,7 +339,7 @@ class _ByNode(Remade, Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NodeScores(_ByNode):
+class NodeScores(_ByNode, Result):
     """One number for each sender and token group: the effect of ablating it for all that hear it.
 
     Attributes:
@@ -373,7 +373,7 @@ class NodeScores(_ByNode):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class UnitScores(_ByNode):
+class UnitScores(_ByNode, Result):
     """One number for each neuron or feature of some nodes, and token group: the effect of ablating it alone.
 
     A node's units sum to the node: its neurons `m5.n0`, `m5.n1`, ... and `m5.rest`, what it writes without
