@@ -12,7 +12,7 @@ from bench._models import SIZES, random_vit
 from bench._timing import Row, interleaved, keep, peak_mib, seconds
 
 NAME = "ViT-B/16"
-ALL = {"m*": None}
+ALL = {"m*": cv.neurons()}
 RUNS = 5
 
 

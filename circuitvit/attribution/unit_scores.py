@@ -16,8 +16,6 @@ Marks et al. 2024, "Sparse feature circuits", arXiv:2403.19647, for features and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +30,6 @@ from circuitvit.attribution.paths import path_nodes
 from circuitvit.attribution.scoring import check_gradient, provenance_of, require_gradient, require_slope
 from circuitvit.engine import (
     Capture,
-    Coder,
     UnitChanges,
     UnitPlace,
     capture,
@@ -46,7 +43,8 @@ from circuitvit.engine import (
 )
 from circuitvit.errors import OptionError, check_whole, unknown_name
 from circuitvit.graph import UnitScores
-from circuitvit.models import Model
+from circuitvit.models import Model, Units, features
+from circuitvit.models.refined import fitted
 from circuitvit.models.sites import matching
 from circuitvit.tasks import Batch, PreparedTask, Task, prepare
 
@@ -58,15 +56,12 @@ STEPS = 5
 ENTRIES = 2**21
 """Activations of units that are computed together: enough for large products, few enough for any memory."""
 
-Units = Coder | Sequence[int] | None
-"""A dictionary; numbers of neurons; or None for all neurons."""
-
 
 @running
 def attribute_units(
     model: Model,
     task: Task | PreparedTask,
-    units: Mapping[str, Units],
+    units: Mapping[str, Any],
     method: str = "eap",
     *,
     steps: int | None = None,
@@ -86,9 +81,9 @@ def attribute_units(
     Args:
         model: from `load` or `wrap`.
         task: images, metric and ablation; its token groups tell a unit's tokens apart.
-        units: by the names of nodes, which may hold a `*`: None for all neurons; numbers of neurons, the
-            others being in `rest`; or a dictionary, with `encode` and `decode`, of what an MLP writes, of a
-            head's z ("a9.h2") or of a stream ("resid6"). A whole name goes before one with a `*`.
+        units: by the names of nodes, which may hold a `*`: `cv.neurons()` of MLPs; `cv.features(dictionary)`,
+            or a dictionary alone, of what an MLP writes, a head's z ("a9.h2") or a stream ("resid6"). Where
+            numbers are given, all others are in `rest`. A whole name goes before one with a `*`.
         method: "eap", "eap-ig", or "exact", which runs the rest of the model once for each unit.
         steps: points on the path of "eap-ig"; 5 by default.
         batch_size: pairs at once; by default what `memory` allows.
@@ -103,7 +98,7 @@ def attribute_units(
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
-        >>> cv.attribute_units(model, task, {"m*": None}).strongest(3)  # doctest: +SKIP
+        >>> cv.attribute_units(model, task, {"m*": cv.neurons()}).strongest(3)  # doctest: +SKIP
     """
     if method not in UNIT_METHODS:
         raise unknown_name("method", method, UNIT_METHODS)
@@ -113,15 +108,15 @@ def attribute_units(
     prepared = prepare(model, task, progress)
     if method != "exact":
         (require_slope if method == "eap" else require_gradient)(prepared, method)
-    asked = _asked(model, units)
+    places = unit_places(model, units)
     size = batch_size or choose_batch_size(prepared, memory)
-    work = _Work(prepared, asked, size, steps or STEPS)
+    work = _Work(prepared, places, size, steps or STEPS)
     score, passes = {
         "eap": (work.first_order, 1),
         "eap-ig": (work.integrated, steps or STEPS),
-        "exact": (work.exact, sum(len(each.names) for each in asked)),
+        "exact": (work.exact, sum(len(each.names) for each in places)),
     }[method]
-    total = np.zeros((sum(len(each.names) for each in asked), len(prepared.graph.groups)))
+    total = np.zeros((sum(len(each.names) for each in places), len(prepared.graph.groups)))
     with progress_bar(len(prepared) * passes, f"units, {method}", progress) as bar:
         for batch in prepared.batches(size):
             total += np.concatenate(score(batch, bar.update))
@@ -130,7 +125,7 @@ def attribute_units(
     provenance = provenance_of(prepared, f"units, {method}")
     if method == "eap-ig":
         provenance = provenance.with_parameters(steps=steps or STEPS)
-    names = tuple(name for each in asked for name in each.names)
+    names = tuple(name for each in places for name in each.names)
     total /= len(prepared)
     return UnitScores(names, prepared.graph.groups, total, method, prepared.direction, provenance)
 
@@ -138,64 +133,52 @@ def attribute_units(
 # -- what is asked for -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """A node, and which of its units are scored by themselves.
+def unit_places(model: Model, units: Mapping[str, Any]) -> list[UnitPlace]:
+    """The nodes whose units are asked for, in the order in which the model runs them.
 
-    Attributes:
-        place: the node.
-        chosen: numbers of the units; None for all.
+    Args:
+        model: whose.
+        units: by names, see `attribute_units`.
+
+    Raises:
+        NameNotFoundError: for an unknown node.
+        OptionError: for units that a node does not have.
+        UnsupportedModelError: for an MLP whose neurons are not known, or a node whose output is edited.
     """
-
-    place: UnitPlace
-    chosen: tuple[int, ...] | None = None
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        place = self.place
-        numbers = range(place.count) if self.chosen is None else self.chosen
-        others = ("rest",) if place.dictionary is None else ("rest", "error")
-        letter = "n" if place.dictionary is None else "f"
-        return tuple(f"{place.site.node}.{unit}" for unit in (*(f"{letter}{at}" for at in numbers), *others))
-
-
-def _asked(model: Model, units: Mapping[str, Units]) -> list[_Asked]:
-    """The nodes that are asked for, in the order in which the model runs them."""
     given: Any = units
     if not isinstance(given, Mapping) or not given:
-        raise OptionError('units are asked for by node, such as {"m*": None} for all neurons')
-    found: dict[str, _Asked] = {}
+        raise OptionError('units are asked for by node, such as {"m*": cv.neurons()}')
+    found: dict[str, UnitPlace] = {}
     for key in sorted(units, key=lambda key: "*" not in key and "?" not in key):  # whole names last
-        for each in _meant(model, key, units[key]):
-            found[each.place.site.node] = each
-    return sorted(found.values(), key=lambda each: (each.place.after, each.place.site.kind == "stream"))
+        each = units[key]
+        for place in _meant(model, key, each if isinstance(each, Units) else features(each)):
+            found[place.site.node] = place
+    return sorted(found.values(), key=lambda place: (place.after, place.site.kind == "stream"))
 
 
-def _meant(model: Model, key: str, units: Any) -> Iterator[_Asked]:
+def _meant(model: Model, key: str, units: Units) -> Iterator[UnitPlace]:
     """What is asked for by one name, which may mean several nodes."""
-    if hasattr(units, "encode") and hasattr(units, "decode"):
-        for site in matching(model.all_sites, key.removesuffix(".z")):
-            if site.kind not in ("output", "stream"):
-                raise OptionError(
-                    f"a dictionary stands for what a node writes, or for a stream, not for {site.name}"
-                )
-            z = (other for other in model.all_sites if other.name == f"{site.node}.z")
-            yield _Asked(UnitPlace(model, next(z, site), units))
-        return
-    if not (units is None or (isinstance(units, Sequence) and not isinstance(units, str))):
-        raise OptionError(f"units of {key} are None for all neurons, their numbers, or a dictionary")
-    for site in matching(model.all_sites, f"{key.removesuffix('.hidden')}.hidden"):
-        place = UnitPlace(model, site)
-        yield _Asked(place, None if units is None else _numbers(place, units))
-
-
-def _numbers(place: UnitPlace, numbers: Sequence[int]) -> tuple[int, ...]:
-    """The numbers of neurons, in order and once each."""
-    for number in numbers:
-        check_whole(f"the number of a neuron of {place.site.node}", number, 0)
-        if number >= place.count:
-            raise OptionError(f"{place.site.node} has {place.count} neurons, from 0 on: there is no {number}")
-    return tuple(sorted({int(number) for number in numbers}))
+    sites = model.all_sites
+    if units.dictionary is None:
+        found = [(site, None) for site in matching(sites, f"{key.removesuffix('.hidden')}.hidden")]
+    else:
+        heads = {site.node: site for site in sites if site.kind == "z"}
+        own = matching(sites, key.removesuffix(".z"))
+        other = next((site for site in own if site.kind not in ("output", "stream")), None)
+        if other is not None:
+            raise OptionError(
+                f"a dictionary stands for what a node writes, or for a stream, not {other.name}"
+            )
+        whole = [heads.get(site.node, site) for site in own]
+        found = [(site, fitted(units.dictionary, site.name, site.shape[-1], model)) for site in whole]
+    for site, dictionary in found:
+        place = UnitPlace(model, site, dictionary, units.chosen)
+        wrong = [number for number in units.chosen or () if not 0 <= number < place.count]
+        if wrong:
+            raise OptionError(
+                f"{site.node} has no {units.what} {wrong[0]}: it has {place.count:,}, counted from 0"
+            )
+        yield place
 
 
 # -- scoring a batch ---------------------------------------------------------------------------------
@@ -211,16 +194,18 @@ class _Work:
 
     Args:
         prepared: the task.
-        asked: the nodes.
+        places: the nodes.
         batch_size: pairs at once.
         steps: of the path.
     """
 
-    def __init__(self, prepared: PreparedTask, asked: Sequence[_Asked], batch_size: int, steps: int) -> None:
-        self.prepared, self.asked, self.steps = prepared, asked, steps
+    def __init__(
+        self, prepared: PreparedTask, places: Sequence[UnitPlace], batch_size: int, steps: int
+    ) -> None:
+        self.prepared, self.places, self.steps = prepared, places, steps
         self.model = prepared.model
-        self.read = {each.place.after for each in asked}
-        self.changes = unit_changes(prepared, [each.place for each in asked], batch_size)
+        self.read = {each.after for each in places}
+        self.changes = unit_changes(prepared, places, batch_size)
 
     def first_order(self, batch: Batch, advance: Advance) -> Found:
         """Slopes at the base run."""
@@ -253,11 +238,11 @@ class _Work:
     @torch.no_grad()
     def _products(self, batch: Batch, changes: UnitChanges, slopes: Mapping[int, Tensor]) -> Found:
         """Changes times slopes: of every unit, of the rest, and of what the units leave of their node."""
-        found = []
-        for each in self.asked:
-            place, slope = each.place, slopes[each.place.after]
-            directions, rest = place.ways
-            size, total = max(1, ENTRIES // (slope.shape[1] * len(directions))), None
+        found, whole = [], self.model.edited_images is not None
+        for place in self.places:
+            slope, (directions, rest) = slopes[place.after], place.ways
+            size = len(slope) if whole else max(1, ENTRIES // (slope.shape[1] * len(directions)))
+            total = None
             for first in range(0, len(slope), size):
                 images = slice(first, first + size)
                 own, inside = slope[images], self._inside(batch, place, slope, images)
@@ -267,7 +252,7 @@ class _Work:
                 part = torch.cat([units, unmoved, node - units.sum(dim=0) - unmoved])
                 total = part if total is None else total + part
             assert total is not None, "there are images"
-            found.append(_folded(each, total).cpu().numpy())
+            found.append(_folded(place, total).cpu().numpy())
         return found
 
     @torch.no_grad()
@@ -275,13 +260,13 @@ class _Work:
         """The rest of the model run anew for each unit."""
         base, metric = self._base(batch)
         whole, changes, found = metric(base.logits), self.changes(batch, base), []
-        for each in self.asked:
-            after, effects = each.place.after, []
-            stream = base.stream(after)
-            inside = self._inside(batch, each.place, stream) or [stream.new_ones(1)]
-            for change in _each_change(each, changes):
-                moved = [metric(run_from(self.model, after, stream + change * part)) for part in inside]
-                effects.append([float((logits - whole).double().sum()) for logits in moved])
+        for place in self.places:
+            stream, effects = base.stream(place.after), []
+            inside = self._inside(batch, place, stream) or [stream.new_ones(1)]
+            for change in _each_change(place, changes):
+                each = [run_from(self.model, place.after, stream + change * part) for part in inside]
+                moved = [metric(logits) for logits in each]
+                effects.append([float((values - whole).double().sum()) for values in moved])
                 advance(len(batch.rows))
             found.append(np.array(effects))
         return found
@@ -297,12 +282,11 @@ class _Work:
         return [(members == group).to(like)[..., None] for group in range(len(self.prepared.graph.groups))]
 
 
-def _each_change(each: _Asked, changes: UnitChanges) -> Iterator[Float[Tensor, "image token d_model"]]:
+def _each_change(place: UnitPlace, changes: UnitChanges) -> Iterator[Float[Tensor, "image token d_model"]]:
     """What ablating each of the units alone adds to the stream, in the order of their names."""
-    place, all_images = each.place, slice(None)
-    directions, rest = place.ways
+    all_images, (directions, rest) = slice(None), place.ways
     units, unmoved = changes.of_units(place, all_images), changes.of_rest(rest)
-    numbers = list(range(len(directions)) if each.chosen is None else each.chosen)
+    numbers = list(range(len(directions)) if place.chosen is None else place.chosen)
     for number in numbers:
         yield units[..., number, None] * directions[number]
     others = units.clone()
@@ -320,13 +304,13 @@ def _summed(
     return torch.stack([part.sum(dim=(0, 1), dtype=torch.float64) for part in parts], dim=1)
 
 
-def _folded(each: _Asked, scores: Float[Tensor, "unit+2 group"]) -> Float[Tensor, "name group"]:
+def _folded(place: UnitPlace, scores: Float[Tensor, "unit+2 group"]) -> Float[Tensor, "name group"]:
     """Scores of all units, the rest and the error, as they are named: what has no name is in the rest."""
     units, others = scores[:-2], scores[-2:].clone()
-    if each.place.dictionary is None:
+    if place.dictionary is None:
         others = others[:1]
-    if each.chosen is None:
+    if place.chosen is None:
         return torch.cat([units, others])
-    chosen = units[list(each.chosen)]
+    chosen = units[list(place.chosen)]
     others[0] += units.sum(dim=0) - chosen.sum(dim=0)
     return torch.cat([chosen, others])

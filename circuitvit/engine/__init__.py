@@ -28,13 +28,12 @@ from circuitvit.engine.references import Reference, References, Sources, referen
 from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs, run_from
 from circuitvit.engine.state import Saved, StateFile
-from circuitvit.engine.units import Coder, UnitChanges, UnitPlace, unit_changes
+from circuitvit.engine.units import UnitChanges, UnitPlace, unit_changes
 
 __all__ = [
     "Activations",
     "BatchRun",
     "Capture",
-    "Coder",
     "Evaluator",
     "Gradients",
     "Measured",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,25 +22,14 @@ from circuitvit.engine.reading import output_of
 from circuitvit.engine.references import mean_images, reference_source
 from circuitvit.engine.runs import Capture, capture
 from circuitvit.errors import ModelError, OptionError, UnsupportedModelError
-from circuitvit.models import Dictionary, Model
+from circuitvit.models import Model
+from circuitvit.models.fine import ERROR, REST, directions_of
 from circuitvit.models.sites import Site, heads_of
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.tasks import Batch, Constants, Mean, Noise, PreparedTask, Zero
 from circuitvit.tasks.task import batches_of
 
-FEATURES = 2**10
-"""Features that are decoded together to find their directions."""
-
-
 ALL = slice(None)
-
-
-class Coder(Protocol):
-    """A dictionary: `decode` is affine, and `encode` looks at one token at a time."""
-
-    def encode(self, x: Float[Tensor, "*place width"]) -> Float[Tensor, "*place feature"]: ...
-
-    def decode(self, f: Float[Tensor, "*place feature"]) -> Float[Tensor, "*place width"]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +39,16 @@ class UnitPlace:
     Attributes:
         model: whose.
         site: of the neurons ("hidden"), or what a dictionary stands for: an output, a head's z, a stream.
-        dictionary: whose features are the units; None for neurons.
+        dictionary: fitted to the site, whose features are the units; None for neurons.
+        chosen: numbers of the units that are told apart, all others being in the rest; None for all.
     """
 
     model: Model
     site: Site
-    dictionary: Coder | None = None
+    dictionary: Any | None = None
+    chosen: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.dictionary, Dictionary):
-            moved = self.dictionary.to(self.model.device, self.model.dtype)
-            object.__setattr__(self, "dictionary", moved)
         edited = any(
             change.site.kind == "output" and change.site.node == self.site.node for change in self.model.edits
         )
@@ -68,10 +56,19 @@ class UnitPlace:
             units = "neurons" if self.dictionary is None else "features of its z"
             raise UnsupportedModelError(f"what {self.site.node} writes is edited: it is no sum over {units}")
 
-    @cached_property
+    @property
     def count(self) -> int:
         """The number of its units."""
-        return self.site.shape[-1] if self.dictionary is None else len(self._decoded[0])
+        return int(self.site.shape[-1] if self.dictionary is None else self.dictionary.n_features)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of what is told apart: units, the rest and, of a dictionary, the error."""
+        numbers = range(self.count) if self.chosen is None else self.chosen
+        letter, remainders = ("n", (REST,)) if self.dictionary is None else ("f", (REST, ERROR))
+        return tuple(
+            f"{self.site.node}.{each}" for each in (*(f"{letter}{at}" for at in numbers), *remainders)
+        )
 
     # -- where it is ---------------------------------------------------------------------------------
 
@@ -111,7 +108,8 @@ class UnitPlace:
         """
         if self.dictionary is None:
             return self._part(stages).hidden(self._reads(stages, run, images))
-        return self.dictionary.encode(self._encoded(stages, run, images))
+        units: Tensor = self.dictionary.encode(self._encoded(stages, run, images))
+        return units
 
     def _encoded(self, stages: Sequence[Stage], run: Capture, images: slice) -> Tensor:
         """What a dictionary reads."""
@@ -150,11 +148,12 @@ class UnitPlace:
         return self._bare.branches[self._branch].columns() if self.dictionary is None else self._decoded
 
     @cached_property
+    @torch.no_grad()
     def _decoded(self) -> tuple[Tensor, Tensor]:
         assert self.dictionary is not None, "neurons have columns"
-        with torch.no_grad():
-            rows, bias = _affine(self.dictionary, self.site, self.model)
-            return (rows @ self._out, bias @ self._out) if self.site.kind == "z" else (rows, bias)
+        rows = directions_of(self.dictionary, range(self.count))
+        bias = self.dictionary.decode(rows.new_zeros(self.count))
+        return (rows @ self._out, bias @ self._out) if self.site.kind == "z" else (rows, bias)
 
     @property
     def _out(self) -> Float[Tensor, "d_head d_model"]:
@@ -165,39 +164,6 @@ class UnitPlace:
         alone = basis.new_zeros(width, len(heads_of(part)), 1, width)
         alone[:, place, 0] = basis
         return part.expand(alone)[place, :, -1]
-
-
-def _affine(
-    dictionary: Coder, site: Site, model: Model
-) -> tuple[Float[Tensor, "feature width"], Float[Tensor, " width"]]:
-    """The rows of a decoder, and its bias.
-
-    Raises:
-        OptionError: if it does not fit the site, or `decode` is not affine.
-    """
-    what = f"{site.name} of width {site.shape[-1]}"
-    if isinstance(dictionary, Dictionary):
-        if dictionary.width != site.shape[-1]:
-            raise OptionError(f"the dictionary is of width {dictionary.width}, and not for {what}")
-        return dictionary.decoder, dictionary.bias
-    blank = torch.zeros(1, site.shape[-1], device=model.device, dtype=model.dtype)
-    try:
-        count = dictionary.encode(blank).shape[-1]
-        bias = dictionary.decode(blank.new_zeros(1, count))[0]
-        rows = [
-            dictionary.decode(torch.eye(count, device=model.device, dtype=model.dtype)[first:][:FEATURES])
-            for first in range(0, count, FEATURES)
-        ]
-        decoder = torch.cat(rows) - bias
-        drawn = torch.rand(4, count, generator=torch.Generator().manual_seed(0)).to(blank)
-        found, expected = dictionary.decode(drawn), drawn @ decoder + bias
-    except (RuntimeError, ValueError, IndexError) as error:  # what modules raise on other widths or types
-        raise OptionError(
-            f"the dictionary of {site.node} does not take {what}, {model.dtype}: {error}"
-        ) from error
-    if found.shape != (4, site.shape[-1]) or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
-        raise OptionError(f"the dictionary of {site.node} decodes in a way that is no sum over its features")
-    return decoder, bias
 
 
 # -- what replaces units -----------------------------------------------------------------------------

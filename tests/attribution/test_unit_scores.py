@@ -42,7 +42,11 @@ class Literal:
         head = recipe.width if recipe.d_head is None else recipe.d_head
         last = dictionary(width, reads="input" if recipe.seed % 2 else "output")
         rebuilt: dict[str, Any] = {"a0.h0": dictionary(head), "resid1": dictionary(width, seed=1)}
-        return {"m*": None, **rebuilt} if recipe.depth == 1 else {"m*": None, **rebuilt, "m0": last}
+        return (
+            {"m*": cv.neurons(), **rebuilt}
+            if recipe.depth == 1
+            else {"m*": cv.neurons(), **rebuilt, "m0": last}
+        )
 
     @property
     def tapped(self) -> Tapped:
@@ -60,7 +64,7 @@ class Literal:
 
     def parts(self, name: str, given: Any, values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, str]:
         """Units, directions at the place that is written, what is written without any, and their letter."""
-        if given is None:
+        if isinstance(given, cv.models.Units):
             layer, hidden = int(name[1:]), values[f"{name}.hidden"]
             block, (reader, _) = (
                 self.case.module.blocks[layer],
@@ -94,7 +98,7 @@ class Literal:
         order = ["a0.h0", "m0", "resid1", *(f"m{layer}" for layer in range(1, case.recipe.depth))]
         scores = {}
         for name in order:
-            given = self.units.get(name)
+            given = self.units.get(name, self.units["m*"])
             units, directions, rest, letter = self.parts(name, given, base)
             of_other, of_both = (self.parts(name, given, each)[0] for each in (other, both))
             change = reference(units, of_other, of_both) - units
@@ -102,7 +106,7 @@ class Literal:
             node = reference(base[name], other[name], both[name]) - base[name]
             rows = {f"{letter}{at}": change[..., at, None] * row for at, row in enumerate(directions)}
             rows["rest"] = unmoved + 0 * node
-            if given is not None:
+            if letter == "f":
                 rows["error"] = node - change @ directions - unmoved
             for unit, row in rows.items():
                 for group, part in enumerate(inside):
@@ -181,7 +185,7 @@ def test_neurons_of_every_family_and_of_edited_models(family: str, edited: bool)
     slopes = tapped.slopes(clean, lambda logits: logits[:, 0] - logits[:, 1])
     before, after = tapped.values(clean), tapped.values(corrupt)
     task = cv.Task(clean.float(), corrupt.float(), cv.logit_diff(0, 1))
-    units = dict.fromkeys(original.neurons)
+    units = dict.fromkeys(original.neurons, cv.neurons())
     found = cv.attribute_units(model, task, units, progress=False)
     assert set(found.nodes) == set(original.neurons)
     for name in original.neurons:
@@ -199,9 +203,11 @@ def small() -> Case:
 
 
 def test_units_that_are_not_named_are_in_the_rest(small: Case) -> None:
-    every = cv.attribute_units(small.model, small.task(), {"m1": None}, progress=False)
-    few = cv.attribute_units(small.model, small.task(), {"m*": [0], "m1": [7, 3, 3]}, progress=False)
-    assert few.units == ("m0.n0", "m0.rest", "m1.n3", "m1.n7", "m1.rest")
+    every = cv.attribute_units(small.model, small.task(), {"m1": cv.neurons()}, progress=False)
+    few = cv.attribute_units(
+        small.model, small.task(), {"m*": cv.neurons([0]), "m1": cv.neurons([7, 3])}, progress=False
+    )
+    assert few.units == ("m0.n0", "m0.rest", "m1.n7", "m1.n3", "m1.rest")
     assert few["m1.n3"] == every["m1.n3"]
     assert few["m1.rest"] + few["m1.n3"] + few["m1.n7"] == pytest.approx(every.values.sum())
     assert every["m1.rest"] == 0.0  # a bias is the same on both images
@@ -222,7 +228,9 @@ def test_any_object_that_encodes_and_decodes_is_a_dictionary(small: Case) -> Non
 
 def test_the_strongest_are_units(small: Case) -> None:
     task = small.task(ablation="zero", groups="kind")
-    scores = cv.attribute_units(small.model, task, {"m*": None, "resid1": dictionary(8)}, progress=False)
+    scores = cv.attribute_units(
+        small.model, task, {"m*": cv.neurons(), "resid1": dictionary(8)}, progress=False
+    )
     (best, score), *_ = scores.strongest(40)
     unit = re.compile(r"\.[nf]\d+(@|$)")
     assert abs(score) == max(abs(value) for name, value in scores.to_dict().items() if unit.search(name))
@@ -243,14 +251,19 @@ def test_the_strongest_are_units(small: Case) -> None:
     ("units", "options", "kind", "message"),
     [
         ({}, {}, OptionError, "asked for by node"),
-        ({"m7": None}, {}, NameNotFoundError, "m7"),
-        ({"a0.h0": None}, {}, NameNotFoundError, "a0.h0.hidden"),
-        ({"m0": [16]}, {}, OptionError, "m0 has 16 neurons, from 0 on: there is no 16"),
-        ({"m0": "all"}, {}, OptionError, "units of m0 are None for all neurons"),
-        ({"m0": dictionary(5)}, {}, OptionError, "of width 5, and not for m0 of width 8"),
-        ({"a0.h0.pattern": dictionary(5)}, {}, OptionError, "not for a0.h0.pattern"),
-        ({"m0": None}, {"method": "eap", "steps": 3}, OptionError, "eap takes no steps"),
-        ({"m0": None}, {"method": "epa"}, NameNotFoundError, "did you mean 'eap'"),
+        ({"m7": cv.neurons()}, {}, NameNotFoundError, "m7"),
+        ({"a0.h0": cv.neurons()}, {}, NameNotFoundError, "a0.h0.hidden"),
+        ({"m0": cv.neurons([16])}, {}, OptionError, "m0 has no neuron 16: it has 16, counted from 0"),
+        ({"m0": "all"}, {}, OptionError, "a dictionary has encode and decode, which str has not"),
+        ({"m0": dictionary(5)}, {}, OptionError, "a dictionary of width 5, and m0 has 8"),
+        (
+            {"a0.h0.pattern": dictionary(5)},
+            {},
+            OptionError,
+            "a dictionary stands for what a node writes, or for a stream, not a0.h0.pattern",
+        ),
+        ({"m0": cv.neurons()}, {"method": "eap", "steps": 3}, OptionError, "eap takes no steps"),
+        ({"m0": cv.neurons()}, {"method": "epa"}, NameNotFoundError, "did you mean 'eap'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -263,15 +276,17 @@ def test_what_makes_no_sense_is_refused(
 def test_what_cannot_be_said_of_units_is_refused(small: Case) -> None:
     for ablation in (cv.Noise(), cv.Constants(torch.zeros(7, 1, 8))):
         with pytest.raises(OptionError, match="ablation is made for whole nodes"):
-            cv.attribute_units(small.model, small.task(ablation=ablation), {"m0": None}, progress=False)
+            cv.attribute_units(
+                small.model, small.task(ablation=ablation), {"m0": cv.neurons()}, progress=False
+            )
     edited = small.model.edit({"m0": cv.add(torch.ones(8))})
     with pytest.raises(UnsupportedModelError, match="what m0 writes is edited: it is no sum over neurons"):
-        cv.attribute_units(edited, small.task(), {"m*": None}, progress=False)
+        cv.attribute_units(edited, small.task(), {"m*": cv.neurons()}, progress=False)
 
     class Bent:
         encode, decode = staticmethod(torch.relu), staticmethod(torch.square)
 
-    with pytest.raises(OptionError, match="decodes in a way that is no sum over its features"):
+    with pytest.raises(OptionError, match="decode is not affine"):
         cv.attribute_units(small.model, small.task(), {"m0": Bent()}, progress=False)
 
 
@@ -283,7 +298,7 @@ def test_neurons_of_a_real_model(shared_data: Path) -> None:
     metric = cv.logit_diff("tabby", "Border collie")
     task = cv.Task(photos / "prisma_crop_dog.jpeg", photos / "prisma_crop_cat.png", metric)
     prepared = task.prepare(model)
-    found = cv.attribute_units(model, prepared, {"m*": None}, progress=False)
+    found = cv.attribute_units(model, prepared, {"m*": cv.neurons()}, progress=False)
     vit = copy.deepcopy(model.module).double()
     tapped = Tapped(vit, {f"m{layer}": (block.mlp.fc2, None) for layer, block in enumerate(vit.blocks)})
     clean, corrupt = (side.take(0, 1).double() for side in (prepared.clean, prepared.corrupt))
