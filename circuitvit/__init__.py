@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from circuitvit.attribution import METHODS as METHODS
     from circuitvit.attribution import attribute as attribute
     from circuitvit.attribution import attribute_nodes as attribute_nodes
+    from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
     from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from circuitvit.graph import Fidelity as Fidelity
     from circuitvit.graph import Graph as Graph
     from circuitvit.graph import NodeScores as NodeScores
+    from circuitvit.graph import UnitScores as UnitScores
     from circuitvit.groundtruth import Compiled as Compiled
     from circuitvit.groundtruth import compiled as compiled
     from circuitvit.models import Dictionary as Dictionary
@@ -144,10 +146,10 @@ else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
-            "circuitvit.attribution": "METHODS attribute attribute_nodes calibrate",
+            "circuitvit.attribution": "METHODS attribute attribute_nodes attribute_units calibrate",
             "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
-            "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
+            "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
                 "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
