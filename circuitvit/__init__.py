@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import similarity as similarity
     from circuitvit.tasks import split as split
     from circuitvit.training.heads import fit_head as fit_head
+    from circuitvit.training.sae import train_sae as train_sae
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Falls as Falls
@@ -165,6 +166,7 @@ else:
                 "split"
             ),
             "circuitvit.training.heads": "fit_head",
+            "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
                 "Verdict audit flip_search patching_map read_hypotheses robustness specificity stability "
