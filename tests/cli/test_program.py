@@ -20,8 +20,8 @@ from tests.cli.cases import Run
 COMMANDS = (
     "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "classes", "models", "train",
     "doctor", "compare-models",
-    "demo", "discover", "attribute", "verify", "draw", "patch", "words", "activations", "classes", "models",
-    "train", "doctor",
+    "demo", "discover", "attribute", "verify", "draw", "patch", "scrub", "words", "activations", "classes",
+    "models", "train", "doctor",
 )  # fmt: skip
 
 
