@@ -52,9 +52,13 @@ if TYPE_CHECKING:
     from circuitvit.models import add as add
     from circuitvit.models import causal as causal
     from circuitvit.models import clamp as clamp
+    from circuitvit.models import features as features
     from circuitvit.models import knock_out as knock_out
     from circuitvit.models import load as load
+    from circuitvit.models import load_dictionary as load_dictionary
+    from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
+    from circuitvit.models import split_sources as split_sources
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -146,7 +150,8 @@ else:
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
-                "Dictionary Layout Model add causal clamp knock_out load register with_head wrap"
+                "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
+                "register split_sources with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
@@ -154,7 +159,8 @@ else:
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
-                "group kl_divergence log_probability logit logit_diff probability projection similarity split"
+                "group kl_divergence log_probability logit logit_diff probability projection similarity "
+                "split"
             ),
             "circuitvit.training.heads": "fit_head",
             "circuitvit.verification": (
