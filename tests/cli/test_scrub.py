@@ -36,13 +36,13 @@ def claims(tmp_path: Path) -> Path:
 def test_what_is_found_is_told_and_written(
     run: Run, behaviour: list[object], pairs: Path, claims: Path, tmp_path: Path
 ) -> None:
-    outs = [tmp_path / f"found.{ending}" for ending in ("json", "svg")]
+    outs = [tmp_path / f"found.{ending}" for ending in ("json", "csv")]
     result = run(
-        "scrub", claims, *behaviour, "--draws", 2, *(part for out in outs for part in ("--out", out))
+        "scrub", claims, *behaviour, "--draws", 1, *(part for out in outs for part in ("--out", out))
     )
     assert result.exit_code == 0, result.output
     task = cv.Task(pairs / "clean", pairs / "corrupt", cv.logit_diff("cat", "dog"))
-    expected = cv.scrub(cv.load("catdog-tiny"), task, cv.read_interpretation(claims), draws=2, progress=False)
+    expected = cv.scrub(cv.load("catdog-tiny"), task, cv.read_interpretation(claims), draws=1, progress=False)
     found = Scrubbing.load(outs[0])
     assert np.allclose(found.scrubbed, expected.scrubbed, atol=1e-5)
     assert found.claims == expected.claims
@@ -50,7 +50,7 @@ def test_what_is_found_is_told_and_written(
         ("clean, 0", "clean, 1", "corrupt, 0", "corrupt, 1"), ("clean", "corrupt"),
     ]  # fmt: skip
     assert "m0 carries side & half: loses" in result.stdout
-    assert "<svg" in outs[1].read_text()
+    assert len(list(csv.DictReader(outs[1].open()))) == len(list(expected.records()))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from circuitvit.views.scrubbing import Drawn, Plan, Scrubbing, others, scrub
 from tests.rightness import METRIC, drawn_circuit, images, micro
 
 
-def planted(name: str, n: int = 40) -> tuple[cv.Compiled, cv.Task, dict[str, Any]]:
+def planted(name: str, n: int = 32) -> tuple[cv.Compiled, cv.Task, dict[str, Any]]:
     """A compiled model, images in which every change is made or not, each with its own answer, and labels."""
     made = cv.compiled(name)
     shown, factors = made.factors(n)
@@ -170,7 +170,7 @@ def test_images_are_drawn_from_the_corrupt_ones_too() -> None:
     labels = {"side": ["clean"] * 12 + ["corrupt"] * 12}
     for carries, share in (("side", 1.0), ("nothing", 0.0)):
         hypothesis = cv.Interpretation(relay.wired, {"a1.h0": carries}, labels)
-        found = scrub(relay.model, task, hypothesis, draws=20, progress=False)
+        found = scrub(relay.model, task, hypothesis, draws=8, progress=False)
         assert found.share.value == pytest.approx(share, abs=1e-5 if share else 0.15)
 
 
@@ -322,7 +322,7 @@ def test_the_table_has_a_row_for_everything_each_claim_and_each_label(false: Scr
     ]  # fmt: skip
     assert rows[0]["lost"] == pytest.approx(1 - false.share.value)
     assert rows[2]["metric"] == pytest.approx(false.alone[0].mean())
-    assert [row["n"] for row in rows[:3]] == [40, 40, 40]
+    assert [row["n"] for row in rows[:3]] == [32, 32, 32]
 
 
 def test_it_comes_back_from_a_file_and_draws_itself(false: Scrubbing, tmp_path: Path) -> None:
