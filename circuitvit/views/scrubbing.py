@@ -258,8 +258,8 @@ class Scrubbing(Result):
         return ratio_interval(part, self.original - self.floor, settings, self.clusters)
 
     def _check(self) -> None:
-        Bootstrap(n_resamples=self.n_bootstrap, seed=self.seed)
         check_whole("the number of draws", len(self.scrubbed))
+        _ = self.share  # refused where there is no effect to have a share of
         for claim in self.claims:
             if claim.members and not 0 <= min(claim.members) <= max(claim.members) < len(claim.classes):
                 raise OptionError(f"{claim}: its images have labels that it does not name")
@@ -445,8 +445,8 @@ def _checked(prepared: PreparedTask) -> PreparedTask:
         )
     if prepared.model.edited_images is not None:
         raise OptionError(
-            f"edits of {prepared.model.name} have a value for each image, and images are exchanged: give one "
-            "value for all"
+            f"edits or source groups of {prepared.model.name} have a value for each image, and images are "
+            "exchanged: give one value for all"
         )
     return prepared
 

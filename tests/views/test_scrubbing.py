@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import circuitvit as cv
 from circuitvit.engine.trees import TreeRuns, written_out
-from circuitvit.errors import CircuitViTError
+from circuitvit.errors import CircuitViTError, FileError
 from circuitvit.views.scrubbing import Drawn, Plan, Scrubbing, others, scrub
 from tests.rightness import METRIC, drawn_circuit, images, micro
 
@@ -326,6 +327,11 @@ def test_the_table_has_a_row_for_everything_each_claim_and_each_label(false: Scr
 
 
 def test_it_comes_back_from_a_file_and_draws_itself(false: Scrubbing, tmp_path: Path) -> None:
-    again = Scrubbing.load(false.save(tmp_path / "found.json"))
+    file = false.save(tmp_path / "found.json")
+    again = Scrubbing.load(file)
     assert str(again) == str(false)
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "floor": said["original"]}))
+    with pytest.raises(FileError, match="not distinguishable from 0"):
+        Scrubbing.load(file)
     assert again.figure().save(tmp_path / "found.svg").read_text().count("bait") >= 1
