@@ -114,6 +114,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
+    from circuitvit.verification import read_interpretation as read_interpretation
     from circuitvit.verification import robustness as robustness
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
@@ -169,8 +170,8 @@ else:
             "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
-                "Verdict audit flip_search patching_map read_hypotheses robustness specificity stability "
-                "verify"
+                "Verdict audit flip_search patching_map read_hypotheses read_interpretation robustness "
+                "specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "

@@ -36,6 +36,7 @@ COMMANDS = {
     "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
     "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),
+    "scrub": ("scrub", "Does a circuit carry what it is said to carry, and nothing else?"),
     "words": ("words", "Write a word on photographs: does a model look, or does it read?"),
     "activations": ("activations", "Read what a model computes, by name, into a file."),
     "classes": ("classes", "List the classes of a model, or those of a group such as all cats."),

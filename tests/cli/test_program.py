@@ -22,6 +22,8 @@ COMMANDS = (
     "doctor", "compare-models",
     "demo", "discover", "attribute", "verify", "draw", "patch", "words", "activations", "classes", "models",
     "train", "train sae", "doctor",
+    "demo", "discover", "attribute", "verify", "draw", "patch", "scrub", "words", "activations", "classes",
+    "models", "train", "doctor",
 )  # fmt: skip
 
 
