@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from circuitvit.pruning import circuit_curve as circuit_curve
     from circuitvit.pruning import ddmin as ddmin
     from circuitvit.pruning import find as find
+    from circuitvit.pruning import find_nodes as find_nodes
     from circuitvit.pruning import find_several as find_several
     from circuitvit.pruning import learn_constants as learn_constants
     from circuitvit.pruning import learn_mask as learn_mask
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import similarity as similarity
     from circuitvit.tasks import split as split
     from circuitvit.training.heads import fit_head as fit_head
+    from circuitvit.training.sae import train_sae as train_sae
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Falls as Falls
@@ -112,6 +114,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
+    from circuitvit.verification import read_interpretation as read_interpretation
     from circuitvit.verification import robustness as robustness
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
@@ -155,8 +158,8 @@ else:
                 "register split_sources with_head wrap"
             ),
             "circuitvit.pruning": (
-                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
-                "learn_constants learn_mask refine score_curve"
+                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
+                "find_several learn_constants learn_mask refine score_curve"
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
@@ -164,10 +167,11 @@ else:
                 "split"
             ),
             "circuitvit.training.heads": "fit_head",
+            "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
-                "Verdict audit flip_search patching_map read_hypotheses robustness specificity stability "
-                "verify"
+                "Verdict audit flip_search patching_map read_hypotheses read_interpretation robustness "
+                "specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "
