@@ -52,10 +52,13 @@ if TYPE_CHECKING:
     from circuitvit.models import add as add
     from circuitvit.models import causal as causal
     from circuitvit.models import clamp as clamp
+    from circuitvit.models import features as features
     from circuitvit.models import knock_out as knock_out
     from circuitvit.models import load as load
     from circuitvit.models import load_dictionary as load_dictionary
+    from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
+    from circuitvit.models import split_sources as split_sources
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Falls as Falls
     from circuitvit.verification import Flips as Flips
     from circuitvit.verification import Hypothesis as Hypothesis
+    from circuitvit.verification import Interpretation as Interpretation
     from circuitvit.verification import Report as Report
     from circuitvit.verification import Rises as Rises
     from circuitvit.verification import Unchanged as Unchanged
@@ -126,6 +130,7 @@ if TYPE_CHECKING:
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
+    from circuitvit.views import scrub as scrub
     from circuitvit.views import steer as steer
     from circuitvit.views import text_span as text_span
     from circuitvit.views import token_ablations as token_ablations
@@ -145,8 +150,8 @@ else:
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
-                "Dictionary Layout Model add causal clamp knock_out load load_dictionary register with_head "
-                "wrap"
+                "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
+                "register split_sources with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
@@ -154,18 +159,20 @@ else:
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
-                "group kl_divergence log_probability logit logit_diff probability projection similarity split"
+                "group kl_divergence log_probability logit logit_diff probability projection similarity "
+                "split"
             ),
             "circuitvit.training.heads": "fit_head",
             "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "flip_search patching_map read_hypotheses robustness specificity stability verify"
+                "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
+                "Verdict audit flip_search patching_map read_hypotheses robustness specificity stability "
+                "verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation head_kinds "
-                "knock_outs linear_probes logit_lens mean_ablate registers steer text_span "
+                "knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
                 "token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",

@@ -23,7 +23,7 @@ from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
 from circuitvit.models.zoo import InputSpec
-from circuitvit.verification import CrossEffect
+from circuitvit.verification import Claim, CrossEffect
 from circuitvit.views.subjects import Subjects
 
 TEXTS = ("a3.h1", 'naïve, "quoted"\n<script>x</script>', "", "犬 🐶", "=1+1")
@@ -271,6 +271,16 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     },
     "Ranking": lambda maker: {
         "rows": {}, "quantiles": {0.0: -1.0, 0.5: 0.0, 1.0: 2.5},
+    },
+    "Scrubbing": lambda maker: {
+        "original": np.full(maker.size("image"), 2.0), "floor": np.zeros(maker.size("image")),
+        "scrubbed": np.ones((maker.size("draw"), maker.size("image"))), "n_bootstrap": 100,
+        "outside": np.ones((maker.size("draw"), maker.size("image"))), "clusters": None,
+        "alone": np.ones((maker.size("claim"), maker.size("draw"), maker.size("image"))),
+        "claims": tuple(
+            maker.example(Claim, classes=("a", "b"), members=(0, 1) * maker.size("image"))
+            for _ in range(maker.size("claim"))
+        ),
     },
     "Point": lambda maker: {"fraction": float(maker.random.random())},
 }  # fmt: skip

@@ -7,6 +7,7 @@ from circuitvit.models.factored import Factored
 from circuitvit.models.families.layout import Layout
 from circuitvit.models.heads import Head, HeadTokens, with_head
 from circuitvit.models.model import Model
+from circuitvit.models.refined import Units, features, neurons, refined, split_sources
 from circuitvit.models.registry import load, register, wrap
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.sites import Site, Sites
@@ -25,15 +26,20 @@ __all__ = [
     "Site",
     "Sites",
     "Stage",
+    "Units",
     "add",
     "causal",
     "clamp",
+    "features",
     "knock_out",
     "load",
     "load_dictionary",
+    "neurons",
     "places",
+    "refined",
     "register",
     "repeated",
+    "split_sources",
     "through",
     "with_head",
     "wrap",

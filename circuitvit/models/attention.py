@@ -82,6 +82,19 @@ class AttentionStage(Stage):
         )
 
     @property
+    def n_reads(self) -> int:
+        return len(self.attention.ports)
+
+    @property
+    def d_head(self) -> int:
+        """How wide the values of a head are."""
+        return self.attention.out.weight.shape[1] // self.attention.heads
+
+    @property
+    def narrow(self) -> tuple[int, int]:
+        return len(self.heads), self.d_head
+
+    @property
     def name(self) -> str:
         """What its heads are called after."""
         return f"a{self.layer}"

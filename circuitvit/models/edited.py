@@ -43,6 +43,10 @@ class EditedStage(Stage):
     def _of(self, *kinds: str) -> list[Change]:
         return [change for change in self.changes if change.site.kind in kinds]
 
+    @property
+    def n_reads(self) -> int:
+        return self.inner.n_reads
+
     # -- reading and writing -------------------------------------------------------------------------
 
     def read(self, stream: Tensor) -> Reads:
@@ -111,7 +115,11 @@ class EditedStage(Stage):
 
     def _remixed(self, part: Stage, written: Tensor) -> Tensor:
         """What is written, with the changes of z."""
-        return _by_head(part, written, [change for change in self._inside(part) if change.site.kind == "z"])
+        changes = [change for change in self._inside(part) if change.site.kind == "z"]
+        if not changes:
+            return written
+        senders = list(part.nodes.senders)  # of heads in pieces others than those that it computes with
+        return _by_name(senders if len(senders) == written.shape[1] else heads_of(part), written, changes)
 
     def _widened(self, compact: Tensor) -> Tensor:
         """What is written, with the changes of outputs."""
@@ -321,9 +329,11 @@ def _changed(x: Tensor, changes: Iterable[Change]) -> Tensor:
 
 def _by_head(part: Stage, values: Tensor, changes: Sequence[Change]) -> Tensor:
     """Values `(image, head, ...)` with the changes of some heads."""
-    if not changes:
-        return values
-    heads, each = heads_of(part), list(values.unbind(1))
+    return _by_name(heads_of(part), values, changes) if changes else values
+
+
+def _by_name(heads: Sequence[str], values: Tensor, changes: Sequence[Change]) -> Tensor:
+    each = list(values.unbind(1))
     for change in changes:
         if change.site.node in heads:
             place = heads.index(change.site.node)

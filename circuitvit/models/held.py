@@ -110,7 +110,7 @@ class Held:
         """Token, average and maximum pooling are linear at a run: the maximum is taken where it was then."""
 
         def pooled(part: Tensor) -> Tensor:
-            found: Tensor = torch.func.jvp(self.readout.pool, (self.normed,), (part,))[1]
+            found: Tensor = torch.func.jvp(self.readout.pool, (self.normed.to(part),), (part,))[1]
             return found
 
         each: Tensor = torch.func.vmap(pooled)(parts)
@@ -143,7 +143,7 @@ def _through(
         return parts
     if not isinstance(head, (nn.Linear, Linear, Cosine)):
         raise UnsupportedModelError(f"{name} is a {type(head).__name__}: only a linear classifier has parts")
-    found = parts @ head.weight.t()
+    found = parts @ head.weight.t().to(parts)
     if isinstance(head, Cosine):
         found = found * head.scale / head.length(read)
     return found + head.bias if biased and head.bias is not None else found

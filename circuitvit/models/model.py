@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph, notebook
 from circuitvit.models.changes import Change, Value
-from circuitvit.models.edit_hash import description
+from circuitvit.models.edit_hash import description, said_of
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
@@ -32,6 +32,7 @@ from circuitvit.models.zoo import Card, InputSpec
 if TYPE_CHECKING:
     from circuitvit.engine.kept import Activations
     from circuitvit.models.heads import Head
+    from circuitvit.models.refined import Refinement
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,6 +62,8 @@ class Model:
         bare: the model without its edits; None for one that has none.
         words: of a model of images and texts the text side; None for one without.
         wordless: why a model that could have words was loaded without.
+        refinements: what nodes are cut into, by their names, see `refine_nodes` and `split_sources`.
+        coarse: the model, without edits, in which nothing is cut; None for one that is not refined.
 
     Example:
         >>> import circuitvit as cv
@@ -88,6 +91,8 @@ class Model:
     bare: Model | None = None
     words: Words | None = None
     wordless: str = ""
+    refinements: Mapping[str, Refinement] = field(default_factory=dict)
+    coarse: Model | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -327,7 +332,8 @@ class Model:
     @property
     def edited_images(self) -> int | None:
         """The number of images that edits have values for, which have to be run together; None for any."""
-        return next((change.images for change in self.edits if change.images is not None), None)
+        own = (*(change.images for change in self.edits), *(how.images for how in self.refinements.values()))
+        return next((images for images in own if images is not None), None)
 
     def batch_of(self, images: int, size: int) -> int:
         """How many images to run at once, where it is not `size` because edits are for all of them.
@@ -340,8 +346,8 @@ class Model:
             return size
         if own != images:
             raise OptionError(
-                f"edits of {self.name} are for {own} images, and there are {images}: give a value for all "
-                "images, or run these images"
+                f"edits or source groups of {self.name} are for {own} images, and there are {images}: give "
+                "what is the same for all images, or run these images"
             )
         return own
 
@@ -434,6 +440,8 @@ class Model:
         """
         if self.bare is not None:  # what a function reads, or a direction that is learned, changes unseen
             return hash_with(self.bare.weights_hash, *description(self.edits))
+        if self.coarse is not None:
+            return hash_with(self.coarse.weights_hash, *said_of(self.refinements))
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:

@@ -121,7 +121,8 @@ class Sites(tuple[Site, ...]):
 
 def all_sites(model: Model) -> Sites:
     """Every site of a model, found by one run on a blank image."""
-    blank = model.blank()
+    one = model.blank()
+    blank = one.expand(model.edited_images or 1, *one.shape[1:])
     found: list[Site] = []
     with torch.no_grad():
         stream = blank
@@ -149,18 +150,23 @@ def _of_part(part: Stage, reads: Reads, written: Tensor, place: int) -> Iterator
     """What can be read of one attention or MLP: by node its reads, patterns, z or neurons, and output."""
     nodes, outputs = part.nodes, part.expand(written)
     heads = {kind: of_heads(part, kind, reads, written) for kind in _known_kinds(part, reads, written)}
-    for number, node in enumerate(nodes.senders):
+    found = heads_of(part)
+    for node in dict.fromkeys((*(head for head in found if heads), *nodes.senders)):
         mine = [receiver for receiver in nodes.receivers if node_of(receiver) == node and port_of(receiver)]
         for receiver in mine:
             yield _site(receiver, "read", place, read_of(part, reads, receiver), node)
         if mine:
-            for kind in (*LOOKS, "z"):
+            for kind in (
+                *LOOKS,
+                *(("z",) if node in nodes.senders else ()),
+            ):  # of a head in pieces there is no z
                 if kind in heads:
-                    yield _site(f"{node}.{kind}", kind, place, heads[kind][:, number], node)
+                    yield _site(f"{node}.{kind}", kind, place, heads[kind][:, found.index(node)], node)
         elif nodes.receivers:
             with suppress(UnsupportedModelError):
                 yield _site(f"{node}.hidden", "hidden", place, part.hidden(reads), node)
-        yield _site(node, "output", place, outputs[number])
+        if node in nodes.senders:
+            yield _site(node, "output", place, outputs[nodes.senders.index(node)])
 
 
 def _known_kinds(part: Stage, reads: Reads, written: Tensor) -> Iterator[str]:

@@ -333,6 +333,16 @@ class Stage(ABC):
         return reads
 
     @property
+    def n_reads(self) -> int:
+        """How many tensors it reads."""
+        return 1
+
+    @property
+    def narrow(self) -> tuple[int, ...] | None:
+        """How wide it writes at a token: of heads their number and width; None for as wide as the stream."""
+        return None
+
+    @property
     def branches(self) -> tuple[Stage, ...]:
         """The stages that are side by side in it; most are alone."""
         return (self,)

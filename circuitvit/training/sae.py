@@ -51,11 +51,11 @@ def train_sae(
     site: str,
     *,
     features: int | None = None,
-    k: int = 16,
+    k: int = 32,
     tokens: TokenSpec = None,
     steps: int = 3000,
-    vectors: int = 1024,
-    learning_rate: float = 1e-3,
+    vectors: int = 512,
+    learning_rate: float = 4e-3,
     held_out: float = 0.2,
     activations_file: str | Path | None = None,
     seed: int = 0,
@@ -83,8 +83,8 @@ def train_sae(
         activations_file: where activations are streamed to, and kept: interrupted there, a run goes on. By
             default a temporary file.
         seed: of the split, of the first weights and of the order of steps.
-        batch_size: images that the model runs at once.
-        progress: whether to show bars.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         DataError: if overcomplete is missing, images cannot be used or are fewer than two, activations do not
@@ -98,7 +98,7 @@ def train_sae(
         >>> images = torch.cat([*catdog_pairs(40, seed=0)])
         >>> sae = cv.train_sae(cv.load("catdog-tiny"), images, "m2", steps=400)  # doctest: +SKIP
         >>> sae, sae.card["held_out"]["explained_variance"] > 0.8  # doctest: +SKIP
-        (Dictionary(512 features of width 64, top 16, features of m2), True)
+        (Dictionary(512 features of width 64, top 32, features of m2), True)
     """
     refuse_inference_mode()
     library = import_overcomplete()

@@ -41,6 +41,9 @@ Output = Literal["features", "logits"]
 LARGEST = 2 * 2**30
 """Bytes that the contributions of tokens may take."""
 
+ROUNDED = "rounding"
+"""The name of what the additions of the stream have rounded off."""
+
 ROUNDING = 1e-6
 """What embeddings vary by, as a share of their length, where it is float32 that varies and not the images."""
 
@@ -62,7 +65,8 @@ class Decomposition(Result):
         by_sender: `(image, sender, dim)`, each sender's contribution.
         by_token: `(image, head, token, dim)`, where it was asked for: the contributions of `heads` by the
             token that they read their values from.
-        constants: names of what no sender owns: biases of attention outputs, norms and projections.
+        constants: names of what no sender owns: biases of attention outputs, norms and projections; and
+            "rounding", what the stream's own additions have rounded off in less than float64.
         constant_values: `(image, constant, dim)`.
         embedding: `(image, dim)`, the model's own.
         norm_scale: `(image, token)`, what the final norms multiplied each token that is read out with (the
@@ -250,7 +254,10 @@ def decompose(
         embedding=_joined(part.embedding for part in parts),
         norm_scale=_joined(part.scale for part in parts),
     )
-    check_sum(model, made.by_sender, made.total, made.embedding)
+    rounding = sum(
+        made.constant_values[:, place] for place, name in enumerate(made.constants) if name == ROUNDED
+    )
+    check_sum(model, made.by_sender, made.total - rounding, made.embedding)  # which must not hide in there
     return made
 
 
@@ -278,19 +285,25 @@ def _part(model: Model, run: Capture, held: Held, tokens: bool, directions: Tens
         return wide if directions is None else wide @ directions.to(wide).t()
 
     def pushed(parts: Tensor) -> Tensor:
-        return out(held.push(parts)).transpose(0, 1)
+        return out(held.push(parts.double())).transpose(0, 1)
 
     by_sender, by_token, constants = [], [], dict[str, Tensor]()
+    rounded = run.stream(len(model.stages) - 1)[:, :read].double()
     for place, stage in direct_stages(model):
         for branch, compact in zip(stage.branches, stage.split(run.compacts[place]), strict=True):
-            by_sender.append(pushed(branch.expand(compact)[..., :read, :]))
+            wrote = branch.expand(compact)[..., :read, :]
+            rounded = rounded - wrote.double().sum(dim=0)
+            by_sender.append(pushed(wrote))
             if tokens and branch.nodes.kind == "attention":
                 heads = _by_token(branch, run.stream(place), held)
                 by_token.append(torch.stack([out(each).transpose(0, 1) for each in heads], dim=1))
         if stage.constant is not None:
             constant = stage.constant if stage.constant.ndim == 1 else stage.constant[:read]
+            rounded = rounded - constant.double()
             constants[f"{stage.nodes.name}.bias"] = pushed(constant.expand_as(held.normed)[None])[:, 0]
     constants |= {name: out(values) for name, values in held.constants().items()}
+    if model.dtype != torch.float64:
+        constants[ROUNDED] = pushed(rounded[None])[:, 0]
     return _Part(
         torch.cat(by_sender, dim=1),
         torch.cat(by_token, dim=1) if by_token else torch.empty(0),

@@ -139,6 +139,16 @@ def test_weights_of_another_shape_are_refused(copy: Path) -> None:
         load_module(copy)
 
 
+@pytest.mark.parametrize("changes", [{"depth": 10**6}, {"embed_dim": 2**20}, {"mlp_ratio": 1e6}])
+def test_sizes_that_the_weights_do_not_have_are_refused_before_they_are_made(
+    copy: Path, changes: dict[str, Any]
+) -> None:
+    """The largest of these would take minutes, or terabytes."""
+    edit(copy, architecture={**json.loads(copy.read_text())["architecture"], **changes})
+    with pytest.raises(ModelError, match="does not fit"):
+        load_module(copy)
+
+
 def test_weights_that_are_no_safetensors_are_refused(copy: Path) -> None:
     copy.with_suffix(".safetensors").write_bytes(b"hello")
     edit(copy, weights_sha256=sha256(b"hello"))

@@ -193,6 +193,29 @@ def test_heads_outline_what_they_read_for_a_class() -> None:
     np.testing.assert_allclose(found.values.reshape(2, -1), expected[:, 2:], rtol=1e-9, atol=1e-12)
 
 
+def test_what_the_stream_rounds_off_in_float32_is_a_part_of_the_sum() -> None:
+    """Two blocks write much that cancels: between them the stream has lost what is small beside it."""
+    module = Recipe(depth=2, heads=2).build().float()
+    much = 1000 * torch.randn(module.embed_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for sign, block in zip((1, -1), module.blocks, strict=True):
+            block.mlp.fc2.bias += sign * much
+    found = decompose(cv.wrap(module), Recipe().images(4).float(), progress=False)
+    rounding = found.constant_values[:, found.constants.index("rounding")]
+    assert np.abs(found.total - found.embedding).max() < 2e-6
+    assert 1e-5 < np.abs(rounding).max() < 1e-2
+
+
+def test_contributions_sum_to_the_embedding_of_a_real_model(shared_data: Path) -> None:
+    """In float32, of an embedding whose largest numbers are above 30."""
+    model = cv.load(
+        "vit_tiny_patch16_224", checkpoint=shared_data / "weights" / "vit_tiny_patch16_224.safetensors"
+    )
+    photos = sorted((shared_data / "images" / "imagenet").iterdir())[:8]
+    found = decompose(model, photos, progress=False)
+    assert np.abs(found.total - found.embedding).max() < 1e-5
+
+
 def test_a_decomposition_is_kept(tmp_path: Path) -> None:
     model = cv.load("catdog-tiny")
     found = decompose(model, torch.randn(3, 3, 48, 48), progress=False)

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
-from torch import nn
+from torch import Tensor, nn
 
-from circuitvit.errors import FileError, ModelError
+from circuitvit.errors import FileError, ModelError, counted
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo.clip_module import ClipModule
 from circuitvit.models.zoo.text_tower import END, MARKS, TextTower, WordTokenizer
@@ -343,11 +343,36 @@ def load_module(card_path: str | Path) -> tuple[nn.Module, Card]:
         state = parse_safetensors(data)
     except SafetensorError as error:
         raise FileError(f"{weights} is not a safetensors file: {error}") from error
-    module = (
-        build_module(card.architecture) if card.text is None else build_clip(card.architecture, card.text)
+    misfit = f"{weights} does not fit the architecture of {card_path}"
+    _check_depth(card, state, misfit)
+    with torch.device("meta"):  # shapes alone: a card's sizes take memory only once the file has them too
+        _load(_built(card), {name: value.to("meta") for name, value in state.items()}, misfit)
+    module = _built(card)
+    _load(module, state, misfit)
+    return module.eval(), card
+
+
+# -- inside --------------------------------------------------------------------------------------
+
+
+def _check_depth(card: Card, state: Mapping[str, Tensor], misfit: str) -> None:
+    """A million blocks take minutes to make, even without their weights."""
+    towers = (
+        {"": card.architecture} if card.text is None else {"visual.": card.architecture, "text.": card.text}
     )
+    for name, sizes in towers.items():
+        start = f"{name}blocks."
+        depth = len({key[len(start) :].split(".")[0] for key in state if key.startswith(start)})
+        if isinstance(sizes.get("depth"), int) and sizes["depth"] != depth:
+            raise ModelError(f"{misfit}: {counted(depth, 'block')}, and the card says depth={sizes['depth']}")
+
+
+def _built(card: Card) -> nn.Module:
+    return build_module(card.architecture) if card.text is None else build_clip(card.architecture, card.text)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], misfit: str) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(f"{weights} does not fit the architecture of {card_path}: {error}") from error
-    return module.eval(), card
+        raise ModelError(f"{misfit}: {error}") from error
