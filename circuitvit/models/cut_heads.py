@@ -293,6 +293,11 @@ class CutHeads(Stage):
             return (reads[0][:, list(self._sent)],)
         return self.inner.pick(reads)
 
+    def behind(self, part: str) -> CutHeads:
+        twin = self._around(self.inner.behind(part))
+        twin._take(self._pieces)
+        return twin
+
     def leading(self, tokens: int) -> Stage:
         return self._around(self.inner.leading(tokens))
 

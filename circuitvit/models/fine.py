@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.graph import StageNodes
+from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.encoders import Encoder, features_of, neurons_of
 from circuitvit.models.factored import Factored, Stacked
@@ -73,6 +73,15 @@ class Cut(ABC):
     @abstractmethod
     def ruled(self, rules: BackwardRules) -> Cut:
         """The same, differentiated by the rules."""
+
+    @property
+    def nodes(self) -> StageNodes:
+        """Those of the stage that is cut."""
+        return self.inner.nodes
+
+    def behind(self, part: str) -> Cut:
+        """The same of another part of the stream."""
+        return replace(self, inner=self.inner.behind(part))  # type: ignore[call-arg]  # all are dataclasses
 
 
 def _through_norm(stage: MLPStage, stream: Tensor, at_point: Tensor) -> Tensor:
@@ -188,13 +197,8 @@ class Features(Cut):
         return directions_of(self.dictionary, self.encoder.chosen)
 
     def remainder(self, which: str, point: Tensor) -> Tensor:
-        features = self.dictionary.encode(point)
-        if which == REST:
-            rest: Tensor = self.dictionary.decode(without(features, self.encoder.chosen))
-            return rest
-        written = self.inner.write((point,)) if self.of_input else point
-        error: Tensor = written - self.dictionary.decode(features)
-        return error
+        written = self.inner.write((point,)) if self.of_input and which == ERROR else point
+        return remainder_of(self.dictionary, self.encoder.chosen, which, point, written)
 
     def ruled(self, rules: BackwardRules) -> Features:
         return replace(self, inner=self.inner.with_rules(_inside(rules)))
@@ -205,13 +209,90 @@ def _inside(rules: BackwardRules) -> BackwardRules:
     return replace(rules, output_share=1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class StreamFeatures(Cut):
+    """The stream cut into features of a dictionary: the point is the stream.
+
+    Attributes:
+        inner: gives what it reads as the start of another part of the stream.
+        dictionary: has `encode` and `decode`.
+        encoder: of the chosen features.
+    """
+
+    inner: Carried
+    dictionary: Any
+    encoder: Encoder
+    remainders: tuple[str, ...] = (REST, ERROR)
+
+    def point(self, stream: Tensor) -> Tensor:
+        return stream
+
+    def at_stream(self, stream: Tensor, at_point: Tensor) -> Tensor:
+        return at_point
+
+    def narrow_at_stream(self, stream: Tensor, reads: Tensor, at_point: Factored) -> Factored:
+        return at_point
+
+    def directions(self) -> Float[Tensor, "unit d_model"]:
+        return directions_of(self.dictionary, self.encoder.chosen)
+
+    def remainder(self, which: str, point: Tensor) -> Tensor:
+        return remainder_of(self.dictionary, self.encoder.chosen, which, point, point)
+
+    def ruled(self, rules: BackwardRules) -> StreamFeatures:
+        return self
+
+
+class Carried(Stage):
+    """The stream carried into another part, `residual.resid6`, as one node: nothing passes it by.
+
+    Args:
+        name: of the stream, such as `resid6`.
+        layer: of the stage that reads it next.
+        part: in which it has come.
+    """
+
+    def __init__(self, name: str, layer: int, part: str) -> None:
+        after = f"{RESIDUAL}.{name}"
+        self.nodes = StageNodes(name, "stream", layer, (name,), (name,), None, (False,), part, after)
+
+    def read(self, stream: Tensor) -> Reads:
+        return (stream,)
+
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        return (streams[source[0]],) if source[0] >= 0 else known
+
+    def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
+        return reads[0]
+
+    def total(self, compact: Tensor) -> Tensor:
+        return compact
+
+    def add(self, stream: Tensor, compact: Tensor) -> Tensor:
+        return compact
+
+    def factored(self, compact: Tensor) -> Factored:
+        return Factored(compact[None])
+
+
+def remainder_of(
+    dictionary: Any, chosen: Sequence[int], which: str, point: Tensor, written: Tensor
+) -> Tensor:
+    """What other features than the chosen ones say at a point; or what all of them miss of what is written."""
+    features = dictionary.encode(point)
+    rest = features if which == ERROR else without(features, chosen)
+    said: Tensor = dictionary.decode(rest)
+    return written - said if which == ERROR else said
+
+
 def directions_of(dictionary: Any, chosen: Sequence[int]) -> Float[Tensor, "unit width"]:
     """What one of each of these features adds to what a dictionary decodes."""
     if isinstance(dictionary, Dictionary):
         return dictionary.decoder[list(chosen)]
     one_each = dictionary.like.new_zeros(len(chosen), dictionary.n_features)
     one_each[range(len(chosen)), list(chosen)] = 1.0
-    written: Tensor = dictionary.decode(one_each) - dictionary.decode(torch.zeros_like(one_each))
+    with torch.no_grad():  # what a foreign object holds may ask for gradients
+        written: Tensor = dictionary.decode(one_each) - dictionary.decode(torch.zeros_like(one_each))
     return written
 
 
@@ -243,7 +324,7 @@ class FineStage(Stage):
         """Become the stage of some units, by their places, and remainders."""
         self.units, self.remainders = tuple(units), tuple(remainders)
         self.encoder = self.whole.encoder.taking(self.units)
-        inner = self.whole.inner.nodes
+        inner = self.whole.nodes
         names = [f"{self.name}.{self.letter}{number}" for number in self.encoder.chosen]
         names += [f"{self.name}.{which}" for which in self.remainders]
         mixes = (any(inner.mixes or ()),) * len(names)
@@ -306,6 +387,9 @@ class FineStage(Stage):
     def total(self, compact: Tensor) -> Float[Tensor, "batch token d_model"]:
         units, rest = self._apart(compact)
         return units @ self._directions + rest.sum(dim=-2)
+
+    def add(self, stream: Tensor, compact: Tensor) -> Tensor:
+        return self.total(compact) if self.nodes.begins else stream + self.total(compact)
 
     @property
     def _directions(self) -> Float[Tensor, "unit d_model"]:
@@ -381,6 +465,12 @@ class FineStage(Stage):
         own, rest = reads[0].tensor_split([len(self.whole.encoder.chosen)], dim=-1)
         wide = rest.reshape(*rest.shape[:-1], len(whole), self._d_model)[..., numbers, :].flatten(-2)
         return (torch.cat([own[..., units], wide], dim=-1),)
+
+    def behind(self, part: str) -> FineStage:
+        twin = copy.copy(self)
+        twin.whole = self.whole.behind(part)
+        twin._take(self.units, self.remainders)
+        return twin
 
     def with_rules(self, rules: BackwardRules) -> FineStage:
         twin = copy.copy(self)

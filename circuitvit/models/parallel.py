@@ -42,6 +42,9 @@ class ParallelStage(Stage):
         """The same of other parts."""
         return ParallelStage(self.layer, parts)
 
+    def behind(self, part: str) -> ParallelStage:
+        return self.with_parts([each.behind(part) for each in self.whole])
+
     @property
     def branches(self) -> tuple[Stage, ...]:
         return self.apart
@@ -70,6 +73,8 @@ class ParallelStage(Stage):
             tuple(name for nodes in own for name in nodes.receivers),
             tuple(feeds),
             tuple(mixes for nodes in own for mixes in nodes.mixes or ()),
+            own[0].reads_from,
+            own[0].writes_to,
         )
 
     # -- side by side --------------------------------------------------------------------------------

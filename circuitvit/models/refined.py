@@ -6,7 +6,7 @@ is cut, so that refinements can be added to, and edits be made on top of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import RESIDUAL, is_residual
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.cut_heads import ByFeature, BySource, CutHeads
 from circuitvit.models.decompose import frozen_twin
 from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.edits import edited
-from circuitvit.models.fine import Features, FineStage, Neurons
+from circuitvit.models.encoders import features_of
+from circuitvit.models.fine import Carried, Features, FineStage, Neurons, StreamFeatures
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parallel import ParallelStage
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.sites import LOOKS, heads_of
+from circuitvit.models.sites import LOOKS, heads_of, stream_names
 from circuitvit.models.stages import Stage
 from circuitvit.models.tokens import Groups
 
@@ -157,7 +158,7 @@ def refined(model: Model, table: Mapping[str, Refinement], rules: BackwardRules 
     made = replace(
         coarse,
         name=_name(coarse, every),
-        stages=tuple(_cut_stage(coarse, stage, every) for stage in coarse.stages),
+        stages=tuple(_cut_stages(coarse, every)),
         origin=coarse.origin.afresh(),
         refinements=every,
         coarse=coarse,
@@ -172,6 +173,7 @@ def refined(model: Model, table: Mapping[str, Refinement], rules: BackwardRules 
 def _check_node(model: Model, coarse: Model, node: str) -> None:
     bare = model.bare or model
     known = {name for stage in coarse.layers for name in stage.nodes.senders}
+    known |= set(stream_names(coarse).values())
     if node not in known:
         raise unknown_name("node", node, sorted(known))
     if node in bare.refinements:
@@ -185,6 +187,36 @@ def _name(coarse: Model, table: Mapping[str, Refinement]) -> str:
     names = list(table)
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{coarse.name}, refined ({shown})"
+
+
+def _cut_stages(coarse: Model, table: Mapping[str, Refinement]) -> Iterator[Stage]:
+    """All stages, with nodes cut that the table names, and streams, behind which what follows is another
+    part of the stream.
+    """
+    names, part = stream_names(coarse), RESIDUAL
+    for place, stage in enumerate(coarse.stages):
+        reads, name = stage.nodes.reads_from, names.get(place, "")
+        if name in table:
+            if not is_residual(reads):
+                raise UnsupportedModelError(f"{name} is the stream of a pool, which is not cut into features")
+            cut = _cut_stream(coarse, Carried(name, stage.nodes.layer, part), name, table[name])
+            part = cut.nodes.writes_to
+            yield cut
+        own = _cut_stage(coarse, stage, table)
+        yield own.behind(part) if part != RESIDUAL and is_residual(reads) else own
+
+
+def _cut_stream(coarse: Model, inner: Carried, name: str, units: Refinement) -> FineStage:
+    """The stream before a stage, cut into features."""
+    if not isinstance(units, Units) or units.dictionary is None:
+        raise OptionError(f"{name} is the stream, which has no neurons and takes nothing: give a dictionary")
+    if getattr(units.dictionary, "reads", "output") == "input":
+        raise OptionError(f"{name} is the stream, and the dictionary is a transcoder: it is of an MLP")
+    dictionary = fitted(units.dictionary, name, coarse.d_model, coarse)
+    assert units.chosen is not None, "chosen before"
+    _check_chosen(name, units, dictionary.n_features)
+    cut = StreamFeatures(inner, dictionary, features_of(dictionary, units.chosen))
+    return FineStage(cut, name, units.letter)
 
 
 def _cut_stage(coarse: Model, stage: Stage, table: Mapping[str, Refinement]) -> Stage:
@@ -260,7 +292,9 @@ def _check_sum(coarse: Model, made: Model) -> None:
     blank = coarse.blank().to(coarse.device, coarse.dtype)
     stream = blank.expand(made.edited_images or 1, *blank.shape[1:])
     generator = torch.Generator().manual_seed(0)
-    for own, cut in zip(coarse.stages, made.stages, strict=True):
+    coarse_stages = iter(coarse.stages)
+    for cut in made.stages:
+        own = next(coarse_stages) if cut.nodes.kind != "stream" else Carried(cut.nodes.name, 0, RESIDUAL)
         if own.is_source:
             stream = own.total(own.write(own.read(stream)))
             noise = torch.randn(stream.shape, generator=generator, dtype=torch.float64)
