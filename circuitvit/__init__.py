@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from circuitvit.attribution import attribute_nodes as attribute_nodes
     from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
+    from circuitvit.attribution import refine_nodes as refine_nodes
     from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
@@ -148,7 +149,9 @@ else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
-            "circuitvit.attribution": "METHODS attribute attribute_nodes attribute_units calibrate",
+            "circuitvit.attribution": (
+                "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
+            ),
             "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from circuitvit.attribution.budget import Budget
     from circuitvit.attribution.calibration import calibrate
     from circuitvit.attribution.nodes import attribute_nodes
+    from circuitvit.attribution.refining import refine_nodes
     from circuitvit.attribution.scoring import attribute, provenance_of
     from circuitvit.attribution.unit_scores import attribute_units
 else:
@@ -22,6 +23,7 @@ else:
             "circuitvit.attribution.budget": "Budget",
             "circuitvit.attribution.calibration": "calibrate",
             "circuitvit.attribution.nodes": "attribute_nodes",
+            "circuitvit.attribution.refining": "refine_nodes",
             "circuitvit.attribution.scoring": "attribute provenance_of",
             "circuitvit.attribution.unit_scores": "attribute_units",
         },
@@ -36,4 +38,5 @@ __all__ = [
     "attribute_units",
     "calibrate",
     "provenance_of",
+    "refine_nodes",
 ]

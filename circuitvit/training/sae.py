@@ -83,8 +83,8 @@ def train_sae(
         activations_file: where activations are streamed to, and kept: interrupted there, a run goes on. By
             default a temporary file.
         seed: of the split, of the first weights and of the order of steps.
-        batch_size: images that the model runs at once.
-        progress: whether to show bars.
+        batch_size: images at once; 32 by default.
+        progress: whether to show a bar.
 
     Raises:
         DataError: if overcomplete is missing, images cannot be used or are fewer than two, activations do not
