@@ -33,7 +33,9 @@ def token_parts(model: Model, run: Capture) -> dict[str, range]:
         part, tokens = stage.nodes.reads_from, run.stream(index).shape[1]
         first = max((numbers.stop for numbers in found.values()), default=0)
         # behind a dictionary of the stream its tokens are the same ones
-        found.setdefault(part, found[RESIDUAL] if found and is_residual(part) else range(first, first + tokens))
+        found.setdefault(
+            part, found[RESIDUAL] if found and is_residual(part) else range(first, first + tokens)
+        )
     return found
 
 

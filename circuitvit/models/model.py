@@ -139,9 +139,7 @@ class Model:
     @property
     def reading(self) -> int:
         """The number of the first stage that only prepares the logits: that of a pool, or the readout."""
-        return next(
-            place for place, stage in enumerate(self.stages) if stage.nodes.pools or stage.is_readout
-        )
+        return next(place for place, stage in enumerate(self.stages) if stage.nodes.pools or stage.is_readout)
 
     # -- tokens --------------------------------------------------------------------------------------
 
