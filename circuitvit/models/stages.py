@@ -280,6 +280,16 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is no MLP whose neurons are known")
 
+    def columns(self) -> tuple[Float[Tensor, "hidden d_model"], Float[Tensor, " d_model"]]:
+        """Of an MLP, what each neuron writes at an activation of 1, and what is written when all are 0.
+
+        `from_hidden(hidden)` is `hidden @ columns + rest`.
+
+        Raises:
+            UnsupportedModelError: as `hidden`.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is no MLP whose neurons are known")
+
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
     ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:
