@@ -81,7 +81,9 @@ class Cut(ABC):
 
     def behind(self, part: str) -> Cut:
         """The same of another part of the stream."""
-        return replace(self, inner=self.inner.behind(part))  # type: ignore[call-arg]  # all are dataclasses
+        each: Any = self  # a dataclass
+        made: Cut = replace(each, inner=self.inner.behind(part))
+        return made
 
 
 def _through_norm(stage: MLPStage, stream: Tensor, at_point: Tensor) -> Tensor:
@@ -278,7 +280,7 @@ class Carried(Stage):
 def remainder_of(
     dictionary: Any, chosen: Sequence[int], which: str, point: Tensor, written: Tensor
 ) -> Tensor:
-    """What other features than the chosen ones say at a point; or what all of them miss of what is written."""
+    """What other features than the chosen ones say at a point; or what all miss of what is written."""
     features = dictionary.encode(point)
     rest = features if which == ERROR else without(features, chosen)
     said: Tensor = dictionary.decode(rest)
