@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from circuitvit.attribution import METHODS as METHODS
     from circuitvit.attribution import attribute as attribute
     from circuitvit.attribution import attribute_nodes as attribute_nodes
+    from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
+    from circuitvit.attribution import refine_nodes as refine_nodes
     from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from circuitvit.graph import Fidelity as Fidelity
     from circuitvit.graph import Graph as Graph
     from circuitvit.graph import NodeScores as NodeScores
+    from circuitvit.graph import UnitScores as UnitScores
     from circuitvit.groundtruth import Compiled as Compiled
     from circuitvit.groundtruth import compiled as compiled
     from circuitvit.models import Dictionary as Dictionary
@@ -52,9 +55,13 @@ if TYPE_CHECKING:
     from circuitvit.models import add as add
     from circuitvit.models import causal as causal
     from circuitvit.models import clamp as clamp
+    from circuitvit.models import features as features
     from circuitvit.models import knock_out as knock_out
     from circuitvit.models import load as load
+    from circuitvit.models import load_dictionary as load_dictionary
+    from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
+    from circuitvit.models import split_sources as split_sources
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -66,6 +73,7 @@ if TYPE_CHECKING:
     from circuitvit.pruning import circuit_curve as circuit_curve
     from circuitvit.pruning import ddmin as ddmin
     from circuitvit.pruning import find as find
+    from circuitvit.pruning import find_nodes as find_nodes
     from circuitvit.pruning import find_several as find_several
     from circuitvit.pruning import learn_constants as learn_constants
     from circuitvit.pruning import learn_mask as learn_mask
@@ -92,11 +100,13 @@ if TYPE_CHECKING:
     from circuitvit.tasks import similarity as similarity
     from circuitvit.tasks import split as split
     from circuitvit.training.heads import fit_head as fit_head
+    from circuitvit.training.sae import train_sae as train_sae
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Falls as Falls
     from circuitvit.verification import Flips as Flips
     from circuitvit.verification import Hypothesis as Hypothesis
+    from circuitvit.verification import Interpretation as Interpretation
     from circuitvit.verification import Report as Report
     from circuitvit.verification import Rises as Rises
     from circuitvit.verification import Unchanged as Unchanged
@@ -105,6 +115,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
+    from circuitvit.verification import read_interpretation as read_interpretation
     from circuitvit.verification import robustness as robustness
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
@@ -124,6 +135,7 @@ if TYPE_CHECKING:
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
+    from circuitvit.views import scrub as scrub
     from circuitvit.views import steer as steer
     from circuitvit.views import text_span as text_span
     from circuitvit.views import token_ablations as token_ablations
@@ -137,31 +149,37 @@ else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
-            "circuitvit.attribution": "METHODS attribute attribute_nodes calibrate",
+            "circuitvit.attribution": (
+                "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
+            ),
             "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
-            "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
+            "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
-                "Dictionary Layout Model add causal clamp knock_out load register with_head wrap"
+                "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
+                "register split_sources with_head wrap"
             ),
             "circuitvit.pruning": (
-                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
-                "learn_constants learn_mask refine score_curve"
+                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
+                "find_several learn_constants learn_mask refine score_curve"
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
-                "group kl_divergence log_probability logit logit_diff probability projection similarity split"
+                "group kl_divergence log_probability logit logit_diff probability projection similarity "
+                "split"
             ),
             "circuitvit.training.heads": "fit_head",
+            "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Falls Flips Hypothesis Report Rises Unchanged Verdict audit "
-                "flip_search patching_map read_hypotheses robustness specificity stability verify"
+                "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
+                "Verdict audit flip_search patching_map read_hypotheses read_interpretation robustness "
+                "specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation head_kinds "
-                "knock_outs linear_probes logit_lens mean_ablate registers steer text_span "
+                "knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
                 "token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",

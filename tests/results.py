@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 import circuitvit
-from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance
+from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance, UnitScores
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
 from circuitvit.models.zoo import InputSpec
-from circuitvit.verification import CrossEffect
+from circuitvit.verification import Claim, CrossEffect
 from circuitvit.views.subjects import Subjects
 
 TEXTS = ("a3.h1", 'naïve, "quoted"\n<script>x</script>', "", "犬 🐶", "=1+1")
@@ -162,6 +162,12 @@ def _nodes(maker: Maker) -> NodeScores:
     return NodeScores(GRAPH, maker.random.normal(size=(len(GRAPH.senders), 1)), "exact")
 
 
+def _units(maker: Maker) -> UnitScores:
+    numbers = range(3072 if maker.large else 2)
+    names = (*(f"m0.n{number}" for number in numbers), "m0.rest", "a0.h0.f0", "a0.h0.rest", "a0.h0.error")
+    return UnitScores(names, ("cls", "patch"), maker.random.normal(size=(len(names), 2)), "eap")
+
+
 def _subjects(maker: Maker) -> Subjects:
     return maker.example(Subjects, grid=(2, 2), kinds=("cls", *["patch"] * 4))
 
@@ -177,6 +183,7 @@ SPECIAL: dict[Any, Callable[[Maker], Any]] = {
     Circuit: _circuit,
     EdgeScores: _scores,
     NodeScores: _nodes,
+    UnitScores: _units,
     Subjects: _subjects,
     InputSpec: _spec,
 }
@@ -271,6 +278,16 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     },
     "Ranking": lambda maker: {
         "rows": {}, "quantiles": {0.0: -1.0, 0.5: 0.0, 1.0: 2.5},
+    },
+    "Scrubbing": lambda maker: {
+        "original": np.full(maker.size("image"), 2.0), "floor": np.zeros(maker.size("image")),
+        "scrubbed": np.ones((maker.size("draw"), maker.size("image"))), "n_bootstrap": 100,
+        "outside": np.ones((maker.size("draw"), maker.size("image"))), "clusters": None,
+        "alone": np.ones((maker.size("claim"), maker.size("draw"), maker.size("image"))),
+        "claims": tuple(
+            maker.example(Claim, classes=("a", "b"), members=(0, 1) * maker.size("image"))
+            for _ in range(maker.size("claim"))
+        ),
     },
     "Point": lambda maker: {"fraction": float(maker.random.random())},
 }  # fmt: skip

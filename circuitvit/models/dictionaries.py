@@ -15,16 +15,20 @@ Dunefsky et al. 2024, "Transcoders Find Interpretable LLM Feature Circuits", arX
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from circuitvit.errors import ModelError, OptionError, check_whole, unknown_name
+from circuitvit.graph.files import TEXT, record, write_bytes
 
 DictionaryKind = Literal["relu", "jumprelu", "topk"]
 """What becomes of a feature's pre-activation: its positive part; itself where it is above a threshold, or 0;
@@ -33,6 +37,20 @@ its positive part if it is among the k largest of its token, or 0."""
 DictionaryReads = Literal["output", "input"]
 """What a dictionary is shown: the activation that it rebuilds, or, of a transcoder, what the MLP that it
 stands in for is given."""
+
+DICTIONARY_SCHEMA = "circuitvit.dictionary/1"
+
+DICTIONARY_FILE = record(
+    "schema kind k reads site labels card",
+    schema={"const": DICTIONARY_SCHEMA},
+    kind={"enum": list(get_args(DictionaryKind))},
+    k={"type": ["integer", "null"]},
+    reads={"enum": list(get_args(DictionaryReads))},
+    site={"type": ["string", "null"]},
+    labels={"anyOf": [{"type": "null"}, {"type": "array", "items": TEXT}]},
+    card={"type": ["object", "null"]},
+)
+"""What stands in the header of a file."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,6 +186,27 @@ class Dictionary:
         plain = {name: each.clone() if each.is_inference() else each for name, each in self.tensors.items()}
         moved: dict[str, Any] = {name: each.detach().to(device, dtype) for name, each in plain.items()}
         return replace(self, **moved)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the dictionary as one safetensors file, which `load_dictionary` reads.
+
+        Raises:
+            FileError: if it cannot be written.
+            OptionError: if its card holds what JSON cannot.
+        """
+        said: dict[str, Any] = {
+            "schema": DICTIONARY_SCHEMA,
+            "kind": self.kind,
+            "k": self.k,
+            "reads": self.reads,
+        }
+        said |= {"site": self.site, "labels": self.labels, "card": self.card}
+        try:
+            text = json.dumps(said, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"the card of a dictionary is made of what JSON can hold: {error}") from error
+        tensors = {name: each.detach().cpu().contiguous() for name, each in self.tensors.items()}
+        return write_bytes(path, save(tensors, {"dictionary": text}))
 
     def __repr__(self) -> str:
         kind = self.kind if self.k is None else f"top {self.k}"

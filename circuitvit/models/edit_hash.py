@@ -35,6 +35,12 @@ def description(changes: Sequence[Change]) -> tuple[str, list[Tensor]]:
     return "||".join(said), tensors
 
 
+def said_of(value: Any) -> tuple[str, list[Tensor]]:
+    """What something is, for a hash: in words, and the tensors that are in it."""
+    tensors: list[Tensor] = []
+    return _said(value, tensors), tensors
+
+
 def _said(value: Any, tensors: list[Tensor], depth: int = 0) -> str:
     inner = partial(_said, tensors=tensors, depth=depth + 1)
     match value:

@@ -43,6 +43,10 @@ class EditedStage(Stage):
     def _of(self, *kinds: str) -> list[Change]:
         return [change for change in self.changes if change.site.kind in kinds]
 
+    @property
+    def n_reads(self) -> int:
+        return self.inner.n_reads
+
     # -- reading and writing -------------------------------------------------------------------------
 
     def read(self, stream: Tensor) -> Reads:
@@ -111,7 +115,11 @@ class EditedStage(Stage):
 
     def _remixed(self, part: Stage, written: Tensor) -> Tensor:
         """What is written, with the changes of z."""
-        return _by_head(part, written, [change for change in self._inside(part) if change.site.kind == "z"])
+        changes = [change for change in self._inside(part) if change.site.kind == "z"]
+        if not changes:
+            return written
+        senders = list(part.nodes.senders)  # of heads in pieces others than those that it computes with
+        return _by_name(senders if len(senders) == written.shape[1] else heads_of(part), written, changes)
 
     def _widened(self, compact: Tensor) -> Tensor:
         """What is written, with the changes of outputs."""
@@ -281,30 +289,15 @@ class EditedStage(Stage):
             return super().answers(reads, others, d_reads, d_compact)
         count, base, found = len(others[0]), self.write(reads), []
         same = [read.expand(count, *read.shape).flatten(0, 1) for read in reads]
-        for place, head in self._ports():
-            given = [read.clone() if each == place else read for each, read in enumerate(same)]
-            other = others[place].flatten(0, 1)
-            if head is None:
-                given[place] = other
-            else:
-                given[place][:, head] = other[:, head]
-            written = self.write(tuple(given)).view(count, *base.shape)
+        moved = tuple(other.flatten(0, 1) for other in others)
+        for receiver in range(len(self.nodes.receivers)):
+            given = self.exchanged(tuple(same), moved, receiver)
+            written = self.write(given).view(count, *base.shape)
             found.append(((written - base) * d_compact).flatten(2).sum(dim=-1))
         return torch.stack(found)
 
-    def _ports(self) -> Iterable[tuple[int, int | None]]:
-        """For each receiver the number of its read, and its head there; None for an MLP."""
-        first = 0
-        for part in self.inner.branches:
-            receivers = part.nodes.receivers
-            if part.nodes.kind != "attention":
-                yield first, None
-                first += 1
-                continue
-            heads = len(heads_of(part))
-            for place in range(len(receivers)):
-                yield first + place // heads, place % heads
-            first += len(receivers) // heads
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        return self.inner.exchanged(reads, others, receiver)
 
     def contents(self) -> tuple[Content, ...]:
         return self.inner.contents()
@@ -321,9 +314,11 @@ def _changed(x: Tensor, changes: Iterable[Change]) -> Tensor:
 
 def _by_head(part: Stage, values: Tensor, changes: Sequence[Change]) -> Tensor:
     """Values `(image, head, ...)` with the changes of some heads."""
-    if not changes:
-        return values
-    heads, each = heads_of(part), list(values.unbind(1))
+    return _by_name(heads_of(part), values, changes) if changes else values
+
+
+def _by_name(heads: Sequence[str], values: Tensor, changes: Sequence[Change]) -> Tensor:
+    each = list(values.unbind(1))
     for change in changes:
         if change.site.node in heads:
             place = heads.index(change.site.node)

@@ -34,6 +34,7 @@ from circuitvit.graph.files import TEXT, check_version, record, write_bytes
 from circuitvit.models.edits import edited
 from circuitvit.models.layers import ReadoutStage
 from circuitvit.models.parts import Chain, Cosine, Linear, Readout
+from circuitvit.models.refined import refined
 
 if TYPE_CHECKING:
     from circuitvit.models.model import Model
@@ -241,6 +242,8 @@ def with_head(
     if model.bare is not None:
         refuse_edited_features(model)
         return edited(with_head(model.bare, head), model.edits, model.rules)
+    if model.coarse is not None:
+        return refined(with_head(model.coarse, head), model.refinements, model.rules)
     if model.head is not None:
         raise OptionError(f"{model.name} has a head put on already: give the model that it was put on")
     features = _features(model, head.tokens)

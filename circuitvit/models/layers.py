@@ -141,6 +141,20 @@ class MLPStage(Stage):
         output = self._ends()[1](hidden)
         return output if self.gamma is None else output * self.gamma
 
+    def columns(self) -> tuple[Float[Tensor, "hidden d_model"], Float[Tensor, " d_model"]]:
+        weight, bias = self.last.weight.T, self.last.bias
+        bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
+        return (weight, bias) if self.gamma is None else (weight * self.gamma, bias * self.gamma)
+
+    @property
+    def last(self) -> Linear:
+        """Its last linear layer.
+
+        Raises:
+            UnsupportedModelError: if that is not known.
+        """
+        return self._ends()[1]
+
     def _ends(self) -> tuple[Callable[[Tensor], Tensor], Linear]:
         """What comes before the last linear layer, and that layer."""
         ends = self.mlp.hidden() if type(self).write is MLPStage.write else None

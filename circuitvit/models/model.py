@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph, notebook
 from circuitvit.models.changes import Change, Value
-from circuitvit.models.edit_hash import description
+from circuitvit.models.edit_hash import description, said_of
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
@@ -32,6 +32,7 @@ from circuitvit.models.zoo import Card, InputSpec
 if TYPE_CHECKING:
     from circuitvit.engine.kept import Activations
     from circuitvit.models.heads import Head
+    from circuitvit.models.refined import Refinement
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,6 +62,8 @@ class Model:
         bare: the model without its edits; None for one that has none.
         words: of a model of images and texts the text side; None for one without.
         wordless: why a model that could have words was loaded without.
+        refinements: what nodes are cut into, by their names, see `refine_nodes` and `split_sources`.
+        coarse: the model, without edits, in which nothing is cut; None for one that is not refined.
 
     Example:
         >>> import circuitvit as cv
@@ -88,6 +91,8 @@ class Model:
     bare: Model | None = None
     words: Words | None = None
     wordless: str = ""
+    refinements: Mapping[str, Refinement] = field(default_factory=dict)
+    coarse: Model | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -134,9 +139,7 @@ class Model:
     @property
     def reading(self) -> int:
         """The number of the first stage that only prepares the logits: that of a pool, or the readout."""
-        return next(
-            place for place, stage in enumerate(self.stages) if stage.nodes.begins or stage.is_readout
-        )
+        return next(place for place, stage in enumerate(self.stages) if stage.nodes.pools or stage.is_readout)
 
     # -- tokens --------------------------------------------------------------------------------------
 
@@ -177,7 +180,7 @@ class Model:
         """How inputs of another size can be had."""
         if self.preprocessing.what != "sentence":
             return "resize and crop them to that"
-        return f"edits at places are of one number of tokens, .text(images, tokens={width})"
+        return f"edits at places and source groups are of one number of tokens, .text(images, tokens={width})"
 
     def tokens_at(self, height: int, width: int) -> int:
         """The number of tokens of an image of this size, of a clip with all its frames.
@@ -201,7 +204,7 @@ class Model:
     @property
     def resizable(self) -> bool:
         """Whether the model takes images of other sizes than its own; with edits at places it does not."""
-        bound = any(change.is_bound for change in self.edits)
+        bound = any(each.is_bound for each in (*self.edits, *self.refinements.values()))
         return not bound and self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -235,7 +238,8 @@ class Model:
         with torch.set_grad_enabled(grad):
             if self.head is None and not self.edits:
                 return self.family.run(self.module, images)
-            if self.edits and not self.resizable and images.shape[1:] != self.preprocessing.shape:
+            changed = self.edits or self.refinements
+            if changed and not self.resizable and images.shape[1:] != self.preprocessing.shape:
                 own, given = self.preprocessing.shape, tuple(images.shape[1:])
                 what, way = self.preprocessing.what, self._way_to_size(given[-1])
                 raise DataError(f"{self.name} takes {what}s of {own}, not of {given}: {way}")
@@ -327,7 +331,8 @@ class Model:
     @property
     def edited_images(self) -> int | None:
         """The number of images that edits have values for, which have to be run together; None for any."""
-        return next((change.images for change in self.edits if change.images is not None), None)
+        own = (*(change.images for change in self.edits), *(how.images for how in self.refinements.values()))
+        return next((images for images in own if images is not None), None)
 
     def batch_of(self, images: int, size: int) -> int:
         """How many images to run at once, where it is not `size` because edits are for all of them.
@@ -340,8 +345,8 @@ class Model:
             return size
         if own != images:
             raise OptionError(
-                f"edits of {self.name} are for {own} images, and there are {images}: give a value for all "
-                "images, or run these images"
+                f"edits or source groups of {self.name} are for {own} images, and there are {images}: give "
+                "what is the same for all images, or run these images"
             )
         return own
 
@@ -394,6 +399,7 @@ class Model:
         if self.head is not None:
             yield from self.head.tensors.values()
         yield from (change.tensor for change in self.edits if change.tensor is not None)
+        yield from (tensor for how in self.refinements.values() for tensor in how.tensors)
 
     @property
     def weights_version(self) -> int:
@@ -434,6 +440,8 @@ class Model:
         """
         if self.bare is not None:  # what a function reads, or a direction that is learned, changes unseen
             return hash_with(self.bare.weights_hash, *description(self.edits))
+        if self.coarse is not None:
+            return hash_with(self.coarse.weights_hash, *said_of(self.refinements))
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from einops import rearrange
@@ -11,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.graph import StageNodes
-from circuitvit.models.attention import AttentionStage
 from circuitvit.models.factored import Factored, Stacked
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Content, Reads, Stage
@@ -37,6 +37,13 @@ class ParallelStage(Stage):
         self.chosen = tuple(range(len(self.whole)))
         self.apart = self.whole
         self._named: tuple[tuple[StageNodes, ...], StageNodes] | None = None
+
+    def with_parts(self, parts: Sequence[Stage]) -> ParallelStage:
+        """The same of other parts."""
+        return ParallelStage(self.layer, parts)
+
+    def behind(self, part: str) -> ParallelStage:
+        return self.with_parts([each.behind(part) for each in self.whole])
 
     @property
     def branches(self) -> tuple[Stage, ...]:
@@ -66,6 +73,8 @@ class ParallelStage(Stage):
             tuple(name for nodes in own for name in nodes.receivers),
             tuple(feeds),
             tuple(mixes for nodes in own for mixes in nodes.mixes or ()),
+            own[0].reads_from,
+            own[0].writes_to,
         )
 
     # -- side by side --------------------------------------------------------------------------------
@@ -96,7 +105,7 @@ class ParallelStage(Stage):
             first += len(seen)
             if max(seen) >= 0:
                 reads += part.read_each(streams, seen, own)
-            elif isinstance(part, AttentionStage):
+            elif part.nodes.kind == "attention":
                 reads += own
             else:  # what is known may be of more tokens than are read now
                 reads += tuple(read[:, : streams.shape[2]] for read in own)
@@ -138,6 +147,17 @@ class ParallelStage(Stage):
         each = zip(self._each_of(reads, d_reads, d_compact), moved, strict=True)
         return torch.cat([part.answers(own[0], other, *own[1:]) for (part, own), other in each])
 
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        found: list[Tensor] = []
+        first = 0
+        for part, own, other in zip(
+            self.apart, self.split_reads(reads), self.split_reads(others), strict=True
+        ):
+            mine = 0 <= receiver - first < len(part.nodes.receivers)
+            found += part.exchanged(own, other, receiver - first) if mine else own
+            first += len(part.nodes.receivers)
+        return tuple(found)
+
     def _each_of(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor
     ) -> list[tuple[Stage, tuple[Reads, Reads, Tensor]]]:
@@ -171,7 +191,7 @@ class ParallelStage(Stage):
         return list(zip(self.chosen, self.apart, strict=True))
 
     def with_rules(self, rules: BackwardRules) -> ParallelStage:
-        return ParallelStage(self.layer, [part.with_rules(rules) for part in self.whole])
+        return self.with_parts([part.with_rules(rules) for part in self.whole])
 
     def contents(self) -> tuple[Content, ...]:
         return tuple(content for part in self.whole for content in part.contents())
@@ -181,16 +201,11 @@ class ParallelStage(Stage):
             part.forget()
 
 
-def _count(part: Stage) -> int:
-    """How many tensors a part reads."""
-    return len(part.attention.ports) if isinstance(part, AttentionStage) else 1
-
-
 def _split(parts: Sequence[Stage], reads: Reads) -> list[Reads]:
     found, first = [], 0
     for part in parts:
-        found.append(reads[first : first + _count(part)])
-        first += _count(part)
+        found.append(reads[first : first + part.n_reads])
+        first += part.n_reads
     return found
 
 
@@ -202,21 +217,12 @@ def _joined(written: Sequence[Tensor]) -> Float[Tensor, "batch token width"]:
 
 def _unjoined(parts: Sequence[Stage], compact: Tensor) -> tuple[Tensor, ...]:
     """The outputs of parts as each of them has them."""
-    known = [_width(part) for part in parts]
+    shapes = [part.narrow for part in parts]
+    known = [None if shape is None else prod(shape) for shape in shapes]
     others = known.count(None)
     rest = compact.shape[-1] - sum(width or 0 for width in known)
     widths = [rest // others if width is None else width for width in known]
     return tuple(
-        rearrange(each, "b t (h k) -> b h t k", h=len(part.heads))
-        if isinstance(part, AttentionStage)
-        else each
-        for part, each in zip(parts, torch.split(compact, widths, dim=-1), strict=True)
+        rearrange(each, "b t (h k) -> b h t k", h=shape[0]) if shape is not None and len(shape) == 2 else each
+        for shape, each in zip(shapes, torch.split(compact, widths, dim=-1), strict=True)
     )
-
-
-def _width(part: Stage) -> int | None:
-    """How wide an attention writes; None of an MLP, which writes as wide as the stream."""
-    if not isinstance(part, AttentionStage):
-        return None
-    attention = part.attention
-    return attention.out.weight.shape[1] // attention.heads * len(part.heads)

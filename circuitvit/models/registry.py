@@ -26,6 +26,7 @@ from circuitvit.models.families.tokenizers import adapted
 from circuitvit.models.heads import Head, with_head
 from circuitvit.models.model import Model, Origin
 from circuitvit.models.near_names import unknown_model
+from circuitvit.models.refined import refined
 from circuitvit.models.refusals import look_at_hooks, refuse_unknown, refuse_unsound
 from circuitvit.models.rules import BackwardRules
 from circuitvit.models.stages import Stage
@@ -417,6 +418,8 @@ def _made_again(model: Model) -> tuple[Any, ...]:
     """
     if model.bare is not None:
         return edited, (model.bare, model.edits, model.rules)
+    if model.coarse is not None:
+        return refined, (model.coarse, model.refinements, model.rules)
     if model.under is not None:
         return _headed, (model.under, model.head, model.rules)
     said = model.name, model.classes, model.preprocessing, model.card

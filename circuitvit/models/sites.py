@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from circuitvit.errors import NameNotFoundError, OptionError, UnsupportedModelError, unknown_name
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import is_residual
 from circuitvit.graph.names import node_of, port_of
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.models.tokens import LATENT, Chosen, Groups, TokenSpec, chosen
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 LOOKS = ("scores", "pattern")
 """What has queries and keys for its axes."""
+
+BESIDE = ("edit", "stream")
+"""Kinds of stages that belong to no block: a change of the stream, and the stream cut into features."""
 
 PARTS = (*LOOKS, "z", "hidden")
 """What comes after a node's name and a dot."""
@@ -121,7 +124,8 @@ class Sites(tuple[Site, ...]):
 
 def all_sites(model: Model) -> Sites:
     """Every site of a model, found by one run on a blank image."""
-    blank = model.blank()
+    one = model.blank()
+    blank = one.expand(model.edited_images or 1, *one.shape[1:])
     found: list[Site] = []
     with torch.no_grad():
         stream = blank
@@ -149,18 +153,23 @@ def _of_part(part: Stage, reads: Reads, written: Tensor, place: int) -> Iterator
     """What can be read of one attention or MLP: by node its reads, patterns, z or neurons, and output."""
     nodes, outputs = part.nodes, part.expand(written)
     heads = {kind: of_heads(part, kind, reads, written) for kind in _known_kinds(part, reads, written)}
-    for number, node in enumerate(nodes.senders):
+    found = heads_of(part)
+    for node in dict.fromkeys((*(head for head in found if heads), *nodes.senders)):
         mine = [receiver for receiver in nodes.receivers if node_of(receiver) == node and port_of(receiver)]
         for receiver in mine:
             yield _site(receiver, "read", place, read_of(part, reads, receiver), node)
         if mine:
-            for kind in (*LOOKS, "z"):
+            for kind in (
+                *LOOKS,
+                *(("z",) if node in nodes.senders else ()),
+            ):  # of a head in pieces there is no z
                 if kind in heads:
-                    yield _site(f"{node}.{kind}", kind, place, heads[kind][:, number], node)
+                    yield _site(f"{node}.{kind}", kind, place, heads[kind][:, found.index(node)], node)
         elif nodes.receivers:
             with suppress(UnsupportedModelError):
                 yield _site(f"{node}.hidden", "hidden", place, part.hidden(reads), node)
-        yield _site(node, "output", place, outputs[number])
+        if node in nodes.senders:
+            yield _site(node, "output", place, outputs[nodes.senders.index(node)])
 
 
 def _known_kinds(part: Stage, reads: Reads, written: Tensor) -> Iterator[str]:
@@ -202,8 +211,8 @@ def kinds_at(model: Model, site: Site, count: int) -> tuple[tuple[str, ...], tup
     Those that stand behind a pool are latents.
     """
     nodes, own = (model.bare or model).stages[site.stage].nodes, model.token_kinds(count)
-    before = own if nodes.reads_from == RESIDUAL else (LATENT,) * site.shape[0]
-    after = own if nodes.writes_to == RESIDUAL else (LATENT,) * site.shape[0]
+    before = own if is_residual(nodes.reads_from) else (LATENT,) * site.shape[0]
+    after = own if is_residual(nodes.writes_to) else (LATENT,) * site.shape[0]
     return (before if site.kind in ("stream", "read") else after), before
 
 
@@ -250,9 +259,9 @@ def stream_names(model: Model) -> dict[int, str]:
     seen: dict[int, int] = {}
     for place, stage in enumerate(model.stages):
         nodes = stage.nodes
-        if stage.is_source or nodes.kind == "edit":
+        if stage.is_source or nodes.kind in BESIDE:
             continue
-        if nodes.reads_from != RESIDUAL:
+        if not is_residual(nodes.reads_from):
             if stage.is_readout or nodes.begins:
                 found[place] = f"{nodes.reads_from}.resid"
         elif stage.is_readout or nodes.begins:
@@ -269,7 +278,7 @@ def _blocks(model: Model) -> list[Stage]:
     return [
         stage
         for stage in model.layers
-        if stage.nodes.reads_from == RESIDUAL and not stage.nodes.begins and stage.nodes.kind != "edit"
+        if is_residual(stage.nodes.reads_from) and not stage.nodes.begins and stage.nodes.kind not in BESIDE
     ]
 
 

@@ -25,6 +25,7 @@ from circuitvit.models.edits import edited
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
 from circuitvit.models.heads import Head, refuse_edited_features, with_head
+from circuitvit.models.refined import refined
 
 if TYPE_CHECKING:
     from circuitvit.models.model import Model
@@ -183,6 +184,8 @@ def with_prompts(model: Model, prompts: Sequence[str], templates: Sequence[str] 
     refuse_edited_features(model)
     if model.bare is not None:
         return edited(with_prompts(model.bare, prompts, templates), model.edits, model.rules)
+    if model.coarse is not None:
+        return refined(with_prompts(model.coarse, prompts, templates), model.refinements, model.rules)
     if model.prompts and model.under is not None:
         rules, model = model.rules, model.under  # other prompts in place of those that it has
         model = model if rules is None else model.with_rules(rules)

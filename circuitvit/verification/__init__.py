@@ -10,9 +10,10 @@ from circuitvit.verification.cross_effects import CrossEffect, Specificity, spec
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
-from circuitvit.verification.hypothesis_file import HypothesisFile, read_hypotheses
+from circuitvit.verification.hypothesis_file import HypothesisFile, read_hypotheses, read_interpretation
 from circuitvit.verification.ideals import completeness_test, minimality_test
 from circuitvit.verification.independence import hsic_permutation_p, independence_test
+from circuitvit.verification.interpretation import Claim, Interpretation
 from circuitvit.verification.interventions import Flip, FlipSearch, PatchingMap, flip_search, patching_map
 from circuitvit.verification.null import complement_circuits, connected_circuits, stage_profile
 from circuitvit.verification.patterns import select_edges
@@ -36,6 +37,7 @@ __all__ = [
     "AuditSettings",
     "BeatsRandom",
     "Bootstrap",
+    "Claim",
     "CrossEffect",
     "Estimate",
     "Expectation",
@@ -45,6 +47,7 @@ __all__ = [
     "Flips",
     "Hypothesis",
     "HypothesisFile",
+    "Interpretation",
     "PatchingMap",
     "Report",
     "Rises",
@@ -71,6 +74,7 @@ __all__ = [
     "patching_map",
     "ratio_interval",
     "read_hypotheses",
+    "read_interpretation",
     "robustness",
     "save_verdicts",
     "select_edges",

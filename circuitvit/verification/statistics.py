@@ -52,8 +52,8 @@ class Estimate:
         high: upper end, likewise.
 
     Example:
-        >>> print(Estimate(0.951, 0.91, 0.984))
-        0.951 (0.910 to 0.984)
+        >>> print(Estimate(0.951, 0.91, 0.984), Estimate(-1e-9))
+        0.951 (0.910 to 0.984) 0.000
     """
 
     value: float
@@ -62,8 +62,13 @@ class Estimate:
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+            return _short(self.value)
+        return f"{_short(self.value)} ({_short(self.low)} to {_short(self.high)})"
+
+
+def _short(value: float) -> str:
+    """Three decimals, and no sign before a zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def estimated(name: str, estimate: Estimate | None) -> dict[str, float | None]:

@@ -37,6 +37,7 @@ from circuitvit.views.probes import linear_probes
 from circuitvit.views.ranking import Lift, Picks, Ranking
 from circuitvit.views.register_tokens import Registers, registers
 from circuitvit.views.repeated import RepeatedPatches, repeated_patches
+from circuitvit.views.scrubbing import Scrubbing, scrub
 from circuitvit.views.segmentation import (
     PatchEvidence,
     SegmentationChange,
@@ -91,6 +92,7 @@ __all__ = [
     "Registers",
     "RepeatedPatches",
     "Rightness",
+    "Scrubbing",
     "SegmentationChange",
     "SegmentationScore",
     "Steering",
@@ -124,6 +126,7 @@ __all__ = [
     "position_heads",
     "registers",
     "repeated_patches",
+    "scrub",
     "segmentation_change",
     "steer",
     "text_span",

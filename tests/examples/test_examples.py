@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 import circuitvit as cv
 from circuitvit.models import registry
@@ -105,3 +108,59 @@ def test_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
     circuit = load("own_model")(steps=60)
     assert circuit.graph.n_edges == 110
     assert 0 < len(circuit) <= 30
+
+
+class TestConvertingPrismaSAEs:
+    """A state dict and a configuration as ViT-Prisma saves them."""
+
+    CONFIG: ClassVar[dict[str, Any]] = {
+        "architecture": "standard",
+        "activation_fn_str": "relu",
+        "activation_fn_kwargs": {},
+        "normalize_activations": "none",
+        "d_in": 4,
+        "hook_point_layer": 9,
+        "layer_subtype": "hook_mlp_out",
+        "hook_point_head_index": None,
+    }
+
+    @staticmethod
+    def tensors() -> dict[str, torch.Tensor]:
+        shapes = {"W_enc": (4, 7), "b_enc": (7,), "W_dec": (7, 4), "b_dec": (4,)}
+        drawn = torch.Generator().manual_seed(0)
+        return {name: torch.randn(*shape, generator=drawn) for name, shape in shapes.items()}
+
+    def convert(self, folder: Path, content: Any, **changed: Any) -> cv.Dictionary:
+        torch.save(content, folder / "weights.pt")
+        (folder / "config.json").write_text(json.dumps({**self.CONFIG, **changed}))
+        names = ("weights.pt", "config.json", "out.safetensors")
+        load("convert_prisma_sae")(*(folder / name for name in names))
+        return cv.load_dictionary(folder / "out.safetensors")
+
+    def test_an_autoencoder(self, tmp_path: Path) -> None:
+        own, x = self.tensors(), torch.randn(3, 4)
+        features = ((x - own["b_dec"]) @ own["W_enc"] + own["b_enc"]).relu()
+        found = self.convert(tmp_path, {"state_dict": own})
+        assert torch.allclose(found.encode(x), features, atol=1e-6)
+        assert torch.allclose(found.decode(features), features @ own["W_dec"] + own["b_dec"], atol=1e-6)
+        assert (found.site, found.reads) == ("m9", "output")
+
+    def test_a_transcoder_has_a_bias_on_either_side(self, tmp_path: Path) -> None:
+        own, x = {**self.tensors(), "b_dec_out": torch.ones(4)}, torch.randn(3, 4)
+        topk = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}}
+        out = {"is_transcoder": True, "out_hook_point_layer": 9, "layer_out_subtype": "hook_mlp_out"}
+        found = self.convert(tmp_path, own, **topk, **out)
+        kept = ((x - own["b_dec"]) @ own["W_enc"] + own["b_enc"]).topk(2, dim=-1)
+        features = torch.zeros(3, 7).scatter(-1, kept.indices, kept.values.relu())
+        assert torch.allclose(found.encode(x), features, atol=1e-6)
+        assert torch.allclose(found.decode(features), features @ own["W_dec"] + 1, atol=1e-6)
+        assert (found.site, found.reads) == ("m9", "input")
+
+    def test_a_file_that_would_run_code_is_not_opened(self, tmp_path: Path) -> None:
+        content = {"cfg": SimpleNamespace(d_in=4), "state_dict": self.tensors()}
+        with pytest.raises(SystemExit, match=r"would run types\.SimpleNamespace.*save it again"):
+            self.convert(tmp_path, content)
+
+    def test_what_cannot_be_folded_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match=r"weights\.pt cannot be converted: activation_fn 'tanh-relu'"):
+            self.convert(tmp_path, self.tensors(), activation_fn_str="tanh-relu")
