@@ -278,7 +278,7 @@ class Carried(Stage):
 def remainder_of(
     dictionary: Any, chosen: Sequence[int], which: str, point: Tensor, written: Tensor
 ) -> Tensor:
-    """What other features than the chosen ones say at a point; or what all of them miss of what is written."""
+    """What other features than the chosen ones say at a point; or what all miss of what is written."""
     features = dictionary.encode(point)
     rest = features if which == ERROR else without(features, chosen)
     said: Tensor = dictionary.decode(rest)
