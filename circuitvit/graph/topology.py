@@ -392,8 +392,8 @@ class Graph(Remade):
     def with_groups(self, groups: tuple[str, ...]) -> Graph:
         """The same graph with its edges resolved by other token groups.
 
-        Parts of the stream that have not the image's tokens have tokens of their own, and a group of their own
-        name: `pool.h0->logits@pool`.
+        Parts of the stream that have not the image's tokens have tokens of their own, and a group of their
+        own name: `pool.h0->logits@pool`.
         """
         own = () if groups == ONE_GROUP else (part for part in self.parts if not is_residual(part))
         return Graph(self.stages, (*groups, *(part for part in own if part not in groups)), self.d_model)

@@ -81,7 +81,9 @@ class Cut(ABC):
 
     def behind(self, part: str) -> Cut:
         """The same of another part of the stream."""
-        return replace(self, inner=self.inner.behind(part))  # type: ignore[call-arg]  # all are dataclasses
+        each: Any = self  # a dataclass
+        made: Cut = replace(each, inner=self.inner.behind(part))
+        return made
 
 
 def _through_norm(stage: MLPStage, stream: Tensor, at_point: Tensor) -> Tensor:

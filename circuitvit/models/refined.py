@@ -209,7 +209,9 @@ def _cut_stages(coarse: Model, table: Mapping[str, Refinement]) -> Iterator[Stag
         if name in table:
             if not is_residual(reads):
                 raise UnsupportedModelError(f"{name} is the stream of a pool, which is not cut into features")
-            cut = _cut_stream(coarse, Carried(name, stage.nodes.layer, part), name, table[name])
+            after = stage.is_readout or stage.nodes.begins  # the last stream is drawn above the last block
+            layer = coarse.stages[place - after].nodes.layer
+            cut = _cut_stream(coarse, Carried(name, layer, part), name, table[name])
             part = cut.nodes.writes_to
             yield cut
         own = _cut_stage(coarse, stage, table)

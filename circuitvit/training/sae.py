@@ -51,11 +51,11 @@ def train_sae(
     site: str,
     *,
     features: int | None = None,
-    k: int = 16,
+    k: int = 32,
     tokens: TokenSpec = None,
     steps: int = 3000,
-    vectors: int = 1024,
-    learning_rate: float = 1e-3,
+    vectors: int = 512,
+    learning_rate: float = 4e-3,
     held_out: float = 0.2,
     activations_file: str | Path | None = None,
     seed: int = 0,
@@ -98,7 +98,7 @@ def train_sae(
         >>> images = torch.cat([*catdog_pairs(40, seed=0)])
         >>> sae = cv.train_sae(cv.load("catdog-tiny"), images, "m2", steps=400)  # doctest: +SKIP
         >>> sae, sae.card["held_out"]["explained_variance"] > 0.8  # doctest: +SKIP
-        (Dictionary(512 features of width 64, top 16, features of m2), True)
+        (Dictionary(512 features of width 64, top 32, features of m2), True)
     """
     refuse_inference_mode()
     library = import_overcomplete()

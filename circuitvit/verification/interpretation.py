@@ -165,6 +165,8 @@ class Interpretation:
                 "that none can stand in for another: join labels, or claim that it carries 'everything'"
             )
         said = tuple(", ".join(map(str, row)) for row in classes_of)
+        if len(set(said)) < len(said):
+            raise DataError(f"two labels in {name!r} read the same, such as 1 and '1': make them differ")
         return Claim(pattern, name, edges, said, tuple(numbers[row] for row in rows))
 
     def _columns(

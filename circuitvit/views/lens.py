@@ -385,7 +385,8 @@ def positions_of(model: Model, detail: Detail) -> dict[int, str]:
     """
     if detail not in ("layer", "stage"):
         raise OptionError(f"the detail of a lens is 'layer' or 'stage', not {detail!r}")
-    # An edit of the stream, or a dictionary of it, is a stage of its own: what is looked at is what the next one reads.
+    # An edit of the stream, or a dictionary of it, is a stage of its own: what is looked at is what
+    # the next one reads.
     places = [place for place in range(1, model.reading + 1) if model.stages[place].nodes.kind not in BESIDE]
     named = {places[0]: "embedding"}
     for last, place in pairwise(places):

@@ -126,8 +126,8 @@ class Scrubbing(Result):
 
         Losses are in units of the mean effect of all images: weighted by the images they add up to `lost`.
         """
-        members = np.array(self.claims[claim].members[: len(self.names)], dtype=int)
         lost = (self.original - self._values(claim).mean(axis=0)) / (self.original - self.floor).mean()
+        members = np.array(self.claims[claim].members[: len(self.names)], dtype=int)
         found = {}
         for number, name in enumerate(self.claims[claim].classes):
             if (inside := members == number).any():
@@ -335,6 +335,7 @@ def scrub(
     runs = TreeRuns.of(prepared, tree, batch_size or choose_batch_size(prepared, memory), limit)
     original, floor = _measured(prepared, runs.plain.logits[None, :n], runs)[0], _floor(prepared, runs)
     _check_effect(prepared, original, floor, settings)
+    ratio_interval(original - floor, original - floor, settings, clusters)  # refused before long work
     plans = [
         Plan(frozenset(range(len(claimed.claims))), True),
         Plan(frozenset(), True),

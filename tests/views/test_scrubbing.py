@@ -238,11 +238,13 @@ LABELS = {"pair": [0, 0, 1, 1, 2, 2], "own": [*range(6)]}
         (cv.Interpretation("*", {"m0": [1, 2]}), {}, "labels of 'm0' are 2, and there are 6 images"),
         (cv.Interpretation("*", {"m0": "own"}, LABELS), {}, "no two of 6 images have the same label"),
         (cv.Interpretation("*", {"m0": [0, 0, None, 1, 1, 1]}), {}, "label of image 2 in 'm0' is None"),
+        (cv.Interpretation("*", {"m0": [1, "1", 1, 1, "1", 1]}), {}, "two labels in 'its labels'"),
         (cv.Interpretation("*", {"m0": 3}), {}, "the labels of 'm0' are 3: give one for each image"),
         (cv.Interpretation("*", {"m0": "pair", "*": "nothing"}, LABELS), {}, "'m0' decides no edge"),
         (cv.Interpretation("*"), {"draws": 0}, "the number of draws (draws) must be at least 1"),
         (cv.Interpretation("*"), {"copies": 0}, "copies"),
         (cv.Interpretation("*"), {"clusters": ["a"]}, "1 clusters for 6 pairs"),
+        (cv.Interpretation("*"), {"clusters": ["a"] * 5 + ["b"], "n_bootstrap": 3}, "at least 100 resamples"),
         (cv.Interpretation("*"), {"memory": 10_000}, "would take"),
     ],
 )  # fmt: skip
@@ -300,8 +302,9 @@ def test_losses_by_class_add_up_to_that_of_the_claim(false: Scrubbing) -> None:
         by_class = false.lost_by_class(number)
         total = sum(value * count for value, count in by_class.values())
         assert total / len(false.names) == pytest.approx(false.lost(number).value)
-    with pytest.raises(CircuitViTError, match="there is no claim 2"):
-        false.lost(2)
+    for asked in (false.lost, false.lost_by_class):
+        with pytest.raises(CircuitViTError, match="there is no claim 2"):
+            asked(2)
 
 
 def test_a_label_that_one_image_has_is_said_to_be_untested(false: Scrubbing) -> None:
