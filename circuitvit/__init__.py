@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from circuitvit.attribution import METHODS as METHODS
     from circuitvit.attribution import attribute as attribute
     from circuitvit.attribution import attribute_nodes as attribute_nodes
+    from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
+    from circuitvit.attribution import refine_nodes as refine_nodes
     from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from circuitvit.graph import Fidelity as Fidelity
     from circuitvit.graph import Graph as Graph
     from circuitvit.graph import NodeScores as NodeScores
+    from circuitvit.graph import UnitScores as UnitScores
     from circuitvit.groundtruth import Compiled as Compiled
     from circuitvit.groundtruth import compiled as compiled
     from circuitvit.models import Dictionary as Dictionary
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from circuitvit.pruning import circuit_curve as circuit_curve
     from circuitvit.pruning import ddmin as ddmin
     from circuitvit.pruning import find as find
+    from circuitvit.pruning import find_nodes as find_nodes
     from circuitvit.pruning import find_several as find_several
     from circuitvit.pruning import learn_constants as learn_constants
     from circuitvit.pruning import learn_mask as learn_mask
@@ -96,6 +100,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import similarity as similarity
     from circuitvit.tasks import split as split
     from circuitvit.training.heads import fit_head as fit_head
+    from circuitvit.training.sae import train_sae as train_sae
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Falls as Falls
@@ -110,6 +115,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
+    from circuitvit.verification import read_interpretation as read_interpretation
     from circuitvit.verification import robustness as robustness
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
@@ -144,18 +150,20 @@ else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
-            "circuitvit.attribution": "METHODS attribute attribute_nodes calibrate",
+            "circuitvit.attribution": (
+                "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
+            ),
             "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
-            "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores",
+            "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
                 "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
                 "register split_sources with_head wrap"
             ),
             "circuitvit.pruning": (
-                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_several "
-                "learn_constants learn_mask refine score_curve"
+                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
+                "find_several learn_constants learn_mask refine score_curve"
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "
@@ -163,10 +171,11 @@ else:
                 "split"
             ),
             "circuitvit.training.heads": "fit_head",
+            "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
                 "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
-                "Verdict audit flip_search patching_map read_hypotheses robustness specificity stability "
-                "verify"
+                "Verdict audit flip_search patching_map read_hypotheses read_interpretation robustness "
+                "specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import circuitvit
-from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance
+from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance, UnitScores
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
@@ -162,6 +162,12 @@ def _nodes(maker: Maker) -> NodeScores:
     return NodeScores(GRAPH, maker.random.normal(size=(len(GRAPH.senders), 1)), "exact")
 
 
+def _units(maker: Maker) -> UnitScores:
+    numbers = range(3072 if maker.large else 2)
+    names = (*(f"m0.n{number}" for number in numbers), "m0.rest", "a0.h0.f0", "a0.h0.rest", "a0.h0.error")
+    return UnitScores(names, ("cls", "patch"), maker.random.normal(size=(len(names), 2)), "eap")
+
+
 def _subjects(maker: Maker) -> Subjects:
     return maker.example(Subjects, grid=(2, 2), kinds=("cls", *["patch"] * 4))
 
@@ -177,6 +183,7 @@ SPECIAL: dict[Any, Callable[[Maker], Any]] = {
     Circuit: _circuit,
     EdgeScores: _scores,
     NodeScores: _nodes,
+    UnitScores: _units,
     Subjects: _subjects,
     InputSpec: _spec,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -154,11 +155,24 @@ def some_edges(literal: LiteralViT) -> list[str]:
     ]
 
 
-def prove(model: cv.Model, hooked: HookedModule, clean: Tensor, corrupt: Tensor) -> None:
+def prove(
+    model: cv.Model,
+    hooked: HookedModule,
+    clean: Tensor,
+    corrupt: Tensor,
+    edges: Sequence[str] | None = None,
+) -> None:
     """Hold a wrapped micro-model in float64 against its original module, ablated by plain hooks.
 
     Every edge's `exact` effect is that of the hooks, `eap` is their finite difference, and every stage's
     `pull_back` and `local_effects` are the literal ones.
+
+    Args:
+        model: to prove right.
+        hooked: the original module.
+        clean: images.
+        corrupt: their counterparts.
+        edges: that are held against hooks; by default all.
     """
     task = cv.Task(clean, corrupt, METRIC)
     exact, eap = (cv.attribute(model, task, method).values for method in ("exact", "eap"))
@@ -166,7 +180,7 @@ def prove(model: cv.Model, hooked: HookedModule, clean: Tensor, corrupt: Tensor)
     assert size > 1e-3, "a model in which nothing matters proves nothing"
     with torch.no_grad():
         base = formula(hooked.run(clean)).mean()
-        for edge in model.graph.edges:
+        for edge in model.graph.edges if edges is None else edges:
             place = model.graph.edge_index(edge)
             found = {
                 share: float(formula(hooked.ablated(clean, corrupt, edge, share)).mean() - base)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from circuitvit.attribution.budget import Budget
     from circuitvit.attribution.calibration import calibrate
     from circuitvit.attribution.nodes import attribute_nodes
+    from circuitvit.attribution.refining import refine_nodes
     from circuitvit.attribution.scoring import attribute, provenance_of
+    from circuitvit.attribution.unit_scores import attribute_units
 else:
     __getattr__, __dir__, _ = lazy(
         __name__,
@@ -21,9 +23,20 @@ else:
             "circuitvit.attribution.budget": "Budget",
             "circuitvit.attribution.calibration": "calibrate",
             "circuitvit.attribution.nodes": "attribute_nodes",
+            "circuitvit.attribution.refining": "refine_nodes",
             "circuitvit.attribution.scoring": "attribute provenance_of",
+            "circuitvit.attribution.unit_scores": "attribute_units",
         },
         submodules="budget calibration exact scoring",
     )
 
-__all__ = ["METHODS", "Budget", "attribute", "attribute_nodes", "calibrate", "provenance_of"]
+__all__ = [
+    "METHODS",
+    "Budget",
+    "attribute",
+    "attribute_nodes",
+    "attribute_units",
+    "calibrate",
+    "provenance_of",
+    "refine_nodes",
+]

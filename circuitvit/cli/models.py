@@ -133,6 +133,8 @@ def train(
 
         circuitvit discover --model out/birds.json ...
 
+    `circuitvit train sae` is another command: it trains a dictionary of features on what a model computes.
+
     The defaults of the recipe, of depth, heads and width are the data set's own.
 
     Args:

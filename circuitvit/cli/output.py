@@ -256,7 +256,7 @@ def report_rows(report: Report) -> list[Row]:
     rows.append(Row("necessity", str(section.necessity), lost))
     if section.agreement is not None:
         often = "how often the circuit alone sees what the model sees"
-        rows.append(Row("same top class", f"{section.agreement.value:.0%} of images", often))
+        rows.append(Row("same top class", f"{section.agreement.value:.0%} of pairs", often))
     if section.random is not None:
         random = section.random
         rows.append(

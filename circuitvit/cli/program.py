@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from importlib import import_module
 from typing import Annotated, Any
@@ -35,11 +36,13 @@ COMMANDS = {
     "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
     "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),
+    "scrub": ("scrub", "Does a circuit carry what it is said to carry, and nothing else?"),
     "words": ("words", "Write a word on photographs: does a model look, or does it read?"),
     "activations": ("activations", "Read what a model computes, by name, into a file."),
     "classes": ("classes", "List the classes of a model, or those of a group such as all cats."),
     "models": ("models", "List the models that can be used."),
     "train": ("models", "Train a small Vision Transformer of your own."),
+    "train sae": ("dictionaries", "Train a dictionary of features on what a model computes."),
     "doctor": ("doctor", "See what is missing or does not fit, and the line that mends it."),
 }
 """Every command, the module of this room that it is in, and what it does; in the order of the help page."""
@@ -55,7 +58,7 @@ class Program(TyperGroup):
 
     def load(self, name: str) -> Any:
         """The command of a name, with its options; `commands` holds their summaries only."""
-        found = getattr(import_module(f"circuitvit.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
+        found = getattr(import_module(f"circuitvit.cli.{COMMANDS[name][0]}"), re.sub(r"[- ]", "_", name))
         if not isinstance(found, typer.Typer):
             alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
             alone.command(name)(found)
@@ -70,7 +73,9 @@ class Program(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that arguments begin with, loaded."""
+        """The command that arguments begin with, loaded; the name of one is of two words."""
+        if " ".join(args[:2]) in COMMANDS:
+            args = [" ".join(args[:2]), *args[2:]]
         name, _, rest = super().resolve_command(ctx, args)
         return name, None if name is None else self.load(name), rest
 

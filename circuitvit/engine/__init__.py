@@ -16,6 +16,7 @@ from circuitvit.engine.gradients import (
     gradients,
     output_gradients,
     refuse_inference_mode,
+    slopes_of_streams,
     stream_gradients,
 )
 from circuitvit.engine.kept import Activations
@@ -27,6 +28,7 @@ from circuitvit.engine.references import Reference, References, Sources, referen
 from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs, run_from
 from circuitvit.engine.state import Saved, StateFile
+from circuitvit.engine.units import UnitChanges, UnitPlace, unit_changes
 
 __all__ = [
     "Activations",
@@ -42,6 +44,8 @@ __all__ = [
     "Site",
     "Sources",
     "StateFile",
+    "UnitChanges",
+    "UnitPlace",
     "activation_batches",
     "activations",
     "add_products",
@@ -72,8 +76,10 @@ __all__ = [
     "refuse_inference_mode",
     "run",
     "run_from",
+    "slopes_of_streams",
     "soft_run",
     "stream_gradients",
     "summed",
     "token_parts",
+    "unit_changes",
 ]

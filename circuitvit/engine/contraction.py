@@ -11,7 +11,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from circuitvit.graph import RESIDUAL, Graph
+from circuitvit.graph import Graph, is_residual
 from circuitvit.models import Factored
 
 ROW = 3 * 2**14
@@ -62,7 +62,7 @@ def members_at(graph: Graph, stage: int, members: Tensor | None, tokens: int) ->
         tokens: how many of the first tokens are meant.
     """
     part = graph.stages[stage].reads_from
-    if members is None or part == RESIDUAL:
+    if members is None or is_residual(part):
         return members if members is None else members[..., :tokens]
     return members.new_full((tokens,), graph.groups.index(part))
 

@@ -10,7 +10,7 @@ back through their reads: nothing of the forward run is computed again but norms
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +139,51 @@ def stream_gradients(found: Gradients) -> tuple[Float[Tensor, "batch token d_mod
         d_stream = d_read
         after.append(d_stream)
     return tuple(reversed(after))
+
+
+def slopes_of_streams(
+    model: Model,
+    embedded: Tensor,
+    objective: Callable[[Float[Tensor, "batch class"]], Float[Tensor, " batch"]],
+    stages: Collection[int],
+    stream: Float[Tensor, "batch token d_model"] | None = None,
+) -> tuple[Capture, dict[int, Float[Tensor, "batch token d_model"]]]:
+    """Run the layers, and differentiate the objective at the streams that some stages read, and nowhere else.
+
+    Cheaper than gradients at every read where those are not asked for: nothing before the first of these
+    stages is differentiated, and nothing is pulled back.
+
+    Args:
+        model: to run.
+        embedded: what the source wrote, in compact form.
+        objective: logits `(batch, class)` to one number for each image.
+        stages: their numbers, at least one.
+        stream: where the layers start instead, such as a point between two inputs.
+    """
+    refuse_inference_mode()
+    source, *others = model.essential
+    stream = source.total(embedded) if stream is None else stream
+    streams: list[Tensor | None] = [None]
+    compacts = [embedded]
+    with torch.enable_grad():
+        for number, stage in enumerate(others, 1):
+            if number in stages and not stream.requires_grad:
+                stream = stream.detach().requires_grad_()
+            compacts.append(stage.write(stage.read(stream)))
+            streams.append(stream)
+            stream = stream if stage.is_readout else stage.add(stream, compacts[-1])
+        values = objective(compacts[-1])
+        asked = {number: each for number, each in enumerate(streams) if number in stages and each is not None}
+        if values.requires_grad:
+            found = torch.autograd.grad(values.sum(), list(asked.values()), materialize_grads=True)
+        else:  # a metric that does not look at the logits
+            found = tuple(torch.zeros_like(each) for each in asked.values())
+    run = Capture(
+        tuple(None if each is None else each.detach() for each in streams),
+        tuple(each.detach() for each in compacts),
+        essential=True,
+    )
+    return run, dict(zip(asked, found, strict=True))
 
 
 def output_gradients(found: Gradients) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitvit.engine.runs import Capture, run_from
+from circuitvit.graph import RESIDUAL, is_residual
 from circuitvit.models import Model
 
 Site = Literal["heads", "mlps", "stream", "patterns"]
@@ -29,8 +30,12 @@ def token_parts(model: Model, run: Capture) -> dict[str, range]:
     """The numbers of the tokens of each part of the stream."""
     found: dict[str, range] = {}
     for index, stage in enumerate(model.stages[1:], 1):
+        part, tokens = stage.nodes.reads_from, run.stream(index).shape[1]
         first = max((numbers.stop for numbers in found.values()), default=0)
-        found.setdefault(stage.nodes.reads_from, range(first, first + run.stream(index).shape[1]))
+        # behind a dictionary of the stream its tokens are the same ones
+        found.setdefault(
+            part, found[RESIDUAL] if found and is_residual(part) else range(first, first + tokens)
+        )
     return found
 
 

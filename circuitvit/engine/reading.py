@@ -428,7 +428,7 @@ def _inside(
             if site.node not in part.nodes.senders:
                 continue
             if site.kind == "output":
-                yield each.name, each.of(_output(part, written, site.node))
+                yield each.name, each.of(output_of(part, written, site.node))
             elif site.kind == "read":
                 yield each.name, each.of(read_of(part, seen, site.name))
             elif site.kind == "hidden":
@@ -439,7 +439,7 @@ def _inside(
                 yield each.name, each.of(looks[site.kind][:, heads_of(part).index(site.node)])
 
 
-def _output(part: Stage, written: Tensor, node: str) -> Tensor:
+def output_of(part: Stage, written: Tensor, node: str) -> Tensor:
     """What one node writes, of which the others are not expanded."""
     place = part.nodes.senders.index(node)
     if len(part.nodes.senders) == 1:

@@ -360,7 +360,7 @@ def _mean_compacts(prepared: PreparedTask, ablation: Mean, batch_size: int) -> t
     """
     model = prepared.model
     total: list[Tensor] = []
-    sources = _mean_images(prepared, ablation)
+    sources = mean_images(prepared, ablation)
     for images in sources:
         for batch in batches_of(model, images, batch_size):
             sums = [each.sum(dim=0, keepdim=True) for each in capture(model, batch).compacts[:-1]]
@@ -372,7 +372,8 @@ def _mean_compacts(prepared: PreparedTask, ablation: Mean, batch_size: int) -> t
     return means if ablation.per_token else tuple(each.mean(dim=-2, keepdim=True) for each in means)
 
 
-def _mean_images(prepared: PreparedTask, ablation: Mean) -> list[Images]:
+def mean_images(prepared: PreparedTask, ablation: Mean) -> list[Images]:
+    """The images over which "mean" averages."""
     if ablation.images is None:
         return [prepared.clean] if prepared.corrupt is None else [prepared.clean, prepared.corrupt]
     images = as_images(ablation.images, prepared.spec)

@@ -21,7 +21,7 @@ from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.picture import thumb_size
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.written import written
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import is_residual
 from circuitvit.models import Model, Stage
 from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
@@ -178,7 +178,7 @@ def _side(
                 continue
             every = {} if part.nodes.kind != "attention" else _attention(part, base.stream(place), order)
             heads.update({name: every[name] for name in wanted if name in every})
-            if not every and part.nodes.writes_to == RESIDUAL:  # latents have no place on the image
+            if not every and is_residual(part.nodes.writes_to):  # latents have no place on the image
                 lengths = _array(part.expand(compact)[:, 0].norm(dim=-1))[:, order]
                 all_writes = dict(zip(part.nodes.senders, lengths, strict=True))
                 writes.update({name: all_writes[name] for name in wanted})

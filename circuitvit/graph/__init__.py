@@ -4,8 +4,8 @@ from circuitvit.graph.circuit import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.names import Edge, edge_name, node_of, parse_edge, port_of
 from circuitvit.graph.provenance import Provenance
-from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking
-from circuitvit.graph.topology import ONE_GROUP, RESIDUAL, EdgeMask, Graph, StageNodes
+from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking, UnitScores
+from circuitvit.graph.topology import ONE_GROUP, RESIDUAL, EdgeMask, Graph, StageNodes, is_residual
 
 __all__ = [
     "ONE_GROUP",
@@ -22,8 +22,10 @@ __all__ = [
     "Provenance",
     "Ranking",
     "StageNodes",
+    "UnitScores",
     "as_circuit",
     "edge_name",
+    "is_residual",
     "node_of",
     "parse_edge",
     "port_of",

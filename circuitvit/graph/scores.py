@@ -1,17 +1,20 @@
-"""Scores: what a method says of every edge or of every node, and how edges are selected by them."""
+"""Scores: what a method says of every edge, node or part of a node, and how edges are selected by them."""
 
 from __future__ import annotations
 
 import operator
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import FileError, OptionError, check_number, unknown_name
+from circuitvit.errors import FileError, OptionError, check_number, counted, unknown_name
 from circuitvit.graph import notebook, selection
 from circuitvit.graph.circuit import SCORE_MAP_SCHEMA, Circuit, check_graph
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
@@ -276,8 +279,67 @@ class EdgeScores(Remade, Result):
         )
 
 
+class _ByNode(Remade, ABC):
+    """What scores of nodes and of parts of nodes have in common: a number for each name and token group."""
+
+    values: Array
+    method: str
+    direction: Direction
+
+    @property
+    @abstractmethod
+    def _axes(self) -> tuple[Sequence[str], Sequence[str]]:
+        """The names that are scored, and the token groups."""
+
+    def _checked(self) -> None:
+        """Make the values read-only numbers, or refuse them."""
+        values = np.array(self.values, dtype=np.float64)
+        shape = tuple(map(len, self._axes))
+        if values.shape != shape or not np.isfinite(values).all():
+            raise OptionError(f"node scores must be finite and of shape {shape}, not {values.shape}")
+        object.__setattr__(self, "values", frozen(values))
+
+    def __getitem__(self, name: str) -> float:
+        scores = self.to_dict()
+        if name not in scores:
+            raise unknown_name("node", name, scores)
+        return scores[name]
+
+    def __len__(self) -> int:
+        return self.values.size
+
+    def __repr__(self) -> str:
+        strongest = ", ".join(f"{name} {score:+.3g}" for name, score in self.strongest(3))
+        return f"{type(self).__name__}({self.method or 'unnamed'}, {self._said()}; strongest: {strongest})"
+
+    def _said(self) -> str:
+        return f"{len(self):,} nodes"
+
+    def _repr_html_(self) -> str:
+        title = f"{self.method or 'Scores'} of {self._said()}, {self.direction}; the strongest"
+        return notebook.card(title, _bars(self.strongest(10), self.direction))
+
+    def to_dict(self) -> dict[str, float]:
+        """Every name and score, in order; where there are token groups, as `node@group`.
+
+        `save` writes everything else too.
+        """
+        names, groups = self._axes
+        single = len(groups) == 1
+        return {
+            name if single else f"{name}@{group}": score
+            for name, row in zip(names, self.values.tolist(), strict=True)
+            for group, score in zip(groups, row, strict=True)
+        }
+
+    def strongest(self, k: int) -> list[tuple[str, float]]:
+        """The `k` names of largest magnitude and their scores, strongest first."""
+        scores = self.to_dict()
+        return _strongest("node", list(scores), np.array(list(scores.values())), k)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class NodeScores(Remade, Result):
+class NodeScores(_ByNode, Result):
     """One number for each sender and token group: the effect of ablating it for all that hear it.
 
     Attributes:
@@ -299,48 +361,112 @@ class NodeScores(Remade, Result):
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
-        values = np.array(self.values, dtype=np.float64)
-        shape = (len(self.graph.senders), len(self.graph.groups))
-        if values.shape != shape or not np.isfinite(values).all():
-            raise OptionError(f"node scores must be finite and of shape {shape}, not {values.shape}")
-        object.__setattr__(self, "values", frozen(values))
+        self._checked()
 
-    def __getitem__(self, name: str) -> float:
-        scores = self.to_dict()
-        if name not in scores:
-            raise unknown_name("node", name, scores)
-        return scores[name]
-
-    def __len__(self) -> int:
-        return self.values.size
-
-    def __repr__(self) -> str:
-        strongest = ", ".join(f"{name} {score:+.3g}" for name, score in self.strongest(3))
-        return f"NodeScores({self.method or 'unnamed'}, {len(self):,} nodes; strongest: {strongest})"
-
-    def _repr_html_(self) -> str:
-        title = f"{self.method or 'Scores'} of {len(self):,} nodes, {self.direction}; the strongest"
-        return notebook.card(title, _bars(self.strongest(10), self.direction))
+    @property
+    def _axes(self) -> tuple[Sequence[str], Sequence[str]]:
+        return self.graph.senders, self.graph.groups
 
     def records(self) -> Iterator[Record]:
         """One row for each node and token group: `node`, `group`, and `score` in units of the metric."""
         return cells({"node": self.graph.senders, "group": self.graph.groups}, score=self.values)
 
-    def to_dict(self) -> dict[str, float]:
-        """Every node's name and score, in graph order; where there are token groups, as `node@group`.
 
-        `save` writes everything else too.
-        """
-        single = len(self.graph.groups) == 1
-        return {
-            sender if single else f"{sender}@{group}": float(self.values[row, column])
-            for row, sender in enumerate(self.graph.senders)
-            for column, group in enumerate(self.graph.groups)
-        }
+@dataclass(frozen=True, eq=False, repr=False)
+class UnitScores(_ByNode, Result):
+    """One number for each neuron or feature of some nodes, and token group: the effect of ablating it alone.
+
+    A node's units sum to the node: its neurons `m5.n0`, `m5.n1`, ... and `m5.rest`, what it writes without
+    them (its bias); or its features `m8.f0`, ..., `m8.rest` and `m8.error`, what the dictionary misses.
+
+    Attributes:
+        units: names of what is scored, node by node.
+        groups: names of the token groups; a single one where tokens are not told apart.
+        values: `(unit, group)`, in units of the metric; signed as those of `NodeScores`. Read-only.
+        method: name of the method.
+        direction: "noising" or "denoising".
+        provenance: where the scores came from.
+
+    Example:
+        >>> scores = UnitScores(("m1.n0", "m1.n1", "m1.rest"), ("all",), np.array([[0.25], [-0.5], [0.0]]))
+        >>> scores, scores["m1.n0"], scores.top(1)
+        (UnitScores(unnamed, 2 units of 1 node; strongest: m1.n1 -0.5, m1.n0 +0.25), 0.25, {'m1': (1,)})
+    """
+
+    units: tuple[str, ...]
+    groups: tuple[str, ...]
+    values: Array
+    method: str = ""
+    direction: Direction = "noising"
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.units if not _UNIT.fullmatch(name)]
+        if wrong or len(set(self.units)) < len(self.units):
+            what = f"{wrong[0][:80]!r} is none" if wrong else "some stand there twice"
+            raise OptionError(f"units are named m5.n17, m8.f3, m8.rest or m8.error, each once: {what}")
+        self._checked()
+
+    @property
+    def _axes(self) -> tuple[Sequence[str], Sequence[str]]:
+        return self.units, self.groups
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes whose units are scored, in order."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.units))
+
+    def _said(self) -> str:
+        return f"{len(self._numbered):,} units of {counted(len(self.nodes), 'node')}"
+
+    @cached_property
+    def _numbered(self) -> dict[int, tuple[str, int]]:
+        """The places of neurons and features, with their nodes and numbers; `rest` and `error` have none."""
+        parts = ((place, *name.rpartition(".")[::2]) for place, name in enumerate(self.units))
+        return {place: (node, int(unit[1:])) for place, node, unit in parts if unit[1:].isdigit()}
 
     def strongest(self, k: int) -> list[tuple[str, float]]:
-        """The `k` nodes of largest magnitude and their scores, strongest first."""
-        return _strongest("node", list(self.to_dict()), self.values.ravel(), k)
+        """The `k` neurons or features of largest magnitude and their scores, strongest first.
+
+        Neither `rest` nor `error`, which are no units: `scores["m8.error"]` is how much of the node's effect
+        a dictionary misses.
+        """
+        named = list(self.to_dict().items())
+        width = len(self.groups)
+        kept = [named[place * width + column] for place in self._numbered for column in range(width)]
+        return _strongest("unit", [name for name, _ in kept], np.array([score for _, score in kept]), k)
+
+    def top(self, k: int) -> dict[str, tuple[int, ...]]:
+        """The numbers of the `k` units of largest magnitude over all token groups, by node, in rising order.
+
+        Raises:
+            OptionError: if `k` is negative.
+        """
+        places = list(self._numbered)
+        best = _strongest("unit", list(map(str, places)), self.values.sum(axis=1)[places], k)
+        chosen = [self._numbered[place] for place in sorted(int(name) for name, _ in best)]
+        nodes = dict.fromkeys(node for node, _ in chosen)
+        return {node: tuple(sorted(number for own, number in chosen if own == node)) for node in nodes}
+
+    def of(self, node: str) -> Array:
+        """The scores of a node's neurons or features `(unit, group)`, in order of their numbers.
+
+        Raises:
+            NameNotFoundError: for a node whose units are not scored.
+        """
+        if node not in self.nodes:
+            raise unknown_name("node", node, self.nodes)
+        return self.values[[place for place, (own, _) in self._numbered.items() if own == node]]
+
+    def records(self) -> Iterator[Record]:
+        """One row for each unit and token group: `node`, `unit` (such as "n17"), `group`, and `score` in
+        units of the metric."""
+        for row in cells({"node": self.units, "group": self.groups}, score=self.values):
+            node, _, unit = str(row.pop("node")).rpartition(".")
+            yield {"node": node, "unit": unit, **row}
+
+
+_UNIT = re.compile(r".+\.([nf]\d+|rest|error)", re.DOTALL | re.ASCII)
 
 
 def _strongest(kind: str, names: Sequence[str], values: Array, k: int) -> list[tuple[str, float]]:

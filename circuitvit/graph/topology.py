@@ -35,6 +35,17 @@ ONE_GROUP = ("all",)
 RESIDUAL = "residual"
 """The part of the stream that blocks read and write; a pool of latent tokens is another."""
 
+
+def is_residual(part: str) -> bool:
+    """Whether a part has the image's tokens: the residual stream, or what follows it behind a dictionary.
+
+    Example:
+        >>> is_residual("residual"), is_residual("residual.resid6"), is_residual("pool")
+        (True, True, False)
+    """
+    return part.partition(".")[0] == RESIDUAL
+
+
 MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
 
 NAMES_SCHEMA = {"type": "array", "items": {**TEXT, "maxLength": 200}, "maxItems": 100_000}
@@ -128,12 +139,17 @@ class StageNodes(Remade):
     @property
     def block(self) -> str:
         """The name of the block that the stage belongs to: "layer 3", or the pool whose stream it writes."""
-        return f"layer {self.layer}" if self.writes_to == RESIDUAL else self.writes_to
+        return f"layer {self.layer}" if is_residual(self.writes_to) else self.writes_to
 
     @property
     def begins(self) -> bool:
         """Whether the stage starts another part of the stream, into which nothing that it reads goes on."""
         return bool(self.senders and self.receivers) and self.reads_from != self.writes_to
+
+    @property
+    def pools(self) -> bool:
+        """Whether it starts one of other tokens than the image's."""
+        return self.begins and not is_residual(self.writes_to)
 
     @cached_property
     def feeding(self) -> NDArray[np.bool_]:
@@ -270,7 +286,7 @@ class Graph(Remade):
         sent, received = np.array(self.sender_stages, dtype=int), np.array(self.receiver_stages, dtype=int)
         mask = sent[:, None] < received
         mask &= np.take(writes, sent)[:, None] == np.take(reads, received)
-        own = {part for part in streams if part != RESIDUAL and part in self.groups}
+        own = {part for part in streams if not is_residual(part) and part in self.groups}
         holds = [[part == group or not {part, group} & own for group in self.groups] for part in streams]
         return frozen(mask[:, :, None] & np.array(holds)[np.take(writes, sent)][:, None, :])
 
@@ -376,10 +392,10 @@ class Graph(Remade):
     def with_groups(self, groups: tuple[str, ...]) -> Graph:
         """The same graph with its edges resolved by other token groups.
 
-        Other parts of the stream than the residual one have tokens of their own, and a group of their own
-        name: `pool.h0->logits@pool`.
+        Parts of the stream that have not the image's tokens have tokens of their own, and a group of their
+        own name: `pool.h0->logits@pool`.
         """
-        own = () if groups == ONE_GROUP else (part for part in self.parts if part != RESIDUAL)
+        own = () if groups == ONE_GROUP else (part for part in self.parts if not is_residual(part))
         return Graph(self.stages, (*groups, *(part for part in own if part not in groups)), self.d_model)
 
     def check_same(self, other: Graph, what: str) -> None:

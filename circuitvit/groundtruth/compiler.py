@@ -15,6 +15,7 @@ adversarial part "norm".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ from circuitvit.groundtruth.programs import (
     vary,
     with_decoys,
 )
+from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.model import Model
 from circuitvit.models.registry import wrap
 from circuitvit.models.timm_import import import_timm
@@ -127,9 +129,49 @@ class Compiled:
         grids, made = vary(self.program.scenes, n, seed)
         return images_of(grids), made
 
+    def dictionary(self) -> Dictionary:
+        """The features that are planted in superposition, of what the MLP writes that computes them.
+
+        A feature is 1 where it is on, and 0 elsewhere: interference stays below its threshold. So what the
+        MLP writes is rebuilt exactly.
+
+        Raises:
+            OptionError: if the program has no features in superposition.
+
+        Example:
+            >>> compiled("superposition").dictionary()
+            Dictionary(5 features of width 42, jumprelu, features of m0)
+        """
+        names = self.program.superposed
+        if not names:
+            raise OptionError(f"{self.name} has no features in superposition, as 'superposition' has")
+        by_neuron = [
+            [unit.into for unit in layer.units for _ in _neurons(unit)] for layer in self.program.layers
+        ]
+        place = next(place for place, written in enumerate(by_neuron) if names[0] in written)
+        mlp: Any = self.model.module.blocks[place].mlp  # type: ignore[index, union-attr]
+        decoder = mlp.fc2.weight.detach()[:, [by_neuron[place].index(name) for name in names]].T
+        encoder = decoder / decoder.square().sum(dim=1, keepdim=True)
+        interference = (encoder @ decoder.T).fill_diagonal_(0).max()
+        return Dictionary(
+            encoder,
+            decoder.new_zeros(len(names)),
+            decoder,
+            torch.zeros_like(decoder[0]),
+            "jumprelu",
+            threshold=((1 + interference) / 2).expand(len(names)),
+            site=f"m{place}",
+            labels=names,
+        )
+
 
 def compiled(
-    name: str, *, parts: str | Collection[str] = (), seed: int = 0, rotated: bool = True
+    name: str,
+    *,
+    parts: str | Collection[str] = (),
+    seed: int = 0,
+    rotated: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Compiled:
     """A ViT with written weights that computes a known program, to hold methods against.
 
@@ -138,7 +180,9 @@ def compiled(
     decoys: they attend, write what differs between the images, and nobody reads them.
 
     Further ones have something planted in them for tools that look inside: "factors" (one in each head),
-    "duplicate" and "induction" (heads that look at a match, and at what follows it), "mirror" (pairs).
+    "duplicate" and "induction" (heads that look at a match, and at what follows it), "mirror" (pairs),
+    "neuron" (one of an MLP), "superposition" (more features than dimensions), "path" (from patches to the
+    class token).
 
     Args:
         name: of the program.
@@ -146,6 +190,7 @@ def compiled(
             "norm", "register".
         seed: of the directions in the residual stream.
         rotated: False gives every feature two axes of its own, to look at; the logits are the same.
+        dtype: of the weights; with `torch.float64` what has no effect has none to 1e-12.
 
     Raises:
         NameNotFoundError: for an unknown program or part.
@@ -175,7 +220,7 @@ def compiled(
     full_name = "+".join([name, *chosen])
     channels = len(program.pixels)
     model = wrap(
-        assemble(program, seed, rotated),
+        assemble(program, seed, rotated).to(dtype),
         name=f"compiled-{full_name}",
         classes=CLASSES,
         preprocessing=InputSpec((channels, SIDE, SIDE), (0.5,) * channels, (0.5,) * channels, "nearest"),
@@ -248,7 +293,8 @@ class Stream:
 
     Attributes:
         features: their names.
-        directions: of the features, and last that of the ballast: orthonormal, and orthogonal to (1, ..., 1).
+        directions: of the features, and last that of the ballast: of length 1, orthogonal to (1, ..., 1), and
+            to each other but for those in superposition.
         ballast: its share of the variance.
     """
 
@@ -281,7 +327,7 @@ class Stream:
 
 
 def assemble(program: Program, seed: int, rotated: bool = True) -> nn.Module:
-    """The module of a program, in evaluation mode.
+    """The module of a program, in float64 and evaluation mode.
 
     Args:
         program: all layers of which have the same number of heads.
@@ -290,10 +336,10 @@ def assemble(program: Program, seed: int, rotated: bool = True) -> nn.Module:
     """
     n_heads = len(program.layers[0].heads)
     widest = max(len(head.matches) for layer in program.layers for head in layer.heads)
-    n_directions = len(program.features) + 1
-    d_head = max(-(-2 * n_directions // n_heads), widest)
+    frame = _frame(program)
+    d_head = max(-(-2 * frame.shape[1] // n_heads), widest)
     module = _blank(program, n_heads, n_heads * d_head)
-    directions = _directions(n_directions, n_heads * d_head, seed, rotated)
+    directions = frame @ _axes(frame.shape[1], n_heads * d_head, seed, rotated)
     stream = Stream(program.features, directions, program.size.ballast)
     with torch.no_grad():
         _write_embedding(module, stream, program)
@@ -305,11 +351,11 @@ def assemble(program: Program, seed: int, rotated: bool = True) -> nn.Module:
         sides = torch.tensor([EVIDENCE, -EVIDENCE], dtype=evidence.dtype)
         module.head.weight.copy_(torch.outer(sides, evidence.sum(dim=0)))
         module.head.bias.copy_(sides * program.bias)
-    return module.float().eval()  # type: ignore[no-any-return]
+    return module.eval()  # type: ignore[no-any-return]
 
 
 def _blank(program: Program, n_heads: int, d_model: int) -> Any:
-    """A ViT of the right shape: norms as they come, all other weights 0; float64 until all is written."""
+    """A ViT of the right shape: norms that are the identity at variance 1, all other weights 0."""
     vit = (
         import_timm()
         .models.vision_transformer.VisionTransformer(
@@ -327,13 +373,35 @@ def _blank(program: Program, n_heads: int, d_model: int) -> Any:
         )
         .double()
     )
+    scale = math.sqrt(1 + vit.norm.eps)
     with torch.no_grad():
         for name, parameter in vit.named_parameters():
-            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            parameter.fill_(scale if "norm" in name and name.endswith("weight") else 0.0)
     return vit
 
 
-def _directions(n: int, d_model: int, seed: int, rotated: bool) -> Float[Tensor, "feature+1 d_model"]:
+def _frame(program: Program) -> Float[Tensor, "feature+1 axis"]:
+    """Features and the ballast along axes: one each, but for features in superposition, which share three.
+
+    These are spread evenly around the last axis, like the ribs of an umbrella, at a slope for which the
+    product of each with the sum of all is 1. So the state has the same length whichever is on, or none, and
+    the product of a direction with it is still that feature's value, +1 or -1, unless another of them is on.
+    """
+    alone = [*(name for name in program.features if name not in program.superposed), "ballast"]
+    count = len(program.superposed)
+    frame = torch.zeros(len(program.features) + 1, len(alone) + 3 * bool(count), dtype=torch.float64)
+    for row, name in enumerate((*program.features, "ballast")):
+        if name in alone:
+            frame[row, alone.index(name)] = 1
+            continue
+        turn = 2 * math.pi * program.superposed.index(name) / count
+        rib = torch.tensor([math.cos(turn), math.sin(turn), (count - 1) ** -0.5], dtype=torch.float64)
+        frame[row, -3:] = rib / rib.norm()
+    return frame
+
+
+def _axes(n: int, d_model: int, seed: int, rotated: bool) -> Float[Tensor, "axis d_model"]:
+    """Orthonormal ones, orthogonal to (1, ..., 1)."""
     if not rotated:
         axes = torch.eye(d_model, dtype=torch.float64)
         pairs: Tensor = (axes[: 2 * n : 2] - axes[1 : 2 * n : 2]) * 0.5**0.5
@@ -393,5 +461,6 @@ def _neurons(unit: Unit) -> list[tuple[float, float, float]]:
     """
     n = len(unit.reads)
     if unit.rule == "all":  # n gives 1, n - 2 and less give 0
-        return [(1 / 1.5, -(n - 1.5) / 1.5, 1.0)]
+        rise = 2 - unit.margin
+        return [(1 / rise, (rise - n) / rise, 1.0)]
     return [(1.0, n - 0.5, 1.0), (1.0, n - 1.5, -1.0)]  # -n gives 0, everything above gives 1

@@ -1,7 +1,8 @@
-"""Programs with something to be found by looking inside: factors, matches, mirrored pairs, each in its place.
+"""Programs with something to be found by looking inside: factors, matches, mirrored pairs, each in its place;
+one neuron, features in superposition, a path from patch to class token.
 
-The programs of `programs` are there for circuits: which edges carry an answer. In these each head is known
-for what it is, so that a tool that looks at single components can be held against them.
+The programs of `programs` are there for circuits: which edges carry an answer. In these each head, neuron or
+feature is known for what it is, so that a tool that looks at single components can be held against them.
 """
 
 from __future__ import annotations
@@ -150,6 +151,111 @@ def mirror(size: Size) -> Program:
     )
 
 
+def neuron(size: Size) -> Program:
+    """One neuron that carries the answer, `m1.n7`, among others that are as active.
+
+    Nobody reads what neurons 0 to 4, 8 and 9 write. Neurons 5 and 6 are read with opposite signs: each alone has
+    half the effect of neuron 7, and together they have none.
+    """
+    reads = ("cue-coloured", "cue-round")
+    heads = tuple(
+        Head(look_for(size, "cue"), value, into, shares(size, 3))
+        for value, into in zip(("colour", "round"), reads, strict=True)
+    )
+    unread = [Unit("all", reads[number % 2 :], f"unread{number}") for number in range(7)]
+    pair = [Unit("all", reads, name) for name in ("plus", "minus")]
+    return Program(
+        claim="the cue patch is coloured and round",
+        size=size,
+        scenes=(
+            Scene(
+                {"cue": (0,), "colour": (0, 2, 3), "round": (0, 4, 5)},
+                {
+                    "colour": {"colour": (1, 2, 3)},
+                    "shape": {"round": (1, 4, 5)},
+                    "cue": {"cue": (1,)},
+                },
+            ),
+        ),
+        layers=(Layer(heads), Layer(units=(*unread[:5], *pair, Unit("all", reads, "answer"), *unread[5:]))),
+        readout={"answer": 1.0, "plus": 0.5, "minus": -0.5},
+        carrier=(0, heads[0]),
+    )
+
+
+TEXTURES = ("dots", "stripes", "rings", "waves", "checks")
+"""What patches show, at most one each."""
+
+
+def superposition(size: Size) -> Program:
+    """Five features in three dimensions: `m0` writes the texture of each patch, `m1` reads one of them.
+
+    The cosine of any two is 1/sqrt(5) or its negative; a patch has at most one texture, so this interference
+    never reaches the margin of the neuron that reads. Elhage et al. 2022, "Toy models of superposition",
+    arXiv:2209.10652.
+    """
+    kinds = tuple(f"has-{texture}" for texture in TEXTURES)
+    writes = tuple(Unit("all", (texture,), kind) for texture, kind in zip(TEXTURES, kinds, strict=True))
+    looks = Head(look_for(size, "cue"), "dotted", "answer", shares(size, 1))
+    others = {"stripes": (3,), "rings": (5,), "waves": (7,)}  # where nothing was: never two at a patch
+    return Program(
+        claim="the cue patch has dots",
+        size=size,
+        scenes=(
+            Scene(
+                {"cue": (0,), "dots": (0,), "stripes": (2,), "rings": (4,), "waves": (6,), "checks": (8,)},
+                {"texture": {"dots": (1,), **others}, "cue": {"cue": (1,), **others}},
+            ),
+        ),
+        layers=(
+            Layer(units=writes),
+            Layer(units=(Unit("all", kinds[:1], "dotted", margin=1.2),)),
+            Layer((looks,)),
+        ),
+        readout={"answer": 1.0},
+        carrier=(2, looks),
+        superposed=kinds,
+    )
+
+
+PATH = {"A": 2, "B": 4, "C": 6}
+"""The patches of the program "path", in reading order from 0."""
+
+
+def path(size: Size) -> Program:
+    """Two paths from patches to the class token: `a0.h0` takes the colour from A to B, and `a1.h0` from there to
+    the class token; `a0.h1` takes the shape from C to the class token at once.
+
+    Other patches are coloured and round too, heads take this from and to each, and nobody reads it there.
+    """
+    size = replace(size, gap=SATURATED)
+    a, b, c = (size.tokens - N_PATCHES + patch for patch in PATH.values())
+
+    def swaps(one: int, other: int) -> tuple[Match, ...]:
+        swapped = {one: other, other: one}
+        return _always(size, lambda token: swapped.get(token, token))
+
+    crosses = Head(swaps(a, b), "colour", "coloured-there", SURE)
+    shape = Head(swaps(0, c), "round", "answer-round", SURE)
+    colour = Head(swaps(0, b), "coloured-there", "answer-coloured", SURE)
+    return Program(
+        claim="patch A is coloured and patch C is round",
+        size=size,
+        scenes=(
+            Scene(
+                {"colour": (0, 3, 4), "round": (2, 5, 6)},
+                {"colour": {"colour": (1, 5, 6)}, "shape": {"round": (0, 3, 4)}},
+                fixed=tuple(PATH.values()),
+            ),
+        ),
+        places=_places(size),
+        layers=(Layer((crosses, shape)), Layer((colour,))),
+        readout={"answer-coloured": 1.0, "answer-round": 1.0},
+        carrier=(1, colour),
+        bias=-1.0,
+    )
+
+
 SURE = (0.0, 1.0)
 """The levels of a head whose attention is 1 and 0."""
 
@@ -178,5 +284,13 @@ def _alike(queries: tuple[str, ...], keys: tuple[str, ...]) -> tuple[Match, ...]
 
 
 PLANTED: Mapping[str, Callable[[Size], Program]] = MappingProxyType(
-    {"factors": factors, "duplicate": duplicate, "induction": induction, "mirror": mirror}
+    {
+        "factors": factors,
+        "duplicate": duplicate,
+        "induction": induction,
+        "mirror": mirror,
+        "neuron": neuron,
+        "superposition": superposition,
+        "path": path,
+    }
 )

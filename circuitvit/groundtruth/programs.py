@@ -61,12 +61,14 @@ class Scene:
         in_order: roles are played by neighbours, from a patch drawn at random on, in reading order and round
             the end; otherwise the order is random.
         first: the patches from which the order may begin.
+        fixed: the patches of the first roles, where these are not drawn.
     """
 
     clean: Roles
     changes: Mapping[str, Roles] = field(default_factory=dict)
     in_order: bool = False
     first: tuple[int, ...] = tuple(range(N_PATCHES))
+    fixed: tuple[int, ...] = ()
 
     def corrupt(self, change: str) -> Roles:
         """The corrupt picture; a scene that does not know the change makes its own first one."""
@@ -77,7 +79,8 @@ class Scene:
         """The patch of each role `(role,)`."""
         if self.in_order:
             return (np.arange(N_PATCHES) + self.first[rng.integers(len(self.first))]) % N_PATCHES
-        return rng.permutation(N_PATCHES)
+        drawn = rng.permutation(N_PATCHES)
+        return np.concatenate([self.fixed, drawn[~np.isin(drawn, self.fixed)]]).astype(np.intp)
 
 
 def draw(
@@ -183,11 +186,14 @@ class Unit:
         rule: "all" writes `into` where all of `reads` are on, "any" where at least one is.
         reads: the features read.
         into: the feature written.
+        margin: of "all", by how much the sum of the values read must exceed that with one of them off: more
+            than what interference adds, where a feature is in superposition.
     """
 
     rule: Literal["all", "any"]
     reads: tuple[str, ...]
     into: str
+    margin: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -247,6 +253,7 @@ class Program:
             copy.
         bias: constant evidence for "yes".
         places: features set by position, and the tokens where they are on.
+        superposed: features that share three dimensions; at most one of them is on at a token.
     """
 
     claim: str
@@ -257,6 +264,7 @@ class Program:
     carrier: tuple[int, Head]
     bias: float = 0.0
     places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    superposed: tuple[str, ...] = ()
 
     @property
     def pixels(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
-from circuitvit.graph import StageNodes
+from circuitvit.graph import RESIDUAL, StageNodes
 from circuitvit.models.factored import Factored, products
 from circuitvit.models.parts import Attention, Linear, Norm
 from circuitvit.models.rules import BackwardRules, damped, ruled_attention
@@ -56,6 +56,7 @@ class AttentionStage(Stage):
         self.layer, self.norm, self.attention, self.gamma, self.first = layer, norm, attention, gamma, first
         self.rules: BackwardRules | None = None
         self.queries: int | None = None
+        self.reads_from = getattr(self, "reads_from", RESIDUAL)
         self._derived = attention.derived
         self._take(range(attention.heads))
 
@@ -78,8 +79,22 @@ class AttentionStage(Stage):
         whole = tuple(range(len(names)))
         feeds = tuple(fed if port == "g" else whole for port in ports for fed in own) if joined else None
         self.nodes = StageNodes(
-            f"attn{self.layer}", "attention", self.layer, tuple(names), receivers, feeds=feeds, mixes=mixes
+            f"attn{self.layer}",
+            "attention",
+            self.layer,
+            tuple(names),
+            receivers,
+            feeds,
+            mixes,
+            self.reads_from,
+            self.reads_from,
         )
+
+    def behind(self, part: str) -> AttentionStage:
+        twin = copy.copy(self)
+        twin.reads_from = part
+        twin._take(self.senders)
+        return twin
 
     @property
     def n_reads(self) -> int:
@@ -432,6 +447,12 @@ class AttentionStage(Stage):
                 moved = torch.einsum("cbhtk,bhtk->hcb", written, d_compact) - base
             found.append(moved)
         return torch.cat(found)
+
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        place, head = divmod(receiver, len(self.heads))
+        own = reads[place].clone()
+        own[:, head] = others[place][:, head]
+        return *reads[:place], own, *reads[place + 1 :]
 
     def _moved(
         self, place: int, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor

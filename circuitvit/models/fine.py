@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.graph import StageNodes
+from circuitvit.graph import RESIDUAL, StageNodes
+from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.encoders import Encoder, features_of, neurons_of
 from circuitvit.models.factored import Factored, Stacked
 from circuitvit.models.layers import MLPStage
@@ -73,6 +74,17 @@ class Cut(ABC):
     def ruled(self, rules: BackwardRules) -> Cut:
         """The same, differentiated by the rules."""
 
+    @property
+    def nodes(self) -> StageNodes:
+        """Those of the stage that is cut."""
+        return self.inner.nodes
+
+    def behind(self, part: str) -> Cut:
+        """The same of another part of the stream."""
+        each: Any = self  # a dataclass
+        made: Cut = replace(each, inner=self.inner.behind(part))
+        return made
+
 
 def _through_norm(stage: MLPStage, stream: Tensor, at_point: Tensor) -> Tensor:
     return stage.norm.pull_back(stream, at_point)
@@ -92,6 +104,16 @@ def _narrow_through_norm(stage: MLPStage, stream: Tensor, at_point: Factored) ->
 
 
 @dataclass(frozen=True, eq=False)
+class Hidden:
+    """From the normed input of an MLP to its neurons: an object, so that copies compute with their own."""
+
+    inner: MLPStage
+
+    def __call__(self, point: Tensor) -> Tensor:
+        return self.inner.hidden((point,))
+
+
+@dataclass(frozen=True, eq=False)
 class Neurons(Cut):
     """An MLP cut into neurons.
 
@@ -107,7 +129,7 @@ class Neurons(Cut):
     @classmethod
     def of(cls, inner: MLPStage, chosen: Sequence[int]) -> Neurons:
         """An MLP with these neurons apart."""
-        return cls(inner, neurons_of(inner.mlp, chosen, lambda point: inner.hidden((point,))))
+        return cls(inner, neurons_of(inner.mlp, chosen, Hidden(inner)))
 
     def point(self, stream: Tensor) -> Tensor:
         return self.inner.norm(stream)
@@ -127,7 +149,7 @@ class Neurons(Cut):
         return self.inner.from_hidden(without(hidden, self.encoder.chosen))
 
     def ruled(self, rules: BackwardRules) -> Neurons:
-        return Neurons.of(self.inner.with_rules(rules), self.encoder.chosen)
+        return Neurons.of(self.inner.with_rules(_inside(rules)), self.encoder.chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,25 +199,101 @@ class Features(Cut):
         return directions_of(self.dictionary, self.encoder.chosen)
 
     def remainder(self, which: str, point: Tensor) -> Tensor:
-        features = self.dictionary.encode(point)
-        if which == REST:
-            rest: Tensor = self.dictionary.decode(without(features, self.encoder.chosen))
-            return rest
-        written = self.inner.write((point,)) if self.of_input else point
-        error: Tensor = written - self.dictionary.decode(features)
-        return error
+        written = self.inner.write((point,)) if self.of_input and which == ERROR else point
+        return remainder_of(self.dictionary, self.encoder.chosen, which, point, written)
 
     def ruled(self, rules: BackwardRules) -> Features:
-        return replace(self, inner=self.inner.with_rules(rules))
+        return replace(self, inner=self.inner.with_rules(_inside(rules)))
+
+
+def _inside(rules: BackwardRules) -> BackwardRules:
+    """The rules of what is cut: what is written is damped once, piece by piece."""
+    return replace(rules, output_share=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamFeatures(Cut):
+    """The stream cut into features of a dictionary: the point is the stream.
+
+    Attributes:
+        inner: gives what it reads as the start of another part of the stream.
+        dictionary: has `encode` and `decode`.
+        encoder: of the chosen features.
+    """
+
+    inner: Carried
+    dictionary: Any
+    encoder: Encoder
+    remainders: tuple[str, ...] = (REST, ERROR)
+
+    def point(self, stream: Tensor) -> Tensor:
+        return stream
+
+    def at_stream(self, stream: Tensor, at_point: Tensor) -> Tensor:
+        return at_point
+
+    def narrow_at_stream(self, stream: Tensor, reads: Tensor, at_point: Factored) -> Factored:
+        return at_point
+
+    def directions(self) -> Float[Tensor, "unit d_model"]:
+        return directions_of(self.dictionary, self.encoder.chosen)
+
+    def remainder(self, which: str, point: Tensor) -> Tensor:
+        return remainder_of(self.dictionary, self.encoder.chosen, which, point, point)
+
+    def ruled(self, rules: BackwardRules) -> StreamFeatures:
+        return self
+
+
+class Carried(Stage):
+    """The stream carried into another part, `residual.resid6`, as one node: nothing passes it by.
+
+    Args:
+        name: of the stream, such as `resid6`.
+        layer: of the stage that reads it next.
+        part: in which it has come.
+    """
+
+    def __init__(self, name: str, layer: int, part: str) -> None:
+        after = f"{RESIDUAL}.{name}"
+        self.nodes = StageNodes(name, "stream", layer, (name,), (name,), None, (False,), part, after)
+
+    def read(self, stream: Tensor) -> Reads:
+        return (stream,)
+
+    def read_each(self, streams: Tensor, source: Sequence[int], known: Reads = ()) -> Reads:
+        return (streams[source[0]],) if source[0] >= 0 else known
+
+    def write(self, reads: Reads) -> Float[Tensor, "batch token d_model"]:
+        return reads[0]
+
+    def total(self, compact: Tensor) -> Tensor:
+        return compact
+
+    def add(self, stream: Tensor, compact: Tensor) -> Tensor:
+        return compact
+
+    def factored(self, compact: Tensor) -> Factored:
+        return Factored(compact[None])
+
+
+def remainder_of(
+    dictionary: Any, chosen: Sequence[int], which: str, point: Tensor, written: Tensor
+) -> Tensor:
+    """What other features than the chosen ones say at a point; or what all miss of what is written."""
+    features = dictionary.encode(point)
+    rest = features if which == ERROR else without(features, chosen)
+    said: Tensor = dictionary.decode(rest)
+    return written - said if which == ERROR else said
 
 
 def directions_of(dictionary: Any, chosen: Sequence[int]) -> Float[Tensor, "unit width"]:
     """What one of each of these features adds to what a dictionary decodes."""
-    if isinstance(getattr(dictionary, "decoder", None), Tensor):
-        rows: Tensor = dictionary.decoder[list(chosen)].detach()
-        return rows
-    one_each = torch.eye(dictionary.n_features)[list(chosen)].to(dictionary.like)
-    with torch.no_grad():  # a module's parameters may ask for gradients
+    if isinstance(dictionary, Dictionary):
+        return dictionary.decoder[list(chosen)]
+    one_each = dictionary.like.new_zeros(len(chosen), dictionary.n_features)
+    one_each[range(len(chosen)), list(chosen)] = 1.0
+    with torch.no_grad():  # what a foreign object holds may ask for gradients
         written: Tensor = dictionary.decode(one_each) - dictionary.decode(torch.zeros_like(one_each))
     return written
 
@@ -221,13 +319,14 @@ class FineStage(Stage):
     def __init__(self, cut: Cut, name: str, letter: str) -> None:
         self.whole, self.name, self.letter = cut, name, letter
         self.rules: BackwardRules | None = None
+        self._d_model = int(cut.directions().shape[1])
         self._take(range(len(cut.encoder.chosen)), cut.remainders)
 
     def _take(self, units: Sequence[int], remainders: Sequence[str]) -> None:
         """Become the stage of some units, by their places, and remainders."""
         self.units, self.remainders = tuple(units), tuple(remainders)
         self.encoder = self.whole.encoder.taking(self.units)
-        inner = self.whole.inner.nodes
+        inner = self.whole.nodes
         names = [f"{self.name}.{self.letter}{number}" for number in self.encoder.chosen]
         names += [f"{self.name}.{which}" for which in self.remainders]
         mixes = (any(inner.mixes or ()),) * len(names)
@@ -235,10 +334,6 @@ class FineStage(Stage):
         self.nodes = StageNodes(
             inner.name, inner.kind, inner.layer, own, own, None, mixes, inner.reads_from, inner.writes_to
         )
-
-    @property
-    def _d_model(self) -> int:
-        return int(self.whole.directions().shape[1])
 
     @property
     def n_reads(self) -> int:
@@ -295,6 +390,9 @@ class FineStage(Stage):
         units, rest = self._apart(compact)
         return units @ self._directions + rest.sum(dim=-2)
 
+    def add(self, stream: Tensor, compact: Tensor) -> Tensor:
+        return self.total(compact) if self.nodes.begins else stream + self.total(compact)
+
     @property
     def _directions(self) -> Float[Tensor, "unit d_model"]:
         return self.whole.directions()[list(self.units)]
@@ -340,6 +438,14 @@ class FineStage(Stage):
         moved = torch.cat([units.sum(dim=2), rest.sum(dim=(2, 4))], dim=-1)
         return moved.permute(2, 0, 1)
 
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        place = 1 + receiver - len(self.units)
+        if place > 0:
+            return *reads[:place], others[place], *reads[place + 1 :]
+        units = reads[0].clone()
+        units[:, :, receiver] = others[0][:, :, receiver]
+        return units, *reads[1:]
+
     # -- the same with fewer senders, or another gradient --------------------------------------------
 
     def restrict(self, senders: Sequence[int]) -> FineStage:
@@ -361,6 +467,12 @@ class FineStage(Stage):
         own, rest = reads[0].tensor_split([len(self.whole.encoder.chosen)], dim=-1)
         wide = rest.reshape(*rest.shape[:-1], len(whole), self._d_model)[..., numbers, :].flatten(-2)
         return (torch.cat([own[..., units], wide], dim=-1),)
+
+    def behind(self, part: str) -> FineStage:
+        twin = copy.copy(self)
+        twin.whole = self.whole.behind(part)
+        twin._take(self.units, self.remainders)
+        return twin
 
     def with_rules(self, rules: BackwardRules) -> FineStage:
         twin = copy.copy(self)

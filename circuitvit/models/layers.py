@@ -141,6 +141,11 @@ class MLPStage(Stage):
         output = self._ends()[1](hidden)
         return output if self.gamma is None else output * self.gamma
 
+    def columns(self) -> tuple[Float[Tensor, "hidden d_model"], Float[Tensor, " d_model"]]:
+        weight, bias = self.last.weight.T, self.last.bias
+        bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
+        return (weight, bias) if self.gamma is None else (weight * self.gamma, bias * self.gamma)
+
     @property
     def last(self) -> Linear:
         """Its last linear layer.

@@ -139,9 +139,7 @@ class Model:
     @property
     def reading(self) -> int:
         """The number of the first stage that only prepares the logits: that of a pool, or the readout."""
-        return next(
-            place for place, stage in enumerate(self.stages) if stage.nodes.begins or stage.is_readout
-        )
+        return next(place for place, stage in enumerate(self.stages) if stage.nodes.pools or stage.is_readout)
 
     # -- tokens --------------------------------------------------------------------------------------
 
@@ -182,7 +180,7 @@ class Model:
         """How inputs of another size can be had."""
         if self.preprocessing.what != "sentence":
             return "resize and crop them to that"
-        return f"edits at places are of one number of tokens, .text(images, tokens={width})"
+        return f"edits at places and source groups are of one number of tokens, .text(images, tokens={width})"
 
     def tokens_at(self, height: int, width: int) -> int:
         """The number of tokens of an image of this size, of a clip with all its frames.
@@ -206,7 +204,7 @@ class Model:
     @property
     def resizable(self) -> bool:
         """Whether the model takes images of other sizes than its own; with edits at places it does not."""
-        bound = any(change.is_bound for change in self.edits)
+        bound = any(each.is_bound for each in (*self.edits, *self.refinements.values()))
         return not bound and self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -240,7 +238,8 @@ class Model:
         with torch.set_grad_enabled(grad):
             if self.head is None and not self.edits:
                 return self.family.run(self.module, images)
-            if self.edits and not self.resizable and images.shape[1:] != self.preprocessing.shape:
+            changed = self.edits or self.refinements
+            if changed and not self.resizable and images.shape[1:] != self.preprocessing.shape:
                 own, given = self.preprocessing.shape, tuple(images.shape[1:])
                 what, way = self.preprocessing.what, self._way_to_size(given[-1])
                 raise DataError(f"{self.name} takes {what}s of {own}, not of {given}: {way}")
@@ -400,6 +399,7 @@ class Model:
         if self.head is not None:
             yield from self.head.tensors.values()
         yield from (change.tensor for change in self.edits if change.tensor is not None)
+        yield from (tensor for how in self.refinements.values() for tensor in how.tensors)
 
     @property
     def weights_version(self) -> int:

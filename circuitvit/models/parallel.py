@@ -42,6 +42,9 @@ class ParallelStage(Stage):
         """The same of other parts."""
         return ParallelStage(self.layer, parts)
 
+    def behind(self, part: str) -> ParallelStage:
+        return self.with_parts([each.behind(part) for each in self.whole])
+
     @property
     def branches(self) -> tuple[Stage, ...]:
         return self.apart
@@ -70,6 +73,8 @@ class ParallelStage(Stage):
             tuple(name for nodes in own for name in nodes.receivers),
             tuple(feeds),
             tuple(mixes for nodes in own for mixes in nodes.mixes or ()),
+            own[0].reads_from,
+            own[0].writes_to,
         )
 
     # -- side by side --------------------------------------------------------------------------------
@@ -141,6 +146,17 @@ class ParallelStage(Stage):
         moved = self.split_reads(others)
         each = zip(self._each_of(reads, d_reads, d_compact), moved, strict=True)
         return torch.cat([part.answers(own[0], other, *own[1:]) for (part, own), other in each])
+
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        found: list[Tensor] = []
+        first = 0
+        for part, own, other in zip(
+            self.apart, self.split_reads(reads), self.split_reads(others), strict=True
+        ):
+            mine = 0 <= receiver - first < len(part.nodes.receivers)
+            found += part.exchanged(own, other, receiver - first) if mine else own
+            first += len(part.nodes.receivers)
+        return tuple(found)
 
     def _each_of(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor

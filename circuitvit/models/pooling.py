@@ -57,7 +57,7 @@ class PoolingStage(AttentionStage):
 
     def _take(self, heads: Sequence[int]) -> None:
         super()._take(heads)
-        self.nodes = replace(self.nodes, name=self.pool, reads_from=self.reads_from, writes_to=self.pool)
+        self.nodes = replace(self.nodes, name=self.pool, writes_to=self.pool)
 
     def contents(self) -> tuple[Content, ...]:
         latents = self.attention.latents

@@ -6,24 +6,27 @@ is cut, so that refinements can be added to, and edits be made on top of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import RESIDUAL, is_residual
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.cut_heads import ByFeature, BySource, CutHeads
+from circuitvit.models.decompose import frozen_twin
+from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.edits import edited
-from circuitvit.models.fine import Features, FineStage, Neurons
+from circuitvit.models.encoders import features_of
+from circuitvit.models.fine import Carried, Features, FineStage, Neurons, StreamFeatures
 from circuitvit.models.layers import MLPStage
 from circuitvit.models.parallel import ParallelStage
 from circuitvit.models.rules import BackwardRules
-from circuitvit.models.sites import LOOKS, heads_of
+from circuitvit.models.sites import LOOKS, heads_of, stream_names
 from circuitvit.models.stages import Stage
 from circuitvit.models.tokens import Groups
 
@@ -56,6 +59,18 @@ class Units:
     def images(self) -> None:
         """For how many images it is made: for any."""
         return None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it holds for images of the model's own size alone."""
+        return False
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of the dictionary, which may be edited in place, so far as they are known."""
+        if isinstance(self.dictionary, nn.Module):
+            return *self.dictionary.parameters(), *self.dictionary.buffers()
+        return tuple(self.dictionary.tensors.values()) if isinstance(self.dictionary, Dictionary) else ()
 
 
 Refinement = Units | BySource
@@ -143,7 +158,7 @@ def refined(model: Model, table: Mapping[str, Refinement], rules: BackwardRules 
     made = replace(
         coarse,
         name=_name(coarse, every),
-        stages=tuple(_cut_stage(coarse, stage, every) for stage in coarse.stages),
+        stages=tuple(_cut_stages(coarse, every)),
         origin=coarse.origin.afresh(),
         refinements=every,
         coarse=coarse,
@@ -158,6 +173,7 @@ def refined(model: Model, table: Mapping[str, Refinement], rules: BackwardRules 
 def _check_node(model: Model, coarse: Model, node: str) -> None:
     bare = model.bare or model
     known = {name for stage in coarse.layers for name in stage.nodes.senders}
+    known |= set(stream_names(coarse).values())
     if node not in known:
         raise unknown_name("node", node, sorted(known))
     if node in bare.refinements:
@@ -171,6 +187,38 @@ def _name(coarse: Model, table: Mapping[str, Refinement]) -> str:
     names = list(table)
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{coarse.name}, refined ({shown})"
+
+
+def _cut_stages(coarse: Model, table: Mapping[str, Refinement]) -> Iterator[Stage]:
+    """All stages, with nodes cut that the table names, and streams, behind which what follows is another
+    part of the stream.
+    """
+    names, part = stream_names(coarse), RESIDUAL
+    for place, stage in enumerate(coarse.stages):
+        reads, name = stage.nodes.reads_from, names.get(place, "")
+        if name in table:
+            if not is_residual(reads):
+                raise UnsupportedModelError(f"{name} is the stream of a pool, which is not cut into features")
+            after = stage.is_readout or stage.nodes.begins  # the last stream is drawn above the last block
+            layer = coarse.stages[place - after].nodes.layer
+            cut = _cut_stream(coarse, Carried(name, layer, part), name, table[name])
+            part = cut.nodes.writes_to
+            yield cut
+        own = _cut_stage(coarse, stage, table)
+        yield own.behind(part) if part != RESIDUAL and is_residual(reads) else own
+
+
+def _cut_stream(coarse: Model, inner: Carried, name: str, units: Refinement) -> FineStage:
+    """The stream before a stage, cut into features."""
+    if not isinstance(units, Units) or units.dictionary is None:
+        raise OptionError(f"{name} is the stream, which has no neurons and takes nothing: give a dictionary")
+    if getattr(units.dictionary, "reads", "output") == "input":
+        raise OptionError(f"{name} is the stream, and the dictionary is a transcoder: it is of an MLP")
+    dictionary = fitted(units.dictionary, name, coarse.d_model, coarse)
+    assert units.chosen is not None, "chosen before"
+    _check_chosen(name, units, dictionary.n_features)
+    cut = StreamFeatures(inner, dictionary, features_of(dictionary, units.chosen))
+    return FineStage(cut, name, units.letter)
 
 
 def _cut_stage(coarse: Model, stage: Stage, table: Mapping[str, Refinement]) -> Stage:
@@ -246,7 +294,9 @@ def _check_sum(coarse: Model, made: Model) -> None:
     blank = coarse.blank().to(coarse.device, coarse.dtype)
     stream = blank.expand(made.edited_images or 1, *blank.shape[1:])
     generator = torch.Generator().manual_seed(0)
-    for own, cut in zip(coarse.stages, made.stages, strict=True):
+    coarse_stages = iter(coarse.stages)
+    for cut in made.stages:
+        own = next(coarse_stages) if cut.nodes.kind != "stream" else Carried(cut.nodes.name, 0, RESIDUAL)
         if own.is_source:
             stream = own.total(own.write(own.read(stream)))
             noise = torch.randn(stream.shape, generator=generator, dtype=torch.float64)
@@ -256,14 +306,16 @@ def _check_sum(coarse: Model, made: Model) -> None:
             return
         compact = own.write(own.read(stream))
         if cut is not own:
-            whole = own.total(compact)
-            pieces = cut.expand(cut.write(cut.read(stream))).sum(dim=0)
-            pieces = pieces if cut.constant is None else pieces + cut.constant
-            unit = torch.finfo(stream.dtype).eps * 1e3 * (1 + float(whole.abs().max()))
-            if pieces.shape != whole.shape or not float((pieces - whole).abs().max()) <= unit:
+            whole, pieces = own.total(compact), cut.expand(cut.write(cut.read(stream)))
+            made_of = pieces.sum(dim=0) if cut.constant is None else pieces.sum(dim=0) + cut.constant
+            size = 1 + max(float(whole.abs().max()), float(pieces.abs().max()))
+            unit = torch.finfo(stream.dtype).eps * 1e3 * size
+            if made_of.shape != whole.shape or not float((made_of - whole).abs().max()) <= unit:
+                nodes = [node for node in own.nodes.senders if node in made.refinements]
                 raise UnsupportedModelError(
-                    f"the pieces of {own.nodes.name} do not sum to what it writes: its heads are normed, or "
-                    "mix their values in a way that is not linear, so that they cannot be cut"
+                    f"the pieces of {' and '.join(nodes)} do not sum to what is written: heads that are "
+                    "normed after they have mixed their values, or that add something to these, cannot be "
+                    "cut by the tokens that they take them from, only by the features of a dictionary"
                 )
         stream = own.add(stream, compact)
 
@@ -305,10 +357,12 @@ def fitted(dictionary: Any, node: str, width: int, model: Model) -> Any:
             that is not affine.
     """
     like = next(model.module.parameters())
-    if isinstance(getattr(dictionary, "decoder", None), Tensor) and hasattr(dictionary, "to"):
+    if isinstance(dictionary, Dictionary):
         if dictionary.width != width:
             raise OptionError(f"a dictionary of width {dictionary.width}, and {node} has {width}")
         return dictionary.to(like.device, like.dtype)
+    if isinstance(dictionary, nn.Module):
+        dictionary = frozen_twin(dictionary)  # its parameters get no gradients, and its mode stays what it is
     noise = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(like)
     kind = type(dictionary).__name__
     try:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from circuitvit.errors import NameNotFoundError, OptionError, UnsupportedModelError, unknown_name
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import is_residual
 from circuitvit.graph.names import node_of, port_of
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.models.tokens import LATENT, Chosen, Groups, TokenSpec, chosen
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 LOOKS = ("scores", "pattern")
 """What has queries and keys for its axes."""
+
+BESIDE = ("edit", "stream")
+"""Kinds of stages that belong to no block: a change of the stream, and the stream cut into features."""
 
 PARTS = (*LOOKS, "z", "hidden")
 """What comes after a node's name and a dot."""
@@ -208,8 +211,8 @@ def kinds_at(model: Model, site: Site, count: int) -> tuple[tuple[str, ...], tup
     Those that stand behind a pool are latents.
     """
     nodes, own = (model.bare or model).stages[site.stage].nodes, model.token_kinds(count)
-    before = own if nodes.reads_from == RESIDUAL else (LATENT,) * site.shape[0]
-    after = own if nodes.writes_to == RESIDUAL else (LATENT,) * site.shape[0]
+    before = own if is_residual(nodes.reads_from) else (LATENT,) * site.shape[0]
+    after = own if is_residual(nodes.writes_to) else (LATENT,) * site.shape[0]
     return (before if site.kind in ("stream", "read") else after), before
 
 
@@ -256,9 +259,9 @@ def stream_names(model: Model) -> dict[int, str]:
     seen: dict[int, int] = {}
     for place, stage in enumerate(model.stages):
         nodes = stage.nodes
-        if stage.is_source or nodes.kind == "edit":
+        if stage.is_source or nodes.kind in BESIDE:
             continue
-        if nodes.reads_from != RESIDUAL:
+        if not is_residual(nodes.reads_from):
             if stage.is_readout or nodes.begins:
                 found[place] = f"{nodes.reads_from}.resid"
         elif stage.is_readout or nodes.begins:
@@ -275,7 +278,7 @@ def _blocks(model: Model) -> list[Stage]:
     return [
         stage
         for stage in model.layers
-        if stage.nodes.reads_from == RESIDUAL and not stage.nodes.begins and stage.nodes.kind != "edit"
+        if is_residual(stage.nodes.reads_from) and not stage.nodes.begins and stage.nodes.kind not in BESIDE
     ]
 
 

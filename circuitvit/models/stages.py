@@ -19,8 +19,10 @@ at the reads into gradients at each receiver's stream (attribution).
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -201,6 +203,13 @@ class Stage(ABC):
         change = written.view(len(others[0]), *d_compact.shape) - self.write(reads)
         return (change * d_compact).flatten(2).sum(dim=-1)[None]
 
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        """The reads when one receiver, by its number, alone reads what is in others.
+
+        This version is for stages with one receiver.
+        """
+        return others
+
     def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
         """What the softmax is taken of, in nats: scaled products of queries and keys, and what is added to
         them.
@@ -278,6 +287,16 @@ class Stage(ABC):
         """
         raise UnsupportedModelError(f"{self.nodes.name} is no MLP whose neurons are known")
 
+    def columns(self) -> tuple[Float[Tensor, "hidden d_model"], Float[Tensor, " d_model"]]:
+        """Of an MLP, what each neuron writes at an activation of 1, and what is written when all are 0.
+
+        `from_hidden(hidden)` is `hidden @ columns + rest`.
+
+        Raises:
+            UnsupportedModelError: as `hidden`.
+        """
+        raise UnsupportedModelError(f"{self.nodes.name} is no MLP whose neurons are known")
+
     def affine(
         self, stream: Float[Tensor, "image token d_model"], of: Float[Tensor, "image class"]
     ) -> tuple[Float[Tensor, "image token d_model"], dict[str, Float[Tensor, " image"]]]:
@@ -331,6 +350,14 @@ class Stage(ABC):
         The same for what the stage wrote, in compact form.
         """
         return reads
+
+    def behind(self, part: str) -> Stage:
+        """The stage reading another part of the stream, of the same tokens, and writing it unless it begins
+        one itself: what it is behind a dictionary of the stream.
+        """
+        twin, writes = copy.copy(self), self.nodes.writes_to if self.nodes.begins else part
+        twin.nodes = replace(self.nodes, reads_from=part, writes_to=writes)
+        return twin
 
     @property
     def n_reads(self) -> int:

@@ -53,7 +53,7 @@ class Refinement(Result):
     Attributes:
         circuit: the refined circuit.
         faithfulness: on the pairs that it was refined on.
-        minimal: whether no single edge can be dropped without leaving the band.
+        minimal: whether no single edge (of `find_nodes`, node) can be dropped without leaving the band.
         runs: how many masked runs of all pairs it took.
     """
 

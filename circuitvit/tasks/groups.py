@@ -172,9 +172,9 @@ class TokenGroups:
         refuse_sentences(model.preprocessing, "masks are of patches")
         if not masks:
             raise OptionError("no masks: for token kinds alone use TokenGroups.by_kind")
-        if not 0 < threshold <= 1:
+        if isinstance(threshold, (bool, str)) or not 0 < threshold <= 1:
             raise OptionError(
-                f"the threshold is the covered part of a patch, above 0 and at most 1, not {threshold}"
+                f"the threshold is the covered part of a patch, above 0 and at most 1, not {threshold!r}"
             )
         for name in masks:
             if name in ("cls", "dist", "reg", PATCH):

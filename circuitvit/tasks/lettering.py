@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from circuitvit.errors import DataError, FileError, OptionError, check_number, unknown_name
+from circuitvit.errors import DataError, FileError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.tasks.image_files import read_image
 from circuitvit.tasks.pictures import name_of
 
@@ -116,6 +116,7 @@ class Lettering:
                 raise OptionError(f"{colour!r} is no colour: give a name or '#rrggbb'") from error
         if self.look == "plate" and ImageColor.getrgb(self.ink) == ImageColor.getrgb(self.ground):
             raise OptionError(f"letters in {self.ink} cannot be seen on a plate in {self.ground}")
+        check_whole("the seed of random places", self.seed, 0)
         font_of(self.font, 20)
 
     # -- where ---------------------------------------------------------------------------------------

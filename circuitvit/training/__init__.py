@@ -1,10 +1,11 @@
-"""Training small ViTs like the bundled ones: `circuitvit train catdog|clip|digits|FOLDER`."""
+"""Training: small ViTs like the bundled ones, linear heads, and dictionaries of features."""
 
 from __future__ import annotations
 
 from circuitvit.training.clip import train_clip
 from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
 from circuitvit.training.loop import Recipe, TrainingResult, evaluate, train, training_data
+from circuitvit.training.sae import train_sae
 
 __all__ = [
     "Labelled",
@@ -17,5 +18,6 @@ __all__ = [
     "folder_data",
     "train",
     "train_clip",
+    "train_sae",
     "training_data",
 ]

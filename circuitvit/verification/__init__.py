@@ -10,7 +10,7 @@ from circuitvit.verification.cross_effects import CrossEffect, Specificity, spec
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
-from circuitvit.verification.hypothesis_file import HypothesisFile, read_hypotheses
+from circuitvit.verification.hypothesis_file import HypothesisFile, read_hypotheses, read_interpretation
 from circuitvit.verification.ideals import completeness_test, minimality_test
 from circuitvit.verification.independence import hsic_permutation_p, independence_test
 from circuitvit.verification.interpretation import Claim, Interpretation
@@ -74,6 +74,7 @@ __all__ = [
     "patching_map",
     "ratio_interval",
     "read_hypotheses",
+    "read_interpretation",
     "robustness",
     "save_verdicts",
     "select_edges",

@@ -11,7 +11,7 @@ from circuitvit.graph.fidelity import fidelity_sentence
 from circuitvit.tasks import Patch, PerPair, PreparedTask, Resample, Zero
 from circuitvit.tasks.ablations import same_ablation
 from circuitvit.tasks.classes import taken_on_trust
-from circuitvit.tasks.metrics import BoundMetric, same_metric
+from circuitvit.tasks.metrics import same_metric
 from circuitvit.tasks.split import fingerprint
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.report import CircuitSize, Section
@@ -47,7 +47,7 @@ def caveats(
         *_about_classes(prepared[0]),
     ]
     said = [
-        [*_about_pairs(each, task.metric), *_about_values(each), *_about_random(each, size)]
+        [*_about_pairs(each, task), *_about_values(each), *_about_random(each, size)]
         for each, task in zip(sections, prepared, strict=True)
     ]
     for figures, texts in zip(sections, said, strict=True):
@@ -58,9 +58,10 @@ def caveats(
 
 
 def _about_images(prepared: Sequence[PreparedTask]) -> Iterator[str]:
+    inputs = f"{prepared[0].spec.what}s"
     if len(prepared) == 1:
         yield (
-            "There are no held-out images: if the circuit was found on these very pairs, its figures are "
+            f"There are no held-out {inputs}: if the circuit was found on these very pairs, its figures are "
             "optimistic. Judge it on other pairs, held out."
         )
         return
@@ -68,7 +69,9 @@ def _about_images(prepared: Sequence[PreparedTask]) -> Iterator[str]:
     seen = _fingerprints(task)
     shared = len([mark for mark in _fingerprints(other) if mark in seen])
     if shared:
-        yield f"{shared} of the {len(other)} held-out clean images are among the task's own, so not held out."
+        yield (
+            f"{shared} of the {len(other)} held-out clean {inputs} are among the task's own, so not held out."
+        )
     same = (
         same_metric(task.metric, other.metric),
         same_ablation(task.ablation, other.ablation),
@@ -135,15 +138,17 @@ def _about_classes(prepared: PreparedTask) -> Iterator[str]:
         )
 
 
-def _about_pairs(figures: Section, metric: BoundMetric) -> Iterator[str]:
-    n_pairs = figures.n_pairs
-    wrong = metric.swapped([each.whole for each in figures.pairs], [each.nothing for each in figures.pairs])
+def _about_pairs(figures: Section, task: PreparedTask) -> Iterator[str]:
+    n_pairs, other = figures.n_pairs, f"other {task.spec.what}s"
+    wrong = task.metric.swapped(
+        [each.whole for each in figures.pairs], [each.nothing for each in figures.pairs]
+    )
     if wrong:
         yield f"Of {counted(n_pairs, 'pair')}, {wrong}."
     if n_pairs == 1:
-        yield "A single pair: no intervals can be given, and nothing is known about other images."
+        yield f"A single pair: no intervals can be given, and nothing is known about {other}."
     elif n_pairs < MIN_PAIRS:
-        yield f"Only {n_pairs} pairs: too few for intervals, which need {MIN_PAIRS}; other images may differ."
+        yield f"Only {n_pairs} pairs: too few for intervals, which need {MIN_PAIRS}; {other} may differ."
     elif n_pairs < FEW_PAIRS:
         yield f"Only {n_pairs} pairs: the 95 % intervals are rough; about 90 % of such hold the truth."
     if figures.opposite_pairs:

@@ -172,6 +172,10 @@ def specificity(
 ) -> Specificity:
     """Does each circuit carry its own behaviour and no other?
 
+    The pairs of two behaviours are taken as independent of each other: give each scenes of its own. Where
+    circuits are searched for, the pairs of each task are divided on their own, so that an image that two
+    tasks share may be searched on for one and tried for the other.
+
     Args:
         model: from `load` or `wrap`.
         tasks: two behaviours or more, by name, all on the model's graph.

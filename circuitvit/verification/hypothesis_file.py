@@ -13,6 +13,7 @@ Paths are relative to the folder of the file. `docs/hypotheses.md` describes eve
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +29,11 @@ from circuitvit.tasks.metrics import ClassSpec, as_metric
 from circuitvit.tasks.pairs import Pairing
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.hypotheses import Hypothesis
+from circuitvit.verification.interpretation import Interpretation
 from circuitvit.verification.verdict import REFUTED, SCOPES, SUPPORTED, UNDECIDED
 
 HYPOTHESES_SCHEMA = "circuitvit.hypotheses/1"
+INTERPRETATION_SCHEMA = "circuitvit.interpretation/1"
 
 LARGEST_FILE = 2**20
 """Bytes: YAML can refer to itself, and what is written by hand is short."""
@@ -79,7 +82,7 @@ def read_hypotheses(path: str | Path) -> HypothesisFile:
         >>> [each.claim for each in file.hypotheses]  # doctest: +SKIP
     """
     path = Path(path)
-    content = _load(path)
+    content = _load(path, HYPOTHESES_SCHEMA)
     check_shape(path, content, _SCHEMA)
     folder = path.parent
     model, task = content.get("model", {}), content.get("task", {})
@@ -101,6 +104,48 @@ def read_hypotheses(path: str | Path) -> HypothesisFile:
             if key in task
         },
     )
+
+
+def read_interpretation(path: str | Path) -> Interpretation:
+    """Read a circuit with claims about what it carries, for `scrub`.
+
+        schema: circuitvit.interpretation/1
+        circuit: circuit.json # or patterns of edges
+        claims: {a2.h1: species & x, m0: everything}
+        labels: labels.csv # the names of the labels, and then a row for each image
+
+    Paths are relative to the folder of the file. What stands in the table is text.
+
+    Raises:
+        FileError: if it, or the table, is missing or not as described.
+
+    Example:
+        >>> cv.scrub(model, task, read_interpretation("claims.yaml"))  # doctest: +SKIP
+    """
+    path = Path(path)
+    content = _load(path, INTERPRETATION_SCHEMA)
+    check_shape(path, content, _INTERPRETATION)
+    said, folder = content["circuit"], path.parent
+    circuit = folder / said if isinstance(said, str) and said.endswith(".json") else said
+    labels = _labels(folder / content["labels"]) if "labels" in content else {}
+    return Interpretation(circuit, content.get("claims", {}), labels)
+
+
+def _labels(path: Path) -> dict[str, list[str]]:
+    """The columns of a table by their names."""
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(f"cannot read the labels {path}: {error}") from error
+    names, *rows = [row for row in rows if row] or [[]]
+    if not all(names) or len(set(names)) < max(1, len(names)):
+        raise FileError(f"{path}: its first line has to name each column of labels, no two alike")
+    for number, row in enumerate(rows):
+        if len(row) != len(names):
+            raise FileError(
+                f"{path}: row {number} has {len(row)} entries, and there are {len(names)} columns"
+            )
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 # -- inside --------------------------------------------------------------------------------------
@@ -184,7 +229,20 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def _load(path: Path) -> dict[str, Any]:
+_INTERPRETATION: dict[str, Any] = {
+    "type": "object",
+    "required": ["schema", "circuit"],
+    "additionalProperties": False,
+    "properties": {
+        "schema": {"const": INTERPRETATION_SCHEMA},
+        "circuit": {"anyOf": [_TEXT, {**_TEXTS, "minItems": 1}]},
+        "claims": {"type": "object", "additionalProperties": _TEXT},
+        "labels": _TEXT,
+    },
+}
+
+
+def _load(path: Path, schema: str) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -199,7 +257,7 @@ def _load(path: Path) -> dict[str, Any]:
         hint = " (a pattern that begins with * needs quotes)" if b"*" in data else ""
         raise FileError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}{hint}") from error
     if not isinstance(content, dict):
-        raise FileError(f"{path} does not begin with 'schema: {HYPOTHESES_SCHEMA}' and a list of hypotheses")
+        raise FileError(f"{path} does not begin with 'schema: {schema}': it is no list of names and values")
     return content
 
 

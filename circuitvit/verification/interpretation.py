@@ -32,6 +32,9 @@ nothing from any image."""
 AND = "&"
 """Between names of labels: equal in all of them."""
 
+IMAGE = "image"
+"""Labels of this name say which image each row of a table is about."""
+
 Carried = str | Sequence[Any] | np.ndarray | Callable[[int], Any]
 """What an edge carries: names of labels, the labels themselves, or a function of the image's number."""
 
@@ -87,7 +90,8 @@ class Interpretation:
         claims: for patterns of edges what they carry. The last claim about an edge counts; edges without one
             carry everything.
         labels: by name, one label (text, number or truth value) for each image of the task: its clean images,
-            and then its corrupt ones. A pandas table will do.
+            and then its corrupt ones. A pandas table will do. Labels called "image" have to be the names of
+            the image files, so that a table in another order is not taken for right.
 
     Example:
         >>> Interpretation(["a9.h2 -> logits"], {"a9.h2": "species & colour"}, labels=table)  # doctest: +SKIP
@@ -109,13 +113,13 @@ class Interpretation:
             raise OptionError(f"labels cannot be called {taken.pop()!r}, which says that none are needed")
         object.__setattr__(self, "labels", labels)
 
-    def about(self, graph: Graph, clean: int, corrupt: int = 0) -> Claimed:
+    def about(self, graph: Graph, clean: Sequence[str], corrupt: Sequence[str] = ()) -> Claimed:
         """The circuit with a claim for each edge.
 
         Args:
             graph: of the model, with the task's token groups.
-            clean: how many clean images there are.
-            corrupt: how many corrupt ones.
+            clean: the names of the clean images.
+            corrupt: of the corrupt ones.
 
         Raises:
             NameNotFoundError: if a pattern names no edge of the circuit, or labels have no such name.
@@ -134,7 +138,9 @@ class Interpretation:
                     f"input to the logits: its nodes are {', '.join(circuit.nodes)}"
                 )
             deciding[named] = number
-        images = (clean, corrupt)
+        images = (len(clean), len(corrupt))
+        if IMAGE in self.labels:
+            _check_names(_plain(self.labels[IMAGE], IMAGE, images), (*clean, *corrupt))
         claims = tuple(
             self._claim(pattern, carried, int((deciding == number).sum()), images)
             for number, (pattern, carried) in enumerate(self.claims.items())
@@ -159,6 +165,8 @@ class Interpretation:
                 "that none can stand in for another: join labels, or claim that it carries 'everything'"
             )
         said = tuple(", ".join(map(str, row)) for row in classes_of)
+        if len(set(said)) < len(said):
+            raise DataError(f"two labels in {name!r} read the same, such as 1 and '1': make them differ")
         return Claim(pattern, name, edges, said, tuple(numbers[row] for row in rows))
 
     def _columns(
@@ -190,6 +198,16 @@ def _plain(given: Any, name: str, images: tuple[int, int]) -> list[str | float]:
         if not isinstance(each, (str, bool, int, float)) or each != each:
             raise DataError(f"the label of image {number} in {name!r} is {each!r}: give text or a number")
     return found
+
+
+def _check_names(said: Sequence[str | float], names: Sequence[str]) -> None:
+    """Refuse a table whose rows are about other images; the name of a file is enough, without its folder."""
+    for number, (one, name) in enumerate(zip(said, names, strict=True)):
+        if str(one) not in (name, Path(name).name):
+            raise DataError(
+                f"row {number} of the labels is about image {str(one)!r}, and image {number} is {name!r}: "
+                "put the rows in the order of the images, clean ones first"
+            )
 
 
 def _entries(values: Any, name: str) -> Iterator[Any]:

@@ -49,7 +49,7 @@ from circuitvit.engine import (
     token_parts,
 )
 from circuitvit.errors import DataError, FileError, OptionError, counted
-from circuitvit.graph import notebook
+from circuitvit.graph import RESIDUAL, is_residual, notebook
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
 from circuitvit.models.tokens import token_name
@@ -503,8 +503,8 @@ def token_sets(model: Model, prepared: PreparedTask, tokens: TokenSets) -> dict[
     """The sets of tokens by name, as masks `(token,)`."""
     bare = model.bare or model  # whose tokens are the same, whatever number of images edits are for
     parts = token_parts(bare, capture(bare, prepared.base.take(0, 1).to(model.device, model.dtype)))
-    own, *others = parts.items()
-    kinds = (*model.token_kinds(len(own[1])), *(part for part, mine in others for _ in mine))
+    others = {part: mine for part, mine in parts.items() if not is_residual(part)}
+    kinds = (*model.token_kinds(len(parts[RESIDUAL])), *(part for part, mine in others.items() for _ in mine))
     n = len(kinds)
     if tokens == "each":
         chosen: Mapping[str, Sequence[int]] = {token_name(kinds, token): [token] for token in range(n)}

@@ -52,8 +52,8 @@ class Estimate:
         high: upper end, likewise.
 
     Example:
-        >>> print(Estimate(0.951, 0.91, 0.984))
-        0.951 (0.910 to 0.984)
+        >>> print(Estimate(0.951, 0.91, 0.984), Estimate(-1e-9))
+        0.951 (0.910 to 0.984) 0.000
     """
 
     value: float

@@ -34,7 +34,7 @@ from circuitvit.engine import Capture, capture
 from circuitvit.errors import OptionError, UnsupportedModelError, counted
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, INK, MUTED
-from circuitvit.graph import RESIDUAL, StageNodes
+from circuitvit.graph import StageNodes, is_residual
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, Stage
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -339,7 +339,7 @@ def _shares(
             by_token.append(shares)
             if part.nodes.kind == "attention":
                 shares = _by_source(part, run, place, weights)
-            elif part.nodes.writes_to != RESIDUAL:  # latents have no place among the tokens
+            elif not is_residual(part.nodes.writes_to):  # latents have no place among the tokens
                 shares = shares.new_zeros(*shares.shape[:2], run.stream(1).shape[1])
             by_source.append(shares)
         if stage.constant is not None:
@@ -374,7 +374,7 @@ def _within_sets(
 
 def layer_of(nodes: StageNodes) -> int | str:
     """The number of a stage's layer; what a pool is called, for a pool's."""
-    return nodes.layer if nodes.writes_to == RESIDUAL else nodes.writes_to
+    return nodes.layer if is_residual(nodes.writes_to) else nodes.writes_to
 
 
 def direct_stages(model: Model) -> list[tuple[int, Stage]]:

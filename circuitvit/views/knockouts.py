@@ -30,7 +30,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import capture
 from circuitvit.errors import OptionError, UnsupportedModelError, check_whole, counted, unknown_name
 from circuitvit.export.style import INK
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import is_residual
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model, add, causal, knock_out
 from circuitvit.models.sites import heads_of
@@ -304,7 +304,7 @@ def heads_by_layer(model: Model) -> dict[int, tuple[str, ...]]:
     stages, found = (model.bare or model).stages, dict[int, tuple[str, ...]]()
     for site in model.all_sites:
         nodes = stages[site.stage].nodes
-        if site.kind == "pattern" and not nodes.begins and nodes.reads_from == RESIDUAL:
+        if site.kind == "pattern" and not nodes.begins and is_residual(nodes.reads_from):
             found[nodes.layer] = (*found.get(nodes.layer, ()), site.node)
     if not found:
         raise UnsupportedModelError(f"{model.name} has no attention patterns that could be changed")

@@ -32,6 +32,7 @@ from circuitvit.export.style import INK, MUTED
 from circuitvit.export.written import is_written
 from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model
+from circuitvit.models.sites import BESIDE
 from circuitvit.tasks.classes import ClassSpec, class_indices, class_label
 from circuitvit.views.subjects import ImageSpec, Subjects, images_of, subjects_of, watched_batches
 from circuitvit.views.symbols import as_page, as_text
@@ -384,8 +385,9 @@ def positions_of(model: Model, detail: Detail) -> dict[int, str]:
     """
     if detail not in ("layer", "stage"):
         raise OptionError(f"the detail of a lens is 'layer' or 'stage', not {detail!r}")
-    # An edit of the stream is a stage of its own: what is looked at is what the next one reads.
-    places = [place for place in range(1, model.reading + 1) if model.stages[place].nodes.kind != "edit"]
+    # An edit of the stream, or a dictionary of it, is a stage of its own: what is looked at is what
+    # the next one reads.
+    places = [place for place in range(1, model.reading + 1) if model.stages[place].nodes.kind not in BESIDE]
     named = {places[0]: "embedding"}
     for last, place in pairwise(places):
         before, here = model.stages[last].nodes, model.stages[place].nodes

@@ -111,6 +111,8 @@ def compare_models(
         >>> [model.name for model in sheet.models], sheet.save("sheet.html")  # doctest: +SKIP
     """
     named = _named(models)
+    if isinstance(methods, str):
+        raise OptionError(f"the methods are a list of names, such as [{methods!r}]")
     for method in methods:
         find_method(method)
     check_whole("the number of edges to measure", edges, LEAST_EDGES)
@@ -260,6 +262,10 @@ def _named(given: object) -> dict[str, Model]:
     for name, model in pairs:
         if not isinstance(model, Model):
             raise OptionError(f"{model!r:.60} is no model of circuitvit: give what cv.load or cv.wrap gave")
+        if not str(name).strip():
+            raise OptionError(
+                "a model without a name cannot be told from others: give each one that is not empty"
+            )
         alike = sum(each.name == model.name for each in named.values())
         named[f"{name} ({alike + 1})" if name in named else str(name)] = model
     if len(named) < 2:

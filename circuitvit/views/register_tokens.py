@@ -54,7 +54,7 @@ from circuitvit.errors import (
     unknown_name,
 )
 from circuitvit.export.style import COLOURS
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import is_residual
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.families.family import Grid
@@ -459,7 +459,9 @@ class _Look:
     def reading(self) -> list[int]:
         """The attention stages whose keys are tokens."""
         stages = self.model.stages
-        return [place for place in attention_places(self.model) if stages[place].nodes.reads_from == RESIDUAL]
+        return [
+            place for place in attention_places(self.model) if is_residual(stages[place].nodes.reads_from)
+        ]
 
     @cached_property
     def writing(self) -> list[int]:
@@ -467,7 +469,7 @@ class _Look:
         return [
             place
             for place, stage in enumerate(self.model.stages)
-            if stage.nodes.senders and stage.nodes.writes_to == RESIDUAL
+            if stage.nodes.senders and is_residual(stage.nodes.writes_to)
         ]
 
     @property
@@ -520,7 +522,9 @@ class _Look:
             except UnsupportedModelError:
                 looks.append(torch.full_like(looks[0], torch.nan))
             queries = [first, ordinary]
-            if part.nodes.writes_to != RESIDUAL:  # latents, which stand for the image as a class token does
+            if not is_residual(
+                part.nodes.writes_to
+            ):  # latents, which stand for the image as a class token does
                 latents = mask.new_ones(len(mask), looks[0].shape[2])
                 queries = [latents, ~latents]
             by_query = [torch.stack([_paid(look, mask, each) for look in looks], -1) for each in queries]

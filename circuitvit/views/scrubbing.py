@@ -126,8 +126,8 @@ class Scrubbing(Result):
 
         Losses are in units of the mean effect of all images: weighted by the images they add up to `lost`.
         """
-        members = np.array(self.claims[claim].members[: len(self.names)], dtype=int)
         lost = (self.original - self._values(claim).mean(axis=0)) / (self.original - self.floor).mean()
+        members = np.array(self.claims[claim].members[: len(self.names)], dtype=int)
         found = {}
         for number, name in enumerate(self.claims[claim].classes):
             if (inside := members == number).any():
@@ -258,8 +258,8 @@ class Scrubbing(Result):
         return ratio_interval(part, self.original - self.floor, settings, self.clusters)
 
     def _check(self) -> None:
-        Bootstrap(n_resamples=self.n_bootstrap, seed=self.seed)
         check_whole("the number of draws", len(self.scrubbed))
+        _ = self.share  # refused where there is no effect to have a share of
         for claim in self.claims:
             if claim.members and not 0 <= min(claim.members) <= max(claim.members) < len(claim.classes):
                 raise OptionError(f"{claim}: its images have labels that it does not name")
@@ -328,12 +328,14 @@ def scrub(
     prepared = _checked(prepare(model, task, progress))
     n = len(prepared)
     check_clusters(clusters, n)
-    claimed = hypothesis.about(prepared.graph, n, 0 if prepared.corrupt is None else n)
+    corrupt = () if prepared.corrupt is None else prepared.corrupt.names
+    claimed = hypothesis.about(prepared.graph, prepared.clean.names, corrupt)
     tree = written_out(prepared.graph, claimed.circuit.kept, copies)
     limit = HELD_BYTES if memory is None and model.device.type == "cpu" else memory_budget(model, memory)
     runs = TreeRuns.of(prepared, tree, batch_size or choose_batch_size(prepared, memory), limit)
     original, floor = _measured(prepared, runs.plain.logits[None, :n], runs)[0], _floor(prepared, runs)
     _check_effect(prepared, original, floor, settings)
+    ratio_interval(original - floor, original - floor, settings, clusters)  # refused before long work
     plans = [
         Plan(frozenset(range(len(claimed.claims))), True),
         Plan(frozenset(), True),
@@ -431,6 +433,8 @@ def others(members: Int64[np.ndarray, " image"], rng: np.random.Generator) -> Ro
 
 def _checked(prepared: PreparedTask) -> PreparedTask:
     """Refuse a task or a model in which one image cannot stand in for another."""
+    if len(prepared) == 1 and prepared.corrupt is None:
+        raise DataError("there is no other image to stand in for a single one: give two or more")
     if prepared.denoising:
         raise OptionError(
             "scrubbing exchanges images and restores nothing: give a task with direction='noising'"
@@ -442,8 +446,8 @@ def _checked(prepared: PreparedTask) -> PreparedTask:
         )
     if prepared.model.edited_images is not None:
         raise OptionError(
-            f"edits of {prepared.model.name} have a value for each image, and images are exchanged: give one "
-            "value for all"
+            f"edits or source groups of {prepared.model.name} have a value for each image, and images are "
+            "exchanged: give one value for all"
         )
     return prepared
 

@@ -10,8 +10,8 @@ The best of some hundred phrases always explains something. So each head's first
 that say nothing: their contributions vary as much and in as many directions, but along axes drawn at random,
 once in the whole space (every rotation of the head alike), and once as the other heads write (with the
 covariance of all these), as what all heads write lies somehow to the descriptions. A label is given where the
-phrase explains more than in both, with Holm's correction over heads. That a head says something does not say
-that the model uses it: `mean_ablate` asks that.
+phrase explains more than in both, with Holm's correction over the heads that vary at all. That a head says
+something does not say that the model uses it: `mean_ablate` asks that.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class TextSpan(Result):
         shares: `(head, phrase)`, the share of the variance that each explains beyond those before it.
         spread: `(head,)`, the head's share of how the embedding varies, see `Decomposition.spread`.
         p: `(head,)`, how often a head that says nothing has a phrase that explains as much as the first.
-        p_holm: `(head,)`, that with Holm's correction for so many heads.
+        p_holm: `(head,)`, that with Holm's correction for as many heads as vary at all.
         alpha: the level at which a head gets a label.
     """
 
@@ -257,6 +257,8 @@ def text_span(
     written = torch.from_numpy(found.by_sender[:, places]).transpose(0, 1)
     count = draws or max(500, math.ceil(2 * len(places) / alpha))
     chosen, shares, p = spans(written, directions, phrases, count, seed)
+    p_holm, tried = p.copy(), chosen[:, 0] >= 0
+    p_holm[tried] = holm(p[tried])
     return TextSpan(
         model.name,
         len(found.subjects),
@@ -268,7 +270,7 @@ def text_span(
         shares,
         found.spread[places],
         p,
-        holm(p),
+        p_holm,
         alpha,
     )
 

@@ -29,7 +29,7 @@ from circuitvit._keywords import running
 from circuitvit.engine import activations, progress_bar
 from circuitvit.errors import DataError, OptionError, unknown_name
 from circuitvit.export.style import INK, MUTED
-from circuitvit.graph import RESIDUAL
+from circuitvit.graph import is_residual
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model, knock_out
 from circuitvit.models.sites import Site, matching
@@ -298,7 +298,7 @@ def _read_by_readout(model: Model, mask: Tensor) -> bool:
     """Whether the readout reads any of the tokens itself, rather than what attention has made of them."""
     bare = model.bare or model
     pools = [
-        stage.nodes for stage in bare.stages if stage.nodes.begins and stage.nodes.reads_from == RESIDUAL
+        stage.nodes for stage in bare.stages if stage.nodes.pools and is_residual(stage.nodes.reads_from)
     ]
     if pools:
         return any(nodes.kind != "attention" for nodes in pools)
@@ -353,7 +353,7 @@ def _lost(model: Model, site: Site, mask: Tensor, way: Way, value: Tensor | None
 
 
 def _reads_stream(model: Model, site: Site) -> bool:
-    return (model.bare or model).stages[site.stage].nodes.reads_from == RESIDUAL
+    return is_residual((model.bare or model).stages[site.stage].nodes.reads_from)
 
 
 def _mean(prepared: PreparedTask, site: str, batch_size: int | None, progress: bool) -> Tensor:

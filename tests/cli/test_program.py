@@ -21,7 +21,9 @@ COMMANDS = (
     "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "classes", "models", "train",
     "doctor", "compare-models",
     "demo", "discover", "attribute", "verify", "draw", "patch", "words", "activations", "classes", "models",
-    "train", "doctor",
+    "train", "train sae", "doctor",
+    "demo", "discover", "attribute", "verify", "draw", "patch", "scrub", "words", "activations", "classes",
+    "models", "train", "doctor",
 )  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def test_help_names_every_command(run: Run) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
-    result = run(command, "--help")
+    result = run(*command.split(), "--help")
     assert result.exit_code == 0
     text = flat(result.output)
     assert f"Usage: circuitvit {command}" in text

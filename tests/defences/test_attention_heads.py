@@ -185,7 +185,8 @@ class TestRefusals:
             attention_heads(reader, between, "cat", named="dog", threshold=0.5)
 
     @pytest.mark.parametrize(
-        "wrong", [{"tolerance": -0.1}, {"held_out": 1.0}, {"patience": 0}, {"silence": "one"}]
+        "wrong",
+        [{"tolerance": -0.1}, {"held_out": 1.0}, {"patience": 0}, {"silence": "one"}, {"threshold": "a"}],
     )
     def test_settings(self, reader: Model, signs: Pasted, wrong: dict[str, object]) -> None:
         with pytest.raises((OptionError, NameNotFoundError)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from zlib import crc32
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import circuitvit as cv
 from circuitvit.engine.trees import READOUT, Heard, Reader, Rows, Tree, TreeRuns, written_out
 from circuitvit.errors import DataError
+from circuitvit.models.refined import refined
 from tests.families import FAMILIES, made
 from tests.reference.literal_tree import LiteralTree, Path
 from tests.reference.literal_vit import Groups, LiteralViT
@@ -131,6 +133,24 @@ def test_where_nothing_is_exchanged_a_tree_is_the_model(name: str) -> None:
     tree = written_out(prepared.graph, prepared.graph.edge_mask, 1)
     found = TreeRuns.of(prepared, tree, 2, 2**30).logits(tree, Own(3), 3)
     assert torch.allclose(found, model(shown), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda model: cv.split_sources(
+            model, cv.TokenGroups(("cls", "a", "b"), torch.tensor([0, 1, 1, 2, 2])), "a0.*"
+        ),
+        lambda model: refined(model, {"m0": cv.neurons([1, 5]), "m1": cv.neurons([2])}),
+    ],
+)
+def test_and_of_models_whose_nodes_are_cut(cut: Callable[[cv.Model], cv.Model]) -> None:
+    whole = cv.wrap(micro())
+    model = cut(whole)
+    prepared = cv.Task(images(3), metric=METRIC, ablation="zero").prepare(model)
+    tree = written_out(prepared.graph, prepared.graph.edge_mask, 1)
+    found = TreeRuns.of(prepared, tree, 2, 2**30).logits(tree, Own(3), 3)
+    assert torch.allclose(found, whole(images(3)), rtol=1e-9, atol=1e-9)
 
 
 def test_more_images_than_there_is_room_for_are_refused_with_the_number_that_fits() -> None:

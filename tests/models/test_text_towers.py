@@ -293,6 +293,14 @@ def test_edits_of_logits_are_not_taken_for_edits_of_features() -> None:
         model.text(images=torch.zeros(1, *model.preprocessing.shape))
 
 
+def test_reports_say_sentences_where_they_mean_them(text: cv.Model) -> None:
+    circuit = cv.Circuit.full(text.graph)
+    report = cv.verify(text, task(CLEAN[:1], CORRUPT[:1]), circuit, n_random=0, progress=False)
+    said = " ".join(report.warnings)
+    assert "no held-out sentences" in said
+    assert "nothing is known about other sentences" in said
+
+
 def test_sentences_come_from_files_too(text: cv.Model, tmp_path: Path) -> None:
     sides = [tmp_path / "clean.txt", tmp_path / "corrupt.txt"]
     for path, sentences in zip(sides, (CLEAN, CORRUPT), strict=True):

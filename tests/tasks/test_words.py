@@ -88,6 +88,7 @@ class TestPlaces:
             ({"ink": "blck"}, "'blck' is no colour"),
             ({"ink": None}, "None is no colour"),
             ({"ink": "#ffffff"}, "cannot be seen on a plate in white"),
+            ({"seed": "x"}, "the seed of random places must be a whole number, not 'x'"),
             ({"font": "no_such_font.ttf"}, "cannot write with the font no_such_font"),
         ],
     )

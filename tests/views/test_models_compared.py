@@ -226,6 +226,8 @@ def other(change: Callable[[dict[str, cv.Task]], object]) -> Callable[..., objec
     ("call", "message"),
     [
         (lambda m: cv.compare_models(m["deeper"], tasks(m)), "one model, micro, cannot be compared"),
+        (lambda m: cv.compare_models({"a": m["deeper"], "": m["deeper"]}, tasks(m)), "a model without"),
+        (lambda m: cv.compare_models(m, tasks(m), methods="eap"), r"a list of names, such as \['eap'\]"),
         (lambda m: cv.compare_models([m["deeper"]], tasks(m)), "give two or more, not 1"),
         (lambda m: cv.compare_models([m["deeper"], "x"], tasks(m)), "'x' is no model of circuitvit"),
         (lambda m: cv.compare_models([m["deeper"]] * 9, tasks(m)), "room for 8 models, not for 9"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from hypothesis import strategies as st
 
 import circuitvit as cv
 from circuitvit.engine.trees import TreeRuns, written_out
-from circuitvit.errors import CircuitViTError
+from circuitvit.errors import CircuitViTError, FileError
 from circuitvit.views.scrubbing import Drawn, Plan, Scrubbing, others, scrub
 from tests.rightness import METRIC, drawn_circuit, images, micro
 
 
-def planted(name: str, n: int = 40) -> tuple[cv.Compiled, cv.Task, dict[str, Any]]:
+def planted(name: str, n: int = 32) -> tuple[cv.Compiled, cv.Task, dict[str, Any]]:
     """A compiled model, images in which every change is made or not, each with its own answer, and labels."""
     made = cv.compiled(name)
     shown, factors = made.factors(n)
@@ -95,6 +96,8 @@ def test_a_claim_about_one_edge_is_about_no_other() -> None:
 # -- what is measured --------------------------------------------------------------------------------
 
 
+NAMES = [f"folder/{number}.png" for number in range(6)]
+
 PAIRS = {"pair": [0, 0, 1, 1, 2, 2]}
 
 
@@ -123,7 +126,7 @@ def test_what_is_scrubbed_is_the_metric_of_the_tree_for_the_draw() -> None:
     model, task = cv.wrap(micro()), varied()
     hypothesis = cv.Interpretation(drawn_circuit(model.graph, 0.5, 2), {"a*": "pair"}, PAIRS)
     found = scrub(model, task, hypothesis, draws=2, seed=3, progress=False)
-    prepared, claimed = task.prepare(model), hypothesis.about(model.graph, 6)
+    prepared, claimed = task.prepare(model), hypothesis.about(model.graph, NAMES)
     tree = written_out(model.graph, claimed.circuit.kept, 4)
     runs = TreeRuns.of(prepared, tree, 6, 2**30)
     for place, plan in (("scrubbed", Plan(frozenset({0}), True)), ("outside", Plan(frozenset(), True))):
@@ -168,7 +171,7 @@ def test_images_are_drawn_from_the_corrupt_ones_too() -> None:
     labels = {"side": ["clean"] * 12 + ["corrupt"] * 12}
     for carries, share in (("side", 1.0), ("nothing", 0.0)):
         hypothesis = cv.Interpretation(relay.wired, {"a1.h0": carries}, labels)
-        found = scrub(relay.model, task, hypothesis, draws=20, progress=False)
+        found = scrub(relay.model, task, hypothesis, draws=8, progress=False)
         assert found.share.value == pytest.approx(share, abs=1e-5 if share else 0.15)
 
 
@@ -189,7 +192,7 @@ def test_labels_are_names_lists_tensors_or_functions_and_joined_by_an_ampersand(
     def members(carried: Any) -> tuple[int, ...]:
         about = cv.Interpretation("a0.h0 -> logits", {"a0.h0": carried}, {"colour": colour, "shape": shape})
         full = cv.Interpretation(cv.Circuit.full(graph), about.claims, about.labels)
-        return full.about(graph, 6).claims[0].members
+        return full.about(graph, NAMES).claims[0].members
 
     assert members("colour") == members(colour) == members(torch.tensor(colour)) == (0, 0, 1, 1, 0, 0)
     assert members(lambda image: colour[image]) == members(np.array(colour))
@@ -198,10 +201,20 @@ def test_labels_are_names_lists_tensors_or_functions_and_joined_by_an_ampersand(
     assert members("everything") == ()
 
 
+def test_a_table_that_says_which_image_a_row_is_about_has_to_be_right() -> None:
+    graph = cv.compiled("relay").model.graph
+    rows = [f"{number}.png" for number in range(6)]
+    cv.Interpretation("*", {}, {"image": rows}).about(graph, NAMES[:3], NAMES[3:])
+    with pytest.raises(
+        CircuitViTError, match=r"row 0 of the labels is about image '5.png', and image 0 is 'fo"
+    ):
+        cv.Interpretation("*", {}, {"image": rows[::-1]}).about(graph, NAMES)
+
+
 def test_the_last_claim_about_an_edge_counts() -> None:
     graph = cv.compiled("relay").model.graph
     hypothesis = cv.Interpretation("*", {"*": "nothing", "a*": "everything", "a0.h0 -> logits": "nothing"})
-    found = hypothesis.about(graph, 4)
+    found = hypothesis.about(graph, NAMES)
     assert [claim.edges for claim in found.claims] == [
         int((found.deciding == number).sum()) for number in range(3)
     ]
@@ -225,11 +238,13 @@ LABELS = {"pair": [0, 0, 1, 1, 2, 2], "own": [*range(6)]}
         (cv.Interpretation("*", {"m0": [1, 2]}), {}, "labels of 'm0' are 2, and there are 6 images"),
         (cv.Interpretation("*", {"m0": "own"}, LABELS), {}, "no two of 6 images have the same label"),
         (cv.Interpretation("*", {"m0": [0, 0, None, 1, 1, 1]}), {}, "label of image 2 in 'm0' is None"),
+        (cv.Interpretation("*", {"m0": [1, "1", 1, 1, "1", 1]}), {}, "two labels in 'its labels'"),
         (cv.Interpretation("*", {"m0": 3}), {}, "the labels of 'm0' are 3: give one for each image"),
         (cv.Interpretation("*", {"m0": "pair", "*": "nothing"}, LABELS), {}, "'m0' decides no edge"),
         (cv.Interpretation("*"), {"draws": 0}, "the number of draws (draws) must be at least 1"),
         (cv.Interpretation("*"), {"copies": 0}, "copies"),
         (cv.Interpretation("*"), {"clusters": ["a"]}, "1 clusters for 6 pairs"),
+        (cv.Interpretation("*"), {"clusters": ["a"] * 5 + ["b"], "n_bootstrap": 3}, "at least 100 resamples"),
         (cv.Interpretation("*"), {"memory": 10_000}, "would take"),
     ],
 )  # fmt: skip
@@ -253,6 +268,7 @@ def test_labels_that_are_none_are_refused_when_they_are_given() -> None:
     [
         (cv.Task(images(6), images(6, 1), METRIC, direction="denoising"), "direction='noising'"),
         (varied(groups=cv.TokenGroups(("a", "b"), torch.arange(30).view(6, 5) % 2)), "from image to image"),
+        (cv.Task(images(1), metric=cv.logit(0), ablation="zero"), "no other image to stand in"),
         (
             cv.Task(images(6), metric=cv.logit(0), ablation="resample"),
             "the metric has to differ between them",
@@ -286,8 +302,9 @@ def test_losses_by_class_add_up_to_that_of_the_claim(false: Scrubbing) -> None:
         by_class = false.lost_by_class(number)
         total = sum(value * count for value, count in by_class.values())
         assert total / len(false.names) == pytest.approx(false.lost(number).value)
-    with pytest.raises(CircuitViTError, match="there is no claim 2"):
-        false.lost(2)
+    for asked in (false.lost, false.lost_by_class):
+        with pytest.raises(CircuitViTError, match="there is no claim 2"):
+            asked(2)
 
 
 def test_a_label_that_one_image_has_is_said_to_be_untested(false: Scrubbing) -> None:
@@ -309,10 +326,15 @@ def test_the_table_has_a_row_for_everything_each_claim_and_each_label(false: Scr
     ]  # fmt: skip
     assert rows[0]["lost"] == pytest.approx(1 - false.share.value)
     assert rows[2]["metric"] == pytest.approx(false.alone[0].mean())
-    assert [row["n"] for row in rows[:3]] == [40, 40, 40]
+    assert [row["n"] for row in rows[:3]] == [32, 32, 32]
 
 
 def test_it_comes_back_from_a_file_and_draws_itself(false: Scrubbing, tmp_path: Path) -> None:
-    again = Scrubbing.load(false.save(tmp_path / "found.json"))
+    file = false.save(tmp_path / "found.json")
+    again = Scrubbing.load(file)
     assert str(again) == str(false)
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "floor": said["original"]}))
+    with pytest.raises(FileError, match="not distinguishable from 0"):
+        Scrubbing.load(file)
     assert again.figure().save(tmp_path / "found.svg").read_text().count("bait") >= 1

@@ -95,6 +95,15 @@ def test_silent_heads_say_nothing() -> None:
     assert not shares[2].any()
 
 
+def test_silent_heads_are_no_tests_that_others_pay_for() -> None:
+    module = Recipe(depth=2, heads=3, width=8, classes=6).build()
+    with torch.no_grad():
+        module.blocks[0].attn.proj.weight.zero_()
+    found = text_span(cv.wrap(module), Recipe().images(12), draws=20, phrases=1, progress=False)
+    assert found.p_holm[:3].tolist() == [1.0] * 3
+    np.testing.assert_allclose(found.p_holm[3:], holm(found.p[3:]))
+
+
 def planted() -> tuple[cv.Model, torch.Tensor]:
     """A model one of whose heads writes along the row of class 1 alone."""
     recipe = Recipe(depth=2, heads=3, width=8, classes=6, norm="none", registers=1)

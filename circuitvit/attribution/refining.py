@@ -1,0 +1,92 @@
+"""Refining a model for a task: the units that matter most become nodes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from circuitvit._keywords import running
+from circuitvit.attribution.unit_scores import attribute_units, unit_places
+from circuitvit.errors import OptionError, check_whole
+from circuitvit.models import Model, Units, features, refined
+from circuitvit.tasks import PreparedTask, Task
+
+TOP = 64
+"""How many units become nodes, unless told otherwise."""
+
+
+@running
+def refine_nodes(
+    model: Model,
+    table: Mapping[str, Any],
+    *,
+    top: int | None = None,
+    task: Task | PreparedTask | None = None,
+    method: str = "eap",
+    batch_size: int | None = None,
+    memory: int | str | None = None,
+    progress: bool = True,
+) -> Model:
+    """A model some of whose nodes are cut into neurons or features: a model like any other.
+
+    The node of a unit is called `m5.n17` or `m8.f12`; what is not chosen is `m5.rest`, and what a dictionary
+    misses `m8.error`, so that the sum is still the model, exactly. Units of an MLP or a stream read
+    for themselves, each through its own row; those of a head share the head's receivers.
+
+    Args:
+        model: from `load` or `wrap`; it may be edited, or refined elsewhere.
+        table: by the names of nodes, with `*` for anything: `cv.neurons()`, `cv.features(dictionary)`, or a
+            dictionary. A whole name goes before one with a `*`.
+        top: how many units in all become nodes, of those that are not named: the ones with the largest scores
+            by `attribute_units`; 64 by default.
+        task: that they are scored for; needed where units are not named.
+        method: of the scores: "eap", "eap-ig" or "exact".
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
+
+    Raises:
+        NameNotFoundError: for a node that there is not.
+        OptionError: if units do not fit their node, or are to be chosen without a task.
+        UnsupportedModelError: if a node cannot be cut so.
+        DataError: if the images cannot be used.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> fine = cv.refine_nodes(model, {"m*": cv.neurons()}, top=64, task=task)  # doctest: +SKIP
+        >>> circuit = cv.find(fine, task)  # doctest: +SKIP
+    """
+    asked = _by_node(model, table)
+    free = {node: units for node, units in asked.items() if units.chosen is None}
+    if not free:
+        if top is not None or task is not None:
+            raise OptionError("every unit is named: leave out top and task, or name none, as cv.neurons()")
+        return refined(model, asked)
+    if task is None:
+        node, units = next(iter(free.items()))
+        raise OptionError(f"which {units.what}s of {node}? Name them, or give the task that they are for")
+    wanted = TOP if top is None else top
+    check_whole("top", wanted)
+    scores = attribute_units(
+        model, task, free, method, batch_size=batch_size, memory=memory, progress=progress
+    )
+    best = scores.top(wanted)
+    chosen = {
+        node: Units(units.dictionary, best.get(node, ()))
+        for node, units in free.items()
+        if node in best or units.dictionary is not None  # whose error is a node in any case
+    }
+    named = {node: units for node, units in asked.items() if node not in free}
+    return refined(model, {**named, **chosen})
+
+
+def _by_node(model: Model, table: Mapping[str, Any]) -> dict[str, Units]:
+    """What becomes of each node, by full names."""
+    given: Any = table
+    if not isinstance(given, Mapping) or not given:
+        raise OptionError('nodes are refined by name, such as {"m5": cv.neurons()}')
+    found: dict[str, Units] = {}
+    for key in sorted(table, key=lambda key: "*" not in key and "?" not in key):  # whole names last
+        units = table[key] if isinstance(table[key], Units) else features(table[key])
+        found.update({place.site.node: units for place in unit_places(model, {key: units})})
+    return found

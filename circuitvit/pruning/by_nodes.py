@@ -1,0 +1,170 @@
+"""A circuit of nodes: the smallest set of nodes, with all edges among them, that carries the behaviour.
+
+Where nodes are fine (neurons, features, heads by source), which of them matter is the question, and an edge
+is only ever as interesting as its ends. Nodes are taken in the order of their scores until what is kept
+carries the behaviour, and then removed as far as they can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+
+from circuitvit._keywords import running
+from circuitvit.attribution import attribute_nodes
+from circuitvit.engine import Evaluator, progress_bar
+from circuitvit.errors import DataError, OptionError, check_whole
+from circuitvit.graph import Circuit, EdgeMask, Graph, NodeScores
+from circuitvit.models import Model
+from circuitvit.pruning.refine import Band, Refinement, minimise, noising_evaluator
+from circuitvit.tasks import PreparedTask, Task, prepare
+
+
+@running
+def find_nodes(
+    model: Model,
+    task: Task | PreparedTask,
+    *,
+    scores: NodeScores | None = None,
+    band: Band = (0.9, 1.1),
+    max_runs: int | None = None,
+    batch_size: int | None = None,
+    memory: int | str | None = None,
+    progress: bool = True,
+) -> Refinement:
+    """Find nodes that carry a behaviour together, none of which can be spared.
+
+    The circuit has every edge among them and the input. The strongest nodes are kept, ever more of them,
+    until faithfulness lies in the band; then nodes are removed by delta debugging (see `ddmin`), and at last
+    one by one until a whole pass removes none.
+
+    Args:
+        model: from `load`, `wrap`, `refine_nodes` or `split_sources`.
+        task: in the noising direction.
+        scores: of the nodes; by default to first order, `attribute_nodes(model, task, "atp")`.
+        band: faithfulness that the result must keep.
+        max_runs: stop removing after so many masked runs; the result then is not minimal.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+        progress: whether to show a bar.
+
+    Raises:
+        OptionError: if the band is empty, the task is denoising, or scores are of another graph.
+        DataError: if no number of the strongest nodes lies in the band, or the metric does not differ between
+            clean and ablated runs.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> fine = cv.refine_nodes(model, {"m*": cv.neurons()}, top=500, task=task)  # doctest: +SKIP
+        >>> found = cv.find_nodes(fine, task)  # doctest: +SKIP
+        >>> [node for node in found.circuit.nodes if ".n" in node]  # doctest: +SKIP
+    """
+    if not band[0] < band[1]:
+        raise OptionError(f"the band must go from low to high, not {band}")
+    if max_runs is not None:
+        check_whole("max_runs", max_runs)
+    prepared = prepare(model, task, progress)
+    evaluator = noising_evaluator(prepared, batch_size, memory)
+    if scores is None:
+        scores = attribute_nodes(
+            model, prepared, "atp", batch_size=batch_size, memory=memory, progress=progress
+        )
+    if scores.graph.senders != prepared.graph.senders:
+        raise OptionError("the scores are of another graph: score this model and task")
+    search = _NodeSearch(evaluator, band, max_runs)
+    sizes = np.abs(scores.values).sum(axis=1)
+    ranked = [prepared.graph.senders[place] for place in np.argsort(-sizes, kind="stable")]
+    start = search.grown([node for node in ranked if node not in search.always])
+    with progress_bar(len(start), "nodes", progress) as bar:
+        left, minimal = search.shrunk(start, bar.update)
+    kept = search.mask(left)
+    provenance = scores.provenance.with_parameters(nodes=len(left), minimal_over="nodes", band=list(band))
+    circuit = Circuit(prepared.graph, kept, None, provenance)
+    return Refinement(circuit, evaluator.faithfulness(kept), minimal, evaluator.runs)
+
+
+class _NodeSearch:
+    """A search over sets of nodes.
+
+    Args:
+        evaluator: of the task.
+        band: of faithfulness.
+        max_runs: how many runs there may be.
+    """
+
+    def __init__(self, evaluator: Evaluator, band: Band, max_runs: int | None) -> None:
+        self.evaluator, self.band, self.max_runs = evaluator, band, max_runs
+        graph = evaluator.graph
+        self.always = {name for stage in graph.stages if not stage.receivers for name in stage.senders}
+
+    def mask(self, nodes: Collection[str]) -> EdgeMask:
+        return edges_among(self.evaluator.graph, {*nodes, *self.always})
+
+    def holds(self, nodes: Sequence[str]) -> bool:
+        return self.band[0] <= self.evaluator.faithfulness(self.mask(nodes)) <= self.band[1]
+
+    def spent(self) -> bool:
+        return self.max_runs is not None and self.evaluator.runs >= self.max_runs
+
+    def grown(self, ranked: Sequence[str]) -> list[str]:
+        """So many of the strongest nodes that they lie in the band, the weakest first."""
+        tried = []
+        for count in _counts(len(ranked)):
+            tried.append((count, self.evaluator.faithfulness(self.mask(ranked[:count]))))
+            if self.band[0] <= tried[-1][1] <= self.band[1]:
+                return list(reversed(ranked[:count]))
+        said = ", ".join(f"{count}: {found:.2f}" for count, found in tried)
+        raise DataError(
+            f"no number of the strongest nodes has a faithfulness of {self.band[0]:g} to {self.band[1]:g} "
+            f"({said}): give other scores, or a wider band"
+        )
+
+    def shrunk(self, nodes: list[str], removed: Callable[[int], object]) -> tuple[list[str], bool]:
+        """What is left when nothing can be removed, and whether no single node can be.
+
+        Args:
+            nodes: that lie in the band.
+            removed: told how many more have gone.
+        """
+        count = len(nodes)
+
+        def advance(some: Sequence[str]) -> None:
+            nonlocal count
+            removed(count - len(some))
+            count = len(some)
+
+        left = minimise(nodes, lambda some: not self.spent() and self.holds(some), advance)
+        dropped = True
+        while dropped and not self.spent():  # delta debugging may end before every single one was tried
+            dropped = False
+            for node in list(left):
+                rest = [other for other in left if other != node]
+                if not self.spent() and self.holds(rest):
+                    left, dropped = rest, True
+                    advance(left)
+        return left, not self.spent()
+
+
+def edges_among(graph: Graph, nodes: Collection[str]) -> EdgeMask:
+    """`(sender, receiver, group)`: the edges from some nodes to each other and to the logits.
+
+    Receivers that several senders share, as those of a head in pieces, count with any of them.
+    """
+    sends = np.array([sender in nodes for sender in graph.senders])
+    reads = np.zeros(len(graph.receivers), dtype=bool)
+    for stage, senders, receivers in zip(
+        graph.stages, graph.sender_slices, graph.receiver_slices, strict=True
+    ):
+        reads[receivers] = True if not stage.senders else (stage.feeding & sends[senders]).any(axis=1)
+    mask: EdgeMask = graph.edge_mask & sends[:, None, None] & reads[None, :, None]
+    return mask
+
+
+def _counts(most: int) -> Iterator[int]:
+    """Ever larger numbers, at last all: a quarter more each time."""
+    count = 1
+    while count < most:
+        yield count
+        count = max(count + 1, round(1.25 * count))
+    yield most
