@@ -13,7 +13,6 @@ import torch
 
 import circuitvit as cv
 from circuitvit.groundtruth.planted import PATH, TEXTURES
-from circuitvit.models.refined import refined
 from circuitvit.testing import active_edges
 
 METRIC = cv.logit_diff("yes", "no")
@@ -69,11 +68,12 @@ def groups() -> cv.TokenGroups:
 
 
 def finer(found: cv.Compiled) -> cv.Model:
-    """The model with what is planted in it as nodes."""
+    """The model with what is planted in it as nodes, chosen by gradients where there is something to choose."""
+    task = task_of(found)
     if found.name == "neuron":
-        return refined(found.model, {"m1": cv.neurons([7])})
+        return cv.refine_nodes(found.model, {"m*": cv.neurons()}, top=1, task=task, progress=False)
     if found.name == "superposition":
-        return refined(found.model, {"m0": cv.features(found.dictionary(), range(5))})
+        return cv.refine_nodes(found.model, {"m0": found.dictionary()}, top=5, task=task, progress=False)
     return cv.split_sources(found.model, groups(), ["a0.h0", "a0.h1", "a1.h0"])
 
 
@@ -101,11 +101,10 @@ def test_other_neurons_are_as_active_and_two_of_them_cancel() -> None:
     task = task_of(found)
     hidden = found.model.activations(task.clean, "m1.hidden", tokens="cls", progress=False)["m1.hidden"]
     assert (hidden[:, 0, :10] > 0.9).all()
-    every = refined(found.model, {"m1": cv.neurons(range(10))})
-    effects = cv.attribute(every, task, "exact", progress=False).to_dict()
-    own = [effects[f"m1.n{number}->logits"] for number in range(10)]
-    assert own == pytest.approx([0, 0, 0, 0, 0, -6, 6, -12, 0, 0], abs=1e-12)
-    assert effects["m1.rest->logits"] == pytest.approx(0, abs=1e-12)
+    scores = cv.attribute_units(found.model, task, {"m*": cv.neurons()}, "exact", progress=False)
+    effects = {unit: score for unit, score in scores.to_dict().items() if abs(score) > 1e-12}
+    assert effects == pytest.approx({"m1.n5": -6, "m1.n6": 6, "m1.n7": -12})
+    every = cv.refine_nodes(found.model, {"m1": cv.neurons(range(10))})
     assert set(cv.find(every, task, progress=False).circuit) == PLANTED_IN["neuron"]
 
 
@@ -147,7 +146,10 @@ def test_a_dictionary_that_is_rotated_leaves_the_effect_in_its_error() -> None:
     found = cv.compiled("superposition", dtype=torch.float64)
     drawn = torch.randn(48, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wrong = rotated(found.dictionary(), torch.linalg.qr(drawn).Q)
-    model = refined(found.model, {"m0": cv.features(wrong, range(5))})
+    model = cv.refine_nodes(found.model, {"m0": cv.features(wrong, range(5))})
+    scores = cv.attribute_units(found.model, task_of(found), {"m0": wrong}, "exact", progress=False)
+    effects = {unit: score for unit, score in scores.to_dict().items() if abs(score) > 1e-12}
+    assert effects == pytest.approx({"m0.error": -6})  # of the pairs, one has its dots elsewhere
     expected = {edge.replace("m0.f0", "m0.error") for edge in PLANTED_IN["superposition"]}
     assert set(cv.find(model, task_of(found), progress=False).circuit) == expected
 
@@ -161,13 +163,13 @@ def test_a_dictionary_between_the_directions_misses_what_can_be_calculated() -> 
     half_step = torch.eye(48).double() + around.T @ (within.double() - torch.eye(2)) @ around
     wrong = rotated(true, half_step)
 
-    written = true.decoder[:1]
+    written = true.decoder[:1]  # where the first of them is on
     features = wrong.encode(written)
     seen = (1 + 4 * math.cos(turn)) / 5
     assert sorted(features[0].tolist()) == pytest.approx([0, 0, 0, seen, seen])
     missed = (written - wrong.decode(features)).square().sum() / written.square().sum()
     assert float(missed) == pytest.approx(1 - 2 * seen**2 * (1 - 5**-0.5))
-    model = refined(found.model, {"m0": cv.features(wrong, range(5))})
+    model = cv.refine_nodes(found.model, {"m0": cv.features(wrong, range(5))})
     assert "m0.error->m1" in cv.find(model, task_of(found), progress=False).circuit
 
 
