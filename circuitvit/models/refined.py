@@ -20,6 +20,7 @@ from circuitvit.models.attention import AttentionStage
 from circuitvit.models.cut_heads import ByFeature, BySource, CutHeads
 from circuitvit.models.decompose import frozen_twin
 from circuitvit.models.dictionaries import Dictionary
+from circuitvit.models.edit_hash import said_of
 from circuitvit.models.edits import edited
 from circuitvit.models.encoders import features_of
 from circuitvit.models.fine import Carried, Features, FineStage, Neurons, StreamFeatures
@@ -71,6 +72,15 @@ class Units:
         if isinstance(self.dictionary, nn.Module):
             return *self.dictionary.parameters(), *self.dictionary.buffers()
         return tuple(self.dictionary.tensors.values()) if isinstance(self.dictionary, Dictionary) else ()
+
+    @property
+    def description(self) -> tuple[str, list[Tensor]]:
+        """What it is, for the hash of a model: in words, and tensors."""
+        if isinstance(self.dictionary, Dictionary):
+            own = self.dictionary
+            return f"{self.chosen} {own.kind} {own.k} {own.reads}", list(own.tensors.values())
+        said, tensors = said_of(self.dictionary)
+        return f"{self.chosen} {said}", tensors
 
 
 Refinement = Units | BySource
@@ -432,6 +442,11 @@ def split_sources(model: Model, groups: Groups, heads: str | Sequence[str] = "*"
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise unknown_name("head", pattern, known)
+    for name in groups.names:
+        if name.isdigit():
+            raise OptionError(
+                f"a group called {name!r}: {known[0]}[{name}] is a coordinate; call it 'token{name}'"
+            )
     members = groups.members
     count = model.n_tokens
     if members.shape[-1] != count:
