@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench import acdc_search, exact_effects, families, gradient_scores, inside, masked_runs, memory
+from bench import acdc_search, exact_effects, families, gradient_scores, inside, masked_runs, memory, neurons
 from bench._timing import keep, kept, machine, markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -19,7 +19,16 @@ START, END = "<!-- table -->", "<!-- end of table -->"
 def main() -> None:
     """Measure and print; `--write` puts all results into the page, `--only-write` those of earlier runs."""
     if "--only-write" not in sys.argv:
-        for part in (gradient_scores, families, masked_runs, exact_effects, acdc_search, memory, inside):
+        for part in (
+            gradient_scores,
+            families,
+            masked_runs,
+            exact_effects,
+            acdc_search,
+            memory,
+            inside,
+            neurons,
+        ):
             keep(part.rows())
     if {"--write", "--only-write"} & set(sys.argv):
         before, rest = PAGE.read_text().split(START)

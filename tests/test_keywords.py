@@ -39,9 +39,9 @@ TRAINING = ("find", "learn_constants", "tuned_lens")
 """Their batch size is of a training step, and another one gives another result: the default is a number."""
 
 TASKS = (
-    "attribute", "attribute_nodes", "attribute_units", "refine_nodes", "find_nodes", "calibrate", "acdc", "find",
-    "refine", "ddmin",
-    "circuit_curve", "score_curve", "audit", "verify", "robustness", "check_hypotheses", "Hypothesis.test",
+    "attribute", "attribute_nodes", "attribute_units", "refine_nodes", "find_nodes", "calibrate", "acdc",
+    "find", "refine", "ddmin", "circuit_curve", "score_curve", "audit", "verify", "robustness",
+    "check_hypotheses", "Hypothesis.test",
     "patching_map", "flip_search", "deciders", "run", "tuned_lens", "scrub",
 )  # fmt: skip
 """Which work on pairs, or keep streams: the memory of a batch can be foretold, and is asked for in bytes."""

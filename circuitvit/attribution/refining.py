@@ -83,7 +83,8 @@ def refine_nodes(
 
 def _by_node(model: Model, table: Mapping[str, Any]) -> dict[str, Units]:
     """What becomes of each node, by full names."""
-    if not isinstance(table, Mapping) or not table:
+    given: Any = table
+    if not isinstance(given, Mapping) or not given:
         raise OptionError('nodes are refined by name, such as {"m5": cv.neurons()}')
     found: dict[str, Units] = {}
     for key in sorted(table, key=lambda key: "*" not in key and "?" not in key):  # whole names last

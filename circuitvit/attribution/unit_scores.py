@@ -159,6 +159,8 @@ def unit_places(model: Model, units: Mapping[str, Any]) -> list[UnitPlace]:
 def _meant(model: Model, key: str, units: Units) -> Iterator[UnitPlace]:
     """What is asked for by one name, which may mean several nodes."""
     sites = model.all_sites
+    if key in (model.bare or model).refinements and key not in sites.names:
+        raise OptionError(f"{key} is refined already: score its units in the model before that")
     if units.dictionary is None:
         found = [(site, None) for site in matching(sites, f"{key.removesuffix('.hidden')}.hidden")]
     else:

@@ -38,6 +38,7 @@ EXTRAS = {
     "digits": "handwritten digits",
     "heads": "classifiers fitted to features",
     "probes": "linear probes",
+    "sae": "training dictionaries of features",
 }
 """What each extra of the package is for."""
 

@@ -448,6 +448,12 @@ class AttentionStage(Stage):
             found.append(moved)
         return torch.cat(found)
 
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        place, head = divmod(receiver, len(self.heads))
+        own = reads[place].clone()
+        own[:, head] = others[place][:, head]
+        return *reads[:place], own, *reads[place + 1 :]
+
     def _moved(
         self, place: int, port: str, reads: Reads, others: Tensor, d_read: Tensor, d_compact: Tensor
     ) -> Float[Tensor, "head candidate batch"] | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuitvit.errors import OptionError
 from circuitvit.graph import StageNodes, port_of
+from circuitvit.models.attention import AttentionStage
 from circuitvit.models.encoders import features_of
 from circuitvit.models.factored import Factored
 from circuitvit.models.fine import ERROR, REST, directions_of, without
@@ -47,6 +48,21 @@ class BySource:
     def images(self) -> int | None:
         """For how many images it is made; None for any."""
         return None if self.masks.ndim == 2 else self.masks.shape[1]
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it holds for images of the model's own size alone."""
+        return True
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Nothing that a model's numbers come from can be edited in place."""
+        return ()
+
+    @property
+    def description(self) -> tuple[str, list[Tensor]]:
+        """What it is, for the hash of a model: in words, and tensors."""
+        return f"{self.names}", [self.masks]
 
     def at(self, group: int, value: Heads) -> Heads:
         """Values that are 0 outside of a group; candidates of a batch follow each other as images."""
@@ -105,7 +121,7 @@ class CutHeads(Stage):
         cuts: by the names of heads.
     """
 
-    def __init__(self, inner: Stage, cuts: Mapping[str, Pieces]) -> None:
+    def __init__(self, inner: AttentionStage, cuts: Mapping[str, Pieces]) -> None:
         self.inner, self.cuts = inner, dict(cuts)
         pieces = [
             (head, number)
@@ -120,6 +136,9 @@ class CutHeads(Stage):
         inner = self.inner.nodes
         self._pieces = tuple(pieces)
         self._owners = [inner.senders.index(head) for head, _ in pieces]
+        # Heads that are normed together compute with those that do not send, too.
+        self._heads = [self.inner.heads.index(self.inner.senders[owner]) for owner in self._owners]
+        self._ranks = [self._owners[:place].count(owner) for place, owner in enumerate(self._owners)]
         names = tuple(
             f"{head}{self.cuts[head].names[number]}" if head in self.cuts else head for head, number in pieces
         )
@@ -139,8 +158,7 @@ class CutHeads(Stage):
 
     @property
     def narrow(self) -> tuple[int, int]:
-        assert self.inner.narrow is not None, "heads are narrow"
-        return len(self._pieces), self.inner.narrow[1]
+        return len(self._pieces), self.inner.d_head
 
     # -- reading and writing -------------------------------------------------------------------------
 
@@ -164,11 +182,10 @@ class CutHeads(Stage):
             whole: what they mixed.
             run: the same function of other reads.
         """
-        heads = self.inner.nodes.senders
         by_group: dict[tuple[int, int], Heads] = {}
         by_head: dict[str, list[Tensor]] = {}
         found = []
-        for (name, number), head in zip(self._pieces, self._owners, strict=True):
+        for (name, number), head in zip(self._pieces, self._heads, strict=True):
             cut = self.cuts.get(name)
             if cut is None:
                 found.append(whole[:, head])
@@ -179,7 +196,7 @@ class CutHeads(Stage):
                 found.append(by_group[key][:, head])
             else:
                 if name not in by_head:
-                    by_head[name] = cut.of(whole[:, heads.index(name)])
+                    by_head[name] = cut.of(whole[:, head])
                 found.append(by_head[name][number])
         return torch.stack(found, dim=1)
 
@@ -194,10 +211,12 @@ class CutHeads(Stage):
         ports = list(dict.fromkeys(port_of(receiver) for receiver in self.inner.nodes.receivers))
         return ports.index("v")
 
-    def _by_head(self, compact: Heads) -> Heads:
-        """The heads from their pieces; what is not among the senders is 0."""
-        heads = compact.new_zeros(compact.shape[0], len(self.inner.nodes.senders), *compact.shape[2:])
-        return heads.index_add(1, torch.tensor(self._owners, device=compact.device), compact)
+    def _by_head(self, compact: Heads, rank: int | None = None) -> Heads:
+        """The heads from their pieces, or from those of one rank alone; what has none is 0."""
+        heads = compact.new_zeros(compact.shape[0], len(self.inner.heads), *compact.shape[2:])
+        mine = [place for place, own in enumerate(self._ranks) if rank in (None, own)]
+        into = torch.tensor([self._heads[place] for place in mine], device=compact.device)
+        return heads.index_add(1, into, compact[:, mine])
 
     def total(self, compact: Tensor) -> Tensor:
         if self.is_whole:
@@ -208,9 +227,11 @@ class CutHeads(Stage):
         return self.inner.add(stream, self._by_head(compact))
 
     def factored(self, compact: Tensor) -> Factored:
-        weight = self.inner.factored(compact[:, :1].expand(-1, len(self.inner.nodes.senders), -1, -1)).weight
+        each = [self.inner.factored(self._by_head(compact, rank)) for rank in range(1 + max(self._ranks))]
+        weight = each[0].weight
         assert weight is not None, "heads write through a projection"
-        return Factored(compact.transpose(0, 1), weight[self._owners])
+        rows = [each[rank].narrow[owner] for rank, owner in zip(self._ranks, self._owners, strict=True)]
+        return Factored(torch.stack(rows), weight[self._owners])
 
     @property
     def constant(self) -> Tensor | None:
@@ -222,13 +243,14 @@ class CutHeads(Stage):
         """The literal ones: all heads are run anew for each receiver."""
         count, base, found = len(others[0]), self.write(reads), []
         same = [read.expand(count, *read.shape).flatten(0, 1) for read in reads]
-        for place, other in enumerate(others):
-            for head in range(other.shape[2]):
-                given = [read.clone() if each == place else read for each, read in enumerate(same)]
-                given[place][:, head] = other.flatten(0, 1)[:, head]
-                written = self.write(tuple(given)).view(count, *base.shape)
-                found.append(((written - base) * d_compact).flatten(2).sum(dim=-1))
+        moved = tuple(other.flatten(0, 1) for other in others)
+        for receiver in range(len(self.nodes.receivers)):
+            written = self.write(self.exchanged(tuple(same), moved, receiver)).view(count, *base.shape)
+            found.append(((written - base) * d_compact).flatten(2).sum(dim=-1))
         return torch.stack(found)
+
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        return self.inner.exchanged(reads, others, receiver)
 
     # -- looking inside ------------------------------------------------------------------------------
 
@@ -266,7 +288,7 @@ class CutHeads(Stage):
         twin._take([self._pieces[sender] for sender in senders])
         return twin
 
-    def _around(self, inner: Stage) -> CutHeads:
+    def _around(self, inner: AttentionStage) -> CutHeads:
         twin = copy.copy(self)
         twin.inner = inner
         return twin

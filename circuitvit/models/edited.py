@@ -289,30 +289,15 @@ class EditedStage(Stage):
             return super().answers(reads, others, d_reads, d_compact)
         count, base, found = len(others[0]), self.write(reads), []
         same = [read.expand(count, *read.shape).flatten(0, 1) for read in reads]
-        for place, head in self._ports():
-            given = [read.clone() if each == place else read for each, read in enumerate(same)]
-            other = others[place].flatten(0, 1)
-            if head is None:
-                given[place] = other
-            else:
-                given[place][:, head] = other[:, head]
-            written = self.write(tuple(given)).view(count, *base.shape)
+        moved = tuple(other.flatten(0, 1) for other in others)
+        for receiver in range(len(self.nodes.receivers)):
+            given = self.exchanged(tuple(same), moved, receiver)
+            written = self.write(given).view(count, *base.shape)
             found.append(((written - base) * d_compact).flatten(2).sum(dim=-1))
         return torch.stack(found)
 
-    def _ports(self) -> Iterable[tuple[int, int | None]]:
-        """For each receiver the number of its read, and its head there; None for an MLP."""
-        first = 0
-        for part in self.inner.branches:
-            receivers = part.nodes.receivers
-            if part.nodes.kind != "attention":
-                yield first, None
-                first += 1
-                continue
-            heads = len(heads_of(part))
-            for place in range(len(receivers)):
-                yield first + place // heads, place % heads
-            first += len(receivers) // heads
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        return self.inner.exchanged(reads, others, receiver)
 
     def contents(self) -> tuple[Content, ...]:
         return self.inner.contents()

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.factored import Factored
 from circuitvit.models.parts import MLP, Linear
 
@@ -55,9 +56,6 @@ class Encoder(ABC):
     def taking(self, places: Sequence[int]) -> Encoder:
         """Some of these units, by their places among them."""
 
-    def forget(self) -> None:  # noqa: B027 - most keep nothing
-        """Drop what was computed from weights, which have changed."""
-
 
 @dataclass(frozen=True, eq=False)
 class Rows(Encoder):
@@ -65,17 +63,18 @@ class Rows(Encoder):
 
     Attributes:
         chosen: numbers of the units.
-        weight: gives all rows `(unit, width)` as they are now, those of units that are not chosen too.
-        offset: likewise `(unit,)`, or None.
-        act: of what the chosen units read `(batch, token, unit)`, given their numbers.
-        top: how many of all pre-activations at a token count; then a unit also reads the smallest of these,
-            as a unit below it is 0. None where each unit is by itself.
+        linear: gives what all units read, those that are not chosen too.
+        act: from what units read to what they are.
+        threshold: `(unit,)` that a unit has to be above, else it is 0, and itself then; None where `act` is
+            all there is.
+        top: how many of all pre-activations at a token count; then a unit also reads whether it is among
+            them. None where each unit is by itself.
     """
 
     chosen: tuple[int, ...]
-    weight: Callable[[], Tensor]
-    offset: Callable[[], Tensor | None]
-    act: Callable[[Tensor, Sequence[int]], Tensor]
+    linear: Linear
+    act: Callable[[Tensor], Tensor]
+    threshold: Float[Tensor, " unit"] | None = None
     top: int | None = None
 
     @property
@@ -83,22 +82,24 @@ class Rows(Encoder):
         return 1 if self.top is None else 2
 
     def rows(self) -> tuple[Float[Tensor, "unit width"], Float[Tensor, " unit"] | None]:
-        """Those of the chosen units."""
-        chosen, offset = list(self.chosen), self.offset()
-        return self.weight()[chosen], None if offset is None else offset[chosen]
+        """Those of the chosen units, and what is added to what they read."""
+        chosen, offset = list(self.chosen), self.linear.bias
+        return self.linear.weight[chosen], None if offset is None else offset[chosen]
 
     def read(self, point: Point) -> Float[Tensor, "batch token unit port"]:
         if self.top is None:
             weight, offset = self.rows()
             return torch.nn.functional.linear(point, weight, offset)[..., None]
-        every = torch.nn.functional.linear(point, self.weight(), self.offset())
-        least = every.topk(self.top, dim=-1).values[..., -1:]
-        own = every[..., list(self.chosen)]
-        return torch.stack([own, least.expand_as(own)], dim=-1)
+        every, chosen = self.linear(point), list(self.chosen)
+        among = torch.zeros_like(every).scatter(-1, every.topk(self.top, dim=-1).indices, 1.0)
+        return torch.stack([every[..., chosen], among[..., chosen]], dim=-1)
 
     def activate(self, reads: Float[Tensor, "batch token unit port"]) -> Float[Tensor, "batch token unit"]:
-        own = self.act(reads[..., 0], self.chosen)
-        return own if self.top is None else own * (reads[..., 0] >= reads[..., 1])
+        own = reads[..., 0]
+        if self.threshold is not None:
+            return own * (own > self.threshold[list(self.chosen)])
+        own = self.act(own.clone())  # some overwrite what they are given
+        return own if self.top is None else own * reads[..., 1].detach()
 
     def back(self, point: Point, d_reads: Tensor) -> Factored:
         weight, _ = self.rows()
@@ -131,10 +132,10 @@ class Whole(Encoder):
         if not self.chosen:
             return point.new_zeros(0, *point.shape)
         with torch.enable_grad():
-            own = self.read(leaf)[..., 0]
+            each = self.read(leaf)[..., 0].unbind(-1)
         found = [
-            torch.autograd.grad(own[..., place], leaf, d_reads[..., place, 0], retain_graph=True)[0]
-            for place in range(own.shape[-1])
+            torch.autograd.grad(own, leaf, d_own, retain_graph=True)[0]
+            for own, d_own in zip(each, d_reads[..., 0].unbind(-1), strict=True)
         ]
         return torch.stack(found)
 
@@ -156,14 +157,13 @@ def neurons_of(mlp: MLP, chosen: Sequence[int], hidden: Callable[[Tensor], Tenso
     """
     first = _first(mlp)
     if first is not None and _is_first(*first, hidden):
-        linear, act = first
-        return Rows(tuple(chosen), lambda: linear.weight, lambda: linear.bias, lambda x, _: act(x))
+        return Rows(tuple(chosen), *first)
     return Whole(tuple(chosen), hidden)
 
 
 def _first(mlp: MLP) -> tuple[Linear, nn.Module] | None:
     """The layer before the activation, and that, of an MLP with one linear layer beside its last."""
-    if not mlp.known or mlp.act is None or mlp.gates or mlp.norm is not None or mlp.out is None:
+    if not mlp.known or mlp.act is None or mlp.out is None:
         return None
     others = [
         part
@@ -190,20 +190,7 @@ def _is_first(linear: Linear, act: nn.Module, hidden: Callable[[Tensor], Tensor]
 
 def features_of(dictionary: Any, chosen: Sequence[int]) -> Encoder:
     """Features of a dictionary as functions of what it reads; by rows where its form is known."""
-    kind = getattr(dictionary, "kind", None)
-    if kind not in ("relu", "jumprelu", "topk") or not isinstance(
-        getattr(dictionary, "encoder", None), Tensor
-    ):
+    if not isinstance(dictionary, Dictionary):
         return Whole(tuple(chosen), dictionary.encode)
-    threshold = dictionary.threshold if kind == "jumprelu" else None
-
-    def act(pre: Tensor, own: Sequence[int]) -> Tensor:
-        return pre.relu() if threshold is None else pre * (pre > threshold[list(own)])
-
-    return Rows(
-        tuple(chosen),
-        lambda: dictionary.encoder,
-        lambda: dictionary.offset,
-        act,
-        dictionary.k if kind == "topk" else None,
-    )
+    linear = Linear(dictionary.encoder, dictionary.offset)
+    return Rows(tuple(chosen), linear, torch.relu, dictionary.threshold, dictionary.k)

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.graph import RESIDUAL, StageNodes
+from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.encoders import Encoder, features_of, neurons_of
 from circuitvit.models.factored import Factored, Stacked
 from circuitvit.models.layers import MLPStage
@@ -103,6 +104,16 @@ def _narrow_through_norm(stage: MLPStage, stream: Tensor, at_point: Factored) ->
 
 
 @dataclass(frozen=True, eq=False)
+class Hidden:
+    """From the normed input of an MLP to its neurons: an object, so that copies compute with their own."""
+
+    inner: MLPStage
+
+    def __call__(self, point: Tensor) -> Tensor:
+        return self.inner.hidden((point,))
+
+
+@dataclass(frozen=True, eq=False)
 class Neurons(Cut):
     """An MLP cut into neurons.
 
@@ -118,7 +129,7 @@ class Neurons(Cut):
     @classmethod
     def of(cls, inner: MLPStage, chosen: Sequence[int]) -> Neurons:
         """An MLP with these neurons apart."""
-        return cls(inner, neurons_of(inner.mlp, chosen, lambda point: inner.hidden((point,))))
+        return cls(inner, neurons_of(inner.mlp, chosen, Hidden(inner)))
 
     def point(self, stream: Tensor) -> Tensor:
         return self.inner.norm(stream)
@@ -138,7 +149,7 @@ class Neurons(Cut):
         return self.inner.from_hidden(without(hidden, self.encoder.chosen))
 
     def ruled(self, rules: BackwardRules) -> Neurons:
-        return Neurons.of(self.inner.with_rules(rules), self.encoder.chosen)
+        return Neurons.of(self.inner.with_rules(_inside(rules)), self.encoder.chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +203,12 @@ class Features(Cut):
         return remainder_of(self.dictionary, self.encoder.chosen, which, point, written)
 
     def ruled(self, rules: BackwardRules) -> Features:
-        return replace(self, inner=self.inner.with_rules(rules))
+        return replace(self, inner=self.inner.with_rules(_inside(rules)))
+
+
+def _inside(rules: BackwardRules) -> BackwardRules:
+    """The rules of what is cut: what is written is damped once, piece by piece."""
+    return replace(rules, output_share=1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,11 +289,11 @@ def remainder_of(
 
 def directions_of(dictionary: Any, chosen: Sequence[int]) -> Float[Tensor, "unit width"]:
     """What one of each of these features adds to what a dictionary decodes."""
-    if isinstance(getattr(dictionary, "decoder", None), Tensor):
-        rows: Tensor = dictionary.decoder[list(chosen)].detach()
-        return rows
-    one_each = torch.eye(dictionary.n_features)[list(chosen)].to(dictionary.like)
-    with torch.no_grad():  # a module's parameters may ask for gradients
+    if isinstance(dictionary, Dictionary):
+        return dictionary.decoder[list(chosen)]
+    one_each = dictionary.like.new_zeros(len(chosen), dictionary.n_features)
+    one_each[range(len(chosen)), list(chosen)] = 1.0
+    with torch.no_grad():  # what a foreign object holds may ask for gradients
         written: Tensor = dictionary.decode(one_each) - dictionary.decode(torch.zeros_like(one_each))
     return written
 
@@ -304,6 +320,7 @@ class FineStage(Stage):
     def __init__(self, cut: Cut, name: str, letter: str, keeps_error: bool = False) -> None:
         self.whole, self.name, self.letter, self.keeps_error = cut, name, letter, keeps_error
         self.rules: BackwardRules | None = None
+        self._d_model = int(cut.directions().shape[1])
         self._take(range(len(cut.encoder.chosen)), cut.remainders)
 
     def _take(self, units: Sequence[int], remainders: Sequence[str]) -> None:
@@ -329,10 +346,6 @@ class FineStage(Stage):
             inner.writes_to,
             kept,
         )
-
-    @property
-    def _d_model(self) -> int:
-        return int(self.whole.directions().shape[1])
 
     @property
     def n_reads(self) -> int:
@@ -436,6 +449,14 @@ class FineStage(Stage):
         units, rest = self._apart(change)
         moved = torch.cat([units.sum(dim=2), rest.sum(dim=(2, 4))], dim=-1)
         return moved.permute(2, 0, 1)
+
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        place = 1 + receiver - len(self.units)
+        if place > 0:
+            return *reads[:place], others[place], *reads[place + 1 :]
+        units = reads[0].clone()
+        units[:, :, receiver] = others[0][:, :, receiver]
+        return units, *reads[1:]
 
     # -- the same with fewer senders, or another gradient --------------------------------------------
 

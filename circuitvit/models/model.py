@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph, notebook
 from circuitvit.models.changes import Change, Value
-from circuitvit.models.edit_hash import description, said_of
+from circuitvit.models.edit_hash import description
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
@@ -180,7 +180,7 @@ class Model:
         """How inputs of another size can be had."""
         if self.preprocessing.what != "sentence":
             return "resize and crop them to that"
-        return f"edits at places are of one number of tokens, .text(images, tokens={width})"
+        return f"edits at places and source groups are of one number of tokens, .text(images, tokens={width})"
 
     def tokens_at(self, height: int, width: int) -> int:
         """The number of tokens of an image of this size, of a clip with all its frames.
@@ -204,7 +204,7 @@ class Model:
     @property
     def resizable(self) -> bool:
         """Whether the model takes images of other sizes than its own; with edits at places it does not."""
-        bound = any(change.is_bound for change in self.edits)
+        bound = any(each.is_bound for each in (*self.edits, *self.refinements.values()))
         return not bound and self.family.resizable(self.module)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -238,7 +238,8 @@ class Model:
         with torch.set_grad_enabled(grad):
             if self.head is None and not self.edits:
                 return self.family.run(self.module, images)
-            if self.edits and not self.resizable and images.shape[1:] != self.preprocessing.shape:
+            changed = self.edits or self.refinements
+            if changed and not self.resizable and images.shape[1:] != self.preprocessing.shape:
                 own, given = self.preprocessing.shape, tuple(images.shape[1:])
                 what, way = self.preprocessing.what, self._way_to_size(given[-1])
                 raise DataError(f"{self.name} takes {what}s of {own}, not of {given}: {way}")
@@ -398,6 +399,7 @@ class Model:
         if self.head is not None:
             yield from self.head.tensors.values()
         yield from (change.tensor for change in self.edits if change.tensor is not None)
+        yield from (tensor for how in self.refinements.values() for tensor in how.tensors)
 
     @property
     def weights_version(self) -> int:
@@ -439,7 +441,11 @@ class Model:
         if self.bare is not None:  # what a function reads, or a direction that is learned, changes unseen
             return hash_with(self.bare.weights_hash, *description(self.edits))
         if self.coarse is not None:
-            return hash_with(self.coarse.weights_hash, *said_of(self.refinements))
+            each = {node: how.description for node, how in self.refinements.items()}
+            said = "||".join(f"{node} {words}" for node, (words, _) in each.items())
+            return hash_with(
+                self.coarse.weights_hash, said, [own for _, all_ in each.values() for own in all_]
+            )
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:

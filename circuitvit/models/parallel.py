@@ -148,6 +148,17 @@ class ParallelStage(Stage):
         each = zip(self._each_of(reads, d_reads, d_compact), moved, strict=True)
         return torch.cat([part.answers(own[0], other, *own[1:]) for (part, own), other in each])
 
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        found: list[Tensor] = []
+        first = 0
+        for part, own, other in zip(
+            self.apart, self.split_reads(reads), self.split_reads(others), strict=True
+        ):
+            mine = 0 <= receiver - first < len(part.nodes.receivers)
+            found += part.exchanged(own, other, receiver - first) if mine else own
+            first += len(part.nodes.receivers)
+        return tuple(found)
+
     def _each_of(
         self, reads: Reads, d_reads: Reads, d_compact: Tensor
     ) -> list[tuple[Stage, tuple[Reads, Reads, Tensor]]]:

@@ -12,12 +12,15 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.graph import RESIDUAL, is_residual
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.cut_heads import ByFeature, BySource, CutHeads
+from circuitvit.models.decompose import frozen_twin
+from circuitvit.models.dictionaries import Dictionary
+from circuitvit.models.edit_hash import said_of
 from circuitvit.models.edits import edited
 from circuitvit.models.encoders import features_of
 from circuitvit.models.fine import Carried, Features, FineStage, Neurons, StreamFeatures
@@ -59,6 +62,27 @@ class Units:
     def images(self) -> None:
         """For how many images it is made: for any."""
         return None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it holds for images of the model's own size alone."""
+        return False
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of the dictionary, which may be edited in place, so far as they are known."""
+        if isinstance(self.dictionary, nn.Module):
+            return *self.dictionary.parameters(), *self.dictionary.buffers()
+        return tuple(self.dictionary.tensors.values()) if isinstance(self.dictionary, Dictionary) else ()
+
+    @property
+    def description(self) -> tuple[str, list[Tensor]]:
+        """What it is, for the hash of a model: in words, and tensors."""
+        if isinstance(self.dictionary, Dictionary):
+            own = self.dictionary
+            return f"{self.chosen} {own.kind} {own.k} {own.reads}", list(own.tensors.values())
+        said, tensors = said_of(self.dictionary)
+        return f"{self.chosen} {said}", tensors
 
 
 ERRORS = ("node", "kept")
@@ -312,14 +336,16 @@ def _check_sum(coarse: Model, made: Model) -> None:
             return
         compact = own.write(own.read(stream))
         if cut is not own:
-            whole = own.total(compact)
-            pieces = cut.expand(cut.write(cut.read(stream))).sum(dim=0)
-            pieces = pieces if cut.constant is None else pieces + cut.constant
-            unit = torch.finfo(stream.dtype).eps * 1e3 * (1 + float(whole.abs().max()))
-            if pieces.shape != whole.shape or not float((pieces - whole).abs().max()) <= unit:
+            whole, pieces = own.total(compact), cut.expand(cut.write(cut.read(stream)))
+            made_of = pieces.sum(dim=0) if cut.constant is None else pieces.sum(dim=0) + cut.constant
+            size = 1 + max(float(whole.abs().max()), float(pieces.abs().max()))
+            unit = torch.finfo(stream.dtype).eps * 1e3 * size
+            if made_of.shape != whole.shape or not float((made_of - whole).abs().max()) <= unit:
+                nodes = [node for node in own.nodes.senders if node in made.refinements]
                 raise UnsupportedModelError(
-                    f"the pieces of {own.nodes.name} do not sum to what it writes: its heads are normed, or "
-                    "mix their values in a way that is not linear, so that they cannot be cut"
+                    f"the pieces of {' and '.join(nodes)} do not sum to what is written: heads that are "
+                    "normed after they have mixed their values, or that add something to these, cannot be "
+                    "cut by the tokens that they take them from, only by the features of a dictionary"
                 )
         stream = own.add(stream, compact)
 
@@ -361,10 +387,12 @@ def fitted(dictionary: Any, node: str, width: int, model: Model) -> Any:
             that is not affine.
     """
     like = next(model.module.parameters())
-    if isinstance(getattr(dictionary, "decoder", None), Tensor) and hasattr(dictionary, "to"):
+    if isinstance(dictionary, Dictionary):
         if dictionary.width != width:
             raise OptionError(f"a dictionary of width {dictionary.width}, and {node} has {width}")
         return dictionary.to(like.device, like.dtype)
+    if isinstance(dictionary, nn.Module):
+        dictionary = frozen_twin(dictionary)  # its parameters get no gradients, and its mode stays what it is
     noise = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(like)
     kind = type(dictionary).__name__
     try:
@@ -434,6 +462,11 @@ def split_sources(model: Model, groups: Groups, heads: str | Sequence[str] = "*"
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise unknown_name("head", pattern, known)
+    for name in groups.names:
+        if name.isdigit():
+            raise OptionError(
+                f"a group called {name!r}: {known[0]}[{name}] is a coordinate; call it 'token{name}'"
+            )
     members = groups.members
     count = model.n_tokens
     if members.shape[-1] != count:

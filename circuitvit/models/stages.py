@@ -203,6 +203,13 @@ class Stage(ABC):
         change = written.view(len(others[0]), *d_compact.shape) - self.write(reads)
         return (change * d_compact).flatten(2).sum(dim=-1)[None]
 
+    def exchanged(self, reads: Reads, others: Reads, receiver: int) -> Reads:
+        """The reads when one receiver, by its number, alone reads what is in others.
+
+        This version is for stages with one receiver.
+        """
+        return others
+
     def scores(self, reads: Reads) -> Float[Tensor, "batch head query key"]:
         """What the softmax is taken of, in nats: scaled products of queries and keys, and what is added to
         them.

@@ -213,6 +213,15 @@ def test_units_that_are_not_named_are_in_the_rest(small: Case) -> None:
     assert every["m1.rest"] == 0.0  # a bias is the same on both images
 
 
+def test_what_is_refined_beside_changes_nothing(small: Case) -> None:
+    fine = cv.models.refined(small.model, {"m0": cv.neurons([1])})
+    found, expected = (
+        cv.attribute_units(model, small.task(), {"m1": cv.neurons()}, progress=False).values
+        for model in (fine, small.model)
+    )
+    assert found == pytest.approx(expected, abs=1e-11)
+
+
 def test_any_object_that_encodes_and_decodes_is_a_dictionary(small: Case) -> None:
     known = dictionary(8)
 
@@ -282,6 +291,9 @@ def test_what_cannot_be_said_of_units_is_refused(small: Case) -> None:
     edited = small.model.edit({"m0": cv.add(torch.ones(8))})
     with pytest.raises(UnsupportedModelError, match="what m0 writes is edited: it is no sum over neurons"):
         cv.attribute_units(edited, small.task(), {"m*": cv.neurons()}, progress=False)
+    fine = cv.models.refined(small.model, {"m0": cv.neurons([1])})
+    with pytest.raises(OptionError, match="m0 is refined already: score its units in the model before that"):
+        cv.attribute_units(fine, small.task(), {"m0": cv.neurons()}, progress=False)
 
     class Bent:
         encode, decode = staticmethod(torch.relu), staticmethod(torch.square)

@@ -180,8 +180,14 @@ class HookedModule:
             share: how much of the way to the corrupt run's output it goes.
         """
         sender, receiver = edge.split("->")
-        place, streams = self.receivers[receiver], list[Tensor]()
         moved = share * (self.written(corrupt, sender) - self.written(clean, sender))
+        with self.reading(receiver, moved):
+            return self.run(clean)
+
+    @contextmanager
+    def reading(self, receiver: str, moved: Tensor) -> Iterator[None]:
+        """Runs in which one receiver alone reads a stream to which something is added."""
+        place, streams = self.receivers[receiver], list[Tensor]()
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             streams.append(inputs[0])
@@ -201,7 +207,7 @@ class HookedModule:
             place.projection.register_forward_hook(replace),
         )
         with _hooked(*handles):
-            return self.run(clean)
+            yield
 
 
 @contextmanager

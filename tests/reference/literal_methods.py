@@ -53,15 +53,13 @@ class InteractionViT(RelevanceViT):
     def activation(self, module: nn.Module, x: Tensor) -> Tensor:
         return LiteralViT.activation(self, module, x)
 
-    def written(self, block: nn.Module, head: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def mixed(self, block: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         attention = block.attn
         query, key = self.norm(attention.q_norm, query), self.norm(attention.k_norm, key)
         shared = query / 4 + query.detach() * 3 / 4, key / 4 + key.detach() * 3 / 4
         value = value / 2 + value.detach() / 2
         pattern = SofterSoftmax.apply(shared[0] @ shared[1].transpose(1, 2) / attention.head_dim**0.5)
-        columns = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
-        written = (pattern @ value) @ self.tensor(attention.proj.weight)[:, columns].t()
-        return written * self.gamma(block.ls1)
+        return pattern @ value
 
 
 class SofterSoftmax(torch.autograd.Function):

@@ -149,9 +149,9 @@ def local(
             if receiver == "logits":
                 effect = metric(model.readout(inputs["logits"])) - whole
             else:
-                node = receiver.partition("<")[0]
-                effect = ((model.node(node, inputs) - run.outputs[node]) * slopes[node]).flatten(1).sum(dim=1)
-            scores[name] = float(effect.sum()) / len(base)
+                answers = model.fed(receiver, inputs)
+                effect = sum(((own - run.outputs[u]) * slopes[u]).sum() for u, own in answers.items())
+            scores[name] = float(torch.as_tensor(effect).sum()) / len(base)
     return scores
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -163,11 +164,29 @@ class LiteralViT:
             for head in range(self.heads[layer]):
                 name = f"a{layer}.h{head}"
                 query, key, value = (hear(f"{name}<{port}>", constant) for port in "qkv")
-                run.outputs[name] = self.head(block, head, query, key, value)
+                run.outputs.update(self.by_head(name, query, key, value))
             constant = constant + self.constant(block)
-            run.outputs[f"m{layer}"] = self.mlp(block, hear(f"m{layer}", constant))
+            run.outputs.update(self.by_mlp(f"m{layer}", partial(hear, constant=constant)))
         run.logits = self.end(run, hear, constant)
         return run
+
+    def by_head(self, name: str, query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
+        """What the senders of a head write, from the three streams that it reads."""
+        return {name: self.head(*self.place(name), query, key, value)}
+
+    def by_mlp(self, name: str, hear: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """What the senders of an MLP write, from what its receivers hear."""
+        return {name: self.mlp(self.vit.blocks[int(name[1:])], hear(name))}
+
+    def fed(self, receiver: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the senders of a receiver's node write, from what its receivers read, by name."""
+        node = receiver.partition("<")[0]
+        return {node: self.node(node, inputs)}
+
+    def place(self, head: str) -> tuple[nn.Module, int]:
+        """The block and the number of a head."""
+        layer, _, number = head[1:].partition(".h")
+        return self.vit.blocks[int(layer)], int(number)
 
     def end(self, run: Run, hear: Hear, constant: Tensor) -> Tensor:
         """The logits, after the blocks."""
@@ -254,13 +273,20 @@ class LiteralViT:
 
     def written(self, block: nn.Module, head: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """A head's output from what it has read."""
-        attention, d_head = block.attn, block.attn.head_dim
+        return self.sent(block, head, self.mixed(block, query, key, value))
+
+    def mixed(self, block: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """A head's z: its values, mixed by its pattern."""
+        attention = block.attn
         asked, offered = self.norm(attention.q_norm, query), self.norm(attention.k_norm, key)
-        carried = value
-        pattern = self.pattern(asked @ offered.transpose(1, 2) / math.sqrt(d_head))
-        columns = slice(head * d_head, (head + 1) * d_head)
-        written = (pattern @ carried) @ self.tensor(attention.proj.weight[:, columns]).t()
-        return written * self.gamma(block.ls1)
+        pattern = self.pattern(asked @ offered.transpose(1, 2) / math.sqrt(attention.head_dim))
+        return pattern @ value
+
+    def sent(self, block: nn.Module, head: int, mixed: Tensor) -> Tensor:
+        """A head's output from its z."""
+        width = block.attn.head_dim
+        columns = slice(head * width, (head + 1) * width)
+        return (mixed @ self.tensor(block.attn.proj.weight[:, columns]).t()) * self.gamma(block.ls1)
 
     def pattern(self, scores: Tensor) -> Tensor:
         """Attention scores to weights."""
@@ -270,12 +296,14 @@ class LiteralViT:
         """What a head or MLP writes, from what its receivers read, by name."""
         if name.startswith("m"):
             return self.mlp(self.vit.blocks[int(name[1:])], inputs[name])
-        layer, _, head = name[1:].partition(".h")
-        streams = [inputs[f"{name}<{port}>"] for port in "qkv"]
-        return self.head(self.vit.blocks[int(layer)], int(head), *streams)
+        return self.head(*self.place(name), *(inputs[f"{name}<{port}>"] for port in "qkv"))
 
     def mlp(self, block: nn.Module, stream: Tensor) -> Tensor:
-        """The MLP's output; its kind is told by the names of its parts."""
+        """The MLP's output."""
+        return self.linear(block.mlp.fc2, self.hidden(block, stream)) * self.gamma(block.ls2)
+
+    def hidden(self, block: nn.Module, stream: Tensor) -> Tensor:
+        """The MLP's neurons; its kind is told by the names of its parts."""
         mlp, normed = block.mlp, self.norm(block.norm2, stream)
         if hasattr(mlp, "fc1_g"):  # SwiGLU with two matrices
             hidden = self.activation(mlp.act, self.linear(mlp.fc1_g, normed)) * self.linear(mlp.fc1_x, normed)
@@ -287,7 +315,7 @@ class LiteralViT:
                 hidden = self.activation(mlp.act, first) * second
         else:
             hidden = self.activation(mlp.act, self.linear(mlp.fc1, normed))
-        return self.linear(mlp.fc2, self.norm(mlp.norm, hidden)) * self.gamma(block.ls2)
+        return self.norm(mlp.norm, hidden)
 
     def readout(self, stream: Tensor) -> Tensor:
         """Final norm, pooling, classifier."""
