@@ -50,6 +50,7 @@ class PiecesOf:
     original: Original
     pieces: Mapping[str, Piece]
 
+    @torch.no_grad()
     def ablated(self, clean: Tensor, corrupt: Tensor, edge: str, share: float = 1.0) -> Tensor:
         """The logits of the clean images when one edge carries what it carries in the corrupt run."""
         sender, _, receiver = edge.partition("->")
@@ -76,7 +77,7 @@ class PiecesOf:
     def _changed(self, images: Tensor, piece: Piece, change: Callable[[Tensor], Tensor]) -> Tensor:
         """What a node writes with a change inside of it; where all heads are one function, what they do."""
         nodes = self.original.edited({piece.site: change})
-        if not self._is_fused(piece.node):
+        if not (piece.less and self._is_fused(piece.node)):
             return nodes.written(images, piece.node)
         joined = Sender(nodes.senders[piece.node].module, gives)
         return HookedModule(nodes.run, {piece.node: joined}, {}).written(images, piece.node)
