@@ -265,7 +265,7 @@ def flow(
     *,
     method: Method = "ceap",
     heads: bool = False,
-    steps: int = 5,
+    steps: int = 10,
     batch_size: int | None = None,
     memory: int | str | None = None,
     progress: bool = True,
@@ -285,7 +285,7 @@ def flow(
         method: "ceap": conductance, which adds up at every cut; "eap": to first order; "exact": each alone
             replaced and run.
         heads: whether to tell heads apart, too.
-        steps: of "ceap".
+        steps: of "ceap"; more where `unexplained` is large.
         batch_size: pairs at once; by default what `memory` allows.
         memory: bytes that a batch may take.
         progress: whether to show a bar.
