@@ -129,6 +129,7 @@ if TYPE_CHECKING:
     from circuitvit.views import disentanglement as disentanglement
     from circuitvit.views import equivariance as equivariance
     from circuitvit.views import feature_visualisation as feature_visualisation
+    from circuitvit.views import flow as flow
     from circuitvit.views import head_kinds as head_kinds
     from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import linear_probes as linear_probes
@@ -178,8 +179,8 @@ else:
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "
-                "direct_logit_attribution disentanglement equivariance feature_visualisation head_kinds "
-                "knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
+                "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
+                "head_kinds knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
                 "token_ablations top_images tuned_lens"
             ),
             "circuitvit.views.comparison": "Comparison compare",

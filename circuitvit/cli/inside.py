@@ -84,6 +84,53 @@ def knockouts(
     show(f"\nwrote {out}")
 
 
+@look("views.flow", heads="--heads", method="--method NAME")
+def flow(
+    model: ModelOptions,
+    images: ImageOptions,
+    behaviour: BehaviourOptions,
+    run: RunOptions,
+    method: str = "ceap",
+    heads: bool = False,
+    steps: int = 10,
+    out: Path = Path("flow.png"),
+) -> None:
+    """How much of the behaviour crosses from which tokens to which, layer by layer? Groups are those of
+    `--groups`. With the ending .gif it is an animation, with .json the numbers.
+
+    ```sh
+    circuitvit view flow --model catdog-tiny --clean cats/ --corrupt dogs/ --target cat --foil dog
+    ```
+
+    Args:
+        method: ceap: conductance, which adds up; eap: to first order; exact: each alone replaced.
+        heads: tell heads apart.
+        out: the ending chooses the format: .png, .svg, .pdf, .gif or .json.
+    """
+    check_ending(out, (*FIGURES, ".gif", ".json"))
+    loaded = load_model(model)
+    asked = make_task(images, behaviour, run.seed)
+    task = cv.tasks.prepare(loaded, asked if asked.groups else asked.with_options(groups="kind"))
+    tell_pairs(task)
+    found = cv.flow(
+        loaded,
+        task,
+        method=method,  # type: ignore[arg-type]
+        heads=heads,
+        steps=steps,
+        **run.settings(),
+    )
+    if out.suffix == ".json":
+        write(out, found.save)
+    else:
+        write(out, found.film if out.suffix == ".gif" else found.figure().save)
+    rows = [Row(place, f"{a} -> {b}", f"{effect:+.4f}") for place, a, b, effect in found.strongest(LISTED)]
+    show_rows(f"Of {found.effect:+.4f}, {found.metric}: what crosses most", rows, explain=True)
+    show("\nShares of it that groups hold before each layer, and what crosses (+ supports)")
+    show(found.table())
+    show(f"\nwrote {out}")
+
+
 @look("views.token_ablations", token="--token TOKENS", way="--way NAME", site="--site NAME")
 def tokens(
     model: ModelOptions,
@@ -401,6 +448,7 @@ def tuned_lens(
 
 VIEWS: dict[str, tuple[object, str]] = {
     "knockouts": (knockouts, "Who must attend to whom."),
+    "flow": (flow, "What crosses from which tokens to which, layer by layer."),
     "tokens": (tokens, "What is lost without some tokens."),
     "steering": (steering, "Whether a push along a direction moves the answer."),
     "probes": (probes, "What linear probes can read, at which layer and token."),

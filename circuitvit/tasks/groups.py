@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor
 
-from circuitvit.errors import DataError, OptionError
+from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph.topology import ONE_GROUP
 from circuitvit.models import Model
 from circuitvit.tasks.sentences import refuse_sentences
 
 PATCH = "patch"
+FAR = "far"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,6 +193,52 @@ class TokenGroups:
                     "masks have them all; lower the threshold, or put the mask first"
                 )
         return cls(names if (patches == len(names) - 1).any() else names[:-1], members)
+
+    @classmethod
+    def rings(
+        cls, model: Model, mask: Tensor, count: int = 2, name: str = "object", threshold: float = 0.5
+    ) -> TokenGroups:
+        """The patches of an object, those around it by their distance from it, and those that are far.
+
+        "ring1" are the patches beside the object, also across corners, "ring2" those beside these, and "far"
+        all beyond the last ring; of clips within each frame. Tokens before the patches are grouped by kind.
+
+        Args:
+            model: whose patches are meant.
+            mask: of the object, boolean, `(height, width)` or `(image, height, width)`, as of `from_masks`.
+            count: how many rings, one patch wide.
+            name: of the object.
+            threshold: what part of a patch the mask must cover, above 0 and at most 1.
+
+        Raises:
+            DataError: if the mask does not fit the model's input, or covers no patch in some image.
+            OptionError: for another count or threshold, or a name that a group has already.
+
+        Example:
+            >>> import circuitvit as cv
+            >>> middle = torch.zeros(48, 48, dtype=torch.bool)
+            >>> middle[16:32, 16:32] = True
+            >>> TokenGroups.rings(cv.load("catdog-tiny"), middle, count=1)
+            TokenGroups(cls: 1, object: 4, ring1: 12, far: 20)
+        """
+        check_whole("the number of rings (count)", count, 0)
+        around = [f"ring{ring}" for ring in range(1, count + 1)]
+        if name in (*around, FAR):
+            raise OptionError(f"the object cannot be called {name!r}, which is what lies around it")
+        found = cls.from_masks(model, {name: mask}, threshold)
+        prefix, first = len(model.prefix), found.names.index(name)
+        patches = found.members[..., prefix:]
+        inside = patches == first
+        if not inside.any(dim=-1).all():
+            raise DataError(f"{name!r} covers no patch to {threshold:.0%} in some image: it has no rings")
+        _, rows, columns = (1, *model.grid_at(*mask.shape[-2:]))[-3:]
+        grown, distance = inside.reshape(-1, 1, rows, columns).double(), torch.zeros_like(patches)
+        for _ in range(count + 1):
+            distance += (grown == 0).reshape(patches.shape)
+            grown = F.max_pool2d(grown, 3, 1, 1)
+        members = torch.cat([found.members[..., :prefix], first + distance], dim=-1)
+        names = (*found.names[: first + 1], *around, FAR)
+        return cls(names[: int(members.max()) + 1], members)
 
     def __repr__(self) -> str:
         counts = torch.bincount(self.members.flatten(), minlength=len(self.names)).tolist()

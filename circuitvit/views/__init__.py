@@ -20,6 +20,7 @@ from circuitvit.views.attribution import DirectAttribution, attribution_of_task,
 from circuitvit.views.compared_model import ComparedModel, Cost
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.contributions import Decomposition, decompose
+from circuitvit.views.crossings import Flow, flow
 from circuitvit.views.decider_heads import DeciderHeads, deciders
 from circuitvit.views.effects import EffectHeatmap, FaithfulnessCurve, effect_heatmap, faithfulness_curve
 from circuitvit.views.factors import Disentanglement, disentanglement
@@ -72,6 +73,7 @@ __all__ = [
     "Equivariance",
     "FaithfulnessCurve",
     "FeatureVisualisation",
+    "Flow",
     "HeadKinds",
     "HeadPosition",
     "KindScore",
@@ -117,6 +119,7 @@ __all__ = [
     "equivariance",
     "faithfulness_curve",
     "feature_visualisation",
+    "flow",
     "head_kinds",
     "knock_outs",
     "linear_probes",
