@@ -255,7 +255,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     model, _ = tiny()
     with pytest.raises(NameNotFoundError, match="conductance"):
         cv.flow(model, question(), method="conductance")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="difference between two runs"):
+    with pytest.raises(OptionError, match="what two images of a pair differ in"):
         cv.flow(model, question(ablation="zero"))
     with pytest.raises(OptionError, match="without token groups"):
         cv.flow(model, question(groups=None).prepare(model))
