@@ -87,7 +87,7 @@ def train_sae(
     card = found.card or {}
     said, done = card["held_out"], card["recipe"]["steps_done"]
     if done < steps:
-        show(f"Stopped after {done} of {steps} steps.\n")
+        show(f"Stopped after {done} of {steps} steps.")
     kinds = [
         Row(f"  of {name}", f"{share:.1%}") for name, share in said["by_token"].items() if share is not None
     ]

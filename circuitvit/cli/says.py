@@ -90,8 +90,8 @@ def words(
     rows = [Row(name, *_said(found.phrases(name))) for name in found.labels]
     if rows:
         show_rows("Heads with a label: phrases, and what varies along them", rows, explain=True)
-    count = f"{len(rows)} of {len(found.heads)} heads have a label that means something"
-    show(f"\n{count} (p <= {alpha:g} with Holm's correction)\nwrote {out}")
+    count = f"{len(rows)} of {len(found.heads)} heads have a label"
+    show(f"\n{count}; on average, at most {alpha:.0%} of labels mean nothing\nwrote {out}")
 
 
 @look("views.mean_ablate", sets="--ablate NAMES", out="--out FILE")

@@ -423,9 +423,10 @@ def _inside(
     for part, own, written in pieces:
         looks: dict[str, Tensor] = {}
         seen = part.seen(own)
+        nodes = {*part.nodes.senders, *heads_of(part)}  # a head in pieces reads and looks as one
         for each in wanted:
             site = each.site
-            if site.node not in part.nodes.senders:
+            if site.node not in nodes:
                 continue
             if site.kind == "output":
                 yield each.name, each.of(output_of(part, written, site.node))

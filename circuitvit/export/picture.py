@@ -184,6 +184,8 @@ def picture_of(
     counts += f"{len(circuit.nodes):,} of {len(graph.nodes):,} nodes"
     if len(edges) < len(circuit):
         counts += f"; drawn: the {len(edges):,} strongest"
+    if kept := [name for stage in graph.stages for name in stage.kept]:
+        counts += f"; {', '.join(kept)} kept in every run, with all edges"
     model = _short(made.model)
     told = all(prompt in made.task for prompt in made.prompts) and not made.templates
     prompts = "" if told else made.about(4)

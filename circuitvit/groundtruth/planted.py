@@ -154,8 +154,8 @@ def mirror(size: Size) -> Program:
 def neuron(size: Size) -> Program:
     """One neuron that carries the answer, `m1.n7`, among others that are as active.
 
-    Nobody reads what neurons 0 to 4, 8 and 9 write. Neurons 5 and 6 are read with opposite signs: each alone has
-    half the effect of neuron 7, and together they have none.
+    Nobody reads what neurons 0 to 4, 8 and 9 write. Neurons 5 and 6 are read with opposite signs: each alone
+    has half the effect of neuron 7, and together they have none.
     """
     reads = ("cue-coloured", "cue-round")
     heads = tuple(
@@ -223,8 +223,8 @@ PATH = {"A": 2, "B": 4, "C": 6}
 
 
 def path(size: Size) -> Program:
-    """Two paths from patches to the class token: `a0.h0` takes the colour from A to B, and `a1.h0` from there to
-    the class token; `a0.h1` takes the shape from C to the class token at once.
+    """Two paths from patches to the class token: `a0.h0` takes the colour from A to B, and `a1.h0` from there
+    to the class token; `a0.h1` takes the shape from C to the class token at once.
 
     Other patches are coloured and round too, heads take this from and to each, and nobody reads it there.
     """

@@ -59,6 +59,11 @@ class BySource:
         """Nothing that a model's numbers come from can be edited in place."""
         return ()
 
+    @property
+    def description(self) -> tuple[str, list[Tensor]]:
+        """What it is, for the hash of a model: in words, and tensors."""
+        return f"{self.names}", [self.masks]
+
     def at(self, group: int, value: Heads) -> Heads:
         """Values that are 0 outside of a group; candidates of a batch follow each other as images."""
         mask = self.masks[group, ..., : value.shape[2]].to(value.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from circuitvit.errors import DataError, ModelError, OptionError
 from circuitvit.graph import Graph, notebook
 from circuitvit.models.changes import Change, Value
-from circuitvit.models.edit_hash import description, said_of
+from circuitvit.models.edit_hash import description
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
@@ -441,7 +441,11 @@ class Model:
         if self.bare is not None:  # what a function reads, or a direction that is learned, changes unseen
             return hash_with(self.bare.weights_hash, *description(self.edits))
         if self.coarse is not None:
-            return hash_with(self.coarse.weights_hash, *said_of(self.refinements))
+            each = {node: how.description for node, how in self.refinements.items()}
+            said = "||".join(f"{node} {words}" for node, (words, _) in each.items())
+            return hash_with(
+                self.coarse.weights_hash, said, [own for _, all_ in each.values() for own in all_]
+            )
         return self.origin.remembered(self.weights_version, self._hash)
 
     def _hash(self) -> str:

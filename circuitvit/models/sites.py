@@ -285,6 +285,11 @@ def _blocks(model: Model) -> list[Stage]:
 # -- finding sites by name -----------------------------------------------------------------------
 
 
+def _means(name: str, wanted: str) -> bool:
+    """Whether a name is meant; brackets are those of source groups, `a9.h2[object]`."""
+    return fnmatchcase(name, wanted.replace("[", "[[]"))
+
+
 def matching(sites: Sites, wanted: str) -> Sites:
     """The sites that a name with `*` in it means: of a node itself, or of the part that the name ends with.
 
@@ -295,9 +300,7 @@ def matching(sites: Sites, wanted: str) -> Sites:
     """
     node, part = _split(wanted)
     found = Sites(
-        site
-        for site in sites
-        if fnmatchcase(_split(site.name)[0], node) and _is_part(_split(site.name)[1], part)
+        site for site in sites if _means(_split(site.name)[0], node) and _is_part(_split(site.name)[1], part)
     )
     nodes = Sites(site for site in found if site.kind != "stream")
     return nodes or found or _refuse(sites, wanted)
@@ -312,25 +315,31 @@ def listed(sites: Sites, wanted: str) -> Sites:
     node, part = _split(wanted)
     if part:
         return matching(sites, wanted)
-    found = Sites(site for site in sites if fnmatchcase(site.node, node))
+    found = Sites(site for site in sites if _means(site.node, node))
     return found or _refuse(sites, wanted)
 
 
 def _refuse(sites: Sites, wanted: str) -> Sites:
     node, part = _split(wanted)
     nodes = {site.node for site in sites}
-    if part and any(fnmatchcase(each, node) for each in nodes):
-        own = sorted({_split(site.name)[1] for site in sites if fnmatchcase(site.node, node)} - {""})
+    if part and any(_means(each, node) for each in nodes):
+        own = sorted({_split(site.name)[1] for site in sites if _means(site.node, node)} - {""})
         has = f"has {', '.join(own)}" if own else "is all that there is of it"
         raise NameNotFoundError(f"there is no {wanted!r}: {node} {has}")
     if "*" in wanted or "?" in wanted:
         raise NameNotFoundError(f"no site is called {wanted!r}: model.sites() lists them all")
     bare, number = numbered(wanted)
-    if number is not None and any(fnmatchcase(name, bare) for name in sites.names):
+    if number is not None and any(_means(name, bare) for name in sites.names):
         raise NameNotFoundError(f"{wanted!r} is a part of {bare!r}, which is what is listed")
     here = _spelt_here(wanted)
-    if here and any(fnmatchcase(site.name, here) for site in sites):
+    if here and any(_means(site.name, here) for site in sites):
         raise NameNotFoundError(f"unknown site {wanted!r}: here it is {here!r}")
+    pieces = [
+        name for name in sites.names if name.startswith((f"{node}[", f"{node}.")) and not _split(name)[1]
+    ]
+    if pieces:
+        shown = ", ".join(pieces[:6]) + (f" and {len(pieces) - 6} more" if len(pieces) > 6 else "")
+        raise NameNotFoundError(f"there is no {wanted!r}: {node} is cut into {shown}")
     raise unknown_name("site", wanted, sites.names)
 
 
@@ -381,7 +390,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _is_part(own: str, wanted: str) -> bool:
-    return own == wanted if "*" not in wanted else bool(own) and fnmatchcase(own, wanted)
+    return own == wanted if "*" not in wanted else bool(own) and _means(own, wanted)
 
 
 def parsed(key: str) -> tuple[str, str | None, str | None]:

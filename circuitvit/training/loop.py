@@ -36,6 +36,8 @@ class Recipe:
         label_smoothing: share of each target that is spread over all classes.
         sparsity: how hard each head's query, key, value and output matrix is pulled to zero (group lasso;
             0 for not at all). Heads that a model can do without fall silent, and circuits come out small.
+        mlp_sparsity: how hard what each neuron of the MLPs reads and writes is pulled to zero, likewise. What
+            heads can write themselves is then left to them.
         clip: largest norm of the gradient.
         seed: of the initial weights and of the data.
         threads: of torch, during training; sums are rounded differently by another number of threads, so
@@ -49,6 +51,7 @@ class Recipe:
     warmup: float = 0.1
     label_smoothing: float = 0.0
     sparsity: float = 0.0
+    mlp_sparsity: float = 0.0
     clip: float = 1.0
     seed: int = 0
     threads: int = 1
@@ -66,12 +69,13 @@ class Recipe:
             raise OptionError("warmup and label_smoothing are fractions between 0 and 1")
 
     def pull(self, step: int) -> float:
-        """Sparsity at a step: it rises slowly, since a model must first learn what it needs, and ends early.
+        """Share of the sparsity at a step: it rises slowly, since a model must first learn what it needs, and
+        ends early.
 
         In the last two fifths there is no pull. What is silent stays so; what is left recovers.
         """
         progress = step / self.steps
-        return self.sparsity * min(progress / 0.3, 1.0) if progress < 0.6 else 0.0
+        return min(progress / 0.3, 1.0) if progress < 0.6 else 0.0
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: up in a line, then down along half a cosine to 0."""
@@ -249,7 +253,7 @@ def fit(
         DataError: when the loss is no longer finite.
     """
     optimiser = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
-    groups = head_groups(sparse or module) if recipe.sparsity else []
+    groups = _pulled(sparse or module, recipe)
     module.train()
     done = 0
     bar = progress_bar(recipe.steps, f"training {name}", progress, unit="step")
@@ -280,21 +284,21 @@ def _descend(
     module: nn.Module,
     loss: Tensor,
     optimiser: torch.optim.Optimizer,
-    groups: Sequence[Tensor],
+    groups: Sequence[tuple[Tensor, float]],
     recipe: Recipe,
     step: int,
 ) -> None:
-    """One step of gradient descent, and the pull on `groups` of heads' weights."""
+    """One step of gradient descent, and the pull on `groups` of weights, each as hard as it says."""
     for options in optimiser.param_groups:
         options["lr"] = recipe.rate(step)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
-    silent = [group.abs().amax(dim=(1, 2), keepdim=True) == 0 for group in groups]
+    silent = [group.abs().amax(dim=(1, 2), keepdim=True) == 0 for group, _ in groups]
     optimiser.step()
-    for group, was_silent in zip(groups, silent, strict=True):
+    for (group, sparsity), was_silent in zip(groups, silent, strict=True):
         if recipe.pull(step):
-            shrink(group, recipe.rate(step) * recipe.pull(step))
+            shrink(group, recipe.rate(step) * (sparsity * recipe.pull(step)))
         else:
             group.masked_fill_(was_silent, 0)
 
@@ -306,6 +310,19 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
         plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "reg_token"))
         (free if plain else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _pulled(module: nn.Module, recipe: Recipe) -> list[tuple[Tensor, float]]:
+    """The groups of weights that are pulled to zero, and how hard."""
+    each = [(head_groups, recipe.sparsity), (neuron_groups, recipe.mlp_sparsity)]
+    return [(group, sparsity) for groups, sparsity in each if sparsity for group in groups(module)]
+
+
+def neuron_groups(module: nn.Module) -> list[Tensor]:
+    """What each neuron of the MLPs reads, and what it writes: views as those of heads."""
+    mlps: list[Any] = [block.mlp for block in module.blocks]  # type: ignore[union-attr]
+    reads = [mlp.fc1.weight.detach()[:, None] for mlp in mlps]
+    return reads + [mlp.fc2.weight.detach().t()[:, :, None] for mlp in mlps]
 
 
 def head_groups(module: nn.Module) -> list[Tensor]:

@@ -17,6 +17,7 @@ from circuitvit.tasks.classes import class_label
 from circuitvit.verification.audit import as_faithful, run_audit, shared_edges
 from circuitvit.verification.caveats import caveats
 from circuitvit.verification.faithfulness import faithfulness
+from circuitvit.verification.missed import about_missed
 from circuitvit.verification.null import connected_circuits
 from circuitvit.verification.recipe import recipe_of
 from circuitvit.verification.report import (
@@ -124,11 +125,13 @@ def verify(
     randoms = connected_circuits(circuit, n_random, audited.seed if audited else seed)
     sections: list[Section] = []
     outcomes: tuple[Verdict, ...] = ()
+    missed: tuple[str, ...] = ()
     baseline: RobustnessRow | None = None
     for images in ("task", "held-out")[: len(prepared)]:
         evaluator = evaluators.pop(0)
         sections.append(_section(images, evaluator, circuit, randoms, settings))
         if not evaluators:
+            missed = tuple(about_missed(evaluator))
             outcomes = run_audit(evaluator, circuit, audited, randoms=randoms) if audited else ()
             baseline = condition_row("baseline", evaluator.prepared.label, evaluator, circuit, settings)
         del evaluator  # one set of pairs is held at a time
@@ -143,7 +146,7 @@ def verify(
         size=size,
         task=sections[0],
         held_out=sections[1] if len(sections) > 1 else None,
-        warnings=caveats(circuit, size, sections, prepared),
+        warnings=(*caveats(circuit, size, sections, prepared), *missed),
         circuit_provenance=circuit.provenance,
         provenance=provenance_of(prepared[0], "verify", seed).with_parameters(
             n_random=n_random, n_bootstrap=n_bootstrap, level=settings.level

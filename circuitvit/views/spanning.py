@@ -10,8 +10,10 @@ The best of some hundred phrases always explains something. So each head's first
 that say nothing: their contributions vary as much and in as many directions, but along axes drawn at random,
 once in the whole space (every rotation of the head alike), and once as the other heads write (with the
 covariance of all these), as what all heads write lies somehow to the descriptions. A label is given where the
-phrase explains more than in both, with Holm's correction over the heads that vary at all. That a head says
-something does not say that the model uses it: `mean_ablate` asks that.
+phrase explains more than in both, corrected for the number of heads that vary at all (Benjamini and Hochberg
+1995): of the labels a share of `alpha` at most means nothing, on average, and of models in which no head says
+anything at most that share gets one. That a head says something does not say that the model uses it:
+`mean_ablate` and `Model.edit` ask that.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from circuitvit._keywords import running
@@ -36,7 +39,7 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.held import class_directions
 from circuitvit.tasks.classes import class_label
-from circuitvit.verification.statistics import holm, rank_p
+from circuitvit.verification.statistics import rank_p
 from circuitvit.views.contributions import as_rows, decompose
 from circuitvit.views.subjects import ImageSpec
 
@@ -89,8 +92,8 @@ class TextSpan(Result):
         shares: `(head, phrase)`, the share of the variance that each explains beyond those before it.
         spread: `(head,)`, the head's share of how the embedding varies, see `Decomposition.spread`.
         p: `(head,)`, how often a head that says nothing has a phrase that explains as much as the first.
-        p_holm: `(head,)`, that with Holm's correction for as many heads as vary at all.
-        alpha: the level at which a head gets a label.
+        p_fdr: `(head,)`, that with the correction of Benjamini and Hochberg for as many heads as vary at all.
+        alpha: the share of labels that may mean nothing.
     """
 
     model: str
@@ -103,7 +106,7 @@ class TextSpan(Result):
     shares: Float[NDArray[np.float64], "head phrase"]
     spread: Float[NDArray[np.float64], " head"]
     p: Float[NDArray[np.float64], " head"]
-    p_holm: Float[NDArray[np.float64], " head"]
+    p_fdr: Float[NDArray[np.float64], " head"]
     alpha: float
 
     along = "heads:head layers:head"
@@ -117,7 +120,7 @@ class TextSpan(Result):
         """The first phrase of each head for which it means something: for `Circuit.draw(labels=...)`."""
         return {
             name: self.descriptions[first]
-            for name, first, p in zip(self.heads, self.chosen[:, 0], self.p_holm, strict=True)
+            for name, first, p in zip(self.heads, self.chosen[:, 0], self.p_fdr, strict=True)
             if p <= self.alpha and first >= 0
         }
 
@@ -135,9 +138,9 @@ class TextSpan(Result):
 
     def records(self) -> Iterator[Record]:
         """One row for each `head` and `rank` of a phrase: the `phrase`, the `share` that it explains, and of
-        the head its `p`, with Holm's correction `p_holm`, and whether that makes a `label`."""
+        the head its `p`, corrected `p_fdr`, and whether that makes a `label`."""
         for row, head in enumerate(self.heads):
-            facts = {"p": float(self.p[row]), "p_holm": float(self.p_holm[row])}
+            facts = {"p": float(self.p[row]), "p_fdr": float(self.p_fdr[row])}
             for rank, (phrase, share) in enumerate(self.phrases(head)):
                 named = rank == 0 and head in self.labels
                 yield {
@@ -215,9 +218,9 @@ def text_span(
             (`views.spanning.own_descriptions`) and that the model has words for, or the names of its classes.
         embeddings: `(text, width)`, the directions of `descriptions`, where the model has no words.
         phrases: of each head.
-        alpha: the level at which a head gets a label.
-        draws: how many heads that say nothing each head is held against; by default so many that Holm's
-            correction can be met.
+        alpha: the share of labels that may mean nothing, on average.
+        draws: how many heads that say nothing each head is held against; by default so many that one head
+            alone can get a label.
         seed: of these.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
@@ -257,8 +260,8 @@ def text_span(
     written = torch.from_numpy(found.by_sender[:, places]).transpose(0, 1)
     count = draws or max(500, math.ceil(2 * len(places) / alpha))
     chosen, shares, p = spans(written, directions, phrases, count, seed)
-    p_holm, tried = p.copy(), chosen[:, 0] >= 0
-    p_holm[tried] = holm(p[tried])
+    p_fdr, tried = p.copy(), chosen[:, 0] >= 0
+    p_fdr[tried] = false_discovery_control(p[tried])
     return TextSpan(
         model.name,
         len(found.subjects),
@@ -270,7 +273,7 @@ def text_span(
         shares,
         found.spread[places],
         p,
-        p_holm,
+        p_fdr,
         alpha,
     )
 

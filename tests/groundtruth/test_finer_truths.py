@@ -68,7 +68,7 @@ def groups() -> cv.TokenGroups:
 
 
 def finer(found: cv.Compiled) -> cv.Model:
-    """The model with what is planted in it as nodes, chosen by gradients where there is something to choose."""
+    """The model with what is planted in it as nodes, chosen by gradients where there is a choice."""
     task = task_of(found)
     if found.name == "neuron":
         return cv.refine_nodes(found.model, {"m*": cv.neurons()}, top=1, task=task, progress=False)

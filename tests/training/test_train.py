@@ -112,12 +112,15 @@ def test_group_lasso_lowers_each_head_alike(data: TrainingData) -> None:
     assert not written.any()
 
 
-def test_silent_heads_stay_silent_once_the_pull_is_over(data: TrainingData) -> None:
+def test_silent_heads_and_neurons_stay_silent_once_the_pull_is_over(data: TrainingData) -> None:
     attention = run(data, steps=10, sparsity=1e4).model.blocks[0].attn
     assert not attention.qkv.weight.any()
     assert not attention.proj.weight.any()
-    recipe = Recipe(steps=100, sparsity=0.1)
-    assert [recipe.pull(step) for step in (0, 15, 30, 59, 60, 99)] == [0.0, 0.05, 0.1, 0.1, 0.0, 0.0]
+    mlp = run(data, steps=10, mlp_sparsity=1e4).model.blocks[0].mlp
+    assert not mlp.fc1.weight.any()
+    assert not mlp.fc2.weight.any()
+    recipe = Recipe(steps=100)
+    assert [recipe.pull(step) for step in (0, 15, 30, 59, 60, 99)] == [0.0, 0.5, 1.0, 1.0, 0.0, 0.0]
 
 
 def test_rate_rises_and_falls() -> None:
