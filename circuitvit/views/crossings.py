@@ -287,7 +287,7 @@ def flow(
         heads: whether to tell heads apart, too.
         steps: of "ceap"; more where `unexplained` is large.
         batch_size: pairs at once; by default what `memory` allows.
-        memory: bytes that a batch may take.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
