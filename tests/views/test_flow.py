@@ -78,8 +78,7 @@ def moved(module: nn.Module, own: Any, other: Any, layer: int, head: int, source
     return z @ module.blocks[layer].attn.proj.weight[:, head * 6 : head * 6 + 6].T
 
 
-@pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("method", ["eap", "exact"])
+@pytest.mark.parametrize(("method", "direction"), [("eap", "noising"), ("exact", "denoising")])
 def test_what_crosses_is_what_a_push_of_a_head_by_its_sources_does(method: Any, direction: Any) -> None:
     model, module = tiny()
     found = cv.flow(model, question(direction=direction), method=method, heads=True, progress=False)
@@ -189,10 +188,7 @@ def test_the_batch_does_not_matter() -> None:
 # -- a route that is known ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "direction"),
-    [("eap", "noising"), ("ceap", "noising"), ("exact", "noising"), ("exact", "denoising")],
-)
+@pytest.mark.parametrize(("method", "direction"), [("ceap", "noising"), ("exact", "denoising")])
 def test_the_paths_of_a_compiled_model_are_found_and_nothing_else(method: Any, direction: Any) -> None:
     """The colour goes from A to B, and from B to the class token; the shape from C to it at once."""
     path = cv.compiled("path", dtype=torch.float64)
@@ -255,7 +251,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     model, _ = tiny()
     with pytest.raises(NameNotFoundError, match="conductance"):
         cv.flow(model, question(), method="conductance")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="difference between two runs"):
+    with pytest.raises(OptionError, match="what two images of a pair differ in"):
         cv.flow(model, question(ablation="zero"))
     with pytest.raises(OptionError, match="without token groups"):
         cv.flow(model, question(groups=None).prepare(model))
