@@ -43,7 +43,7 @@ TASKS = (
     "attribute", "attribute_nodes", "attribute_units", "refine_nodes", "find_nodes", "calibrate", "acdc",
     "find", "refine", "ddmin", "circuit_curve", "score_curve", "audit", "verify", "robustness",
     "check_hypotheses", "Hypothesis.test",
-    "patching_map", "flip_search", "deciders", "run", "tuned_lens", "scrub",
+    "patching_map", "flip_search", "deciders", "run", "tuned_lens", "scrub", "flow",
 )  # fmt: skip
 """Which work on pairs, or keep streams: the memory of a batch can be foretold, and is asked for in bytes."""
 

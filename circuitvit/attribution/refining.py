@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from circuitvit._keywords import running
@@ -72,7 +73,7 @@ def refine_nodes(
     )
     best = scores.top(wanted)
     chosen = {
-        node: Units(units.dictionary, best.get(node, ()))
+        node: replace(units, chosen=best.get(node, ()))
         for node, units in free.items()
         if node in best or units.dictionary is not None  # whose error is a node in any case
     }

@@ -52,6 +52,7 @@ def masked_run(
         start: number of the first stage with ablated edges; all before it are taken from the base run.
         workspace: from `new_workspace`, for the whole batch at once; overwritten.
     """
+    kept = sources.graph.in_run(kept)
     need = needed_senders(sources.graph, kept, sources.model.leading is not None)
     if workspace is not None:
         return _run(sources, kept, need, start, workspace)
@@ -428,6 +429,8 @@ def soft_run(
         checkpoint: keep only the senders' outputs for the backward pass and compute each stage again there.
     """
     graph = sources.graph
+    if graph.always.any():
+        mask = mask.masked_fill(torch.from_numpy(graph.always.copy()).to(mask.device), 1.0)
     changes = _difference(sources, 0, sources.base.compacts[0])  # of the senders that the next stage can hear
     for index, stage in enumerate(sources.model.essential[1:], 1):
         arguments = (sources, index, mask[graph.upstream[index], graph.receiver_slices[index]], changes)

@@ -56,6 +56,9 @@ class Replay:
 
     def __init__(self, sources: Sources, kept: EdgeMask, receiver: int, room: Workspace) -> None:
         self.sources, self.receiver, self.room = sources, receiver, room
+        kept = sources.graph.in_run(kept)
+        upstream = sources.graph.upstream[sources.graph.receiver_stages[receiver]]
+        self._always = sources.graph.always[upstream, receiver, None]
         self.answering: list[int] = []
         self.changes: Tensor | None = None
         with torch.no_grad():
@@ -68,6 +71,7 @@ class Replay:
         Args:
             heard: `(upstream sender, candidate, group)`: whether the receiver hears the sender.
         """
+        heard = heard | self._always
         count, batch = heard.shape[1], self.sources.shape[0]
         changes = self.room.changes.new_empty(
             len(self.answering), count * batch, *self.room.changes.shape[2:]

@@ -25,6 +25,7 @@ def live_edges(graph: Graph, kept: EdgeMask) -> EdgeMask:
 
 def reached_senders(graph: Graph, kept: EdgeMask) -> EdgeMask:
     """`(sender, group)`: whether a kept path leads from a source to the sender's output at those tokens."""
+    kept = graph.in_run(kept)
     heard: EdgeMask = np.zeros((len(graph.senders), len(graph.groups)), dtype=bool)
     for stage, senders, receivers in zip(
         graph.stages, graph.sender_slices, graph.receiver_slices, strict=True
@@ -49,6 +50,7 @@ def needed_senders(graph: Graph, kept: EdgeMask, leading: bool) -> NDArray[np.in
         kept: `(sender, receiver, group)`.
         leading: whether the readouts read the leading tokens alone.
     """
+    kept = graph.in_run(kept)
     apart = np.repeat(np.any(kept, axis=2, keepdims=True), 2, axis=2)  # the leading tokens, and the others
     beyond = np.any(apart & live_receivers(graph, apart, np.array([True, not leading]))[None], axis=1)
     # A path to a readout reaches it at the leading tokens, so that with one group these say it all.
@@ -66,6 +68,7 @@ def live_receivers(graph: Graph, kept: EdgeMask, reads: NDArray[np.bool_] | None
         kept: `(sender, receiver, group)`, of any groups of tokens, not only the graph's.
         reads: the groups that readouts read; by default all.
     """
+    kept = graph.in_run(kept)
     leads = np.zeros(kept.shape[1:], dtype=bool)
     backwards = list(zip(graph.stages, graph.sender_slices, graph.receiver_slices, strict=True))[::-1]
     for stage, senders, receivers in backwards:

@@ -62,6 +62,7 @@ _STAGE = record(
     mixes={"type": "array", "items": {"type": "boolean"}},
     reads_from=TEXT,
     writes_to=TEXT,
+    kept=NAMES_SCHEMA,
 )
 GRAPH_SCHEMA = record(
     "stages groups",
@@ -104,6 +105,7 @@ class StageNodes(Remade):
             values do, queries and MLPs do not). By default all do.
         reads_from: the part of the stream that the receivers read.
         writes_to: the part of the stream that the senders write; an edge needs the two to be equal.
+        kept: nodes whose edges are kept in every run, and so are none that a circuit has or has not.
     """
 
     name: str
@@ -115,6 +117,7 @@ class StageNodes(Remade):
     mixes: tuple[bool, ...] | None = None
     reads_from: str = RESIDUAL
     writes_to: str = RESIDUAL
+    kept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.feeds is None:
@@ -280,6 +283,30 @@ class Graph(Remade):
     @cached_property
     def edge_mask(self) -> EdgeMask:
         """`(sender, receiver, group)`: True where there is an edge. Read-only."""
+        return frozen(self._joined & ~self.always)
+
+    @cached_property
+    def always(self) -> EdgeMask:
+        """`(sender, receiver, group)`: what is kept in every run, of nodes that are `kept`. Read-only."""
+        kept = {name for stage in self.stages for name in stage.kept}
+        sends = np.array([name in kept for name in self.senders], dtype=bool)
+        reads = np.array([node_of(name) in kept for name in self.receivers], dtype=bool)
+        return frozen(self._joined & (sends[:, None, None] | reads[None, :, None]))
+
+    def in_run(self, kept: EdgeMask) -> EdgeMask:
+        """The edges that are kept in a run, of a circuit's and those that always are.
+
+        Args:
+            kept: `(sender, receiver, group)`, of any groups of tokens, not only the graph's.
+        """
+        if not self.always.any():
+            return kept
+        same = kept.shape == self.always.shape
+        return kept | (self.always if same else self.always.any(axis=2, keepdims=True))
+
+    @cached_property
+    def _joined(self) -> EdgeMask:
+        """`(sender, receiver, group)`: True where what is written can be read."""
         streams = {name: index for index, name in enumerate({stage.writes_to: None for stage in self.stages})}
         writes = [streams[stage.writes_to] for stage in self.stages]
         reads = [streams.get(stage.reads_from, -1) for stage in self.stages]
@@ -449,11 +476,12 @@ class Graph(Remade):
         """The graph as JSON values: its stages, token groups and width."""
         stages = [
             {
-                **asdict(stage),
+                **{key: value for key, value in asdict(stage).items() if key != "kept"},
                 "senders": list(stage.senders),
                 "receivers": list(stage.receivers),
                 "feeds": [list(fed) for fed in stage.feeds or ()],
                 "mixes": list(stage.mixes or ()),
+                **({"kept": list(stage.kept)} if stage.kept else {}),
             }
             for stage in self.stages
         ]
@@ -486,7 +514,7 @@ class Graph(Remade):
                 raise FileError(f"stage {stage['name']!r}: feeds and mixes need one entry for each receiver")
             if any(sender >= len(stage["senders"]) for fed in feeds for sender in fed):
                 raise FileError(f"stage {stage['name']!r}: feeds points past the last sender")
-            tuples = {key: tuple(stage[key]) for key in ("senders", "receivers", "mixes")}
+            tuples = {key: tuple(stage.get(key, ())) for key in ("senders", "receivers", "mixes", "kept")}
             stages.append(StageNodes(**{**stage, **tuples, "layer": int(stage["layer"]), "feeds": feeds}))
         graph = cls(tuple(stages), tuple(content["groups"]), int(content.get("d_model", 0)))
         if prod(graph.shape) > MAX_ENTRIES:

@@ -314,10 +314,11 @@ class FineStage(Stage):
         cut: how.
         name: what units are called after, such as `m5`.
         letter: what a unit is called by, "n" or "f".
+        keeps_error: whether the edges of what the dictionary misses are kept in every run.
     """
 
-    def __init__(self, cut: Cut, name: str, letter: str) -> None:
-        self.whole, self.name, self.letter = cut, name, letter
+    def __init__(self, cut: Cut, name: str, letter: str, keeps_error: bool = False) -> None:
+        self.whole, self.name, self.letter, self.keeps_error = cut, name, letter, keeps_error
         self.rules: BackwardRules | None = None
         self._d_model = int(cut.directions().shape[1])
         self._take(range(len(cut.encoder.chosen)), cut.remainders)
@@ -331,8 +332,19 @@ class FineStage(Stage):
         names += [f"{self.name}.{which}" for which in self.remainders]
         mixes = (any(inner.mixes or ()),) * len(names)
         own = tuple(names)
+        missed = f"{self.name}.{ERROR}"
+        kept = (missed,) if self.keeps_error and missed in own else ()
         self.nodes = StageNodes(
-            inner.name, inner.kind, inner.layer, own, own, None, mixes, inner.reads_from, inner.writes_to
+            inner.name,
+            inner.kind,
+            inner.layer,
+            own,
+            own,
+            None,
+            mixes,
+            inner.reads_from,
+            inner.writes_to,
+            kept,
         )
 
     @property
@@ -479,6 +491,10 @@ class FineStage(Stage):
         twin.whole, twin.rules = self.whole.ruled(rules), rules
         twin._take(self.units, self.remainders)
         return twin
+
+    def direction(self, sender: str) -> Float[Tensor, " d_model"] | None:
+        place = self.nodes.senders.index(sender)
+        return self._directions[place] if place < len(self.units) else None
 
     def contents(self) -> tuple[Content, ...]:
         return self.whole.inner.contents()

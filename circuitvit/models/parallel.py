@@ -75,6 +75,7 @@ class ParallelStage(Stage):
             tuple(mixes for nodes in own for mixes in nodes.mixes or ()),
             own[0].reads_from,
             own[0].writes_to,
+            tuple(name for nodes in own for name in nodes.kept),
         )
 
     # -- side by side --------------------------------------------------------------------------------

@@ -42,10 +42,12 @@ class Units:
     Attributes:
         dictionary: None for neurons.
         chosen: numbers of those that become nodes of their own; None where they are still to be chosen.
+        error: what is done with what the dictionary misses, one of `ERRORS`.
     """
 
     dictionary: Any | None = None
     chosen: tuple[int, ...] | None = None
+    error: str = "node"
 
     @property
     def what(self) -> str:
@@ -83,6 +85,9 @@ class Units:
         return f"{self.chosen} {said}", tensors
 
 
+ERRORS = ("node", "kept")
+"""What a dictionary misses is a node like any other, or is kept in every run."""
+
 Refinement = Units | BySource
 """What becomes of a node."""
 
@@ -105,7 +110,7 @@ def neurons(chosen: Iterable[int] | None = None) -> Units:
     return Units(None, _numbers(chosen))
 
 
-def features(dictionary: Any, chosen: Iterable[int] | None = None) -> Units:
+def features(dictionary: Any, chosen: Iterable[int] | None = None, error: str = "node") -> Units:
     """The features of a dictionary as nodes, for `refine_nodes`.
 
     Args:
@@ -113,9 +118,10 @@ def features(dictionary: Any, chosen: Iterable[int] | None = None) -> Units:
             normed input of an MLP (a transcoder), or of what a head has mixed (its z).
         chosen: numbers of features; all others together are one more node, `m8.rest`, and what the
             dictionary misses is `m8.error`. None to have them chosen.
+        error: "node", or "kept": all edges of the error are in every run, whatever is ablated.
 
     Raises:
-        OptionError: for numbers that are none, or occur twice.
+        OptionError: for numbers that are none, or occur twice, or an error that is neither.
 
     Example:
         >>> import circuitvit as cv
@@ -123,7 +129,14 @@ def features(dictionary: Any, chosen: Iterable[int] | None = None) -> Units:
     """
     if not callable(getattr(dictionary, "encode", None)) or not callable(getattr(dictionary, "decode", None)):
         raise OptionError(f"a dictionary has encode and decode, which {type(dictionary).__name__} has not")
-    return Units(dictionary, _numbers(chosen))
+    if error == "frozen":
+        raise OptionError(
+            "an error that is frozen at its value in the base run is not supported, as gradients, and runs "
+            "between two inputs, would go through it: error='kept' keeps it, hearing and heard, in every run"
+        )
+    if error not in ERRORS:
+        raise OptionError(f"the error is 'node' or 'kept', not {error!r}")
+    return Units(dictionary, _numbers(chosen), error)
 
 
 def _numbers(chosen: Iterable[int] | None) -> tuple[int, ...] | None:
@@ -196,7 +209,8 @@ def _check_node(model: Model, coarse: Model, node: str) -> None:
 def _name(coarse: Model, table: Mapping[str, Refinement]) -> str:
     names = list(table)
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{coarse.name}, refined ({shown})"
+    kept = any(isinstance(each, Units) and each.error == "kept" for each in table.values())
+    return f"{coarse.name}, refined ({shown}{'; errors kept' if kept else ''})"
 
 
 def _cut_stages(coarse: Model, table: Mapping[str, Refinement]) -> Iterator[Stage]:
@@ -228,7 +242,7 @@ def _cut_stream(coarse: Model, inner: Carried, name: str, units: Refinement) -> 
     assert units.chosen is not None, "chosen before"
     _check_chosen(name, units, dictionary.n_features)
     cut = StreamFeatures(inner, dictionary, features_of(dictionary, units.chosen))
-    return FineStage(cut, name, units.letter)
+    return FineStage(cut, name, units.letter, units.error == "kept")
 
 
 def _cut_stage(coarse: Model, stage: Stage, table: Mapping[str, Refinement]) -> Stage:
@@ -260,7 +274,8 @@ def _cut_mlp(coarse: Model, stage: Stage, node: str, units: Units) -> FineStage:
     dictionary = fitted(units.dictionary, node, _width(coarse, stage), coarse)
     _check_chosen(node, units, dictionary.n_features)
     of_input = getattr(units.dictionary, "reads", "output") == "input"
-    return FineStage(Features.of(stage, dictionary, units.chosen, of_input), node, units.letter)
+    cut = Features.of(stage, dictionary, units.chosen, of_input)
+    return FineStage(cut, node, units.letter, units.error == "kept")
 
 
 def _width(coarse: Model, stage: MLPStage) -> int:
@@ -281,6 +296,11 @@ def _cut_attention(coarse: Model, stage: Stage, table: Mapping[str, Refinement])
             continue
         if how.dictionary is None:
             raise OptionError(f"{node} is a head, which has no neurons: give a dictionary of its z")
+        if how.error == "kept":
+            raise OptionError(
+                f"{node}.error has the inputs of the head, which are searched: it cannot be kept in every "
+                "run; leave it a node"
+            )
         assert how.chosen is not None, "chosen before"
         dictionary = fitted(how.dictionary, node, stage.d_head, coarse)
         _check_chosen(node, how, dictionary.n_features)

@@ -200,8 +200,14 @@ class Task:
         Raises:
             DataError: if images cannot be read, do not match each other, or do not fit the model.
             NameNotFoundError: for an unknown class; the message suggests the nearest.
+            OptionError: for denoising, where a node's edges are kept in every run.
         """
         spec = self.preprocessing or model.preprocessing
+        if self.direction == "denoising" and model.graph.always.any():
+            raise OptionError(
+                f"errors of {model.name} are kept in every run, which says nothing of a corrupt run that is "
+                "restored: give the task direction='noising', or cv.features(..., error='node')"
+            )
         clean, corrupt, pairing = self._images(spec)
         announce(pairing, progress and bool(pairing))
         _check_images(clean, corrupt, model, progress)

@@ -18,6 +18,7 @@ from circuitvit.verification.audit import as_faithful, run_audit, shared_edges
 from circuitvit.verification.caveats import caveats
 from circuitvit.verification.cross_effects import CrossEffect, hurt_beside
 from circuitvit.verification.faithfulness import faithfulness
+from circuitvit.verification.missed import about_missed
 from circuitvit.verification.null import connected_circuits
 from circuitvit.verification.recipe import recipe_of
 from circuitvit.verification.report import (
@@ -129,12 +130,14 @@ def verify(
     randoms = connected_circuits(circuit, n_random, audited.seed if audited else seed)
     sections: list[Section] = []
     outcomes: tuple[Verdict, ...] = ()
+    missed: tuple[str, ...] = ()
     baseline: RobustnessRow | None = None
     hurt: tuple[CrossEffect, ...] = ()
     for images in ("task", "held-out")[: len(prepared)]:
         evaluator = evaluators.pop(0)
         sections.append(_section(images, evaluator, circuit, randoms, settings))
         if not evaluators:
+            missed = tuple(about_missed(evaluator))
             outcomes = run_audit(evaluator, circuit, audited, randoms=randoms) if audited else ()
             hurt = hurt_beside(evaluator, circuit, beside, settings, batch_size, memory)
             baseline = condition_row("baseline", evaluator.prepared.label, evaluator, circuit, settings)
@@ -150,7 +153,7 @@ def verify(
         size=size,
         task=sections[0],
         held_out=sections[1] if len(sections) > 1 else None,
-        warnings=caveats(circuit, size, sections, prepared, hurt),
+        warnings=(*caveats(circuit, size, sections, prepared, hurt), *missed),
         circuit_provenance=circuit.provenance,
         provenance=provenance_of(prepared[0], "verify", seed).with_parameters(
             n_random=n_random, n_bootstrap=n_bootstrap, level=settings.level

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.engine import batch_runs, soft_run
+from circuitvit.engine import Evaluator, Replay, batch_runs, masked_run, new_workspace, soft_run
 from circuitvit.errors import NameNotFoundError, OptionError, UnsupportedModelError
 from circuitvit.models import Dictionary
 from circuitvit.models.refined import refined
+from circuitvit.verification.missed import missed_by_dictionaries
 from tests.families import FAMILIES, made
 from tests.reference.hooked import HookedModule, Receiver, Sender, gives
 from tests.reference.sites import Original
-from tests.rightness import METRIC, drawn_circuit, prove
+from tests.rightness import METRIC, drawn_circuit, formula, prove
 from tests.strategies import assert_close
 
 CHOSEN = [2, 7]
@@ -106,7 +107,7 @@ def cut(family: str, streams: tuple[str, ...]) -> tuple[cv.Model, HookedModule]:
 @pytest.mark.parametrize(
     ("family", "streams", "count"),
     [
-        ("timm", ("mid1",), 10),
+        ("timm", ("resid1", "mid1"), 10),
         ("timm, parallel", ("resid1",), 1),
         ("timm, pool beside a class token", ("resid2",), 1),
         ("transformers, timesformer", ("resid1",), 1),
@@ -143,7 +144,7 @@ def test_masked_runs_with_groups_are_those_of_soft_masks() -> None:
     (run,) = batch_runs(task.prepare(fine), 2)
     for seed, density in enumerate((0.8, 0.3)):
         circuit = drawn_circuit(run.sources.graph, density, seed)
-        told = soft_run(run.sources, torch.from_numpy(circuit.kept).double())
+        told = soft_run(run.sources, torch.from_numpy(circuit.kept.copy()).double())
         assert_close(cv.run(fine, task, circuit), told)
 
 
@@ -156,6 +157,91 @@ def test_a_feature_is_edited_as_the_stream_is() -> None:
         {"resid2": lambda x: x - torch.relu(x @ own.encoder[2] + own.offset[2])[..., None] * own.decoder[2]}
     )
     assert_close(fine.edit({"resid2.f2": 0.0})(images), whole(images))
+
+
+def test_the_mean_of_a_feature_is_that_of_its_activation() -> None:
+    """Under mean ablation an edge carries the mean activation times the direction."""
+    (fine, nodes), images = cut("timm", ("resid1",)), FAMILIES["timm"].images()
+    task = cv.Task(images, metric=METRIC, ablation=cv.Mean(per_token=False))
+    (run,) = batch_runs(task.prepare(fine), 2)
+    found = run.sources.reference_outputs()[fine.graph.sender_index["resid1.f2"]]
+    active = (
+        nodes.written(images, "resid1.f2") @ dictionary().decoder[2] / dictionary().decoder[2].square().sum()
+    )
+    assert_close(found, (active.mean() * dictionary().decoder[2]).expand(found.shape))
+
+
+def with_errors(kept: bool) -> cv.Model:
+    """The stream and an MLP cut into features, whose errors are nodes, or kept."""
+    model, _ = made("timm")
+    error = "kept" if kept else "node"
+    table = {"resid1": dictionary(), "m1": dictionary(1)}
+    return refined(model, {name: cv.features(own, CHOSEN, error=error) for name, own in table.items()})
+
+
+def test_errors_that_are_kept_are_in_every_run() -> None:
+    """Runs, replays, soft masks and liveness are those of errors that are nodes, with all of their edges."""
+    node, kept = with_errors(False), with_errors(True)
+    ours = {edge for edge in node.graph.edges if ".error" in edge}
+    assert {*kept.graph.edges} == {*node.graph.edges} - ours
+    task = cv.Task(FAMILIES["timm"].images(), FAMILIES["timm"].images(seed=1), METRIC)
+    for seed, density in enumerate((0.0, 0.5)):
+        circuit = drawn_circuit(kept.graph, density, seed)
+        whole = cv.Circuit.from_edges(node.graph, {*circuit, *ours})
+        assert_close(cv.run(kept, task, circuit), cv.run(node, task, whole))
+        assert {*circuit.pruned()} == {*whole.pruned()} - ours
+        (run,) = batch_runs(task.prepare(kept), 2)
+        soft = soft_run(run.sources, torch.from_numpy(circuit.kept.copy()).double())
+        assert_close(soft, cv.run(kept, task, circuit))
+    scores, others = (cv.attribute(each, task, "exact").to_dict() for each in (kept, node))
+    assert max(abs(scores[edge] - others[edge]) for edge in scores) < 1e-9
+    receiver, room = kept.graph.receiver_index["m1.f2"], new_workspace(run.sources)
+    expected = masked_run(run.sources, circuit.kept, workspace=room)
+    upstream = kept.graph.upstream[kept.graph.receiver_stages[receiver]]
+    replayed = Replay(run.sources, circuit.kept, receiver, room)(circuit.kept[upstream, receiver, None])
+    assert_close(replayed[0], expected)
+    assert cv.Graph.from_dict(kept.graph.to_dict()) == kept.graph
+
+
+def test_reports_say_what_dictionaries_miss() -> None:
+    """The share of the effect is that of hooks which exchange what is missed; of the variance, by formula."""
+    model, original = made("timm")
+    own, images, other = dictionary(), FAMILIES["timm"].images(), FAMILIES["timm"].images(seed=1)
+    for kept in (False, True):
+        fine = with_errors(kept)
+        task = cv.Task(images, other, METRIC)
+        stream, error = missed_by_dictionaries(Evaluator(task.prepare(fine)))
+        nodes = with_features(original, {"resid1": own})
+        moved = nodes.written(other, "resid1.error") - nodes.written(images, "resid1.error")
+        runs = [original.edited({"resid1": partial(torch.add, moved)}).run(images).detach(), model(other)]
+        lost, all_of_it = (float((formula(model(images)) - formula(run)).sum()) for run in runs)
+        assert stream.node == "resid1.error"
+        assert stream.kept == error.kept == kept
+        assert stream.effect == pytest.approx(lost / all_of_it, rel=1e-6)
+        missed = nodes.written(images, "resid1.error").detach()
+        x = model.activations(images, ["resid1"])["resid1"].double()
+        expected = missed.square().sum() / (x - x.mean(dim=(0, 1))).square().sum()
+        assert stream.variance == pytest.approx(float(expected), rel=1e-3)
+        report = cv.verify(fine, task, cv.Circuit.full(fine.graph), n_random=0)
+        assert any("resid1.error carries" in said for said in report.warnings)
+        assert any("kept in every run" in said for said in report.warnings) == kept
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [("frozen", "not supported.*error='kept'"), ("lost", "'node' or 'kept'")]
+)
+def test_other_errors_are_refused(error: str, says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        cv.features(dictionary(), [1], error=error)
+
+
+def test_kept_errors_are_refused_where_they_mean_nothing() -> None:
+    """In a corrupt run that is restored, and of a head, whose inputs are searched."""
+    images = FAMILIES["timm"].images()
+    with pytest.raises(OptionError, match="give the task direction='noising'"):
+        cv.Task(images, images, METRIC, direction="denoising").prepare(with_errors(True))
+    with pytest.raises(OptionError, match="leave it a node"):
+        refined(made("timm")[0], {"a1.h0": cv.features(dictionary(width=12), [1], error="kept")})
 
 
 @pytest.mark.parametrize(
