@@ -30,6 +30,7 @@ ELSEWHERE = {
     "learn_mask": ("batch_size", "seed"),  # in `settings`: they are of the training
     "find_several": ("batch_size", "progress"),  # whatever `find` takes
     "attention_page": ("batch_size",),  # image by image: a page holds 16 at most
+    "certify": ("batch_size",),  # pair by pair
     "stability": ("batch_size",),  # what runs is the caller's `discover`
     "training.train": ("batch_size",),  # and its seed: of the recipe, which is kept with the weights
 }
