@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from circuitvit.training.sae import train_sae as train_sae
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
+    from circuitvit.verification import Certificate as Certificate
     from circuitvit.verification import Falls as Falls
     from circuitvit.verification import Flips as Flips
     from circuitvit.verification import Hypothesis as Hypothesis
@@ -112,6 +113,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Unchanged as Unchanged
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
+    from circuitvit.verification import certify as certify
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
@@ -173,9 +175,9 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Falls Flips Hypothesis Interpretation Report Rises Unchanged "
-                "Verdict audit flip_search patching_map read_hypotheses read_interpretation robustness "
-                "specificity stability verify"
+                "AuditSettings BeatsRandom Certificate Falls Flips Hypothesis Interpretation Report Rises "
+                "Unchanged Verdict audit certify flip_search patching_map read_hypotheses "
+                "read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "

@@ -166,6 +166,16 @@ def _numbers(chosen: Iterable[int] | None) -> tuple[int, ...] | None:
     return tuple(own)
 
 
+def unit_labels(model: Model) -> dict[str, str]:
+    """What the dictionaries of a refined model call its features, by the names of nodes."""
+    found: dict[str, str] = {}
+    for node, how in (model.bare or model).refinements.items():
+        labels = getattr(how.dictionary, "labels", None) if isinstance(how, Units) else None
+        if labels is not None and isinstance(how, Units):
+            found.update({f"{node}.{how.letter}{number}": str(labels[number]) for number in how.chosen or ()})
+    return {name: label for name, label in found.items() if label}
+
+
 # -- making one ----------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ connected circuits as the null, robustness, stability, and activation patching.
 """
 
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
+from circuitvit.verification.certificates import Certificate, certify
 from circuitvit.verification.cross_effects import CrossEffect, Specificity, specificity
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
@@ -37,6 +38,7 @@ __all__ = [
     "AuditSettings",
     "BeatsRandom",
     "Bootstrap",
+    "Certificate",
     "Claim",
     "CrossEffect",
     "Estimate",
@@ -57,6 +59,7 @@ __all__ = [
     "Unchanged",
     "Verdict",
     "audit",
+    "certify",
     "check_hypotheses",
     "complement_circuits",
     "completeness_test",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -39,8 +39,14 @@ from circuitvit.verification.statistics import (
     ratio_interval,
 )
 
+if TYPE_CHECKING:
+    from circuitvit.views.canvas import Picture
+
 ALPHA = 0.01
 """Below this p-value a circuit is called specific."""
+
+OWN = "this behaviour"
+"""What the behaviour of a report is called beside others."""
 
 SMALL = 1e-12
 """Smaller p-values are said to be below it: so far out no test keeps its promises."""
@@ -124,6 +130,12 @@ class Specificity(Result):
         """The circuits that hurt their own behaviour more than any other."""
         pairs = zip(self.names, self.p_values, strict=True)
         return tuple(name for name, p in pairs if p is not None and p < self.alpha)
+
+    def figure(self) -> Picture:
+        """A matrix: the share of each behaviour (across) that is lost without each circuit (down)."""
+        from circuitvit.views.certainty import specificity_figure
+
+        return specificity_figure(self)
 
     def __repr__(self) -> str:
         return f"Specificity({self})"
@@ -249,6 +261,31 @@ def _found(
         for name, each in halves.items()
     }
     return found, {name: each.held_out for name, each in halves.items()}
+
+
+def hurt_beside(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    others: Mapping[str, PreparedTask],
+    settings: Bootstrap,
+    batch_size: int | None = None,
+    memory: int | str | None = None,
+) -> tuple[CrossEffect, ...]:
+    """What one circuit does to other behaviours, each held against its own.
+
+    Args:
+        evaluator: of its own behaviour.
+        circuit: of the evaluator's graph.
+        others: the other behaviours, by name, on the same graph.
+        settings: of intervals.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+    """
+    own, found = _Column.of(evaluator, [circuit]), []
+    for name, task in others.items():
+        other = _Column.of(Evaluator(task, batch_size=batch_size, memory=memory), [circuit])
+        found += list(_row(0, OWN, (OWN, name), (own, other), settings))[1:]
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)

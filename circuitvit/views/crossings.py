@@ -57,7 +57,7 @@ from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, split_sources
 from circuitvit.models.sites import heads_of
 from circuitvit.models.stages import Stage
-from circuitvit.tasks import Patch, PreparedTask, Resample, Task, TokenGroups, prepare
+from circuitvit.tasks import Patch, PreparedTask, Task, TokenGroups, prepare
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -265,7 +265,7 @@ def flow(
     *,
     method: Method = "ceap",
     heads: bool = False,
-    steps: int = 5,
+    steps: int = 10,
     batch_size: int | None = None,
     memory: int | str | None = None,
     progress: bool = True,
@@ -278,16 +278,16 @@ def flow(
 
     Args:
         model: from `load`, `wrap` or `edit`.
-        task: pairs of images; its ablation is "patch" or "resample", as two runs are compared.
+        task: pairs of images; its ablation is "patch".
         groups: "kind" (class token, registers, patches), "frame", "token", or `TokenGroups`, such as
             `TokenGroups.from_masks` of objects or `TokenGroups.rings` around one; by default those of the
             task, or else "kind".
         method: "ceap": conductance, which adds up at every cut; "eap": to first order; "exact": each alone
             replaced and run.
         heads: whether to tell heads apart, too.
-        steps: of "ceap".
+        steps: of "ceap"; more where `unexplained` is large.
         batch_size: pairs at once; by default what `memory` allows.
-        memory: bytes that a batch may take.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -344,10 +344,10 @@ def _prepared(model: Model, task: Task | PreparedTask, groups: TokenGroups | str
     prepared = prepare(model, task)
     if prepared.groups is None:
         raise OptionError("the task was prepared without token groups: give the task itself")
-    if not isinstance(prepared.ablation, (Patch, Resample)):
+    if not isinstance(prepared.ablation, Patch):
         raise OptionError(
-            f"what crosses is a difference between two runs, and {prepared.ablation.name!r} ablation has "
-            "one: use 'patch', with corrupt images, or 'resample'"
+            f"what crosses is what two images of a pair differ in, which {prepared.ablation.name!r} ablation "
+            "does not look at: use 'patch', with corrupt images"
         )
     return prepared
 
