@@ -191,9 +191,11 @@ class Certificate(Result):
 
     def figure(self) -> Picture:
         """The votes of all edges that were ever found, and how many stay as pairs are deleted."""
-        from circuitvit.views.certainty import certificate_figure
+        from circuitvit.views.certainty import votes_figure
 
-        return certificate_figure(self)
+        found = self.votes > 0
+        title = f"{self.drawn}, {self.method}"
+        return votes_figure(title, self.share[found], self.decisions.sign[found], self.sizes())
 
     def __repr__(self) -> str:
         return f"Certificate({self})"
