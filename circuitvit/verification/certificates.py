@@ -406,7 +406,7 @@ def _voter(
 ) -> tuple[Callable[[Rows], EdgeMask], str, dict[str, Any]]:
     """What gives the circuit of a subset; its name, and its settings."""
     graph, model = prepared.graph, prepared.model
-    if not isinstance(method, str):
+    if callable(method):
         if edges is not None or keywords:
             given = ", ".join(["edges"] * (edges is not None) + list(keywords))
             raise OptionError(f"{given} is for a method of scores: here it is said inside of the function")

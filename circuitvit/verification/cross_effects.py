@@ -287,6 +287,8 @@ def hurt_beside(
         batch_size: pairs at once; by default what `memory` allows.
         memory: bytes that a batch, and what is kept between runs, may take.
     """
+    if not others:
+        return ()
     own, found = _Column.of(evaluator, [circuit]), []
     for name, task in others.items():
         other = _Column.of(Evaluator(task, batch_size=batch_size, memory=memory), [circuit])
