@@ -18,6 +18,7 @@ from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit, CircuitLike, Direction, as_circuit
 from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
+from circuitvit.models.refined import unit_labels
 from circuitvit.tasks import PreparedTask, Task
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def draw(
         intervals: for the page, the ends of the confidence interval of edges' effects, by name.
         report: for the page, the verification of this circuit, written under the diagram.
         labels: of pictures and the page, by the names of nodes what is said of them, in their boxes: such as
-            what `text_span` found that heads say.
+            what `text_span` found that heads say. With `model`, features bear those of their dictionary.
         examples: for the page, what `top_images` found of nodes, such as neurons and features of a refined
             model. Each of these shows its top images, lit where it is active.
 
@@ -122,6 +123,8 @@ def draw(
         return _write_data(circuit, path, kind, title, max_edges)
     wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
     maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *FIGURES) else None
+    if model is not None:
+        labels = {**unit_labels(model), **(labels or {})}
     room = ((), (THUMB, THUMB)) if maps is None else (maps.nodes, thumb_size(maps.grid))
     picture = picture_of(circuit, title, max_edges, direction, *room, labels)
     if kind == "html":

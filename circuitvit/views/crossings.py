@@ -334,6 +334,8 @@ def flow(
 
 
 def _prepared(model: Model, task: Task | PreparedTask, groups: TokenGroups | str | None) -> PreparedTask:
+    if groups is not None and not isinstance(groups, (TokenGroups, str)):
+        raise OptionError(f"groups are 'kind', 'frame', 'token' or TokenGroups, not {groups!r}")
     if isinstance(task, Task):
         wanted = groups if groups is not None else task.groups if task.groups is not None else "kind"
         task = task.with_options(groups=wanted)
@@ -354,8 +356,17 @@ def _attentions(model: Model) -> dict[int, dict[str, int]]:
     """By number of stage, the heads that take values from other tokens, numbered from first to last.
 
     Raises:
-        UnsupportedModelError: if there are none, or anything else carries something between tokens.
+        UnsupportedModelError: if there are none, or anything else carries something between tokens, or the
+            stream is cut into features.
+        OptionError: if a head is cut already.
     """
+    cut = sorted({each.nodes.name for each in model.stages if each.nodes.kind == "stream"})
+    own = (model.bare or model).refinements
+    if cut:
+        raise UnsupportedModelError(
+            f"{cut[0]} of {model.name} is a stream cut into features, past which nothing is carried: ask the "
+            "model without that"
+        )
     found: dict[int, dict[str, int]] = {}
     count = 0
     for index, stage in enumerate(model.stages):
@@ -374,6 +385,11 @@ def _attentions(model: Model) -> dict[int, dict[str, int]]:
                 )
             if nodes.kind == "attention":
                 for head in heads_of(part):
+                    if head in own:
+                        raise OptionError(
+                            f"{head} is cut already: heads are cut here, by the tokens that they take from; "
+                            "give the model whose heads are whole"
+                        )
                     found.setdefault(index, {})[head] = count
                     count += 1
     if not found:
