@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from circuitvit.training.sae import train_sae as train_sae
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
+    from circuitvit.verification import Certificate as Certificate
     from circuitvit.verification import Drift as Drift
     from circuitvit.verification import Falls as Falls
     from circuitvit.verification import Flips as Flips
@@ -113,6 +114,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Unchanged as Unchanged
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
+    from circuitvit.verification import certify as certify
     from circuitvit.verification import diff as diff
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
@@ -175,9 +177,9 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Drift Falls Flips Hypothesis Interpretation Report Rises "
-                "Unchanged Verdict audit diff flip_search patching_map read_hypotheses read_interpretation "
-                "robustness specificity stability verify"
+                "AuditSettings BeatsRandom Certificate Drift Falls Flips Hypothesis Interpretation Report "
+                "Rises Unchanged Verdict audit certify diff flip_search patching_map read_hypotheses "
+                "read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
                 "attention_page attention_patterns deciders decompose difference_of_means "

@@ -1,3 +1,3 @@
 """The version of the library, in the one place that the build, the files it writes and `--version` read."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

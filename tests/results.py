@@ -223,6 +223,10 @@ def _defence(maker: Maker) -> dict[str, Any]:
 SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     "Agreement": lambda maker: {"circuits": (_circuit(maker),) * 3, "findings": (), "at_least": 0.5},
     "Candidate": lambda maker: {"kept": _mask(maker)},
+    "Certificate": lambda maker: {
+        "votes": np.where(GRAPH.edge_mask, maker.random.integers(0, 101, GRAPH.shape), 0),
+        "subsets": 100, "pairs": 8, "k": 3, "alpha": 0.05,
+    },
     "LearnedMask": lambda maker: {
         "openness": np.where(_circuit(maker).graph.edge_mask, 0.5, -np.inf),
     },

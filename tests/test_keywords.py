@@ -30,6 +30,7 @@ ELSEWHERE = {
     "learn_mask": ("batch_size", "seed"),  # in `settings`: they are of the training
     "find_several": ("batch_size", "progress"),  # whatever `find` takes
     "attention_page": ("batch_size",),  # image by image: a page holds 16 at most
+    "certify": ("batch_size",),  # pair by pair
     "stability": ("batch_size",),  # what runs is the caller's `discover`
     "training.train": ("batch_size",),  # and its seed: of the recipe, which is kept with the weights
 }
@@ -42,7 +43,7 @@ TASKS = (
     "attribute", "attribute_nodes", "attribute_units", "refine_nodes", "find_nodes", "calibrate", "acdc",
     "find", "refine", "ddmin", "circuit_curve", "score_curve", "audit", "verify", "robustness",
     "check_hypotheses", "Hypothesis.test", "diff",
-    "patching_map", "flip_search", "deciders", "run", "tuned_lens", "scrub",
+    "patching_map", "flip_search", "deciders", "run", "tuned_lens", "scrub", "flow",
 )  # fmt: skip
 """Which work on pairs, or keep streams: the memory of a batch can be foretold, and is asked for in bytes."""
 

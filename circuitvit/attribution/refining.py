@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from circuitvit._keywords import running
-from circuitvit.attribution.unit_scores import attribute_units, unit_places
+from circuitvit.attribution.unit_scores import attribute_units, check_nodes, unit_places
 from circuitvit.errors import OptionError, check_whole
 from circuitvit.models import Model, Units, features, refined
 from circuitvit.tasks import PreparedTask, Task
@@ -84,8 +84,14 @@ def refine_nodes(
 def _by_node(model: Model, table: Mapping[str, Any]) -> dict[str, Units]:
     """What becomes of each node, by full names."""
     given: Any = table
+    who: object = model
+    if not isinstance(who, Model):
+        raise OptionError(
+            f"{type(who).__name__} is no model of circuitvit: give what cv.load or cv.wrap gave"
+        )
     if not isinstance(given, Mapping) or not given:
         raise OptionError('nodes are refined by name, such as {"m5": cv.neurons()}')
+    check_nodes(given)
     found: dict[str, Units] = {}
     for key in sorted(table, key=lambda key: "*" not in key and "?" not in key):  # whole names last
         units = table[key] if isinstance(table[key], Units) else features(table[key])

@@ -148,12 +148,20 @@ def unit_places(model: Model, units: Mapping[str, Any]) -> list[UnitPlace]:
     given: Any = units
     if not isinstance(given, Mapping) or not given:
         raise OptionError('units are asked for by node, such as {"m*": cv.neurons()}')
+    check_nodes(given)
     found: dict[str, UnitPlace] = {}
     for key in sorted(units, key=lambda key: "*" not in key and "?" not in key):  # whole names last
         each = units[key]
         for place in _meant(model, key, each if isinstance(each, Units) else features(each)):
             found[place.site.node] = place
     return sorted(found.values(), key=lambda place: (place.after, place.site.kind == "stream"))
+
+
+def check_nodes(units: Mapping[Any, object]) -> None:
+    """Refuse units that are not asked for by names."""
+    wrong = next((key for key in units if not isinstance(key, str)), None)
+    if wrong is not None or None in units:
+        raise OptionError(f"units are asked for by the names of nodes, such as 'm5', not by {wrong!r}")
 
 
 def _meant(model: Model, key: str, units: Units) -> Iterator[UnitPlace]:

@@ -92,7 +92,7 @@ def flow(
     run: RunOptions,
     method: str = "ceap",
     heads: bool = False,
-    steps: int = 5,
+    steps: int = 10,
     out: Path = Path("flow.png"),
 ) -> None:
     """How much of the behaviour crosses from which tokens to which, layer by layer? Groups are those of

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 from circuitvit.errors import FileError, OptionError
 from circuitvit.export import maps as node_maps
+from circuitvit.export.examples import HasExamples, gallery
 from circuitvit.export.figure import Figure, figure_of
 from circuitvit.export.graphs import dot_of, graphml_of
-from circuitvit.export.page import Curve, Intervals, page_data, page_of
+from circuitvit.export.page import Curve, Intervals, by_strength, page_data, page_of
 from circuitvit.export.picture import THUMB, Picture, picture_of, thumb_size
 from circuitvit.export.svg import svg_of_figure
 from circuitvit.export.tikz import tikz_of
 from circuitvit.graph import Circuit, CircuitLike, Direction, as_circuit
 from circuitvit.graph.files import write_bytes
 from circuitvit.models import Model
+from circuitvit.models.refined import unit_labels
 from circuitvit.tasks import PreparedTask, Task
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def draw(
     intervals: Intervals | None = None,
     report: Report | None = None,
     labels: Mapping[str, str] | None = None,
+    examples: HasExamples | None = None,
 ) -> Path:
     """Draw a circuit, or write it as a graph for other programs.
 
@@ -88,13 +91,16 @@ def draw(
         intervals: for the page, the ends of the confidence interval of edges' effects, by name.
         report: for the page, the verification of this circuit, written under the diagram.
         labels: of pictures and the page, by the names of nodes what is said of them, in their boxes: such as
-            what `text_span` found that heads say.
+            what `text_span` found that heads say. With `model`, features bear those of their dictionary.
+        examples: for the page, what `top_images` found of nodes, such as neurons and features of a refined
+            model. Each of these shows its top images, lit where it is active.
 
     Returns:
         The path of the file.
 
     Raises:
-        OptionError: if the format is unknown, an option makes no sense, or the report is of another circuit.
+        OptionError: if the format is unknown, an option makes no sense, the report is of another circuit, or
+            examples are of other nodes.
         NameNotFoundError: if a label is for a node that is not there.
         FileError: if the file cannot be written, or matplotlib is needed and missing.
 
@@ -109,16 +115,21 @@ def draw(
     kind = format_of(path, format, FORMATS)
     if report is not None:
         _check_report(report, circuit, kind)
+    if examples is not None and kind != "html":
+        raise OptionError(f"top images are shown on the page: draw an .html file, not a .{kind}")
     if kind in _DATA:
         if labels:
             raise OptionError(f"a .{kind} file holds no labels: they are of pictures and the page")
         return _write_data(circuit, path, kind, title, max_edges)
     wanted = thumbnails if thumbnails is not None else kind == "html" and model is not None
     maps = _maps(circuit, model, task, pair) if wanted and kind in ("html", *FIGURES) else None
+    if model is not None:
+        labels = {**unit_labels(model), **(labels or {})}
     room = ((), (THUMB, THUMB)) if maps is None else (maps.nodes, thumb_size(maps.grid))
     picture = picture_of(circuit, title, max_edges, direction, *room, labels)
     if kind == "html":
-        content = page_of(page_data(circuit, picture, maps, curve, intervals), report).encode()
+        shown = [] if examples is None else gallery(examples, picture, by_strength(picture))
+        content = page_of(page_data(circuit, picture, maps, curve, intervals), report, shown).encode()
     elif kind in SOURCES:
         content = SOURCES[kind](picture).encode()
     else:

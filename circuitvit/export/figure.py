@@ -215,7 +215,11 @@ def _node(canvas: Canvas, node: DrawnNode, picture: Picture, layout: Layout, thu
     outgoing = sum(edge.sender == node.name for edge in picture.edges)
     said = f"{node.said}: {incoming} edges in, {outgoing} out"
     own, box = canvas.group(said=said, kind=f"node {node.kind}"), layout.boxes[node.name]
-    looks = {"head": (style.PAPER, style.INK), "mlp": (style.MLP_FILL, style.INK)}
+    looks = {
+        "head": (style.PAPER, style.INK),
+        "part": (style.PAPER, style.INK),
+        "mlp": (style.MLP_FILL, style.INK),
+    }
     fill, ink = looks.get(node.kind, (style.END_FILL, style.PAPER))
     own.rect(box, fill, style.INK, min(box.height / 2, 10) if node.kind == "mlp" else 4)
     x, middle = box.centre

@@ -102,6 +102,8 @@ def _node_attributes(node: DrawnNode) -> dict[str, Any]:
         return {"shape": "plain", "label": _head_label(node), "tooltip": said}
     words = graphviz.escape(f"{name}\n{node.label}" if node.label else name)
     look = {"shape": "box", "label": words, "tooltip": said, "height": "0.3"}
+    if node.kind == "part":
+        return {**look, "style": "filled", "fillcolor": style.PAPER}
     if node.kind == "mlp":
         return {**look, "style": "rounded,filled", "fillcolor": style.MLP_FILL}
     return {**look, "style": "filled", "fillcolor": style.END_FILL, "fontcolor": style.PAPER}

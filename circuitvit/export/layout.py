@@ -26,9 +26,10 @@ LABEL_LINE = 12.0  # height that it takes
 PORT_SIZE = 10.5  # font size of the names of inputs
 PORT_MAX = 60.0
 PORT_PITCH = 17.0  # least distance between the inputs of a head
-BOX_HEIGHTS = {"head": 34.0, "mlp": 21.0, "end": 24.0}
+BOX_HEIGHTS = {"head": 34.0, "part": 21.0, "mlp": 21.0, "end": 24.0}
 THUMB_PAD = 5.0  # around a thumbnail within its box
 DOT_SPACE = 7.0  # height and width kept for a node outside the circuit
+DOTS_HIGH = 4  # of many in one cell, how many stand above each other
 LANE_MARGIN = 8.0  # from the outermost line of a lane to the boxes beside it
 LANE_MAX = 160.0
 LEAST_LANES = 200.0  # room for all lanes together, so that a graph of few heads is not a tower
@@ -124,18 +125,15 @@ def lay_out(picture: Picture) -> Layout:
     routes = routes_of(picture, grid)
     columns = _Columns(picture, grid, routes)
     rows = _Rows(picture, grid, routes, columns)
-    boxes, dots, ports = {}, {}, {}
+    boxes, dots, ports = {}, _dots(picture, grid, columns, rows), {}
     for node in picture.nodes:
-        row, column = grid.cells[node.name]
-        x, y = columns.middles[column], (rows.tops[row] + rows.bottoms[row]) / 2
         if node.present:
+            x, y = _middle(grid.cells[node.name], columns, rows)
             width, height = _box_width(node), _box_height(node)
             boxes[node.name] = Box(x - width / 2, y - height / 2, width, height)
             pitch = _port_pitch(node)
             first = x - pitch * (len(node.ports) - 1) / 2
             ports[node.name] = {port: first + pitch * index for index, port in enumerate(node.ports)}
-        else:
-            dots[node.name] = (x, y)
     curves = _Curves(grid, columns, rows, boxes, ports, routes)
     return Layout(
         width=columns.width,
@@ -151,6 +149,39 @@ def lay_out(picture: Picture) -> Layout:
 
 
 # -- sizes, columns and rows ---------------------------------------------------------------------
+
+
+def _middle(cell: tuple[int, int], columns: _Columns, rows: _Rows) -> Point:
+    row, column = cell
+    return columns.middles[column], (rows.tops[row] + rows.bottoms[row]) / 2
+
+
+def _dots(picture: Picture, grid: Grid, columns: _Columns, rows: _Rows) -> dict[str, Point]:
+    """Where nodes outside the circuit are: in the middle of their cell, several as a small block."""
+    found = {}
+    for cell, names in _outside(picture, grid).items():
+        x, y = _middle(cell, columns, rows)
+        across, high = _block(len(names))
+        for place, name in enumerate(names):
+            right, down = place % across, place // across
+            offset = right - (across - 1) / 2, down - (high - 1) / 2
+            found[name] = (x + DOT_SPACE * offset[0], y + DOT_SPACE * offset[1])
+    return found
+
+
+def _outside(picture: Picture, grid: Grid) -> dict[tuple[int, int], list[str]]:
+    """The nodes outside the circuit in each cell that has some."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for node in picture.nodes:
+        if not node.present:
+            found.setdefault(grid.cells[node.name], []).append(node.name)
+    return found
+
+
+def _block(count: int) -> tuple[int, int]:
+    """How many dots of one cell stand side by side, and above each other."""
+    across = max(-(-count // DOTS_HIGH), min(count, DOTS_HIGH))
+    return across, -(-count // across)
 
 
 def _box_width(node: DrawnNode) -> float:
@@ -181,6 +212,8 @@ class _Columns:
             if node.present:
                 column = grid.cells[node.name][1]
                 widths[column] = max(widths[column], _box_width(node))
+        for (_, column), names in _outside(picture, grid).items():
+            widths[column] = max(widths[column], DOT_SPACE * _block(len(names))[0])
         by_lane: list[dict[int, Trunk]] = [{} for _ in range(grid.n_columns + 1)]
         for route in routes:
             if route.trunk is not None:
@@ -221,6 +254,8 @@ class _Rows:
         for node in picture.nodes:
             if node.present:
                 heights[node.row] = max(heights[node.row], _box_height(node))
+        for (row, _), names in _outside(picture, grid).items():
+            heights[row] = max(heights[row], DOT_SPACE * _block(len(names))[1])
         self.gaps = _gaps(grid, routes, columns)
         self.height = sum(heights) + sum(self.gaps)
         self.tops: list[float] = []

@@ -6,7 +6,7 @@ Plain arrays, apart from any format: the interactive page packs them, static fig
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,17 @@ from circuitvit.errors import OptionError, UnsupportedModelError
 from circuitvit.export.picture import thumb_size
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.written import written
-from circuitvit.graph import is_residual
+from circuitvit.graph import is_residual, node_of
 from circuitvit.models import Model, Stage
 from circuitvit.models.sentences import TextSpec
+from circuitvit.models.sites import heads_of
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 Array = NDArray[np.float64]
+
+UNSEEN = 1e3
+"""How far below its score a token is put that a piece of a head takes nothing from: its share is 0 then."""
 
 LEAST = 1e-12
 """Of what is attended to, where an edit has taken it away: a logarithm of 0 cannot be drawn."""
@@ -69,18 +73,22 @@ class Side:
         heads: by name.
         writes: `(token,)`, norm of what the input, each MLP and each head without scores (a differential one)
             add to the stream, by name.
+        units: `(token,)`, how active each neuron and each feature is, by name.
         words: of a sentence what its tokens say; () of an image.
     """
 
     image: NDArray[np.uint8]
     heads: Mapping[str, HeadMap]
     writes: Mapping[str, Array]
+    units: Mapping[str, Array] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
     def patches(self, node: str, maps: Maps) -> Array | None:
         """`(row, column)`: what a node's thumbnail shows, or None for a node without one."""
         if node in self.heads:
             values = self.heads[node].row(maps.has_class_token)
+        elif node in self.units:
+            values = self.units[node]
         elif node in self.writes:
             values = self.writes[node]
         else:
@@ -120,7 +128,7 @@ class Maps:
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that have a map."""
         side = next(iter(self.sides.values()))
-        return (*side.heads, *side.writes)
+        return (*side.heads, *side.units, *side.writes)
 
 
 def maps_of(
@@ -147,59 +155,86 @@ def maps_of(
     prepared = prepare(model, task)
     if not 0 <= pair < len(prepared):
         raise OptionError(f"pair is 0 to {len(prepared) - 1}, the places of the task's pairs, not {pair}")
-    images = {"clean": prepared.clean.take(pair, pair + 1)}
+    first, stop = (pair, pair + 1) if model.edited_images is None else (0, len(prepared))  # all or none
+    images = {"clean": prepared.clean.take(first, stop)}
     if prepared.corrupt is not None:
-        images["corrupt"] = prepared.corrupt.take(pair, pair + 1)
+        images["corrupt"] = prepared.corrupt.take(first, stop)
     sheet = Sheet(model.grid_at(*images["clean"].shape[-2:]))
     before = len(model.prefix)
     order = np.concatenate([np.arange(before), before + sheet.order])
-    sides = {name: _side(prepared, image, nodes, sheet, order) for name, image in images.items()}
+    sides = {name: _side(prepared, own, pair - first, nodes, sheet, order) for name, own in images.items()}
     groups = _groups(prepared, pair)
     return Maps(sheet, model.prefix, tuple(groups[token] for token in order) if groups else (), sides)
 
 
 def _side(
     prepared: PreparedTask,
-    image: Tensor,
+    images: Tensor,
+    place: int,
     nodes: Collection[str] | None,
     sheet: Sheet,
     order: NDArray[np.int64],
 ) -> Side:
-    model = prepared.model
-    base = capture(model, image.to(model.device, model.dtype))
+    model, image = prepared.model, images[place]
+    base = capture(model, images.to(model.device, model.dtype))
     heads: dict[str, HeadMap] = {}
+    units: dict[str, Array] = {}
     writes: dict[str, Array] = {}
-    for place, stage in enumerate(model.stages):
+    for at, stage in enumerate(model.stages):
         if stage.is_readout:
             continue
-        for part, compact in zip(stage.branches, stage.split(base.compacts[place]), strict=True):
-            wanted = [name for name in part.nodes.senders if nodes is None or name in nodes]
-            if not wanted:
+        for part, compact in zip(stage.branches, stage.split(base.compacts[at]), strict=True):
+            every = {} if part.nodes.kind != "attention" else _attention(part, base.stream(at), place, order)
+            heads.update({name: own for name, own in every.items() if nodes is None or name in nodes})
+            if not is_residual(part.nodes.writes_to):  # latents have no place on the image
                 continue
-            every = {} if part.nodes.kind != "attention" else _attention(part, base.stream(place), order)
-            heads.update({name: every[name] for name in wanted if name in every})
-            if not every and is_residual(part.nodes.writes_to):  # latents have no place on the image
-                lengths = _array(part.expand(compact)[:, 0].norm(dim=-1))[:, order]
-                all_writes = dict(zip(part.nodes.senders, lengths, strict=True))
-                writes.update({name: all_writes[name] for name in wanted})
-    picture = picture_on(sheet, image[0], prepared.spec)
-    return Side(picture, heads, writes, words_of(image[0], prepared.spec))
+            for name, added in zip(part.nodes.senders, part.expand(compact)[:, place], strict=True):
+                if name in every or (nodes is not None and name not in nodes):
+                    continue
+                if (direction := part.direction(name)) is None:
+                    writes[name] = _array(added.norm(dim=-1))[order]
+                else:
+                    units[name] = _array(added @ per_unit(direction))[order]
+    return Side(picture_on(sheet, image, prepared.spec), heads, writes, units, words_of(image, prepared.spec))
+
+
+def per_unit(direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+    """What to multiply a unit's write with to have its activation again; 0 of one that writes nothing."""
+    size = direction.square().sum()
+    return direction / size if size > 0 else torch.zeros_like(direction)
 
 
 @torch.no_grad()
-def _attention(stage: Stage, stream: Tensor, order: NDArray[np.int64]) -> dict[str, HeadMap]:
-    """The heads of a stage by name; none where they have no scores."""
+def _attention(stage: Stage, stream: Tensor, place: int, order: NDArray[np.int64]) -> dict[str, HeadMap]:
+    """The heads of a stage by name, and pieces of them by the tokens they look at; none without scores."""
     reads = stage.read(stream)
     try:
-        scores = _seen(stage.scores(reads)[0], stage.pattern(reads)[0])
+        scores = _seen(stage.scores(reads)[place], stage.pattern(reads)[place])
+        alone = stage.expand(stage.carried(reads))[:, place]
     except UnsupportedModelError:
         return {}
     if stage.nodes.begins:  # a pool asks for all tokens alike, whichever of them is looked at
-        mean = _array(stage.pattern(reads)[0].mean(dim=1, keepdim=True).log())
+        mean = _array(stage.pattern(reads)[place].mean(dim=1, keepdim=True).log())
         scores = mean.repeat(mean.shape[2], axis=1)
     scores = scores[:, order][:, :, order]
-    weights = _array(stage.expand(stage.carried(reads))[:, 0].norm(dim=-1))[:, order]
-    return {name: HeadMap(scores[head], weights[head]) for head, name in enumerate(stage.nodes.senders)}
+    found = {}
+    for head, name in enumerate(heads_of(stage)):
+        pieces = _pieces(stage, name)
+        weights = _array(alone[list(pieces.values())].sum(dim=0).norm(dim=-1))[order]
+        found[name] = HeadMap(scores[head], weights)
+        for piece in pieces:
+            sources = stage.sources(piece)
+            if sources is not None:
+                own = (sources if sources.ndim == 1 else sources[place]).cpu().numpy()[order]
+                found[piece] = HeadMap(scores[head] - UNSEEN * ~own, weights * own)
+    return found
+
+
+def _pieces(stage: Stage, head: str) -> dict[str, int]:
+    """The senders of a head by their places: itself, or its pieces."""
+    nodes = stage.nodes
+    own = next(place for place, receiver in enumerate(nodes.receivers) if node_of(receiver) == head)
+    return {nodes.senders[place]: place for place in (nodes.feeds or ())[own]}
 
 
 def _seen(scores: Tensor, pattern: Tensor) -> Array:
@@ -325,6 +360,8 @@ def thumbnails(maps: Maps, image: str = "clean") -> dict[str, NDArray[np.uint8]]
         if node in side.heads:  # attention that is spread evenly shall look dull, not bright
             least = LEAST_TIMES_MEAN * float(patches.mean())
             found[node] = heat(side.image, patches, size, least, bool(side.words))
+        elif node in side.units:
+            found[node] = heat(side.image, patches.clip(min=0), size, inked=bool(side.words))
         else:  # norms are never near 0, so they are shown from the least one up
             found[node] = heat(side.image, patches - patches.min(), size, inked=bool(side.words))
         for place in range(1, maps.sheet.across):  # a hair between the frames of a clip

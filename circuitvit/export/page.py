@@ -59,12 +59,15 @@ Intervals = Mapping[str, tuple[float, float]]
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def page_of(data: Mapping[str, Any], report: Report | None = None) -> str:
+def page_of(
+    data: Mapping[str, Any], report: Report | None = None, gallery: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """The page as HTML; the same data gives the same text, byte for byte.
 
     Args:
         data: from `page_data`.
         report: of the circuit's verification, which is written under the diagram.
+        gallery: top images of nodes, which stand there too.
     """
     return document(
         "page/page.html",
@@ -76,6 +79,7 @@ def page_of(data: Mapping[str, Any], report: Report | None = None) -> str:
         origin=data["origin"],
         report=report,
         findings=[] if report is None else findings_of(report),
+        gallery=gallery,
     )
 
 
@@ -200,7 +204,7 @@ def page_data(
         ],
         "curve": _checked(curve),
         **COLOURS,
-        "maps": None if maps is None else packed_maps(maps, _by_strength(picture)),
+        "maps": None if maps is None else packed_maps(maps, by_strength(picture)),
     }
 
 
@@ -274,7 +278,7 @@ def _checked(curve: Curve | None) -> list[list[float]]:
     return [[size, float(f"{value:.4g}")] for size, value in sorted(points)]
 
 
-def _by_strength(picture: Picture) -> list[str]:
+def by_strength(picture: Picture) -> list[str]:
     """Nodes by the sum of the magnitudes of their edges, largest first; ties in graph order."""
     totals = {node.name: 0.0 for node in picture.nodes if node.present}
     for edge in picture.edges:
@@ -332,7 +336,7 @@ def packed_maps(maps: Maps, by_strength: Sequence[str]) -> dict[str, Any]:
 def _side(side: Side, maps: Maps, full: dict[str, str]) -> dict[str, Any]:
     """One image: its nodes' default rows one after the other in one pack, each with its scale.
 
-    A head has three rows in the pack (pattern, weights, largest score of each query), a write has one.
+    A head has three rows in the pack (pattern, weights, largest score of each query), all else has one.
     """
     rows: list[bytes] = []
     nodes: dict[str, Any] = {}
@@ -353,6 +357,10 @@ def _side(side: Side, maps: Maps, full: dict[str, str]) -> dict[str, Any]:
             "low": _round(low),
             "high": _round(high),
         }
+    for name, values in side.units.items():
+        low, high = float(values.min()), float(values.max())
+        rows.append(_linear(values, low, high))
+        nodes[name] = {"least": _round(low), "most": _round(high)}
     for name, values in side.writes.items():
         rows.append(_linear(values, 0.0, float(values.max())))
         nodes[name] = {"norm": _round(values.max())}

@@ -19,8 +19,9 @@ from circuitvit.graph.files import clean
 THUMB = 46.0  # side of a node's small image in pixels, where it is square
 WIDEST_THUMB = 3 * THUMB  # width of one that is a strip of frames
 
-NodeKind = Literal["head", "mlp", "end"]
-"""A node with several inputs, one with a single input, or an end of the graph (input, logits)."""
+NodeKind = Literal["head", "part", "mlp", "end"]
+"""A node with several inputs, a piece of one, a node with a single input, or an end of the graph (input,
+logits)."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class DrawnNode:
 
     Attributes:
         name: of the node.
-        kind: "head", "mlp" or "end"; decides the shape.
-        row: index of its stage, 0 at the bottom.
+        kind: decides the shape.
+        row: counted from the bottom: a stage has one, or two where pieces stand above their heads.
         block: the name of the block it belongs to.
         ports: names of its inputs in order, such as `("q", "k", "v")`; `("",)` for a single input.
         used: the inputs that an edge of the picture ends at.
@@ -100,8 +101,7 @@ class Picture:
         title: one line.
         nodes: all nodes of the graph in running order, also those outside the circuit.
         edges: the edges to draw, weakest first, so that strong ones end up on top.
-        blocks: of each row (stage of the graph) the name of its block, bottom row first; None for rows of
-            sources and readouts.
+        blocks: of each row the name of its block, bottom row first; None for rows of sources and readouts.
         groups: names of the token groups.
         strongest: the largest magnitude among the edges, or None when no edge has a score.
         max_width: width in pixels of an edge of that magnitude.
@@ -184,17 +184,22 @@ def picture_of(
     counts += f"{len(circuit.nodes):,} of {len(graph.nodes):,} nodes"
     if len(edges) < len(circuit):
         counts += f"; drawn: the {len(edges):,} strongest"
+    if kept := [name for stage in graph.stages for name in stage.kept]:
+        counts += f"; {', '.join(kept)} kept in every run, with all edges"
     model = _short(made.model)
     told = all(prompt in made.task for prompt in made.prompts) and not made.templates
     prompts = "" if told else made.about(4)
     known = {"model": model, "method": made.method, "task": made.task, "prompts": prompts}
     origin = [f"{key}: {value}" for key, value in known.items() if value]
     named = f"Circuit of {model}" if model else "Circuit"
+    nodes = _nodes(graph, edges, dict.fromkeys(thumbs, thumb), said)
+    stages = {node.row: graph.stage_of_node[node.name] for node in nodes}
+    blocks = {row: own.block if own.senders and own.receivers else None for row, own in stages.items()}
     return Picture(
         title=clean(named if title is None else title),
-        nodes=_nodes(graph, edges, dict.fromkeys(thumbs, thumb), said),
+        nodes=nodes,
         edges=edges,
-        blocks=tuple(stage.block if stage.senders and stage.receivers else None for stage in graph.stages),
+        blocks=tuple(blocks[row] for row in range(len(blocks))),
         groups=tuple(clean(group) for group in graph.groups),
         strongest=max((abs(edge.score) for edge in edges if edge.score is not None), default=None) or None,
         max_width=widest(len(edges)),
@@ -278,14 +283,43 @@ def _nodes(
     ports: dict[str, list[str]] = {}
     for receiver in graph.receivers:
         ports.setdefault(node_of(receiver), []).append(port_of(receiver))
-    rows = {id(stage): row for row, stage in enumerate(graph.stages)}
+    # Heads in the order in which they read: pieces of some write before others do.
+    ordered = [name for stage in graph.stages for name in (*map(node_of, stage.receivers), *stage.senders)]
+    kinds = {name: _kind(graph, name, len(ports.get(name, ()))) for name in dict.fromkeys(ordered)}
+    rows = _rows(graph, kinds)
     nodes = []
-    for name in graph.nodes:
+    for name, kind in kinds.items():
         stage, own = graph.stage_of_node[name], tuple(ports.get(name, ()))
-        is_end = not (stage.senders and stage.receivers)
-        kind: NodeKind = "head" if len(own) > 1 else "end" if is_end else "mlp"
         present, inputs = name in used, frozenset(used.get(name, ()))
         thumb = thumbs.get(name) if present else None
         label = clean(str(labels.get(name, "")))
-        nodes.append(DrawnNode(name, kind, rows[id(stage)], stage.block, own, inputs, present, thumb, label))
+        nodes.append(DrawnNode(name, kind, rows[name], stage.block, own, inputs, present, thumb, label))
     return tuple(nodes)
+
+
+def _kind(graph: Graph, name: str, inputs: int) -> NodeKind:
+    stage = graph.stage_of_node[name]
+    if inputs > 1:
+        return "head"
+    if not (stage.senders and stage.receivers):
+        return "end"
+    return "mlp" if inputs else "part"
+
+
+def _rows(graph: Graph, kinds: Mapping[str, NodeKind]) -> dict[str, int]:
+    """The row of each node: that of its stage, or the one above it where heads have pieces, or where several
+    nodes stand beside them.
+    """
+    by_stage: dict[int, list[str]] = {id(stage): [] for stage in graph.stages}
+    for name in kinds:
+        by_stage[id(graph.stage_of_node[name])].append(name)
+    found: dict[str, int] = {}
+    row = -1
+    for own in by_stage.values():
+        heads = [name for name in own if kinds[name] == "head"]
+        others = [name for name in own if kinds[name] != "head"]
+        row += 1
+        found.update(dict.fromkeys(heads, row))
+        row += bool(heads) and (len(others) > 1 or any(kinds[name] == "part" for name in others))
+        found.update(dict.fromkeys(others, row))
+    return found

@@ -1,7 +1,9 @@
 """Where each node of a picture stands and which way each edge goes, before any pixel.
 
-A row is a stage. Heads have the columns; nodes that are alone in their stage (`input`, MLPs, `logits`)
-share one column of their own in the middle, the spine, so that edges between them are short and straight.
+Heads have the columns; nodes that are alone in their row (`input`, MLPs, `logits`) share one column of their
+own in the middle, the spine, so that edges between them are short and straight. Where a row has many (the
+neurons of an MLP, the pieces of heads) they stand side by side around the spine, and those outside the
+circuit in one cell at the end.
 
 Edges go straight where nothing is in between, else through a lane. Lanes are the vertical strips left and
 right of the columns, where no node ever stands; lane `j` is left of column `j`. Edges of one sender that
@@ -64,14 +66,18 @@ def grid_of(picture: Picture) -> Grid:
         heads, others = by_row.setdefault(node.row, ([], []))
         (heads if node.kind == "head" else others).append(node)
     n_heads = max((len(heads) for heads, _ in by_row.values()), default=0)
-    spine = n_heads // 2  # with an odd number of heads, the middle head's column
+    widest = max(len(_side_by_side(others)) for _, others in by_row.values())
+    spine = max(n_heads // 2, widest // 2)  # with an odd number of heads, the middle head's column
     shared = n_heads % 2 == 1 and not any(heads and others for heads, others in by_row.values())
-    head_columns = tuple(head if head < spine or shared else head + 1 for head in range(n_heads))
+    first = spine - n_heads // 2
+    columns = range(first, first + n_heads)
+    head_columns = tuple(column if column < spine or shared else column + 1 for column in columns)
     cells: dict[str, tuple[int, int]] = {}
     for row, (heads, others) in by_row.items():
-        columns = _columns_of_others(len(others), bool(heads), spine, n_heads)
-        places = [*zip(heads, head_columns, strict=False), *zip(others, columns, strict=True)]
-        cells.update({node.name: (row, column) for node, column in places})
+        cells.update({node.name: (row, column) for node, column in zip(heads, head_columns, strict=False)})
+        together = _side_by_side(others)
+        for column, nodes in enumerate(together, spine - len(together) // 2):
+            cells.update({node.name: (row, column) for node in nodes})
     n_columns = 1 + max((column for _, column in cells.values()), default=0)
     boxes = np.zeros((len(picture.blocks), n_columns), dtype=bool)
     for node in picture.nodes:
@@ -81,12 +87,11 @@ def grid_of(picture: Picture) -> Grid:
     return Grid(cells, boxes, spine, head_columns, has_mlps)
 
 
-def _columns_of_others(count: int, beside_heads: bool, spine: int, n_heads: int) -> list[int]:
-    """Columns for the nodes of a row that are no heads: the spine, and for several a run around it."""
-    if beside_heads:  # a parallel block: the first has the spine, others stand right of the last head
-        return [spine, *range(n_heads + 1, n_heads + count)][:count]
-    start = max(0, spine - count // 2)
-    return list(range(start, start + count))
+def _side_by_side(others: list[DrawnNode]) -> list[list[DrawnNode]]:
+    """The nodes of a row that are no heads, by column: each that is drawn as a box has one to itself."""
+    boxes = [[node] for node in others if node.present]
+    dots = [node for node in others if not node.present]
+    return [*boxes, dots] if dots else boxes
 
 
 @dataclass(eq=False)

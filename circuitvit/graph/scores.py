@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.errors import FileError, OptionError, check_number, counted, unknown_name
+from circuitvit.errors import FileError, OptionError, check_number, check_whole, counted, unknown_name
 from circuitvit.graph import notebook, selection
 from circuitvit.graph.circuit import SCORE_MAP_SCHEMA, Circuit, check_graph
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
@@ -471,8 +471,7 @@ _UNIT = re.compile(r".+\.([nf]\d+|rest|error)", re.DOTALL | re.ASCII)
 
 def _strongest(kind: str, names: Sequence[str], values: Array, k: int) -> list[tuple[str, float]]:
     """The `k` names of largest magnitude with their values; ties in their own order."""
-    if k < 0:
-        raise OptionError(f"a number of {kind}s cannot be negative: {k}")
+    check_whole(f"a number of {kind}s", k, 0)
     return [(names[place], float(values[place])) for place in np.argsort(-np.abs(values), kind="stable")[:k]]
 
 

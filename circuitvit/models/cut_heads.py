@@ -277,6 +277,22 @@ class CutHeads(Stage):
     def mixed(self, reads: Reads, compact: Tensor) -> Heads:
         return self.inner.mixed(reads, self._by_head(compact))
 
+    def direction(self, sender: str) -> Float[Tensor, " d_model"] | None:
+        place = self.nodes.senders.index(sender)
+        head, number = self._pieces[place]
+        cut = self.cuts.get(head)
+        if not isinstance(cut, ByFeature) or number >= len(cut.chosen):
+            return None
+        own = directions_of(cut.dictionary, cut.chosen)[number]
+        alone = own.new_zeros(1, len(self._pieces), 1, len(own))
+        alone[0, place, 0] = own
+        return self.expand(alone)[place, 0, 0]
+
+    def sources(self, sender: str) -> Bool[Tensor, " token"] | Bool[Tensor, "image token"] | None:
+        head, number = self._pieces[self.nodes.senders.index(sender)]
+        cut = self.cuts.get(head)
+        return cut.masks[number] if isinstance(cut, BySource) else None
+
     # -- the same, but for something -----------------------------------------------------------------
 
     def restrict(self, senders: Sequence[int]) -> CutHeads:

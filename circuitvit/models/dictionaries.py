@@ -109,10 +109,23 @@ class Dictionary:
             check_whole("the k of a topk dictionary", self.k)
             if self.k > self.n_features:
                 raise OptionError(f"a dictionary of {self.n_features} features cannot keep the top {self.k}")
-        if self.site is not None and not self.site:
-            raise OptionError("the site of a dictionary is a name such as 'm8', or None")
-        if self.labels is not None and len(self.labels) != self.n_features:
-            raise OptionError(f"{len(self.labels)} labels for a dictionary of {self.n_features} features")
+            object.__setattr__(self, "k", int(self.k))  # as JSON can hold it
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Refuse what no file could hold."""
+        site, labels, card = (getattr(self, name) for name in ("site", "labels", "card"))
+        if site is not None and not (site and isinstance(site, str)):
+            raise OptionError(f"the site of a dictionary is a name such as 'm8', or None, not {site!r}")
+        if card is not None and not isinstance(card, Mapping):
+            raise OptionError(f"the card of a dictionary is a mapping, or None, not {type(card).__name__}")
+        if labels is None:
+            return
+        if not isinstance(labels, (list, tuple)) or not all(isinstance(each, str) for each in labels):
+            raise OptionError("the labels of a dictionary are texts, one for each feature, or None")
+        if len(labels) != self.n_features:
+            raise OptionError(f"{len(labels)} labels for a dictionary of {self.n_features} features")
+        object.__setattr__(self, "labels", tuple(labels))
 
     def _check_tensors(self) -> None:
         """Refuse tensors that do not fit each other, or with which nothing can be computed."""
@@ -121,6 +134,8 @@ class Dictionary:
             if not isinstance(each, Tensor) or not each.is_floating_point():
                 what = each.dtype if isinstance(each, Tensor) else type(each).__name__
                 raise OptionError(f"the {name} of a dictionary is a tensor of real numbers, not {what}")
+            if each.is_meta or each.layout != torch.strided:
+                raise OptionError(f"the {name} of a dictionary is a meta or sparse tensor: give its numbers")
         shape = tuple(self.encoder.shape)
         if len(shape) != 2 or 0 in shape:
             raise OptionError(f"the encoder of a dictionary is (feature, width), not {shape}")
@@ -178,7 +193,16 @@ class Dictionary:
         return raw.relu()
 
     def decode(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch width"]:
-        """The activation that features stand for, as far as the dictionary can say it."""
+        """The activation that features stand for, as far as the dictionary can say it.
+
+        Raises:
+            OptionError: for another number of features or kind of numbers.
+        """
+        if features.shape[-1:] != (self.n_features,) or features.dtype != self.decoder.dtype:
+            raise OptionError(
+                f"features of shape {tuple(features.shape)} in {features.dtype} for a dictionary of "
+                f"{self.n_features} features in {self.decoder.dtype}"
+            )
         return features @ self.decoder + self.bias
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:

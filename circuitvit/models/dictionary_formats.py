@@ -203,6 +203,8 @@ def _is_centred(said: Said, bias: Tensor) -> bool:
     centred = said.get("apply_b_dec_to_input")
     if isinstance(centred, bool):
         return centred
+    if centred is not None:
+        raise FileError(f"apply_b_dec_to_input (centred=) is true or false, not {centred!r}")
     if "architecture" in said or "d_in" in said:  # a configuration, whose default it is
         return True
     if bias.any():
@@ -239,7 +241,7 @@ _HOOKS = (
 
 def _site(said: Said) -> str | None:
     """The site that a dictionary was trained on, as far as its hook has a name here."""
-    if said.get("site") is not None:
+    if isinstance(said.get("site"), str):
         return str(said["site"])
     inner = said.get("metadata")
     all_said = {**said, **(inner if isinstance(inner, Mapping) else {})}

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitvit.errors import UnsupportedModelError
@@ -223,6 +223,12 @@ class EditedStage(Stage):
     def carried(self, reads: Reads) -> Tensor:
         alone = self.inner.carried(self.seen(reads))
         return self.inner.expand(alone).transpose(0, 1) if self.is_wide else alone
+
+    def direction(self, sender: str) -> Float[Tensor, " d_model"] | None:
+        return self.inner.direction(sender)
+
+    def sources(self, sender: str) -> Bool[Tensor, " token"] | Bool[Tensor, "image token"] | None:
+        return self.inner.sources(sender)
 
     def mixed(self, reads: Reads, compact: Tensor) -> Tensor:
         return self.inner.mixed(reads, self._written(self.inner, reads) if self.is_wide else compact)

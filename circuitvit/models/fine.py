@@ -492,6 +492,10 @@ class FineStage(Stage):
         twin._take(self.units, self.remainders)
         return twin
 
+    def direction(self, sender: str) -> Float[Tensor, " d_model"] | None:
+        place = self.nodes.senders.index(sender)
+        return self._directions[place] if place < len(self.units) else None
+
     def contents(self) -> tuple[Content, ...]:
         return self.whole.inner.contents()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,7 +83,17 @@ class Units:
             own = self.dictionary
             return f"{self.chosen} {own.kind} {own.k} {own.reads}", list(own.tensors.values())
         said, tensors = said_of(self.dictionary)
+        if self.dictionary is not None:  # a module's own description is of `forward`
+            code = [said_of(getattr(type(self.dictionary), name, None))[0] for name in ("encode", "decode")]
+            said = f"{said} {code} {_plain(self.dictionary)}"
         return f"{self.chosen} {said}", tensors
+
+
+def _plain(dictionary: Any) -> list[tuple[str, str]]:
+    """Numbers and names that the parts of a module keep beside their tensors, such as the k of a top-k."""
+    parts = dictionary.modules() if isinstance(dictionary, nn.Module) else ()
+    kept = [item for part in parts for item in vars(part).items() if item[0] != "training"]
+    return [(name, repr(each)) for name, each in kept if isinstance(each, (bool, int, float, str))]
 
 
 ERRORS = ("node", "kept")
@@ -142,9 +153,10 @@ def features(dictionary: Any, chosen: Iterable[int] | None = None, error: str = 
 def _numbers(chosen: Iterable[int] | None) -> tuple[int, ...] | None:
     if chosen is None:
         return None
-    if isinstance(chosen, (str, bytes)):
-        raise OptionError(f"units are chosen by their numbers, such as [17, 42], not by {chosen!r}")
-    numbers = chosen.tolist() if isinstance(chosen, Tensor) else list(chosen)
+    given: Any = chosen.tolist() if isinstance(chosen, (Tensor, np.ndarray)) else chosen
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise OptionError(f"units are chosen by their numbers, such as [17, 42], not by {given!r}")
+    numbers = list(given)
     if any(isinstance(number, bool) or not hasattr(number, "__index__") for number in numbers):
         raise OptionError(f"units are chosen by their numbers, such as [17, 42], not by {numbers}")
     own = [int(number) for number in numbers]
@@ -152,6 +164,16 @@ def _numbers(chosen: Iterable[int] | None) -> tuple[int, ...] | None:
         twice = next(number for number in own if own.count(number) > 1)
         raise OptionError(f"unit {twice} is chosen twice")
     return tuple(own)
+
+
+def unit_labels(model: Model) -> dict[str, str]:
+    """What the dictionaries of a refined model call its features, by the names of nodes."""
+    found: dict[str, str] = {}
+    for node, how in (model.bare or model).refinements.items():
+        labels = getattr(how.dictionary, "labels", None) if isinstance(how, Units) else None
+        if labels is not None and isinstance(how, Units):
+            found.update({f"{node}.{how.letter}{number}": str(labels[number]) for number in how.chosen or ()})
+    return {name: label for name, label in found.items() if label}
 
 
 # -- making one ----------------------------------------------------------------------------------
@@ -378,44 +400,63 @@ class Foreign:
         return said
 
 
+@torch.inference_mode(False)  # tensors made within it could not be used outside of it
 @torch.no_grad()
 def fitted(dictionary: Any, node: str, width: int, model: Model) -> Any:
     """A dictionary as the model needs it: of this width, in its dtype and on its device.
 
     Raises:
-        OptionError: if it is of another width, or is not applied token by token, or decodes by something
-            that is not affine.
+        OptionError: if it is of another site or width; or, of one that is not ours, is not applied token by
+            token, has no gradient, or decodes by something that is not affine.
     """
     like = next(model.module.parameters())
     if isinstance(dictionary, Dictionary):
+        if dictionary.site is not None and dictionary.site.removesuffix(".z") != node.removesuffix(".z"):
+            raise OptionError(
+                f"the dictionary is of {dictionary.site}, not of {node}; if it is meant for {node} all the "
+                "same: dataclasses.replace(dictionary, site=None)"
+            )
         if dictionary.width != width:
             raise OptionError(f"a dictionary of width {dictionary.width}, and {node} has {width}")
         return dictionary.to(like.device, like.dtype)
     if isinstance(dictionary, nn.Module):
         dictionary = frozen_twin(dictionary)  # its parameters get no gradients, and its mode stays what it is
-    noise = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(like)
-    kind = type(dictionary).__name__
+    noise = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0)).to(like)
+    kind, shape = type(dictionary).__name__, tuple(noise.shape)
     try:
-        active = dictionary.encode(noise)
-        said = dictionary.decode(active)
+        with torch.enable_grad():
+            active = dictionary.encode(noise.clone().requires_grad_())
+            said = dictionary.decode(active)
     except Exception as error:  # whatever a foreign object raises
         raise OptionError(
-            f"{kind}.encode and decode cannot be run on activations of {node}, (1, 5, {width}) in "
-            f"{like.dtype}: {error}"
+            f"{kind}.encode and decode cannot be run on activations of {node}, {shape} in {like.dtype}: "
+            f"{error}"
         ) from error
-    if not isinstance(active, Tensor) or active.shape[:2] != (1, 5) or active.ndim != 3:
+    if not isinstance(active, Tensor) or active.shape[:2] != shape[:2] or active.ndim != 3:
         raise OptionError(f"{kind}.encode gives no tensor (..., feature) for activations (..., {width})")
-    if said.shape != noise.shape:
-        raise OptionError(f"{kind}.decode gives {tuple(said.shape)} for activations {tuple(noise.shape)}")
-    _check_forms(dictionary, noise, active, kind)
+    if not isinstance(said, Tensor) or said.shape != shape:
+        got = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise OptionError(f"{kind}.decode gives {got} for activations {shape}")
+    for name, each in (("encode", active), ("decode", said)):
+        if each.dtype != like.dtype:
+            raise OptionError(f"{kind}.{name} gives {each.dtype} for activations in {like.dtype}: convert it")
+        if not each.requires_grad:
+            raise OptionError(f"{kind}.{name} gives what has no gradient: it must not detach its input")
+        if not each.numel() or not each.isfinite().all():
+            raise OptionError(f"{kind}.{name} gives no numbers, or NaN or infinite ones")
+    _check_forms(dictionary, noise, active.detach(), kind)
     return Foreign(dictionary, active.shape[-1], like)
 
 
 def _check_forms(dictionary: Any, noise: Tensor, active: Tensor, kind: str) -> None:
     tolerance = 1e3 * torch.finfo(noise.dtype).eps
-    alone = dictionary.encode(noise[:, 2:3])
-    if float((alone - active[:, 2:3]).abs().max()) > tolerance * (1 + float(active.abs().max())):
-        raise OptionError(f"{kind}.encode gives a token something else when other tokens are there")
+    alone = dictionary.encode(noise[1:, 2:3])
+    same = alone.shape[-1] == active.shape[-1]
+    if not same or float((alone - active[1:, 2:3]).abs().max()) > tolerance * (1 + float(active.abs().max())):
+        raise OptionError(
+            f"{kind}.encode gives a token something else when other tokens or images are there, or each time "
+            "that it is asked: a dictionary is a function of the activation of one token"
+        )
     other, none = active.flip(1), torch.zeros_like(active)
     parts = dictionary.decode(active) + dictionary.decode(other) - dictionary.decode(none)
     whole = dictionary.decode(active + other)
@@ -450,7 +491,12 @@ def split_sources(model: Model, groups: Groups, heads: str | Sequence[str] = "*"
         >>> [node for node in split.graph.nodes if node.startswith("a1.h0")]
         ['a1.h0[cls]', 'a1.h0[patch]', 'a1.h0']
     """
-    wanted = [heads] if isinstance(heads, str) else list(heads)
+    if not isinstance(getattr(groups, "members", None), Tensor):
+        raise OptionError(f"groups are TokenGroups, such as TokenGroups.by_kind(model, {model.n_tokens})")
+    given: Any = heads
+    wanted = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else []
+    if not wanted or not all(isinstance(name, str) for name in wanted):
+        raise OptionError(f"heads are names, such as 'a1.h0' or ['a1.*'], not {heads!r}")
     known = [
         node
         for stage in model.layers

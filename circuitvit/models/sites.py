@@ -326,11 +326,6 @@ def _refuse(sites: Sites, wanted: str) -> Sites:
         own = sorted({_split(site.name)[1] for site in sites if _means(site.node, node)} - {""})
         has = f"has {', '.join(own)}" if own else "is all that there is of it"
         raise NameNotFoundError(f"there is no {wanted!r}: {node} {has}")
-    pieces = [
-        name for name in sites.names if name.startswith((f"{node}[", f"{node}.")) and not _split(name)[1]
-    ]
-    if pieces:
-        raise NameNotFoundError(f"there is no {wanted!r}: {node} is cut into {', '.join(pieces)}")
     if "*" in wanted or "?" in wanted:
         raise NameNotFoundError(f"no site is called {wanted!r}: model.sites() lists them all")
     bare, number = numbered(wanted)
@@ -339,6 +334,12 @@ def _refuse(sites: Sites, wanted: str) -> Sites:
     here = _spelt_here(wanted)
     if here and any(_means(site.name, here) for site in sites):
         raise NameNotFoundError(f"unknown site {wanted!r}: here it is {here!r}")
+    pieces = [
+        name for name in sites.names if name.startswith((f"{node}[", f"{node}.")) and not _split(name)[1]
+    ]
+    if pieces:
+        shown = ", ".join(pieces[:6]) + (f" and {len(pieces) - 6} more" if len(pieces) > 6 else "")
+        raise NameNotFoundError(f"there is no {wanted!r}: {node} is cut into {shown}")
     raise unknown_name("site", wanted, sites.names)
 
 

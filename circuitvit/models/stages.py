@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitvit.errors import UnsupportedModelError
@@ -306,6 +306,14 @@ class Stage(ABC):
             UnsupportedModelError: if the stage is no readout, or none that can be made linear.
         """
         raise UnsupportedModelError(f"{self.nodes.name} is no readout that can be made linear")
+
+    def direction(self, sender: str) -> Float[Tensor, " d_model"] | None:
+        """What one of a unit writes, a neuron or a feature; None of a sender that is no unit."""
+        return None
+
+    def sources(self, sender: str) -> Bool[Tensor, " token"] | Bool[Tensor, "image token"] | None:
+        """The tokens that a piece of a head takes its values from; None of one that takes them from all."""
+        return None
 
     def contents(self) -> tuple[Content, ...]:
         """What holds its weights, in an order that does not depend on how a module keeps them.

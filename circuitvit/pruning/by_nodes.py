@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from circuitvit._keywords import running
 from circuitvit.attribution import attribute_nodes
-from circuitvit.engine import Evaluator, progress_bar
+from circuitvit.engine import BatchRun, Evaluator, progress_bar
+from circuitvit.engine.node_runs import node_run
 from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, EdgeMask, Graph, NodeScores
 from circuitvit.models import Model
@@ -44,7 +46,7 @@ def find_nodes(
         task: in the noising direction.
         scores: of the nodes; by default to first order, `attribute_nodes(model, task, "atp")`.
         band: faithfulness that the result must keep.
-        max_runs: stop removing after so many masked runs; the result then is not minimal.
+        max_runs: stop removing after so many runs; the result then is not minimal.
         batch_size: pairs at once; by default what `memory` allows.
         memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
@@ -81,7 +83,7 @@ def find_nodes(
     kept = search.mask(left)
     provenance = scores.provenance.with_parameters(nodes=len(left), minimal_over="nodes", band=list(band))
     circuit = Circuit(prepared.graph, kept, None, provenance)
-    return Refinement(circuit, evaluator.faithfulness(kept), minimal, evaluator.runs)
+    return Refinement(circuit, evaluator.faithfulness(kept), minimal, search.runs)
 
 
 class _NodeSearch:
@@ -95,23 +97,45 @@ class _NodeSearch:
 
     def __init__(self, evaluator: Evaluator, band: Band, max_runs: int | None) -> None:
         self.evaluator, self.band, self.max_runs = evaluator, band, max_runs
+        self.runs = 0
+        self._known: dict[bytes, float] = {}
         graph = evaluator.graph
         self.always = {name for stage in graph.stages if not stage.receivers for name in stage.senders}
 
     def mask(self, nodes: Collection[str]) -> EdgeMask:
         return edges_among(self.evaluator.graph, {*nodes, *self.always})
 
+    def faithfulness(self, nodes: Collection[str]) -> float:
+        """That of the circuit of some nodes: by a run of nodes, where there is one, which costs a forward."""
+        kept = np.array([name in nodes or name in self.always for name in self.evaluator.graph.senders])
+        key = kept.tobytes()
+        if key not in self._known:
+            found = [self._values(run, kept) for run in self.evaluator.batches()]
+            values = [each for each in found if each is not None]
+            if len(values) < len(found):
+                self._known[key] = self.evaluator.faithfulness(self.mask(nodes))
+            else:
+                gained = np.concatenate(values) - self.evaluator.nothing
+                self._known[key] = float(gained.mean() / self.evaluator.effect.mean())
+            self.runs += 1
+        return self._known[key]
+
+    @staticmethod
+    def _values(run: BatchRun, kept: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+        logits = node_run(run.sources, kept)
+        return None if logits is None else run.metric(logits).double().cpu().numpy()
+
     def holds(self, nodes: Sequence[str]) -> bool:
-        return self.band[0] <= self.evaluator.faithfulness(self.mask(nodes)) <= self.band[1]
+        return self.band[0] <= self.faithfulness(nodes) <= self.band[1]
 
     def spent(self) -> bool:
-        return self.max_runs is not None and self.evaluator.runs >= self.max_runs
+        return self.max_runs is not None and self.runs >= self.max_runs
 
     def grown(self, ranked: Sequence[str]) -> list[str]:
         """So many of the strongest nodes that they lie in the band, the weakest first."""
         tried = []
         for count in _counts(len(ranked)):
-            tried.append((count, self.evaluator.faithfulness(self.mask(ranked[:count]))))
+            tried.append((count, self.faithfulness(ranked[:count])))
             if self.band[0] <= tried[-1][1] <= self.band[1]:
                 return list(reversed(ranked[:count]))
         said = ", ".join(f"{count}: {found:.2f}" for count, found in tried)

@@ -49,11 +49,17 @@ class TokenGroups:
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names or len(set(self.names)) < len(self.names):
             raise OptionError(f"token groups need different names, and at least one, not {self.names}")
-        for name in self.names:
-            if not name or "@" in name or any(sign.isspace() for sign in name):
+        given: tuple[object, ...] = self.names
+        for name in given:
+            if not isinstance(name, str) or not name or "@" in name or any(sign.isspace() for sign in name):
                 raise OptionError(f"a token group cannot be called {name!r}: no spaces, no @, and not empty")
-        members = self.members
-        if members.dtype != torch.int64 or members.ndim not in (1, 2) or members.numel() == 0:
+        members: object = self.members
+        if (
+            not isinstance(members, Tensor)
+            or members.dtype != torch.int64
+            or members.ndim not in (1, 2)
+            or members.numel() == 0
+        ):
             raise OptionError("members of token groups are int64 indices, (token,) or (image, token)")
         if members.min() < 0 or members.max() >= len(self.names):
             raise OptionError(

@@ -6,6 +6,7 @@ connected circuits as the null, robustness, stability, and activation patching.
 """
 
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
+from circuitvit.verification.certificates import Certificate, certify
 from circuitvit.verification.cross_effects import CrossEffect, Specificity, specificity
 from circuitvit.verification.drift import Drift
 from circuitvit.verification.drift_runs import diff
@@ -39,6 +40,7 @@ __all__ = [
     "AuditSettings",
     "BeatsRandom",
     "Bootstrap",
+    "Certificate",
     "Claim",
     "CrossEffect",
     "Drift",
@@ -60,6 +62,7 @@ __all__ = [
     "Unchanged",
     "Verdict",
     "audit",
+    "certify",
     "check_hypotheses",
     "complement_circuits",
     "completeness_test",

@@ -13,6 +13,7 @@ from circuitvit.tasks.ablations import same_ablation
 from circuitvit.tasks.classes import taken_on_trust
 from circuitvit.tasks.metrics import same_metric
 from circuitvit.tasks.split import fingerprint
+from circuitvit.verification.cross_effects import ALPHA, CrossEffect
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.report import CircuitSize, Section
 from circuitvit.verification.statistics import MIN_PAIRS
@@ -30,7 +31,11 @@ INSUFFICIENT = 0.5
 
 
 def caveats(
-    circuit: Circuit, size: CircuitSize, sections: Sequence[Section], prepared: Sequence[PreparedTask]
+    circuit: Circuit,
+    size: CircuitSize,
+    sections: Sequence[Section],
+    prepared: Sequence[PreparedTask],
+    others: Sequence[CrossEffect] = (),
 ) -> tuple[str, ...]:
     """All caveats of a report.
 
@@ -39,12 +44,14 @@ def caveats(
         size: of it.
         sections: the figures on the task's pairs and, if there are any, on held-out ones.
         prepared: the task and, if given, the held-out task.
+        others: what the circuit does to other behaviours.
     """
     found = [
         *_about_images(prepared),
         *_about_circuit(circuit, size, prepared[0]),
         *_about_ablation(prepared),
         *_about_classes(prepared[0]),
+        *_about_others(others),
     ]
     said = [
         [*_about_pairs(each, task), *_about_values(each), *_about_random(each, size)]
@@ -136,6 +143,23 @@ def _about_classes(prepared: PreparedTask) -> Iterator[str]:
             "Members of groups of classes were found by the names of the model's classes, taken for what "
             f"they commonly mean: {'; '.join(said[:LISTED])}{more}."
         )
+
+
+def _about_others(others: Sequence[CrossEffect]) -> Iterator[str]:
+    shared = [each.behaviour for each in others if each.p is not None and each.p >= ALPHA]
+    untold = [each.behaviour for each in others if each.p is None]
+    if shared:
+        yield (
+            f"The circuit is not shown to be about this behaviour rather than {_listed(shared)}: without it "
+            "no less of that may be lost."
+        )
+    if untold:
+        yield f"There are too few pairs (below {MIN_PAIRS}) to tell this behaviour from {_listed(untold)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} others" if len(names) > LISTED else ""
+    return ", ".join(map(repr, names[:LISTED])) + more
 
 
 def _about_pairs(figures: Section, task: PreparedTask) -> Iterator[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -39,8 +39,14 @@ from circuitvit.verification.statistics import (
     ratio_interval,
 )
 
+if TYPE_CHECKING:
+    from circuitvit.views.canvas import Picture
+
 ALPHA = 0.01
 """Below this p-value a circuit is called specific."""
+
+OWN = "this behaviour"
+"""What the behaviour of a report is called beside others."""
 
 SMALL = 1e-12
 """Smaller p-values are said to be below it: so far out no test keeps its promises."""
@@ -48,7 +54,7 @@ SMALL = 1e-12
 Pairs = Float[np.ndarray, " pair"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class CrossEffect:
     """One circuit on one behaviour.
 
@@ -125,25 +131,37 @@ class Specificity(Result):
         pairs = zip(self.names, self.p_values, strict=True)
         return tuple(name for name, p in pairs if p is not None and p < self.alpha)
 
+    def figure(self) -> Picture:
+        """A matrix: the share of each behaviour (across) that is lost without each circuit (down)."""
+        from circuitvit.views.certainty import lost_figure
+
+        said = ["\n".join(self._verdict(name)) for name in self.names]
+        return lost_figure(self.names, [each.necessity for each in self.effects], said)
+
     def __repr__(self) -> str:
         return f"Specificity({self})"
 
     def __str__(self) -> str:
         said = []
-        for name, p in zip(self.names, self.p_values, strict=True):
+        for name in self.names:
             own, *others = sorted(
                 (each for each in self.effects if each.circuit == name),
                 key=lambda each: (each.behaviour != name, -each.necessity.value),
             )
-            verdict = "specific" if name in self.specific else "not shown to be specific"
-            level = "too few pairs for a p-value"
-            if p is not None:
-                level = f"p = {p:.2g}" if p >= SMALL else f"p < {SMALL:g}"
+            verdict, level = self._verdict(name)
             said.append(
                 f"Without the circuit of {name} {own.necessity.value:.0%} of {name} is lost and "
                 f"{others[0].necessity.value:.0%} of {others[0].behaviour}: {verdict} ({level})."
             )
         return " ".join(said)
+
+    def _verdict(self, name: str) -> tuple[str, str]:
+        """What is said of a circuit, and its p-value."""
+        p = self.p_values[self.names.index(name)]
+        level = "too few pairs for a p-value"
+        if p is not None:
+            level = f"p = {p:.2g}" if p >= SMALL else f"p < {SMALL:g}"
+        return "specific" if name in self.specific else "not shown to be specific", level
 
     def _check(self) -> None:
         if len(set(self.names)) < max(2, len(self.names)):
@@ -249,6 +267,33 @@ def _found(
         for name, each in halves.items()
     }
     return found, {name: each.held_out for name, each in halves.items()}
+
+
+def hurt_beside(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    others: Mapping[str, PreparedTask],
+    settings: Bootstrap,
+    batch_size: int | None = None,
+    memory: int | str | None = None,
+) -> tuple[CrossEffect, ...]:
+    """What one circuit does to other behaviours, each held against its own.
+
+    Args:
+        evaluator: of its own behaviour.
+        circuit: of the evaluator's graph.
+        others: the other behaviours, by name, on the same graph.
+        settings: of intervals.
+        batch_size: pairs at once; by default what `memory` allows.
+        memory: bytes that a batch, and what is kept between runs, may take.
+    """
+    if not others:
+        return ()
+    own, found = _Column.of(evaluator, [circuit]), []
+    for name, task in others.items():
+        other = _Column.of(Evaluator(task, batch_size=batch_size, memory=memory), [circuit])
+        found += list(_row(0, OWN, (OWN, name), (own, other), settings))[1:]
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)

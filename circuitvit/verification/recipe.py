@@ -40,7 +40,11 @@ class Recipe:
 
 
 def recipe_of(
-    model: Model, prepared: Sequence[PreparedTask], circuit: Circuit, settings: Mapping[str, Any]
+    model: Model,
+    prepared: Sequence[PreparedTask],
+    circuit: Circuit,
+    settings: Mapping[str, Any],
+    others: bool = False,
 ) -> Recipe:
     """What is known about how a verification was called."""
     named = model.under if model.prompts and model.under is not None else model
@@ -49,13 +53,13 @@ def recipe_of(
     prompts = ", ".join(repr(list(each)) for each in (model.prompts, model.templates) if each)
     said = f".with_prompts({prompts})" if prompts else ""
     given = "".join(f", {name}={value!r}" for name, value in settings.items())
-    held_out = ", held_out=held_out" if len(prepared) > 1 else ""
+    beside = ", held_out=held_out" * (len(prepared) > 1) + ", others=others" * others
     return Recipe(
         model=f"cv.load({named.name!r}){said}" if bundled else "",
         task=prepared[0].code,
         held_out=prepared[-1].code if len(prepared) > 1 else "",
         circuit="cv.Circuit.load('circuit.json')",
-        verify=f"cv.verify(model, task, circuit{held_out}{given})",
+        verify=f"cv.verify(model, task, circuit{beside}{given})",
         edges=edges_hash(circuit),
     )
 

@@ -17,6 +17,7 @@ from circuitvit.graph.files import write_json
 from circuitvit.graph.records import to_json
 from circuitvit.graph.results import Record, Result, as_csv
 from circuitvit.pruning.find import Agreement
+from circuitvit.verification.cross_effects import ALPHA, CrossEffect
 from circuitvit.verification.recipe import Recipe, edges_hash
 from circuitvit.verification.robustness import Robustness
 from circuitvit.verification.statistics import Estimate
@@ -208,6 +209,7 @@ class Report(Result):
         hypotheses: verdicts on claims.
         edge_stability: how often each edge of the circuit was found again on resampled pairs.
         recipe: how the report is made again.
+        others: what the circuit does to other behaviours, where any were given.
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
@@ -227,6 +229,7 @@ class Report(Result):
     hypotheses: tuple[Verdict, ...] = ()
     edge_stability: Mapping[str, float] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)
+    others: tuple[CrossEffect, ...] = ()
 
     version = 2
 
@@ -242,6 +245,14 @@ class Report(Result):
     def conclusion(self) -> str:
         """What the decisive tests say: "passed", "failed" or "not enough evidence" (also without tests)."""
         return conclusion(self.tests)[0]
+
+    @property
+    def specific(self) -> bool | None:
+        """Whether the circuit is shown to hurt its own behaviour more than each of the others, at a level of
+        1 %; None where no others were given, or there are too few pairs to tell."""
+        p_values = [each.p for each in self.others]
+        known = [p for p in p_values if p is not None]
+        return None if not known or len(known) < len(p_values) else max(known) < ALPHA
 
     @property
     def reasons(self) -> str:

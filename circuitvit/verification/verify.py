@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from circuitvit._keywords import running
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import Evaluator, Measured
+from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.tasks.classes import class_label
 from circuitvit.verification.audit import as_faithful, run_audit, shared_edges
 from circuitvit.verification.caveats import caveats
+from circuitvit.verification.cross_effects import CrossEffect, hurt_beside
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.missed import about_missed
 from circuitvit.verification.null import connected_circuits
@@ -53,6 +55,7 @@ def verify(
     circuit: CircuitLike,
     *,
     held_out: Task | PreparedTask | None = None,
+    others: Mapping[str, Task | PreparedTask] | None = None,
     n_random: int = 20,
     n_bootstrap: int = 1000,
     tests: bool | AuditSettings = False,
@@ -85,6 +88,8 @@ def verify(
         circuit: of the model's graph, with the task's token groups: a `Circuit`, what a search found, edge
             names or a file. It is run as given, so prune it first.
         held_out: the same behaviour on images that discovery has not seen; its figures become the headline.
+        others: other behaviours, by name, on pairs of their own: how much of each is lost without the
+            circuit, and the p-value of "no less than of its own", as in `specificity`.
         n_random: how many random circuits; 0 for none.
         n_bootstrap: how often the pairs are resampled.
         tests: put the circuit to the tests of `audit` too, whose verdict is the report's `conclusion`; True
@@ -117,7 +122,12 @@ def verify(
     evaluators = [
         Evaluator(each, batch_size=batch_size, memory=memory, progress=progress) for each in prepared
     ]
-    for each in prepared:  # refuse another graph now, before the first set of pairs has been run
+    if others is not None and not isinstance(others, Mapping):
+        raise OptionError(
+            f"others= gives tasks by name, such as {{'left or right': task}}, not {others!r:.60}"
+        )
+    beside = {name: prepare(model, each, progress) for name, each in (others or {}).items()}
+    for each in (*prepared, *beside.values()):  # refuse another graph now, before any pairs have been run
         circuit = as_circuit(circuit, each.graph)
     assert isinstance(circuit, Circuit)
     if audited:
@@ -127,12 +137,14 @@ def verify(
     outcomes: tuple[Verdict, ...] = ()
     missed: tuple[str, ...] = ()
     baseline: RobustnessRow | None = None
+    hurt: tuple[CrossEffect, ...] = ()
     for images in ("task", "held-out")[: len(prepared)]:
         evaluator = evaluators.pop(0)
         sections.append(_section(images, evaluator, circuit, randoms, settings))
         if not evaluators:
             missed = tuple(about_missed(evaluator))
             outcomes = run_audit(evaluator, circuit, audited, randoms=randoms) if audited else ()
+            hurt = hurt_beside(evaluator, circuit, beside, settings, batch_size, memory)
             baseline = condition_row("baseline", evaluator.prepared.label, evaluator, circuit, settings)
         del evaluator  # one set of pairs is held at a time
     table = None
@@ -146,13 +158,14 @@ def verify(
         size=size,
         task=sections[0],
         held_out=sections[1] if len(sections) > 1 else None,
-        warnings=(*caveats(circuit, size, sections, prepared), *missed),
+        warnings=(*caveats(circuit, size, sections, prepared, hurt), *missed),
         circuit_provenance=circuit.provenance,
         provenance=provenance_of(prepared[0], "verify", seed).with_parameters(
             n_random=n_random, n_bootstrap=n_bootstrap, level=settings.level
         ),
         tests=outcomes,
         robustness=table,
+        others=hurt,
         recipe=recipe_of(
             model,
             prepared,
@@ -160,6 +173,7 @@ def verify(
             {"n_random": n_random, "n_bootstrap": n_bootstrap, "seed": seed}
             | ({"tests": True} if tests is True else {})
             | ({"robust": True} if robust else {}),
+            others=bool(beside),
         ),
     )
 

@@ -57,7 +57,7 @@ from circuitvit.graph.results import Record, Result, cells
 from circuitvit.models import Model, split_sources
 from circuitvit.models.sites import heads_of
 from circuitvit.models.stages import Stage
-from circuitvit.tasks import Patch, PreparedTask, Resample, Task, TokenGroups, prepare
+from circuitvit.tasks import Patch, PreparedTask, Task, TokenGroups, prepare
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -265,7 +265,7 @@ def flow(
     *,
     method: Method = "ceap",
     heads: bool = False,
-    steps: int = 5,
+    steps: int = 10,
     batch_size: int | None = None,
     memory: int | str | None = None,
     progress: bool = True,
@@ -278,16 +278,16 @@ def flow(
 
     Args:
         model: from `load`, `wrap` or `edit`.
-        task: pairs of images; its ablation is "patch" or "resample", as two runs are compared.
+        task: pairs of images; its ablation is "patch".
         groups: "kind" (class token, registers, patches), "frame", "token", or `TokenGroups`, such as
             `TokenGroups.from_masks` of objects or `TokenGroups.rings` around one; by default those of the
             task, or else "kind".
         method: "ceap": conductance, which adds up at every cut; "eap": to first order; "exact": each alone
             replaced and run.
         heads: whether to tell heads apart, too.
-        steps: of "ceap".
+        steps: of "ceap"; more where `unexplained` is large.
         batch_size: pairs at once; by default what `memory` allows.
-        memory: bytes that a batch may take.
+        memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
 
     Raises:
@@ -334,6 +334,8 @@ def flow(
 
 
 def _prepared(model: Model, task: Task | PreparedTask, groups: TokenGroups | str | None) -> PreparedTask:
+    if groups is not None and not isinstance(groups, (TokenGroups, str)):
+        raise OptionError(f"groups are 'kind', 'frame', 'token' or TokenGroups, not {groups!r}")
     if isinstance(task, Task):
         wanted = groups if groups is not None else task.groups if task.groups is not None else "kind"
         task = task.with_options(groups=wanted)
@@ -342,10 +344,10 @@ def _prepared(model: Model, task: Task | PreparedTask, groups: TokenGroups | str
     prepared = prepare(model, task)
     if prepared.groups is None:
         raise OptionError("the task was prepared without token groups: give the task itself")
-    if not isinstance(prepared.ablation, (Patch, Resample)):
+    if not isinstance(prepared.ablation, Patch):
         raise OptionError(
-            f"what crosses is a difference between two runs, and {prepared.ablation.name!r} ablation has "
-            "one: use 'patch', with corrupt images, or 'resample'"
+            f"what crosses is what two images of a pair differ in, which {prepared.ablation.name!r} ablation "
+            "does not look at: use 'patch', with corrupt images"
         )
     return prepared
 
@@ -354,8 +356,17 @@ def _attentions(model: Model) -> dict[int, dict[str, int]]:
     """By number of stage, the heads that take values from other tokens, numbered from first to last.
 
     Raises:
-        UnsupportedModelError: if there are none, or anything else carries something between tokens.
+        UnsupportedModelError: if there are none, or anything else carries something between tokens, or the
+            stream is cut into features.
+        OptionError: if a head is cut already.
     """
+    cut = sorted({each.nodes.name for each in model.stages if each.nodes.kind == "stream"})
+    own = (model.bare or model).refinements
+    if cut:
+        raise UnsupportedModelError(
+            f"{cut[0]} of {model.name} is a stream cut into features, past which nothing is carried: ask the "
+            "model without that"
+        )
     found: dict[int, dict[str, int]] = {}
     count = 0
     for index, stage in enumerate(model.stages):
@@ -374,6 +385,11 @@ def _attentions(model: Model) -> dict[int, dict[str, int]]:
                 )
             if nodes.kind == "attention":
                 for head in heads_of(part):
+                    if head in own:
+                        raise OptionError(
+                            f"{head} is cut already: heads are cut here, by the tokens that they take from; "
+                            "give the model whose heads are whole"
+                        )
                     found.setdefault(index, {})[head] = count
                     count += 1
     if not found:

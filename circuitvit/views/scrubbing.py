@@ -449,6 +449,11 @@ def _checked(prepared: PreparedTask) -> PreparedTask:
             f"edits or source groups of {prepared.model.name} have a value for each image, and images are "
             "exchanged: give one value for all"
         )
+    if kept := [name for stage in prepared.graph.stages for name in stage.kept]:
+        raise OptionError(
+            f"the edges of {kept[0]} are kept in every run and belong to no circuit, so that no claim says "
+            "what they carry: refine the model without error='kept', with the error as a node"
+        )
     return prepared
 
 

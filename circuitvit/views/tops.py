@@ -24,6 +24,7 @@ from torch import Tensor
 from circuitvit._keywords import running
 from circuitvit.engine import activation_batches
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
+from circuitvit.export.examples import Example, lit
 from circuitvit.graph.files import write_bytes
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
@@ -152,6 +153,20 @@ class TopImages(Mapping[str, Ranking], Result):
         """What to call one pick."""
         name, token = self.images[picks.images[place]], int(picks.tokens[place])
         return f"{name}, {self.subjects.token_name(token)}" if self.by == "patch" else name
+
+    def examples(self, count: int) -> dict[str, list[Example]]:
+        """The top of each unit for a circuit's page, `circuit.draw("circuit.html", examples=found)`."""
+        found = {}
+        for unit, ranking in self.rankings.items():
+            picks = ranking.rows.get("top")
+            if picks is not None:
+                found[unit] = [self._example(picks, place) for place in range(min(count, len(picks)))]
+        return found
+
+    def _example(self, picks: Picks, place: int) -> Example:
+        maps = None if picks.maps is None else self.subjects.sheet.lay(picks.maps[place])
+        said = f"{self.label(picks, place)}: {float(picks.values[place]):.3g}"
+        return Example(lit(self.picture(int(picks.images[place])), maps), said)
 
     def to_html(self, path: str | Path | None = None) -> str:
         """A contact sheet: one page without scripts, which needs no other file; also written if a path is

@@ -4,6 +4,7 @@
 | --- | --- |
 | `a5.h2`, `m3`, `resid5`, `a5.h2.z`, `m3.hidden` | length of the vector there |
 | `m3.hidden[17]`, `resid5[3]`, `a5.h2[3]` | one neuron, one coordinate |
+| `m3.n17`, `m8.f12`, `a9.h2.f3` of a refined model | activation of the neuron, of the feature |
 | `("resid5", direction)`, `("a5.h2", direction)` | product with a direction |
 | `a5.h2.pattern`, `a5.h2.scores` | attention *to* the token: the class token's, or the mean after @ |
 | `logits[281]`, `logits[tabby]` | a logit, one for each image |
@@ -24,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitvit.errors import OptionError
+from circuitvit.export.maps import per_unit
 from circuitvit.models import Model, Site
 from circuitvit.models.sites import LOOKS, kinds_at, matching, numbered, parsed
 from circuitvit.models.tokens import PATCH, chosen
@@ -34,6 +36,9 @@ UnitSpec = str | tuple[str, Tensor]
 
 UnitSpecs = UnitSpec | Sequence[UnitSpec] | Mapping[str, UnitSpec]
 """One unit, several, or several by names of one's own."""
+
+
+_ALONG = "product with the direction"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,7 @@ class Unit:
         is_told: whether these were named after an @.
         number: of a neuron, coordinate or class.
         direction: that vectors are multiplied with, `(width,)`; None for a neuron, a length or attention.
+            What a node of a refined model writes is its activation again, multiplied with its own.
     """
 
     name: str
@@ -105,7 +111,7 @@ def units_of(model: Model, specs: UnitSpecs, count: int, reduce: str) -> tuple[U
             own = replace(unit, name=name) if name else unit
             if name and name in found:
                 raise OptionError(f"{name!r} stands for several units: give each its own name")
-            if own.name in found and (own.direction is not None or found[own.name].direction is not None):
+            if own.name in found and _ALONG in (own.measure, found[own.name].measure):
                 raise OptionError(
                     f"two units are called {own.name!r}: give names, {{'NAME': (site, direction)}}"
                 )
@@ -149,17 +155,28 @@ def _units(model: Model, spec: UnitSpec, count: int, reduce: str) -> Iterator[Un
         counted = chosen(told or _speaking(kinds, reduce), kinds, lambda: model.grid).of(kinds)
         counted = torch.ones(len(kinds), dtype=torch.bool) if counted is None else counted
         label = one if "@" not in key else f"{one}@{key.partition('@')[2].strip()}"
+        own = _own_direction(model, site) if direction is None and number is None else None
         yield Unit(
             label if direction is None else f"{label} along a direction",
             site,
             asked,
-            _measure(site, number, direction),
+            "activation" if own is not None else _measure(site, number, direction),
             tuple(kinds),
             counted,
             told is not None,
             number,
-            direction,
+            direction if own is None else own,
         )
+
+
+def _own_direction(model: Model, site: Site) -> Float[Tensor, " width"] | None:
+    """What turns what a neuron or feature writes into its activation; None where a node is none of these."""
+    stage = (model.bare or model).stages[site.stage]
+    if site.kind != "output":
+        return None
+    part = next(part for part in stage.branches if site.node in part.nodes.senders)
+    direction = part.direction(site.node)
+    return None if direction is None else per_unit(direction.detach()).to("cpu", torch.float32)
 
 
 def _checked(direction: Tensor, site: Site, number: int | None) -> Float[Tensor, " width"]:
@@ -184,7 +201,7 @@ def _measure(site: Site, number: int | None, direction: Tensor | None) -> str:
     if site.kind in LOOKS:
         return site.unit
     if direction is not None:
-        return "product with the direction"
+        return _ALONG
     if number is not None:
         return "activation" if site.kind == "hidden" else f"coordinate, {site.unit}"
     return f"length, {site.unit}"

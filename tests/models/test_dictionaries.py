@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from circuitvit.errors import ModelError, NameNotFoundError, OptionError
 from circuitvit.models.dictionaries import Dictionary
+from circuitvit.models.dictionary_files import load_dictionary
 
 FEATURES, WIDTH = 7, 4
 KINDS: dict[str, dict[str, Any]] = {
@@ -108,6 +111,11 @@ def test_of_features_that_are_too_few_negative_ones_stay_out() -> None:
         ({"kind": "topk", "k": 8}, OptionError, "7 features cannot keep the top 8"),
         ({"kind": "topk", "k": 0}, OptionError, "at least 1"),
         ({"site": ""}, OptionError, "the site of a dictionary is a name such as 'm8'"),
+        ({"site": 5}, OptionError, "a name such as 'm8', or None, not 5"),
+        ({"labels": "feature"}, OptionError, "texts, one for each feature"),
+        ({"labels": tuple(range(FEATURES))}, OptionError, "texts, one for each feature"),
+        ({"card": ["l0"]}, OptionError, "a mapping, or None, not list"),
+        ({"bias": drawn(WIDTH).to("meta")}, OptionError, "the bias .* meta or sparse"),
         ({"labels": ("fur",)}, OptionError, "1 labels for a dictionary of 7 features"),
     ],
 )
@@ -121,6 +129,14 @@ def test_activations_that_do_not_fit_are_refused() -> None:
         dictionary().encode(torch.zeros(2, 5, dtype=torch.float64))
     with pytest.raises(OptionError, match=r"use dictionary.to\(dtype=torch.float32\)"):
         dictionary().encode(torch.zeros(2, WIDTH))
+    for features in (torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, FEATURES)):
+        with pytest.raises(OptionError, match=r"for a dictionary of 7 features in torch\.float64"):
+            dictionary().decode(features)
+
+
+def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
+    made = dictionary("topk", k=np.int64(2), labels=list("abcdefg"))
+    assert load_dictionary(made.save(tmp_path / "made.safetensors")).k == 2
 
 
 def test_a_dictionary_can_be_moved_and_copied() -> None:

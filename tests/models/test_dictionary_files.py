@@ -250,6 +250,8 @@ def test_what_a_plain_file_does_not_say_can_be_said(tmp_path: Path) -> None:
         cv.load_dictionary(plain(path, own))
     with pytest.raises(FileError, match=r"does not say whether b_dec is subtracted .*centred=True or"):
         cv.load_dictionary(path, kind="relu")
+    with pytest.raises(FileError, match="true or false, not 'no'"):
+        cv.load_dictionary(path, kind="relu", centred="no")  # type: ignore[arg-type]
     found = cv.load_dictionary(path, kind="relu", centred=False, site="m1")
     assert (found.kind, found.site) == ("relu", "m1")
     assert torch.equal(found.offset, own["b_enc"])

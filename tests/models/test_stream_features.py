@@ -159,6 +159,18 @@ def test_a_feature_is_edited_as_the_stream_is() -> None:
     assert_close(fine.edit({"resid2.f2": 0.0})(images), whole(images))
 
 
+def test_the_mean_of_a_feature_is_that_of_its_activation() -> None:
+    """Under mean ablation an edge carries the mean activation times the direction."""
+    (fine, nodes), images = cut("timm", ("resid1",)), FAMILIES["timm"].images()
+    task = cv.Task(images, metric=METRIC, ablation=cv.Mean(per_token=False))
+    (run,) = batch_runs(task.prepare(fine), 2)
+    found = run.sources.reference_outputs()[fine.graph.sender_index["resid1.f2"]]
+    active = (
+        nodes.written(images, "resid1.f2") @ dictionary().decoder[2] / dictionary().decoder[2].square().sum()
+    )
+    assert_close(found, (active.mean() * dictionary().decoder[2]).expand(found.shape))
+
+
 def with_errors(kept: bool) -> cv.Model:
     """The stream and an MLP cut into features, whose errors are nodes, or kept."""
     model, _ = made("timm")

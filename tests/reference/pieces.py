@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,7 +49,9 @@ class PiecesOf:
 
     original: Original
     pieces: Mapping[str, Piece]
+    known: dict[tuple[int, str], Tensor] = field(default_factory=dict, init=False)
 
+    @torch.no_grad()
     def ablated(self, clean: Tensor, corrupt: Tensor, edge: str, share: float = 1.0) -> Tensor:
         """The logits of the clean images when one edge carries what it carries in the corrupt run."""
         sender, _, receiver = edge.partition("->")
@@ -58,11 +60,18 @@ class PiecesOf:
         if receiver not in self.pieces:
             with torch.no_grad(), nodes.reading(receiver, moved):
                 return nodes.run(clean)
-        change = self.written(clean, receiver, moved) - self.written(clean, receiver)
+        change = self.answer(clean, receiver, moved) - self.written(clean, receiver)
         with torch.no_grad():
             return self.original.edited({self.pieces[receiver].node: lambda own: own + change}).run(clean)
 
-    def written(self, images: Tensor, name: str, moved: Tensor | None = None) -> Tensor:
+    def written(self, images: Tensor, name: str) -> Tensor:
+        """What a piece or node writes; computed once."""
+        place = id(images), name
+        if place not in self.known:
+            self.known[place] = self.answer(images, name)
+        return self.known[place]
+
+    def answer(self, images: Tensor, name: str, moved: Tensor | None = None) -> Tensor:
         """What a piece or node writes, if it reads a stream to which something is added."""
         piece, nodes = self.pieces.get(name), self.original.nodes
         if piece is None:
@@ -76,7 +85,7 @@ class PiecesOf:
     def _changed(self, images: Tensor, piece: Piece, change: Callable[[Tensor], Tensor]) -> Tensor:
         """What a node writes with a change inside of it; where all heads are one function, what they do."""
         nodes = self.original.edited({piece.site: change})
-        if not self._is_fused(piece.node):
+        if not (piece.less and self._is_fused(piece.node)):
             return nodes.written(images, piece.node)
         joined = Sender(nodes.senders[piece.node].module, gives)
         return HookedModule(nodes.run, {piece.node: joined}, {}).written(images, piece.node)

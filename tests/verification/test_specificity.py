@@ -116,3 +116,47 @@ def test_a_file_of_what_no_run_gives_is_refused(wrong: dict[str, Any], message: 
 def test_behaviours_have_names() -> None:
     with pytest.raises(OptionError, match="two tasks or more, by name"):
         specificity(cv.wrap(micro()), [task(0, 1), task(2, 3)], progress=False)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="tasks by name"):
+        cv.verify(cv.wrap(micro()), task(0, 1), [], others=[task(2, 3)])  # type: ignore[arg-type]
+
+
+def test_verify_says_of_other_behaviours_what_specificity_does(tmp_path: Path) -> None:
+    model, circuits = cv.wrap(micro()), halves(cv.wrap(micro()))
+    tasks = {"mlps": task(0, 1), "others": task(2, 3, cv.logit(2))}
+    whole = specificity(model, tasks, circuits, progress=False)
+    beside = {"others": tasks["others"]}
+    report = cv.verify(model, tasks["mlps"], circuits["mlps"], others=beside, n_random=0, progress=False)
+    (found,), expected = report.others, whole.effect("mlps", "others")
+    assert (found.necessity, found.faithfulness, found.p) == (
+        expected.necessity, expected.faithfulness, expected.p
+    )  # fmt: skip
+    assert found.p is not None
+    assert report.specific == (found.p < 0.01)
+    assert cv.Report.load(report.save(tmp_path / "report.json")).others == report.others
+    assert f"| others | {found.necessity} |" in report.to_markdown()
+    assert "others=others" in report.recipe.verify
+
+
+def test_a_circuit_beside_its_own_behaviour_is_not_called_specific() -> None:
+    model = cv.wrap(micro())
+    control = {"again": task(0, 1), "few": cv.Task(*(images(2, seed) for seed in (0, 1)), METRIC)}
+    mlps = halves(model)["mlps"]
+    report = cv.verify(model, task(0, 1), mlps, others={"again": task(0, 1)}, n_random=0, progress=False)
+    assert report.others[0].p == 0.5
+    assert report.specific is False
+    assert any("rather than 'again'" in said for said in report.warnings)
+    assert "not shown to be specific" in report.to_markdown()
+    few = cv.verify(model, task(0, 1), mlps, others=control, n_random=0, progress=False)
+    assert few.specific is None
+    assert any("too few pairs" in said for said in few.warnings)
+    assert cv.verify(model, task(0, 1), mlps, n_random=0, progress=False).specific is None
+
+
+def test_the_matrix_shows_every_share_and_verdict(tmp_path: Path) -> None:
+    model = cv.wrap(micro())
+    tasks = {"mlps": task(0, 1), "others": task(2, 3, cv.logit(2))}
+    found = specificity(model, tasks, halves(model), progress=False)
+    figure = found.figure()
+    shown = [each.get_text().partition("\n")[0] for each in figure.axes[0].texts]
+    assert shown == [f"{each.necessity.value:.0%}" for each in found.effects]
+    assert figure.save(tmp_path / "matrix.svg").read_text().count("specific") == 2

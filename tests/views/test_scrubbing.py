@@ -280,6 +280,14 @@ def test_tasks_in_which_images_cannot_be_exchanged_are_refused(task: cv.Task, sa
         scrub(cv.wrap(micro()), task, cv.Interpretation("*"), progress=False)
 
 
+def test_errors_that_are_kept_in_every_run_are_refused() -> None:
+    eye = torch.eye(24, dtype=torch.float64)
+    own = cv.Dictionary(eye, torch.zeros(24).double(), eye, torch.zeros(24).double(), "relu")
+    model = cv.refine_nodes(cv.wrap(micro()), {"m0": cv.features(own, [0], error="kept")})
+    with pytest.raises(CircuitViTError, match=r"m0\.error are kept in every run"):
+        cv.scrub(model, cv.Task(images(6), images(6, 1), METRIC), cv.Interpretation("*"), progress=False)
+
+
 def test_edits_with_a_value_for_each_image_are_refused() -> None:
     model = cv.wrap(micro()).edit({"m0": cv.add(torch.ones(6, 5, 24))})
     with pytest.raises(CircuitViTError, match="have a value for each image"):

@@ -67,6 +67,20 @@ def values_of(found: cv.views.TopImages, unit: str, row: str | float = "top") ->
 # -- planted truths ------------------------------------------------------------------------------
 
 
+def test_nodes_of_a_refined_model_are_ranked_by_their_activation() -> None:
+    """Neuron 1 writes nothing to look at but itself: a length would have no sign."""
+    images = bright(np.random.default_rng(0).normal(size=(6, 4, 4)))
+    fine = cv.refine_nodes(planted(), {"m0": cv.neurons([1])})
+    node, neuron = (
+        cv.top_images(model, images, unit, count=3, progress=False)[unit]
+        for model, unit in ((fine, "m0.n1"), (planted(), "m0.hidden[1]"))
+    )
+    assert node.measure == neuron.measure == "activation"
+    assert np.allclose(node.values, neuron.values, atol=1e-5)
+    assert node.rows["top"].images.tolist() == neuron.rows["top"].images.tolist()
+    assert np.allclose(node.rows["top"].maps, neuron.rows["top"].maps, atol=1e-5)
+
+
 def test_the_brightest_patches_are_the_top_ones() -> None:
     values = np.zeros((5, 4, 4))
     values[3, 1, 2], values[0, 3, 3], values[4, 0, 0], values[1, 2, 2] = 8, 4, 2, -1

@@ -19,6 +19,7 @@ function effectOf(edge) {
 /** The kind of a node in words. */
 function kindOf(node) {
   if (node.kind === "head") return `attention head, ${node.block}`;
+  if (node.kind === "part") return `piece of an attention head, ${node.block}`;
   if (node.kind === "mlp") return node.block;
   return node.out.length ? "what enters the first layer" : "what the circuit explains";
 }
@@ -145,6 +146,11 @@ function sayAbout() {
   if (state.allEdges && !item.bundle) make("p", { class: "muted" }, `${plural(count(view.focus), "edge")} on paths through it`, about);
   if (item.bundle) addEdges("Edges", liveOnly(item.bundle.edges), about);
   else if (item.node) {
+    const strip = document.querySelector(`#unit-${nodes.indexOf(item.node)} .strip`);
+    if (strip) {
+      make("h3", {}, "Top images", about);
+      about.append(strip.cloneNode(true));
+    }
     addEdges("From", liveOnly(item.node.into), about);
     addEdges("To", liveOnly(item.node.out), about);
   } else {

@@ -67,7 +67,7 @@ function sayFigure(node, map) {
   const said = sides[state.side].words.length > 0, cell = said ? "word" : "patch";
   if (!node) caption.textContent = `${state.side} ${said ? "sentence" : "image"}`;
   else if (!map) caption.textContent = `${node.name}: only the default query is kept in this page`;
-  else caption.textContent = node.name + ": " + (map.unit.startsWith("norm") ? map.unit : `${map.unit} of ${queryName()}`);
+  else caption.textContent = node.name + ": " + (/^(norm|activation)/.test(map.unit) ? map.unit : `${map.unit} of ${queryName()}`);
   canvas.setAttribute("aria-label", caption.textContent);
   const words = [];
   if (pointed) {

@@ -4,6 +4,9 @@ const MAPS = DATA.maps;
 const TOKENS = MAPS ? MAPS.prefix.length + MAPS.grid[0] * MAPS.grid[1] : 0;
 const HAS_CLASS_TOKEN = MAPS !== null && MAPS.prefix[0] === "cls";
 
+/** A share that stands for none: rows of logarithms end there. */
+const NOTHING = 2e-7;
+
 /** What has been unpacked: for each image its element, its grey base, its rows and the full patterns. */
 const sides = {};
 
@@ -17,7 +20,7 @@ async function unpackMaps() {
     let at = 0;
     for (const [node, scale] of Object.entries(packed.nodes)) {
       starts.set(node, at);
-      at += "norm" in scale ? TOKENS : 3 * TOKENS; // a head: pattern, weights, largest score of each query
+      at += "top" in scale ? 3 * TOKENS : TOKENS; // a head: pattern, weights, largest score of each query
     }
     sides[name] = { image, grey: greyOf(image), rows, starts, words: packed.words, nodes: packed.nodes, packed: packed.full, full: new Map() };
   }
@@ -44,6 +47,7 @@ function mapOf(sideName, node, kind, query) {
   const side = sides[sideName], scale = side && side.nodes[node];
   if (!scale) return null;
   if ("norm" in scale) return { values: stored(side, node, 0).map((share) => share * scale.norm), unit: "norm of the write" };
+  if ("most" in scale) return { values: stored(side, node, 0).map((share) => scale.least + share * (scale.most - scale.least)), unit: "activation" };
   if (query !== null && !side.full.has(node)) return null;
   const logs = query === null
     ? stored(side, node, 0).map((share) => -share * 255 * MAPS.fineStep)
@@ -54,7 +58,7 @@ function mapOf(sideName, node, kind, query) {
     return { values: logs.map((log) => log + top), unit: averaged ? "logarithm of the attention" : "score before the softmax" };
   }
   const powers = logs.map(Math.exp), sum = powers.reduce((a, b) => a + b, 0);
-  const pattern = powers.map((power) => power / sum);
+  const pattern = powers.map((power) => (power / sum < NOTHING ? 0 : power / sum));
   if (kind === "pattern") return { values: pattern, unit: "attention" };
   const weights = stored(side, node, 1);
   return { values: pattern.map((value, token) => value * weights[token] * scale.weight), unit: "attention \u00d7 size of the value" };
@@ -62,17 +66,17 @@ function mapOf(sideName, node, kind, query) {
 
 /* Painting */
 
-/** Patch values as shares of the colour ramp: attention from 0, scores and norms, which are never near 0, from the least. */
+/** Patch values as shares of the colour ramp: attention and activations from 0, scores and norms, which are never near 0, from the least. */
 function sharesOf({ values, unit }) {
   const patches = values.slice(MAPS.prefix.length), isAttention = unit.startsWith("attention");
-  const least = isAttention ? 0 : Math.min(...patches);
+  const least = isAttention || unit === "activation" ? 0 : Math.min(...patches);
   const [cut, leastCut, timesMean] = DATA.rampEnd, sorted = Float64Array.from(patches).sort();
   // A few patches are far above all others; they share the end of the ramp, so that the rest can be seen.
   const enough = leastCut * (sorted[sorted.length - 1] - least);
   // Attention that is spread evenly shall look dull, not bright.
   const spread = isAttention ? (timesMean * patches.reduce((sum, value) => sum + value, 0)) / patches.length : 0;
   const range = Math.max(quantile(sorted, cut) - least, enough, spread);
-  return patches.map((value) => (range > 0 ? Math.min(1, (value - least) / range) : 0));
+  return patches.map((value) => (range > 0 ? Math.max(0, Math.min(1, (value - least) / range)) : 0));
 }
 
 /** Heat of a map as a small canvas of one pixel for each patch. */
