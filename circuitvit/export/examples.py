@@ -20,7 +20,7 @@ HEIGHT = 112
 EACH = 6
 """Pictures of a unit that a page holds."""
 
-DARK = 0.45
+DARK = 0.55
 """How bright a picture is where the unit is not active."""
 
 
@@ -74,14 +74,14 @@ def lit(picture: NDArray[np.uint8], patches: NDArray[np.float32] | None) -> NDAr
     Example:
         >>> white = np.full((2, 4, 3), 255, dtype=np.uint8)
         >>> lit(white, np.array([[0, 5]], dtype=np.float32))[0, :, 0].tolist()
-        [114, 114, 255, 255]
+        [140, 140, 255, 255]
     """
     scale = min(1.0, HEIGHT / len(picture))
     size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
     small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
     if patches is None or patches.max() <= 0:
         return small
-    share = np.clip(patches / patches.max(), 0, 1)
+    share = np.sqrt(np.clip(patches / patches.max(), 0, 1))
     rows, columns = (np.arange(side) * n // side for side, n in zip(size[::-1], share.shape, strict=True))
     light = DARK + (1 - DARK) * share[rows][:, columns, None]
     return np.asarray(small * light, dtype=np.uint8)

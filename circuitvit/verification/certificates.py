@@ -191,9 +191,11 @@ class Certificate(Result):
 
     def figure(self) -> Picture:
         """The votes of all edges that were ever found, and how many stay as pairs are deleted."""
-        from circuitvit.views.certainty import certificate_figure
+        from circuitvit.views.certainty import votes_figure
 
-        return certificate_figure(self)
+        found = self.votes > 0
+        title = f"{self.drawn}, {self.method}"
+        return votes_figure(title, self.share[found], self.decisions.sign[found], self.sizes())
 
     def __repr__(self) -> str:
         return f"Certificate({self})"
@@ -404,7 +406,7 @@ def _voter(
 ) -> tuple[Callable[[Rows], EdgeMask], str, dict[str, Any]]:
     """What gives the circuit of a subset; its name, and its settings."""
     graph, model = prepared.graph, prepared.model
-    if not isinstance(method, str):
+    if callable(method):
         if edges is not None or keywords:
             given = ", ".join(["edges"] * (edges is not None) + list(keywords))
             raise OptionError(f"{given} is for a method of scores: here it is said inside of the function")

@@ -54,7 +54,7 @@ SMALL = 1e-12
 Pairs = Float[np.ndarray, " pair"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class CrossEffect:
     """One circuit on one behaviour.
 
@@ -133,29 +133,35 @@ class Specificity(Result):
 
     def figure(self) -> Picture:
         """A matrix: the share of each behaviour (across) that is lost without each circuit (down)."""
-        from circuitvit.views.certainty import specificity_figure
+        from circuitvit.views.certainty import lost_figure
 
-        return specificity_figure(self)
+        said = ["\n".join(self._verdict(name)) for name in self.names]
+        return lost_figure(self.names, [each.necessity for each in self.effects], said)
 
     def __repr__(self) -> str:
         return f"Specificity({self})"
 
     def __str__(self) -> str:
         said = []
-        for name, p in zip(self.names, self.p_values, strict=True):
+        for name in self.names:
             own, *others = sorted(
                 (each for each in self.effects if each.circuit == name),
                 key=lambda each: (each.behaviour != name, -each.necessity.value),
             )
-            verdict = "specific" if name in self.specific else "not shown to be specific"
-            level = "too few pairs for a p-value"
-            if p is not None:
-                level = f"p = {p:.2g}" if p >= SMALL else f"p < {SMALL:g}"
+            verdict, level = self._verdict(name)
             said.append(
                 f"Without the circuit of {name} {own.necessity.value:.0%} of {name} is lost and "
                 f"{others[0].necessity.value:.0%} of {others[0].behaviour}: {verdict} ({level})."
             )
         return " ".join(said)
+
+    def _verdict(self, name: str) -> tuple[str, str]:
+        """What is said of a circuit, and its p-value."""
+        p = self.p_values[self.names.index(name)]
+        level = "too few pairs for a p-value"
+        if p is not None:
+            level = f"p = {p:.2g}" if p >= SMALL else f"p < {SMALL:g}"
+        return "specific" if name in self.specific else "not shown to be specific", level
 
     def _check(self) -> None:
         if len(set(self.names)) < max(2, len(self.names)):
@@ -281,6 +287,8 @@ def hurt_beside(
         batch_size: pairs at once; by default what `memory` allows.
         memory: bytes that a batch, and what is kept between runs, may take.
     """
+    if not others:
+        return ()
     own, found = _Column.of(evaluator, [circuit]), []
     for name, task in others.items():
         other = _Column.of(Evaluator(task, batch_size=batch_size, memory=memory), [circuit])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from circuitvit._keywords import running
 from circuitvit.attribution import provenance_of
 from circuitvit.engine import Evaluator, Measured
+from circuitvit.errors import OptionError
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -121,6 +122,10 @@ def verify(
     evaluators = [
         Evaluator(each, batch_size=batch_size, memory=memory, progress=progress) for each in prepared
     ]
+    if others is not None and not isinstance(others, Mapping):
+        raise OptionError(
+            f"others= gives tasks by name, such as {{'left or right': task}}, not {others!r:.60}"
+        )
     beside = {name: prepare(model, each, progress) for name, each in (others or {}).items()}
     for each in (*prepared, *beside.values()):  # refuse another graph now, before any pairs have been run
         circuit = as_circuit(circuit, each.graph)

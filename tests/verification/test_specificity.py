@@ -116,6 +116,8 @@ def test_a_file_of_what_no_run_gives_is_refused(wrong: dict[str, Any], message: 
 def test_behaviours_have_names() -> None:
     with pytest.raises(OptionError, match="two tasks or more, by name"):
         specificity(cv.wrap(micro()), [task(0, 1), task(2, 3)], progress=False)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="tasks by name"):
+        cv.verify(cv.wrap(micro()), task(0, 1), [], others=[task(2, 3)])  # type: ignore[arg-type]
 
 
 def test_verify_says_of_other_behaviours_what_specificity_does(tmp_path: Path) -> None:
