@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Certificate as Certificate
+    from circuitvit.verification import Drift as Drift
     from circuitvit.verification import Falls as Falls
     from circuitvit.verification import Flips as Flips
     from circuitvit.verification import Hypothesis as Hypothesis
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
     from circuitvit.verification import certify as certify
+    from circuitvit.verification import diff as diff
     from circuitvit.verification import flip_search as flip_search
     from circuitvit.verification import patching_map as patching_map
     from circuitvit.verification import read_hypotheses as read_hypotheses
@@ -175,8 +177,8 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Certificate Falls Flips Hypothesis Interpretation Report Rises "
-                "Unchanged Verdict audit certify flip_search patching_map read_hypotheses "
+                "AuditSettings BeatsRandom Certificate Drift Falls Flips Hypothesis Interpretation Report "
+                "Rises Unchanged Verdict audit certify diff flip_search patching_map read_hypotheses "
                 "read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (

@@ -230,6 +230,11 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     "LearnedMask": lambda maker: {
         "openness": np.where(_circuit(maker).graph.edge_mask, 0.5, -np.inf),
     },
+    "Drift": lambda maker: {
+        "verdict": "weaker", "tolerance": 0.1, "circuit": _circuit(maker), "n": 7, "largest": 0.3,
+        "edges": GRAPH.edges[:3],
+        **dict.fromkeys(("old", "new", "low", "high"), np.array([0.1, -0.0, 1 / 3])),
+    },
     "Specificity": lambda maker: {
         "names": ("a", "b"), "circuits": (_circuit(maker),) * 2, "p_values": (0.02, None),
         "alpha": 0.05,

@@ -62,13 +62,24 @@ def edge_effects(
             total, done = state.saved.tensors["total"].numpy(), int(state.saved.numbers["done"])
         size = int(state.settings["size"])
         visits = _visits(prepared, wanted, size)
-        for place, (receiver, edges, effects) in enumerate(visits):
+        for place, (_, receiver, edges, effects) in enumerate(visits):
             if place >= done:
                 total = total.copy()  # so that the state kept last stays what it is
-                total[edges[:, 0], receiver, edges[:, 1]] += effects()
+                total[edges[:, 0], receiver, edges[:, 1]] += effects().sum(axis=1)
                 state.keep(partial(_state, total, place + 1))
             bar.update(len(edges) * int(prices[receiver]) * min(size, len(prepared)))
     return total
+
+
+def pair_effects(prepared: PreparedTask, wanted: EdgeMask, how: Running) -> Float[np.ndarray, "pair edge"]:
+    """The effects of the edges marked in `wanted` on every pair, in the order of `graph.names_of`."""
+    wanted = wanted & prepared.graph.edge_mask
+    found = np.zeros((len(prepared), *wanted.shape))
+    with progress_bar(len(prepared) * int(wanted.sum()), "effects by pair", how.progress) as bar:
+        for rows, receiver, edges, effects in _visits(prepared, wanted, how.batch_size):
+            found[rows[:, None], edges[:, 0], receiver, edges[:, 1]] = effects().T
+            bar.update(len(rows) * len(edges))
+    return found[:, wanted]
 
 
 def _state(total: NDArray[np.float64], done: int) -> Saved:
@@ -77,26 +88,26 @@ def _state(total: NDArray[np.float64], done: int) -> Saved:
 
 def _visits(
     prepared: PreparedTask, wanted: EdgeMask, batch_size: int
-) -> Iterator[tuple[int, NDArray[np.intp], Callable[[], NDArray[np.float64]]]]:
-    """Every receiver of every batch in turn: its place, its wanted edges `(edge, 2)`, and how to get their
-    effects, summed over the batch."""
+) -> Iterator[tuple[NDArray[np.int64], int, NDArray[np.intp], Callable[[], NDArray[np.float64]]]]:
+    """Every receiver of every batch in turn: the batch's pairs, the receiver's place, its wanted edges
+    `(edge, 2)`, and how to get their effects `(edge, pair)`."""
     for run in batch_runs(prepared, batch_size):
         if not run.sources.differs:  # as with equal images: no edge can have an effect
             continue
-        clean = run.metric(run.base.logits)
+        clean, rows = run.metric(run.base.logits), run.batch.rows.numpy()
         for index, stage in enumerate(prepared.model.stages):
             for local in range(len(stage.nodes.receivers)):
                 receiver = prepared.graph.receiver_slices[index].start + local
                 places = np.argwhere(wanted[:, receiver])
-                yield receiver, places, partial(_effects, run, index, local, places, clean)
+                yield rows, receiver, places, partial(_effects, run, index, local, places, clean)
 
 
 def _effects(
     run: BatchRun, index: int, local: int, places: NDArray[np.intp], clean: Float[Tensor, " batch"]
 ) -> NDArray[np.float64]:
-    """The effects of edges into one receiver, summed over a batch, `(edge,)`."""
-    chunks = [(values - clean).double().sum(dim=-1) for values in _receiver_runs(run, index, local, places)]
-    return torch.cat(chunks).cpu().numpy() if chunks else np.zeros(0)
+    """The effects of edges into one receiver on each pair of a batch, `(edge, pair)`."""
+    chunks = [(values - clean).double() for values in _receiver_runs(run, index, local, places)]
+    return torch.cat(chunks).cpu().numpy() if chunks else np.zeros((0, len(clean)))
 
 
 def _receiver_runs(

@@ -8,6 +8,7 @@ the model to see what nodes do on an image, for thumbnails and for `page`, the i
 
 from circuitvit.export.difference import DIFFERENCE_FORMATS, difference_of, draw_difference
 from circuitvit.export.drawing import FORMATS, draw
+from circuitvit.export.drift_page import draw_drift
 from circuitvit.export.graphs import dot_of, graphml_of
 from circuitvit.export.picture import picture_of
 from circuitvit.export.svg import svg_of
@@ -20,6 +21,7 @@ __all__ = [
     "dot_of",
     "draw",
     "draw_difference",
+    "draw_drift",
     "graphml_of",
     "picture_of",
     "svg_of",

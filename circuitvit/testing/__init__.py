@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from circuitvit.testing.assertions import assert_hypothesis as assert_hypothesis
     from circuitvit.testing.assertions import assert_minimal as assert_minimal
     from circuitvit.testing.assertions import assert_necessary as assert_necessary
+    from circuitvit.testing.assertions import assert_no_drift as assert_no_drift
     from circuitvit.testing.assertions import assert_unchanged as assert_unchanged
     from circuitvit.testing.log import Entry as Entry
     from circuitvit.testing.log import entries as entries
@@ -35,7 +36,8 @@ else:
         {
             "circuitvit.groundtruth": "Separation active_edges separation",
             "circuitvit.testing.assertions": (
-                "assert_faithful assert_hypothesis assert_minimal assert_necessary assert_unchanged"
+                "assert_faithful assert_hypothesis assert_minimal assert_necessary assert_no_drift "
+                "assert_unchanged"
             ),
             "circuitvit.testing.log": "Entry entries",
         },

@@ -6,12 +6,22 @@ import math
 from collections.abc import Sequence
 
 from circuitvit.engine import Evaluator
-from circuitvit.errors import OptionError, counted
+from circuitvit.errors import OptionError, counted, unknown_name
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 from circuitvit.testing.log import record
-from circuitvit.verification import SUPPORTED, Bootstrap, Estimate, Hypothesis, Verdict, ratio_interval
+from circuitvit.verification import (
+    SUPPORTED,
+    Bootstrap,
+    Drift,
+    Estimate,
+    Hypothesis,
+    Verdict,
+    diff,
+    ratio_interval,
+)
+from circuitvit.verification.drift import TOLERANCE, UNCHANGED, VERDICTS
 from circuitvit.verification.ideals import own_changes
 
 LISTED = 5
@@ -200,6 +210,52 @@ def assert_hypothesis(
         f"{found}. {found.reason} Expected: {found.expectation} ({found.intervention}); asked for: {verdict}"
     )
     record("assert_hypothesis", said, found.verdict == verdict)
+    return found
+
+
+def assert_no_drift(
+    old: Model,
+    new: Model,
+    task: Task | PreparedTask,
+    circuit: CircuitLike,
+    *,
+    tolerance: float = TOLERANCE,
+    accept: Sequence[str] = (UNCHANGED,),
+    edges: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Drift:
+    """A stored circuit carries the behaviour in new weights as it did in the old ones.
+
+    Args:
+        old: the model that the circuit was found in.
+        new: the same model with other weights.
+        task: images, metric and ablation; 12 pairs or more, on which the circuit was not found.
+        circuit: the stored one.
+        tolerance: the change that does not count, as a share of the old behaviour.
+        accept: the verdicts to be content with; "shifted" lets a behaviour grow.
+        edges: how many edges are measured besides the circuit's, see `diff`.
+        seed: of the resampling.
+        batch_size: pairs at once.
+
+    Returns:
+        What `diff` found.
+
+    Raises:
+        AssertionError: for another verdict, also where the pairs are too few to tell.
+        CircuitViTError: if it cannot be asked, see `diff`.
+    """
+    __tracebackhide__ = True
+    for each in accept:
+        if each not in VERDICTS:
+            raise unknown_name("verdict", each, VERDICTS)
+    found = diff(
+        old, new, task, circuit, tolerance=tolerance, edges=edges, seed=seed, batch_size=batch_size,
+        progress=False,
+    )  # fmt: skip
+    lost = ", ".join(f"{each['edge']} ({each['change']:+.2f})" for each in found.moved("lost")[:LISTED])
+    said = f"the circuit is {found}{f' Edges that lost most: {lost}.' if lost else ''}"
+    record("assert_no_drift", f"{said} Asked for: {' or '.join(accept)}", found.verdict in accept)
     return found
 
 

@@ -8,6 +8,8 @@ connected circuits as the null, robustness, stability, and activation patching.
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
 from circuitvit.verification.certificates import Certificate, certify
 from circuitvit.verification.cross_effects import CrossEffect, Specificity, specificity
+from circuitvit.verification.drift import Drift
+from circuitvit.verification.drift_runs import diff
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
 from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
@@ -41,6 +43,7 @@ __all__ = [
     "Certificate",
     "Claim",
     "CrossEffect",
+    "Drift",
     "Estimate",
     "Expectation",
     "Falls",
@@ -65,6 +68,7 @@ __all__ = [
     "completeness_test",
     "conclusion",
     "connected_circuits",
+    "diff",
     "equivalence_test",
     "faithfulness",
     "flip_search",
