@@ -8,6 +8,7 @@ carries the behaviour, and then removed as far as they can be.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from circuitvit._keywords import running
 from circuitvit.attribution import attribute_nodes
 from circuitvit.engine import BatchRun, Evaluator, progress_bar
 from circuitvit.engine.node_runs import node_run
-from circuitvit.errors import DataError, OptionError, check_whole
+from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
 from circuitvit.graph import Circuit, EdgeMask, Graph, NodeScores
 from circuitvit.models import Model
 from circuitvit.pruning.refine import Band, Refinement, minimise, noising_evaluator
@@ -29,6 +30,7 @@ def find_nodes(
     task: Task | PreparedTask,
     *,
     scores: NodeScores | None = None,
+    last: str | Sequence[str] = (),
     band: Band = (0.9, 1.1),
     max_runs: int | None = None,
     batch_size: int | None = None,
@@ -45,6 +47,8 @@ def find_nodes(
         model: from `load`, `wrap`, `refine_nodes` or `split_sources`.
         task: in the noising direction.
         scores: of the nodes; by default to first order, `attribute_nodes(model, task, "atp")`.
+        last: names of nodes, with `*`, that are taken last and removed first, whatever their scores, such as
+            `"*.rest"`: then single units are preferred to what is not told apart.
         band: faithfulness that the result must keep.
         max_runs: stop removing after so many runs; the result then is not minimal.
         batch_size: pairs at once; by default what `memory` allows.
@@ -52,6 +56,7 @@ def find_nodes(
         progress: whether to show a bar.
 
     Raises:
+        NameNotFoundError: if no node is called as `last` says.
         OptionError: if the band is empty, the task is denoising, or scores are of another graph.
         DataError: if no number of the strongest nodes lies in the band, or the metric does not differ between
             clean and ablated runs.
@@ -77,6 +82,8 @@ def find_nodes(
     search = _NodeSearch(evaluator, band, max_runs)
     sizes = np.abs(scores.values).sum(axis=1)
     ranked = [prepared.graph.senders[place] for place in np.argsort(-sizes, kind="stable")]
+    spared = _named(prepared.graph, [last] if isinstance(last, str) else last)
+    ranked.sort(key=lambda node: node in spared)
     start = search.grown([node for node in ranked if node not in search.always])
     with progress_bar(len(start), "nodes", progress) as bar:
         left, minimal = search.shrunk(start, bar.update)
@@ -168,6 +175,17 @@ class _NodeSearch:
                     left, dropped = rest, True
                     advance(left)
         return left, not self.spent()
+
+
+def _named(graph: Graph, patterns: Sequence[str]) -> set[str]:
+    """The nodes that are meant by names with `*`."""
+    found: set[str] = set()
+    for pattern in patterns:
+        own = {node for node in graph.senders if fnmatchcase(node, pattern.replace("[", "[[]"))}
+        if not own:
+            raise unknown_name("node", pattern, graph.senders)
+        found |= own
+    return found
 
 
 def edges_among(graph: Graph, nodes: Collection[str]) -> EdgeMask:

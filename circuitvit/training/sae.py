@@ -101,7 +101,6 @@ def train_sae(
         (Dictionary(512 features of width 64, top 32, features of m2), True)
     """
     refuse_inference_mode()
-    library = import_overcomplete()
     width = _width_at(model, site)
     features = 8 * width if features is None else features
     for name, value in (("features", features), ("k", k), ("steps", steps), ("vectors", vectors)):
@@ -110,6 +109,7 @@ def train_sae(
     check_number("the share of images that is held out", held_out, 0, 1)
     if k > features:
         raise OptionError(f"a dictionary of {features} features cannot keep the top {k}")
+    library = import_overcomplete()
     folder = nullcontext() if activations_file else TemporaryDirectory(prefix="circuitvit-")
     with folder as place:
         path = Path(activations_file or Path(str(place)) / "activations.safetensors")

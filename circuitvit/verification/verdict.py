@@ -6,7 +6,7 @@ between is *not enough evidence*. Either error has at most probability alpha.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,6 +179,9 @@ def check_clusters(clusters: Sequence[str] | None, n: int) -> None:
     Raises:
         OptionError: if there is not one for each pair.
     """
+    given: object = clusters
+    if given is not None and (isinstance(given, str) or not isinstance(given, Sized)):
+        raise OptionError(f"clusters are a list with one for each pair, not {given!r}")
     if clusters is not None and len(clusters) != n:
         raise OptionError(f"{len(clusters)} clusters for {n} pairs: give one for each")
 

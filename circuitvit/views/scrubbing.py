@@ -249,7 +249,8 @@ class Scrubbing(Result):
     def _values(self, claim: int | None) -> Values:
         if claim is None:
             return self.outside
-        if not 0 <= claim < len(self.claims):
+        check_whole("the number of a claim", claim, 0)
+        if claim >= len(self.claims):
             raise OptionError(f"there is no claim {claim}: the {len(self.claims)} are counted from 0")
         return np.asarray(self.alone[claim])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import circuitvit as cv
-from circuitvit.errors import DataError, OptionError
-from tests.rightness import CLEAN, CORRUPT, METRIC, micro
+from circuitvit.errors import DataError, NameNotFoundError, OptionError
+from tests.rightness import CLEAN, CORRUPT, METRIC, MICRO, VisionTransformer, finished, micro
 
 BAND = (0.8, 1.2)
 
@@ -40,7 +40,7 @@ def faithfulness(model: cv.Model, task: cv.Task, nodes: set[str]) -> float:
 def test_no_single_node_can_be_spared(task: cv.Task, fine: bool) -> None:
     model = cv.wrap(micro())
     if fine:
-        model = cv.models.refined(model, {"m0": cv.neurons([1, 5]), "m1": cv.neurons([0, 7, 30])})
+        model = cv.refine_nodes(model, {"m0": cv.neurons([1, 5]), "m1": cv.neurons([0, 7, 30])})
     found = cv.find_nodes(model, task, band=BAND, progress=False)
     nodes = {name for name in found.circuit.nodes if name != "logits"} | {"input"}
     assert found.minimal
@@ -48,6 +48,17 @@ def test_no_single_node_can_be_spared(task: cv.Task, fine: bool) -> None:
     assert BAND[0] <= found.faithfulness <= BAND[1]
     for node in nodes - {"input"}:
         assert not BAND[0] <= faithfulness(model, task, nodes - {node}) <= BAND[1], f"{node} can be spared"
+
+
+def test_nodes_that_are_to_be_taken_last_are_kept_only_where_others_do_not_do(task: cv.Task) -> None:
+    module = finished(VisionTransformer(**MICRO), seed=4)
+    model = cv.refine_nodes(cv.wrap(module), {"m1": cv.neurons(range(40))})
+    units = {node for node in model.graph.senders if node != "m1.rest"}
+    assert BAND[0] <= faithfulness(model, task, units) <= BAND[1], "units alone are enough"
+    by_score = cv.find_nodes(model, task, band=BAND, progress=False)
+    assert "m1.rest" in by_score.circuit.nodes
+    found = cv.find_nodes(model, task, last="*.rest", band=BAND, progress=False)
+    assert "m1.rest" not in found.circuit.nodes
 
 
 def test_what_it_cannot_do_is_said(task: cv.Task) -> None:
@@ -59,5 +70,7 @@ def test_what_it_cannot_do_is_said(task: cv.Task) -> None:
     other = cv.attribute_nodes(cv.wrap(micro(depth=1)), task, "atp", progress=False)
     with pytest.raises(OptionError, match="of another graph"):
         cv.find_nodes(model, task, scores=other, progress=False)
+    with pytest.raises(NameNotFoundError, match="unknown node"):
+        cv.find_nodes(model, task, last="*.rest", progress=False)
     few = cv.find_nodes(model, task, band=BAND, max_runs=4, progress=False)
     assert not few.minimal

@@ -244,6 +244,7 @@ LABELS = {"pair": [0, 0, 1, 1, 2, 2], "own": [*range(6)]}
         (cv.Interpretation("*"), {"draws": 0}, "the number of draws (draws) must be at least 1"),
         (cv.Interpretation("*"), {"copies": 0}, "copies"),
         (cv.Interpretation("*"), {"clusters": ["a"]}, "1 clusters for 6 pairs"),
+        (cv.Interpretation("*"), {"clusters": 6}, "one for each pair, not 6"),
         (cv.Interpretation("*"), {"clusters": ["a"] * 5 + ["b"], "n_bootstrap": 3}, "at least 100 resamples"),
         (cv.Interpretation("*"), {"memory": 10_000}, "would take"),
     ],
