@@ -113,7 +113,7 @@ def diff(
         >>> everything = cv.Circuit.full(model.graph)
         >>> diff(model, model, task, everything).verdict
         'unchanged'
-        >>> broken = model.edit({"a3.*": 0, "m3": 0})
+        >>> broken = model.edit({"a2.*": 0, "m2": 0, "a3.*": 0, "m3": 0})
         >>> diff(model, broken, task, everything, edges=0, progress=False).verdict
         'gone'
     """
