@@ -352,7 +352,7 @@ def edge_changes(change: ByPair, effect: Pairs, count: int) -> tuple[Edges, Edge
     Example:
         >>> change = np.array([[0.2], [0.3], [0.1], [0.2], [0.2]])
         >>> [round(float(each[0]), 3) for each in edge_changes(change, np.full(5, 2.0), 10)]
-        [0.1, 0.044, 0.095]
+        [0.1, 0.044, 0.089]
     """
     pairs, whole = len(effect), effect.mean()
     share = change.mean(axis=0) / whole
