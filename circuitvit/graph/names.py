@@ -8,9 +8,11 @@ between tools; only the `@group` ending is our own.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from circuitvit.errors import NameNotFoundError, OptionError
+from circuitvit.errors import NameNotFoundError, OptionError, unknown_name
 
 _SENDER = r"[^\s<>@]+"
 _RECEIVER = r"[^\s<>@]+(?:<\w+>)?"
@@ -73,6 +75,30 @@ def check_name(kind: str, name: str) -> None:
         raise OptionError(
             f"{name!r} cannot name a {kind}: use visible characters, without spaces, <, > and @"
         )
+
+
+def named(kind: str, patterns: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The known names that some patterns mean, in which `*` stands for anything and brackets for themselves.
+
+    Args:
+        kind: of thing, for the error.
+        patterns: one or several.
+        known: names, in the order of the result.
+
+    Raises:
+        NameNotFoundError: for a pattern that means none.
+
+    Example:
+        >>> named("node", ["m1.n*"], ["m1.n3", "m1.rest", "m1.n17"])
+        ('m1.n3', 'm1.n17')
+    """
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        own = {name for name in known if fnmatchcase(name, pattern.replace("[", "[[]"))}
+        if not own:
+            raise unknown_name(kind, pattern, known)
+        found |= own
+    return tuple(name for name in known if name in found)
 
 
 def node_of(receiver: str) -> str:

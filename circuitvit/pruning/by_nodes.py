@@ -8,7 +8,6 @@ carries the behaviour, and then removed as far as they can be.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,9 @@ from circuitvit._keywords import running
 from circuitvit.attribution import attribute_nodes
 from circuitvit.engine import BatchRun, Evaluator, progress_bar
 from circuitvit.engine.node_runs import node_run
-from circuitvit.errors import DataError, OptionError, check_whole, unknown_name
+from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, EdgeMask, Graph, NodeScores
+from circuitvit.graph.names import named
 from circuitvit.models import Model
 from circuitvit.pruning.refine import Band, Refinement, minimise, noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -82,7 +82,7 @@ def find_nodes(
     search = _NodeSearch(evaluator, band, max_runs)
     sizes = np.abs(scores.values).sum(axis=1)
     ranked = [prepared.graph.senders[place] for place in np.argsort(-sizes, kind="stable")]
-    spared = _named(prepared.graph, [last] if isinstance(last, str) else last)
+    spared = set(named("node", last, prepared.graph.senders))
     ranked.sort(key=lambda node: node in spared)
     start = search.grown([node for node in ranked if node not in search.always])
     with progress_bar(len(start), "nodes", progress) as bar:
@@ -175,17 +175,6 @@ class _NodeSearch:
                     left, dropped = rest, True
                     advance(left)
         return left, not self.spent()
-
-
-def _named(graph: Graph, patterns: Sequence[str]) -> set[str]:
-    """The nodes that are meant by names with `*`."""
-    found: set[str] = set()
-    for pattern in patterns:
-        own = {node for node in graph.senders if fnmatchcase(node, pattern.replace("[", "[[]"))}
-        if not own:
-            raise unknown_name("node", pattern, graph.senders)
-        found |= own
-    return found
 
 
 def edges_among(graph: Graph, nodes: Collection[str]) -> EdgeMask:

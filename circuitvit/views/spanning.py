@@ -35,6 +35,7 @@ from torch import Tensor
 from circuitvit._keywords import running
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, counted, unknown_name
 from circuitvit.export.style import INK
+from circuitvit.graph.names import named
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.held import class_directions
@@ -83,7 +84,7 @@ class TextSpan(Result):
     Attributes:
         model: its name.
         images: how many were looked at.
-        heads: names of the heads, in running order.
+        heads: names of the heads, or of other nodes that were asked for, in running order.
         layers: the number of each head's layer; "pool" for one of a pool.
         descriptions: what there was to choose from.
         left_out: descriptions that come with the library and that the model has no words for.
@@ -199,6 +200,7 @@ def text_span(
     descriptions: Sequence[str] | None = None,
     *,
     embeddings: Float[Tensor, "text width"] | ArrayLike | None = None,
+    nodes: str | Sequence[str] | None = None,
     phrases: int = 5,
     alpha: float = 0.05,
     draws: int | None = None,
@@ -217,6 +219,8 @@ def text_span(
         descriptions: the phrases to choose from; by default those that come with the library
             (`views.spanning.own_descriptions`) and that the model has words for, or the names of its classes.
         embeddings: `(text, width)`, the directions of `descriptions`, where the model has no words.
+        nodes: names, with `*`, of what is to be labelled instead of the heads, such as `"m8.f*"`: features
+            of a refined model. Each is held against what all others of them write.
         phrases: of each head.
         alpha: the share of labels that may mean nothing, on average.
         draws: how many heads that say nothing each head is held against; by default so many that one head
@@ -226,6 +230,7 @@ def text_span(
         progress: whether to show a bar.
 
     Raises:
+        NameNotFoundError: if no node that writes what is read out is called so.
         OptionError: if there are no directions for the descriptions, or options make no sense.
         DataError: for images that cannot be used or are too few, or descriptions that the model has no words
             for.
@@ -249,14 +254,15 @@ def text_span(
         raise DataError(
             f"{counted(len(found.subjects), 'image')}: how heads vary takes {FEWEST_IMAGES} or more"
         )
-    if not found.heads:
+    labelled = found.heads if nodes is None else named("node", nodes, found.senders)
+    if not labelled:
         raise OptionError(f"{model.name} has no heads that write what is read out: there is nothing to label")
     if directions.shape[1] != found.embedding.shape[1]:
         raise OptionError(
             f"directions of {directions.shape[1]} dimensions, and the embedding of {model.name} has "
             f"{found.embedding.shape[1]}"
         )
-    places = [found.senders.index(name) for name in found.heads]
+    places = [found.senders.index(name) for name in labelled]
     written = torch.from_numpy(found.by_sender[:, places]).transpose(0, 1)
     count = draws or max(500, math.ceil(2 * len(places) / alpha))
     chosen, shares, p = spans(written, directions, phrases, count, seed)
@@ -265,7 +271,7 @@ def text_span(
     return TextSpan(
         model.name,
         len(found.subjects),
-        found.heads,
+        labelled,
         tuple(found.layers[place] for place in places),
         said,
         left_out,

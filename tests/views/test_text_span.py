@@ -203,3 +203,33 @@ def test_the_place_head_of_clip_tiny_is_what_answers_about_places_need() -> None
 
     assert right("place") < 0.95
     assert min(right(factor) for factor in ("animal", "colour", "background")) > 0.99
+
+
+# -- features ------------------------------------------------------------------------------------
+
+
+def test_a_feature_that_writes_along_a_phrase_is_called_by_it() -> None:
+    """Of a dictionary of the last MLP one feature writes the embedding of "a cat", twenty write anything."""
+    clip = cv.load("clip-tiny")
+    said = ["a cat", "a dog", "a rabbit", "a white cat", "a grey dog", "a dog on the right"]
+    assert clip.words is not None
+    texts = clip.words.embed(said).double()
+    readout: Any = clip.stages[-1]
+    norm, projection = readout.parts.norm, readout.parts.heads[0].weight.double()
+    forward = projection @ torch.diag(norm.weight.double()) @ (torch.eye(64) - 1 / 64).double()
+    drawn = torch.Generator().manual_seed(3)
+    others = torch.randn(20, 64, generator=drawn).double()
+    cat = torch.linalg.pinv(forward) @ (texts[0] - texts.mean(dim=0))
+    decoder = torch.cat([cat[None] / cat.norm() * others.norm(dim=1).mean(), others])
+    encoder = torch.randn(21, 64, generator=drawn).double() / 8
+    offset = torch.ones(21).double()  # so that features are there, more or less, on every image
+    planted = cv.Dictionary(encoder, offset, decoder, torch.zeros(64).double(), "relu")
+    fine = cv.refine_nodes(clip, {"m3": cv.features(planted, range(21))})
+
+    images = signs.word_pairs(30, seed=4).clean
+    found = text_span(fine, images, said, nodes="m3.f*", progress=False)
+    assert found.heads == tuple(f"m3.f{number}" for number in range(21))
+    assert found.labels.pop("m3.f0") == "a cat"
+    assert len(found.labels) <= 3, "of those that write anything few are called anything"
+    with pytest.raises(NameNotFoundError, match=r"m3\.n\*"):
+        text_span(fine, images, said, nodes="m3.n*", progress=False)
