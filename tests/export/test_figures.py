@@ -48,7 +48,7 @@ def size_of(svg: str) -> tuple[float, float]:
 
 def texts_of_pdf(content: bytes) -> list[str]:
     """The same of a PDF of one page, in drawing order."""
-    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
+    streams = re.findall(rb"stream\n(.*?)\nendstream", content, re.DOTALL)  # a stream may end on \r itself
     page = next(text for text in map(inflated, streams) if b"BT\n" in text)
     words = []
     for shown in re.findall(r"BT\n(.*?)\nET", page.decode("latin-1"), re.DOTALL):

@@ -151,9 +151,8 @@ def test_the_sources_are_whole_and_nothing_else(sources: Path) -> None:
 
 
 def test_every_file_that_names_the_version_names_the_same() -> None:
-    (newest, *_) = re.findall(
-        r"^## (\S+) \((\S+)\)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE
-    )
+    headings = re.findall(r"^## (\S+) \((\S+)\)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = next((version, date) for version, date in headings if date != "unreleased")
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert newest == (circuitvit.__version__, str(cited["date-released"]))
     assert cited["version"] == circuitvit.__version__
