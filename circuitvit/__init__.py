@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
     from circuitvit.models import split_sources as split_sources
+    from circuitvit.models import to_module as to_module
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -163,7 +164,7 @@ else:
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
                 "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
-                "register split_sources with_head wrap"
+                "register split_sources to_module with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
