@@ -134,7 +134,10 @@ class Removable:
                 if place is None:
                     found.append(torch.zeros(len(_named(site)), dtype=torch.float64))
                     continue
-                moved = constant - place.units(model.essential, run)
+                units = place.units(model.essential, run)
+                moved = constant - units
+                if site.kind == "z":  # which is nowhere 0, but where a token takes no part: along time the class
+                    moved = moved * (units != 0).any(dim=-1, keepdim=True)
                 change = (moved * (slopes[place.after] @ place.ways[0].T)).sum(dim=(0, 1)).double().cpu()
                 found.append(change if site.kind == "hidden" else change.sum(dim=0, keepdim=True))
         return torch.cat(found).numpy()
