@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
     from circuitvit.attribution import refine_nodes as refine_nodes
+    from circuitvit.defences import Mended as Mended
+    from circuitvit.defences import mend as mend
     from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
@@ -158,6 +160,7 @@ else:
             "circuitvit.attribution": (
                 "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
             ),
+            "circuitvit.defences": "Mended mend",
             "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
