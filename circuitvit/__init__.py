@@ -127,6 +127,8 @@ if TYPE_CHECKING:
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import Across as Across
+    from circuitvit.views import across as across
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
@@ -186,7 +188,7 @@ else:
                 "read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "attention_page attention_patterns deciders decompose difference_of_means "
+                "Across across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
                 "head_kinds knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
                 "token_ablations top_images tuned_lens"
