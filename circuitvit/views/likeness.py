@@ -177,7 +177,7 @@ class Layer:
         for start, end in zip((0, *self.ends), self.ends, strict=False):
             own = coordinates[:, :, start:end]
             weighed = own @ products[start:end, start:end]
-            found.append(np.einsum("ipd,jpd->ij", weighed, own, optimize=True))
+            found.append(weighed.reshape(len(own), -1) @ own.reshape(len(own), -1).T)
         return np.stack(found)
 
 

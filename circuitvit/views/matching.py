@@ -186,6 +186,10 @@ class Match(Result):
             rows = [row for row, each in zip(self.records(), kinds, strict=True) if each == kind]
             joined = [row for row in rows if row["other"]]
             said = f"{len(joined)} of {len(rows)} {KINDS.get(kind, kind)} have a partner"
+            mine = [place for place, each in enumerate(kinds) if each == kind]
+            silent = int((np.nan_to_num(self.similarity[mine]) == 0).all(axis=1).sum())
+            if silent:
+                said += f" ({silent} write nothing that varies with the image)"
             if joined:
                 said += f", similarity {np.median([row['similarity'] for row in joined]):.2f} in the median"
             sure = [row for row in joined if row["p"] is not None]

@@ -118,7 +118,7 @@ def test_a_model_in_disguise_is_seen_through() -> None:
     model, twin = cv.wrap(module), cv.wrap(disguised(module, order))
     given = images()
     assert torch.allclose(model(given), twin(given))
-    found = cv.match(model, twin, given, draws=39, progress=False)
+    found = cv.match(model, twin, given, draws=39, halves=10, progress=False)
     expected = {f"a{layer}.h{head}": f"a{layer}.h{place}" for layer, heads in enumerate(order)
                 for place, head in enumerate(heads)}  # fmt: skip
     assert found.pairs == {**expected, "m0": "m0", "m1": "m1"}
@@ -144,7 +144,7 @@ def test_of_unrelated_heads_as_many_are_called_alike_as_the_level_says() -> None
     """Values and outputs at random over images that both see: alike far beyond 0, and by chance."""
     rng = np.random.default_rng(5)
     alarms, alike = [], []
-    for _ in range(200):
+    for _ in range(150):
         seen = rng.normal(size=(14, 1, 6))
         sides = [[seen @ rng.normal(size=(6, 2)) @ rng.normal(size=(2, 8)) for _ in range(3)] for _ in "ab"]
         layer = likeness.Layer.of(range(3), sides[1])
@@ -156,7 +156,7 @@ def test_of_unrelated_heads_as_many_are_called_alike_as_the_level_says() -> None
         alarms.append(likeness.beyond_chance(found, drawn).min() <= 0.05)
         alike.append(found.mean())
     assert np.mean(alike) > 0.2
-    assert 0.02 <= np.mean(alarms) <= 0.09
+    assert 0.01 <= np.mean(alarms) <= 0.1
 
 
 def test_how_much_stands_in_the_other_model() -> None:
