@@ -20,7 +20,8 @@ from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, EdgeMask, Graph, NodeScores
 from circuitvit.graph.names import named
 from circuitvit.models import Model
-from circuitvit.pruning.refine import Band, Refinement, minimise, noising_evaluator
+from circuitvit.pruning.aims import Band, figures
+from circuitvit.pruning.refine import Refinement, minimise, noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 
@@ -90,7 +91,8 @@ def find_nodes(
     kept = search.mask(left)
     provenance = scores.provenance.with_parameters(nodes=len(left), minimal_over="nodes", band=list(band))
     circuit = Circuit(prepared.graph, kept, None, provenance)
-    return Refinement(circuit, evaluator.faithfulness(kept), minimal, search.runs)
+    found = figures(evaluator, kept)
+    return Refinement(circuit, found.faithfulness, minimal, search.runs, found.agreement, found.kl)
 
 
 class _NodeSearch:

@@ -27,6 +27,7 @@ def section(page: str, language: str) -> str:
     [
         ["--method", "eap-ig", "--steps", 2, "--edges", 60],
         ["--method", "find", "--within", "1s", "--start=mask", "--faithfulness", 0.8],
+        ["--method", "find", "--within", "1s", "--start=mask", "--keep", "prediction", "--agreement", 0.8],
     ],
 )
 def test_command_and_python_give_the_same_circuit(
