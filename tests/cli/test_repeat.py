@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def section(page: str, language: str) -> str:
 def test_command_and_python_give_the_same_circuit(
     run: Run, behaviour: list[object], tmp_path: Path, search: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["circuitvit.pruning.find"], "STEP_LIMITS", (10, 10))
+    monkeypatch.setattr(import_module("circuitvit.pruning.find"), "STEP_LIMITS", (10, 10))
     found = tmp_path / "found"
     options = [*behaviour, *search, "--random", 0, "--held-out", 0.34, "--out", found]
     assert run("discover", *options).exit_code == 0
