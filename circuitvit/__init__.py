@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from circuitvit.attribution import calibrate as calibrate
     from circuitvit.attribution import refine_nodes as refine_nodes
     from circuitvit.engine import activations as activations
+    from circuitvit.engine import masked_module as masked_module
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
     from circuitvit.graph import Circuit as Circuit
@@ -158,7 +159,7 @@ else:
             "circuitvit.attribution": (
                 "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
             ),
-            "circuitvit.engine": "activations run",
+            "circuitvit.engine": "activations masked_module run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
