@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
     from circuitvit.models import split_sources as split_sources
+    from circuitvit.models import to_module as to_module
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -126,6 +127,8 @@ if TYPE_CHECKING:
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import Across as Across
+    from circuitvit.views import across as across
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
@@ -140,6 +143,7 @@ if TYPE_CHECKING:
     from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import match as match
     from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
     from circuitvit.views import scrub as scrub
@@ -148,6 +152,7 @@ if TYPE_CHECKING:
     from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
+    from circuitvit.views import universality as universality
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
     from circuitvit.views.model_sheet import ModelSheet as ModelSheet
@@ -166,7 +171,7 @@ else:
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
                 "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
-                "register split_sources with_head wrap"
+                "register split_sources to_module with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
@@ -185,10 +190,10 @@ else:
                 "read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "attention_page attention_patterns deciders decompose difference_of_means "
+                "Across across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
-                "head_kinds knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
-                "token_ablations top_images tuned_lens"
+                "head_kinds knock_outs linear_probes logit_lens match mean_ablate registers scrub steer "
+                "text_span token_ablations top_images tuned_lens universality"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",
