@@ -70,7 +70,9 @@ def draw_strip(
         picture,
         counts=f"{counted(len(every), 'edge')} in one frame or another, of {every.graph.n_edges:,}",
         origin="",
-        key=tuple((picture.meaning(sign), EdgeLook(COLOURS[sign], 3.0, 1.0)) for sign in COLOURS if sign in signs),
+        key=tuple(
+            (picture.meaning(sign), EdgeLook(COLOURS[sign], 3.0, 1.0)) for sign in COLOURS if sign in signs
+        ),
     )
     layout = lay_out(picture)
     panels = [
