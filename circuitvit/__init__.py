@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
     from circuitvit.attribution import refine_nodes as refine_nodes
+    from circuitvit.defences import Mended as Mended
+    from circuitvit.defences import mend as mend
     from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
     from circuitvit.models import split_sources as split_sources
+    from circuitvit.models import to_module as to_module
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -159,13 +162,14 @@ else:
             "circuitvit.attribution": (
                 "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
             ),
+            "circuitvit.defences": "Mended mend",
             "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
                 "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
-                "register split_sources with_head wrap"
+                "register split_sources to_module with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "

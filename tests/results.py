@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import circuitvit
+from circuitvit.defences.mended import Row
 from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance, UnitScores
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
@@ -303,6 +304,15 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
             maker.example(Claim, classes=("a", "b"), members=(0, 1) * maker.size("image"))
             for _ in range(maker.size("claim"))
         ),
+    },
+    "Row": lambda maker: {"removed": ("a0.h1.z",), "kinds": ("head",), "constants": {"a0.h1.z": np.ones(4)}},
+    "Behaviour": lambda maker: {
+        "counts": "right", "groups": (), "effect": np.ones((2, maker.size("pair"))),
+        "answers": np.ones((2, maker.size("pair")), bool),
+    },
+    "Mended": lambda maker: {
+        "method": "circuit",
+        "rows": tuple(maker.example(Row, method=name) for name in ("as it is", "circuit")),
     },
     "Point": lambda maker: {"fraction": float(maker.random.random())},
 }  # fmt: skip

@@ -66,26 +66,44 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
     """
     check_number("the share of pairs to hold out", held_out, 0, 1)
     prepared = prepare(model, task)
-    if len(prepared) < 2:
-        raise DataError("one pair cannot be divided: give at least two, with images of their own")
-    wanted = min(max(1, round(held_out * len(prepared))), len(prepared) - 1)
-    clusters = _clusters(prepared)
-    chosen: list[int] = []
-    for index in np.random.default_rng(seed).permutation(len(clusters)):
-        if len(chosen) + len(clusters[index]) <= wanted:
-            chosen += clusters[index]
-    if not chosen:
-        largest = max(map(len, clusters))
-        raise DataError(
-            f"{len(prepared)} pairs cannot be divided with {wanted} or fewer held out: "
-            f"{largest} hang together because they share images. Give pairs of images of their own"
-        )
-    others = sorted(set(range(len(prepared))) - set(chosen))
-    sides = Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
+    ((others, chosen),) = divided([prepared], held_out, seed)
+    sides = Split(select_pairs(prepared, others), select_pairs(prepared, chosen))
     if not prepared.code:
         return sides
     code = f"cv.split(model, {prepared.code}, {held_out!r}, seed={seed})"
     return Split(*(replace(side, code=f"{code}.{name}") for name, side in sides._asdict().items()))
+
+
+def divided(
+    tasks: Sequence[PreparedTask], held_out: float, seed: int = 0
+) -> list[tuple[list[int], list[int]]]:
+    """The pairs of each task that are searched on and those held out: no image of any task is on both sides.
+
+    Raises:
+        DataError: if the pairs of a task cannot be divided.
+    """
+    if any(len(task) < 2 for task in tasks):
+        raise DataError("one pair cannot be divided: give at least two, with images of their own")
+    wanted = [min(max(1, round(held_out * len(task))), len(task) - 1) for task in tasks]
+    clusters = _clusters(tasks)
+    chosen: list[list[int]] = [[] for _ in tasks]
+    for index in np.random.default_rng(seed).permutation(len(clusters)):
+        own = [[row for place, row in clusters[index] if place == at] for at in range(len(tasks))]
+        counts = zip(chosen, own, wanted, strict=True)
+        if all(not rows or len(held) + len(rows) <= most for held, rows, most in counts):
+            for held, rows in zip(chosen, own, strict=True):
+                held += rows
+    for task, held, most in zip(tasks, chosen, wanted, strict=True):
+        if not held:
+            largest = max(map(len, clusters))
+            raise DataError(
+                f"{len(task)} pairs cannot be divided with {most} or fewer held out: "
+                f"{largest} hang together because they share images. Give pairs of images of their own"
+            )
+    return [
+        (sorted(set(range(len(task))) - set(held)), sorted(held))
+        for task, held in zip(tasks, chosen, strict=True)
+    ]
 
 
 def select_pairs(
@@ -203,14 +221,16 @@ def _per_pair(mask: Tensor) -> PerPair:
     return PerPair(tuple(tuple(row.nonzero().flatten().tolist()) for row in mask))
 
 
-def _clusters(prepared: PreparedTask) -> list[list[int]]:
-    """The pairs that hang together by shared images, in order of their first."""
-    sides = [images for images in (prepared.clean, prepared.corrupt) if images is not None]
-    pairs_and_images: nx.Graph[int | bytes] = nx.Graph()
-    for row in range(len(prepared)):
-        pairs_and_images.add_edges_from((row, fingerprint(side.take(row, row + 1))) for side in sides)
+def _clusters(tasks: Sequence[PreparedTask]) -> list[list[tuple[int, int]]]:
+    """The pairs, as numbers of task and pair, that hang together by shared images, in order."""
+    pairs_and_images: nx.Graph[tuple[int, int] | bytes] = nx.Graph()
+    for place, task in enumerate(tasks):
+        sides = [images for images in (task.clean, task.corrupt) if images is not None]
+        for row in range(len(task)):
+            own = (((place, row), fingerprint(side.take(row, row + 1))) for side in sides)
+            pairs_and_images.add_edges_from(own)
     together = nx.connected_components(pairs_and_images)
-    return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
+    return sorted(sorted(node for node in each if isinstance(node, tuple)) for each in together)
 
 
 def fingerprint(image: Float[Tensor, "1 *shape"]) -> bytes:
