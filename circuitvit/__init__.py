@@ -143,6 +143,7 @@ if TYPE_CHECKING:
     from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import match as match
     from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
     from circuitvit.views import scrub as scrub
@@ -151,6 +152,7 @@ if TYPE_CHECKING:
     from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
+    from circuitvit.views import universality as universality
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
     from circuitvit.views.model_sheet import ModelSheet as ModelSheet
@@ -190,8 +192,8 @@ else:
             "circuitvit.views": (
                 "Across across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
-                "head_kinds knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
-                "token_ablations top_images tuned_lens"
+                "head_kinds knock_outs linear_probes logit_lens match mean_ablate registers scrub steer "
+                "text_span token_ablations top_images tuned_lens universality"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

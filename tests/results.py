@@ -250,6 +250,11 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
             for circuit in "ab" for behaviour in "ab"
         ),
     },
+    "Match": lambda maker: {
+        "nodes": ("a0.h0", "a0.h1", "m0"), "others": ("a1.h0", "m1"), "partner": np.array([0, -1, 1]),
+        **{name: np.array([0.5, math.nan, -0.25]) for name in ("low", "high", "held", "chance", "p")},
+        "similarity": np.array([[0.5, math.nan], [0.1, math.nan], [math.nan, 0.75]]),
+    },
     "TokenAblations": lambda maker: {
         "tokens": ("cls", "patch"), "counts": (1.0, 4.0), "ways": ("mean", "zero"),
         "outcomes": _outcomes(maker, 2, 2),

@@ -136,7 +136,9 @@ class Removable:
                     continue
                 units = place.units(model.essential, run)
                 moved = constant - units
-                if site.kind == "z":  # which is nowhere 0, but where a token takes no part: along time the class
+                if (
+                    site.kind == "z"
+                ):  # which is nowhere 0, but where a token takes no part: along time the class
                     moved = moved * (units != 0).any(dim=-1, keepdim=True)
                 change = (moved * (slopes[place.after] @ place.ways[0].T)).sum(dim=(0, 1)).double().cpu()
                 found.append(change if site.kind == "hidden" else change.sum(dim=0, keepdim=True))

@@ -17,6 +17,7 @@ from circuitvit.views.ablating import MeanAblation, mean_ablate
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attention_page import AttentionPage, attention_page
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
+from circuitvit.views.carried_over import Universality, universality
 from circuitvit.views.compared_model import ComparedModel, Cost
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.contributions import Decomposition, decompose
@@ -27,6 +28,7 @@ from circuitvit.views.factors import Disentanglement, disentanglement
 from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
+from circuitvit.views.matching import Match, match
 from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
 from circuitvit.views.model_sheet import ModelSheet
 from circuitvit.views.models_compared import compare_models
@@ -86,6 +88,7 @@ __all__ = [
     "Lift",
     "LinearProbes",
     "LogitLens",
+    "Match",
     "MeanAblation",
     "MethodCurve",
     "ModelSheet",
@@ -107,6 +110,7 @@ __all__ = [
     "TokenAblations",
     "TopImages",
     "TunedLens",
+    "Universality",
     "Use",
     "across",
     "attention_page",
@@ -129,6 +133,7 @@ __all__ = [
     "knock_outs",
     "linear_probes",
     "logit_lens",
+    "match",
     "mean_ablate",
     "patch_evidence",
     "position_heads",
@@ -141,4 +146,5 @@ __all__ = [
     "token_ablations",
     "top_images",
     "tuned_lens",
+    "universality",
 ]
