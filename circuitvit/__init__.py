@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import split as split
     from circuitvit.training.heads import fit_head as fit_head
     from circuitvit.training.sae import train_sae as train_sae
+    from circuitvit.verification import Audit as Audit
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Certificate as Certificate
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Unchanged as Unchanged
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
+    from circuitvit.verification import audit_cue as audit_cue
     from circuitvit.verification import certify as certify
     from circuitvit.verification import diff as diff
     from circuitvit.verification import flip_search as flip_search
@@ -185,9 +187,9 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Certificate Drift Falls Flips Hypothesis Interpretation Report "
-                "Rises Unchanged Verdict audit certify diff flip_search patching_map read_hypotheses "
-                "read_interpretation robustness specificity stability verify"
+                "Audit AuditSettings BeatsRandom Certificate Drift Falls Flips Hypothesis Interpretation "
+                "Report Rises Unchanged Verdict audit audit_cue certify diff flip_search patching_map "
+                "read_hypotheses read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
                 "Across across attention_page attention_patterns deciders decompose difference_of_means "

@@ -24,7 +24,7 @@ from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
 from circuitvit.models.zoo import InputSpec
-from circuitvit.verification import Claim, CrossEffect, Estimate
+from circuitvit.verification import Claim, CrossEffect, Estimate, GroupAccuracy
 from circuitvit.views.subjects import Subjects
 
 TEXTS = ("a3.h1", 'naïve, "quoted"\n<script>x</script>', "", "犬 🐶", "=1+1")
@@ -241,6 +241,10 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
         "verdict": "weaker", "tolerance": 0.1, "circuit": _circuit(maker), "n": 7, "largest": 0.3,
         "edges": GRAPH.edges[:3],
         **dict.fromkeys(("old", "new", "low", "high"), np.array([0.1, -0.0, 1 / 3])),
+    },
+    "Audit": lambda maker: {
+        "verdict": "carries", "least": 0.1, "groups": (maker.example(GroupAccuracy),) * 2,
+        "specificity": None, "certificate": None, "circuit": _circuit(maker), "ablated": _circuit(maker),
     },
     "Specificity": lambda maker: {
         "names": ("a", "b"), "circuits": (_circuit(maker),) * 2, "p_values": (0.02, None),

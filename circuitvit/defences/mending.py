@@ -28,7 +28,7 @@ from circuitvit.errors import (
 )
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare, select_pairs
-from circuitvit.tasks.split import divided
+from circuitvit.tasks.split import rows_held_out
 from circuitvit.verification.statistics import mean_interval
 
 AnyTask = Task | PreparedTask
@@ -107,8 +107,12 @@ def mend(
     wanted = dict(keep) if isinstance(keep, Mapping) else {"keep": keep}
     prepared = [prepare(model, task, progress) for task in (remove, *wanted.values())]
     _check_tasks(prepared, tuple(wanted), groups or {}, region)
-    halves = divided(prepared, held_out, seed)
     names = ["the cue", *wanted]
+    held = rows_held_out(dict(zip(names, prepared, strict=True)), held_out, seed)
+    halves = [
+        (sorted(set(range(len(task))) - set(held[name])), held[name])
+        for name, task in zip(names, prepared, strict=True)
+    ]
     said = [tuple((groups or {}).get(name, ())) for name in names]
     chosen_on, measured_on = (
         [

@@ -38,7 +38,6 @@ from circuitvit.defences.attack import (
     TypographicAttack,
     among,
     answered,
-    changed_share,
     check_classes,
     classes_of,
     typographic_attack,
@@ -59,7 +58,7 @@ from circuitvit.models.sites import heads_of
 from circuitvit.tasks import PerPair
 from circuitvit.tasks.images import Images
 from circuitvit.tasks.with_words import WithWords
-from circuitvit.verification.statistics import Estimate
+from circuitvit.verification.statistics import Estimate, changed_share
 from circuitvit.views.attention import attention_places, attentions
 from circuitvit.views.subjects import watched_batches
 

@@ -6,6 +6,7 @@ way edges go, `layout` gives coordinates, `figure` puts drawings, title and lege
 the model to see what nodes do on an image, for thumbnails and for `page`, the interactive page.
 """
 
+from circuitvit.export.audit_page import draw_audit
 from circuitvit.export.difference import DIFFERENCE_FORMATS, difference_of, draw_difference
 from circuitvit.export.drawing import FORMATS, draw
 from circuitvit.export.drift_page import draw_drift
@@ -21,6 +22,7 @@ __all__ = [
     "difference_of",
     "dot_of",
     "draw",
+    "draw_audit",
     "draw_difference",
     "draw_drift",
     "draw_strip",
