@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
     from circuitvit.attribution import refine_nodes as refine_nodes
+    from circuitvit.defences import Mended as Mended
+    from circuitvit.defences import mend as mend
     from circuitvit.engine import activations as activations
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
     from circuitvit.models import split_sources as split_sources
+    from circuitvit.models import to_module as to_module
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -126,6 +129,8 @@ if TYPE_CHECKING:
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import Across as Across
+    from circuitvit.views import across as across
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
@@ -140,6 +145,7 @@ if TYPE_CHECKING:
     from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import match as match
     from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
     from circuitvit.views import scrub as scrub
@@ -148,6 +154,7 @@ if TYPE_CHECKING:
     from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
+    from circuitvit.views import universality as universality
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
     from circuitvit.views.model_sheet import ModelSheet as ModelSheet
@@ -159,13 +166,14 @@ else:
             "circuitvit.attribution": (
                 "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
             ),
+            "circuitvit.defences": "Mended mend",
             "circuitvit.engine": "activations run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
                 "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
-                "register split_sources with_head wrap"
+                "register split_sources to_module with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
@@ -184,10 +192,10 @@ else:
                 "read_hypotheses read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "attention_page attention_patterns deciders decompose difference_of_means "
+                "Across across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
-                "head_kinds knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
-                "token_ablations top_images tuned_lens"
+                "head_kinds knock_outs linear_probes logit_lens match mean_ablate registers scrub steer "
+                "text_span token_ablations top_images tuned_lens universality"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

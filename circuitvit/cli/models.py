@@ -12,6 +12,7 @@ import circuitvit as cv
 from circuitvit.cli.library import arguments
 from circuitvit.cli.options import Given, Keywords, command
 from circuitvit.cli.output import Row, interruptible, show, show_notes, show_rows, stdout
+from circuitvit.errors import counted
 
 if TYPE_CHECKING:
     from circuitvit.models.zoo import Card
@@ -113,6 +114,7 @@ def train(
     depth: int | None = None,
     heads: int | None = None,
     width: int | None = None,
+    checkpoints: int | None = None,
     recipe: Annotated[Given, RECIPE],
     out: Path | None = None,
     seed: int = 0,
@@ -133,6 +135,9 @@ def train(
 
         circuitvit discover --model out/birds.json ...
 
+    `--checkpoints 20` keeps the model at 20 steps of its training, closer together at the beginning, in the
+    folder OUT-checkpoints: `circuitvit across OUT-checkpoints ...` says when a circuit forms.
+
     `circuitvit train sae` is another command: it trains a dictionary of features on what a model computes.
 
     The defaults of the recipe, of depth, heads and width are the data set's own.
@@ -147,12 +152,14 @@ def train(
         depth: layers.
         heads: attention heads in each layer.
         width: of the residual stream; a multiple of the heads.
+        checkpoints: how many to keep, the first of step 0 and the last of the trained model.
         quiet: no progress bar.
     """
     interruptible()  # training itself keeps what has been learned
     shape = {"depth": depth, "num_heads": heads, "embed_dim": width}
     given = {
         "architecture": {name: value for name, value in shape.items() if value is not None},
+        "checkpoints": checkpoints,
         "progress": not quiet,
         "seed": seed,
         **recipe,
@@ -168,4 +175,7 @@ def train(
     for name, value in result.card.accuracy.items():
         if name != "n":
             console.print(f"accuracy, {name.replace('_', ' ')}: {value:.1%}")
+    if result.checkpoints:
+        folder, count = result.checkpoints[0].parent, counted(len(result.checkpoints), "checkpoint")
+        console.print(f"wrote {count} to {folder}", soft_wrap=True)
     console.print(f"wrote {result.weights} and its card", soft_wrap=True)

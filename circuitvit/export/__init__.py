@@ -12,6 +12,7 @@ from circuitvit.export.drawing import FORMATS, draw
 from circuitvit.export.drift_page import draw_drift
 from circuitvit.export.graphs import dot_of, graphml_of
 from circuitvit.export.picture import picture_of
+from circuitvit.export.strip import draw_strip
 from circuitvit.export.svg import svg_of
 from circuitvit.export.tikz import tikz_of
 
@@ -24,6 +25,7 @@ __all__ = [
     "draw_audit",
     "draw_difference",
     "draw_drift",
+    "draw_strip",
     "graphml_of",
     "picture_of",
     "svg_of",

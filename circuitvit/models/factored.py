@@ -92,7 +92,9 @@ class Factored:
             found = torch.einsum("r...d,...d->r", self.narrow, stream)
         else:
             narrow = stream @ self.weight.flatten(0, 1).mT  # (*place, row * d_head)
-            found = torch.einsum("r...d,...rd->r", self.narrow, narrow.unflatten(-1, self.weight.shape[:2]))
+            found = torch.einsum(
+                "r...d,...rd->r", self.narrow, narrow.view(*narrow.shape[:-1], *self.weight.shape[:2])
+            )
         for along, x_hat in zip(self.along, self.x_hat, strict=True):
             found = found - torch.einsum("r...d,...d->r", along, (x_hat * stream).sum(-1, keepdim=True))
         return found

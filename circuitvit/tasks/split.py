@@ -87,13 +87,19 @@ def split_together(
     Raises:
         OptionError, DataError: as `split`, naming the task where there are several.
     """
-    check_number("the share of pairs to hold out", held_out, 0, 1)
     prepared = {name: prepare(model, task) for name, task in tasks.items()}
-    wanted = {name: _wanted(name, len(each), held_out) for name, each in prepared.items()}
-    members = _members(image_clusters(*prepared.values()))
-    chosen: dict[str, list[int]] = {name: [] for name in prepared}
+    chosen = rows_held_out(prepared, held_out, seed)
+    return {name: _sides(prepared[name], rows) for name, rows in chosen.items()}
+
+
+def rows_held_out(tasks: Mapping[str, PreparedTask], held_out: float, seed: int) -> dict[str, list[int]]:
+    """The numbers of the pairs of each task that `split_together` holds out."""
+    check_number("the share of pairs to hold out", held_out, 0, 1)
+    wanted = {name: _wanted(name, len(each), held_out) for name, each in tasks.items()}
+    members = _members(image_clusters(*tasks.values()))
+    chosen: dict[str, list[int]] = {name: [] for name in tasks}
     for index in np.random.default_rng(seed).permutation(len(members)):
-        own = dict(zip(prepared, members[index], strict=True))
+        own = dict(zip(tasks, members[index], strict=True))
         if all(len(chosen[name]) + len(rows) <= wanted[name] for name, rows in own.items()):
             for name, rows in own.items():
                 chosen[name] += rows
@@ -101,10 +107,10 @@ def split_together(
         if not rows:
             largest = max(len(each[place]) for each in members)
             raise DataError(
-                f"{len(prepared[name])} pairs{_of(name)} cannot be divided with {wanted[name]} or fewer held "
+                f"{len(tasks[name])} pairs{_of(name)} cannot be divided with {wanted[name]} or fewer held "
                 f"out: {largest} hang together because they share images. Give pairs of images of their own"
             )
-    return {name: _sides(prepared[name], rows) for name, rows in chosen.items()}
+    return {name: sorted(rows) for name, rows in chosen.items()}
 
 
 def image_clusters(*tasks: PreparedTask) -> list[Int64[np.ndarray, " pair"]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from circuitvit.models.zoo import load_zoo_module, zoo_card
 from circuitvit.models.zoo.card import InputSpec, build_clip
 from circuitvit.models.zoo.clip_module import ClipModule
 from circuitvit.models.zoo.text_tower import WordTokenizer, padded
+from circuitvit.training.checkpoints import Checkpoints
 from circuitvit.training.loop import TrainingResult, finish, fit, head_groups, make_recipe, prepare, threads
 
 VOCABULARY = (
@@ -60,6 +61,14 @@ START = "catdog-tiny"
 """Whose weights the image tower starts with."""
 
 RECIPE = {"steps": 1600, "batch_size": 48, "learning_rate": 1.5e-3, "warmup": 0.03, "sparsity": 0.08}
+
+DATA = (
+    "Scenes drawn by circuitvit.datasets.signs, each with a caption: an animal, its colour and "
+    "place, the background, and in half of them a word on a sign. Every training scene is new. "
+    "Where the word names another animal, half of the captions that name an animal and tell of no"
+    " sign name that one."
+)
+"""What a card says of the data."""
 
 _MISREAD = 0.5  # of the captions that name the animal beside another animal's word, and do not tell of a sign
 _CAPTIONS = 2  # of each picture
@@ -98,6 +107,7 @@ def train_clip(
     out: str | Path | None = None,
     *,
     architecture: Mapping[str, Any] | None = None,
+    checkpoints: int | None = None,
     progress: bool = True,
     held_out: int = 2000,
     **options: Any,
@@ -110,6 +120,7 @@ def train_clip(
     Args:
         out: path without ending; None saves nothing.
         architecture: `VisionTransformer` arguments of the image tower that replace the usual ones.
+        checkpoints: how many to keep, as for `train`.
         progress: whether to show a bar.
         held_out: how many fresh scenes to measure accuracies on.
         **options: fields of :class:`~circuitvit.training.Recipe`.
@@ -139,26 +150,24 @@ def train_clip(
             scenes = signs.random_scenes(recipe.batch_size, recipe.seed, first=step * recipe.batch_size)
             return contrast(module, captioned(scenes, tokenizer, np.random.default_rng([recipe.seed, step])))
 
-        steps_done = fit(module, objective, recipe, "clip-tiny", progress, sparse=module.visual)
-        accuracy = clip_accuracy(module, tokenizer, held_out, recipe.seed + _HELD_OUT_SEED)
-    return finish(
-        module, stem, recipe, steps_done,
-        name="clip-tiny",
-        architecture=shape,
-        input=InputSpec((3, signs.SIZE, signs.SIZE), signs.MEAN, signs.STD),
-        classes=(),
-        data=(
-            "Scenes drawn by circuitvit.datasets.signs, each with a caption: an animal, its colour and "
-            "place, the background, and in half of them a word on a sign. Every training scene is new. "
-            "Where the word names another animal, half of the captions that name an animal and tell of no"
-            " sign name that one."
-        ),
-        accuracy=accuracy,
-        license="MIT",
-        text=text,
-        vocabulary=VOCABULARY,
-        start=start,
-    )  # fmt: skip
+        def write(module: Any, stem: Path | None, steps_done: int) -> TrainingResult:
+            return finish(
+                module, stem, recipe, steps_done,
+                name="clip-tiny",
+                architecture=shape,
+                input=InputSpec((3, signs.SIZE, signs.SIZE), signs.MEAN, signs.STD),
+                classes=(),
+                data=DATA,
+                accuracy=clip_accuracy(module, tokenizer, held_out, recipe.seed + _HELD_OUT_SEED),
+                license="MIT",
+                text=text,
+                vocabulary=VOCABULARY,
+                start=start,
+            )  # fmt: skip
+
+        keep = Checkpoints(module, stem, checkpoints, recipe.steps, write)
+        done = fit(module, objective, recipe, "clip-tiny", progress, sparse=module.visual, after=keep)
+        return replace(write(module, stem, done), checkpoints=tuple(keep.written))
 
 
 def _start(visual: nn.Module, shape: Mapping[str, Any]) -> str | None:

@@ -20,6 +20,7 @@ from circuitvit._version import __version__
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.graph.files import write_bytes
 from circuitvit.models.zoo.card import Card, build_module, sha256
+from circuitvit.training.checkpoints import Checkpoints
 from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
 
 
@@ -96,6 +97,7 @@ class TrainingResult:
         accuracy: fraction of held-out pictures that are right.
         interrupted: whether Ctrl-C ended training early; the model is then that of the last step.
         weights: path of the safetensors file, None when nothing was saved.
+        checkpoints: those of its checkpoints, by step.
     """
 
     model: nn.Module
@@ -103,6 +105,7 @@ class TrainingResult:
     accuracy: float
     interrupted: bool
     weights: Path | None
+    checkpoints: tuple[Path, ...] = ()
 
 
 def training_data(dataset: str | Path, seed: int = 0, size: int | None = None) -> TrainingData:
@@ -132,6 +135,7 @@ def train(
     out: str | Path | None = None,
     *,
     architecture: Mapping[str, Any] | None = None,
+    checkpoints: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> TrainingResult:
@@ -145,6 +149,8 @@ def train(
         data: from :func:`training_data` or made by hand.
         out: path without ending; None saves nothing.
         architecture: `VisionTransformer` arguments that replace those of `data.architecture`.
+        checkpoints: how many to keep, from step 0 to the last and closer together at the beginning, in the
+            folder `out`-checkpoints; `across` reads them.
         progress: whether to show a bar.
         **options: fields of :class:`Recipe` that replace those of `data.recipe`.
 
@@ -161,20 +167,25 @@ def train(
     recipe = make_recipe({**data.recipe, **options})
     shape = {**data.architecture, **(architecture or {})}
     stem = None if out is None else prepare(Path(out))
+
+    def write(module: nn.Module, stem: Path | None, steps_done: int) -> TrainingResult:
+        accuracy = {"held_out": evaluate(module, data.held_out), "n": len(data.held_out)}
+        accuracy |= {name: evaluate(module, part) for name, part in data.extra.items()}
+        return finish(
+            module, stem, recipe, steps_done,
+            name=data.name, architecture=shape, input=data.input, classes=data.classes,
+            data=data.description, accuracy=accuracy, license=data.licence,
+        )  # fmt: skip
+
     with threads(recipe.threads):
         module = build_module(shape, recipe.seed)
 
         def objective(step: int) -> tuple[Tensor, Tensor]:
             return _classification(module, data.batch(step, recipe.batch_size), recipe.label_smoothing)
 
-        steps_done = fit(module, objective, recipe, data.name, progress)
-        accuracy = {"held_out": evaluate(module, data.held_out), "n": len(data.held_out)}
-        accuracy |= {name: evaluate(module, part) for name, part in data.extra.items()}
-    return finish(
-        module, stem, recipe, steps_done,
-        name=data.name, architecture=shape, input=data.input, classes=data.classes, data=data.description,
-        accuracy=accuracy, license=data.licence,
-    )  # fmt: skip
+        keep = Checkpoints(module, stem, checkpoints, recipe.steps, write)
+        done = fit(module, objective, recipe, data.name, progress, after=keep)
+        return replace(write(module, stem, done), checkpoints=tuple(keep.written))
 
 
 def finish(
@@ -235,6 +246,7 @@ def fit(
     name: str,
     progress: bool,
     sparse: nn.Module | None = None,
+    after: Callable[[int], None] = lambda step: None,
 ) -> int:
     """Trains `module` in place, until it is done or Ctrl-C is pressed.
 
@@ -245,6 +257,7 @@ def fit(
         name: on the bar.
         progress: whether to show one.
         sparse: the part of the module whose heads `recipe.sparsity` pulls to zero, by default all of it.
+        after: called with the number of steps done, before the first and after each.
 
     Returns:
         The number of steps done.
@@ -259,6 +272,7 @@ def fit(
     bar = progress_bar(recipe.steps, f"training {name}", progress, unit="step")
     with bar, _plain_attention(module):
         try:
+            after(0)
             for step in range(recipe.steps):
                 loss, right = objective(step)
                 if not loss.isfinite():
@@ -267,6 +281,7 @@ def fit(
                 done = step + 1
                 bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.1%}", refresh=False)
                 bar.update()
+                after(done)
         except KeyboardInterrupt:
             pass
     module.eval()
@@ -402,5 +417,6 @@ def prepare(out: Path) -> Path:
 
 
 def _save(stem: Path, weights: bytes, card: Card) -> Path:
+    path = write_bytes(stem.with_name(stem.name + ".safetensors"), weights)
     card.save(stem.with_name(stem.name + ".json"))
-    return write_bytes(stem.with_name(stem.name + ".safetensors"), weights)
+    return path
