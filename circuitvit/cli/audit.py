@@ -195,12 +195,6 @@ def _show(found: cv.Audit) -> None:
     ):
         if rows:
             show_rows(title, [_row(each) for each in rows], explain=True)
-    if found.others:
-        percent = cv.verification.cue.percent
-        show_rows(
-            "Lost of other behaviours",
-            [Row(each.behaviour, percent(each.necessity)) for each in found.others],
-        )
     show_notes("Bear in mind", found.caveats)
 
 
