@@ -134,7 +134,8 @@ def test_the_answers_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["what_scores_mean.md", "corruptions.md", "compare_models.md", "what_changed.md", "across_models.md"]
+    "page",
+    ["what_scores_mean.md", "corruptions.md", "compare_models.md", "what_changed.md", "across_models.md"],
 )
 def test_examples_of_a_page_run(page: str, folder: Path) -> None:
     found, names = [each for each in blocks(page) if each.kind == "python"], {"__name__": "__main__"}
