@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 import circuitvit
+from circuitvit.defences.mended import Row
 from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance, UnitScores
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
 from circuitvit.models.zoo import InputSpec
-from circuitvit.verification import Claim, CrossEffect
+from circuitvit.verification import Claim, CrossEffect, Estimate, GroupAccuracy
 from circuitvit.views.subjects import Subjects
 
 TEXTS = ("a3.h1", 'naïve, "quoted"\n<script>x</script>', "", "犬 🐶", "=1+1")
@@ -221,6 +222,12 @@ def _defence(maker: Maker) -> dict[str, Any]:
 
 
 SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
+    "Across": lambda maker: {
+        "steps": (0, 10, 40), "names": ("a",) * 3, "weights": ("b",) * 3, "circuit": _circuit(maker),
+        "behaviour": (maker.example(Estimate),) * 3, "faithfulness": (None, None, maker.example(Estimate)),
+        "edges": GRAPH.edges[:2], "p": np.array([[0.5, 1e-9]] * 2), "p_behaviour": np.array([0.04, 1.0]),
+        **dict.fromkeys(("effects", "widths"), np.array([[0.1, -0.0], [1 / 3, 1.0], [0.5, 0.25]])),
+    },
     "Agreement": lambda maker: {"circuits": (_circuit(maker),) * 3, "findings": (), "at_least": 0.5},
     "Candidate": lambda maker: {"kept": _mask(maker)},
     "Certificate": lambda maker: {
@@ -234,6 +241,10 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
         "verdict": "weaker", "tolerance": 0.1, "circuit": _circuit(maker), "n": 7, "largest": 0.3,
         "edges": GRAPH.edges[:3],
         **dict.fromkeys(("old", "new", "low", "high"), np.array([0.1, -0.0, 1 / 3])),
+    },
+    "Audit": lambda maker: {
+        "verdict": "carries", "least": 0.1, "groups": (maker.example(GroupAccuracy),) * 2,
+        "specificity": None, "certificate": None, "circuit": _circuit(maker), "ablated": _circuit(maker),
     },
     "Specificity": lambda maker: {
         "names": ("a", "b"), "circuits": (_circuit(maker),) * 2, "p_values": (0.02, None),
@@ -302,6 +313,15 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
             maker.example(Claim, classes=("a", "b"), members=(0, 1) * maker.size("image"))
             for _ in range(maker.size("claim"))
         ),
+    },
+    "Row": lambda maker: {"removed": ("a0.h1.z",), "kinds": ("head",), "constants": {"a0.h1.z": np.ones(4)}},
+    "Behaviour": lambda maker: {
+        "counts": "right", "groups": (), "effect": np.ones((2, maker.size("pair"))),
+        "answers": np.ones((2, maker.size("pair")), bool),
+    },
+    "Mended": lambda maker: {
+        "method": "circuit",
+        "rows": tuple(maker.example(Row, method=name) for name in ("as it is", "circuit")),
     },
     "Point": lambda maker: {"fraction": float(maker.random.random())},
 }  # fmt: skip

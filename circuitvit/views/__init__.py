@@ -33,6 +33,8 @@ from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
 from circuitvit.views.model_sheet import ModelSheet
 from circuitvit.views.models_compared import compare_models
 from circuitvit.views.outcomes import Outcomes
+from circuitvit.views.over_training import Across, Formed
+from circuitvit.views.over_training_runs import across
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
 from circuitvit.views.probe_results import LinearProbes
 from circuitvit.views.probe_scores import ProbeScores
@@ -60,6 +62,7 @@ from circuitvit.views.visualisation import FeatureVisualisation, feature_visuali
 
 __all__ = [
     "Ability",
+    "Across",
     "AttentionPage",
     "AttentionPatterns",
     "ComparedModel",
@@ -76,6 +79,7 @@ __all__ = [
     "FaithfulnessCurve",
     "FeatureVisualisation",
     "Flow",
+    "Formed",
     "HeadKinds",
     "HeadPosition",
     "KindScore",
@@ -108,6 +112,7 @@ __all__ = [
     "TunedLens",
     "Universality",
     "Use",
+    "across",
     "attention_page",
     "attention_patterns",
     "attribution_of_task",

@@ -84,6 +84,20 @@ def test_the_page_on_words_runs_as_written(tmp_path: Path, monkeypatch: pytest.M
     assert Path("heads.png").is_file()
 
 
+def test_the_page_on_mending_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for code in blocks(DOCS / "mending.md", "python"):
+        exec(compile(code, "mending.md", "exec"), names)
+    found = names["found"]
+    assert isinstance(found, cv.Mended)
+    assert found.best == "circuit"
+    left = found.behaviours[0].left(found.methods.index("circuit"))
+    assert left is not None
+    assert left.value < 0.2
+    assert Path("mended.png").is_file()
+
+
 def test_the_readme_examples_are_short() -> None:
     first, inside = blocks(ROOT / "README.md", "python")
     assert len(first.splitlines()) <= 15
