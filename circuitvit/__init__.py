@@ -124,6 +124,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import Why as Why
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
@@ -146,6 +147,7 @@ if TYPE_CHECKING:
     from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
+    from circuitvit.views import why as why
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
     from circuitvit.views.model_sheet import ModelSheet as ModelSheet
@@ -182,10 +184,10 @@ else:
                 "read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "attention_page attention_patterns deciders decompose difference_of_means "
+                "Why attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
                 "head_kinds knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
-                "token_ablations top_images tuned_lens"
+                "token_ablations top_images tuned_lens why"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
     "compare-models": ("compare_models", "Two or more models on one sheet, for one behaviour."),
     "diff": ("drift", "What changed in a new checkpoint: does a stored circuit still hold?"),
+    "why": ("misread", "Why was this image misread, and can what did it be spared?"),
     "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),
     "patch": ("patch", "Which head or MLP, patched alone, moves the answer or flips it?"),

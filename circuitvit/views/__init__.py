@@ -27,6 +27,8 @@ from circuitvit.views.factors import Disentanglement, disentanglement
 from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
+from circuitvit.views.misread import Counterfactual, Suppressed, Why
+from circuitvit.views.misread_runs import why
 from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
 from circuitvit.views.model_sheet import ModelSheet
 from circuitvit.views.models_compared import compare_models
@@ -63,6 +65,7 @@ __all__ = [
     "ComparedModel",
     "Comparison",
     "Cost",
+    "Counterfactual",
     "DeciderHeads",
     "Decomposition",
     "Depth",
@@ -99,11 +102,13 @@ __all__ = [
     "SegmentationScore",
     "Steering",
     "Subjects",
+    "Suppressed",
     "TextSpan",
     "TokenAblations",
     "TopImages",
     "TunedLens",
     "Use",
+    "Why",
     "attention_page",
     "attention_patterns",
     "attribution_of_task",
@@ -136,4 +141,5 @@ __all__ = [
     "token_ablations",
     "top_images",
     "tuned_lens",
+    "why",
 ]

@@ -19,7 +19,7 @@ from tests.cli.cases import Run
 
 COMMANDS = (
     "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "classes", "models", "train",
-    "doctor", "compare-models", "diff",
+    "doctor", "compare-models", "diff", "why",
     "demo", "discover", "attribute", "verify", "draw", "patch", "words", "activations", "classes", "models",
     "train", "train sae", "doctor",
     "demo", "discover", "attribute", "verify", "draw", "patch", "scrub", "words", "activations", "classes",
