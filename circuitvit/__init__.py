@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from circuitvit.defences import Mended as Mended
     from circuitvit.defences import mend as mend
     from circuitvit.engine import activations as activations
+    from circuitvit.engine import masked_module as masked_module
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
     from circuitvit.graph import Circuit as Circuit
@@ -167,7 +168,7 @@ else:
                 "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
             ),
             "circuitvit.defences": "Mended mend",
-            "circuitvit.engine": "activations run",
+            "circuitvit.engine": "activations masked_module run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
