@@ -166,7 +166,9 @@ else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
-            "circuitvit.attribution": "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes",
+            "circuitvit.attribution": (
+                "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
+            ),
             "circuitvit.defences": "Mended mend",
             "circuitvit.engine": "activations masked_module run",
             "circuitvit.errors": "CircuitViTError",
