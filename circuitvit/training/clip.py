@@ -15,7 +15,6 @@ afresh, for all that is still to be learned.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,19 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from circuitvit._keywords import running
 from circuitvit.datasets import signs
 from circuitvit.datasets.signs import FACTORS, SignScene
 from circuitvit.errors import OptionError
-from circuitvit.models.zoo import load_zoo_module, zoo_card
 from circuitvit.models.zoo.card import InputSpec, build_clip
 from circuitvit.models.zoo.clip_module import ClipModule
 from circuitvit.models.zoo.text_tower import WordTokenizer, padded
 from circuitvit.training.checkpoints import Checkpoints
-from circuitvit.training.loop import TrainingResult, finish, fit, head_groups, make_recipe, prepare, threads
+from circuitvit.training.loop import TrainingResult, begin_as, finish, fit, make_recipe, prepare, threads
 
 VOCABULARY = (
     *("a", "an", "the", "animal", "background", "drawing", "photo", "picture", "sign", "saying"),
@@ -144,7 +142,7 @@ def train_clip(
     text = {**TEXT, "vocabulary": len(tokenizer), "features": shape["num_classes"]}
     with threads(recipe.threads):
         module = build_clip(shape, text, recipe.seed)
-        start = _start(module.visual, shape)
+        started = begin_as(START, module.visual, shape)
 
         def objective(step: int) -> tuple[Tensor, Tensor]:
             scenes = signs.random_scenes(recipe.batch_size, recipe.seed, first=step * recipe.batch_size)
@@ -162,27 +160,12 @@ def train_clip(
                 license="MIT",
                 text=text,
                 vocabulary=VOCABULARY,
-                start=start,
+                beside={"start": START} if started else {},
             )  # fmt: skip
 
         keep = Checkpoints(module, stem, checkpoints, recipe.steps, write)
         done = fit(module, objective, recipe, "clip-tiny", progress, sparse=module.visual, after=keep)
         return replace(write(module, stem, done), checkpoints=tuple(keep.written))
-
-
-def _start(visual: nn.Module, shape: Mapping[str, Any]) -> str | None:
-    """Give an image tower the weights of `catdog-tiny` where it has its shape, and say so. Heads that are
-    silent there keep what was drawn for them, since no gradient reaches what is zero.
-    """
-    wanted = zoo_card(START).architecture
-    if {**wanted, "num_classes": 0} != {**shape, "num_classes": 0}:
-        return None
-    drawn, known = copy.deepcopy(visual), load_zoo_module(START).state_dict()
-    visual.load_state_dict({**visual.state_dict(), **{k: v for k, v in known.items() if k[:5] != "head."}})
-    for group, fresh in zip(head_groups(visual), head_groups(drawn), strict=True):
-        silent = group.abs().amax(dim=(1, 2), keepdim=True) == 0
-        group.copy_(torch.where(silent, fresh, group))
-    return START
 
 
 def captioned(scenes: Sequence[SignScene], tokenizer: WordTokenizer, rng: np.random.Generator) -> Captioned:
