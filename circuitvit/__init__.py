@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from circuitvit.defences import Mended as Mended
     from circuitvit.defences import mend as mend
     from circuitvit.engine import activations as activations
+    from circuitvit.engine import masked_module as masked_module
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
     from circuitvit.graph import Circuit as Circuit
@@ -130,6 +131,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import Across as Across
+    from circuitvit.views import Why as Why
     from circuitvit.views import across as across
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
@@ -155,6 +157,7 @@ if TYPE_CHECKING:
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
     from circuitvit.views import universality as universality
+    from circuitvit.views import why as why
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
     from circuitvit.views.model_sheet import ModelSheet as ModelSheet
@@ -167,7 +170,7 @@ else:
                 "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
             ),
             "circuitvit.defences": "Mended mend",
-            "circuitvit.engine": "activations run",
+            "circuitvit.engine": "activations masked_module run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
@@ -192,10 +195,10 @@ else:
                 "read_hypotheses read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "Across across attention_page attention_patterns deciders decompose difference_of_means "
+                "Across Why across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
                 "head_kinds knock_outs linear_probes logit_lens match mean_ablate registers scrub steer "
-                "text_span token_ablations top_images tuned_lens universality"
+                "text_span token_ablations top_images tuned_lens universality why"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

@@ -121,7 +121,8 @@ def _show(found: cv.Across) -> None:
         for each in sharp[:LISTED]
     ]
     if rows:
-        show_rows(f"Sharp changes, the largest of {len(sharp)}", rows, explain=True)
+        more = ", the largest" if len(sharp) > LISTED else ""
+        show_rows(f"{counted(len(sharp), 'sharp change')}{more}", rows, explain=True)
     show_notes("Bear in mind", found.caveats)
 
 

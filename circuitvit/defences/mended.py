@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from circuitvit.defences.attack import changed_share, in_per_cent
+from circuitvit.defences.attack import in_per_cent
 from circuitvit.errors import DataError, OptionError, counted, unknown_name
 from circuitvit.export.style import FAINT, MUTED
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.verification.statistics import (
     Estimate,
+    changed_share,
     estimated,
     mean_interval,
     ratio_interval,

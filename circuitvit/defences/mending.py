@@ -178,10 +178,10 @@ def _check(max_loss: float, most: int | None, methods: object, held_out: float, 
     for method in asked:
         if method not in get_args(Method):
             raise unknown_name("method", method, get_args(Method))
-    if not asked or asked[0] == "random" or len(set(asked)) < len(asked):
+    if not asked or asked[0] in ("projection", "random") or len(set(asked)) < len(asked):
         raise OptionError(
             f"methods= takes some of {', '.join(get_args(Method))}, each once; the first is the one whose "
-            "choice is returned, and 'random' compares with it"
+            "choice is returned, which 'projection' and 'random' are to be compared with"
         )
 
 

@@ -17,7 +17,8 @@ from circuitvit.export.figure import figure_of
 from circuitvit.export.picture import picture_of
 from circuitvit.export.svg import svg_of_figure
 from circuitvit.graph.files import clean, write_bytes
-from circuitvit.verification.cue import VERDICTS, Audit, percent, sentence
+from circuitvit.verification.certificates import ABSTAIN, IN, Certificate
+from circuitvit.verification.cue import VERDICTS, Audit, percent, points, sentence
 from circuitvit.verification.group_accuracy import GroupAccuracy
 from circuitvit.verification.statistics import Estimate
 
@@ -26,6 +27,9 @@ DRAWN = 80
 
 LISTED = 30
 """How many edges the table shows."""
+
+VOTED = {1: "whichever pair is taken away", 0: "with these pairs", -1: "undecided", -2: "not voted in"}
+"""What the vote says of an edge, by how sure it is."""
 
 WIDE, EDGE = 320, 6
 """Of a strip, and of the room at its ends."""
@@ -55,20 +59,20 @@ def audit_page(audit: Audit) -> str:
     """The page."""
     source = files("circuitvit.export").joinpath("audit.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    origin = audit.provenance
+    origin, headline = audit.provenance, sentence(clean(audit.headline))
     return page.render(
         title=f"Audit of {clean(origin.model) or 'a model'}: {clean(audit.name)}",
         name=clean(audit.name),
         date=clean(audit.date),
         verdict=audit.verdict,
         means=VERDICTS[audit.verdict].replace("the cue", clean(audit.name)),
-        headline=sentence(clean(audit.headline)),
-        reason=clean(audit.reason),
+        headline=headline,
+        reason=clean(audit.reason).removeprefix(headline).strip(),
         tiles=list(_tiles(audit)),
         groups=[_group(each) for each in sorted(audit.groups, key=lambda each: each.before.value)],
         elsewhere=[_group(each) for each in audit.elsewhere],
         ablated=None if audit.ablated is None else counted(len(audit.ablated), "edge"),
-        others=[(clean(each.behaviour), percent(each.necessity)) for each in audit.others],
+        lost=[(clean(each.name), f"{each.n:,}", percent(each.share)) for each in audit.lost],
         figures=[(clean(what), clean(text)) for what, text in audit.figures()],
         diagram=_diagram(audit),
         edges=list(_edges(audit)),
@@ -119,8 +123,7 @@ def _group(each: GroupAccuracy) -> dict[str, Any]:
     shown |= {"low": _at(_low(each.before)), "high": _at(_high(each.before))}
     if each.after is not None and each.change is not None:
         after = each.after
-        points = percent(each.change).replace(" %", "")
-        shown |= {"after": percent(after), "to": _at(after.value), "change": points}
+        shown |= {"after": percent(after), "to": _at(after.value), "change": points(each.change)}
         shown |= {"to_low": _at(_low(after)), "to_high": _at(_high(after))}
     return shown
 
@@ -174,22 +177,21 @@ def _diagram(audit: Audit) -> dict[str, str] | None:
 
 
 def _edges(audit: Audit) -> Iterator[tuple[str, str, str]]:
-    """The edges of the cue's circuit: name, whose they are, and which pairs they withstand losing."""
-    if audit.circuit is None:
-        return
-    found = audit.certificate
-    ranked = sorted(audit.circuit, key=lambda edge: 0 if found is None else -found.radius(edge))
-    for edge in ranked[:LISTED]:
+    """The edges of the cue's circuit, the surest first: name, whose they are, and what the vote says."""
+    votes = audit.certificate
+    for edge in sorted(audit.circuit or (), key=lambda edge: -_sure(votes, edge))[:LISTED]:
         owner = "the behaviour's too" if audit.other is not None and edge in audit.other else "its own"
-        stays = ""
-        if found is not None:
-            sure = found.decision(edge) == "in"
-            stays = (
-                f"whichever {counted(found.radius(edge), 'pair')}"
-                if sure and found.radius(edge)
-                else "not certified"
-            )
+        sure = _sure(votes, edge)
+        stays = f"whichever {counted(sure, 'pair')} are taken away" if sure > 1 else VOTED[sure]
         yield clean(edge), owner, stays
+
+
+def _sure(votes: Certificate | None, edge: str) -> int:
+    """For how many pairs taken away an edge surely stays; 0 if it is merely voted in, less if it is not."""
+    if votes is None:
+        return -2
+    decision = votes.decision(edge)
+    return votes.radius(edge) if decision == IN else -1 if decision == ABSTAIN else -2
 
 
 def _facts(audit: Audit) -> Iterator[tuple[str, str]]:

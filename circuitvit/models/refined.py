@@ -19,7 +19,7 @@ from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.graph import RESIDUAL, is_residual
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.cut_heads import ByFeature, BySource, CutHeads
-from circuitvit.models.dictionaries import fitted
+from circuitvit.models.dictionaries import Dictionary, fitted
 from circuitvit.models.edit_hash import said_of
 from circuitvit.models.edits import edited
 from circuitvit.models.encoders import features_of

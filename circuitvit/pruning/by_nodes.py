@@ -22,7 +22,8 @@ from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, EdgeMask, Graph, NodeScores
 from circuitvit.graph.names import named
 from circuitvit.models import Model
-from circuitvit.pruning.refine import Band, Refinement, minimise, noising_evaluator
+from circuitvit.pruning.aims import Band, figures
+from circuitvit.pruning.refine import Refinement, minimise, noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 SHARE = 0.05
@@ -103,7 +104,8 @@ def find_nodes(
     provenance = provenance_of(prepared, "nodes") if scores is None else scores.provenance
     provenance = provenance.with_parameters(nodes=len(left), minimal_over="nodes", band=list(band))
     circuit = Circuit(prepared.graph, kept, None, provenance)
-    return Refinement(circuit, evaluator.faithfulness(kept), minimal, search.runs)
+    found = figures(evaluator, kept)
+    return Refinement(circuit, found.faithfulness, minimal, search.runs, found.agreement, found.kl)
 
 
 class _NodeSearch:

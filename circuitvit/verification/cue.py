@@ -17,7 +17,7 @@ from circuitvit.errors import OptionError, check_number, counted
 from circuitvit.graph import Circuit, Provenance
 from circuitvit.graph.results import Record, Result
 from circuitvit.verification.certificates import Certificate
-from circuitvit.verification.cross_effects import CrossEffect, Specificity
+from circuitvit.verification.cross_effects import Specificity
 from circuitvit.verification.group_accuracy import GroupAccuracy, worst
 from circuitvit.verification.statistics import Estimate, estimated
 from circuitvit.verification.templates import row, write_text
@@ -39,7 +39,22 @@ VERDICTS = {
 """What an audit may come to."""
 
 LEAST = 0.1
-"""The share of the decision from which on a cue is said to carry some."""
+"""The share of the decision below which a cue is said to carry hardly any."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What is lost of a behaviour when edges hold constants.
+
+    Attributes:
+        name: of the behaviour.
+        n: pairs that it is measured on.
+        share: of its effect, the difference between clean and corrupt images; below 0 where it grows.
+    """
+
+    name: str
+    n: int
+    share: Estimate
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Audit(Result):
             one.
         task: what was measured: metric and classes.
         date: as it was given.
-        least: the share from which on the cue is said to carry some of the decision.
+        least: the share below which the cue is said to carry hardly any of the decision.
         together: whether the behaviour's pairs change the cue as well.
         cue_effect: how far the metric moves when the cue alone changes, in its own units.
         behaviour_effect: how far it moves on the behaviour's pairs.
@@ -88,7 +103,7 @@ class Audit(Result):
         ablated: the edges that were ablated for the groups: of the cue's circuit, not of the behaviour's.
         groups: accuracy on every group and class before and after.
         elsewhere: the same on other images.
-        others: what is lost of other behaviours without the ablated edges.
+        lost: what is lost without these edges: of the cue's effect, of the behaviour and of other tasks.
         data: the images that were used.
         caveats: what to bear in mind.
     """
@@ -116,7 +131,7 @@ class Audit(Result):
     certificate: Certificate | None = None
     ablated: Circuit | None = None
     elsewhere: tuple[GroupAccuracy, ...] = ()
-    others: tuple[CrossEffect, ...] = ()
+    lost: tuple[Lost, ...] = ()
     data: tuple[Used, ...] = ()
     caveats: tuple[str, ...] = ()
 
@@ -202,13 +217,15 @@ class Audit(Result):
                 "edges of it that stay whichever pair is taken away",
                 f"{len(self.certified):,} of {len(self.circuit):,}",
             )
+        if self.ablated is not None:
+            yield "edges of it that are its own", f"{len(self.ablated):,}"
+        for each in self.lost:
+            what = "its effect" if each.name == self.name else each.name
+            yield f"share of {what} that is lost without these", percent(each.share)
         name, before = self.worst_before
         yield "worst group", f"{name}: {percent(before)}"
-        if (after := self.worst_after) is not None and self.ablated is not None:
-            yield (
-                f"worst group without {counted(len(self.ablated), 'edge')}",
-                f"{after[0]}: {percent(after[1])}",
-            )
+        if (after := self.worst_after) is not None:
+            yield "worst group without the edges of its own", f"{after[0]}: {percent(after[1])}"
 
     def to_markdown(self) -> str:
         """The finding as a text: verdict, figures, groups and what to bear in mind."""
@@ -233,17 +250,13 @@ class Audit(Result):
         for title, rows in (("Groups", self.groups), ("Elsewhere", self.elsewhere)):
             if rows:
                 yield from ("", f"## {title}", "")
-                yield from row("images", "n", "accuracy", "without the edges", "change", header=True)
+                yield from row("images", "n", "right", "without the edges", "change, points", header=True)
                 for each in rows:
-                    told = ("" if found is None else percent(found) for found in (each.after, each.change))
-                    yield from row(each.name, str(each.n), percent(each.before), *told)
+                    after = "" if each.after is None else percent(each.after)
+                    change = "" if each.change is None else points(each.change)
+                    yield from row(each.name, str(each.n), percent(each.before), after, change)
         if self.specificity is not None:
             yield from ("", "## Specificity", "", str(self.specificity))
-        if self.others:
-            yield from ("", "## Other behaviours", "")
-            yield from row("behaviour", "share that is lost", header=True)
-            for effect in self.others:
-                yield from row(effect.behaviour, percent(effect.necessity))
         if self.caveats:
             yield from ("", "## Bear in mind", "", *(f"- {each}" for each in self.caveats))
 
@@ -268,20 +281,32 @@ def percent(found: Estimate) -> str:
     return f"{value} % ({low} to {high})" if low and high else f"{value} %"
 
 
-def judge(share: Estimate | None, least: float) -> str:
-    """The verdict on a share.
+def points(found: Estimate) -> str:
+    """A change of a share for people, in percentage points.
 
     Example:
-        >>> [judge(Estimate(value, value - 0.05, value + 0.05), 0.1) for value in (0.7, 0.0, 0.12, -0.6)]
+        >>> points(Estimate(0.52, 0.4, 0.63)), points(Estimate(-0.05))
+        ('+52 (+40 to +63)', '-5')
+    """
+    value, low, high = (
+        "" if each is None else f"{round(100 * each):+d}".replace("+0", "0").replace("-0", "0")
+        for each in (found.value, found.low, found.high)
+    )
+    return f"{value} ({low} to {high})" if low and high else value
+
+
+def judge(share: Estimate | None, least: float) -> str:
+    """The verdict: hardly any, if all of the interval is within the least of 0; some, if it leaves out 0.
+
+    Example:
+        >>> [judge(Estimate(value, value - 0.08, value + 0.08), 0.1) for value in (0.7, 0.0, 0.05, -0.6)]
         ['carries', 'hardly any', 'cannot tell', 'against']
     """
     if share is None or share.low is None or share.high is None:
         return CANNOT_TELL
-    if share.low > least:
-        return CARRIES
-    if share.high < -least:
-        return AGAINST
-    return HARDLY if -least < share.low and share.high < least else CANNOT_TELL
+    if -least < share.low and share.high < least:
+        return HARDLY
+    return CARRIES if share.low > 0 else AGAINST if share.high < 0 else CANNOT_TELL
 
 
 def told(audit: Audit) -> str:
@@ -301,21 +326,21 @@ def told(audit: Audit) -> str:
     else:
         few = "" if audit.share.low is None else f"; give more than {counted(audit.n, 'pair')}"
         said.append(
-            f"it cannot be told whether {name} carries {audit.least:.0%} of the decision: "
+            f"it cannot be told whether {name} carries any of the decision: "
             f"{percent(audit.share)}{few or '; intervals take 5 pairs of both or more'}"
         )
     said.append(f"changing it alone turns {percent(audit.flips)} of the answers")
     if audit.circuit is not None and audit.necessity is not None:
         confirmed = {True: ", which confirms it", False: ", so most of it goes another way", None: ""}
         said.append(
-            f"without its {counted(len(audit.circuit), 'edge')} of {audit.circuit.graph.n_edges:,} "
-            f"{percent(audit.necessity)} of its effect is lost{confirmed[audit.confirmed]}"
+            f"its circuit has {len(audit.circuit):,} of {counted(audit.circuit.graph.n_edges, 'edge')}; "
+            f"without them {percent(audit.necessity)} of its effect is lost{confirmed[audit.confirmed]}"
         )
-    worst_name, before = audit.worst_before
-    group = f"the worst group ({worst_name}) is right {percent(before)} of the time"
+    name, before = audit.worst_before
+    group = f"the worst group ({name}) is right {percent(before)} of the time"
     if (after := audit.worst_after) is not None and audit.ablated is not None:
         edges = counted(len(audit.ablated), "edge")
-        group += f", and without {edges} of its own the worst ({after[0]}) {percent(after[1])}"
+        group += f"; without the {edges} of its own the worst ({after[0]}) is right {percent(after[1])}"
     return " ".join(map(sentence, [*said, group]))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,10 +35,10 @@ from circuitvit.tasks.classes import ClassSpec
 from circuitvit.tasks.grouped import GroupedSpec
 from circuitvit.tasks.labelled import LabelledSpec
 from circuitvit.tasks.metrics import same_metric
-from circuitvit.tasks.split import image_clusters, split_together
+from circuitvit.tasks.split import as_task, image_clusters, split_together
 from circuitvit.verification.certificates import Certificate, certify
-from circuitvit.verification.cross_effects import CrossEffect, Specificity, hurt_beside, specificity
-from circuitvit.verification.cue import HARDLY, LEAST, Audit, Used, judge, told
+from circuitvit.verification.cross_effects import Specificity, specificity
+from circuitvit.verification.cue import HARDLY, LEAST, Audit, Lost, Used, judge, told
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.group_accuracy import Labelled, fingerprints
 from circuitvit.verification.statistics import (
@@ -53,6 +54,9 @@ Pairs = Float[np.ndarray, " pair"]
 Hits = Bool[np.ndarray, " pair"]
 
 CUE, BEHAVIOUR = "cue", "behaviour"
+
+CALLED = "the behaviour"
+"""In sentences, beside the name of the cue."""
 
 SCORES = "local"
 """By which edges are certified: on each pair alone, so that a thousand subsets cost as much as one."""
@@ -105,7 +109,7 @@ def audit_cue(
             `{"cat": cv.group("cat")}`.
         circuits: of "cue" and "behaviour", where they are known: nothing is searched for then, and all pairs
             are measured. Give pairs that they were not found on.
-        least: the share from which on a cue is said to carry some of the decision.
+        least: the share below which the cue is said to carry hardly any of the decision.
         held_out: the share of the pairs that circuits are not found on, and on which all is measured.
         within: the time for each of the two searches, see `find`.
         date: as it is to stand on the page; none by default, so that the same audit gives the same file.
@@ -160,6 +164,7 @@ def audit_cue(
     inside = _Inside.of(tasks, found_on, chosen, name, together, how)
     known = fingerprints(*found_on.values())
     reference = Mean(_images(found_on.get(CUE, tasks[CUE])))
+    wanted = {name: tasks[CUE], **({} if together else {CALLED: tasks[BEHAVIOUR]}), **others}
     given = [images] if more is None else [images, more]
     left = [each.without(known) for each in given]
     rows = [each.accuracies(inside.ablated, reference, **how.batches) for each in left]
@@ -169,7 +174,7 @@ def audit_cue(
         share_interval(effects.flips), len(effects.cue), len(effects.behaviour), rows[0], chosen.get(CUE),
         chosen.get(BEHAVIOUR), inside.necessity, inside.faithfulness, inside.specificity,
         inside.certificate, inside.ablated, rows[1] if more is not None else (),
-        _lost(tasks[CUE], inside.ablated, others, how), tuple(_used(tasks, found_on, left)),
+        _lost(wanted, inside.ablated, reference, how), tuple(_used(tasks, found_on, left)),
     )  # fmt: skip
     left_out = sum(map(len, given)) - sum(map(len, left))
     notes += [*inside.notes, *_caveats(model, audit, bool(found_on), left_out)]
@@ -198,7 +203,7 @@ class _How:
 
 def _check(model: Model, tasks: Mapping[str, PreparedTask], name: str) -> None:
     """Refuse tasks of which a share of the decision cannot be told."""
-    if not name.strip() or name.strip() == BEHAVIOUR:
+    if name.strip() in ("", CALLED):
         raise OptionError(f"the cue needs a name of its own, such as 'the background', not {name!r}")
     for what, task in tasks.items():
         if task.corrupt is None or not isinstance(task.ablation, Patch) or task.denoising:
@@ -209,6 +214,11 @@ def _check(model: Model, tasks: Mapping[str, PreparedTask], name: str) -> None:
         if task.groups is not None:
             raise OptionError(f"an audit takes edges as they are: leave out the {what}'s groups of tokens")
     one, other = (tasks[what].metric for what in (CUE, BEHAVIOUR))
+    if one.flat_at_clean:
+        raise OptionError(
+            f"the metric {one.label} compares with each clean image's own output, and how far two changes "
+            "move that does not add up: take one of classes, such as logit_diff"
+        )
     if not same_metric(one, other):
         raise OptionError(
             f"the cue is measured by {one.label} and the behaviour by {other.label}: a share of the decision "
@@ -237,6 +247,8 @@ def _beside(
     for name, each in elsewhere.items():
         if isinstance(each, (Task, PreparedTask)):
             tasks[name] = prepare(model, each, progress)
+            if tasks[name].corrupt is None or tasks[name].groups is not None:
+                raise OptionError(f"the task {name} needs pairs of images, and no groups of tokens")
         else:
             images[name] = each
     return tasks, Labelled.of(model, images, labels, by_class=False) if images else None
@@ -311,14 +323,15 @@ class _Inside:
             return cls()
         circuit, other, notes = chosen[CUE], chosen.get(BEHAVIOUR), []
         run = how.evaluator(tasks[CUE])
+        own = circuit if other is None or together else circuit - other
         necessity = faithfulness = specific = certificate = None
         try:
             necessity = ratio_interval(run.whole - run.values(~circuit), run.effect, how.draws)
             faithfulness = ratio_interval(run.values(circuit) - run.nothing, run.effect, how.draws)
             if other is not None:
                 specific = specificity(
-                    run.prepared.model, {name: tasks[CUE], BEHAVIOUR: tasks[BEHAVIOUR]},
-                    {name: circuit, BEHAVIOUR: other}, n_bootstrap=how.draws.n_resamples,
+                    run.prepared.model, {name: tasks[CUE], CALLED: tasks[BEHAVIOUR]},
+                    {name: circuit, CALLED: other}, n_bootstrap=how.draws.n_resamples,
                     seed=how.draws.seed, progress=False, **how.batches,
                 )  # fmt: skip
         except DataError as error:
@@ -331,13 +344,11 @@ class _Inside:
             )
         except (DataError, OptionError) as error:
             notes.append(f"No edge is certified: {error}.")
-        own = circuit if other is None or together else circuit - other
         if not len(own):
             notes.append(
                 "Every edge of the cue's circuit is one of the behaviour's: none was ablated for the groups."
             )
-        ablated = own if len(own) else None
-        return cls(necessity, faithfulness, specific, certificate, ablated, tuple(notes))
+        return cls(necessity, faithfulness, specific, certificate, own if len(own) else None, tuple(notes))
 
 
 # -- on images with labels -------------------------------------------------------------------------
@@ -350,12 +361,20 @@ def _images(task: PreparedTask) -> torch.Tensor:
 
 
 def _lost(
-    cue: PreparedTask, ablated: Circuit | None, others: Mapping[str, PreparedTask], how: _How
-) -> tuple[CrossEffect, ...]:
-    """What is lost of other behaviours without the edges that are ablated."""
-    if ablated is None or not others:
+    tasks: Mapping[str, PreparedTask], ablated: Circuit | None, reference: Mean, how: _How
+) -> tuple[Lost, ...]:
+    """What is lost of behaviours when edges hold constants, the same on clean and on corrupt images."""
+    if ablated is None:
         return ()
-    return hurt_beside(how.evaluator(cue), ablated, others, how.draws, **how.batches)
+    found, kept = [], [ablated.graph.edge_mask, (~ablated).kept]
+    for name, task in tasks.items():
+        pairs, ends = as_task(task).with_options(ablation=reference, corrupt=None), []
+        for side in filter(None, (task.clean, task.corrupt)):
+            ends.append(how.evaluator(pairs.with_options(clean=side).prepare(task.model)).many(kept))
+        before, after = ends[0] - ends[1]
+        with suppress(DataError):  # of a behaviour that there is none of nothing is lost
+            found.append(Lost(name, len(task), ratio_interval(before - after, before, how.draws)))
+    return tuple(found)
 
 
 # -- what is said ----------------------------------------------------------------------------------
@@ -371,6 +390,11 @@ def _used(
             yield Used(pairs[what], len(task), purpose, _hash(fingerprints(task)))
     for what, each in zip(("groups", "images elsewhere"), labelled, strict=False):
         yield Used(what, len(each), "to count right answers", _hash(each.fingerprints))
+
+
+def _below(change: Estimate) -> bool:
+    """Whether something surely fell."""
+    return change.high is not None and change.high < 0
 
 
 def _hash(images: Collection[bytes]) -> str:
@@ -394,6 +418,13 @@ def _caveats(model: Model, audit: Audit, divided: bool, left_out: int) -> Iterat
         yield from filter(None, (origin_differs(audit.circuit, model),))
     if left_out:
         yield f"{counted(left_out, 'image')} of the groups took part in finding circuits and were left out."
+    counts = (*audit.groups, *audit.elsewhere)
+    worse = [each.name for each in counts if each.change is not None and _below(each.change)]
+    if worse:
+        yield (
+            f"Without the edges fewer answers are right on {', '.join(worse)}: they carry more than {name}, "
+            "or the constants in their place speak for another class."
+        )
     small = [each.name for each in audit.groups if each.n < FEW]
     if small:
         yield f"Groups of fewer than {FEW} images say little: {', '.join(small)}."

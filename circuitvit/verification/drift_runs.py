@@ -18,7 +18,7 @@ from circuitvit.engine import Evaluator, choose_batch_size
 from circuitvit.errors import check_number, check_whole, counted
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.models import Model
-from circuitvit.pruning import find
+from circuitvit.pruning.find import find
 from circuitvit.tasks import PreparedTask, Task, prepare, split
 from circuitvit.verification.drift import LEFT, TOLERANCE, UNCHANGED, Drift, Measures, judge
 from circuitvit.verification.faithfulness import origin_differs

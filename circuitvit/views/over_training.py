@@ -215,10 +215,10 @@ class Across(Result):
         return f"Across({self})"
 
     def __str__(self) -> str:
-        jumps = self.jumps()
-        edges = counted(len({each["edge"] for each in jumps}), "edge")
-        found = f"{counted(len(jumps), 'sharp change')} of {edges}" if jumps else "no sharp change of an edge"
-        return f"{counted(len(self.steps), 'checkpoint')}: {self._when()}; {found}."
+        jumps, leaps = self.jumps(), self.leaps()
+        edges = f"{len(jumps)} of {counted(len({each['edge'] for each in jumps}), 'edge')}" if jumps else ""
+        sharp = " and ".join(filter(None, (f"{len(leaps)} of the behaviour" if leaps else "", edges)))
+        return f"{counted(len(self.steps), 'checkpoint')}: {self._when()}; sharp changes: {sharp or 'none'}."
 
     def _when(self) -> str:
         at, after, by = self.formed
@@ -277,23 +277,29 @@ class Across(Result):
             FileError: if the file cannot be written.
         """
         chosen = self.told_steps(STRIP) if steps is None else tuple(steps)
-        shown = {self._caption(step): self.at(step, at_least) for step in chosen}
+        frames = {step: self.at(step, at_least) for step in chosen}
+        there = dict(zip(self.steps, self.behaviour, strict=True))
+        shown = {
+            f"step {step:,}: {round(100 * there[step].value) + 0} %": frame for step, frame in frames.items()
+        }
         title = "Edges over training, and how much there is of the last checkpoint's behaviour"
         return draw_strip(shown, path, title=title, columns=columns)
 
-    def _caption(self, step: int) -> str:
-        there = self.behaviour[self.steps.index(step)].value if step in self.steps else 0.0
-        return f"step {step:,}: {round(100 * there) + 0} %"
-
     def told_steps(self, count: int) -> tuple[int, ...]:
-        """Some steps, closer together where edges change more: first, last, where the circuit formed, and those
-        between which all edges together move equally far."""
+        """Some steps, closer together where edges change more: first, last, that at which the circuit formed,
+        and those between which all edges together move equally far.
+
+        Args:
+            count: about how many.
+        """
         moved = np.abs(np.diff(self.effects, axis=0)).sum(axis=1)
         way = np.concatenate([[0.0], np.cumsum(moved)])
-        formed = {self.formed.at} - {None}
-        stops = np.linspace(0, way[-1], max(count - len(formed), 2))
-        nearest = np.abs(way[:, None] - stops).argmin(axis=0)
-        chosen = {self.steps[0], self.steps[-1], *formed, *(self.steps[at] for at in nearest.tolist())}
+        chosen = {self.steps[0], self.steps[-1], *({self.formed.at} - {None})}
+        for stops in range(2, len(self.steps) + 1):
+            if len(chosen) >= count:
+                break
+            nearest = np.abs(way[:, None] - np.linspace(0, way[-1], stops)).argmin(axis=0)
+            chosen |= {self.steps[at] for at in nearest.tolist()}
         return tuple(step for step in self.steps if step in chosen)
 
     def to_markdown(self) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from circuitvit.views.over_training import Across
 
-BACKGROUND = 300
+BACKGROUND = 60
 """Edges that are drawn in grey behind those with names."""
 
 TICKS = 12
@@ -119,8 +119,12 @@ def _draw_edges(axes: Axes, found: Across, named: Sequence[str]) -> None:
             transform=axes.get_yaxis_transform(), clip_on=False,
         )  # fmt: skip
     axes.set_ylabel("effect of an edge, as a share of it")
-    hidden = len(found.edges) - len(named)
-    said = f"thick: a sharp change; grey: {min(hidden, BACKGROUND):,} other edges; bands: 95 % of one edge"
+    grey = (
+        f"; grey: the {len(behind)} strongest of {len(found.edges):,} edges"
+        if len(found.edges) > len(named)
+        else ""
+    )
+    said = f"thick: a sharp change; bands: 95 % of one edge{grey}"
     axes.set_title(said, loc="left", color=MUTED, fontsize=7)
 
 

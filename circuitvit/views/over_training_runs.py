@@ -23,7 +23,7 @@ from circuitvit.errors import DataError, FileError, OptionError, check_number, c
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.models import Model
 from circuitvit.models import load as load_model
-from circuitvit.pruning import find
+from circuitvit.pruning.find import find
 from circuitvit.tasks import PreparedTask, Task, prepare, split
 from circuitvit.verification.drift import CARRIED, LEFT, TOLERANCE
 from circuitvit.verification.drift_runs import ALL_EDGES, FEW, LEVEL, SOME_EDGES, WITHIN, edge_shares

@@ -79,7 +79,7 @@ def test_it_finds_the_planted_share_and_the_planted_edges() -> None:
     assert found.confirmed
     assert found.flips.value == 1
     assert found.specificity is not None
-    assert set(found.specificity.specific) == {"the shape", "behaviour"}
+    assert set(found.specificity.specific) == {"the shape", "the behaviour"}
 
 
 def test_without_the_cue_the_groups_where_it_misleads_are_right() -> None:
@@ -89,7 +89,10 @@ def test_without_the_cue_the_groups_where_it_misleads_are_right() -> None:
     assert all(each.after is not None and each.after.value == 1 for each in found.groups)
     assert found.worst_before[1].value == 0
     assert [each.name for each in found.elsewhere] == ["all of them"]
-    assert found.others[0].necessity.value == pytest.approx(0, abs=1e-4)
+    lost = {each.name: each.share.value for each in found.lost}
+    assert lost == pytest.approx(
+        {"the shape": 1, "the behaviour": 0, "colours": 0}, abs=0.01
+    )  # the heads are soft
     assert "worst group (disagrees" in str(found)
 
 
@@ -156,11 +159,16 @@ def test_tasks_that_share_images_are_divided_together() -> None:
         ({"cue": pairs("shape").with_options(ablation="zero")}, "'patch'"),
         ({"cue": pairs("shape").with_options(groups="kind")}, "groups of tokens"),
         ({"circuits": {"cue": CUE}}, "'cue' and 'behaviour'"),
-        ({"name": "behaviour"}, "name of its own"),
+        ({"name": "the behaviour"}, "name of its own"),
+        (dict.fromkeys(("cue", "behaviour"), pairs("shape").with_options(metric="kl_divergence")), "add up"),
         ({"groups": {"a": {"maybe": torch.zeros(1, len(PROGRAM.pixels), 6, 6)}}}, "maybe"),
         ({"groups": {}}, "groups are"),
         ({"groups": "nowhere"}, "no folder nowhere"),
         ({"least": 1.5}, "least share"),
+        (
+            {"elsewhere": {"more": cv.Task(pairs("shape").clean, metric=METRIC, ablation="zero")}},
+            "task more needs pairs",
+        ),
     ],
 )
 def test_what_cannot_be_audited_is_refused_by_name(change: dict[str, object], said: str) -> None:
