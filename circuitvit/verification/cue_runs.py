@@ -422,8 +422,8 @@ def _caveats(model: Model, audit: Audit, divided: bool, left_out: int) -> Iterat
     worse = [each.name for each in counts if each.change is not None and _below(each.change)]
     if worse:
         yield (
-            f"Without the edges fewer answers are right on {', '.join(worse)}: they carry more than {name}, or "
-            "the constants in their place speak for another class."
+            f"Without the edges fewer answers are right on {', '.join(worse)}: they carry more than {name}, "
+            "or the constants in their place speak for another class."
         )
     small = [each.name for each in audit.groups if each.n < FEW]
     if small:
