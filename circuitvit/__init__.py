@@ -131,6 +131,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
     from circuitvit.views import Across as Across
+    from circuitvit.views import Why as Why
     from circuitvit.views import across as across
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
@@ -156,6 +157,7 @@ if TYPE_CHECKING:
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
     from circuitvit.views import universality as universality
+    from circuitvit.views import why as why
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
     from circuitvit.views.model_sheet import ModelSheet as ModelSheet
@@ -193,10 +195,10 @@ else:
                 "read_hypotheses read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "Across across attention_page attention_patterns deciders decompose difference_of_means "
+                "Across Why across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
                 "head_kinds knock_outs linear_probes logit_lens match mean_ablate registers scrub steer "
-                "text_span token_ablations top_images tuned_lens universality"
+                "text_span token_ablations top_images tuned_lens universality why"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

@@ -25,6 +25,7 @@ from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
 from circuitvit.models.zoo import InputSpec
 from circuitvit.verification import Claim, CrossEffect, Estimate, GroupAccuracy
+from circuitvit.views import Counterfactual, Suppressed
 from circuitvit.views.subjects import Subjects
 
 TEXTS = ("a3.h1", 'naïve, "quoted"\n<script>x</script>', "", "犬 🐶", "=1+1")
@@ -322,6 +323,14 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
     "Mended": lambda maker: {
         "method": "circuit",
         "rows": tuple(maker.example(Row, method=name) for name in ("as it is", "circuit")),
+    },
+    "Why": lambda maker: {
+        "nodes": ("a0.h1", "m0"), "looking": ("a0.h1",), "margin": -0.5, "tokens": "cls",
+        "alone": np.full((2, 2), 0.25), "maps": np.ones((1, maker.size("image"), 2, 2), np.float32),
+        "counterfactuals": (maker.example(Counterfactual, nodes=("m0",)),) * 2,
+        "suppressed": (maker.example(Suppressed, nodes=("m0",)),),
+        "held_out": ("a.png", "b.png"), "right_before": np.array([True, False]),
+        "right_after": np.array([[True, True]]),
     },
     "Point": lambda maker: {"fraction": float(maker.random.random())},
 }  # fmt: skip

@@ -22,7 +22,14 @@ from circuitvit.engine.gradients import (
 )
 from circuitvit.engine.kept import Activations
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
-from circuitvit.engine.patching import Site, patch_pattern, patch_sender, patch_stream, token_parts
+from circuitvit.engine.patching import (
+    Site,
+    patch_pattern,
+    patch_sender,
+    patch_senders,
+    patch_stream,
+    token_parts,
+)
 from circuitvit.engine.processes import joined, launched, own_share, summed
 from circuitvit.engine.reading import activation_batches, activations
 from circuitvit.engine.references import Reference, References, Sources, reference_source
@@ -72,6 +79,7 @@ __all__ = [
     "own_share",
     "patch_pattern",
     "patch_sender",
+    "patch_senders",
     "patch_stream",
     "progress_bar",
     "reference_source",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -62,6 +63,44 @@ def patch_sender(
     part = model.stages[stage]
     change = part.expand(other.compacts[stage])[sender] - part.expand(base.compacts[stage])[sender]
     return _after(model, base, stage, change, tokens)
+
+
+@torch.no_grad()
+def patch_senders(
+    model: Model,
+    base: Capture,
+    other: Capture,
+    chosen: Bool[np.ndarray, "run sender"],
+    leading: int | None = None,
+) -> Float[Tensor, "run class"]:
+    """The logits of several runs, in each of which several senders write what they wrote in another run.
+
+    Args:
+        model: to run.
+        base: the essential run on one image that is intervened on.
+        other: the essential run, on one image, that the outputs come from.
+        chosen: for each run, in graph order, whose outputs are replaced.
+        leading: of how many of the first tokens; of all by default.
+    """
+    slices = model.graph.sender_slices
+    touched = [place for place, senders in enumerate(slices) if chosen[:, senders].any()]
+    if not touched:
+        return base.logits.expand(len(chosen), -1)
+    first = touched[0]
+    if first == 0:
+        raise ValueError("the input's output is the other image itself, and nothing is left to patch")
+    stream = base.stream(first).expand(len(chosen), -1, -1)
+    for place, stage in enumerate(model.essential[first:], first):
+        compact = stage.write(stage.read(stream))
+        if stage.is_readout:
+            return compact
+        stream = stage.add(stream, compact)
+        if place in touched:
+            change = (other.compacts[place].expand_as(compact) - compact)[..., :leading, :]
+            inside = torch.from_numpy(chosen[:, slices[place]]).to(change)
+            moved = torch.einsum("srtd,rs->rtd", stage.expand(change), inside)
+            stream = torch.cat([stream[:, : moved.shape[1]] + moved, stream[:, moved.shape[1] :]], dim=1)
+    raise AssertionError("a model ends with its readout")
 
 
 @torch.no_grad()

@@ -161,6 +161,34 @@ def class_indices(model: Model, wanted: ClassSpec) -> tuple[int, ...]:
     return tuple(dict.fromkeys(index for each in wanted for index in _members(model, each)))
 
 
+def class_or_kind(model: Model, wanted: ClassSpec) -> ClassSpec:
+    """What is meant by the name of a class or, where the model has no class of that name, of a kind.
+
+    So that a folder called "cats" may hold all cats of ImageNet.
+
+    Raises:
+        NameNotFoundError, OptionError: as `class_indices`, where it is neither.
+
+    Example:
+        >>> import circuitvit as cv
+        >>> model = cv.load("catdog-tiny")
+        >>> class_or_kind(model, "cat"), str(class_or_kind(model, "animals"))
+        ('cat', 'group:animals')
+    """
+    try:
+        class_indices(model, wanted)
+    except NameNotFoundError as error:
+        if not isinstance(wanted, str):
+            raise
+        meant = ClassGroup(wanted.strip())
+        try:
+            class_indices(model, meant)
+        except (NameNotFoundError, OptionError):
+            raise error from None
+        return meant
+    return wanted
+
+
 def opposed(
     model: Model, target: ClassSpec, foil: ClassSpec | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -29,6 +29,8 @@ from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.matching import Match, match
+from circuitvit.views.misread import Counterfactual, Suppressed, Why
+from circuitvit.views.misread_runs import why
 from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
 from circuitvit.views.model_sheet import ModelSheet
 from circuitvit.views.models_compared import compare_models
@@ -68,6 +70,7 @@ __all__ = [
     "ComparedModel",
     "Comparison",
     "Cost",
+    "Counterfactual",
     "DeciderHeads",
     "Decomposition",
     "Depth",
@@ -106,12 +109,14 @@ __all__ = [
     "SegmentationScore",
     "Steering",
     "Subjects",
+    "Suppressed",
     "TextSpan",
     "TokenAblations",
     "TopImages",
     "TunedLens",
     "Universality",
     "Use",
+    "Why",
     "across",
     "attention_page",
     "attention_patterns",
@@ -147,4 +152,5 @@ __all__ = [
     "top_images",
     "tuned_lens",
     "universality",
+    "why",
 ]

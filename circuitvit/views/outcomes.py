@@ -192,7 +192,7 @@ def outcomes(
             check_logits(base.logits, batch)
             before.append(prepared.metric(base.logits, base.logits, batch.rows))
             for found, change in zip(rows, changes, strict=True):
-                logits = _rerun(model, change(batch), base, batch)
+                logits = rerun(model, change(batch), base, batch.base)
                 check_logits(logits, batch)
                 moved = divergence(base.logits.double(), logits.double())
                 flipped = logits.argmax(dim=-1) != base.logits.argmax(dim=-1)
@@ -213,14 +213,17 @@ def outcomes(
     )
 
 
-def _rerun(model: Model, changed: Model, base: Capture, batch: Batch) -> Tensor:
-    """The logits of a changed model, run from the first stage in which it differs."""
+def rerun(
+    model: Model, changed: Model, base: Capture, images: Float[Tensor, "image *shape"]
+) -> Float[Tensor, "image class"]:
+    """The logits of a changed model, run from the first stage in which it differs on the stream of the model
+    as it is, of which `base` is the run on these images."""
     pairs = enumerate(zip(model.stages, changed.stages, strict=False))
     first = next((place for place, (own, other) in pairs if own is not other), None)
     if first is None:
         return base.logits
     if first == 0:
-        return through(changed.essential[1:], changed.embed(batch.base))
+        return through(changed.essential[1:], changed.embed(images))
     return through(changed.essential[first:], base.stream(first))
 
 
