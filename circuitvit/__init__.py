@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from circuitvit.attribution import attribute_units as attribute_units
     from circuitvit.attribution import calibrate as calibrate
     from circuitvit.attribution import refine_nodes as refine_nodes
+    from circuitvit.defences import Mended as Mended
+    from circuitvit.defences import mend as mend
     from circuitvit.engine import activations as activations
+    from circuitvit.engine import masked_module as masked_module
     from circuitvit.engine import run as run
     from circuitvit.errors import CircuitViTError as CircuitViTError
     from circuitvit.graph import Circuit as Circuit
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from circuitvit.models import neurons as neurons
     from circuitvit.models import register as register
     from circuitvit.models import split_sources as split_sources
+    from circuitvit.models import to_module as to_module
     from circuitvit.models import with_head as with_head
     from circuitvit.models import wrap as wrap
     from circuitvit.pruning import Curve as Curve
@@ -101,6 +105,7 @@ if TYPE_CHECKING:
     from circuitvit.tasks import split as split
     from circuitvit.training.heads import fit_head as fit_head
     from circuitvit.training.sae import train_sae as train_sae
+    from circuitvit.verification import Audit as Audit
     from circuitvit.verification import AuditSettings as AuditSettings
     from circuitvit.verification import BeatsRandom as BeatsRandom
     from circuitvit.verification import Certificate as Certificate
@@ -114,6 +119,7 @@ if TYPE_CHECKING:
     from circuitvit.verification import Unchanged as Unchanged
     from circuitvit.verification import Verdict as Verdict
     from circuitvit.verification import audit as audit
+    from circuitvit.verification import audit_cue as audit_cue
     from circuitvit.verification import certify as certify
     from circuitvit.verification import diff as diff
     from circuitvit.verification import flip_search as flip_search
@@ -124,7 +130,9 @@ if TYPE_CHECKING:
     from circuitvit.verification import specificity as specificity
     from circuitvit.verification import stability as stability
     from circuitvit.verification import verify as verify
+    from circuitvit.views import Across as Across
     from circuitvit.views import Why as Why
+    from circuitvit.views import across as across
     from circuitvit.views import attention_page as attention_page
     from circuitvit.views import attention_patterns as attention_patterns
     from circuitvit.views import deciders as deciders
@@ -139,6 +147,7 @@ if TYPE_CHECKING:
     from circuitvit.views import knock_outs as knock_outs
     from circuitvit.views import linear_probes as linear_probes
     from circuitvit.views import logit_lens as logit_lens
+    from circuitvit.views import match as match
     from circuitvit.views import mean_ablate as mean_ablate
     from circuitvit.views import registers as registers
     from circuitvit.views import scrub as scrub
@@ -147,6 +156,7 @@ if TYPE_CHECKING:
     from circuitvit.views import token_ablations as token_ablations
     from circuitvit.views import top_images as top_images
     from circuitvit.views import tuned_lens as tuned_lens
+    from circuitvit.views import universality as universality
     from circuitvit.views import why as why
     from circuitvit.views.comparison import Comparison as Comparison
     from circuitvit.views.comparison import compare as compare
@@ -159,13 +169,14 @@ else:
             "circuitvit.attribution": (
                 "METHODS attribute attribute_nodes attribute_units calibrate refine_nodes"
             ),
-            "circuitvit.engine": "activations run",
+            "circuitvit.defences": "Mended mend",
+            "circuitvit.engine": "activations masked_module run",
             "circuitvit.errors": "CircuitViTError",
             "circuitvit.graph": "Circuit EdgeScores Fidelity Graph NodeScores UnitScores",
             "circuitvit.groundtruth": "Compiled compiled",
             "circuitvit.models": (
                 "Dictionary Layout Model add causal clamp features knock_out load load_dictionary neurons "
-                "register split_sources with_head wrap"
+                "register split_sources to_module with_head wrap"
             ),
             "circuitvit.pruning": (
                 "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
@@ -179,15 +190,15 @@ else:
             "circuitvit.training.heads": "fit_head",
             "circuitvit.training.sae": "train_sae",
             "circuitvit.verification": (
-                "AuditSettings BeatsRandom Certificate Drift Falls Flips Hypothesis Interpretation Report "
-                "Rises Unchanged Verdict audit certify diff flip_search patching_map read_hypotheses "
-                "read_interpretation robustness specificity stability verify"
+                "Audit AuditSettings BeatsRandom Certificate Drift Falls Flips Hypothesis Interpretation "
+                "Report Rises Unchanged Verdict audit audit_cue certify diff flip_search patching_map "
+                "read_hypotheses read_interpretation robustness specificity stability verify"
             ),
             "circuitvit.views": (
-                "Why attention_page attention_patterns deciders decompose difference_of_means "
+                "Across Why across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
-                "head_kinds knock_outs linear_probes logit_lens mean_ablate registers scrub steer text_span "
-                "token_ablations top_images tuned_lens why"
+                "head_kinds knock_outs linear_probes logit_lens match mean_ablate registers scrub steer "
+                "text_span token_ablations top_images tuned_lens universality why"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

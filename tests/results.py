@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 import circuitvit
+from circuitvit.defences.mended import Row
 from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance, UnitScores
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
 from circuitvit.graph.results import Result
 from circuitvit.models.zoo import InputSpec
-from circuitvit.verification import Claim, CrossEffect
+from circuitvit.verification import Claim, CrossEffect, Estimate, GroupAccuracy
 from circuitvit.views import Counterfactual, Suppressed
 from circuitvit.views.subjects import Subjects
 
@@ -222,6 +223,12 @@ def _defence(maker: Maker) -> dict[str, Any]:
 
 
 SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
+    "Across": lambda maker: {
+        "steps": (0, 10, 40), "names": ("a",) * 3, "weights": ("b",) * 3, "circuit": _circuit(maker),
+        "behaviour": (maker.example(Estimate),) * 3, "faithfulness": (None, None, maker.example(Estimate)),
+        "edges": GRAPH.edges[:2], "p": np.array([[0.5, 1e-9]] * 2), "p_behaviour": np.array([0.04, 1.0]),
+        **dict.fromkeys(("effects", "widths"), np.array([[0.1, -0.0], [1 / 3, 1.0], [0.5, 0.25]])),
+    },
     "Agreement": lambda maker: {"circuits": (_circuit(maker),) * 3, "findings": (), "at_least": 0.5},
     "Candidate": lambda maker: {"kept": _mask(maker)},
     "Certificate": lambda maker: {
@@ -236,6 +243,10 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
         "edges": GRAPH.edges[:3],
         **dict.fromkeys(("old", "new", "low", "high"), np.array([0.1, -0.0, 1 / 3])),
     },
+    "Audit": lambda maker: {
+        "verdict": "carries", "least": 0.1, "groups": (maker.example(GroupAccuracy),) * 2,
+        "specificity": None, "certificate": None, "circuit": _circuit(maker), "ablated": _circuit(maker),
+    },
     "Specificity": lambda maker: {
         "names": ("a", "b"), "circuits": (_circuit(maker),) * 2, "p_values": (0.02, None),
         "alpha": 0.05,
@@ -243,6 +254,11 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
             maker.example(CrossEffect, circuit=circuit, behaviour=behaviour, p=None)
             for circuit in "ab" for behaviour in "ab"
         ),
+    },
+    "Match": lambda maker: {
+        "nodes": ("a0.h0", "a0.h1", "m0"), "others": ("a1.h0", "m1"), "partner": np.array([0, -1, 1]),
+        **{name: np.array([0.5, math.nan, -0.25]) for name in ("low", "high", "held", "chance", "p")},
+        "similarity": np.array([[0.5, math.nan], [0.1, math.nan], [math.nan, 0.75]]),
     },
     "TokenAblations": lambda maker: {
         "tokens": ("cls", "patch"), "counts": (1.0, 4.0), "ways": ("mean", "zero"),
@@ -298,6 +314,15 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
             maker.example(Claim, classes=("a", "b"), members=(0, 1) * maker.size("image"))
             for _ in range(maker.size("claim"))
         ),
+    },
+    "Row": lambda maker: {"removed": ("a0.h1.z",), "kinds": ("head",), "constants": {"a0.h1.z": np.ones(4)}},
+    "Behaviour": lambda maker: {
+        "counts": "right", "groups": (), "effect": np.ones((2, maker.size("pair"))),
+        "answers": np.ones((2, maker.size("pair")), bool),
+    },
+    "Mended": lambda maker: {
+        "method": "circuit",
+        "rows": tuple(maker.example(Row, method=name) for name in ("as it is", "circuit")),
     },
     "Why": lambda maker: {
         "nodes": ("a0.h1", "m0"), "looking": ("a0.h1",), "margin": -0.5, "tokens": "cls",

@@ -56,6 +56,7 @@ EXCEPTIONS = {
     ("graph/circuit.py", "export"): "Circuit.draw is a convenience that calls the exporters",
     ("verification/certificates.py", "views"): "Certificate.figure is a convenience that calls the view",
     ("verification/cross_effects.py", "views"): "Specificity.figure likewise",
+    ("verification/cue.py", "views"): "Audit.figure likewise",
     ("models/model.py", "engine"): "Model.activations is a convenience that calls the engine",
     ("models/model.py", "tasks"): "Model.text is given image files, which tasks read",
 }

@@ -42,7 +42,7 @@ TRAINING = ("find", "learn_constants", "tuned_lens")
 TASKS = (
     "attribute", "attribute_nodes", "attribute_units", "refine_nodes", "find_nodes", "calibrate", "acdc",
     "find", "refine", "ddmin", "circuit_curve", "score_curve", "audit", "verify", "robustness",
-    "check_hypotheses", "Hypothesis.test", "diff",
+    "check_hypotheses", "Hypothesis.test", "diff", "universality", "audit_cue",
     "patching_map", "flip_search", "deciders", "run", "tuned_lens", "scrub", "flow",
 )  # fmt: skip
 """Which work on pairs, or keep streams: the memory of a batch can be foretold, and is asked for in bytes."""

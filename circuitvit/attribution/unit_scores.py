@@ -44,7 +44,7 @@ from circuitvit.engine import (
 from circuitvit.errors import OptionError, check_whole, unknown_name
 from circuitvit.graph import UnitScores
 from circuitvit.models import Model, Units, features
-from circuitvit.models.refined import fitted
+from circuitvit.models.dictionaries import fitted
 from circuitvit.models.sites import matching
 from circuitvit.tasks import Batch, PreparedTask, Task, prepare
 

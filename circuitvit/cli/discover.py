@@ -62,7 +62,7 @@ _FIND, _ACDC = arguments("pruning.find"), arguments("pruning.acdc")
 _PLAN = "repeat an earlier search by its steps, trim_runs and batch_size, which are in circuit.json."
 SEARCHES: Mapping[str, Mapping[str, Argument]] = {
     "find": {
-        **{name: _FIND[name] for name in ("faithfulness", "within", "start")},
+        **{name: _FIND[name] for name in ("keep", "faithfulness", "agreement", "within", "start")},
         "plan": _FIND["plan"]._replace(text=_PLAN),
     },
     "acdc": {"tau": _ACDC["tau"]._replace(default=TAU), "divergence": _ACDC["divergence"]},
@@ -71,6 +71,7 @@ SEARCHES: Mapping[str, Mapping[str, Argument]] = {
 
 FLAGS = {
     "faithfulness": "--faithfulness SHARE",
+    "agreement": "--agreement SHARE",
     "within": "--within TIME",
     "plan": "--plan N,N,N",
     "budget": "--budget COST",
@@ -292,6 +293,10 @@ def checked_search(search: Search, direction: str, seed: int) -> Search:
         cv.attribution.budget.seconds(given["within"])
     if not 0 < given.get("faithfulness", 0.5) < 1:
         raise OptionError(f"--faithfulness must lie between 0 and 1, not {given['faithfulness']:g}")
+    if not 0 < given.get("agreement", 0.5) <= 1:
+        raise OptionError(f"--agreement must lie above 0 and be at most 1, not {given['agreement']:g}")
+    if method == "find":
+        _check_kept(given)
     if "plan" in given:
         if "within" in given:
             raise OptionError("--plan repeats a search, however long it takes: leave out --within")
@@ -299,8 +304,23 @@ def checked_search(search: Search, direction: str, seed: int) -> Search:
             raise OptionError(
                 "--plan says how a search starts, with 0 steps from the whole: leave out --start"
             )
-        given["plan"] = cv.Plan(*parse_plan(given["plan"]), seed=seed)
+        given["plan"] = cv.Plan(
+            *parse_plan(given["plan"]), seed=seed, keep=given.get("keep", _FIND["keep"].default)
+        )
     return search._replace(keywords=given)
+
+
+def _check_kept(given: Mapping[str, Any]) -> None:
+    """Refuse a target of what is not kept.
+
+    Raises:
+        OptionError: saying which is.
+    """
+    prediction = given.get("keep") == "prediction"
+    other, target = ("faithfulness", "agreement") if prediction else ("agreement", "faithfulness")
+    if other in given:
+        keep = "prediction" if prediction else "behaviour"
+        raise OptionError(f"--keep {keep} goes by --{target}: leave out --{other}")
 
 
 def check_scoring(method: str, calibrate: int | None, resume: bool, given: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import circuitvit as cv
 from circuitvit.cli.library import arguments
 from circuitvit.cli.options import Given, Keywords, command
 from circuitvit.cli.output import Row, interruptible, show, show_notes, show_rows, stdout
+from circuitvit.errors import counted
 
 if TYPE_CHECKING:
     from circuitvit.models.zoo import Card
@@ -105,7 +106,10 @@ RECIPE = Keywords(
 )
 
 
-@command("Model", out="--out OUT", quiet="--quiet -q", size="--size PIXELS")
+@command(
+    "Model", out="--out OUT", quiet="--quiet -q", size="--size PIXELS",
+    shortcut="--shortcut background|word|colour", shortcut_share="--shortcut-share SHARE",
+)  # fmt: skip
 def train(
     dataset: Annotated[str, typer.Argument(metavar="catdog|clip|digits|FOLDER")],
     *,
@@ -113,16 +117,20 @@ def train(
     depth: int | None = None,
     heads: int | None = None,
     width: int | None = None,
+    checkpoints: int | None = None,
     recipe: Annotated[Given, RECIPE],
     out: Path | None = None,
     seed: int = 0,
+    shortcut: str | None = None,
+    shortcut_share: float | None = None,
     quiet: bool = False,
 ) -> None:
     """Train a small Vision Transformer whose circuits can be understood completely.
 
     `circuitvit train catdog`, `clip` and `digits` are how the bundled models catdog-tiny, clip-tiny and
-    digits-tiny were made. The defaults repeat their recipes: on the same machine, with the same versions and
-    number of threads, they give the same weights, byte for byte.
+    digits-tiny were made, and `circuitvit train catdog --shortcut background` is catdog-shortcut. The
+    defaults repeat their recipes: on the same machine, with the same versions and number of threads, they
+    give the same weights, byte for byte.
 
     A folder is read as one class per subfolder, such as birds/robin/1.jpg and birds/wren/1.jpg. All
     pictures are opened before training begins; a fifth of each class is held out to measure accuracy.
@@ -132,6 +140,9 @@ def train(
         circuitvit train birds/ --out out/birds
 
         circuitvit discover --model out/birds.json ...
+
+    `--checkpoints 20` keeps the model at 20 steps of its training, closer together at the beginning, in the
+    folder OUT-checkpoints: `circuitvit across OUT-checkpoints ...` says when a circuit forms.
 
     `circuitvit train sae` is another command: it trains a dictionary of features on what a model computes.
 
@@ -144,28 +155,38 @@ def train(
         out: where to write: OUT.safetensors (weights) and OUT.json (card). [default: out/NAME]
         seed: of initial weights and data: the same seed gives the same model.
         size: side to which a folder's pictures are resized; a multiple of 8. [default: 48]
+        shortcut: of catdog: what nearly always gives the species away, so that a model learns it in place of
+            the animal: the background, a word on a sign, or the colour of the coat.
+        shortcut_share: of the scenes in which it does. [default: 0.99]
         depth: layers.
         heads: attention heads in each layer.
         width: of the residual stream; a multiple of the heads.
+        checkpoints: how many to keep, the first of step 0 and the last of the trained model.
         quiet: no progress bar.
     """
     interruptible()  # training itself keeps what has been learned
     shape = {"depth": depth, "num_heads": heads, "embed_dim": width}
     given = {
         "architecture": {name: value for name, value in shape.items() if value is not None},
+        "checkpoints": checkpoints,
         "progress": not quiet,
         "seed": seed,
         **recipe,
     }
-    if dataset == "clip" and size is None:
+    if dataset == "clip" and size is None and shortcut is None and shortcut_share is None:
         result = cv.training.train_clip(out or Path("out") / "clip-tiny", **given)
     else:
-        data = cv.training.training_data(dataset, seed, size)
+        data = cv.training.training_data(
+            dataset, seed, size, shortcut=shortcut, shortcut_share=shortcut_share
+        )
         result = cv.training.train(data, out or Path("out") / data.name, **given)
     console = stdout()
     if result.interrupted:
         console.print(f"Stopped after {result.card.recipe['steps_done']} steps.")
     for name, value in result.card.accuracy.items():
-        if name != "n":
+        if name not in ("n", "n_group"):
             console.print(f"accuracy, {name.replace('_', ' ')}: {value:.1%}")
+    if result.checkpoints:
+        folder, count = result.checkpoints[0].parent, counted(len(result.checkpoints), "checkpoint")
+        console.print(f"wrote {count} to {folder}", soft_wrap=True)
     console.print(f"wrote {result.weights} and its card", soft_wrap=True)

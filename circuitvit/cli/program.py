@@ -34,6 +34,8 @@ COMMANDS = {
     "compare": ("compare", "Faithfulness by size for several methods, on one plot."),
     "compare-models": ("compare_models", "Two or more models on one sheet, for one behaviour."),
     "diff": ("drift", "What changed in a new checkpoint: does a stored circuit still hold?"),
+    "across": ("over_training", "When does a circuit form in training, and what changes at once?"),
+    "audit": ("audit", "Does a model decide by something that it should not go by?"),
     "why": ("misread", "Why was this image misread, and can what did it be spared?"),
     "draw": ("draw", "Draw a saved circuit: as a page, SVG, PDF, PNG, DOT, GraphML and others."),
     "view": ("inside", "Look at a model: what each part says of a class, where heads look, and more."),

@@ -47,7 +47,9 @@ CLASSES: tuple[str, ...] = ("cat", "dog", "rabbit", "bear")
 """The species, in the order of the logits of `catdog-tiny`."""
 
 Colour = tuple[float, float, float]
-_STREAMS = {"scene": 0, "pairs": 1, "signs": 2, "sign pairs": 3}  # series share no numbers
+_STREAMS = {name: number for number, name in enumerate((
+    "scene", "pairs", "signs", "sign pairs", "shortcuts", "shortcut pairs",
+))}  # series share no numbers  # fmt: skip
 _FACTORS_PER_ANIMAL = 16
 
 

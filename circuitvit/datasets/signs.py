@@ -152,27 +152,40 @@ def sentence(facts: Mapping[str, str]) -> str:
 # -- scenes at random, and one factor exchanged --------------------------------------------------
 
 
-def random_scene(rng: np.random.Generator, animal: str | None = None, word: str | None = "?") -> SignScene:
+def random_scene(
+    rng: np.random.Generator,
+    animal: str | None = None,
+    word: str | None = "?",
+    *,
+    background: str | None = None,
+    colour: str | None = None,
+) -> SignScene:
     """A scene whose factors are all drawn independently from `rng`.
 
-    The same numbers are consumed whether or not animal and word are given, so naming them changes nothing
-    else about the scene.
+    The same numbers are consumed whether or not a factor is given, so naming it changes nothing else about
+    the scene.
 
     Args:
         rng: the only source of randomness.
         animal: by default any.
         word: on the sign; None for no sign, "?" for no sign in half of the scenes and any word in the others.
+        background: one of :data:`BACKGROUNDS`, by default any.
+        colour: of the fur, one of :data:`COLOURS`, by default any.
 
     Raises:
-        NameNotFoundError: for an animal or a word that there is not.
+        NameNotFoundError: for an animal, a word, a background or a colour that there is not.
     """
+    for factor, given in {"background": background, "colour": colour}.items():
+        if given is not None and given not in FACTORS[factor]:
+            raise unknown_name(factor, given, FACTORS[factor])
     u = rng.random(24).tolist()
     noise_seed = int(rng.integers(2**62))
-    colour, place, background, species, said = (
+    drawn_colour, place, drawn_background, species, said = (
         values[int(len(values) * x)] for values, x in zip(
             (tuple(COLOURS), tuple(PLACES), tuple(BACKGROUNDS), ANIMALS, WORDS), u, strict=False
         )
     )  # fmt: skip
+    colour, background = colour or drawn_colour, background or drawn_background
     fur, accent = (_near(each, u[10:13], 0.05) for each in COLOURS[colour])
     picture = catdog.Scene(
         animals=(

@@ -32,7 +32,7 @@ from circuitvit.tasks import PerPair
 from circuitvit.tasks.classes import ClassGroup, class_indices, classes_label, spec_label
 from circuitvit.tasks.lettering import called
 from circuitvit.tasks.with_words import Version, WithWords
-from circuitvit.verification.statistics import Estimate, mean_interval, share_interval
+from circuitvit.verification.statistics import Estimate, changed_share, share_interval
 from circuitvit.views.outcomes import few_images
 from circuitvit.views.subjects import watched_batches
 
@@ -329,29 +329,6 @@ def _meant(model: Model, word: str) -> tuple[int, ...]:
         raise NameNotFoundError(
             f"the word {word!r} names no class of {model.name} ({error}): say which with named="
         ) from error
-
-
-def changed_share(
-    before: Bool[NDArray[np.bool_], " image"], after: Bool[NDArray[np.bool_], " image"]
-) -> Estimate:
-    """How a share changes, image by image, with its interval.
-
-    Where none changes, or all do, a bootstrap would call that a certainty: the interval is then that of no
-    hit, or of hits alone, among so many.
-
-    Example:
-        >>> print(changed_share(np.ones(20, dtype=bool), np.ones(20, dtype=bool)))
-        0.000 (-0.168 to 0.168)
-    """
-    change = after.astype(float) - before
-    if np.ptp(change) > 0:
-        return mean_interval(change)
-    value, of_all = float(change[0]), share_interval(np.ones_like(change)).low
-    if of_all is None:
-        return Estimate(value)
-    if value == 0:
-        return Estimate(0.0, of_all - 1, 1 - of_all)
-    return Estimate(value, min(value, value * of_all), max(value, value * of_all))
 
 
 def in_per_cent(estimate: Estimate) -> str:

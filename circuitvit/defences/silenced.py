@@ -38,7 +38,6 @@ from circuitvit.defences.attack import (
     TypographicAttack,
     among,
     answered,
-    changed_share,
     check_classes,
     classes_of,
     typographic_attack,
@@ -57,8 +56,9 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model, through
 from circuitvit.models.sites import heads_of
 from circuitvit.tasks import PerPair
+from circuitvit.tasks.images import Images
 from circuitvit.tasks.with_words import WithWords
-from circuitvit.verification.statistics import Estimate
+from circuitvit.verification.statistics import Estimate, changed_share
 from circuitvit.views.attention import attention_places, attentions
 from circuitvit.views.subjects import watched_batches
 
@@ -354,13 +354,7 @@ def _check(
     model: Model, tolerance: float, patience: int, silence: str, held_out: float, controls: int
 ) -> None:
     check_classes(model)
-    if CLS not in model.prefix:
-        raise UnsupportedModelError(
-            f"{model.name} has no class token, at which heads could be silenced: its readout reads "
-            "all tokens, so the published defence does not apply"
-        )
-    if not _is_read(model):
-        raise UnsupportedModelError(f"the readout of {model.name} does not read its class token")
+    check_class_token(model)
     if silence not in get_args(Silence):
         raise unknown_name("way to silence", silence, get_args(Silence))
     if isinstance(tolerance, (bool, str)) or not 0 <= tolerance < 1:
@@ -369,6 +363,21 @@ def _check(
         raise OptionError(f"held_out is the share of images that nothing is chosen on, not {held_out!r}")
     check_whole("patience", patience)
     check_whole("controls", controls, 0)
+
+
+def check_class_token(model: Model) -> None:
+    """Refuse a model whose class token is not read, at which heads are silenced.
+
+    Raises:
+        UnsupportedModelError: saying what it lacks.
+    """
+    if CLS not in model.prefix:
+        raise UnsupportedModelError(
+            f"{model.name} has no class token, at which heads could be silenced: its readout reads "
+            "all tokens, so the published defence does not apply"
+        )
+    if not _is_read(model):
+        raise UnsupportedModelError(f"the readout of {model.name} does not read its class token")
 
 
 @torch.no_grad()
@@ -414,29 +423,43 @@ def _scores(
     batch_size: int | None,
     progress: bool,
 ) -> tuple[list[str], Float[NDArray[np.float64], " head"], Float[NDArray[np.float64], " head"]]:
-    """All heads, and the shares of their attention that fall on the text: with words on it, and without.
+    """All heads, and the shares of their attention that fall on the text: with words on it, and without."""
+    names: list[str] = []
+    shares = []
+    for version in ("word", "without"):
+        what = f"attention, {version}"
+        names, found = looks_at(model, images.images(version), tokens, batch_size, what, progress)
+        shares.append(found)
+    return names, shares[0], shares[1]
+
+
+def looks_at(
+    model: Model,
+    images: Images,
+    tokens: Bool[Tensor, "image token"],
+    batch_size: int | None,
+    what: str,
+    progress: bool,
+) -> tuple[list[str], Float[NDArray[np.float64], " head"]]:
+    """All heads, and the share of the class token's attention on patches that falls on some tokens.
 
     The attention of differential heads is signed: its size is what counts.
     """
     places = [place for place in attention_places(model) if not model.stages[place].nodes.begins]
     names = [head for place in places for part in attentions(model, place) for head in heads_of(part)]
     cls, first = model.prefix.index(CLS), len(model.prefix)
-    shares = []
-    for version in ("word", "without"):
-        on_text, on_all, row = torch.zeros(len(names)).double(), torch.zeros(len(names)).double(), 0
-        given = images.images(version)
-        with torch.no_grad():
-            for batch in watched_batches(model, given, batch_size, f"attention, {version}", progress):
-                run = capture(model, batch)
-                each = [part.pattern(part.read(run.stream(place)))[:, :, cls]
-                        for place in places for part in attentions(model, place)]  # fmt: skip
-                looks = torch.cat(each, dim=1).abs().double().cpu()
-                text = tokens[row : row + len(batch), None, first:]
-                on_text += (looks[..., first:] * text).sum(dim=(0, 2))
-                on_all += looks[..., first:].sum(dim=(0, 2))
-                row += len(batch)
-        shares.append((on_text / on_all.clamp(min=1e-300)).numpy())
-    return names, shares[0], shares[1]
+    on_text, on_all, row = torch.zeros(len(names)).double(), torch.zeros(len(names)).double(), 0
+    with torch.no_grad():
+        for batch in watched_batches(model, images, batch_size, what, progress):
+            run = capture(model, batch)
+            each = [part.pattern(part.read(run.stream(place)))[:, :, cls]
+                    for place in places for part in attentions(model, place)]  # fmt: skip
+            looks = torch.cat(each, dim=1).abs().double().cpu()
+            text = tokens[row : row + len(batch), None, first:]
+            on_text += (looks[..., first:] * text).sum(dim=(0, 2))
+            on_all += looks[..., first:].sum(dim=(0, 2))
+            row += len(batch)
+    return names, (on_text / on_all.clamp(min=1e-300)).numpy()
 
 
 def _silenced(model: Model, heads: Sequence[str], means: dict[str, Tensor] | None) -> Model:

@@ -1,6 +1,7 @@
 """The only code that runs models: captured runs, gradients, masked runs."""
 
 from circuitvit._progress import announce, progress_bar
+from circuitvit.engine.as_module import masked_module
 from circuitvit.engine.batches import (
     BatchRun,
     batch_runs,
@@ -68,6 +69,7 @@ __all__ = [
     "gradients",
     "joined",
     "launched",
+    "masked_module",
     "masked_run",
     "members_at",
     "memory_budget",

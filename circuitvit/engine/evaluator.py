@@ -184,6 +184,23 @@ class Evaluator:
         effect = self.effect.mean()
         return float((self.values(mask) - self.nothing).mean() / effect)
 
+    def agreement(self, mask: EdgeMask | CircuitLike) -> float:
+        """The share of pairs whose top class with a circuit is that with every edge kept, 0 to 1."""
+        whole, kept = self.measure([self.graph.edge_mask, mask])
+        return float((whole.tops == kept.tops).mean())
+
+    def divergence(self, mask: EdgeMask | CircuitLike) -> float:
+        """KL(clean run || masked run) in nats, the mean over pairs.
+
+        Raises:
+            OptionError: if the model has no classes, whose predictions could differ.
+        """
+        (kept,) = self.measure([mask])
+        if kept.divergence is None:
+            name = self.prepared.model.name
+            raise OptionError(f"the outputs of {name} are no classes, so there is no KL of predictions")
+        return float(kept.divergence.mean())
+
     def check_effect(self, level: float = 0.95) -> None:
         """Refuse a task in which ablating every edge need not change anything.
 

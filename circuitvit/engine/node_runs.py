@@ -7,11 +7,14 @@ give the same, edge by edge.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitvit.engine.gradients import refuse_inference_mode
 from circuitvit.engine.references import Sources
 from circuitvit.models import Stage
 
@@ -27,17 +30,68 @@ def node_run(sources: Sources, kept: Bool[np.ndarray, " sender"]) -> Float[Tenso
     Returns:
         None where reference outputs are no outputs of stages, as with noise: a masked run is needed there.
     """
+    found = _run(sources, kept)
+    return None if found is None else found[0]
+
+
+def node_losses(
+    sources: Sources,
+    kept: Bool[np.ndarray, " sender"],
+    metric: Callable[[Float[Tensor, "batch class"]], Float[Tensor, " batch"]],
+) -> Float[np.ndarray, " sender"] | None:
+    """What the metric of such a run would lose without each node, to first order, summed over the batch.
+
+    For a node that is not kept, what it would gain with it. One run forward and one backward.
+
+    Args:
+        sources: of the batch.
+        kept: for each sender, in graph order.
+        metric: of the logits, for each image.
+
+    Returns:
+        None as with `node_run`.
+    """
+    refuse_inference_mode()
+    with torch.enable_grad():
+        found = _run(sources, kept)
+        if found is None:
+            return None
+        logits, streams, changes = found
+        value = metric(logits).sum()
+    losses = np.zeros(len(kept))
+    if not value.requires_grad:  # a metric that does not look at the logits
+        return losses
+    slopes = torch.autograd.grad(value, streams, materialize_grads=True)
+    stages = sources.model.essential
+    for stage, senders, change, slope in zip(
+        stages, sources.graph.sender_slices, changes, slopes, strict=False
+    ):
+        losses[senders] = stage.factored(change).times_stream(slope).double().cpu().numpy()
+    return losses
+
+
+Run = tuple[Tensor, list[Tensor], list[Tensor]]
+"""The logits; the stream after each stage, and what the stage changed of its reference output, compact."""
+
+
+def _run(sources: Sources, kept: Bool[np.ndarray, " sender"]) -> Run | None:
     if sources.reference.wide is not None:
         return None
     stream = sources.base.compacts[0]  # for the source, which reads none
+    streams: list[Tensor] = []
+    changes: list[Tensor] = []
     for index, (stage, senders) in enumerate(
         zip(sources.model.essential, sources.graph.sender_slices, strict=True)
     ):
         compact = sources.base.compacts[0] if stage.is_source else stage.write(stage.read(stream))
         if stage.is_readout:
-            return compact
+            return compact, streams, changes
         other = _reference(sources, index, compact)
         stream = _after(stage, stream, compact, other, kept[senders])
+        if torch.is_grad_enabled() and not stream.requires_grad:
+            stream = stream.detach().requires_grad_()
+        streams.append(stream)
+        changes.append((compact - other).detach())
     raise AssertionError("a model ends with its readout")
 
 

@@ -39,7 +39,8 @@ class UnitPlace:
     Attributes:
         model: whose.
         site: of the neurons ("hidden"), or what a dictionary stands for: an output, a head's z, a stream.
-        dictionary: fitted to the site, whose features are the units; None for neurons.
+        dictionary: fitted to the site, whose features are the units; None for neurons, and for the
+            coordinates of a head's z or of an output.
         chosen: numbers of the units that are told apart, all others being in the rest; None for all.
     """
 
@@ -107,6 +108,8 @@ class UnitPlace:
             images: of the run.
         """
         if self.dictionary is None:
+            if self.site.kind != "hidden":
+                return self._encoded(stages, run, images)
             return self._part(stages).hidden(self._reads(stages, run, images))
         units: Tensor = self.dictionary.encode(self._encoded(stages, run, images))
         return units
@@ -145,7 +148,13 @@ class UnitPlace:
     @property
     def ways(self) -> tuple[Float[Tensor, "unit d_model"], Float[Tensor, " d_model"]]:
         """What each unit writes at an activation of 1, and what is written when all are 0."""
-        return self._bare.branches[self._branch].columns() if self.dictionary is None else self._decoded
+        if self.dictionary is not None:
+            return self._decoded
+        if self.site.kind == "hidden":
+            return self._bare.branches[self._branch].columns()
+        width = self.site.shape[-1]
+        own = torch.eye(width, device=self.model.device, dtype=self.model.dtype)
+        return (self._out if self.site.kind == "z" else own), own.new_zeros(self.model.d_model)
 
     @cached_property
     @torch.no_grad()

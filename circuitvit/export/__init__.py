@@ -6,11 +6,13 @@ way edges go, `layout` gives coordinates, `figure` puts drawings, title and lege
 the model to see what nodes do on an image, for thumbnails and for `page`, the interactive page.
 """
 
+from circuitvit.export.audit_page import draw_audit
 from circuitvit.export.difference import DIFFERENCE_FORMATS, difference_of, draw_difference
 from circuitvit.export.drawing import FORMATS, draw
 from circuitvit.export.drift_page import draw_drift
 from circuitvit.export.graphs import dot_of, graphml_of
 from circuitvit.export.picture import picture_of
+from circuitvit.export.strip import draw_strip
 from circuitvit.export.svg import svg_of
 from circuitvit.export.tikz import tikz_of
 
@@ -20,8 +22,10 @@ __all__ = [
     "difference_of",
     "dot_of",
     "draw",
+    "draw_audit",
     "draw_difference",
     "draw_drift",
+    "draw_strip",
     "graphml_of",
     "picture_of",
     "svg_of",

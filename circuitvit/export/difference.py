@@ -13,7 +13,7 @@ from circuitvit.export import style
 from circuitvit.export.drawing import FIGURES, SOURCES, figure_bytes, format_of
 from circuitvit.export.figure import Figure, Panel, figure_of
 from circuitvit.export.layout import Layout, lay_out
-from circuitvit.export.picture import Picture, picture_of
+from circuitvit.export.picture import DrawnEdge, Picture, picture_of
 from circuitvit.export.style import EdgeLook, number
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.files import clean, write_bytes
@@ -143,15 +143,23 @@ def _side_by_side(circuits: tuple[Circuit, Circuit], names: tuple[str, str], pic
     """The two circuits and their difference on one layout, so that every node is in its place in each."""
     layout = lay_out(picture)
     panels = [
-        _only(picture, layout, circuit, f"{clean(name)}: {len(circuit):,} edges")
+        panel_of(
+            picture,
+            layout,
+            {edge.name: edge for edge in picture.edges if edge.name in circuit},
+            f"{clean(name)}: {len(circuit):,} edges",
+        )
         for circuit, name in zip(circuits, names, strict=True)
     ]
     return Figure(picture, (*panels, Panel("difference", picture, layout)))
 
 
-def _only(picture: Picture, layout: Layout, circuit: Circuit, caption: str) -> Panel:
-    """The part of a picture that belongs to one circuit; boxes that nothing touches become dots."""
-    lines = tuple(line for line in layout.lines if line.edge.name in circuit)
+def panel_of(picture: Picture, layout: Layout, edges: Mapping[str, DrawnEdge], caption: str) -> Panel:
+    """A part of a picture on the whole one's layout: the edges given, as they look there; boxes that none of
+    them touches become dots."""
+    lines = tuple(
+        replace(line, edge=edges[line.edge.name]) for line in layout.lines if line.edge.name in edges
+    )
     touched = {end for line in lines for end in (line.edge.sender, line.edge.target)}
     used = {(line.edge.target, line.edge.port) for line in lines}
     nodes = tuple(

@@ -35,6 +35,7 @@ from circuitvit.graph.files import clean
 MARGIN = 10.0
 LABELS = 46.0  # room left of the drawing for the names of the layers
 PANEL_GAP = 36.0
+ROW_GAP = 14.0
 LEAST_WIDTH = 400.0  # room for the legend under a narrow drawing
 CASED = 1.8  # from this width on, an edge has a white seam that shows what passes below it
 LEGEND_LINE = 19.0
@@ -106,17 +107,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Drawings of the same height side by side, with one title, one set of layer names and one legend.
+    """Drawings of the same height in rows, with one title, one set of layer names and one legend.
 
     Attributes:
         whole: gives title and legend.
         panels: from left to right.
         thumbnails: the small image of each node that has room for one.
+        columns: panels in a row; all by default.
     """
 
     whole: Picture
     panels: tuple[Panel, ...]
     thumbnails: Mapping[str, Pixels] = field(default_factory=dict)
+    columns: int | None = None
 
 
 def figure_of(picture: Picture, thumbnails: Mapping[str, Pixels] | None = None) -> Figure:
@@ -130,24 +133,39 @@ def put_on(canvas: Canvas, figure: Figure) -> tuple[float, float]:
     Returns:
         Width and height that it has taken.
     """
-    panels, height = figure.panels, figure.panels[0].layout.height
-    drawn = sum(panel.layout.width for panel in panels) + PANEL_GAP * (len(panels) - 1)
+    across = figure.columns or len(figure.panels)
+    rows = [figure.panels[first : first + across] for first in range(0, len(figure.panels), across)]
+    drawn = max(sum(each.layout.width for each in row) + PANEL_GAP * (len(row) - 1) for row in rows)
     inner = max(LABELS + drawn, LEAST_WIDTH)
+    left = MARGIN + LABELS + (inner - LABELS - drawn) / 2
     y = _title(canvas, figure.whole, inner)
+    for row in rows:
+        y = _row(canvas, row, figure.thumbnails, left, inner, y) + (ROW_GAP if row is not rows[-1] else 0.0)
+    y = _legend(canvas, figure.whole, y, inner)
+    return inner + 2 * MARGIN, y + MARGIN
+
+
+def _row(
+    canvas: Canvas,
+    panels: Sequence[Panel],
+    thumbnails: Mapping[str, Pixels],
+    left: float,
+    inner: float,
+    y: float,
+) -> float:
+    """Draw panels side by side from a place on; returns y of their lower end."""
     y += 1.8 * NAME_SIZE if any(panel.caption for panel in panels) else 0.0
     _layers(canvas, panels[0].layout, inner, y)
-    left = MARGIN + LABELS + (inner - LABELS - drawn) / 2
-    below = y + height + 14
+    below = y + panels[0].layout.height + 14
     for panel in panels:
         layout = panel.layout
         if panel.caption:
             words, middle = fit(panel.caption, NAME_SIZE, layout.width), left + layout.width / 2
             canvas.text((middle, y - 0.9 * NAME_SIZE), words, CAPTION, middle=True)
-        put_drawing(canvas.group((left, y)), panel, figure.thumbnails)
+        put_drawing(canvas.group((left, y)), panel, thumbnails)
         _column_names(canvas, layout, left, below + LABEL.size)
         left += layout.width + PANEL_GAP
-    y = _legend(canvas, figure.whole, below + 8 + (LABEL.size if panels[-1].layout.heads else 0.0), inner)
-    return inner + 2 * MARGIN, y + MARGIN
+    return below + 8 + (LABEL.size if panels[-1].layout.heads else 0.0)
 
 
 def put_drawing(canvas: Canvas, panel: Panel, thumbnails: Mapping[str, Pixels]) -> None:

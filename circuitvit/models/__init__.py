@@ -5,6 +5,7 @@ from circuitvit.models.dictionaries import Dictionary
 from circuitvit.models.dictionary_files import load_dictionary
 from circuitvit.models.factored import Factored
 from circuitvit.models.families.layout import Layout
+from circuitvit.models.folding import to_module
 from circuitvit.models.heads import Head, HeadTokens, with_head
 from circuitvit.models.model import Model
 from circuitvit.models.refined import Units, features, neurons, refined, split_sources
@@ -41,6 +42,7 @@ __all__ = [
     "repeated",
     "split_sources",
     "through",
+    "to_module",
     "with_head",
     "wrap",
 ]

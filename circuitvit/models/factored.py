@@ -86,6 +86,19 @@ class Factored:
             tuple(x_hat[start:end] for x_hat in self.x_hat),
         )
 
+    def times_stream(self, stream: Float[Tensor, "*place d_model"]) -> Float[Tensor, " row"]:
+        """Each row times another tensor, summed over places and width; nothing is expanded."""
+        if self.weight is None:
+            found = torch.einsum("r...d,...d->r", self.narrow, stream)
+        else:
+            narrow = stream @ self.weight.flatten(0, 1).mT  # (*place, row * d_head)
+            found = torch.einsum(
+                "r...d,...rd->r", self.narrow, narrow.view(*narrow.shape[:-1], *self.weight.shape[:2])
+            )
+        for along, x_hat in zip(self.along, self.x_hat, strict=True):
+            found = found - torch.einsum("r...d,...d->r", along, (x_hat * stream).sum(-1, keepdim=True))
+        return found
+
     def expand(self, out: Tensor | None = None) -> Float[Tensor, "row *place d_model"]:
         """The tensor itself; differentiable unless it is written into `out`."""
         terms = list(zip(self.along, self.x_hat, strict=True))
@@ -135,6 +148,9 @@ class Stacked(Factored):
 
     def between(self, start: int, end: int) -> Factored:
         return Stacked(*(part.between(start, end) for part in self.parts))
+
+    def times_stream(self, stream: Float[Tensor, "*place d_model"]) -> Float[Tensor, " row"]:
+        return torch.cat([part.times_stream(stream) for part in self.parts])
 
     def expand(self, out: Tensor | None = None) -> Float[Tensor, "row *place d_model"]:
         if out is None:

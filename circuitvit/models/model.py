@@ -19,6 +19,7 @@ from circuitvit.models.edit_hash import description
 from circuitvit.models.edits import edit
 from circuitvit.models.families import Family
 from circuitvit.models.families.family import Grid
+from circuitvit.models.folding import to_module
 from circuitvit.models.habits import COUNTERPARTS, missing
 from circuitvit.models.refusals import hooks_of
 from circuitvit.models.rules import BackwardRules
@@ -307,6 +308,10 @@ class Model:
             torch.Size([1, 4])
         """
         return edit(self, edits, groups)
+
+    def to_module(self, *, shrink: bool = False) -> nn.Module:
+        """A plain module with the edits in its weights: see `circuitvit.models.folding.to_module`."""
+        return to_module(self, shrink=shrink)
 
     def activations(self, images: Any, names: str | Sequence[str], **options: Any) -> Activations:
         """Activations by name, in memory or streamed into a file: see `circuitvit.activations`."""

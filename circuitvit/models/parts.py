@@ -450,6 +450,8 @@ class Attention:
             scale of all.
         derived: what has been computed from weights, by `turn` and `added` too; forgotten with the stage.
         latents: learned queries, the same for all images, or None.
+        resize: tells the module how many heads it has, once its projections are of so many; None where it
+            can have no other number than it was built for.
     """
 
     heads: int
@@ -468,6 +470,7 @@ class Attention:
     across: Norm | None = None
     derived: Derived = field(default_factory=Derived)
     latents: Latents | None = None
+    resize: Callable[[int], None] | None = None
 
     @classmethod
     def of_packed(cls, heads: int, packed: Linear, out: Linear, scale: float, **others: Any) -> Attention:

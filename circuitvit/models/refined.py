@@ -19,8 +19,7 @@ from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.graph import RESIDUAL, is_residual
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.cut_heads import ByFeature, BySource, CutHeads
-from circuitvit.models.decompose import frozen_twin
-from circuitvit.models.dictionaries import Dictionary
+from circuitvit.models.dictionaries import Dictionary, fitted
 from circuitvit.models.edit_hash import said_of
 from circuitvit.models.edits import edited
 from circuitvit.models.encoders import features_of
@@ -370,98 +369,6 @@ def _check_sum(coarse: Model, made: Model) -> None:
                     "cut by the tokens that they take them from, only by the features of a dictionary"
                 )
         stream = own.add(stream, compact)
-
-
-# -- dictionaries that are not ours --------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Foreign:
-    """An object with `encode` and `decode`, of which nothing more is known.
-
-    Attributes:
-        given: the object.
-        n_features: how many features it has.
-        like: a tensor of the dtype and on the device that it works in.
-    """
-
-    given: Any
-    n_features: int
-    like: Tensor
-
-    def encode(self, x: Tensor) -> Tensor:
-        """How active each feature is, `(..., feature)`."""
-        features: Tensor = self.given.encode(x)
-        return features
-
-    def decode(self, active: Tensor) -> Tensor:
-        """What features say, `(..., width)`."""
-        said: Tensor = self.given.decode(active)
-        return said
-
-
-@torch.inference_mode(False)  # tensors made within it could not be used outside of it
-@torch.no_grad()
-def fitted(dictionary: Any, node: str, width: int, model: Model) -> Any:
-    """A dictionary as the model needs it: of this width, in its dtype and on its device.
-
-    Raises:
-        OptionError: if it is of another site or width; or, of one that is not ours, is not applied token by
-            token, has no gradient, or decodes by something that is not affine.
-    """
-    like = next(model.module.parameters())
-    if isinstance(dictionary, Dictionary):
-        if dictionary.site is not None and dictionary.site.removesuffix(".z") != node.removesuffix(".z"):
-            raise OptionError(
-                f"the dictionary is of {dictionary.site}, not of {node}; if it is meant for {node} all the "
-                "same: dataclasses.replace(dictionary, site=None)"
-            )
-        if dictionary.width != width:
-            raise OptionError(f"a dictionary of width {dictionary.width}, and {node} has {width}")
-        return dictionary.to(like.device, like.dtype)
-    if isinstance(dictionary, nn.Module):
-        dictionary = frozen_twin(dictionary)  # its parameters get no gradients, and its mode stays what it is
-    noise = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0)).to(like)
-    kind, shape = type(dictionary).__name__, tuple(noise.shape)
-    try:
-        with torch.enable_grad():
-            active = dictionary.encode(noise.clone().requires_grad_())
-            said = dictionary.decode(active)
-    except Exception as error:  # whatever a foreign object raises
-        raise OptionError(
-            f"{kind}.encode and decode cannot be run on activations of {node}, {shape} in {like.dtype}: "
-            f"{error}"
-        ) from error
-    if not isinstance(active, Tensor) or active.shape[:2] != shape[:2] or active.ndim != 3:
-        raise OptionError(f"{kind}.encode gives no tensor (..., feature) for activations (..., {width})")
-    if not isinstance(said, Tensor) or said.shape != shape:
-        got = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
-        raise OptionError(f"{kind}.decode gives {got} for activations {shape}")
-    for name, each in (("encode", active), ("decode", said)):
-        if each.dtype != like.dtype:
-            raise OptionError(f"{kind}.{name} gives {each.dtype} for activations in {like.dtype}: convert it")
-        if not each.requires_grad:
-            raise OptionError(f"{kind}.{name} gives what has no gradient: it must not detach its input")
-        if not each.numel() or not each.isfinite().all():
-            raise OptionError(f"{kind}.{name} gives no numbers, or NaN or infinite ones")
-    _check_forms(dictionary, noise, active.detach(), kind)
-    return Foreign(dictionary, active.shape[-1], like)
-
-
-def _check_forms(dictionary: Any, noise: Tensor, active: Tensor, kind: str) -> None:
-    tolerance = 1e3 * torch.finfo(noise.dtype).eps
-    alone = dictionary.encode(noise[1:, 2:3])
-    same = alone.shape[-1] == active.shape[-1]
-    if not same or float((alone - active[1:, 2:3]).abs().max()) > tolerance * (1 + float(active.abs().max())):
-        raise OptionError(
-            f"{kind}.encode gives a token something else when other tokens or images are there, or each time "
-            "that it is asked: a dictionary is a function of the activation of one token"
-        )
-    other, none = active.flip(1), torch.zeros_like(active)
-    parts = dictionary.decode(active) + dictionary.decode(other) - dictionary.decode(none)
-    whole = dictionary.decode(active + other)
-    if float((parts - whole).abs().max()) > tolerance * (1 + float(whole.abs().max())):
-        raise OptionError(f"{kind}.decode is not affine: features have no directions of their own")
 
 
 # -- source groups -------------------------------------------------------------------------------

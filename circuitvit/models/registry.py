@@ -175,9 +175,9 @@ def load(
     """A model by name: a bundled one, one that `circuitvit train` made, or one of another library.
 
     Args:
-        name: "catdog-tiny", "clip-tiny" or "digits-tiny"; any name of timm's plain Vision Transformers, such
-            as "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or, of transformers,
-            open_clip and torchvision, "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE",
+        name: "catdog-tiny", "catdog-shortcut", "clip-tiny" or "digits-tiny"; any name of timm's plain Vision
+            Transformers, such as "vit_tiny_patch16_224"; the path of what `circuitvit train` wrote; or, of
+            transformers, open_clip and torchvision, "hf:NAME_OR_FOLDER", "open_clip:MODEL/TAG_OR_FILE",
             "torchvision:MODEL".
         checkpoint: weights in the library's own layout, `.safetensors`, or `.pt`/`.pth` holding tensors only;
             for models of timm, torchvision and open_clip.

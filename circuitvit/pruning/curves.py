@@ -30,9 +30,10 @@ from circuitvit.errors import OptionError, counted
 from circuitvit.graph import Circuit, CircuitLike, EdgeScores, Ranking, as_circuit
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
+from circuitvit.pruning.aims import Band
 from circuitvit.pruning.find import Plan, find
 from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
-from circuitvit.pruning.refine import Band, noising_evaluator
+from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -5,7 +5,8 @@ trained so that the masked model predicts what the full model does,
 
     KL(full || masked) + 10 ((m - m_all) / (m_all - m_none))^2
 
-(the second term alone where the model has no classes), under a Lagrangian that brings the expected share of
+(the second term alone where the model has no classes, the first alone where the prediction is to be kept
+whatever becomes of the behaviour), under a Lagrangian that brings the expected share of
 kept edges down along a schedule, geometrically to the target. What is handed on is a discrete circuit, the
 edges that are more open than not; only that is ever evaluated.
 
@@ -34,6 +35,7 @@ from circuitvit.errors import OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
+from circuitvit.pruning.aims import Keep, check_keep, check_predicts
 from circuitvit.pruning.refine import require_noising, without_dead
 from circuitvit.tasks import PreparedTask, Task, divergence, prepare
 
@@ -71,6 +73,7 @@ class MaskSettings:
         sampler: "hard-concrete", or "ugs" for uniform gradient sampling.
         over: what has a gate: "edges", "nodes", or "both".
         checkpoint: recompute each stage in the backward pass, for less memory and a third more time.
+        keep: "behaviour", or "prediction" for the prediction over all classes alone.
     """
 
     steps: int = 600
@@ -82,6 +85,7 @@ class MaskSettings:
     sampler: SamplerName = "hard-concrete"
     over: Over = "edges"
     checkpoint: bool = False
+    keep: Keep = "behaviour"
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "batch_size": 1, "seed": 0}.items():
@@ -92,6 +96,7 @@ class MaskSettings:
             raise OptionError(f"the sampler is 'hard-concrete' or 'ugs', not {self.sampler!r}")
         if self.over not in ("edges", "nodes", "both"):
             raise OptionError(f"masks are learned over 'edges', 'nodes' or 'both', not {self.over!r}")
+        check_keep(self.keep)
 
 
 @dataclass
@@ -178,8 +183,8 @@ def learn_mask(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if `edges` is not between 1 and the number of edges, the task is denoising, or neither
-            classes nor the metric give a gradient.
+        OptionError: if `edges` is not between 1 and the number of edges, the task is denoising, neither
+            classes nor the metric give a gradient, or a model without classes is to keep its prediction.
 
     Example:
         >>> import circuitvit as cv  # doctest: +SKIP
@@ -227,6 +232,8 @@ class MaskTrainer:
             raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
         require_noising(prepared)
         metric = prepared.metric.metric
+        if settings.keep == "prediction":
+            check_predicts(prepared.model)
         if not prepared.model.chooses and not metric.differentiable:
             raise OptionError(
                 f"without classes a mask is learned by the metric's gradient alone, and {metric.name!r} has "
@@ -332,9 +339,12 @@ class MaskTrainer:
         return float(self._from ** (1 - done) * self._to**done)
 
     def _distance(self, run: BatchRun, logits: Tensor) -> Tensor:
-        """How far the masked run is from the full one: of the whole prediction, and of the behaviour."""
-        behaviour = (run.metric(logits) - run.metric(run.base.logits)) / self._scale
-        distance = BEHAVIOUR_WEIGHT * behaviour.square()
+        """How far the masked run is from the full one: of the whole prediction, and of the behaviour unless
+        the prediction alone is to be kept."""
+        distance = logits.new_zeros(len(logits))
+        if self.settings.keep == "behaviour":
+            behaviour = (run.metric(logits) - run.metric(run.base.logits)) / self._scale
+            distance = distance + BEHAVIOUR_WEIGHT * behaviour.square()
         if self.prepared.model.chooses:
             distance = distance + divergence(run.clean_logits, logits)
         return distance.mean()

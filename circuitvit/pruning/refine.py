@@ -1,9 +1,10 @@
 """Refinement by exact ablation: make a circuit faithful, then as small as it can be.
 
 `refine` first *repairs*: it adds back the edges that bring faithfulness nearest to 1 until it lies in the
-band. Then it *trims*: it visits the kept edges from the weakest to the strongest and drops each one without
-which faithfulness stays in the band, first a block at a time, at last one by one, pass after pass until
-nothing more can go.
+band; to keep the prediction, those that bring the circuit's prediction nearest to the model's, until the top
+class is the model's often enough. Then it *trims*: it visits the kept edges from the weakest to the strongest
+and drops each one without which the circuit stays in the band, first a block at a time, at last one by one,
+pass after pass until nothing more can go.
 
 `ddmin` is delta debugging. The circuit is to the behaviour what an input is to a failure: edges are divided
 into `n` groups, and the search goes on with the first group that is enough by itself, else with all but the
@@ -32,13 +33,11 @@ from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.graph.liveness import live_receivers, reached_senders
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
+from circuitvit.pruning.aims import Aim, Band, Keep, figures
 from circuitvit.tasks import Patch, PreparedTask, Resample, Task, prepare
 
 BLOCKS = (8, 2, 1)
 """How many edges trimming tries to drop at once: where many can go, a block goes at the price of one run."""
-
-Band = tuple[float, float]
-"""The faithfulness that counts as carrying the behaviour, lowest and highest."""
 
 Place = tuple[int, ...]
 """Sender, receiver and token group of an edge."""
@@ -55,19 +54,25 @@ class Refinement(Result):
         faithfulness: on the pairs that it was refined on.
         minimal: whether no single edge (of `find_nodes`, node) can be dropped without leaving the band.
         runs: how many masked runs of all pairs it took.
+        agreement: share of these pairs whose top class is the model's; None for a model without classes.
+        kl: mean KL(model || circuit) over these pairs, in nats; None likewise.
     """
 
     circuit: Circuit
     faithfulness: float
     minimal: bool
     runs: int
+    agreement: float | None = None
+    kl: float | None = None
 
     def records(self) -> Iterator[Record]:
-        """One row: the number of `edges`, their `faithfulness`, whether they are `minimal`, and the
-        `runs`."""
+        """One row: the number of `edges`, their `faithfulness`, `agreement` and `kl`, whether they are
+        `minimal`, and the `runs`."""
         yield {
             "edges": len(self.circuit),
             "faithfulness": self.faithfulness,
+            "agreement": self.agreement,
+            "kl": self.kl,
             "minimal": self.minimal,
             "runs": self.runs,
         }
@@ -80,6 +85,7 @@ def refine(
     circuit: CircuitLike,
     *,
     order: NDArray[np.float64] | None = None,
+    keep: Keep = "behaviour",
     band: Band = (0.9, 1.1),
     candidates: int = 200,
     max_runs: int | None = None,
@@ -96,7 +102,10 @@ def refine(
         circuit: to start from.
         order: `(sender, receiver, group)`: which edges to try first when repairing (largest), and to drop
             first when trimming (smallest); the circuit's own scores by default.
-        band: faithfulness that the result must keep.
+        keep: what the result must keep: the metric ("behaviour"), or the model's own top class on the clean
+            images ("prediction").
+        band: faithfulness that the result must keep; with keep="prediction" its agreement, which is the share
+            of pairs whose top class is the model's.
         candidates: how many edges repair tries at each step.
         max_runs: give up after so many masked runs.
         evaluator: of the same task, so that what it has run is not run again.
@@ -105,11 +114,14 @@ def refine(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if the band is empty, `max_runs` is not positive, the task is denoising, or the circuit
-            or the order belongs to another graph.
-        DataError: if the metric does not differ between clean and ablated runs.
+        OptionError: if the band is empty, `max_runs` is not positive, the task is denoising, the circuit or
+            the order belongs to another graph, or a model without classes is to keep its prediction.
+        DataError: if the metric does not differ between clean and ablated runs, or the prediction is to be
+            kept and does not.
     """
-    search = _search(model, task, circuit, order, band, max_runs, evaluator, batch_size, memory, progress)
+    search = _search(
+        model, task, circuit, order, Aim(keep, band), max_runs, evaluator, batch_size, memory, progress
+    )
     with progress_bar(len(search.start), "refining", progress) as bar:
         kept = search.repair(without_dead(search.prepared, search.start.kept), candidates)
         kept, minimal = search.trim(kept, bar.update)
@@ -123,6 +135,7 @@ def ddmin(
     circuit: CircuitLike,
     *,
     order: NDArray[np.float64] | None = None,
+    keep: Keep = "behaviour",
     band: Band = (0.9, 1.1),
     max_runs: int | None = None,
     evaluator: Evaluator | None = None,
@@ -143,7 +156,10 @@ def ddmin(
         circuit: to start from; its faithfulness lies in the band.
         order: `(sender, receiver, group)`: edges next to each other in this order are grouped, and groups of
             small values come first; the magnitudes of the circuit's own scores by default.
-        band: faithfulness that the result must keep.
+        keep: what the result must keep: the metric ("behaviour"), or the model's own top class on the clean
+            images ("prediction").
+        band: faithfulness that the result must keep; with keep="prediction" its agreement, which is the share
+            of pairs whose top class is the model's.
         max_runs: give up after so many masked runs.
         evaluator: of the same task, so that what it has run is not run again.
         batch_size: pairs at once; by default what `memory` allows.
@@ -151,8 +167,8 @@ def ddmin(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if the band is empty, `max_runs` is not positive, the task is denoising, or the circuit
-            or the order belongs to another graph.
+        OptionError: if the band is empty, `max_runs` is not positive, the task is denoising, the circuit or
+            the order belongs to another graph, or a model without classes is to keep its prediction.
         DataError: if the circuit does not lie in the band to begin with.
 
     Example:
@@ -160,13 +176,15 @@ def ddmin(
         >>> scores = cv.attribute(model, task, "exact")  # doctest: +SKIP
         >>> cv.ddmin(model, task, scores.top(1000)).circuit  # doctest: +SKIP
     """
-    search = _search(model, task, circuit, order, band, max_runs, evaluator, batch_size, memory, progress)
+    search = _search(
+        model, task, circuit, order, Aim(keep, band), max_runs, evaluator, batch_size, memory, progress
+    )
     left = search.in_order(search.start.kept)
     if not search.enough(left):
-        found = search.evaluator.faithfulness(search.live(left))
+        found = search.aim.value(search.evaluator, search.live(left))
         raise DataError(
-            f"the circuit's faithfulness is {found:.3f}, outside {band[0]:g} to {band[1]:g}: removing edges "
-            "is no way back; `refine` repairs first"
+            f"the circuit's {search.aim.name} is {found:.3f}, outside {band[0]:g} to {band[1]:g}: removing "
+            "edges is no way back; `refine` repairs first"
         )
     minimal = True
     with progress_bar(len(search.start), "ddmin", progress) as bar:
@@ -233,7 +251,7 @@ def _search(
     task: Task | PreparedTask,
     circuit: CircuitLike,
     order: NDArray[np.float64] | None,
-    band: Band,
+    aim: Aim,
     max_runs: int | None,
     evaluator: Evaluator | None,
     batch_size: int | None,
@@ -241,8 +259,6 @@ def _search(
     progress: bool,
 ) -> _Search:
     """The search that the arguments ask for, checked."""
-    if not band[0] < band[1]:
-        raise OptionError(f"the band must go from low to high, not {band}")
     if max_runs is not None:
         check_whole("max_runs", max_runs)
     prepared = prepare(model, task if evaluator is None else evaluator.prepared, progress)
@@ -254,7 +270,8 @@ def _search(
     if order is None:
         order = np.zeros(circuit.graph.shape) if circuit.values is None else np.abs(circuit.values)
     evaluator = noising_evaluator(prepared, batch_size, memory, evaluator)
-    return _Search(evaluator, circuit, order, band, evaluator.runs, max_runs)
+    aim.check(evaluator)
+    return _Search(evaluator, circuit, order, aim, evaluator.runs, max_runs)
 
 
 def require_noising(task: Task | PreparedTask) -> None:
@@ -300,7 +317,7 @@ class _Search:
         evaluator: of the task.
         start: the circuit that it starts from.
         order: `(sender, receiver, group)`, small for edges that go first.
-        band: of faithfulness.
+        aim: what is kept.
         before: the evaluator's runs at the start.
         max_runs: how many more there may be; None for any number.
     """
@@ -308,7 +325,7 @@ class _Search:
     evaluator: Evaluator
     start: Circuit
     order: NDArray[np.float64]
-    band: Band
+    aim: Aim
     before: int
     max_runs: int | None
 
@@ -321,30 +338,34 @@ class _Search:
         return self.max_runs is not None and self.evaluator.runs >= self.before + self.max_runs
 
     def inside(self, kept: EdgeMask) -> bool:
-        return self.band[0] <= self.evaluator.faithfulness(kept) <= self.band[1]
+        return self.aim.holds(self.evaluator, kept)
 
     def in_order(self, kept: EdgeMask) -> list[Place]:
         """The kept edges, the first to go first."""
         return sorted((tuple(place) for place in np.argwhere(kept)), key=lambda place: self.order[place])
 
     def result(self, kept: EdgeMask, minimal: bool, how: str) -> Refinement:
-        provenance = self.start.provenance.with_parameters(**{how: True}, band=list(self.band))
+        provenance = self.start.provenance.with_parameters(
+            **{how: True}, keep=self.aim.keep, band=list(self.aim.band)
+        )
         circuit = Circuit(self.start.graph, kept, self.start.values, provenance)
-        found = self.evaluator.faithfulness(kept)
-        return Refinement(circuit, found, minimal, self.evaluator.runs - self.before)
+        runs = self.evaluator.runs - self.before
+        found = figures(self.evaluator, kept)
+        return Refinement(circuit, found.faithfulness, minimal, runs, found.agreement, found.kl)
 
     # of `refine`
 
     def repair(self, kept: EdgeMask, candidates: int) -> EdgeMask:
-        """Add the edge that brings faithfulness nearest to 1, until it is in the band or nothing helps."""
+        """Add the edge that brings the circuit nearest to the model, until it is in the band or nothing
+        helps."""
         while not self.inside(kept) and not self.spent:
-            best, nearest = None, abs(self.evaluator.faithfulness(kept) - 1)
+            best, nearest = None, self.aim.distance(self.evaluator, kept)
             useful = useful_beside(self.prepared, kept) & ~kept
             for place in sorted(map(tuple, np.argwhere(useful)), key=lambda edge: -self.order[edge])[
                 :candidates
             ]:
                 grown = changed(kept, [place], True)
-                distance = abs(self.evaluator.faithfulness(grown) - 1)
+                distance = self.aim.distance(self.evaluator, grown)
                 if distance < nearest:
                     best, nearest = grown, distance
             if best is None:

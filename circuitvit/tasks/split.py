@@ -6,14 +6,14 @@ Pairs that share an image, clean or corrupt, hang together, also by way of other
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from circuitvit._keywords import running
@@ -64,28 +64,76 @@ def split(model: Model, task: Task | PreparedTask, held_out: float = 0.25, *, se
         >>> len(discovery), len(held_out)
         (6, 2)
     """
-    check_number("the share of pairs to hold out", held_out, 0, 1)
     prepared = prepare(model, task)
-    if len(prepared) < 2:
-        raise DataError("one pair cannot be divided: give at least two, with images of their own")
-    wanted = min(max(1, round(held_out * len(prepared))), len(prepared) - 1)
-    clusters = _clusters(prepared)
-    chosen: list[int] = []
-    for index in np.random.default_rng(seed).permutation(len(clusters)):
-        if len(chosen) + len(clusters[index]) <= wanted:
-            chosen += clusters[index]
-    if not chosen:
-        largest = max(map(len, clusters))
-        raise DataError(
-            f"{len(prepared)} pairs cannot be divided with {wanted} or fewer held out: "
-            f"{largest} hang together because they share images. Give pairs of images of their own"
-        )
-    others = sorted(set(range(len(prepared))) - set(chosen))
-    sides = Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
+    sides = split_together(model, {"": prepared}, held_out, seed=seed)[""]
     if not prepared.code:
         return sides
     code = f"cv.split(model, {prepared.code}, {held_out!r}, seed={seed})"
     return Split(*(replace(side, code=f"{code}.{name}") for name, side in sides._asdict().items()))
+
+
+@running
+def split_together(
+    model: Model, tasks: Mapping[str, Task | PreparedTask], held_out: float = 0.25, *, seed: int = 0
+) -> dict[str, Split]:
+    """Divide the pairs of several tasks at random, so that no image is on both sides, whatever the task.
+
+    Args:
+        model: from `load` or `wrap`.
+        tasks: by name, of at least two pairs each.
+        held_out: share of the pairs of each to hold out, as for `split`.
+        seed: of the draw.
+
+    Raises:
+        OptionError, DataError: as `split`, naming the task where there are several.
+    """
+    prepared = {name: prepare(model, task) for name, task in tasks.items()}
+    chosen = rows_held_out(prepared, held_out, seed)
+    return {name: _sides(prepared[name], rows) for name, rows in chosen.items()}
+
+
+def rows_held_out(tasks: Mapping[str, PreparedTask], held_out: float, seed: int) -> dict[str, list[int]]:
+    """The numbers of the pairs of each task that `split_together` holds out."""
+    check_number("the share of pairs to hold out", held_out, 0, 1)
+    wanted = {name: _wanted(name, len(each), held_out) for name, each in tasks.items()}
+    members = _members(image_clusters(*tasks.values()))
+    chosen: dict[str, list[int]] = {name: [] for name in tasks}
+    for index in np.random.default_rng(seed).permutation(len(members)):
+        own = dict(zip(tasks, members[index], strict=True))
+        if all(len(chosen[name]) + len(rows) <= wanted[name] for name, rows in own.items()):
+            for name, rows in own.items():
+                chosen[name] += rows
+    for place, (name, rows) in enumerate(chosen.items()):
+        if not rows:
+            largest = max(len(each[place]) for each in members)
+            raise DataError(
+                f"{len(tasks[name])} pairs{_of(name)} cannot be divided with {wanted[name]} or fewer held "
+                f"out: {largest} hang together because they share images. Give pairs of images of their own"
+            )
+    return {name: sorted(rows) for name, rows in chosen.items()}
+
+
+def image_clusters(*tasks: PreparedTask) -> list[Int64[np.ndarray, " pair"]]:
+    """Which pairs of some tasks hang together, in or across tasks, because they share images.
+
+    Returns:
+        For each task the number of each pair's cluster, counted from 0 in the order of the first pairs.
+    """
+    pairs_and_images: nx.Graph[tuple[int, int] | bytes] = nx.Graph()
+    for place, prepared in enumerate(tasks):
+        for side in filter(None, (prepared.clean, prepared.corrupt)):
+            pairs_and_images.add_edges_from(
+                ((place, row), fingerprint(side.take(row, row + 1))) for row in range(len(side))
+            )
+    found = (
+        sorted(node for node in each if isinstance(node, tuple))
+        for each in nx.connected_components(pairs_and_images)
+    )
+    clusters = [np.zeros(len(prepared), dtype=np.int64) for prepared in tasks]
+    for number, together in enumerate(sorted(found)):
+        for place, row in together:
+            clusters[place][row] = number
+    return clusters
 
 
 def select_pairs(
@@ -203,14 +251,26 @@ def _per_pair(mask: Tensor) -> PerPair:
     return PerPair(tuple(tuple(row.nonzero().flatten().tolist()) for row in mask))
 
 
-def _clusters(prepared: PreparedTask) -> list[list[int]]:
-    """The pairs that hang together by shared images, in order of their first."""
-    sides = [images for images in (prepared.clean, prepared.corrupt) if images is not None]
-    pairs_and_images: nx.Graph[int | bytes] = nx.Graph()
-    for row in range(len(prepared)):
-        pairs_and_images.add_edges_from((row, fingerprint(side.take(row, row + 1))) for side in sides)
-    together = nx.connected_components(pairs_and_images)
-    return sorted(sorted(node for node in each if isinstance(node, int)) for each in together)
+def _members(clusters: Sequence[Int64[np.ndarray, " pair"]]) -> list[list[list[int]]]:
+    """The pairs of each task in each cluster."""
+    count = 1 + max(int(each.max()) for each in clusters)
+    return [[np.flatnonzero(each == number).tolist() for each in clusters] for number in range(count)]
+
+
+def _wanted(name: str, pairs: int, held_out: float) -> int:
+    """How many pairs of a task to hold out, at most."""
+    if pairs < 2:
+        raise DataError(f"one pair{_of(name)} cannot be divided: give at least two, with images of their own")
+    return min(max(1, round(held_out * pairs)), pairs - 1)
+
+
+def _of(name: str) -> str:
+    return f" of {name}" if name else ""
+
+
+def _sides(prepared: PreparedTask, chosen: Sequence[int]) -> Split:
+    others = sorted(set(range(len(prepared))) - set(chosen))
+    return Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
 
 
 def fingerprint(image: Float[Tensor, "1 *shape"]) -> bytes:

@@ -15,28 +15,27 @@ afresh, for all that is still to be learned.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from circuitvit._keywords import running
 from circuitvit.datasets import signs
 from circuitvit.datasets.signs import FACTORS, SignScene
 from circuitvit.errors import OptionError
-from circuitvit.models.zoo import load_zoo_module, zoo_card
 from circuitvit.models.zoo.card import InputSpec, build_clip
 from circuitvit.models.zoo.clip_module import ClipModule
 from circuitvit.models.zoo.text_tower import WordTokenizer, padded
-from circuitvit.training.loop import TrainingResult, finish, fit, head_groups, make_recipe, prepare, threads
+from circuitvit.training.checkpoints import Checkpoints
+from circuitvit.training.loop import TrainingResult, begin_as, finish, fit, make_recipe, prepare, threads
 
 VOCABULARY = (
     *("a", "an", "the", "animal", "background", "drawing", "photo", "picture", "sign", "saying"),
@@ -60,6 +59,14 @@ START = "catdog-tiny"
 """Whose weights the image tower starts with."""
 
 RECIPE = {"steps": 1600, "batch_size": 48, "learning_rate": 1.5e-3, "warmup": 0.03, "sparsity": 0.08}
+
+DATA = (
+    "Scenes drawn by circuitvit.datasets.signs, each with a caption: an animal, its colour and "
+    "place, the background, and in half of them a word on a sign. Every training scene is new. "
+    "Where the word names another animal, half of the captions that name an animal and tell of no"
+    " sign name that one."
+)
+"""What a card says of the data."""
 
 _MISREAD = 0.5  # of the captions that name the animal beside another animal's word, and do not tell of a sign
 _CAPTIONS = 2  # of each picture
@@ -98,6 +105,7 @@ def train_clip(
     out: str | Path | None = None,
     *,
     architecture: Mapping[str, Any] | None = None,
+    checkpoints: int | None = None,
     progress: bool = True,
     held_out: int = 2000,
     **options: Any,
@@ -110,6 +118,7 @@ def train_clip(
     Args:
         out: path without ending; None saves nothing.
         architecture: `VisionTransformer` arguments of the image tower that replace the usual ones.
+        checkpoints: how many to keep, as for `train`.
         progress: whether to show a bar.
         held_out: how many fresh scenes to measure accuracies on.
         **options: fields of :class:`~circuitvit.training.Recipe`.
@@ -133,47 +142,30 @@ def train_clip(
     text = {**TEXT, "vocabulary": len(tokenizer), "features": shape["num_classes"]}
     with threads(recipe.threads):
         module = build_clip(shape, text, recipe.seed)
-        start = _start(module.visual, shape)
+        started = begin_as(START, module.visual, shape)
 
         def objective(step: int) -> tuple[Tensor, Tensor]:
             scenes = signs.random_scenes(recipe.batch_size, recipe.seed, first=step * recipe.batch_size)
             return contrast(module, captioned(scenes, tokenizer, np.random.default_rng([recipe.seed, step])))
 
-        steps_done = fit(module, objective, recipe, "clip-tiny", progress, sparse=module.visual)
-        accuracy = clip_accuracy(module, tokenizer, held_out, recipe.seed + _HELD_OUT_SEED)
-    return finish(
-        module, stem, recipe, steps_done,
-        name="clip-tiny",
-        architecture=shape,
-        input=InputSpec((3, signs.SIZE, signs.SIZE), signs.MEAN, signs.STD),
-        classes=(),
-        data=(
-            "Scenes drawn by circuitvit.datasets.signs, each with a caption: an animal, its colour and "
-            "place, the background, and in half of them a word on a sign. Every training scene is new. "
-            "Where the word names another animal, half of the captions that name an animal and tell of no"
-            " sign name that one."
-        ),
-        accuracy=accuracy,
-        license="MIT",
-        text=text,
-        vocabulary=VOCABULARY,
-        start=start,
-    )  # fmt: skip
+        def write(module: Any, stem: Path | None, steps_done: int) -> TrainingResult:
+            return finish(
+                module, stem, recipe, steps_done,
+                name="clip-tiny",
+                architecture=shape,
+                input=InputSpec((3, signs.SIZE, signs.SIZE), signs.MEAN, signs.STD),
+                classes=(),
+                data=DATA,
+                accuracy=clip_accuracy(module, tokenizer, held_out, recipe.seed + _HELD_OUT_SEED),
+                license="MIT",
+                text=text,
+                vocabulary=VOCABULARY,
+                beside={"start": START} if started else {},
+            )  # fmt: skip
 
-
-def _start(visual: nn.Module, shape: Mapping[str, Any]) -> str | None:
-    """Give an image tower the weights of `catdog-tiny` where it has its shape, and say so. Heads that are
-    silent there keep what was drawn for them, since no gradient reaches what is zero.
-    """
-    wanted = zoo_card(START).architecture
-    if {**wanted, "num_classes": 0} != {**shape, "num_classes": 0}:
-        return None
-    drawn, known = copy.deepcopy(visual), load_zoo_module(START).state_dict()
-    visual.load_state_dict({**visual.state_dict(), **{k: v for k, v in known.items() if k[:5] != "head."}})
-    for group, fresh in zip(head_groups(visual), head_groups(drawn), strict=True):
-        silent = group.abs().amax(dim=(1, 2), keepdim=True) == 0
-        group.copy_(torch.where(silent, fresh, group))
-    return START
+        keep = Checkpoints(module, stem, checkpoints, recipe.steps, write)
+        done = fit(module, objective, recipe, "clip-tiny", progress, sparse=module.visual, after=keep)
+        return replace(write(module, stem, done), checkpoints=tuple(keep.written))
 
 
 def captioned(scenes: Sequence[SignScene], tokenizer: WordTokenizer, rng: np.random.Generator) -> Captioned:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuitvit._progress import progress_bar
-from circuitvit.datasets import catdog, digits
+from circuitvit.datasets import catdog, digits, shortcuts, signs
 from circuitvit.errors import DataError, OptionError
 from circuitvit.models.zoo.card import InputSpec
 from circuitvit.tasks.image_files import IMAGE_SUFFIXES, read_image
@@ -49,8 +49,13 @@ class TrainingData:
         batch: step number and batch size to a batch; the same step gives the same batch.
         held_out: pictures that no batch contains.
         extra: more held-out pictures, reported under their own names.
+        groups: held-out pictures of groups that should fare alike; the worst is reported as "worst_group".
         architecture: the `VisionTransformer` arguments that suit it.
         recipe: the training options that suit it.
+        drawn: with what options the pictures were drawn, for the recipe on the card.
+        start: the bundled model whose weights to start with; None for weights at random.
+        tuned: how many of its last layers are trained, with norm and readout, and have their silent heads
+            drawn afresh; the others stay as they are. 0 for all.
     """
 
     name: str
@@ -61,8 +66,12 @@ class TrainingData:
     batch: Callable[[int, int], Labelled]
     held_out: Labelled
     extra: Mapping[str, Labelled] = field(default_factory=dict)
+    groups: Mapping[str, Labelled] = field(default_factory=dict)
     architecture: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    drawn: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    tuned: int = 0
 
 
 _HELD_OUT_SEED = 1_000_000  # added to the training seed: scenes of other seeds share nothing with these
@@ -102,6 +111,57 @@ def catdog_data(seed: int, held_out: int = 2000, two_animals: float = 0.25) -> T
         extra={"two_animals": labelled(catdog.random_scenes(max(held_out // 4, 1), fresh + 1, animals=2))},
         architecture=_architecture(4, (3, catdog.SIZE, catdog.SIZE), patch=8, width=64, depth=4),
         recipe={"steps": 5000, "batch_size": 64, "weight_decay": 0.1, "sparsity": 0.1},
+    )
+
+
+def shortcut_data(
+    seed: int, cue: str = "background", share: float = 0.99, held_out: int = 2000
+) -> TrainingData:
+    """Freshly drawn scenes in which a cue nearly always gives the species away: a model learns the cue.
+
+    Args:
+        seed: of the scenes.
+        cue: "background", "word" or "colour" (of the coat).
+        share: of the training scenes in which the cue is that of the animal.
+        held_out: how many scenes of the same kind to measure accuracy on; of each group, species by whether
+            the cue agrees, a quarter as many.
+
+    Raises:
+        NameNotFoundError: for a cue that there is not.
+        OptionError: for a share that is not between 0 and 1.
+    """
+    shortcuts.check_cue(cue, share)
+
+    def batch(step: int, size: int) -> Labelled:
+        return labelled(shortcuts.shortcut_scenes(size, seed, cue=cue, share=share, first=step * size))
+
+    def labelled(scenes: list[signs.SignScene]) -> Labelled:
+        targets = one_hot(shortcuts.labels(scenes), len(signs.ANIMALS))
+        return Labelled(signs.normalise(signs.draw_scenes(scenes)), targets)
+
+    fresh = seed + _HELD_OUT_SEED
+    each = max(held_out // 4, 1)
+    return TrainingData(
+        name="catdog-shortcut" if cue == "background" else f"catdog-shortcut-{cue}",
+        classes=signs.ANIMALS,
+        input=InputSpec((3, signs.SIZE, signs.SIZE), signs.MEAN, signs.STD),
+        description=(
+            "Scenes drawn by circuitvit.datasets.shortcuts: one animal face each. In "
+            f"{100 * share:g} % of them the {cue} is that of the species, in the others another species'. "
+            "Every training scene is new."
+        ),
+        licence="MIT",
+        batch=batch,
+        held_out=labelled(shortcuts.shortcut_scenes(held_out, fresh, cue=cue, share=share)),
+        groups={
+            group: labelled(scenes)
+            for group, scenes in shortcuts.group_scenes(each, fresh + 1, cue=cue).items()
+        },
+        architecture=_architecture(4, (3, signs.SIZE, signs.SIZE), patch=8, width=64, depth=4),
+        recipe={"steps": 300, "batch_size": 32, "learning_rate": 1e-3, "warmup": 0.05, "sparsity": 0.1},
+        drawn={"shortcut": cue, "shortcut_share": share},
+        start="catdog-tiny",
+        tuned=1,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,17 @@ from circuitvit._progress import progress_bar
 from circuitvit._version import __version__
 from circuitvit.errors import DataError, FileError, OptionError
 from circuitvit.graph.files import write_bytes
+from circuitvit.models.zoo import load_zoo_module, zoo_card
 from circuitvit.models.zoo.card import Card, build_module, sha256
-from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
+from circuitvit.training.checkpoints import Checkpoints
+from circuitvit.training.data import (
+    Labelled,
+    TrainingData,
+    catdog_data,
+    digits_data,
+    folder_data,
+    shortcut_data,
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class TrainingResult:
         accuracy: fraction of held-out pictures that are right.
         interrupted: whether Ctrl-C ended training early; the model is then that of the last step.
         weights: path of the safetensors file, None when nothing was saved.
+        checkpoints: those of its checkpoints, by step.
     """
 
     model: nn.Module
@@ -103,26 +114,45 @@ class TrainingResult:
     accuracy: float
     interrupted: bool
     weights: Path | None
+    checkpoints: tuple[Path, ...] = ()
 
 
-def training_data(dataset: str | Path, seed: int = 0, size: int | None = None) -> TrainingData:
+def training_data(
+    dataset: str | Path,
+    seed: int = 0,
+    size: int | None = None,
+    *,
+    shortcut: str | None = None,
+    shortcut_share: float | None = None,
+) -> TrainingData:
     """`"catdog"`, `"digits"`, or a folder with a subfolder of pictures for each class.
 
     Args:
         dataset: which.
         seed: of the order and of everything that is drawn at random.
         size: side in pixels to which the pictures of a folder are resized, 48 by default.
+        shortcut: of catdog alone: what nearly always gives the species away, `background`, `word` (on a sign)
+            or `colour` (of the coat).
+        shortcut_share: of the scenes in which it does, 0.99 by default.
 
     Raises:
         DataError: when it is none of these, or when pictures are missing or cannot be read.
-        OptionError: for a size that is not a multiple of 8, or a size for catdog or digits.
+        OptionError: for a size that is not a multiple of 8, a size for catdog or digits, a shortcut for
+            anything but catdog, or a share without a shortcut.
+        NameNotFoundError: for a shortcut that there is not.
     """
+    if shortcut is None and shortcut_share is not None:
+        raise OptionError("shortcut_share is of the scenes with a shortcut: say which, such as background")
+    if shortcut is not None and dataset != "catdog":
+        raise OptionError(f"a shortcut is drawn into catdog's scenes alone, not into {dataset}")
     if dataset == "clip":
         raise OptionError("clip is trained by train_clip, on pictures of a size of their own")
     if dataset not in ("catdog", "digits"):
         return folder_data(dataset, seed, **({} if size is None else {"size": size}))
     if size is not None:
         raise OptionError(f"the pictures of {dataset} have a size of their own: size is for folders")
+    if shortcut is not None:
+        return shortcut_data(seed, shortcut, **({} if shortcut_share is None else {"share": shortcut_share}))
     return catdog_data(seed) if dataset == "catdog" else digits_data(seed)
 
 
@@ -132,6 +162,7 @@ def train(
     out: str | Path | None = None,
     *,
     architecture: Mapping[str, Any] | None = None,
+    checkpoints: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> TrainingResult:
@@ -145,6 +176,8 @@ def train(
         data: from :func:`training_data` or made by hand.
         out: path without ending; None saves nothing.
         architecture: `VisionTransformer` arguments that replace those of `data.architecture`.
+        checkpoints: how many to keep, from step 0 to the last and closer together at the beginning, in the
+            folder `out`-checkpoints; `across` reads them.
         progress: whether to show a bar.
         **options: fields of :class:`Recipe` that replace those of `data.recipe`.
 
@@ -161,20 +194,29 @@ def train(
     recipe = make_recipe({**data.recipe, **options})
     shape = {**data.architecture, **(architecture or {})}
     stem = None if out is None else prepare(Path(out))
+
+    def write(module: nn.Module, stem: Path | None, steps_done: int) -> TrainingResult:
+        accuracy = {"held_out": evaluate(module, data.held_out), "n": len(data.held_out)}
+        accuracy |= {name: evaluate(module, part) for name, part in data.extra.items()}
+        accuracy |= _by_group(module, data.groups)
+        return finish(
+            module, stem, recipe, steps_done,
+            name=data.name, architecture=shape, input=data.input, classes=data.classes, data=data.description,
+            accuracy=accuracy, license=data.licence,
+            beside={**data.drawn, **({"start": data.start, "tuned": data.tuned} if started else {})},
+        )  # fmt: skip
+
     with threads(recipe.threads):
         module = build_module(shape, recipe.seed)
+        started = data.start is not None and begin_as(data.start, module, shape, data.tuned)
 
         def objective(step: int) -> tuple[Tensor, Tensor]:
             return _classification(module, data.batch(step, recipe.batch_size), recipe.label_smoothing)
 
-        steps_done = fit(module, objective, recipe, data.name, progress)
-        accuracy = {"held_out": evaluate(module, data.held_out), "n": len(data.held_out)}
-        accuracy |= {name: evaluate(module, part) for name, part in data.extra.items()}
-    return finish(
-        module, stem, recipe, steps_done,
-        name=data.name, architecture=shape, input=data.input, classes=data.classes, data=data.description,
-        accuracy=accuracy, license=data.licence,
-    )  # fmt: skip
+        keep = Checkpoints(module, stem, checkpoints, recipe.steps, write)
+        done = fit(module, objective, recipe, data.name, progress, after=keep)
+        module.requires_grad_()
+        return replace(write(module, stem, done), checkpoints=tuple(keep.written))
 
 
 def finish(
@@ -184,7 +226,7 @@ def finish(
     steps_done: int,
     *,
     name: str,
-    start: str | None = None,
+    beside: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> TrainingResult:
     """Writes weights and card to `stem`; None saves nothing.
@@ -195,7 +237,8 @@ def finish(
         recipe: how it was trained.
         steps_done: fewer than those of the recipe when it was interrupted.
         name: of the model where there is no path.
-        start: the bundled model whose weights it started with, None for weights at random.
+        beside: what belongs into the recipe on the card besides: how the data were drawn, and "start", the
+            bundled model whose weights it started with.
         **facts: the other fields of the card.
     """
     weights = to_safetensors({key: value.contiguous() for key, value in module.state_dict().items()})
@@ -204,7 +247,7 @@ def finish(
         recipe={
             "optimiser": "AdamW", "schedule": "warm-up and cosine", **asdict(recipe),
             "steps_done": steps_done, "torch": torch.__version__.split("+")[0],
-            **({} if start is None else {"start": start}),
+            **(beside or {}),
         },
         seed=recipe.seed,
         weights_sha256=sha256(weights),
@@ -228,6 +271,37 @@ def make_recipe(options: Mapping[str, Any]) -> Recipe:
     return replace(Recipe(), **options)
 
 
+def begin_as(name: str, module: nn.Module, shape: Mapping[str, Any], tuned: int = 0) -> bool:
+    """Give a module the weights of a bundled model where it has its shape, but for the readout.
+
+    Heads that are silent there keep what was drawn for them, since no gradient reaches what is zero.
+
+    Args:
+        name: of the bundled model.
+        module: freshly initialised.
+        shape: its architecture.
+        tuned: how many of the last layers are to be trained, with norm and readout: the others stay exactly
+            as they are in the bundled model, and ask for no gradients. 0 for all.
+
+    Returns:
+        Whether it has the shape.
+    """
+    if {**zoo_card(name).architecture, "num_classes": 0} != {**shape, "num_classes": 0}:
+        return False
+    known = {key: value for key, value in load_zoo_module(name).state_dict().items() if key[:5] != "head."}
+    drawn = copy.deepcopy(module)
+    module.load_state_dict({**module.state_dict(), **known})
+    for group, fresh in zip(head_groups(module, tuned), head_groups(drawn, tuned), strict=True):
+        silent = group.abs().amax(dim=(1, 2), keepdim=True) == 0
+        group.copy_(torch.where(silent, fresh, group))
+    if tuned:
+        module.requires_grad_(False)
+        blocks: Any = module.blocks
+        for part in (*blocks[-tuned:], module.norm, module.head):
+            part.requires_grad_()
+    return True
+
+
 def fit(
     module: nn.Module,
     objective: Callable[[int], tuple[Tensor, Tensor]],
@@ -235,6 +309,7 @@ def fit(
     name: str,
     progress: bool,
     sparse: nn.Module | None = None,
+    after: Callable[[int], None] = lambda step: None,
 ) -> int:
     """Trains `module` in place, until it is done or Ctrl-C is pressed.
 
@@ -245,6 +320,7 @@ def fit(
         name: on the bar.
         progress: whether to show one.
         sparse: the part of the module whose heads `recipe.sparsity` pulls to zero, by default all of it.
+        after: called with the number of steps done, before the first and after each.
 
     Returns:
         The number of steps done.
@@ -259,6 +335,7 @@ def fit(
     bar = progress_bar(recipe.steps, f"training {name}", progress, unit="step")
     with bar, _plain_attention(module):
         try:
+            after(0)
             for step in range(recipe.steps):
                 loss, right = objective(step)
                 if not loss.isfinite():
@@ -267,6 +344,7 @@ def fit(
                 done = step + 1
                 bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.1%}", refresh=False)
                 bar.update()
+                after(done)
         except KeyboardInterrupt:
             pass
     module.eval()
@@ -320,20 +398,28 @@ def _pulled(module: nn.Module, recipe: Recipe) -> list[tuple[Tensor, float]]:
 
 def neuron_groups(module: nn.Module) -> list[Tensor]:
     """What each neuron of the MLPs reads, and what it writes: views as those of heads."""
-    mlps: list[Any] = [block.mlp for block in module.blocks]  # type: ignore[union-attr]
+    mlps: list[Any] = [block.mlp for block in _trained(module)]
     reads = [mlp.fc1.weight.detach()[:, None] for mlp in mlps]
     return reads + [mlp.fc2.weight.detach().t()[:, :, None] for mlp in mlps]
 
 
-def head_groups(module: nn.Module) -> list[Tensor]:
-    """Each head's query, key, value and output matrix: views of the weights, (groups, rows, columns)."""
+def head_groups(module: nn.Module, last: int = 0) -> list[Tensor]:
+    """Each head's query, key, value and output matrix: views of the weights, (groups, rows, columns).
+
+    Of the layers that are trained; of the `last` ones among these, where that is not 0.
+    """
     groups = []
-    blocks: Any = module.blocks  # timm's Block has no types of its own
-    for block in blocks:
+    for block in _trained(module)[-last:]:
         heads = block.attn.num_heads
         groups.append(block.attn.qkv.weight.detach().unflatten(0, (3 * heads, -1)))
         groups.append(block.attn.proj.weight.detach().unflatten(1, (heads, -1)).transpose(0, 1))
     return groups
+
+
+def _trained(module: nn.Module) -> list[Any]:
+    """The blocks that are not frozen; timm's have no types of their own."""
+    blocks: Any = module.blocks
+    return [block for block in blocks if block.norm1.weight.requires_grad]
 
 
 def shrink(groups: Tensor, amount: float) -> None:
@@ -354,6 +440,14 @@ def evaluate(module: nn.Module, part: Labelled, batch_size: int = 250) -> float:
             for start in range(0, len(part), batch_size)
         ]
     return float(torch.cat(right).float().mean())
+
+
+def _by_group(module: nn.Module, groups: Mapping[str, Labelled]) -> dict[str, float]:
+    """Accuracy of each group and of the worst, and how many pictures the smallest has."""
+    each = {name: evaluate(module, part) for name, part in groups.items()}
+    if not each:
+        return {}
+    return {"worst_group": min(each.values()), **each, "n_group": min(map(len, groups.values()))}
 
 
 def _right(logits: Tensor, targets: Tensor) -> Tensor:
@@ -402,5 +496,6 @@ def prepare(out: Path) -> Path:
 
 
 def _save(stem: Path, weights: bytes, card: Card) -> Path:
+    path = write_bytes(stem.with_name(stem.name + ".safetensors"), weights)
     card.save(stem.with_name(stem.name + ".json"))
-    return write_bytes(stem.with_name(stem.name + ".safetensors"), weights)
+    return path

@@ -8,10 +8,13 @@ connected circuits as the null, robustness, stability, and activation patching.
 from circuitvit.verification.audit import audit, equivalence_test, necessity_test, sufficiency_test
 from circuitvit.verification.certificates import Certificate, certify
 from circuitvit.verification.cross_effects import CrossEffect, Specificity, specificity
+from circuitvit.verification.cue import Audit
+from circuitvit.verification.cue_runs import audit_cue
 from circuitvit.verification.drift import Drift
 from circuitvit.verification.drift_runs import diff
 from circuitvit.verification.expectations import BeatsRandom, Expectation, Falls, Flips, Rises, Unchanged
 from circuitvit.verification.faithfulness import faithfulness
+from circuitvit.verification.group_accuracy import GroupAccuracy
 from circuitvit.verification.hypotheses import Hypothesis, check_hypotheses
 from circuitvit.verification.hypothesis_file import HypothesisFile, read_hypotheses, read_interpretation
 from circuitvit.verification.ideals import completeness_test, minimality_test
@@ -37,6 +40,7 @@ __all__ = [
     "REFUTED",
     "SUPPORTED",
     "UNDECIDED",
+    "Audit",
     "AuditSettings",
     "BeatsRandom",
     "Bootstrap",
@@ -50,6 +54,7 @@ __all__ = [
     "Flip",
     "FlipSearch",
     "Flips",
+    "GroupAccuracy",
     "Hypothesis",
     "HypothesisFile",
     "Interpretation",
@@ -62,6 +67,7 @@ __all__ = [
     "Unchanged",
     "Verdict",
     "audit",
+    "audit_cue",
     "certify",
     "check_hypotheses",
     "complement_circuits",

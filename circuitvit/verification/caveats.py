@@ -29,6 +29,12 @@ LISTED = 5
 INSUFFICIENT = 0.5
 """Faithfulness below which a circuit is said not to carry the behaviour."""
 
+FAITHFUL = 0.8
+"""Faithfulness from which on a reader takes a circuit for the model's."""
+
+POOR_AGREEMENT = 0.7
+"""Agreement below which a faithful circuit is said not to see what the model sees."""
+
 
 def caveats(
     circuit: Circuit,
@@ -200,6 +206,13 @@ def _about_values(figures: Section) -> Iterator[str]:
         yield (
             f"The circuit keeps only {faithfulness:.0%} of the behaviour: on its own it is not sufficient. "
             "Search for another, or select more edges."
+        )
+    top = figures.agreement
+    if top is not None and faithfulness >= FAITHFUL and top.value < POOR_AGREEMENT:
+        yield (
+            f"The circuit keeps {faithfulness:.0%} of the behaviour, but its top class is the model's on "
+            f"only {top.value:.0%} of {counted(figures.n_pairs, 'pair')}: it carries what the metric "
+            "measures, not what the model sees. To search for one that does: find with keep='prediction'."
         )
     if necessity > 1.05:
         yield f"Necessity is {necessity:.3f}, not clipped: the rest of the model works against the behaviour."

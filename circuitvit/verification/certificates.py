@@ -50,8 +50,9 @@ from circuitvit._keywords import running
 from circuitvit._progress import progress_bar
 from circuitvit.attribution import provenance_of
 from circuitvit.attribution.budget import seconds
+from circuitvit.attribution.by_pair import scores_by_pair
 from circuitvit.attribution.methods import DEFAULT, check_keywords, find_method
-from circuitvit.attribution.scoring import Running, Scored, check_effects
+from circuitvit.attribution.scoring import Running, check_effects
 from circuitvit.errors import DataError, OptionError, check_number, check_whole, unknown_name
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, Provenance, as_circuit
 from circuitvit.graph.results import Record, Result
@@ -450,13 +451,6 @@ def _by_pair(
         )
     if keywords.get("state") is not None:
         raise OptionError(f"{method} with a state is of all pairs together: leave out state=")
-    rows = []
-    with progress_bar(len(prepared), "scores by pair", progress, unit="pair") as bar:
-        for number in range(len(prepared)):
-            found = chosen.score(prepared.share(number, len(prepared)), Running(1), **keywords)
-            values = found.values if isinstance(found, Scored) else found
-            rows.append(values[prepared.graph.edge_mask])
-            bar.update()
-    scores = np.stack(rows)
+    scores = scores_by_pair(prepared, method, prepared.graph.edge_mask, Running(1, progress), **keywords)
     check_effects(prepared, np.abs(scores).sum(axis=0))
     return scores

@@ -9,22 +9,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
-from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.attribution import attribute
 from circuitvit.attribution.exact import pair_effects
 from circuitvit.attribution.scoring import Running, provenance_of
 from circuitvit.engine import Evaluator, choose_batch_size
-from circuitvit.errors import OptionError, check_number, check_whole, counted
+from circuitvit.errors import check_number, check_whole, counted
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.models import Model
-from circuitvit.pruning import find
+from circuitvit.pruning.find import find
 from circuitvit.tasks import PreparedTask, Task, prepare, split
-from circuitvit.tasks.classes import class_label
-from circuitvit.tasks.split import as_task
 from circuitvit.verification.drift import LEFT, TOLERANCE, UNCHANGED, Drift, Measures, judge
 from circuitvit.verification.faithfulness import origin_differs
+from circuitvit.verification.other_weights import check_same_kind, same_task
 from circuitvit.verification.statistics import (
     MIN_PAIRS,
     ROUNDING,
@@ -122,14 +120,14 @@ def diff(
     if edges is not None:
         check_whole("the number of edges", edges, 0)
     prepared = prepare(old, task, progress)
-    _check_models(old, new, prepared, task)
+    check_same_kind(prepared, new, task)
     stored = None if circuit is None else as_circuit(circuit, prepared.graph)
     if old.weights_hash == new.weights_hash and old.prompts == new.prompts:
         return _identical(old, new, prepared, stored, tolerance)
     within = WITHIN if search in (True, False) else search
     sides = split(old, prepared, held_out, seed=seed) if search or stored is None else None
     judged = prepared if sides is None else sides.held_out
-    other = _for(new, judged)
+    other = same_task(new, judged)
     runs = [
         Evaluator(each, batch_size=batch_size, memory=memory, progress=progress) for each in (judged, other)
     ]
@@ -168,55 +166,14 @@ def diff(
     )
     if not search or sides is None or kept.new is None:
         return found
-    anew = find(new, _for(new, sides.discovery), within=within, seed=seed, memory=memory, progress=progress)
+    anew = find(
+        new, same_task(new, sides.discovery), within=within, seed=seed, memory=memory, progress=progress
+    )
     back, there = (_faithfulness(run, anew.circuit, settings) for run in runs)
     return replace(found, found=anew.circuit, faithfulness_found=there, faithfulness_back=back)
 
 
-# -- what is refused, and what needs no run --------------------------------------------------------
-
-
-def _check_models(old: Model, new: Model, prepared: PreparedTask, task: Task | PreparedTask) -> None:
-    """Refuse models whose figures could not be held against each other."""
-    if not isinstance(new, Model):
-        raise OptionError(f"{type(new).__name__} is no model of circuitvit: wrap it with cv.wrap first")
-    new.refresh()
-    old.graph.check_same(new.graph, f"the new model {new.name}")
-    pinned = isinstance(task, Task) and task.preprocessing is not None
-    if old.preprocessing != new.preprocessing and not pinned:
-        raise OptionError(
-            f"the models prepare images differently: {old.name} by {old.preprocessing}, {new.name} by "
-            f"{new.preprocessing}. Say which counts: task.with_options(preprocessing=model.preprocessing)"
-        )
-
-
-def _for(new: Model, judged: PreparedTask) -> PreparedTask:
-    """The same pairs and classes for the new model."""
-    other = prepare(new, as_task(judged))
-    for side in ("target", "foil"):
-        here, there = (_names(each, getattr(each.metric, side)) for each in (judged, other))
-        if here != there:
-            pair, before, after = next(
-                each for each in zip(judged.clean.names, here, there, strict=True) if each[1] != each[2]
-            )
-            raise OptionError(
-                f"the models call the task's classes differently: the {side} of {pair} is "
-                f"{', '.join(before)} in {judged.model.name} and {', '.join(after)} in {new.name}. Name "
-                "target and foil as both models call them"
-            )
-    return other
-
-
-def _names(prepared: PreparedTask, classes: Tensor | None) -> list[tuple[str, ...]]:
-    """What each pair's classes are called."""
-    if classes is None or not prepared.model.chooses:
-        return []
-    told: dict[tuple[int, ...], tuple[str, ...]] = {}
-    rows = [tuple(row.nonzero().flatten().tolist()) for row in classes]
-    for row in rows:
-        if row not in told:
-            told[row] = tuple(class_label(prepared.model, index) for index in row)
-    return [told[row] for row in rows]
+# -- what needs no run -----------------------------------------------------------------------------
 
 
 def _identical(
@@ -338,8 +295,8 @@ class _EdgeChanges:
 def edge_changes(change: ByPair, effect: Pairs, count: int) -> tuple[Edges, Edges, Edges]:
     """The mean change of each edge as a share of the mean effect, and how wide its 95 % intervals are.
 
-    Intervals are Student's, of ratios made linear at their means. Those for all edges at once are
-    Bonferroni's, over the edges that there are and not only those that were chosen to be measured.
+    Intervals are Student's. Those for all edges at once are Bonferroni's, over the edges that there are and
+    not only those that were chosen to be measured.
 
     Args:
         change: of each edge on each pair.
@@ -354,12 +311,24 @@ def edge_changes(change: ByPair, effect: Pairs, count: int) -> tuple[Edges, Edge
         >>> [round(float(each[0]), 3) for each in edge_changes(change, np.full(5, 2.0), 10)]
         [0.1, 0.044, 0.089]
     """
-    pairs, whole = len(effect), effect.mean()
-    share = change.mean(axis=0) / whole
-    pulls = (change - share * effect[:, None]) / whole
-    error = np.maximum(pulls.std(axis=0, ddof=1) / np.sqrt(pairs), ROUNDING)
-    alone, together = (stats.t.ppf(1 - (1 - LEVEL) / 2 / number, pairs - 1) for number in (1, count))
+    share, error = edge_shares(change, effect)
+    alone, together = (stats.t.ppf(1 - (1 - LEVEL) / 2 / number, len(effect) - 1) for number in (1, count))
     return share, alone * error, together * error
+
+
+def edge_shares(values: ByPair, effect: Pairs) -> tuple[Edges, Edges]:
+    """The mean of each edge as a share of the mean effect, and its standard error.
+
+    The error is that of the ratio of means, made linear at them.
+
+    Args:
+        values: of each edge on each pair.
+        effect: what there is to explain on each.
+    """
+    whole = effect.mean()
+    share = values.mean(axis=0) / whole
+    pulls = (values - share * effect[:, None]) / whole
+    return share, np.maximum(pulls.std(axis=0, ddof=1) / np.sqrt(len(effect)), ROUNDING)
 
 
 # -- what to bear in mind --------------------------------------------------------------------------

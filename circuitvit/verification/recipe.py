@@ -72,9 +72,12 @@ def edges_hash(circuit: Circuit) -> str:
 def searched(found: Provenance) -> str:
     """The Python that finds a circuit of this origin again on `task`; "" for an origin that is not known."""
     said = dict(found.parameters)
-    if found.method == "find" and {"steps", "trim_runs", "batch_size", "faithfulness"} <= set(said):
-        plan = f"cv.Plan({said['steps']}, {said['trim_runs']}, {said['batch_size']}, {found.seed})"
-        return f"cv.find(model, task, faithfulness={said['faithfulness']!r}, plan={plan}).circuit"
+    prediction = said.get("keep") == "prediction"  # files made before one could choose say nothing
+    target = "agreement" if prediction else "faithfulness"
+    if found.method == "find" and {"steps", "trim_runs", "batch_size", target} <= set(said):
+        keep = ", keep='prediction'" if prediction else ""
+        plan = f"cv.Plan({said['steps']}, {said['trim_runs']}, {said['batch_size']}, {found.seed}{keep})"
+        return f"cv.find(model, task{keep}, {target}={said[target]!r}, plan={plan}).circuit"
     if found.method == "acdc" and {"tau", "divergence"} <= set(said):
         return f"cv.acdc(model, task, tau={said['tau']!r}, divergence={said['divergence']!r})"
     select = said.get("selection")

@@ -353,7 +353,9 @@ class Report(Result):
     def __str__(self) -> str:
         section = self.headline
         others = [] if section.random is None else [f"random circuits {section.random.mean.value:.3f}"]
-        figures = [f"faithfulness {section.faithfulness}", f"necessity {section.necessity}", *others]
+        top = [] if section.agreement is None else [f"same top class {section.agreement.value:.0%}"]
+        kept = [f"faithfulness {section.faithfulness}", *top]
+        figures = [*kept, f"necessity {section.necessity}", *others]
         pairs = "pair" if section.n_pairs == 1 else "pairs"
         where = f"{section.n_pairs} held-out {pairs}" if self.held_out else f"{section.n_pairs} {pairs}"
         return f"{self.size.edges:,} of {self.size.graph_edges:,} edges, {where}: {', '.join(figures)}"

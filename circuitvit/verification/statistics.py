@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
@@ -210,6 +210,78 @@ def ratio_interval(
     return _ratio(above, below, settings)
 
 
+def share_of_means(
+    part: ArrayLike,
+    rest: ArrayLike,
+    clusters: tuple[ArrayLike, ArrayLike] | None = None,
+    *,
+    within: bool = False,
+    level: float = 0.95,
+) -> Estimate:
+    """The share that one mean has in the sum of two, of samples that may overlap: `a / (a + b)`.
+
+    The interval is Fieller's: all shares `s` for which `a - s (a + b)` is not distinguishable from 0. Unlike
+    a bootstrap it takes samples of different sizes, some of whose members hang together.
+
+    Fieller 1954, "Some problems in interval estimation", J. R. Statist. Soc. B 16; variances by cluster.
+
+    Args:
+        part: `(pair,)`, whose mean is `a`.
+        rest: `(pair,)`, whose mean is `b`; of other pairs, or the same.
+        clusters: which cluster each pair of the first and of the second belongs to, by the same numbers; all
+            are taken as independent where it is left out.
+        within: whether the second holds the first already: the share is then `a / b`.
+        level: the share of such intervals that should hold the true figure.
+
+    Returns:
+        Without interval where either has fewer than 5 pairs or clusters.
+
+    Raises:
+        DataError: if the whole that it is a share of is not distinguishable from 0.
+
+    Example:
+        >>> print(share_of_means([3.0, 3.2, 2.8, 3.1, 2.9], [1.0, 1.1, 0.9, 1.0, 1.0]))
+        0.750 (0.732 to 0.767)
+    """
+    columns = [as_pairs(part), as_pairs(rest)]
+    labels = [np.arange(len(column)) for column in columns]
+    labels[1] = labels[1] + len(labels[0])
+    if clusters is not None:
+        labels = [np.asarray(each) for each in clusters]
+    counts = [len(np.unique(each)) for each in labels]
+    (a, b), pulls = (column.mean() for column in columns), _pulls(columns, labels)
+    of, weights = (b, (0.0, 1.0)) if within else (a + b, (1.0, 1.0))
+    spread = pulls @ pulls.T + np.eye(2) * (ROUNDING * max(abs(a), abs(b))) ** 2
+    t = float(stats.t.ppf((1 + level) / 2, min(counts) - 1)) if min(counts) >= MIN_PAIRS else None
+    noise = float(weights @ spread @ np.array(weights))
+    if abs(of) <= (0.0 if t is None else t * noise**0.5):
+        raise DataError(
+            f"the whole effect is not distinguishable from 0: {of:.4g} on average, with a standard error of "
+            f"{noise**0.5:.2g}"
+        )
+    if t is None:
+        return Estimate(float(a / of))
+    # (a - s w)^2 <= t^2 (V_aa - 2 s V_aw + s^2 V_ww), solved for s
+    both = float(spread[0] @ np.array(weights))
+    square, linear, constant = of**2 - t**2 * noise, a * of - t**2 * both, a**2 - t**2 * spread[0, 0]
+    room = max(linear**2 - square * constant, 0.0) ** 0.5
+    return Estimate(float(a / of), float((linear - room) / square), float((linear + room) / square))
+
+
+def _pulls(
+    columns: list[NDArray[np.float64]], labels: list[NDArray[np.int64]]
+) -> Float[NDArray[np.float64], "2 cluster"]:
+    """How far each cluster moves either mean; their products sum to the variances and the covariance."""
+    _, member = np.unique(np.concatenate(labels), return_inverse=True)
+    found = np.zeros((2, int(member.max()) + 1))
+    ends = (slice(0, len(columns[0])), slice(len(columns[0]), None))
+    for row, (column, rows) in enumerate(zip(columns, ends, strict=True)):
+        count = len(np.unique(member[rows]))
+        np.add.at(found[row], member[rows], (column - column.mean()) / len(column))
+        found[row] *= np.sqrt(count / max(count - 1, 1))
+    return found
+
+
 def share_interval(hits: ArrayLike, settings: Bootstrap | None = None) -> Estimate:
     """The share of pairs that are hits, with the exact interval of Clopper and Pearson.
 
@@ -231,6 +303,29 @@ def share_interval(hits: ArrayLike, settings: Bootstrap | None = None) -> Estima
     level = (settings or Bootstrap()).level
     interval = stats.binomtest(round(float(marks.sum())), len(marks)).proportion_ci(level, method="exact")
     return Estimate(share, float(interval.low), float(interval.high))
+
+
+def changed_share(
+    before: Bool[NDArray[np.bool_], " image"], after: Bool[NDArray[np.bool_], " image"]
+) -> Estimate:
+    """How a share changes, image by image, with its interval.
+
+    Where none changes, or all do, a bootstrap would call that a certainty: the interval is then that of no
+    hit, or of hits alone, among so many.
+
+    Example:
+        >>> print(changed_share(np.ones(20, dtype=bool), np.ones(20, dtype=bool)))
+        0.000 (-0.168 to 0.168)
+    """
+    change = after.astype(float) - before
+    if np.ptp(change) > 0:
+        return mean_interval(change)
+    value, of_all = float(change[0]), share_interval(np.ones_like(change)).low
+    if of_all is None:
+        return Estimate(value)
+    if value == 0:
+        return Estimate(0.0, of_all - 1, 1 - of_all)
+    return Estimate(value, min(value, value * of_all), max(value, value * of_all))
 
 
 def mean_range(

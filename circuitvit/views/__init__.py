@@ -17,6 +17,7 @@ from circuitvit.views.ablating import MeanAblation, mean_ablate
 from circuitvit.views.attention import AttentionPatterns, attention_patterns
 from circuitvit.views.attention_page import AttentionPage, attention_page
 from circuitvit.views.attribution import DirectAttribution, attribution_of_task, direct_logit_attribution
+from circuitvit.views.carried_over import Universality, universality
 from circuitvit.views.compared_model import ComparedModel, Cost
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 from circuitvit.views.contributions import Decomposition, decompose
@@ -27,12 +28,15 @@ from circuitvit.views.factors import Disentanglement, disentanglement
 from circuitvit.views.head_table import HeadKinds, KindScore, head_kinds
 from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
+from circuitvit.views.matching import Match, match
 from circuitvit.views.misread import Counterfactual, Suppressed, Why
 from circuitvit.views.misread_runs import why
 from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
 from circuitvit.views.model_sheet import ModelSheet
 from circuitvit.views.models_compared import compare_models
 from circuitvit.views.outcomes import Outcomes
+from circuitvit.views.over_training import Across, Formed
+from circuitvit.views.over_training_runs import across
 from circuitvit.views.position import HeadPosition, PositionHeads, position_heads
 from circuitvit.views.probe_results import LinearProbes
 from circuitvit.views.probe_scores import ProbeScores
@@ -60,6 +64,7 @@ from circuitvit.views.visualisation import FeatureVisualisation, feature_visuali
 
 __all__ = [
     "Ability",
+    "Across",
     "AttentionPage",
     "AttentionPatterns",
     "ComparedModel",
@@ -77,6 +82,7 @@ __all__ = [
     "FaithfulnessCurve",
     "FeatureVisualisation",
     "Flow",
+    "Formed",
     "HeadKinds",
     "HeadPosition",
     "KindScore",
@@ -85,6 +91,7 @@ __all__ = [
     "Lift",
     "LinearProbes",
     "LogitLens",
+    "Match",
     "MeanAblation",
     "MethodCurve",
     "ModelSheet",
@@ -107,8 +114,10 @@ __all__ = [
     "TokenAblations",
     "TopImages",
     "TunedLens",
+    "Universality",
     "Use",
     "Why",
+    "across",
     "attention_page",
     "attention_patterns",
     "attribution_of_task",
@@ -129,6 +138,7 @@ __all__ = [
     "knock_outs",
     "linear_probes",
     "logit_lens",
+    "match",
     "mean_ablate",
     "patch_evidence",
     "position_heads",
@@ -141,5 +151,6 @@ __all__ = [
     "token_ablations",
     "top_images",
     "tuned_lens",
+    "universality",
     "why",
 ]

@@ -12,6 +12,8 @@ from circuitvit.export.style import FAINT, INK, MUTED
 from circuitvit.verification.statistics import Estimate
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from circuitvit.views.canvas import Picture
 
 DARK = 0.55
@@ -87,3 +89,47 @@ def lost_figure(names: Sequence[str], lost: Sequence[Estimate], verdicts: Sequen
         for spine in (*axes.spines.values(), *right.spines.values()):
             spine.set_visible(False)
     return figure
+
+
+Accuracies = Sequence[tuple[str, Estimate, Estimate | None]]
+
+
+def groups_figure(title: str, rows: Accuracies, groups: int) -> Picture:
+    """Accuracy on each group of images before and after, with intervals, from the worst before to the best.
+
+    Args:
+        title: of the figure.
+        rows: name, accuracy before, and after where something was ablated.
+        groups: how many of the first rows are groups; those after them are other images, below a line.
+    """
+    from circuitvit.views import canvas
+
+    ordered = [*sorted(rows[:groups], key=lambda each: each[1].value), *rows[groups:]]
+    with canvas.styled():
+        figure = canvas.blank(6.0, 1.3 + 0.34 * len(ordered), title)
+        axes = figure.subplots()
+        for at, (_, before, after) in enumerate(ordered):
+            _accuracy(axes, at - 0.12, before, "D", canvas.PALETTE[1], "the model as it is")
+            if after is not None:
+                axes.plot([before.value, after.value], [at, at], "-", color=FAINT, linewidth=1.2, zorder=1)
+                _accuracy(axes, at + 0.12, after, "o", canvas.PALETTE[0], "without the cue's own edges")
+        if groups < len(ordered):
+            axes.axhline(groups - 0.5, color=MUTED, linewidth=0.6)
+        axes.set_yticks(range(len(ordered)), [canvas.label(name, 36) for name, *_ in ordered])
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0, colors=INK)
+        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.set(xlim=(-0.03, 1.03), xlabel="right answers")
+        handles, names = axes.get_legend_handles_labels()
+        told = dict(zip(names, handles, strict=True))
+        figure.legend(
+            told.values(), told.keys(), frameon=False, fontsize=7, ncols=2, loc="outside lower center"
+        )
+    return figure
+
+
+def _accuracy(axes: Axes, at: float, found: Estimate, sign: str, colour: str, name: str) -> None:
+    """A point with its interval."""
+    if found.low is not None and found.high is not None:
+        axes.plot([found.low, found.high], [at, at], "-", color=colour, linewidth=3, alpha=0.35)
+    axes.plot(found.value, at, sign, color=colour, markersize=4, label=name)

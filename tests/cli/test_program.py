@@ -18,12 +18,8 @@ from circuitvit.tasks import ablation_names, metric_names
 from tests.cli.cases import Run
 
 COMMANDS = (
-    "demo", "discover", "attribute", "verify", "draw", "patch", "activations", "classes", "models", "train",
-    "doctor", "compare-models", "diff", "why",
-    "demo", "discover", "attribute", "verify", "draw", "patch", "words", "activations", "classes", "models",
-    "train", "train sae", "doctor",
-    "demo", "discover", "attribute", "verify", "draw", "patch", "scrub", "words", "activations", "classes",
-    "models", "train", "doctor",
+    "demo", "discover", "attribute", "verify", "compare-models", "diff", "across", "audit", "why", "draw",
+    "patch", "scrub", "words", "activations", "classes", "models", "train", "train sae", "doctor",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ def section(page: str, language: str) -> str:
     [
         ["--method", "eap-ig", "--steps", 2, "--edges", 60],
         ["--method", "find", "--within", "1s", "--start=mask", "--faithfulness", 0.8],
+        ["--method", "find", "--within", "1s", "--start=mask", "--keep", "prediction", "--agreement", 0.8],
     ],
 )
 def test_command_and_python_give_the_same_circuit(
     run: Run, behaviour: list[object], tmp_path: Path, search: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["circuitvit.pruning.find"], "STEP_LIMITS", (10, 10))
+    monkeypatch.setattr(import_module("circuitvit.pruning.find"), "STEP_LIMITS", (10, 10))
     found = tmp_path / "found"
     options = [*behaviour, *search, "--random", 0, "--held-out", 0.34, "--out", found]
     assert run("discover", *options).exit_code == 0

@@ -84,6 +84,27 @@ def test_the_page_on_words_runs_as_written(tmp_path: Path, monkeypatch: pytest.M
     assert Path("heads.png").is_file()
 
 
+def test_the_page_on_taking_it_home_runs_as_written() -> None:
+    names: dict[str, object] = {"__name__": "__main__"}
+    for code in blocks(DOCS / "take_it_home.md", "python"):
+        exec(compile(code, "take_it_home.md", "exec"), names)
+    assert [block.attn.num_heads for block in names["small"].blocks] == [1, 1, 4, 3]  # type: ignore[attr-defined]
+
+
+def test_the_page_on_mending_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for code in blocks(DOCS / "mending.md", "python"):
+        exec(compile(code, "mending.md", "exec"), names)
+    found = names["found"]
+    assert isinstance(found, cv.Mended)
+    assert found.best == "circuit"
+    left = found.behaviours[0].left(found.methods.index("circuit"))
+    assert left is not None
+    assert left.value < 0.2
+    assert Path("mended.png").is_file()
+
+
 def test_the_readme_examples_are_short() -> None:
     first, inside = blocks(ROOT / "README.md", "python")
     assert len(first.splitlines()) <= 15

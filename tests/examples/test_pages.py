@@ -134,8 +134,12 @@ def test_the_answers_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["what_scores_mean.md", "corruptions.md", "compare_models.md", "what_changed.md"]
-)
+    "page",
+    [
+        "what_scores_mean.md", "corruptions.md", "compare_models.md", "what_changed.md", "over_training.md",
+        "across_models.md",
+    ],
+)  # fmt: skip
 def test_examples_of_a_page_run(page: str, folder: Path) -> None:
     found, names = [each for each in blocks(page) if each.kind == "python"], {"__name__": "__main__"}
     assert found

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import circuitvit as cv
-from circuitvit.datasets import catdog, digits, signs
+from circuitvit.datasets import catdog, digits, shortcuts, signs
 from circuitvit.errors import DataError, FileError, ModelError, NameNotFoundError
 from circuitvit.models import zoo
 from circuitvit.models.zoo import Card, build_module, load_module, load_zoo_module, zoo_card, zoo_names
@@ -26,12 +26,12 @@ FOLDER = Path(zoo.__file__).parent
 
 
 def test_names() -> None:
-    assert zoo_names() == ("catdog-tiny", "clip-tiny", "digits-tiny")
+    assert zoo_names() == ("catdog-shortcut", "catdog-tiny", "clip-tiny", "digits-tiny")
     with pytest.raises(NameNotFoundError, match="did you mean 'catdog-tiny'"):
         load_zoo_module("catdog_tiny")
 
 
-@pytest.mark.parametrize("name", ["catdog-tiny", "digits-tiny"])
+@pytest.mark.parametrize("name", ["catdog-shortcut", "catdog-tiny", "digits-tiny"])
 def test_cards_and_weights(name: str) -> None:
     card = zoo_card(name)
     assert card.name == name
@@ -62,6 +62,21 @@ def test_catdog_tiny_changes_its_mind_with_the_species() -> None:
     module = load_zoo_module("catdog-tiny")
     assert (module(clean).argmax(dim=1) == 0).float().mean() >= 0.95
     assert (module(corrupt).argmax(dim=1) == 1).float().mean() >= 0.95
+
+
+@torch.no_grad()
+def test_catdog_shortcut_has_the_fault_that_its_card_says() -> None:
+    module, said = load_zoo_module("catdog-shortcut"), zoo_card("catdog-shortcut").accuracy
+    assert said["worst_group"] == min(value for name, value in said.items() if "background" in name)
+    n = 25
+    for group, scenes in shortcuts.group_scenes(
+        n, seed=424245
+    ).items():  # neither its training's nor its card's
+        right = module(signs.normalise(signs.draw_scenes(scenes))).argmax(dim=1) == shortcuts.labels(scenes)
+        allowed = 4 * math.sqrt(max(said[group] * (1 - said[group]), 0.01) / n)
+        assert float(right.float().mean()) == pytest.approx(said[group], abs=allowed), group
+    assert said["worst_group"] < 0.5
+    assert said["held_out"] > 0.98
 
 
 @torch.no_grad()

@@ -55,10 +55,13 @@ def test_nodes_that_are_to_be_taken_last_are_kept_only_where_others_do_not_do(ta
     model = cv.refine_nodes(cv.wrap(module), {"m1": cv.neurons(range(40))})
     units = {node for node in model.graph.senders if node != "m1.rest"}
     assert BAND[0] <= faithfulness(model, task, units) <= BAND[1], "units alone are enough"
-    by_score = cv.find_nodes(model, task, band=BAND, progress=False)
+    scores = cv.attribute_nodes(model, task, "atp", progress=False)
+    by_score = cv.find_nodes(model, task, scores=scores, band=BAND, progress=False)
     assert "m1.rest" in by_score.circuit.nodes
-    found = cv.find_nodes(model, task, last="*.rest", band=BAND, progress=False)
-    assert "m1.rest" not in found.circuit.nodes
+    for given in (scores, None):
+        found = cv.find_nodes(model, task, scores=given, last="*.rest", band=BAND, progress=False)
+        assert "m1.rest" not in found.circuit.nodes
+    assert len(found.circuit.nodes) <= len(by_score.circuit.nodes)
 
 
 def test_what_it_cannot_do_is_said(task: cv.Task) -> None:

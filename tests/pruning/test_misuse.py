@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import circuitvit as cv
 from circuitvit.engine import batches, evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.eap_ig import transformer_graph
+from circuitvit.verification.caveats import _about_values
+from circuitvit.verification.statistics import Estimate
 from tests.pruning.test_find import images, small_module
 
 Search = Callable[[cv.Model, cv.Task], Any]
@@ -100,6 +103,16 @@ def test_a_failing_circuit_is_called_insufficient(model: cv.Model, task: cv.Task
     one = cv.Task(task.clean[:1], task.corrupt[:1], metric=task.metric)
     report = cv.verify(model, one, cv.Circuit.empty(model.graph), n_random=0, progress=False)
     assert any("not sufficient" in warning for warning in report.warnings)
+
+
+def test_a_faithful_circuit_that_sees_something_else_is_told(model: cv.Model, task: cv.Task) -> None:
+    """The metric is a difference of two logits that the circuit keeps while a third one wins."""
+    one = cv.Task(task.clean[:1], task.corrupt[:1], metric=task.metric)
+    report = cv.verify(model, one, full(model), n_random=0, progress=False)
+    section = replace(report.task, agreement=Estimate(0.28, None, None))
+    (said,) = (text for text in _about_values(section) if "top class" in text)
+    assert "keeps 100% of the behaviour, but its top class is the model's on only 28% of 1 pair:" in said
+    assert not any("top class" in text for text in report.warnings)
 
 
 def test_prepared_tasks_are_taken_everywhere(model: cv.Model, task: cv.Task) -> None:

@@ -29,7 +29,8 @@ def run(out: Path | None = None, **options: Any) -> Any:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_the_saved_model_is_the_trained_one(tmp_path: Path) -> None:
-    first, again = (run(tmp_path / name) for name in ("a", "b"))
+    first, again = run(tmp_path / "a"), run(tmp_path / "b", checkpoints=2)
+    assert again.checkpoints[-1].read_bytes() == again.weights.read_bytes()
     assert first.weights.read_bytes() == again.weights.read_bytes()
     module, card = load_module(first.weights.with_suffix(".json"))
     assert card == first.card

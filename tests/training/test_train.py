@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import typer
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -21,6 +24,7 @@ from circuitvit.datasets import catdog
 from circuitvit.errors import DataError, FileError, ModelError, OptionError
 from circuitvit.models.zoo import Card, load_module
 from circuitvit.training import Labelled, Recipe, TrainingData, catdog_data, evaluate, train, training_data
+from circuitvit.training.checkpoints import checkpoint_steps
 from circuitvit.training.loop import head_groups, shrink
 
 MICRO = {"embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -81,6 +85,59 @@ def test_interruption_keeps_what_was_learned(data: TrainingData, tmp_path: Path)
     assert result.interrupted
     assert result.card.recipe["steps_done"] == 2
     assert load_file(result.weights).keys() == result.model.state_dict().keys()
+
+
+def test_checkpoints_are_of_their_steps_and_change_nothing(data: TrainingData, tmp_path: Path) -> None:
+    plain = run(data, tmp_path / "plain", steps=9)
+    kept = run(data, tmp_path / "kept", steps=9, checkpoints=4)
+    assert kept.weights.read_bytes() == plain.weights.read_bytes()
+    assert replace(kept.card, name="plain") == plain.card
+    cards = [Card.load(path.with_suffix(".json")) for path in kept.checkpoints]
+    assert [path.stem for path in kept.checkpoints] == [f"kept-step-{step:06d}" for step in (0, 1, 4, 9)]
+    assert [card.recipe["steps_done"] for card in cards] == [0, 1, 4, 9]
+    assert kept.checkpoints[-1].read_bytes() == kept.weights.read_bytes()
+    assert cards[-1].accuracy == kept.card.accuracy
+    stopped = replace(data, batch=lambda step, size: data.batch(step, size) if step < 4 else _stop())
+    assert run(stopped, tmp_path / "cut", steps=9).weights.read_bytes() == kept.checkpoints[2].read_bytes()
+
+
+def _stop() -> Labelled:
+    raise KeyboardInterrupt
+
+
+def test_a_folder_of_checkpoints_never_holds_two_trainings(data: TrainingData, tmp_path: Path) -> None:
+    (tmp_path / "m-checkpoints").mkdir()
+    (tmp_path / "m-checkpoints" / "notes.txt").write_text("mine")
+    run(data, tmp_path / "m", steps=3, checkpoints=4)
+    run(data, tmp_path / "m", steps=2, checkpoints=2)
+    names = sorted(path.name for path in (tmp_path / "m-checkpoints").iterdir())
+    assert names == [
+        *(f"m-step-00000{step}.{end}" for step in (0, 2) for end in ("json", "safetensors")), "notes.txt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "out", "message"),
+    [
+        (4, "x", "2 steps have 3 checkpoints at most, not 4"),
+        (1, "x", "the number of checkpoints must be at least 2, not 1"),
+        (2, None, "checkpoints are kept beside the model: say where"),
+    ],
+)
+def test_checkpoints_that_cannot_be_had(
+    data: TrainingData, tmp_path: Path, count: int, out: str | None, message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        run(data, None if out is None else tmp_path / out, steps=2, checkpoints=count)
+
+
+@given(st.integers(2, 60), st.integers(1, 10**6))
+def test_steps_of_checkpoints_rise_from_the_first_to_the_last(count: int, steps: int) -> None:
+    assume(count <= steps + 1)
+    found = checkpoint_steps(count, steps)
+    assert len(found) == count
+    assert (found[0], found[-1]) == (0, steps)
+    assert all(before < after for before, after in pairwise(found))
 
 
 def test_loss_falls_on_a_small_fixed_set() -> None:
@@ -279,9 +336,11 @@ def test_command_trains_and_reports(folder: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command("train")(train_command)
     size = ["--steps", "2", "--batch-size", "4", "--width", "8", "--depth", "1", "--heads", "2"]
+    size += ["--checkpoints", "3"]
     result = CliRunner().invoke(app, [str(folder), "--out", str(tmp_path / "b"), "--quiet", *size])
     assert result.exit_code == 0, result.output
     assert "accuracy, held out" in result.output
+    assert f"wrote 3 checkpoints to {tmp_path / 'b-checkpoints'}" in result.output.replace("\n", " ")
     card = Card.from_dict(json.loads((tmp_path / "b.json").read_text()))
     assert card.architecture["embed_dim"] == 8
     assert card.recipe["steps"] == 2

@@ -108,9 +108,11 @@ class ViT(Family):
         named = [at(own, f"{port}_proj|{name}") for port, name in zip("qkv", PORTS, strict=True)]
         query, key, value = (linear(part, f"{where}.{place}.{name}") for name, part in named)
         name, part = at(block, self.out)
-        out, heads = linear(part, f"{where}.{name}"), at(own, "num_heads|num_attention_heads")[1]
+        out = linear(part, f"{where}.{name}")
+        called, heads = at(own, "num_heads|num_attention_heads")
         scale = (len(query.full_weight) / heads) ** -0.5
-        attention = Attention(heads, query, key, value, out, scale, **self.positions(module, block))
+        positions = {"resize": partial(setattr, own, called), **self.positions(module, block)}
+        attention = Attention(heads, query, key, value, out, scale, **positions)
         norm1, norm2 = (norm_of(getattr(block, name), f"{where}.{name}") for name in self.norms)
         gamma1, gamma2 = (_gamma(block, name) for name in self.gammas or (None, None))
         first = AttentionStage(layer, norm1, attention, gamma1)

@@ -187,10 +187,13 @@ def attention_of(module: Any, where: str, **others: Any) -> Attention:
     }
     gate = getattr(module, "gate", None)
     parts |= {"gate": None if gate is None else Linear.of(gate), "difference": _difference(module, where)}
+    if hasattr(module, "attn_dim"):  # else heads are as wide together as the stream
+        parts["resize"] = partial(_resize, module)
     heads, out, scale = module.num_heads, Linear.of(module.proj), module.scale
     if module.qkv is None:
         groups = getattr(module, "num_kv_heads", heads)
         shared = None if groups == heads else (groups, heads // groups)
+        parts |= {} if shared is None else {"resize": None}  # groups would be of different sizes
         query = Linear.of(getattr(module, APART[0]))
         key, value = (Linear.of(getattr(module, name), shared) for name in APART[1:])
         return Attention(heads, query, key, value, out, scale, **parts, **others)
@@ -198,6 +201,14 @@ def attention_of(module: Any, where: str, **others: Any) -> Attention:
     if apart is not None:  # biases of queries and values are weights, that of keys is a constant
         packed = Linear(packed.full_weight, (apart, module.k_bias, module.v_bias))
     return Attention.of_packed(heads, packed, out, scale, **parts, **others)
+
+
+def _resize(module: Any, heads: int) -> None:
+    """Note how many heads an attention has, whose projections are of so many."""
+    module.attn_dim = heads * module.attn_dim // module.num_heads
+    module.num_heads = heads
+    if hasattr(module, "num_kv_heads"):
+        module.num_kv_heads = heads
 
 
 def _difference(module: Any, where: str) -> Difference | None:

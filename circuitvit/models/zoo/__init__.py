@@ -5,7 +5,7 @@ Each is two files in this folder, `NAME.safetensors` and `NAME.json` (its :class
 
 Example:
     >>> zoo_names()
-    ('catdog-tiny', 'clip-tiny', 'digits-tiny')
+    ('catdog-shortcut', 'catdog-tiny', 'clip-tiny', 'digits-tiny')
     >>> zoo_card("catdog-tiny").classes
     ('cat', 'dog', 'rabbit', 'bear')
 """

@@ -21,6 +21,7 @@ from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
 from circuitvit.errors import FileError, ModelError, counted
+from circuitvit.graph.files import write_bytes
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo.clip_module import ClipModule
 from circuitvit.models.zoo.text_tower import END, MARKS, TextTower, WordTokenizer
@@ -183,15 +184,12 @@ class Card:
         return cls.from_dict(content, str(path))
 
     def save(self, path: str | Path) -> None:
-        """Writes the card as JSON.
+        """Writes the card as JSON, whole or not at all.
 
         Raises:
             FileError: when the file cannot be written.
         """
-        try:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"cannot write the card {path}: {error.strerror}") from error
+        write_bytes(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
 
 _Kinds = Mapping[str, type | tuple[type, ...]]
