@@ -558,8 +558,8 @@ def _caveats(draft: Why, asked: _Asked, search: _Labelled) -> tuple[str, ...]:
     first = draft.suppressed[:1]
     if any(each.repairs and (each.by_chance or 0) >= 0.2 for each in first):
         said.append(
-            f"{100 * (first[0].by_chance or 0):.0f} % of the random sets of as many nodes repair the image as "
-            "well when they are suppressed: that says little about these nodes"
+            f"{100 * (first[0].by_chance or 0):.0f} % of the random sets of as many nodes repair the image "
+            "as well when they are suppressed: that says little about these nodes"
         )
     if len(search.classes) == 1:
         said.append(
