@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 FILES = ("audit.html", "audit.json", "audit.md", "audit.csv")
 
-CIRCUIT = "circuit.json"
+CIRCUITS = ("circuit.json", "behaviour.json")
+"""Of the cue and of the behaviour, where they were found or given."""
 
 CLEAN, CHANGED = "clean", "changed"
 """The folders of the pairs in which the cue alone changes."""
@@ -102,17 +103,17 @@ def audit(
         behaviour_circuit: the behaviour's circuit, likewise.
         together: `--clean` and `--corrupt` differ in the cue as well, as photographs of two classes do.
         date: as it is to stand on the page.
-        out: folder for the page, the numbers, a text and the circuit; made if missing, older ones replaced.
+        out: folder for the page, the numbers, a text and the circuits; made if missing, older ones replaced.
     """
     behaviour = BehaviourOptions(decision.metric, decision.target, decision.foil)
     tasks = [make_task(each, behaviour, run.seed) for each in (_cue(cue, images.pair), images)]
     labels, beside, clock = _labels(label or ()), _elsewhere(elsewhere or ()), Clock()
     circuits = _circuits(cue_circuit, behaviour_circuit)
-    with Folder(out, (*FILES, CIRCUIT)) as folder:
+    with Folder(out, (*FILES, *CIRCUITS)) as folder:
         with clock.phase("model"):
             loaded = load_model(model)
         with clock.phase("images"):
-            prepared = [cv.tasks.prepare(loaded, task, run.progress) for task in tasks]
+            prepared = [cv.tasks.prepare(loaded, task) for task in tasks]
             for each in prepared:
                 tell_pairs(each)
         with clock.phase("audit"):
@@ -124,8 +125,9 @@ def audit(
         folder.write(FILES[0], partial(cv.export.draw_audit, found))
         for file in FILES[1:]:
             folder.write(file, found.save)
-        if found.circuit is not None:
-            folder.write(CIRCUIT, found.circuit.save)
+        for file, circuit in zip(CIRCUITS, (found.circuit, found.other), strict=True):
+            if circuit is not None:
+                folder.write(file, circuit.save)
     _show(found)
     show(f"\ntime {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
     show(f"open this in a browser: {folder.path / FILES[0]}")

@@ -217,7 +217,7 @@ def _constant(change: Change) -> Float[Tensor, " width"]:
         why = "of a head its z, of an MLP its neurons, and what either writes are what weights can hold"
     elif mask is not None and not bool(mask.all()):
         why = "it holds at some tokens, and weights are the same for all"
-    elif isinstance(value, Tensor) and value.numel() != value.shape[-1 if value.ndim else slice(None)]:
+    elif isinstance(value, Tensor) and value.ndim > 1 and value.numel() != value.shape[-1]:
         why = "it has values for each token or image, and weights are the same for all"
     elif not isinstance(value, (int, float, Tensor)):
         called = getattr(value, "__name__", type(value).__name__)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from circuitvit.training.clip import train_clip
-from circuitvit.training.data import Labelled, TrainingData, catdog_data, digits_data, folder_data
+from circuitvit.training.data import (
+    Labelled,
+    TrainingData,
+    catdog_data,
+    digits_data,
+    folder_data,
+    shortcut_data,
+)
 from circuitvit.training.loop import Recipe, TrainingResult, evaluate, train, training_data
 from circuitvit.training.sae import train_sae
 
@@ -16,6 +23,7 @@ __all__ = [
     "digits_data",
     "evaluate",
     "folder_data",
+    "shortcut_data",
     "train",
     "train_clip",
     "train_sae",

@@ -114,8 +114,12 @@ def catdog_data(seed: int, held_out: int = 2000, two_animals: float = 0.25) -> T
     )
 
 
+SHARE = 0.99
+"""Share of the training scenes with a shortcut in which the cue is that of the animal, by default."""
+
+
 def shortcut_data(
-    seed: int, cue: str = "background", share: float = 0.99, held_out: int = 2000
+    seed: int, cue: str = "background", share: float = SHARE, held_out: int = 2000
 ) -> TrainingData:
     """Freshly drawn scenes in which a cue nearly always gives the species away: a model learns the cue.
 

@@ -24,6 +24,7 @@ from circuitvit.models.zoo import load_zoo_module, zoo_card
 from circuitvit.models.zoo.card import Card, build_module, sha256
 from circuitvit.training.checkpoints import Checkpoints
 from circuitvit.training.data import (
+    SHARE,
     Labelled,
     TrainingData,
     catdog_data,
@@ -152,7 +153,7 @@ def training_data(
     if size is not None:
         raise OptionError(f"the pictures of {dataset} have a size of their own: size is for folders")
     if shortcut is not None:
-        return shortcut_data(seed, shortcut, **({} if shortcut_share is None else {"share": shortcut_share}))
+        return shortcut_data(seed, shortcut, SHARE if shortcut_share is None else shortcut_share)
     return catdog_data(seed) if dataset == "catdog" else digits_data(seed)
 
 

@@ -392,6 +392,11 @@ def _used(
         yield Used(what, len(each), "to count right answers", _hash(each.fingerprints))
 
 
+def _below(change: Estimate) -> bool:
+    """Whether something surely fell."""
+    return change.high is not None and change.high < 0
+
+
 def _hash(images: Collection[bytes]) -> str:
     """Of a set of images, in whatever order."""
     return hashlib.sha256(b"".join(sorted(images))).hexdigest()
@@ -413,6 +418,13 @@ def _caveats(model: Model, audit: Audit, divided: bool, left_out: int) -> Iterat
         yield from filter(None, (origin_differs(audit.circuit, model),))
     if left_out:
         yield f"{counted(left_out, 'image')} of the groups took part in finding circuits and were left out."
+    counts = (*audit.groups, *audit.elsewhere)
+    worse = [each.name for each in counts if each.change is not None and _below(each.change)]
+    if worse:
+        yield (
+            f"Without the edges fewer answers are right on {', '.join(worse)}: they carry more than {name}, "
+            "or the constants in their place speak for another class."
+        )
     small = [each.name for each in audit.groups if each.n < FEW]
     if small:
         yield f"Groups of fewer than {FEW} images say little: {', '.join(small)}."

@@ -8,11 +8,11 @@ of either. The plain estimate comes near 1 for any two nodes that write in more 
 images (Murphy et al. 2024, arXiv:2405.01012); this one stays around 0 for what is unrelated.
 
 Unrelated heads are no fair chance, though: two models that were never trained see the same bright and dark
-images, and their heads are alike far beyond 0. What is asked is whether a *head* has a counterpart, so chance
-is another division of a layer: all that its heads write is kept, and cut into as many heads at random, by a
-rotation of the space that the heads write from (Gurnee et al. 2024, "Universal neurons in GPT2 language
-models", arXiv:2401.12181, hold neurons against rotated ones). For values and outputs drawn from a normal
-distribution no rotation is special, which makes the p-value exact where heads attend alike.
+images, and their heads are alike far beyond 0. Chance is a head that looks where the other model's head looks
+and carries something else: of all that the heads of its layer carry together, in values and outputs, another
+part of the same width, cut out by a random rotation (as Gurnee et al. 2024, "Universal neurons in GPT2
+language models", arXiv:2401.12181, hold neurons against rotated ones). For values and outputs drawn from a
+normal distribution no rotation is special, wherever the heads look, which makes the p-value that of a test.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Table = Float[np.ndarray, "node other"]
 SILENT = 1e-12
 """A node whose writing varies by less, as a share of the most varied one's, says nothing of the images."""
 
-FLAT = 1e-6
-"""Directions in which a node varies by less, as a share of the layer's most varied one, are rounding."""
+CLOSE = 1e-3
+"""How far what a head writes may be from its values, mixed as it attends, times its output: rounding."""
 
 LEAST_SPREAD = 1e-9
 
@@ -45,7 +45,7 @@ def kernel(values: Values) -> Float[np.ndarray, "image image"]:
         >>> kernel(np.array([[[0.0]], [[2.0]]])).tolist()
         [[1.0, -1.0], [-1.0, 1.0]]
     """
-    flat = (values - values.mean(axis=0)).reshape(len(values), -1)
+    flat = _varying(values).reshape(len(values), -1)
     return np.asarray(flat @ flat.T)
 
 
@@ -129,56 +129,65 @@ def on_halves(
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What the heads of one layer write, in coordinates of each head's own directions.
+    """The heads of one layer: what each would write if it carried what others do.
 
     Attributes:
         places: the heads' numbers among all nodes.
-        coordinates: of all heads side by side, `(image, place, direction)`, without the mean over images.
-        products: inner products of the directions, `(direction, direction)`.
-        ends: where each head's directions end.
+        mixed: the values of all heads side by side, less their mean over images, mixed as each head attends,
+            `(head, image, place, value)`.
+        products: inner products of the directions in which values are written, `(value, value)`.
+        ends: where each head's values end.
     """
 
     places: tuple[int, ...]
-    coordinates: Float[np.ndarray, "image place direction"]
-    products: Float[np.ndarray, "direction direction"]
+    mixed: Float[np.ndarray, "head image place value"]
+    products: Float[np.ndarray, "value value"]
     ends: tuple[int, ...]
 
     @classmethod
-    def of(cls, places: Sequence[int], values: Sequence[Values]) -> Layer | None:
-        """From what the heads write; None where fewer than two write anything."""
-        found = []
-        for place, each in zip(places, values, strict=True):
-            flat = (each - each.mean(axis=0)).reshape(-1, each.shape[-1])
-            found.append((place, *np.linalg.svd(flat, full_matrices=False)))
-        largest = max(float(sizes.max(initial=0.0)) for _, _, sizes, _ in found)
-        kept = [
-            (place, left[:, wide] * sizes[wide], right[wide])
-            for place, left, sizes, right in found
-            if (wide := sizes > FLAT * largest).any()
-        ]
-        if len(kept) < 2:
+    def of(
+        cls,
+        places: Sequence[int],
+        mixed: Sequence[Sequence[Values]],
+        outputs: Sequence[Float[np.ndarray, "value d_model"]],
+        written: Sequence[Values],
+    ) -> Layer | None:
+        """From heads that write something; None where there are fewer than two, or where what they write is
+        not their values mixed (a gate, or a norm behind).
+
+        Args:
+            places: the heads' numbers.
+            mixed: for each head the values of each, mixed as it attends.
+            outputs: by which each head's values are written.
+            written: what each head wrote.
+        """
+        if len(places) < 2:
             return None
-        directions = np.concatenate([right for _, _, right in kept])
-        coordinates = np.concatenate([left for _, left, _ in kept], axis=1)
-        return cls(
-            tuple(place for place, _, _ in kept),
-            coordinates.reshape(*values[0].shape[:2], -1),
-            directions @ directions.T,
-            tuple(np.cumsum([len(right) for _, _, right in kept]).tolist()),
-        )
+        for head, (out, each) in enumerate(zip(outputs, written, strict=True)):
+            off = _varying(mixed[head][head] @ out - each)
+            if np.linalg.norm(off) > CLOSE * np.linalg.norm(_varying(each)):
+                return None
+        stacked = np.concatenate(outputs)
+        ends = np.cumsum([len(out) for out in outputs]).tolist()
+        beside = np.stack([_varying(np.concatenate(row, axis=-1)) for row in mixed])
+        return cls(tuple(places), beside, stacked @ stacked.T, tuple(ends))
 
     def divided(self, rng: np.random.Generator) -> Kernels:
-        """Kernels of as many heads of the same widths, cut at random from what the layer writes."""
+        """Kernels of heads that look where these do and carry other parts, of the same widths."""
         width = len(self.products)
         turn, upper = np.linalg.qr(rng.normal(size=(width, width)))
         turn *= np.sign(np.diag(upper))  # uniform over rotations: Mezzadri 2007, arXiv:math-ph/0609050
-        coordinates, products = self.coordinates @ turn, turn.T @ self.products @ turn
         found = []
-        for start, end in zip((0, *self.ends), self.ends, strict=False):
-            own = coordinates[:, :, start:end]
-            weighed = own @ products[start:end, start:end]
+        for mixed, start, end in zip(self.mixed, (0, *self.ends), self.ends, strict=False):
+            part = turn[:, start:end]
+            own = mixed @ part
+            weighed = own @ (part.T @ self.products @ part)
             found.append(weighed.reshape(len(own), -1) @ own.reshape(len(own), -1).T)
         return np.stack(found)
+
+
+def _varying(values: Values) -> Values:
+    return np.asarray(values - values.mean(axis=0))
 
 
 def by_chance(
@@ -188,7 +197,7 @@ def by_chance(
     n: int,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "draw node"]:
-    """How alike each node is to its partner where the other model's layers are divided at random."""
+    """How alike each node is to its partner where the other model's heads carry other parts."""
     found = np.empty((n, len(own)))
     units = centred(others)
     for draw in range(n):
@@ -219,5 +228,5 @@ def beyond_chance(
     heights = (every - every.mean(axis=0)) / spread
     largest = heights.max(axis=1)
     reached = largest[:, None] >= heights[0] - LEAST_SPREAD
-    reached[0] = True  # the division that there is counts as one of those that might be
+    reached[0] = True  # what the heads do carry counts as one of the draws
     return np.asarray(reached.mean(axis=0))

@@ -9,7 +9,7 @@ on, what is written at tokens that nobody reads any more is left out. `likeness.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +19,7 @@ from scipy import stats
 
 from circuitvit._keywords import running
 from circuitvit._progress import progress_bar
+from circuitvit.engine import capture
 from circuitvit.engine.reading import activation_batches
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import ONE_GROUP, Circuit, CircuitLike, Graph, as_circuit, is_residual, node_of
@@ -64,8 +65,9 @@ class Match(Result):
         low: lower end of the 95 % interval of the likeness to the partner, over images; NaN without one.
         high: upper end.
         held: the share of random halves of the images on which the same two are partners.
-        chance: the mean likeness to the partner where the second model's layers are divided into heads at
-            random; NaN where the partner has its layer to itself, as MLPs do.
+        chance: the mean likeness to the partner where the second model's heads look where they do and carry
+            other parts of what their layer's heads carry; NaN where the partner has its layer to itself, as
+            MLPs do, or does more with values than to mix them (gates).
         p: of "the partner is no more alike than that", corrected for all nodes.
     """
 
@@ -247,17 +249,17 @@ def match(
     Similarity is debiased linear CKA (Kornblith et al. 2019, arXiv:1905.00414; Nguyen et al. 2021,
     arXiv:2010.15327), so that the models may differ in width, depth, heads and patches, and few images do not
     make everything alike. Heads are matched with heads and MLPs with MLPs, across all layers, one to one, so
-    that the sum of similarities is largest. Chance is the other model with each layer divided into heads at
-    random (Gurnee et al. 2024, arXiv:2401.12181): a small `p` says that the partner *as a head* is more alike
-    than any cut of what its layer writes would be. That two models answer to the same images alike, as models
-    that were never trained do, is no more than chance.
+    that the sum of similarities is largest. Chance is the other model whose heads look where they do and
+    carry another part of what their layer's heads carry, drawn at random (after Gurnee et al. 2024,
+    arXiv:2401.12181): a small `p` says that the partner is more alike than any head there would be. That two
+    models answer to the same images alike, as models that were never trained do, is no more than chance.
 
     Args:
         model: whose nodes are matched.
         other: among whose nodes a partner is looked for.
         images: files, a folder or pictures, which each model prepares in its own way; preprocessed tensors
             only where both prepare images alike. A hundred are a good number; ones that are alike count less.
-        draws: random divisions, for `chance` and `p`; 0 for none.
+        draws: of such heads, for `chance` and `p`; 0 for none.
         halves: random halves of the images, for intervals and `held`.
         seed: of both.
         batch_size: images at once; 32 by default. Fewer where what the nodes write takes more than 256 MiB.
@@ -279,10 +281,8 @@ def match(
     check_whole("the number of draws", draws, 0)
     check_whole("the number of halves", halves, 2)
     given = _given(model, other, images)
-    sides = [
-        _Side.of(each, found, batch_size, progress) for each, found in zip((model, other), given, strict=True)
-    ]
-    own, others = sides
+    own = _Side.of(model, given[0], batch_size, progress, heads=False)
+    others = _Side.of(other, given[1], batch_size, progress, heads=draws > 0)
     shape = (len(own.names), len(others.names))
     similarity = np.full(shape, np.nan)
     partner = np.full(shape[0], -1)
@@ -295,7 +295,7 @@ def match(
     with progress_bar(len(kinds), "matching", progress, unit="kind of node") as bar:
         for kind in kinds:
             rows, columns = (
-                np.array([at for at, each in enumerate(side.kinds) if each == kind]) for side in sides
+                np.array([at for at, each in enumerate(side.kinds) if each == kind]) for side in (own, others)
             )
             mine, theirs = own.kernels[rows], others.kernels[columns]
             units = likeness.centred(mine)
@@ -311,9 +311,9 @@ def match(
             low[rows] = np.where(joined, np.maximum(alike - wide, -1.0), np.nan)
             high[rows] = np.where(joined, np.minimum(alike + wide, 1.0), np.nan)
             held[rows] = np.where(joined, often, np.nan)
-            layers = others.layers(columns.tolist())
+            layers = others.among(columns.tolist())
             divided = np.isin(found, [place for layer in layers for place in layer.places])
-            if draws and divided.any():
+            if divided.any():
                 drawn = likeness.by_chance(units, theirs, layers, draws, rng)[:, divided]
                 chance[rows[divided]] = drawn.mean(axis=0)
                 p[rows[divided]] = likeness.beyond_chance(alike[divided], drawn)
@@ -387,41 +387,81 @@ class _Side:
     Attributes:
         names: of the nodes.
         kinds: of each.
-        stages: the number of each node's stage.
         kernels: one for each node.
-        values: what each wrote, as means over tokens.
+        layers: its layers of heads, by the numbers of the nodes; none where nobody asked for them.
     """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
-    stages: tuple[int, ...]
     kernels: likeness.Kernels
-    values: tuple[likeness.Values, ...]
+    layers: tuple[likeness.Layer, ...]
 
     @classmethod
-    def of(cls, model: Model, images: Images, batch_size: int | None, progress: bool) -> _Side:
-        graph, names = model.graph, _names(model)
-        at_once = max(1, AT_ONCE // (4 * len(names) * model.n_tokens * model.d_model))
-        parts: dict[str, list[likeness.Values]] = {name: [] for name in names}
-        size = batch_size or min(at_once, 32)
-        read, last = _read(model)
-        for _, batch in activation_batches(model, images, names, batch_size=size, progress=progress):
+    def of(cls, model: Model, images: Images, batch_size: int | None, progress: bool, heads: bool) -> _Side:
+        graph, names, (read, last) = model.graph, _names(model), _read(model)
+        layers = _layers(model, names) if heads else []
+        inside = [f"{head}{part}" for layer in layers for head in layer for part in (".pattern", "<v>")]
+        tokens = model.n_tokens
+        each = tokens * (len(names) * model.d_model + len(inside) * max(tokens, model.d_model))
+        size = batch_size or min(max(1, AT_ONCE // (4 * each)), 32)
+        written: dict[str, list[likeness.Values]] = {name: [] for name in names}
+        mixed: dict[tuple[str, str], list[likeness.Values]] = {}
+        for _, batch in activation_batches(
+            model, images, [*names, *inside], batch_size=size, progress=progress
+        ):
             for name in names:
                 late = graph.sender_stages[graph.sender_index[name]] >= last
-                parts[name].append(_means(batch[name].double().numpy(), read, late))
-        values = tuple(np.concatenate(parts[name]) for name in names)
-        stages = tuple(graph.sender_stages[graph.sender_index[name]] for name in names)
-        kernels = np.stack([likeness.kernel(each) for each in values])
-        return cls(names, _kinds(graph, names), stages, kernels, values)
+                written[name].append(_means(batch[name].double().numpy(), read, late))
+            for layer in layers:
+                late = graph.sender_stages[graph.sender_index[layer[0]]] >= last
+                for head in layer:
+                    looks = _means(batch[f"{head}.pattern"].double().numpy(), read, late)
+                    for other in layer:
+                        values = looks @ batch[f"{other}<v>"].double().numpy()
+                        mixed.setdefault((head, other), []).append(values)
+        values = {name: np.concatenate(parts) for name, parts in written.items()}
+        kernels = np.stack([likeness.kernel(values[name]) for name in names])
+        heard = np.asarray(likeness.centred(kernels).any(axis=1))
+        outputs = _outputs(model) if layers else {}
+        found = []
+        for layer in layers:
+            loud = [head for head in layer if heard[names.index(head)] and head in outputs]
+            made = likeness.Layer.of(
+                [names.index(head) for head in loud],
+                [[np.concatenate(mixed[head, other]) for other in loud] for head in loud],
+                [outputs[head] for head in loud],
+                [values[head] for head in loud],
+            )
+            found += [made] if made is not None else []
+        return cls(names, _kinds(graph, names), kernels, tuple(found))
 
-    def layers(self, columns: Sequence[int]) -> list[likeness.Layer]:
-        """The layers in which several of some nodes stand side by side."""
-        found: dict[int, list[int]] = {}
-        for place, column in enumerate(columns):
-            found.setdefault(self.stages[column], []).append(place)
-        beside = [places for places in found.values() if len(places) > 1]
-        made = (likeness.Layer.of(each, [self.values[columns[at]] for at in each]) for each in beside)
-        return [each for each in made if each is not None]
+    def among(self, columns: Sequence[int]) -> list[likeness.Layer]:
+        """The layers with nodes numbered as some nodes are, to which they belong."""
+        at = {column: place for place, column in enumerate(columns)}
+        kept = [layer for layer in self.layers if set(layer.places) <= set(at)]
+        return [replace(layer, places=tuple(at[place] for place in layer.places)) for layer in kept]
+
+
+def _layers(model: Model, names: Sequence[str]) -> list[list[str]]:
+    """The heads of each layer that have a pattern and values, where there are several."""
+    known, found = set(model.all_sites.names), dict[int, list[str]]()
+    for name in names:
+        if {f"{name}.pattern", f"{name}<v>"} <= known:
+            found.setdefault(model.graph.sender_stages[model.graph.sender_index[name]], []).append(name)
+    return [layer for layer in found.values() if len(layer) > 1]
+
+
+def _outputs(model: Model) -> dict[str, Float[np.ndarray, "value d_model"]]:
+    """By which each head writes its values, as far as it is known."""
+    found: dict[str, Float[np.ndarray, "value d_model"]] = {}
+    blank = model.blank().to(model.device, model.dtype)
+    for stage, compact in zip(model.stages[:-1], capture(model, blank).compacts, strict=False):
+        for part, own in zip(stage.branches, stage.split(compact), strict=True):
+            weight = part.factored(own).weight
+            if weight is not None:
+                written = weight.detach().cpu().double().numpy()
+                found.update(zip(part.nodes.senders, written, strict=True))
+    return found
 
 
 def _read(model: Model) -> tuple[int, int]:

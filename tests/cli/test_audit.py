@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import circuitvit as cv
-from circuitvit.cli.audit import FILES
+from circuitvit.cli.audit import CIRCUITS, FILES
 from tests.cli.cases import N_PAIRS, Run
 
 
@@ -37,7 +37,7 @@ def test_it_writes_a_page_and_numbers(
         "--elsewhere", folders / "groups" / "indoors", "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "circuit.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, *CIRCUITS}
     found = cv.Audit.load(tmp_path / "out" / "audit.json")
     assert found.date == "2026-11-22"
     assert 0 < abs(found.cue_effect.value) < 0.2 * found.behaviour_effect.value

@@ -79,7 +79,7 @@ def test_a_folded_module_computes_what_hooks_on_the_original_do(name: str) -> No
         {"a1.h0.z": drawn(12), "a1.h0": drawn(24, seed=1)},
         {"a1.h0": drawn(24), "a1.h0.z": drawn(12)},
         {"a1.h0.z": drawn(12), "a1.h0[5]": 0.4, "a1.h0.z[2]": -1},
-        {"m0": 0.5, "m0[3]": drawn(1)},
+        {"m0": torch.tensor(0.5), "m0[3]": drawn(1)},
         {"m0.hidden": drawn(1, 48), "m0.hidden[7]": 2, "m0[2]": 0},
         {"a0.*.z": 0, "m*.hidden": 0},
         {"a0.h0.z@cls+patch": drawn(12)},

@@ -21,9 +21,18 @@ from typer.testing import CliRunner
 
 from circuitvit.cli.models import train as train_command
 from circuitvit.datasets import catdog
-from circuitvit.errors import DataError, FileError, ModelError, OptionError
-from circuitvit.models.zoo import Card, load_module
-from circuitvit.training import Labelled, Recipe, TrainingData, catdog_data, evaluate, train, training_data
+from circuitvit.errors import CircuitViTError, DataError, FileError, ModelError, OptionError
+from circuitvit.models.zoo import Card, load_module, load_zoo_module
+from circuitvit.training import (
+    Labelled,
+    Recipe,
+    TrainingData,
+    catdog_data,
+    evaluate,
+    shortcut_data,
+    train,
+    training_data,
+)
 from circuitvit.training.checkpoints import checkpoint_steps
 from circuitvit.training.loop import head_groups, shrink
 
@@ -151,6 +160,39 @@ def test_right_means_all_present_classes_on_top() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, 0.0, 2.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
     targets = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     assert evaluate(torch.nn.Identity(), Labelled(logits, targets)) == pytest.approx(2 / 3)
+
+
+def test_a_shortcut_is_learned_on_top_of_a_bundled_model(tmp_path: Path) -> None:
+    """What is not trained stays as it is to the bit; the card tells cue, share, start, and every group."""
+    data = shortcut_data(seed=0, cue="word", share=0.9, held_out=4)
+    result = train(data, tmp_path / "read", progress=False, steps=2, batch_size=4)
+    started, trained = load_zoo_module("catdog-tiny").state_dict(), result.model.state_dict()
+    changed = {name for name, value in trained.items() if not torch.equal(value, started[name])}
+    assert {name.split(".")[0] for name in changed} == {"blocks", "norm", "head"}
+    assert {name.split(".")[1] for name in changed if name.startswith("blocks")} == {"3"}
+    assert all(weights.requires_grad for weights in result.model.parameters())
+    card = load_module(tmp_path / "read.json")[1]
+    assert {"shortcut": "word", "shortcut_share": 0.9, "start": "catdog-tiny"}.items() <= card.recipe.items()
+    groups = {name: value for name, value in card.accuracy.items() if "word" in name}
+    assert len(groups) == 8
+    assert card.accuracy["worst_group"] == min(groups.values())
+    again = train(data, progress=False, steps=2, batch_size=4)
+    assert again.card.weights_sha256 == card.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "digits", "shortcut": "word"}, "catdog's scenes alone, not into digits"),
+        ({"dataset": "clip", "shortcut": "word"}, "catdog's scenes alone, not into clip"),
+        ({"dataset": "catdog", "shortcut_share": 0.9}, "say which"),
+        ({"dataset": "catdog", "shortcut": "word", "shortcut_share": 2.0}, "between 0 and 1"),
+        ({"dataset": "catdog", "shortcut": "size"}, "unknown cue 'size'"),
+    ],
+)
+def test_senseless_shortcuts_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CircuitViTError, match=message):
+        training_data(**options)
 
 
 def test_group_lasso_lowers_each_head_alike(data: TrainingData) -> None:

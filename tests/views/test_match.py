@@ -145,9 +145,15 @@ def test_of_unrelated_heads_as_many_are_called_alike_as_the_level_says() -> None
     rng = np.random.default_rng(5)
     alarms, alike = [], []
     for _ in range(150):
-        seen = rng.normal(size=(14, 1, 6))
-        sides = [[seen @ rng.normal(size=(6, 2)) @ rng.normal(size=(2, 8)) for _ in range(3)] for _ in "ab"]
-        layer = likeness.Layer.of(range(3), sides[1])
+        seen = rng.normal(size=(14, 1, 6)) + 0.5 * rng.normal(size=(14, 5, 6))
+        sides = []
+        for _ in "ab":
+            looks = rng.exponential(size=(3, 14, 2, 5)) ** 3
+            values, outputs = seen @ rng.normal(size=(3, 1, 6, 2)), rng.normal(size=(3, 2, 8))
+            mixed = [[look @ each for each in values] for look in looks]
+            written = [row[head] @ outputs[head] for head, row in enumerate(mixed)]
+            sides.append(written)
+        layer = likeness.Layer.of(range(3), mixed, list(outputs), written)
         assert layer is not None
         kernels = [np.stack([likeness.kernel(each) for each in side]) for side in sides]
         own, others = map(likeness.centred, kernels)
@@ -155,7 +161,7 @@ def test_of_unrelated_heads_as_many_are_called_alike_as_the_level_says() -> None
         drawn = likeness.by_chance(own, kernels[1], [layer], 19, rng)
         alarms.append(likeness.beyond_chance(found, drawn).min() <= 0.05)
         alike.append(found.mean())
-    assert np.mean(alike) > 0.2
+    assert np.mean(alike) > 0.1  # unrelated nodes would be at 0
     assert 0.01 <= np.mean(alarms) <= 0.1
 
 

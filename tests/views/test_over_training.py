@@ -22,7 +22,7 @@ from circuitvit.verification import Estimate
 from circuitvit.views import Across
 from circuitvit.views.over_training import sharp_p
 
-STEPS = (0, 10, 40, 90, 160, 250)
+STEPS = (0, 40, 90, 160, 250)
 FORMED = 90
 
 
@@ -67,7 +67,7 @@ def test_a_planted_circuit_forms_at_its_step_although_the_behaviour_is_there_all
     assert found().formed == (FORMED, 40, FORMED)
     assert all(0.9 < each.value < 1.1 for each in found().behaviour)
     carried = [each.value for each in found().faithfulness if each is not None]
-    assert carried == pytest.approx([0, 0, 0, 1, 1, 1], abs=0.05)
+    assert carried == pytest.approx([0, 0, 1, 1, 1], abs=0.05)
     assert not found().leaps()
 
 
@@ -134,7 +134,7 @@ def within_tolerance(rng: np.random.Generator, effect: Any) -> Any:
 @pytest.mark.parametrize("null", [still, steady, within_tolerance])
 def test_chance_trends_and_small_changes_give_false_alarms_in_at_most_5_percent(null: Any) -> None:
     rng, alarms = np.random.default_rng(0), []
-    for _ in range(100):
+    for _ in range(60):
         effect = rng.normal(1, 0.3, size=PAIRS)
         p = sharp_p(null(rng, effect), effect, AT, 0.1)
         alarms.append(stats.false_discovery_control(p.ravel()).min() <= 0.05)
