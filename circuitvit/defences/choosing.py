@@ -2,21 +2,26 @@
 
 Every way of ordering nodes is judged by the same rules. A node, or a block of nodes, is removed where
 
-    |what is left of the unwanted effect| + the largest share lost of a wanted one + a price for every node
+    |what is left of the unwanted effect| + shares lost of wanted ones + a price for every node
 
-falls, both measured by running the model without all that has been chosen so far, and where right answers of
-no wanted behaviour fall by more than the limit. The second term keeps out what makes all effects small: a
-node without which the model says less of everything. It is there for behaviours with counterfactuals, or with
-groups, whose mean is taken evenly; a mean over plain images holds the unwanted effect itself.
+falls, measured by running the model without all that has been chosen so far, and where right answers of no
+wanted behaviour fall by more than the limit. The second term keeps out what makes all effects small: a node
+without which the model says less of everything. Of a behaviour with counterfactuals it is the share of its
+effect that is lost, where some is; of one with groups by how much right answers become less likely, with all
+groups counting the same, which may be a gain. A mean over plain images holds the unwanted effect itself, and
+says neither.
 
-What is refused is not tried again. After some refusals in a row, or when nothing is left to go, it ends.
+What is refused is not tried again. After some refusals in a row, or when nothing is left to go, it ends. As
+the first choice may have spent what others would have made better use of, the search is repeated without it,
+and the better of the two stands, until that is no better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,10 +57,13 @@ class Outcome:
         effect: metric of the clean image minus that of the corrupt one; without one, the metric, `(pair,)`.
         right: whether the answer is right, or what the model answered at first; of the unwanted behaviour
             whether the answer is the same on both images. None for outputs that are no classes.
+        extent: what the size of the behaviour is a mean of: the effect or, where there are groups, how likely
+            right answers are, `(pair,)`.
     """
 
     effect: Pairs
     right: Bool[NDArray[np.bool_], " pair"] | None
+    extent: Pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +99,33 @@ class Watched:
         effect = self._metric(clean)
         if corrupt is not None:
             effect = effect - self._metric(corrupt)
-        return Outcome(effect, self._right(clean, corrupt) if self.task.model.chooses else None)
+        right = self._right(clean, corrupt) if self.task.model.chooses else None
+        return Outcome(effect, right, self._likely(clean).numpy() if self._is_grouped else effect)
+
+    @property
+    def _is_grouped(self) -> bool:
+        """Whether groups, and no counterfactuals, say how much of it there is."""
+        return self.task.corrupt is None and bool(self.groups) and self.task.model.chooses
+
+    @cached_property
+    def _wanted(self) -> Bool[Tensor, "pair class"]:
+        """The right answers, or the model's own at first."""
+        target = self.task.metric.target
+        if self.has_labels and target is not None:
+            return target.cpu()
+        return torch.nn.functional.one_hot(self.clean.argmax(dim=-1), self.clean.shape[-1]).bool()
+
+    def _likely(self, logits: Tensor, rows: Tensor | None = None) -> Float[Tensor, " image"]:
+        """How likely the right answers are, 0 to 1."""
+        wanted = self._wanted if rows is None else self._wanted[rows]
+        return (logits.double().softmax(dim=-1) * wanted.to(logits.device)).sum(dim=-1)
 
     def _right(self, clean: Tensor, corrupt: Tensor | None) -> NDArray[np.bool_]:
         answers = clean.argmax(dim=-1)
         if self.is_unwanted:
             assert corrupt is not None, "checked at first"
             return (answers == corrupt.argmax(dim=-1)).numpy()
-        target = self.task.metric.target
-        if not self.has_labels or target is None:
-            return (answers == self.clean.argmax(dim=-1)).numpy()
-        return target.cpu().gather(1, answers[:, None])[:, 0].numpy()
+        return self._wanted.gather(1, answers[:, None])[:, 0].numpy()
 
     def _metric(self, logits: Tensor) -> Pairs:
         found = self.task.metric(logits, self.clean, torch.arange(len(logits)))
@@ -122,10 +146,10 @@ class Watched:
 
         With groups each group counts the same, so that what is for one group and against another cancels.
         """
-        if self.task.corrupt is None and not self.groups:
-            return None
         if self.task.corrupt is not None:
             return np.full(len(self.task), 1 / len(self.task))
+        if not self._is_grouped:
+            return None
         counts = {name: self.groups.count(name) for name in self.groups}
         return np.array([1 / (len(counts) * counts[name]) for name in self.groups])
 
@@ -136,11 +160,15 @@ class Watched:
     @cached_property
     def size(self) -> float:
         """The size of the behaviour at first; 0 where a mean says nothing of it."""
-        return 0.0 if self.weights is None else float(self.weights @ self.at_first.effect)
+        return 0.0 if self.weights is None else float(self.weights @ self.at_first.extent)
 
     def share(self, outcome: Outcome) -> float:
         """The share of it that is left."""
-        return float(self.weights @ outcome.effect) / self.size if self.weights is not None else 1.0
+        return float(self.weights @ outcome.extent) / self.size if self.weights is not None else 1.0
+
+    def lost(self, share: Any) -> Any:
+        """What counts as lost of it, of shares that are left: with groups a gain counts as well."""
+        return 1 - share if self._is_grouped else np.maximum(0, 1 - share)
 
     def fall(self, outcome: Outcome) -> float:
         """By how much the share of right answers has fallen; of outputs that are no classes the effect's."""
@@ -163,8 +191,10 @@ class Watched:
         weights = torch.from_numpy(self.weights)
 
         def weighed(logits: Tensor, rows: Int64[Tensor, " batch"]) -> Tensor:
-            first = self.clean[rows].to(logits.device)
-            return self.task.metric(logits, first, rows) * weights[rows].to(logits)
+            own = weights[rows].to(logits.device)
+            if self._is_grouped:
+                return self._likely(logits, rows) * own
+            return self.task.metric(logits, self.clean[rows].to(logits.device), rows) * own.to(logits)
 
         return weighed
 
@@ -179,7 +209,7 @@ class Choice:
     Attributes:
         names: of what is removed, in the order in which it was chosen.
         left: the share of the unwanted effect that is left, with its sign.
-        lost: the largest share of a wanted effect that is lost; 0 where it has grown.
+        lost: the sum of what is lost of wanted behaviours, as shares; below 0 where more is gained.
         falls: by how much the right answers of each wanted behaviour have fallen.
         tried: runs of the model without something.
     """
@@ -217,11 +247,11 @@ class Search:
     def judged(self, model: Model, names: Sequence[str] = ()) -> Choice:
         """What is left, lost and fallen in a model without some nodes."""
         seen = [(each, each.seen(model)) for each in self.wanted]
-        shares = [each.share(outcome) for each, outcome in seen if each.size > 0]
+        lost = [float(each.lost(each.share(outcome))) for each, outcome in seen if each.size > 0]
         return Choice(
             tuple(names),
             self.unwanted.share(self.unwanted.seen(model)),
-            max([0.0, *(1 - share for share in shares)]),
+            sum(lost),
             tuple(each.fall(outcome) for each, outcome in seen),
         )
 
@@ -239,8 +269,26 @@ class Search:
                 chosen; asked for again after each choice.
             what: for the bar.
         """
-        best, refused, tried, idle = self.judged(without(())), set[str](), 0, 0
-        order, block = list(ranked(without(()))), 1
+        best, passed = self._once(without, ranked, what, set()), set[str]()
+        tried = best.tried
+        while best.names and best.names[0] not in passed:
+            passed.add(best.names[0])
+            other = self._once(without, ranked, what, passed)
+            tried += other.tried
+            if other.cost < best.cost:
+                best = other
+        return replace(best, tried=tried)
+
+    def _once(
+        self,
+        without: Callable[[Sequence[str]], Model],
+        ranked: Callable[[Model], Iterable[str]],
+        what: str,
+        passed: Collection[str],
+    ) -> Choice:
+        """The same, some nodes being passed over."""
+        best, refused, tried, idle = self.judged(without(())), set(passed), 0, 0
+        order, block = [name for name in ranked(without(())) if name not in refused], 1
         with progress_bar(self.most or len(order), f"mending, {what}", self.progress, unit="node") as bar:
             while order and idle < PATIENCE and abs(best.left) > GONE:
                 room = min(block, len(order) if self.most is None else self.most - len(best.names))
@@ -275,8 +323,8 @@ def by_effects(search: Search, nodes: Removable, batch_size: int | None) -> Call
         left = search.unwanted.share(search.unwanted.seen(model))
         change = search.unwanted.to_first_order(nodes, model, batch_size) * np.sign(left)
         sized = [each for each in search.wanted if each.size > 0]
-        costs = [np.maximum(0, -each.to_first_order(nodes, model, batch_size)) for each in sized]
-        gain = -change - np.max([np.zeros_like(change), *costs], axis=0)
+        costs = [each.lost(1 + each.to_first_order(nodes, model, batch_size)) for each in sized]
+        gain = -change - np.sum([np.zeros_like(change), *costs], axis=0)
         for place in np.argsort(-gain, kind="stable"):
             if gain[place] > PRICE:
                 yield nodes.names[place]

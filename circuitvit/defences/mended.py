@@ -258,9 +258,7 @@ class Mended(Result):
         Raises:
             UnsupportedModelError: if what is removed folds into no weights.
         """
-        model: Any = self.model
-        module: nn.Module = model.to_module(shrink=shrink)
-        return module
+        return self.model.to_module(shrink=shrink)
 
     # -- who does best -------------------------------------------------------------------------------
 

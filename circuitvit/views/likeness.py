@@ -220,7 +220,7 @@ def beyond_chance(
 
     Example:
         >>> drawn = np.random.default_rng(0).normal(size=(99, 3))
-        >>> beyond_chance(np.array([9.0, 0.0, 0.0]), drawn)[0]
+        >>> round(float(beyond_chance(np.array([9.0, 0.0, 0.0]), drawn)[0]), 3)
         0.01
     """
     every = np.concatenate([alike[None], drawn])

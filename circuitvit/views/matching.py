@@ -454,8 +454,9 @@ def _layers(model: Model, names: Sequence[str]) -> list[list[str]]:
 def _outputs(model: Model) -> dict[str, Float[np.ndarray, "value d_model"]]:
     """By which each head writes its values, as far as it is known."""
     found: dict[str, Float[np.ndarray, "value d_model"]] = {}
-    blank = model.blank().to(model.device, model.dtype)
-    for stage, compact in zip(model.stages[:-1], capture(model, blank).compacts, strict=False):
+    bare = model.bare or model  # edits may be of as many images as there are
+    blank = bare.blank().to(bare.device, bare.dtype)
+    for stage, compact in zip(bare.stages[:-1], capture(bare, blank).compacts, strict=False):
         for part, own in zip(stage.branches, stage.split(compact), strict=True):
             weight = part.factored(own).weight
             if weight is not None:

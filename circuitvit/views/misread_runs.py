@@ -555,6 +555,12 @@ def _caveats(draft: Why, asked: _Asked, search: _Labelled) -> tuple[str, ...]:
             f"with {', '.join(easy)} at least half of the random sets of as many nodes flip the answer too: "
             "it is a close call, and the nodes found are not special"
         )
+    first = draft.suppressed[:1]
+    if any(each.repairs and (each.by_chance or 0) >= 0.2 for each in first):
+        said.append(
+            f"{100 * (first[0].by_chance or 0):.0f} % of the random sets of as many nodes repair the image "
+            "as well when they are suppressed: that says little about these nodes"
+        )
     if len(search.classes) == 1:
         said.append(
             f"among holds {draft.label} alone, so that the mean which replaces a node speaks for it by "

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import circuitvit as cv
+from circuitvit.cli.discover import Search, checked_search
 from circuitvit.cli.inputs import ModelOptions, load_model
 from circuitvit.cli.repeat import _model, _without
+from circuitvit.errors import OptionError
 from circuitvit.models.timm_import import import_timm
 from tests.cli.cases import Run
 
@@ -27,7 +29,6 @@ def section(page: str, language: str) -> str:
     [
         ["--method", "eap-ig", "--steps", 2, "--edges", 60],
         ["--method", "find", "--within", "1s", "--start=mask", "--faithfulness", 0.8],
-        ["--method", "find", "--within", "1s", "--start=mask", "--keep", "prediction", "--agreement", 0.8],
     ],
 )
 def test_command_and_python_give_the_same_circuit(
@@ -93,5 +94,23 @@ def test_folders_are_paired_aloud(run: Run, pairs: Path, tmp_path: Path) -> None
 
 
 def test_arguments_that_a_plan_stands_for_are_left_out() -> None:
-    asked = ["discover", "--within", "5s", "--start=whole", "--resume", "--seed", "3", "--plan=1,2,3"]
+    asked = [
+        "discover",
+        "--within",
+        "5s",
+        "--start=whole",
+        "--resume",
+        "--keep",
+        "prediction",
+        "--plan=1,2,3",
+    ]
     assert _without(asked) == ["discover", "--seed", "3"]
+
+
+def test_a_plan_is_for_what_is_kept() -> None:
+    given = {"plan": "1,2,3", "keep": "prediction", "agreement": 0.8}
+    search = checked_search(Search("find", given), "noising", seed=4)
+    assert search.keywords["plan"] == cv.Plan(1, 2, 3, seed=4, keep="prediction")
+    for keep, other in (("prediction", "faithfulness"), ("behaviour", "agreement")):
+        with pytest.raises(OptionError, match=f"leave out --{other}"):
+            checked_search(Search("find", {"keep": keep, other: 0.8}), "noising", seed=0)

@@ -13,6 +13,7 @@ from circuitvit.errors import DataError, OptionError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.pruning.learned import MaskTrainer
 from circuitvit.pruning.refine import BLOCKS
+from circuitvit.verification.recipe import searched
 from tests.reference.literal_scores import patch_reference
 from tests.reference.literal_vit import LiteralViT
 
@@ -119,7 +120,9 @@ def test_trimming_the_whole_is_the_plain_loop(
     assert list(found.circuit) == literal.trimmed(target)
     assert found.agreement == literal.agreement(list(found.circuit))
     assert found.kl == pytest.approx(literal.divergence(list(found.circuit)), abs=1e-9)
-    assert found.circuit.provenance.parameters["keep"] == "prediction"
+    again = searched(found.circuit.provenance)  # as a report says it
+    assert f"keep='prediction', agreement={target}" in again
+    assert eval(again, {"cv": cv, "model": model, "task": task}) == found.circuit
 
 
 def test_of_a_learned_mask_no_edge_can_go_without_falling_below_the_target(

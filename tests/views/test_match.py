@@ -144,7 +144,7 @@ def test_of_unrelated_heads_as_many_are_called_alike_as_the_level_says() -> None
     """Values and outputs at random over images that both see: alike far beyond 0, and by chance."""
     rng = np.random.default_rng(5)
     alarms, alike = [], []
-    for _ in range(150):
+    for _ in range(100):
         seen = rng.normal(size=(14, 1, 6)) + 0.5 * rng.normal(size=(14, 5, 6))
         sides = []
         for _ in "ab":
