@@ -8,7 +8,7 @@ then is: scores that were taken in the whole model say little about a circuit th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,9 +182,10 @@ class _NodeSearch:
             Nothing where all nodes do not lie in the band, or nodes cannot be run alone.
         """
         left = list(self.nodes)
-        losses = self.losses(left) if self.holds(left) else None
-        if losses is None:
+        known = self.losses(left) if self.holds(left) else None
+        if known is None:
             return []
+        losses: Mapping[str, float] = known
         refused: set[str] = set()
         misses = 0
         with progress_bar(len(left), "nodes taken away", progress) as bar:
