@@ -8,7 +8,7 @@ then is: scores that were taken in the whole model say little about a circuit th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from circuitvit.tasks import PreparedTask, Task, prepare
 
 SHARE = 0.05
 """Of the nodes that are left, how many are taken away at once."""
+
+MISSES = 10
+"""After how many nodes in a row that cannot go no more are taken away."""
 
 TIMES = 10
 """How much larger than the smallest result another start may be that is gone into."""
@@ -179,21 +182,25 @@ class _NodeSearch:
             Nothing where all nodes do not lie in the band, or nodes cannot be run alone.
         """
         left = list(self.nodes)
-        losses = self.losses(left) if self.holds(left) else None
-        if losses is None:
+        known = self.losses(left) if self.holds(left) else None
+        if known is None:
             return []
+        losses: Mapping[str, float] = known
+        refused: set[str] = set()
+        misses = 0
         with progress_bar(len(left), "nodes taken away", progress) as bar:
-            for only_spared in (True, False):
-                while not self.spent():
-                    losses = self.losses(left) or losses
-                    size = abs if self.faithfulness(left) >= 1 else float
-                    open_to = [node for node in left if node in spared or not only_spared]
-                    first = sorted(open_to, key=lambda node: size(losses[node]))
-                    rest = self._without(left, first)
-                    if rest is None:
-                        break
-                    bar.update(len(left) - len(rest))
-                    left = rest
+            while not self.spent() and misses < MISSES:
+                size = abs if self.faithfulness(left) >= 1 else float
+                open_to = [node for node in left if node not in refused]
+                first = sorted(open_to, key=lambda node: (node not in spared, size(losses[node])))
+                rest = self._without(left, first)
+                if rest is None:  # not even the first alone can go: it is tried once more at the end
+                    refused.update(first[:1])
+                    misses += 1 if not first else first[0] not in spared
+                    continue
+                bar.update(len(left) - len(rest))
+                left, misses = rest, 0
+                losses = self.losses(left) or losses
         return [sorted(left, key=lambda node: (node not in spared, losses[node]))]
 
     def _without(self, nodes: Sequence[str], first: Sequence[str]) -> list[str] | None:

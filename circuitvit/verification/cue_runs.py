@@ -161,7 +161,8 @@ def audit_cue(
     if found_on and verdict != HARDLY:
         chosen, unfound = _search(model, found_on, within, seed, how)
         notes += unfound
-    inside = _Inside.of(tasks, found_on, chosen, name, together, how)
+    apart = circuits is not None or not together
+    inside = _Inside.of(tasks, found_on, chosen, name, apart, how)
     known = fingerprints(*found_on.values())
     reference = Mean(_images(found_on.get(CUE, tasks[CUE])))
     wanted = {name: tasks[CUE], **({} if together else {CALLED: tasks[BEHAVIOUR]}), **others}
@@ -316,14 +317,14 @@ class _Inside:
         found_on: Mapping[str, PreparedTask],
         chosen: Mapping[str, Circuit],
         name: str,
-        together: bool,
+        apart: bool,
         how: _How,
     ) -> _Inside:
         if CUE not in chosen:
             return cls()
         circuit, other, notes = chosen[CUE], chosen.get(BEHAVIOUR), []
         run = how.evaluator(tasks[CUE])
-        own = circuit if other is None or together else circuit - other
+        own = circuit if other is None else circuit - other
         necessity = faithfulness = specific = certificate = None
         try:
             necessity = ratio_interval(run.whole - run.values(~circuit), run.effect, how.draws)
@@ -344,7 +345,9 @@ class _Inside:
             )
         except (DataError, OptionError) as error:
             notes.append(f"No edge is certified: {error}.")
-        if not len(own):
+        if not apart:
+            own = Circuit.empty(circuit.graph)
+        elif not len(own):
             notes.append(
                 "Every edge of the cue's circuit is one of the behaviour's: none was ablated for the groups."
             )
@@ -410,8 +413,9 @@ def _caveats(model: Model, audit: Audit, divided: bool, left_out: int) -> Iterat
     )
     if audit.together:
         yield (
-            f"The behaviour's pairs change {name} too, so its circuit is about both and cannot be told apart "
-            "from that of the cue, of which all edges were ablated."
+            f"The behaviour's pairs change {name} too, so a circuit found on them is about both"
+            + (": no edges of the cue's own can be told, and none were ablated." if divided else ".")
+            + f" Pairs in which {name} stays would tell."
         )
     if not divided and audit.circuit is not None:
         yield "The circuits were given: nothing says that they were found on other pairs than these."

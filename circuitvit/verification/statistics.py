@@ -241,7 +241,7 @@ def share_of_means(
 
     Example:
         >>> print(share_of_means([3.0, 3.2, 2.8, 3.1, 2.9], [1.0, 1.1, 0.9, 1.0, 1.0]))
-        0.750 (0.732 to 0.767)
+        0.750 (0.729 to 0.770)
     """
     columns = [as_pairs(part), as_pairs(rest)]
     labels = [np.arange(len(column)) for column in columns]

@@ -104,7 +104,7 @@ def test_arguments_that_a_plan_stands_for_are_left_out() -> None:
         "prediction",
         "--plan=1,2,3",
     ]
-    assert _without(asked) == ["discover", "--seed", "3"]
+    assert _without(asked) == ["discover", "--keep", "prediction"]
 
 
 def test_a_plan_is_for_what_is_kept() -> None:
