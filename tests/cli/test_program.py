@@ -140,7 +140,7 @@ def test_models_fits_a_terminal_of_80_columns(run: Run, monkeypatch: pytest.Monk
     lines = run("models").output.splitlines()
     assert max(map(len, lines)) <= 80
     bundled = lines[lines.index("Bundled".ljust(len(lines[1]))) + 1 : lines.index("", 1)]
-    assert len(bundled) <= 6 * 3  # six lines for each model
+    assert len(bundled) <= 6 * 4  # six lines for each model
     assert "10 classes (0, 1, 2, 3, ...), 3 layers of 4 heads" in " ".join(" ".join(bundled).split())
 
 
