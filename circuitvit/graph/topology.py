@@ -46,7 +46,7 @@ def is_residual(part: str) -> bool:
     return part.partition(".")[0] == RESIDUAL
 
 
-MAX_ENTRIES = 2**26  # senders times receivers; a file that asks for more is not let near the memory
+MAX_ENTRIES = 2**28  # senders times receivers; a file that asks for more is not let near the memory
 
 NAMES_SCHEMA = {"type": "array", "items": {**TEXT, "maxLength": 200}, "maxItems": 100_000}
 _INDEX = {**COUNT, "maximum": 100_000}
