@@ -240,7 +240,7 @@ def _listed(folder: Path, weights: bool) -> dict[int, Model | Path]:
     if files is bare and not weights:
         raise FileError(
             f"{bare[0]} holds weights alone: say how they are loaded, load=lambda path: cv.load(NAME, "
-            "checkpoint=path), or --model NAME"
+            "checkpoint=path)"
         )
     found: dict[int, Model | Path] = {}
     for path in files:

@@ -20,7 +20,7 @@ from tests.reference import literal_scores
 from tests.reference.literal_vit import Groups, LiteralViT
 
 TABBY, COLLIE = 281, 232
-N_EDGES = 30
+N_EDGES = 16
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_eap_on_random_edges(model: cv.Model, task: cv.Task, groups: str | None)
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [None, "kind"])
 def test_exact_on_random_edges(model: cv.Model, task: cv.Task, groups: str | None) -> None:
-    """Thirty full literal runs against the effects of these edges."""
+    """Sixteen full literal runs against the effects of these edges."""
     prepared = task.with_options(groups=groups).prepare(model)
     literal, (clean, corrupt), edges = LiteralViT(model.module), images(prepared), some_edges(prepared)
     reference = literal_scores.patch_reference(literal, corrupt)

@@ -29,7 +29,7 @@ def assert_refused(result: Any, message: str) -> None:
     ("changes", "message"),
     [
         ({"--method": "epa"}, "unknown method 'epa': did you mean 'eap'?"),
-        ({"--model": "catdog-tyny"}, "unknown model 'catdog-tyny': did you mean 'catdog-tiny'?"),
+        ({"--model": "catdog-tyny"}, "unknown model 'catdog-tyny': did you mean 'catdog-tiny' or"),
         ({"--model": "vit_tiny_patch16_225"}, "did you mean 'vit_tiny_patch16_224'"),
         ({"--model": "vit_tiny_patch16_224"}, "no weights yet"),
         ({"--model": "missing.json"}, "cannot read the card missing.json"),
