@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from circuitvit._keywords import running
 from circuitvit.attribution.unit_scores import attribute_units, check_nodes, unit_places
+from circuitvit.engine import activations
 from circuitvit.errors import OptionError, check_whole
 from circuitvit.models import Model, Units, features, refined
 from circuitvit.tasks import PreparedTask, Task
@@ -40,7 +41,9 @@ def refine_nodes(
             dictionary. A whole name goes before one with a `*`.
         top: how many units in all become nodes, of those that are not named: the ones with the largest scores
             by `attribute_units`; 64 by default.
-        task: that they are scored for; needed where units are not named.
+        task: that they are scored for; needed where units are not named. Errors that are "frozen" are what
+            they were on its base images (clean; where a corrupt run is restored, corrupt): the model then is
+            for these images, all run at once.
         method: of the scores: "eap", "eap-ig" or "exact".
         batch_size: pairs at once; by default what `memory` allows.
         memory: bytes that a batch, and what is kept between runs, may take.
@@ -58,11 +61,15 @@ def refine_nodes(
         >>> circuit = cv.find(fine, task)  # doctest: +SKIP
     """
     asked = _by_node(model, table)
+    frozen = [node for node, units in asked.items() if units.error == "frozen"]
+    if frozen and task is None:
+        raise OptionError(f"{frozen[0]}.error is frozen on which images? Give the task that has them")
+    asked = {node: replace(asked[node], error="node") if node in frozen else asked[node] for node in asked}
     free = {node: units for node, units in asked.items() if units.chosen is None}
     if not free:
-        if top is not None or task is not None:
+        if top is not None or (task is not None and not frozen):
             raise OptionError("every unit is named: leave out top and task, or name none, as cv.neurons()")
-        return refined(model, asked)
+        return _frozen(refined(model, asked), frozen, task, progress)
     if task is None:
         node, units = next(iter(free.items()))
         raise OptionError(f"which {units.what}s of {node}? Name them, or give the task that they are for")
@@ -78,7 +85,17 @@ def refine_nodes(
         if node in best or units.dictionary is not None  # whose error is a node in any case
     }
     named = {node: units for node, units in asked.items() if node not in free}
-    return refined(model, {**named, **chosen})
+    return _frozen(refined(model, {**named, **chosen}), frozen, task, progress)
+
+
+def _frozen(model: Model, nodes: Sequence[str], task: Task | PreparedTask | None, progress: bool) -> Model:
+    """The model whose dictionaries miss in every run what they miss on the base images of the task."""
+    if task is None or not nodes:
+        return model
+    base = (task.prepare(model, progress) if isinstance(task, Task) else task).base
+    names = [f"{node}.error" for node in nodes]
+    held = activations(model, base, names, batch_size=model.edited_images, progress=progress)
+    return model.edit({name: held[name] for name in names})
 
 
 def _by_node(model: Model, table: Mapping[str, Any]) -> dict[str, Units]:

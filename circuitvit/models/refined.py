@@ -95,8 +95,8 @@ def _plain(dictionary: Any) -> list[tuple[str, str]]:
     return [(name, repr(each)) for name, each in kept if isinstance(each, (bool, int, float, str))]
 
 
-ERRORS = ("node", "kept")
-"""What a dictionary misses is a node like any other, or is kept in every run."""
+ERRORS = ("node", "kept", "frozen")
+"""What a dictionary misses is a node like any other, is kept in every run, or stays as in the base run."""
 
 Refinement = Units | BySource
 """What becomes of a node."""
@@ -128,10 +128,11 @@ def features(dictionary: Any, chosen: Iterable[int] | None = None, error: str = 
             normed input of an MLP (a transcoder), or of what a head has mixed (its z).
         chosen: numbers of features; all others together are one more node, `m8.rest`, and what the
             dictionary misses is `m8.error`. None to have them chosen.
-        error: "node", or "kept": all edges of the error are in every run, whatever is ablated.
+        error: "node"; or "kept": all edges of the error are in every run, whatever is ablated; or "frozen":
+            in every run it is what it was on the task's base images, whatever it would hear.
 
     Raises:
-        OptionError: for numbers that are none, or occur twice, or an error that is neither.
+        OptionError: for numbers that are none, or occur twice, or an error that is none of these.
 
     Example:
         >>> import circuitvit as cv
@@ -139,13 +140,8 @@ def features(dictionary: Any, chosen: Iterable[int] | None = None, error: str = 
     """
     if not callable(getattr(dictionary, "encode", None)) or not callable(getattr(dictionary, "decode", None)):
         raise OptionError(f"a dictionary has encode and decode, which {type(dictionary).__name__} has not")
-    if error == "frozen":
-        raise OptionError(
-            "an error that is frozen at its value in the base run is not supported, as gradients, and runs "
-            "between two inputs, would go through it: error='kept' keeps it, hearing and heard, in every run"
-        )
     if error not in ERRORS:
-        raise OptionError(f"the error is 'node' or 'kept', not {error!r}")
+        raise OptionError(f"the error is 'node', 'kept' or 'frozen', not {error!r}")
     return Units(dictionary, _numbers(chosen), error)
 
 
@@ -196,8 +192,12 @@ def refined(model: Model, table: Mapping[str, Refinement], rules: BackwardRules 
     if bare.rules is not None:
         raise OptionError("refine a model first, and change its gradients (with_rules) then")
     coarse = bare.coarse or bare
-    for node in table:
+    for node, how in table.items():
         _check_node(model, coarse, node)
+        if isinstance(how, Units) and how.error == "frozen":
+            raise OptionError(
+                f"{node}.error is frozen on the images of a task: cv.refine_nodes(..., task=task)"
+            )
     every = {**bare.refinements, **table}
     made = replace(
         coarse,

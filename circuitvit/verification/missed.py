@@ -72,6 +72,12 @@ def about_missed(evaluator: Evaluator) -> Iterator[str]:
     if not found:
         return
     yield f"What dictionaries miss, each ablated alone: {'; '.join(map(str, found))}."
+    given = {edit.name for edit in evaluator.prepared.model.edits}
+    if held := [each.node for each in found if each.node in given]:
+        yield (
+            f"What {', '.join(held)} writes was given, such as frozen at what it was on the base images: it "
+            "is the same in every run, and its edges carry nothing."
+        )
     if kept := [each.node for each in found if each.kept]:
         yield (
             f"The edges of {', '.join(kept)} are kept in every run, also in that of the circuit's complement "

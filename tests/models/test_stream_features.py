@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,8 @@ from circuitvit.engine import Evaluator, Replay, batch_runs, masked_run, new_wor
 from circuitvit.errors import NameNotFoundError, OptionError, UnsupportedModelError
 from circuitvit.models import Dictionary
 from circuitvit.models.refined import refined
-from circuitvit.verification.missed import missed_by_dictionaries
+from circuitvit.tasks import prepare
+from circuitvit.verification.missed import about_missed, missed_by_dictionaries
 from tests.families import FAMILIES, made
 from tests.reference.hooked import HookedModule, Receiver, Sender, gives
 from tests.reference.sites import Original
@@ -227,12 +230,71 @@ def test_reports_say_what_dictionaries_miss() -> None:
         assert any("kept in every run" in said for said in report.warnings) == kept
 
 
-@pytest.mark.parametrize(
-    ("error", "says"), [("frozen", "not supported.*error='kept'"), ("lost", "'node' or 'kept'")]
-)
-def test_other_errors_are_refused(error: str, says: str) -> None:
-    with pytest.raises(OptionError, match=says):
-        cv.features(dictionary(), [1], error=error)
+@pytest.mark.parametrize("name", ["m1", "resid1", "a1.h0"])
+def test_a_frozen_error_is_in_every_run_what_it_was_on_the_base_images(name: str) -> None:
+    model, _ = made("timm")
+    images, other = FAMILIES["timm"].images(), FAMILIES["timm"].images(seed=3)
+    task = cv.Task(images, other, METRIC)
+    own = cv.features(dictionary(width=12 if name[0] == "a" else 24), [1], error="frozen")
+    fine = cv.refine_nodes(model, {name: own}, task=task)
+    torch.testing.assert_close(fine(images), model(images), rtol=0, atol=1e-6)  # errors are read in float32
+    assert float((fine(other) - model(other)).abs().max()) > 1e-3
+    plain = cv.refine_nodes(model, {name: replace(own, error="node")})
+    missed = plain.activations(images, f"{name}.error")[f"{name}.error"]
+    ablated = plain.activations(other, f"{name}.f1")[f"{name}.f1"]
+    expected = plain.edit({f"{name}.error": missed, f"{name}.f1": ablated})(images)
+    torch.testing.assert_close(cv.run(fine, task, lacking(fine, f"{name}.f1")), expected, rtol=0, atol=1e-6)
+    scores = cv.attribute(fine, task, "exact", progress=False).to_dict()
+    assert max(abs(score) for edge, score in scores.items() if f"{name}.error->" in edge) < 1e-9
+    assert any("is the same in every run" in said for said in about_missed(Evaluator(prepare(fine, task))))
+
+
+def lacking(model: cv.Model, node: str) -> cv.Circuit:
+    """All edges but those out of a node."""
+    kept = [edge for edge in model.graph.edges if not edge.startswith(f"{node}->")]
+    return cv.Circuit.from_edges(model.graph, kept)
+
+
+def test_a_frozen_error_is_that_of_a_hook() -> None:
+    """A feature of the last MLP ablated: the dictionary is applied to what comes, and the error is not."""
+    model, _ = made("timm")
+    images, other, own = FAMILIES["timm"].images(), FAMILIES["timm"].images(seed=3), dictionary()
+    task = cv.Task(images, other, METRIC)
+    fine = cv.refine_nodes(model, {"m0": cv.features(own, [7], error="frozen")}, task=task)
+    module: Any = copy.deepcopy(model.module)
+    seen: list[Tensor] = []
+
+    def features(written: Tensor) -> Tensor:
+        return torch.relu(written @ own.encoder.T + own.offset)
+
+    def note(_: Any, __: Any, written: Tensor) -> None:
+        seen.append(written)
+
+    def exchange(_: Any, __: Any, written: Tensor) -> Tensor:
+        clean, corrupt = seen
+        units = features(written)
+        units[..., 7] = features(corrupt)[..., 7]
+        return units @ own.decoder + own.bias + clean - features(clean) @ own.decoder - own.bias
+
+    with torch.no_grad():
+        noting = module.blocks[0].mlp.register_forward_hook(note)
+        module(images), module(other)
+        noting.remove()
+        module.blocks[0].mlp.register_forward_hook(exchange)
+        expected = module(images)
+    found = cv.run(fine, task, lacking(fine, "m0.f7"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert float((found - model(images)).abs().max()) > 1e-3
+
+
+def test_errors_are_frozen_on_the_images_of_a_task() -> None:
+    frozen = cv.features(dictionary(), [1], error="frozen")
+    with pytest.raises(OptionError, match=r"m1.error is frozen on which images\? Give the task"):
+        cv.refine_nodes(made("timm")[0], {"m1": frozen})
+    with pytest.raises(OptionError, match=r"frozen on the images of a task: cv\.refine_nodes"):
+        refined(made("timm")[0], {"m1": frozen})
+    with pytest.raises(OptionError, match="'node', 'kept' or 'frozen', not 'lost'"):
+        cv.features(dictionary(), [1], error="lost")
 
 
 def test_kept_errors_are_refused_where_they_mean_nothing() -> None:
