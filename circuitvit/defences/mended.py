@@ -365,11 +365,11 @@ class Mended(Result):
         """What came of it, in a sentence or two."""
         at, row = self._place(self.method), self.row(self.method)
         if not row.removed:
-            said = f"{self.method} removes nothing"
+            said = f"{self.method[:1].upper()}{self.method[1:]} removes nothing"
         else:
             left = self.behaviours[0].left(at)
             said = (
-                f"without {row.size} {left.value:.0%} of {self.behaviours[0].name} is left"
+                f"Without {row.size} {left.value:.0%} of {self.behaviours[0].name} is left"
                 if left
                 else (f"{row.size} removed")
             )

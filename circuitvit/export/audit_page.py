@@ -98,9 +98,9 @@ def _tiles(audit: Audit) -> Iterator[tuple[str, str, str]]:
     if audit.share is not None:
         yield *_apart(audit.share), f"of the decision is carried by {clean(audit.name)}"
     name, before = audit.worst_before
-    yield *_apart(before), f"right in the worst group, {clean(name)}"
+    yield *_apart(before), f"right in the worst group ({clean(name)})"
     if (after := audit.worst_after) is not None:
-        yield *_apart(after[1]), f"right in the worst group without the cue's own edges, {clean(after[0])}"
+        yield *_apart(after[1]), f"right in the worst group ({clean(after[0])}) without the cue's own edges"
 
 
 def _apart(found: Estimate) -> tuple[str, str]:

@@ -257,8 +257,8 @@ def short(value: object) -> str:
     """A value in a few words: of arrays type and shape, of long tuples and texts the beginning.
 
     Example:
-        >>> short(np.zeros((2, 3))), short(tuple(range(100)))
-        ('float64 2 x 3', '(0, 1, 2, ... 100 in all)')
+        >>> short(np.zeros((2, 3))), short(tuple(range(100))), short(2 / 3)
+        ('float64 2 x 3', '(0, 1, 2, ... 100 in all)', '0.6667')
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         size = " x ".join(map(str, value.shape)) or "number"
@@ -272,7 +272,8 @@ def short(value: object) -> str:
         return _cut(f"{{{names}{f', ... {len(value)} in all' if len(value) > 3 else ''}}}")
     if is_dataclass(value) and not isinstance(value, type) and type(value).__repr__ is object.__repr__:
         return _cut(f"{type(value).__name__}({', '.join(_short_fields(value))})")
-    return _cut(repr(value))
+    text = repr(value)
+    return f"{value:.4g}" if isinstance(value, float) and len(text) > 8 else _cut(text)
 
 
 def _cut(text: str) -> str:

@@ -45,7 +45,7 @@ Place = tuple[int, ...]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Refinement(Result):
     """What refinement found.
 

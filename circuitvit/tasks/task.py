@@ -115,7 +115,9 @@ class Task:
                 f"not {as_ablation(self.ablation).name!r}"
             )
         if self.corrupt is None and isinstance(self.ablation, Patch):
-            raise OptionError("patch ablation needs corrupt images: give corrupt=, or another ablation=")
+            raise OptionError(
+                'patch ablation needs corrupt images: give corrupt=, or another ablation=, such as "mean"'
+            )
         check_pairing(self.pair)
         if self.pair is not None and not (_is_path(self.clean) and _is_path(self.corrupt)):
             raise OptionError(

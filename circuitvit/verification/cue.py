@@ -315,7 +315,8 @@ def told(audit: Audit) -> str:
     if audit.verdict == CARRIES and audit.share is not None:
         said.append(f"{name} carries {percent(audit.share)} of the decision")
     elif audit.verdict == HARDLY and audit.share is not None:
-        said.append(f"{name} carries less than {audit.least:.0%} of the decision: {percent(audit.share)}")
+        least = percent(Estimate(audit.least))
+        said.append(f"{name} carries less than {least} of the decision: {percent(audit.share)}")
     elif audit.verdict == AGAINST and audit.share is not None:
         said.append(
             f"changing {name} moves the decision the other way, {percent(audit.share)}: are the pairs the "

@@ -409,7 +409,7 @@ def _caveats(model: Model, audit: Audit, divided: bool, left_out: int) -> Iterat
     """What to bear in mind of an audit."""
     name = audit.name
     yield (
-        f"The share is of what these pairs change: if they change more than {name}, it is that of all of it."
+        f"The share is that of everything that changes in these pairs: {name}, and whatever changes with it."
     )
     if audit.together:
         yield (
@@ -426,12 +426,12 @@ def _caveats(model: Model, audit: Audit, divided: bool, left_out: int) -> Iterat
     worse = [each.name for each in counts if each.change is not None and _below(each.change)]
     if worse:
         yield (
-            f"Without the edges fewer answers are right on {', '.join(worse)}: they carry more than {name}, "
+            f"Without the edges fewer answers are right ({'; '.join(worse)}): they carry more than {name}, "
             "or the constants in their place speak for another class."
         )
     small = [each.name for each in audit.groups if each.n < FEW]
     if small:
-        yield f"Groups of fewer than {FEW} images say little: {', '.join(small)}."
+        yield f"Groups of fewer than {FEW} images say little: {'; '.join(small)}."
     if audit.ablated is not None:
         yield (
             "Ablated edges get what their senders write on average over the cue's images: another constant "

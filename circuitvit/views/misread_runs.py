@@ -563,12 +563,12 @@ def _caveats(draft: Why, asked: _Asked, search: _Labelled) -> tuple[str, ...]:
         )
     if len(search.classes) == 1:
         said.append(
-            f"among holds {draft.label} alone, so that the mean which replaces a node speaks for it by "
+            f"`among` holds {draft.label} alone, so that the mean which replaces a node speaks for it by "
             "itself, and what suppression costs elsewhere is not seen"
         )
     if len(search.classes) > 1 and not torch.stack([*search.classes.values()]).any(dim=0).all():
         said.append(
-            f"what suppression costs is known for {', '.join(search.classes)}: of the model's other classes "
-            "among has no images"
+            f"what suppression costs is known for {', '.join(search.classes)} alone: `among` has no images "
+            "of the model's other classes"
         )
     return (*said, *few_images(int(draft.right_before.sum())))
