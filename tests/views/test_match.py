@@ -199,6 +199,7 @@ def test_what_cannot_be_matched_is_refused_by_name() -> None:
     for first, other, given, said in (
         (model, "catdog-tiny", images(), "str is no model of circuitvit"),
         (model, model, images(9), "give 10 or more"),
+        (model, model, images(9).repeat(2, 1, 1, 1), "of 18 images only 9 differ"),
         (model, wrapped(replace(FIRST, grid=(2, 3))), images(), "prepare images differently"),
         (catdog, cv.load("clip-tiny").text(), images(), "no inputs are for both"),
         (cv.refine_nodes(catdog, {"m1": cv.neurons([3])}), catdog, images(), "the model that was cut"),
