@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import circuitvit as cv
 from circuitvit.engine import Evaluator
-from circuitvit.errors import CircuitViTError
+from circuitvit.errors import CircuitViTError, OptionError
 from circuitvit.tasks import prepare
 from circuitvit.views import likeness
 from tests.reference.literal_likeness import by_image
@@ -206,3 +206,5 @@ def test_what_cannot_be_matched_is_refused_by_name() -> None:
     ):
         with pytest.raises(CircuitViTError, match=said):
             cv.match(first, other, given, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="takes what match"):
+        cv.universality(model, [], model, None, [])  # type: ignore[arg-type]
