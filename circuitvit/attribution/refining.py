@@ -88,10 +88,12 @@ def refine_nodes(
     return _frozen(refined(model, {**named, **chosen}), frozen, task, progress)
 
 
-def _frozen(model: Model, nodes: Sequence[str], task: Task | PreparedTask | None, progress: bool) -> Model:
+def _frozen(model: Model, nodes: Sequence[str], task: object, progress: bool) -> Model:
     """The model whose dictionaries miss in every run what they miss on the base images of the task."""
     if task is None or not nodes:
         return model
+    if not isinstance(task, (Task, PreparedTask)):
+        raise OptionError(f"{type(task).__name__} is no task: give a cv.Task, on whose images to freeze")
     base = (task.prepare(model, progress) if isinstance(task, Task) else task).base
     names = [f"{node}.error" for node in nodes]
     held = activations(model, base, names, batch_size=model.edited_images, progress=progress)

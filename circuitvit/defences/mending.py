@@ -8,6 +8,7 @@ nodes to try, and in which order, stand on one table (`ways`), judged by the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from typing import get_args
 
 import numpy as np
@@ -167,8 +168,8 @@ def mend(
 # -- what is checked, measured and said ----------------------------------------------------------
 
 
-def _check(max_loss: float, most: int | None, methods: object, held_out: float, draws: int) -> None:
-    if isinstance(max_loss, (bool, str)) or not 0 <= max_loss < 1:
+def _check(max_loss: object, most: int | None, methods: object, held_out: float, draws: int) -> None:
+    if isinstance(max_loss, bool) or not isinstance(max_loss, Real) or not 0 <= float(max_loss) < 1:
         raise OptionError(f"max_loss is a share of answers, from 0 to below 1, not {max_loss!r}")
     check_number("the share of pairs to hold out (held_out)", held_out, 0, 1)
     check_whole("draws", draws, 0)
@@ -188,7 +189,7 @@ def _check(max_loss: float, most: int | None, methods: object, held_out: float, 
 def _check_tasks(
     prepared: Sequence[PreparedTask],
     names: tuple[str, ...],
-    groups: Mapping[str, Sequence[str]],
+    groups: object,
     region: str | None,
 ) -> None:
     unwanted, wanted = prepared[0], dict(zip(names, prepared[1:], strict=True))
@@ -199,6 +200,11 @@ def _check_tasks(
         )
     if not names or "the cue" in names:
         raise OptionError("say what is to be kept: keep= takes tasks by name, none of them called 'the cue'")
+    if not isinstance(groups, Mapping):
+        raise OptionError(
+            f"groups are given by the name of a wanted behaviour, such as {{{names[0]!r}: [...]}}, not as "
+            f"{type(groups).__name__}"
+        )
     for name, own in groups.items():
         if name not in wanted:
             raise unknown_name("behaviour to have groups", name, names)

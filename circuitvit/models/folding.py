@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from circuitvit.errors import UnsupportedModelError
+from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models.attention import AttentionStage
 from circuitvit.models.changes import Change
 from circuitvit.models.families import Family
@@ -63,6 +63,7 @@ def to_module(model: Model, *, shrink: bool = False) -> nn.Module:
     Raises:
         UnsupportedModelError: naming the edit that is no such constant, before anything is copied; or what
             cannot be made smaller.
+        ModelError: if the model gives NaN.
 
     Example:
         >>> import circuitvit as cv
@@ -379,9 +380,12 @@ def _check(model: Model, made: nn.Module, shrink: bool) -> None:
 
     Raises:
         UnsupportedModelError: if outputs differ, or the module asks for other shapes.
+        ModelError: if the model gives NaN.
     """
     kind, images = type(model.module).__name__, model.family.sample(model.module, model.preprocessing)
     expected = model(images)
+    if not expected.isfinite().all():
+        raise ModelError(f"{model.name} gives NaN or infinite logits: check its weights")
     try:
         found = made(images) if isinstance(made, Headed) else model.family.run(made, images)
     except Exception as error:  # a forward that asks for other shapes raises whatever it likes

@@ -9,6 +9,7 @@ whole model; where that is too coarse to tell two circuits apart, KL(whole || ci
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -63,6 +64,7 @@ class Aim:
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        check_band(self.band)
         low, high = self.band
         empty = not low < high if self.keep == "behaviour" else not 0 < low <= min(1, high)
         if empty:
@@ -116,6 +118,17 @@ def check_keep(keep: object) -> None:
     """
     if keep not in get_args(Keep):
         raise OptionError(f"a search is to keep the 'behaviour' or the 'prediction', not {keep!r}")
+
+
+def check_band(band: object) -> None:
+    """Refuse what is no pair of numbers.
+
+    Raises:
+        OptionError: saying what a band is.
+    """
+    ends = band if isinstance(band, (tuple, list)) else ()
+    if len(ends) != 2 or not all(isinstance(end, Real) for end in ends):
+        raise OptionError(f"a band is two numbers, such as (0.9, 1.1), not {band!r}")
 
 
 def check_predicts(model: Model) -> None:

@@ -22,7 +22,7 @@ from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, EdgeMask, Graph, NodeScores
 from circuitvit.graph.names import named
 from circuitvit.models import Model
-from circuitvit.pruning.aims import Band, figures
+from circuitvit.pruning.aims import Band, check_band, figures
 from circuitvit.pruning.refine import Refinement, minimise, noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare
 
@@ -82,12 +82,15 @@ def find_nodes(
         >>> found = cv.find_nodes(fine, task)  # doctest: +SKIP
         >>> [node for node in found.circuit.nodes if ".n" in node]  # doctest: +SKIP
     """
+    check_band(band)
     if not band[0] < band[1]:
         raise OptionError(f"the band must go from low to high, not {band}")
     if max_runs is not None:
         check_whole("max_runs", max_runs)
     prepared = prepare(model, task, progress)
     evaluator = noising_evaluator(prepared, batch_size, memory)
+    if scores is not None and not isinstance(scores, NodeScores):
+        raise OptionError(f"scores are of nodes, by attribute_nodes, not {type(scores).__name__}")
     if scores is not None and scores.graph.senders != prepared.graph.senders:
         raise OptionError("the scores are of another graph: score this model and task")
     spared = set(named("node", last, prepared.graph.senders))

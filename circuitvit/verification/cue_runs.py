@@ -139,13 +139,14 @@ def audit_cue(
     """
     check_number("the least share", least, above=0, below=1)
     check_number("the share of pairs to hold out", held_out, 0, 1)
+    _check_names(name, elsewhere or {})
     if not model.chooses:
         raise UnsupportedModelError(
             f"{model.name} has no classes, so nothing that it says is right or wrong: give it some, with "
             "cv.with_head(...) or model.with_prompts([...])"
         )
     tasks = {CUE: prepare(model, cue, progress), BEHAVIOUR: prepare(model, behaviour, progress)}
-    _check(model, tasks, name)
+    _check(model, tasks)
     chosen = {} if circuits is None else _given(circuits, tasks)
     images = Labelled.of(model, groups, labels or {})
     others, more = _beside(model, elsewhere or {}, labels or {}, progress)
@@ -202,10 +203,8 @@ class _How:
         return Evaluator(task, batch_size=self.batch_size, memory=self.memory)
 
 
-def _check(model: Model, tasks: Mapping[str, PreparedTask], name: str) -> None:
+def _check(model: Model, tasks: Mapping[str, PreparedTask]) -> None:
     """Refuse tasks of which a share of the decision cannot be told."""
-    if name.strip() in ("", CALLED):
-        raise OptionError(f"the cue needs a name of its own, such as 'the background', not {name!r}")
     for what, task in tasks.items():
         if task.corrupt is None or not isinstance(task.ablation, Patch) or task.denoising:
             raise OptionError(
@@ -230,6 +229,16 @@ def _check(model: Model, tasks: Mapping[str, PreparedTask], name: str) -> None:
             f"errors of {model.name} are kept in every run, and so is what they carry of the cue: audit the "
             "model without features, or with cv.features(..., error='node')"
         )
+
+
+def _check_names(name: object, elsewhere: object) -> None:
+    """Refuse names by which figures could not be told apart."""
+    if not isinstance(name, str) or name.strip() in ("", CALLED):
+        raise OptionError(f"the cue needs a name of its own, such as 'the background', not {name!r}")
+    if not isinstance(elsewhere, Mapping):
+        raise OptionError(f"elsewhere takes tasks or images by name, not {type(elsewhere).__name__}")
+    if taken := [each for each in elsewhere if each in (name, CALLED)]:
+        raise OptionError(f"elsewhere has {taken[0]!r}, which the audit is about: call it something else")
 
 
 def _given(circuits: Mapping[str, CircuitLike], tasks: Mapping[str, PreparedTask]) -> dict[str, Circuit]:

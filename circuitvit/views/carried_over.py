@@ -165,6 +165,11 @@ def universality(
         1.0
     """
     check_whole("the number of random circuits", n_random, 0)
+    given: tuple[object, object] = found, model
+    if not (isinstance(given[0], Match) and isinstance(given[1], Model)):
+        raise OptionError(
+            "universality takes what match(...) found, the circuit, and the other model after it"
+        )
     first = as_circuit(circuit, found.graph) if not isinstance(circuit, Circuit) else circuit
     found.other_graph.check_same(model.graph, f"the model {model.name}")
     if model.weights_hash != found.weights[1]:

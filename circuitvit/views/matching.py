@@ -27,6 +27,7 @@ from circuitvit.graph.names import edge_name, parse_edge, port_of
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.tasks.images import Images, ImageSpec, TensorImages, as_images
+from circuitvit.tasks.split import fingerprint
 from circuitvit.views import likeness
 from circuitvit.views.matched_nodes import ALPHA, Map, Nodes, match_figure
 
@@ -267,8 +268,8 @@ def match(
 
     Raises:
         OptionError: for what is no model, models of other kinds of inputs, or nodes that are cut into parts.
-        DataError: for fewer than 10 images, more than there is room for, or tensors that are prepared for one
-            model alone.
+        DataError: for fewer than 10 different images, more than there is room for, or tensors that are
+            prepared for one model alone.
 
     Example:
         >>> import circuitvit as cv
@@ -369,7 +370,15 @@ def _given(model: Model, other: Model, images: ImageSpec) -> tuple[Images, Image
             f"{counted(count, seen[0])} to match nodes on: give {FEWEST} or more, and at most {most:,}, "
             "for which there is room"
         )
-    return found
+    seen_once: set[bytes] = set()
+    for row in range(count):  # of files no more are read than it takes
+        seen_once.add(fingerprint(found[0].take(row, row + 1)))
+        if len(seen_once) >= FEWEST:
+            return found
+    raise DataError(
+        f"of {counted(count, seen[0])} only {len(seen_once)} differ: give {FEWEST} different ones or more, "
+        "as nodes are compared by what they make of differences"
+    )
 
 
 def _names(model: Model) -> tuple[str, ...]:

@@ -194,19 +194,32 @@ class _Series:
 
         Raises:
             FileError: if its card speaks of another step.
+            OptionError: if no model was made of a file.
         """
         found = self.given[step]
         if not isinstance(found, Path):
             return found
         model = self.load(found)
+        if not isinstance(model, Model):
+            raise OptionError(
+                f"load= made a {type(model).__name__} of {found}, which is no model of circuitvit: let it "
+                "end with cv.load or cv.wrap"
+            )
         said = None if model.card is None else model.card.recipe.get("steps_done")
         if said not in (None, step):
             raise FileError(f"{found} is called a checkpoint of step {step}, and its card says {said}")
         return model
 
 
-def _series(checkpoints: Checkpoints, load: Load | None) -> _Series:
+def _series(checkpoints: object, load: Load | None) -> _Series:
     """The checkpoints, checked as far as can be without opening them."""
+    if load is not None and not callable(load):
+        raise OptionError(f"load= takes a function from a path to a model, not {load!r}")
+    if not isinstance(checkpoints, (str, Path, Mapping)):
+        raise OptionError(
+            f"checkpoints are a folder, or a mapping from steps to models or files, not "
+            f"{type(checkpoints).__name__}"
+        )
     if isinstance(checkpoints, Mapping):
         for step in checkpoints:
             check_whole("the step of a checkpoint", step, 0)

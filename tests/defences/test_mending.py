@@ -199,6 +199,8 @@ def test_groups_and_labels_are_counted() -> None:
     ("options", "error", "message"),
     [
         ({"max_loss": 1.5}, OptionError, "max_loss is a share"),
+        ({"max_loss": None}, OptionError, "max_loss is a share"),
+        ({"groups": ["a"] * 24}, OptionError, "groups are given by the name of a wanted behaviour"),
         ({"methods": ["random"]}, OptionError, "the first is the one"),
         ({"methods": ["circus"]}, NameNotFoundError, "circuit"),
         ({"units": ["edges"]}, NameNotFoundError, "kind of nodes"),

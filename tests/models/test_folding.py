@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.errors import UnsupportedModelError
+from circuitvit.errors import ModelError, UnsupportedModelError
 from circuitvit.models import folding
 from tests.families import FAMILIES, made
 from tests.models import test_gated, test_hf_vit
@@ -234,3 +234,11 @@ def test_a_weight_that_two_blocks_share_is_found_out() -> None:
     module.blocks[1].attn.proj.weight = module.blocks[0].attn.proj.weight
     with pytest.raises(UnsupportedModelError, match="used in more than one place"):
         cv.wrap(module).edit({"a0.h0.z": 0}).to_module()
+
+
+def test_a_model_that_gives_no_numbers_is_said_to() -> None:
+    module = micro()
+    edited = cv.wrap(module).edit({"m0": 0})
+    nn.init.constant_(module.head.weight, float("nan"))
+    with pytest.raises(ModelError, match="NaN or infinite logits"):
+        edited.to_module()

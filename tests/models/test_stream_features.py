@@ -291,6 +291,8 @@ def test_errors_are_frozen_on_the_images_of_a_task() -> None:
     frozen = cv.features(dictionary(), [1], error="frozen")
     with pytest.raises(OptionError, match=r"m1.error is frozen on which images\? Give the task"):
         cv.refine_nodes(made("timm")[0], {"m1": frozen})
+    with pytest.raises(OptionError, match="str is no task"):
+        cv.refine_nodes(made("timm")[0], {"m1": frozen}, task="cats")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"frozen on the images of a task: cv\.refine_nodes"):
         refined(made("timm")[0], {"m1": frozen})
     with pytest.raises(OptionError, match="'node', 'kept' or 'frozen', not 'lost'"):

@@ -70,6 +70,12 @@ def test_what_it_cannot_do_is_said(task: cv.Task) -> None:
         cv.find_nodes(model, task, band=(5.0, 6.0), progress=False)
     with pytest.raises(OptionError, match="from low to high"):
         cv.find_nodes(model, task, band=(1.1, 0.9), progress=False)
+    for band in (0.9, "ab", (0.8, 0.9, 1.2)):
+        with pytest.raises(OptionError, match="a band is two numbers"):
+            cv.find_nodes(model, task, band=band, progress=False)  # type: ignore[arg-type]
+    edges = cv.attribute(model, task, "eap", progress=False)
+    with pytest.raises(OptionError, match="scores are of nodes, by attribute_nodes, not EdgeScores"):
+        cv.find_nodes(model, task, scores=edges, progress=False)  # type: ignore[arg-type]
     other = cv.attribute_nodes(cv.wrap(micro(depth=1)), task, "atp", progress=False)
     with pytest.raises(OptionError, match="of another graph"):
         cv.find_nodes(model, task, scores=other, progress=False)

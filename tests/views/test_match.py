@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import circuitvit as cv
 from circuitvit.engine import Evaluator
-from circuitvit.errors import CircuitViTError
+from circuitvit.errors import CircuitViTError, OptionError
 from circuitvit.tasks import prepare
 from circuitvit.views import likeness
 from tests.reference.literal_likeness import by_image
@@ -199,9 +199,12 @@ def test_what_cannot_be_matched_is_refused_by_name() -> None:
     for first, other, given, said in (
         (model, "catdog-tiny", images(), "str is no model of circuitvit"),
         (model, model, images(9), "give 10 or more"),
+        (model, model, images(9).repeat(2, 1, 1, 1), "of 18 images only 9 differ"),
         (model, wrapped(replace(FIRST, grid=(2, 3))), images(), "prepare images differently"),
         (catdog, cv.load("clip-tiny").text(), images(), "no inputs are for both"),
         (cv.refine_nodes(catdog, {"m1": cv.neurons([3])}), catdog, images(), "the model that was cut"),
     ):
         with pytest.raises(CircuitViTError, match=said):
             cv.match(first, other, given, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="takes what match"):
+        cv.universality(model, [], model, None, [])  # type: ignore[arg-type]

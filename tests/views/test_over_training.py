@@ -273,5 +273,12 @@ def test_folders_without_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
     with pytest.raises(FileError, match=r"last.pt holds weights alone: say how they are loaded"):
         cv.across(tmp_path, task(5))
+    for given, load, said in (
+        ([1, 2, 3], None, "a folder, or a mapping from steps to models or files, not list"),
+        ({0: "0.pt", 1: "1.pt", 2: "2.pt"}, lambda path: {}, "made a dict of 2.pt"),
+        ({0: "0.pt", 1: "1.pt", 2: "2.pt"}, "timm", "takes a function from a path to a model"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            cv.across(given, task(5), load=load)  # type: ignore[arg-type]
     with pytest.raises(FileError, match=r"last.pt has no step in its name"):
         cv.across(tmp_path, task(5), load=opened)
