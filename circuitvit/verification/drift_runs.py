@@ -16,7 +16,7 @@ from circuitvit.attribution.exact import pair_effects
 from circuitvit.attribution.scoring import Running, provenance_of
 from circuitvit.engine import Evaluator, choose_batch_size
 from circuitvit.errors import check_number, check_whole, counted
-from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
+from circuitvit.graph import Circuit, CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
 from circuitvit.pruning.find import find
 from circuitvit.tasks import PreparedTask, Task, prepare, split
@@ -169,7 +169,7 @@ def diff(
     anew = find(
         new, same_task(new, sides.discovery), within=within, seed=seed, memory=memory, progress=progress
     )
-    back, there = (_faithfulness(run, anew.circuit, settings) for run in runs)
+    back, there = (carried_share(run, anew.circuit, settings) for run in runs)
     return replace(found, found=anew.circuit, faithfulness_found=there, faithfulness_back=back)
 
 
@@ -199,16 +199,27 @@ def _carried(runs: Sequence[Evaluator], circuit: Circuit, settings: Bootstrap) -
     """How much of the behaviour is left, and how much of it the circuit carries in both models."""
     before, after = (run.effect for run in runs)
     share = ratio_interval(after, before, settings)
-    old = _faithfulness(runs[0], circuit, settings)
-    low, high = mean_range(after, settings)
-    if share.low is None or share.low <= LEFT or low <= 0 <= high:
+    old = carried_share(runs[0], circuit, settings)
+    if not is_left(share, after, settings):
         return Measures(share, old)
     kept = [run.values(circuit.kept) - run.nothing for run in runs]
     change = _change(_Share(kept[0], before), _Share(kept[1], after))
-    return Measures(share, old, _faithfulness(runs[1], circuit, settings), change)
+    return Measures(share, old, carried_share(runs[1], circuit, settings), change)
 
 
-def _faithfulness(run: Evaluator, circuit: Circuit, settings: Bootstrap) -> Estimate:
+def is_left(share: Estimate, effect: Pairs, settings: Bootstrap) -> bool:
+    """Whether a behaviour is surely there in other weights: enough of it, and its own effect is not 0.
+
+    Args:
+        share: of the behaviour that there is in the first weights.
+        effect: on each pair, in the other weights.
+        settings: of intervals.
+    """
+    low, high = mean_range(effect, settings)
+    return share.low is not None and share.low > LEFT and not low <= 0 <= high
+
+
+def carried_share(run: Evaluator, circuit: Circuit, settings: Bootstrap) -> Estimate:
     return ratio_interval(run.values(circuit.kept) - run.nothing, run.effect, settings)
 
 
@@ -241,13 +252,19 @@ def _change(old: _Share, new: _Share) -> Estimate:
 # -- the edges -------------------------------------------------------------------------------------
 
 
+def how_many(graph: Graph, asked: int | None) -> int:
+    """How many edges are measured besides the circuit's: by default all, of a large graph some."""
+    if asked is not None:
+        return asked
+    return graph.n_edges if graph.n_edges <= ALL_EDGES else SOME_EDGES
+
+
 def _wanted(
     judged: PreparedTask, other: PreparedTask, circuit: Circuit, edges: int | None, progress: bool
 ) -> EdgeMask:
     """The edges to measure: the circuit's, and the strongest of both models."""
     graph = judged.graph
-    if edges is None:
-        edges = graph.n_edges if graph.n_edges <= ALL_EDGES else SOME_EDGES
+    edges = how_many(graph, edges)
     if edges >= graph.n_edges:
         return graph.edge_mask
     wanted = circuit.kept.copy()

@@ -25,11 +25,19 @@ from circuitvit.models import Model
 from circuitvit.models import load as load_model
 from circuitvit.pruning.find import find
 from circuitvit.tasks import PreparedTask, Task, prepare, split
-from circuitvit.verification.drift import CARRIED, LEFT, TOLERANCE
-from circuitvit.verification.drift_runs import ALL_EDGES, FEW, LEVEL, SOME_EDGES, WITHIN, edge_shares
+from circuitvit.verification.drift import CARRIED, TOLERANCE
+from circuitvit.verification.drift_runs import (
+    FEW,
+    LEVEL,
+    WITHIN,
+    carried_share,
+    edge_shares,
+    how_many,
+    is_left,
+)
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.other_weights import check_same_kind, same_task
-from circuitvit.verification.statistics import MIN_PAIRS, Bootstrap, Estimate, mean_range, ratio_interval
+from circuitvit.verification.statistics import MIN_PAIRS, Bootstrap, Estimate, ratio_interval
 from circuitvit.views.over_training import Across, sharp_p
 
 Checkpoints = str | Path | Mapping[int, Model | str | Path]
@@ -310,10 +318,8 @@ def _measured(
     run: Evaluator, circuit: Circuit, final: Float[np.ndarray, " pair"], settings: Bootstrap
 ) -> _Measured:
     behaviour, model = ratio_interval(run.effect, final, settings), run.prepared.model
-    low, high = mean_range(run.effect, settings)
-    there = behaviour.low is not None and behaviour.low > LEFT and not low <= 0 <= high
-    carried = run.values(circuit.kept) - run.nothing
-    faithfulness = ratio_interval(carried, run.effect, settings) if there else None
+    there = is_left(behaviour, run.effect, settings)
+    faithfulness = carried_share(run, circuit, settings) if there else None
     return _Measured(model.name, model.weights_hash, run.effect, behaviour, faithfulness)
 
 
@@ -327,8 +333,7 @@ def _wanted(
 ) -> EdgeMask:
     """The edges to measure: the circuit's, and the strongest in any checkpoint."""
     graph = judged.graph
-    if edges is None:
-        edges = graph.n_edges if graph.n_edges <= ALL_EDGES else SOME_EDGES
+    edges = how_many(graph, edges)
     if edges >= graph.n_edges:
         return graph.edge_mask
     wanted, sizes = circuit.kept & graph.edge_mask, np.zeros(graph.n_edges)
