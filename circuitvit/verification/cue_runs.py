@@ -242,10 +242,10 @@ def _check_names(name: object, elsewhere: object) -> None:
 
 
 def _given(circuits: Mapping[str, CircuitLike], tasks: Mapping[str, PreparedTask]) -> dict[str, Circuit]:
-    if set(circuits) != {CUE, BEHAVIOUR}:
-        raise OptionError(
-            f"circuits are those of 'cue' and 'behaviour', not of {', '.join(circuits) or 'none'}"
-        )
+    given: Any = circuits
+    if not isinstance(given, Mapping) or set(given) != {CUE, BEHAVIOUR}:
+        names = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
+        raise OptionError(f"circuits are those of 'cue' and 'behaviour', by name, not {names or 'none'}")
     return {what: as_circuit(circuits[what], task.graph) for what, task in tasks.items()}
 
 

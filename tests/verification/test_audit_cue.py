@@ -163,6 +163,7 @@ def test_tasks_that_share_images_are_divided_together() -> None:
         ({"name": None}, "name of its own"),
         ({"name": "size", "elsewhere": {"size": pairs("shape")}}, "elsewhere has 'size'"),
         ({"elsewhere": {"the behaviour": pairs("shape")}}, "elsewhere has 'the behaviour'"),
+        ({"circuits": (None, None)}, "'cue' and 'behaviour', by name, not tuple"),
         ({"elsewhere": [pairs("shape")]}, "elsewhere takes tasks or images by name, not list"),
         (dict.fromkeys(("cue", "behaviour"), pairs("shape").with_options(metric="kl_divergence")), "add up"),
         ({"groups": {"a": {"maybe": torch.zeros(1, len(PROGRAM.pixels), 6, 6)}}}, "maybe"),
