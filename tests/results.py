@@ -22,7 +22,7 @@ from circuitvit.defences.mended import Row
 from circuitvit.graph import Circuit, EdgeScores, Graph, NodeScores, Provenance, UnitScores
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.graph.records import hints_of
-from circuitvit.graph.results import Result
+from circuitvit.graph.results import Result, ToldResult
 from circuitvit.models.zoo import InputSpec
 from circuitvit.verification import Claim, CrossEffect, Estimate, GroupAccuracy
 from circuitvit.views import Counterfactual, Suppressed
@@ -43,7 +43,7 @@ def result_kinds() -> list[type[Result]]:
             yield from (each, *below(each))
 
     own = (kind for kind in below(Result) if kind.__module__.startswith("circuitvit."))
-    return sorted(set(own), key=lambda kind: kind.__name__)
+    return sorted({*own} - {ToldResult}, key=lambda kind: kind.__name__)
 
 
 class Maker:

@@ -3,20 +3,15 @@ measured."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from circuitvit.errors import OptionError, counted
+from circuitvit.errors import counted
 from circuitvit.export.difference import difference_of
-from circuitvit.export.figure import figure_of
 from circuitvit.export.picture import picture_of
-from circuitvit.export.svg import svg_of_figure
-from circuitvit.graph.files import clean, write_bytes
+from circuitvit.export.plain_page import diagram_uri, rendered, write_page
+from circuitvit.graph.files import clean
 from circuitvit.verification.certificates import ABSTAIN, IN, Certificate
 from circuitvit.verification.cue import VERDICTS, Audit, percent, points, sentence
 from circuitvit.verification.group_accuracy import GroupAccuracy
@@ -49,18 +44,14 @@ def draw_audit(audit: Audit, path: str | Path) -> Path:
         OptionError: for another ending.
         FileError: if the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix != ".html":
-        raise OptionError(f"a page is written as .html, not as {path.name!r}")
-    return write_bytes(path, audit_page(audit).encode())
+    return write_page(path, audit_page(audit))
 
 
 def audit_page(audit: Audit) -> str:
     """The page."""
-    source = files("circuitvit.export").joinpath("audit.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     origin, headline = audit.provenance, sentence(clean(audit.headline))
-    return page.render(
+    return rendered(
+        "audit.html",
         title=f"Audit of {clean(origin.model) or 'a model'}: {clean(audit.name)}",
         name=clean(audit.name),
         date=clean(audit.date),
@@ -172,8 +163,7 @@ def _diagram(audit: Audit) -> dict[str, str] | None:
             f"The circuit of {name} has {counted(len(audit.circuit), 'edge')}, that of the behaviour "
             f"{len(audit.other):,}; {counted(shared, 'edge')} {'is' if shared == 1 else 'are'} in both."
         )
-    svg = svg_of_figure(figure_of(drawn))
-    return {"about": about, "uri": f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"}
+    return {"about": about, "uri": diagram_uri(drawn)}
 
 
 def _edges(audit: Audit) -> Iterator[tuple[str, str, str]]:

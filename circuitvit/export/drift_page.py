@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from circuitvit.errors import OptionError, counted
+from circuitvit.errors import counted
 from circuitvit.export.difference import difference_of
-from circuitvit.export.figure import figure_of
-from circuitvit.export.svg import svg_of_figure
+from circuitvit.export.plain_page import diagram_uri, rendered, write_page
 from circuitvit.graph import CircuitLike
-from circuitvit.graph.files import clean, write_bytes
+from circuitvit.graph.files import clean
 from circuitvit.graph.results import Record
 from circuitvit.verification.drift import VERDICTS, Drift, search_told
 
@@ -46,23 +41,19 @@ def draw_drift(found: Drift, path: str | Path) -> Path:
         OptionError: for another ending.
         FileError: if the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix != ".html":
-        raise OptionError(f"a page is written as .html, not as {path.name!r}")
-    return write_bytes(path, drift_page(found).encode())
+    return write_page(path, drift_page(found))
 
 
 def drift_page(found: Drift) -> str:
     """The page."""
-    source = files("circuitvit.export").joinpath("drift.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     edges = sorted(found.records(), key=lambda each: -abs(_number(each, "change")))[:LISTED]
     scale = _Scale(edges)
     names = (clean(each.model) or "a model" for each in (found.before, found.after))
     figures = [(name, str(each)) for name, each in found.figures()]
     if found.largest is not None:
         figures.append(("largest change of an edge", f"at most {found.largest:.3f}"))
-    return page.render(
+    return rendered(
+        "drift.html",
         title=f"What changed: {' to '.join(names)}",
         task=clean(found.before.task),
         weights=[clean(each.weights[:12]) or "unknown" for each in (found.before, found.after)],
@@ -145,6 +136,5 @@ def _diagrams(found: Drift) -> Iterator[dict[str, str]]:
 def _diagram(
     title: str, about: str, first: CircuitLike, second: CircuitLike, names: tuple[str, str]
 ) -> dict[str, str]:
-    svg = svg_of_figure(figure_of(difference_of(first, second, names, title="", max_edges=DRAWN)))
-    uri = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-    return {"title": title, "about": about, "uri": uri}
+    drawn = difference_of(first, second, names, title="", max_edges=DRAWN)
+    return {"title": title, "about": about, "uri": diagram_uri(drawn)}

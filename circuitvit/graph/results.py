@@ -155,6 +155,28 @@ class Result(ABC):
         return notebook.card(title, [*rows, ["..."]] if len(found) > ROWS_SHOWN else rows)
 
 
+class ToldResult(Result):
+    """A result that can be told as a text as well: `.md` is one more ending of its files."""
+
+    @abstractmethod
+    def _lines(self) -> Iterator[str]:
+        """The text as Markdown, line by line."""
+
+    def to_markdown(self) -> str:
+        """All of it in words: what was found, figures, tables and what to bear in mind."""
+        return "\n".join(self._lines()) + "\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result as `.json`, `.safetensors` or `.csv`, or as a text, `.md`.
+
+        Raises:
+            OptionError: for another ending.
+            FileError: if the file cannot be written.
+        """
+        path = Path(path)
+        return write_bytes(path, self.to_markdown().encode()) if path.suffix == ".md" else super().save(path)
+
+
 # -- tables --------------------------------------------------------------------------------------
 
 

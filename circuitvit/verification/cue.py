@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from circuitvit.errors import OptionError, check_number, counted
 from circuitvit.graph import Circuit, Provenance
-from circuitvit.graph.results import Record, Result
+from circuitvit.graph.results import Record, ToldResult
 from circuitvit.verification.certificates import Certificate
 from circuitvit.verification.cross_effects import Specificity
 from circuitvit.verification.group_accuracy import GroupAccuracy, worst
 from circuitvit.verification.statistics import Estimate, estimated
-from circuitvit.verification.templates import row, write_text
+from circuitvit.verification.templates import row
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -75,7 +74,7 @@ class Used:
 
 
 @dataclass(frozen=True, repr=False)
-class Audit(Result):
+class Audit(ToldResult):
     """How much of a decision a cue carries, where, and what the model is worth without.
 
     Attributes:
@@ -226,20 +225,6 @@ class Audit(Result):
         yield "worst group", f"{name}: {percent(before)}"
         if (after := self.worst_after) is not None:
             yield "worst group without the edges of its own", f"{after[0]}: {percent(after[1])}"
-
-    def to_markdown(self) -> str:
-        """The finding as a text: verdict, figures, groups and what to bear in mind."""
-        return "\n".join(self._lines()) + "\n"
-
-    def save(self, path: str | Path) -> Path:
-        """Write the finding as `.json` or `.safetensors`, the groups as `.csv`, or a text as `.md`.
-
-        Raises:
-            OptionError: for another ending.
-            FileError: if the file cannot be written.
-        """
-        path = Path(path)
-        return write_text(path, self.to_markdown()) if path.suffix == ".md" else super().save(path)
 
     def _lines(self) -> Iterator[str]:
         yield f"# Audit of {self.provenance.model}: {self.headline}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -20,9 +19,9 @@ from jaxtyping import Float
 
 from circuitvit.errors import OptionError, check_number, counted
 from circuitvit.graph import Circuit, Provenance
-from circuitvit.graph.results import Record, Result
+from circuitvit.graph.results import Record, ToldResult
 from circuitvit.verification.statistics import Estimate
-from circuitvit.verification.templates import row, write_text
+from circuitvit.verification.templates import row
 
 UNCHANGED = "unchanged"
 SHIFTED = "shifted"
@@ -56,7 +55,7 @@ Edges = Float[np.ndarray, " edge"]
 
 
 @dataclass(frozen=True, repr=False)
-class Drift(Result):
+class Drift(ToldResult):
     """A stored circuit in new weights.
 
     Shares are of the mean effect of the behaviour in the old weights: the metric with every edge, less the
@@ -167,20 +166,6 @@ class Drift(Result):
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.reason}"
-
-    def to_markdown(self) -> str:
-        """The finding as a text: verdict, figures and the edges that changed most."""
-        return "\n".join(self._lines()) + "\n"
-
-    def save(self, path: str | Path) -> Path:
-        """Write the finding as `.json` or `.safetensors`, the edges as `.csv`, or a text as `.md`.
-
-        Raises:
-            OptionError: for another ending.
-            FileError: if the file cannot be written.
-        """
-        path = Path(path)
-        return write_text(path, self.to_markdown()) if path.suffix == ".md" else super().save(path)
 
     def figures(self) -> Iterator[tuple[str, Estimate]]:
         """The figures there are, each with what it is."""

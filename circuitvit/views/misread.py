@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.errors import OptionError, counted
-from circuitvit.graph.files import write_bytes
-from circuitvit.graph.results import Record, Result
+from circuitvit.graph.results import Record, ToldResult
 from circuitvit.models import Model
 from circuitvit.verification.statistics import Estimate, share_interval
-from circuitvit.verification.templates import write_text
 from circuitvit.views.misread_words import findings, lines
 from circuitvit.views.subjects import Subjects
 
@@ -78,7 +76,7 @@ class Suppressed:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Why(Result):
+class Why(ToldResult):
     """Why an image was misread.
 
     The *margin* is the largest logit of the label's classes minus the largest of all others: above 0 where
@@ -232,12 +230,14 @@ class Why(Result):
         """
         path = Path(path)
         if path.suffix == ".html":
+            from circuitvit.export.plain_page import write_page
             from circuitvit.views.misread_page import page_of
 
-            return write_bytes(path, page_of(self).encode())
-        if path.suffix == ".md":
-            return write_text(path, "\n".join(lines(self)) + "\n")
+            return write_page(path, page_of(self))
         return super().save(path)
+
+    def _lines(self) -> Iterator[str]:
+        return lines(self)
 
     def _check(self) -> None:
         known = {*self.nodes}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from circuitvit.errors import counted
 from circuitvit.export.maps import LEAST_TIMES_MEAN, heat
+from circuitvit.export.plain_page import rendered
 from circuitvit.export.style import MUTED
 from circuitvit.export.svg import image_uri
 from circuitvit.graph.files import clean
@@ -34,10 +33,9 @@ MOST = 6
 
 def page_of(why: Why) -> str:
     """The page."""
-    source = files("circuitvit.views").joinpath("misread.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     verdict, *rest = (clean(each) for each in findings(why))
-    return page.render(
+    return rendered(
+        "misread.html",
         title=clean(f"Why {why.image} is taken for {why.answer}"),
         model=clean(why.model),
         state="none" if not why.suppressed else "repaired" if why.suppressed[0].repairs else "not",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
-
+from circuitvit.export.plain_page import rendered
 from circuitvit.graph.files import clean
 from circuitvit.verification.statistics import Estimate
 from circuitvit.views.compared_model import LETTERS, ComparedModel, table_of
@@ -25,13 +23,12 @@ LINE = 18
 
 def as_page(sheet: ModelSheet) -> str:
     """The page."""
-    source = files("circuitvit.views").joinpath("model_sheet.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     models = [
         {"letter": letter, "name": clean(model.name), "behaviour": clean(model.behaviour), "all": model}
         for letter, model in zip(LETTERS, sheet.models, strict=False)
     ]
-    return page.render(
+    return rendered(
+        "model_sheet.html",
         title=f"{' against '.join(clean(model.name) for model in sheet.models)}",
         sheet=sheet,
         models=models,

@@ -45,10 +45,10 @@ from scipy import stats
 from circuitvit.errors import OptionError, check_number, counted
 from circuitvit.export.strip import draw_strip
 from circuitvit.graph import Circuit, Provenance
-from circuitvit.graph.results import Record, Result
+from circuitvit.graph.results import Record, ToldResult
 from circuitvit.verification.drift_runs import edge_shares
 from circuitvit.verification.statistics import Estimate, estimated
-from circuitvit.verification.templates import row, write_text
+from circuitvit.verification.templates import row
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -82,7 +82,7 @@ class Formed(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Across(Result):
+class Across(ToldResult):
     """A behaviour, a circuit and edges in the checkpoints of one training.
 
     Edges that support the behaviour have positive effects.
@@ -301,20 +301,6 @@ class Across(Result):
             nearest = np.abs(way[:, None] - np.linspace(0, way[-1], stops)).argmin(axis=0)
             chosen |= {self.steps[at] for at in nearest.tolist()}
         return tuple(step for step in self.steps if step in chosen)
-
-    def to_markdown(self) -> str:
-        """All of it but the smaller effects as a text."""
-        return "\n".join(self._lines()) + "\n"
-
-    def save(self, path: str | Path) -> Path:
-        """Write it as `.json` or `.safetensors`, the table as `.csv`, or a text as `.md`.
-
-        Raises:
-            OptionError: for another ending.
-            FileError: if the file cannot be written.
-        """
-        path = Path(path)
-        return write_text(path, self.to_markdown()) if path.suffix == ".md" else super().save(path)
 
     def _lines(self) -> Iterator[str]:
         when = self._when()

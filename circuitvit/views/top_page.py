@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from circuitvit.export.maps import RAMP
+from circuitvit.export.plain_page import rendered
 from circuitvit.export.sheet import Sheet
 from circuitvit.export.style import COLOURS, MUTED, number
 from circuitvit.export.svg import image_uri
@@ -38,10 +37,9 @@ Box = tuple[int, int, int, int]
 
 def as_page(found: TopImages) -> str:
     """The page."""
-    source = files("circuitvit.views").joinpath("top_images.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     what = "patches of all images" if found.by == "patch" else _reduced(found)
-    return page.render(
+    return rendered(
+        "top_images.html",
         title=clean(f"Top images of {found.model}"),
         what=what,
         count=len(found.images),
