@@ -84,6 +84,7 @@ class StateFile:
         self.saved: Saved | None = None
         self._kept: Callable[[], Saved] | None = None
         self._lock: Lock | None = None
+        self._stays = False
         self._written = time.monotonic()
         self._prepared = prepared
         if self.path is None:
@@ -108,6 +109,10 @@ class StateFile:
                 warnings.warn(f"the run goes on, but could not be resumed: {error}", stacklevel=2)
                 self._written = time.monotonic()
 
+    def stay(self) -> None:
+        """Leave the file to go on from, although the work ends well: with what there is so far."""
+        self._stays = True
+
     def __enter__(self) -> StateFile:
         if self.path is not None:
             once(self._seize, self._prepared.processes)
@@ -119,7 +124,7 @@ class StateFile:
         if self.path is None:
             return
         try:
-            if self._lock is not None and error is None:
+            if self._lock is not None and error is None and not self._stays:
                 self.path.unlink(missing_ok=True)
             elif self._lock is not None and self._kept is not None and not isinstance(error, CircuitViTError):
                 self._write()

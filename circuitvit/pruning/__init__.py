@@ -1,12 +1,14 @@
 """Searches that run the model to find a circuit. Selection by scores is in `circuitvit.graph`."""
 
 from circuitvit.pruning.acdc import acdc
+from circuitvit.pruning.anytime import Plan
 from circuitvit.pruning.by_nodes import find_nodes
 from circuitvit.pruning.curves import Curve, FamilySettings, circuit_curve, score_curve
-from circuitvit.pruning.find import Finding, Plan, find, find_several
+from circuitvit.pruning.find import Finding, find
 from circuitvit.pruning.learned import MaskSettings, learn_mask
 from circuitvit.pruning.optimal import learn_constants
 from circuitvit.pruning.refine import ddmin, refine
+from circuitvit.pruning.several import find_several
 
 __all__ = [
     "Curve",

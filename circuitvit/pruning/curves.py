@@ -31,7 +31,8 @@ from circuitvit.graph import Circuit, CircuitLike, EdgeScores, Ranking, as_circu
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.aims import Band
-from circuitvit.pruning.find import Plan, find
+from circuitvit.pruning.anytime import Plan
+from circuitvit.pruning.find import find
 from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
 from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare

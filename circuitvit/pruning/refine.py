@@ -239,6 +239,32 @@ def minimise(
     return left
 
 
+def trimmed(
+    evaluator: Evaluator,
+    kept: EdgeMask,
+    order: NDArray[np.float64],
+    aim: Aim,
+    max_runs: int | None,
+    note: Callable[[EdgeMask], object],
+    progress: bool,
+) -> tuple[EdgeMask, bool]:
+    """What trimming leaves of a circuit in the band, and whether no single edge of it can go.
+
+    Args:
+        evaluator: of the task.
+        kept: the circuit, `(sender, receiver, group)`.
+        order: likewise, small for edges that go first.
+        aim: what is kept.
+        max_runs: how many runs there may be; None for any number.
+        note: told of every smaller circuit.
+        progress: whether to show a bar.
+    """
+    circuit = Circuit(evaluator.graph, kept)
+    search = _Search(evaluator, circuit, order, aim, evaluator.runs, max_runs, note)
+    with progress_bar(len(circuit), "trimming", progress) as bar:
+        return search.trim(kept, bar.update)
+
+
 # -- the search ----------------------------------------------------------------------------------
 
 
@@ -320,6 +346,7 @@ class _Search:
         aim: what is kept.
         before: the evaluator's runs at the start.
         max_runs: how many more there may be; None for any number.
+        note: told of every circuit in the band that trimming goes on from.
     """
 
     evaluator: Evaluator
@@ -328,6 +355,7 @@ class _Search:
     aim: Aim
     before: int
     max_runs: int | None
+    note: Callable[[EdgeMask], object] = lambda kept: None
 
     @property
     def prepared(self) -> PreparedTask:
@@ -394,6 +422,7 @@ class _Search:
                     smaller = without_dead(self.prepared, smaller)
                     if smaller.sum() < kept.sum() and self.inside(smaller):
                         kept, dropped = smaller, True
+                        self.note(kept)
                 if size > 1:
                     break  # one pass for each size of block is enough: single edges settle the rest
         return kept, True

@@ -16,7 +16,7 @@ from circuitvit.graph import Circuit, CircuitLike, Provenance, as_circuit, noteb
 from circuitvit.graph.files import write_json
 from circuitvit.graph.records import to_json
 from circuitvit.graph.results import Record, Result, as_csv
-from circuitvit.pruning.find import Agreement
+from circuitvit.pruning.several import Agreement
 from circuitvit.verification.cross_effects import ALPHA, CrossEffect
 from circuitvit.verification.recipe import Recipe, edges_hash
 from circuitvit.verification.robustness import Robustness

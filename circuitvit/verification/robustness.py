@@ -25,7 +25,7 @@ from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.models.sentences import TextSpec
-from circuitvit.pruning.find import Agreement
+from circuitvit.pruning.several import Agreement
 from circuitvit.tasks import (
     Ablation,
     Patch,

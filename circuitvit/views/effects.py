@@ -16,7 +16,7 @@ from circuitvit.graph import EdgeScores
 from circuitvit.graph.results import Record, Result, cells
 
 if TYPE_CHECKING:
-    from circuitvit.pruning.find import Candidate
+    from circuitvit.pruning.anytime import Candidate
     from circuitvit.views.canvas import Picture
 
 By = Literal["signed", "magnitude"]

@@ -6,7 +6,7 @@ import pytest
 
 import circuitvit as cv
 from circuitvit.errors import OptionError
-from circuitvit.pruning.find import Agreement
+from circuitvit.pruning.several import Agreement
 from tests.pruning.test_find import images, small_module
 
 
