@@ -271,7 +271,7 @@ def _caveats(search: Search, measured: Sequence[Watched], row: Row, max_loss: fl
             yield f"the metric of {each.name} is no higher where it should be: its effect was not watched"
         if max_loss * len(each.task) < 1:
             yield (
-                f"a loss of {max_loss:.1%} is less than one of {counted(len(each.task), 'pair')} of "
+                f"a loss of {100 * max_loss:.1f} % is less than one of {counted(len(each.task), 'pair')} of "
                 f"{each.name}: no answer could be lost at all"
             )
     few = [each.name for each in measured if len(each.task) < 20]

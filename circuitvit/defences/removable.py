@@ -177,8 +177,8 @@ def removable(
     left_out = tuple(dict.fromkeys(site.node for site in asked if site not in sites))
     if not sites:
         raise UnsupportedModelError(
-            f"all of {model.name} that may be removed ({few(left_out)}) is edited in what it writes: give the "
-            "model without these edits, or say what else may be removed with units="
+            f"all of {model.name} that may be removed ({few(left_out)}) is edited in what it writes: give "
+            "the model without these edits, or say what else may be removed with units="
         )
     if constant == "zero":
         width = [torch.zeros(site.shape[-1], device=model.device, dtype=model.dtype) for site in sites]

@@ -352,8 +352,8 @@ class Model:
         if bound and (given := images()) != bound[0].base:
             held = ", ".join(change.name for change in bound if change.base != given)
             raise OptionError(
-                f"{held} of {self.name} is frozen at what it was on other base images than these: give those, "
-                "in the same order, or freeze it on these with cv.refine_nodes(..., task=this task)"
+                f"{held} of {self.name} is frozen at what it was on other base images than these: give "
+                "those, in the same order, or freeze it on these with cv.refine_nodes(..., task=this task)"
             )
 
     def batch_of(self, images: int, size: int) -> int:

@@ -70,7 +70,7 @@ Edges = Int64[np.ndarray, "sender receiver group"]
 IN, OUT, ABSTAIN = "in", "out", "abstain"
 
 ALONE = ("hybrid", "atp-star")
-"""Methods that elsewhere choose by all pairs what becomes of an edge, and here for each pair by that alone."""
+"""Methods that choose by all pairs what becomes of an edge, and here for each pair by that pair alone."""
 
 MOST_PAIRS = 1_000_000
 
