@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from circuitvit.engine.batches import (
     choose_batch_size,
     memory_budget,
 )
+from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run
 from circuitvit.engine.processes import agreed, own_part, place_in_group, summed
 from circuitvit.engine.references import References, reference_source
@@ -43,6 +44,9 @@ HELD_BYTES = 8 * 2**30
 
 ROUNDING = 1e-5
 """Relative to the size of what is compared: differences below it are float32 arithmetic, not behaviour."""
+
+TOGETHER, TOGETHER_BYTES = 256, 2**26
+"""Circuits that are run together, and what their masks may take."""
 
 ENOUGH_PAIRS = 5
 """Pairs from which on a bootstrap interval says something."""
@@ -120,6 +124,7 @@ class Evaluator:
         self._memory, self._given = memory_budget(prepared.model, memory), memory is not None
         self._known: dict[bytes, Measured] = {}
         self._recalled: dict[bytes, Measured] = {}
+        self._alone: set[bytes] = set()  # those of runs of their own
         self._held: dict[range, BatchRun] = {}
         self._source: References | None = None
         self._checked: set[float] = set()  # levels
@@ -140,13 +145,17 @@ class Evaluator:
     def measure(self, masks: Sequence[EdgeMask | CircuitLike]) -> list[Measured]:
         """What several circuits give; those that are new are run together, batch after batch.
 
+        What they have in common is computed once (`engine/many.py`). Numbers are those of runs one by one up
+        to rounding, of which some is left by whatever runs beside; top classes, and all with every edge or
+        none, do not hang on it. Where rounding could decide, ask for `settled`.
+
         Raises:
             DataError: if the metric is NaN or infinite, naming the pair.
             OptionError: if a circuit belongs to another graph.
         """
         self._forget_if_edited()
         kept = [self._kept(mask) for mask in masks]
-        keys = [np.packbits(mask).tobytes() for mask in kept]
+        keys = [_key(mask) for mask in kept]
         new = {key: mask for key, mask in zip(keys, kept, strict=True) if key not in self._known}
         if new:
             self.runs += len(new)
@@ -155,6 +164,21 @@ class Evaluator:
             self._known |= {key: found.get(key) or self._recalled[key] for key in new}
             self.after_run()
         return [self._known[key] for key in keys]
+
+    def settled(self, mask: EdgeMask | CircuitLike) -> Measured:
+        """What a circuit gives in a run of its own, from now on: the same whatever was run together before.
+
+        Raises:
+            DataError: if the metric is NaN or infinite, naming the pair.
+            OptionError: if the circuit belongs to another graph.
+        """
+        self.measure([mask])
+        kept = self._kept(mask)
+        key = _key(kept)
+        if key not in self._alone:
+            (self._known[key],) = self._run_all([kept])
+            self.after_run()
+        return self._known[key]
 
     def values(self, mask: EdgeMask | CircuitLike) -> Float[NDArray[np.float64], " pair"]:
         """The metric of each pair with only a circuit kept."""
@@ -335,7 +359,7 @@ class Evaluator:
         now = self.prepared.model.weights_version
         if now != self._weights:
             self._weights, self._source, self._largest = now, None, 0.0
-            for known in (self._known, self._recalled, self._held, self._checked):
+            for known in (self._known, self._recalled, self._alone, self._held, self._checked):
                 known.clear()
 
     def _references(self) -> References:
@@ -370,13 +394,15 @@ class Evaluator:
             return [self._finite(each) for each in self._run(masks)]
         pairs = slice(self._rows[self.own[0]].start, self._rows[self.own[-1]].stop)
         mine = own_part(len(masks)) if len(self.own) == self.n_batches else slice(None)
-        found = np.zeros((5, len(masks), len(self)))
+        found = np.zeros((6, len(masks), len(self)))
         for place, each in zip(range(len(masks))[mine], self._run(masks[mine]), strict=True):
-            columns = each.values, each.tops, each.change, each.divergence, self._largest
+            alone = _key(masks[place]) in self._alone
+            columns = each.values, each.tops, each.change, each.divergence, self._largest, alone
             for row, column in zip(found, columns, strict=True):
                 row[place, pairs] = 0.0 if column is None else column
-        values, tops, change, divergence, largest = summed(found, self.prepared.processes)
+        values, tops, change, divergence, largest, settled = summed(found)
         self._largest = max(self._largest, float(largest.max()))
+        self._alone |= {_key(mask) for mask, own in zip(masks, settled.any(axis=1), strict=True) if own}
         rows = zip(
             values, tops.astype(np.int64), divergence if self.prepared.model.chooses else [None] * len(masks),
             change, strict=True,
@@ -385,29 +411,52 @@ class Evaluator:
 
     @torch.no_grad()
     def _run(self, masks: list[EdgeMask]) -> list[Measured]:
-        """What masks give on this process's own pairs."""
-        found: list[list[tuple[Tensor, ...]]] = [[] for _ in masks]
-        bases = [self._base_mask(mask) for mask in masks]
+        """What several circuits give on this process's own pairs; all edges, and none, are run alone, as
+        everything is held against them."""
+        coarse = torch.finfo(self.prepared.model.dtype).eps > ROUNDING
+        whole = self.graph.edge_mask
+        alone = [coarse or len(masks) == 1 or not mask.any() or np.array_equal(mask, whole) for mask in masks]
+        fitting = max(1, min(TOGETHER, TOGETHER_BYTES // whole.nbytes))
+        found: list[list[tuple[Tensor, ...]]] = [[] for _ in range(0, len(masks), fitting)]
         with progress_bar(len(masks) * len(self), "masked runs", self.progress) as bar:
             for run in map(self.batch, self.own if masks else ()):
                 self._largest = max(self._largest, float(run.clean_logits.abs().max()))
-                for place, base in enumerate(bases):
-                    found[place].append(self._judged(run, masked_run(run.sources, base)))
-                    bar.update(len(run.batch.rows))
-        return [self._joined(parts) for parts in found]
+                for place, few in enumerate(found):
+                    own = slice(place * fitting, (place + 1) * fitting)
+                    few.append(self._judged(run, self._logits(run, masks[own], alone[own])))
+                    bar.update(len(masks[own]) * len(run.batch.rows))
+        self._alone |= {_key(mask) for mask, own in zip(masks, alone, strict=True) if own}
+        return [each for few in found for each in self._joined(few)]
 
-    def _judged(self, run: BatchRun, logits: Float[Tensor, "batch class"]) -> tuple[Tensor, ...]:
-        """The four numbers of `Measured` for each pair of a batch."""
+    def _logits(
+        self, run: BatchRun, masks: list[EdgeMask], alone: list[bool]
+    ) -> Float[Tensor, "mask batch class"]:
+        """The logits of a batch under each mask, some of which are run alone, and so are those under which
+        rounding could decide what the top class is."""
+        bases = [self._base_mask(mask) for mask in masks]
+        joint = [place for place, own in enumerate(alone) if not own]
+        found: dict[int, Tensor] = {}
+        if len(joint) > 1:
+            logits = masked_runs(run.sources, np.stack([bases[place] for place in joint]))
+            clear = zip(joint, logits, _is_clear(logits).tolist(), strict=True)
+            found = {place: own for place, own, is_clear in clear if is_clear}
+        each = enumerate(bases)
+        return torch.stack([found[n] if n in found else masked_run(run.sources, base) for n, base in each])
+
+    def _judged(self, run: BatchRun, logits: Float[Tensor, "mask batch class"]) -> tuple[Tensor, ...]:
+        """The four numbers of `Measured` for each mask and pair of a batch."""
         columns = [run.metric(logits).double(), logits.argmax(dim=-1)]
         columns.append((logits - run.clean_logits).abs().amax(dim=-1).double())
         if self.prepared.model.chooses:
             columns.append(divergence(run.clean_logits.double(), logits.double()).clamp_min(0.0))
         return tuple(column.cpu() for column in columns)
 
-    def _joined(self, parts: list[tuple[Tensor, ...]]) -> Measured:
-        columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+    def _joined(self, parts: list[tuple[Tensor, ...]]) -> list[Measured]:
+        """What circuits give, of what they give for each batch."""
+        columns = [torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True)]
         values, tops, change, *rest = columns
-        return Measured(values, tops, rest[0] if rest else None, change)
+        kl = rest[0] if rest else [None] * len(values)
+        return [Measured(*each) for each in zip(values, tops, kl, change, strict=True)]
 
     def _finite(self, measured: Measured) -> Measured:
         for column in (measured.values, measured.tops, measured.divergence, measured.change):
@@ -509,6 +558,20 @@ def check_effect(
         f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
         "another target and foil"
     )
+
+
+def _key(mask: EdgeMask) -> bytes:
+    """What a mask is known by."""
+    return np.packbits(mask).tobytes()
+
+
+def _is_clear(logits: Float[Tensor, "mask batch class"]) -> Bool[Tensor, " mask"]:
+    """Under which masks the top class of every image is ahead of the next by more than rounding."""
+    if logits.shape[-1] < 2:
+        return torch.ones(len(logits), dtype=torch.bool)
+    first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
+    ahead = first - second > ROUNDING * logits.abs().amax(dim=-1)
+    return ahead.all(dim=-1)
 
 
 def _same_on_average(prepared: PreparedTask) -> str:
