@@ -46,9 +46,7 @@ def main() -> None:
         two = [each[name] for each in found[2]]
         wall = [median(one["wall"]), max(median(each["wall"]) for each in two)]
         processor = [median(one["processor"]), max(median(each["processor"]) for each in two)]
-        assert all(each["values"] == two[0]["values"] for each in two), (
-            "the processes have not the same result"
-        )
+        assert all(each["values"] == two[0]["values"] for each in two), "the processes differ"
         difference = np.abs(np.array(one["values"]) - np.array(two[0]["values"])).max()
         print(
             f"| {name} | {wall[0]:.1f} s | {wall[1]:.1f} s | **{wall[1] / wall[0]:.2f}** "

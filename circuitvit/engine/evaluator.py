@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run
 from circuitvit.engine.processes import agreed, own_part, place_in_group, summed
 from circuitvit.engine.references import References, reference_source
+from circuitvit.engine.slopes import edge_slopes
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
@@ -229,11 +230,51 @@ class Evaluator:
         Raises:
             OptionError: if the model has no classes, whose predictions could differ.
         """
+        self._require_classes()
         (kept,) = self.measure([mask])
-        if kept.divergence is None:
-            name = self.prepared.model.name
-            raise OptionError(f"the outputs of {name} are no classes, so there is no KL of predictions")
+        assert kept.divergence is not None, "there are classes"
         return float(kept.divergence.mean())
+
+    def slopes(
+        self,
+        mask: EdgeMask | CircuitLike,
+        *,
+        of: Literal["metric", "divergence"] = "metric",
+        absent: bool = False,
+    ) -> Float[NDArray[np.float64], "sender receiver group"]:
+        """How a mean over pairs moves with each edge's gate, from one forward and one backward of a circuit.
+
+        The first-order answer to what the circuit would lose without an edge, or gain with one; not
+        remembered.
+
+        Args:
+            mask: the circuit.
+            of: the metric, or KL(clean run || masked run) in nats.
+            absent: give what edges that are not in the circuit would bring, too, for which all nodes run.
+
+        Returns:
+            The derivatives by the gates of the circuit's edges; 0 for all others, unless asked for.
+
+        Raises:
+            OptionError: if the model has no classes, whose predictions could differ; or under
+                `torch.inference_mode`.
+        """
+        if of == "divergence":
+            self._require_classes()
+        self._forget_if_edited()
+        kept = self._kept(mask)
+        total = np.zeros(self.graph.shape)
+        for run in map(self.batch, self.own):
+
+            def objective(logits: Tensor, run: BatchRun = run) -> Tensor:
+                return run.metric(logits) if of == "metric" else divergence(run.clean_logits, logits)
+
+            # Denoising restores the circuit in the corrupt run, where its edges are those that are not kept.
+            every = absent or self.prepared.denoising
+            total += edge_slopes(run.sources, self._base_mask(kept), objective, absent=every)
+        total = self.agreed(summed(total, len(self.own) < self.n_batches))
+        total /= -len(self) if self.prepared.denoising else len(self)
+        return total if absent else np.where(kept, total, 0.0)
 
     def check_effect(self, level: float = 0.95) -> None:
         """Refuse a task in which ablating every edge need not change anything.
@@ -362,6 +403,11 @@ class Evaluator:
             for known in (self._known, self._recalled, self._alone, self._held, self._checked):
                 known.clear()
 
+    def _require_classes(self) -> None:
+        if not self.prepared.model.chooses:
+            name = self.prepared.model.name
+            raise OptionError(f"the outputs of {name} are no classes, so there is no KL of predictions")
+
     def _references(self) -> References:
         """Data-set statistics that references need are computed once."""
         if self._source is None:
@@ -388,21 +434,26 @@ class Evaluator:
         return self.graph.edge_mask & ~kept if self.prepared.denoising else kept
 
     def _run_all(self, masks: list[EdgeMask]) -> list[Measured]:
-        """What masks give on all pairs. Each process runs its batches, or its masks where these are too few;
-        whatever is measured is measured by one of them, and all know it."""
+        """What masks give on all pairs; all edges, and none, are run alone, as everything is held against
+        them.
+
+        Each process runs its batches, or its masks where these are too few; whatever is measured is measured
+        by one of them, and all know it.
+        """
+        coarse, whole = torch.finfo(self.prepared.model.dtype).eps > ROUNDING, self.graph.edge_mask
+        alone = [coarse or len(masks) == 1 or not mask.any() or np.array_equal(mask, whole) for mask in masks]
+        self._alone |= {_key(mask) for mask, own in zip(masks, alone, strict=True) if own}
         if not self.prepared.processes:
-            return [self._finite(each) for each in self._run(masks)]
+            return [self._finite(each) for each in self._run(masks, alone)]
         pairs = slice(self._rows[self.own[0]].start, self._rows[self.own[-1]].stop)
         mine = own_part(len(masks)) if len(self.own) == self.n_batches else slice(None)
-        found = np.zeros((6, len(masks), len(self)))
-        for place, each in zip(range(len(masks))[mine], self._run(masks[mine]), strict=True):
-            alone = _key(masks[place]) in self._alone
-            columns = each.values, each.tops, each.change, each.divergence, self._largest, alone
+        found = np.zeros((5, len(masks), len(self)))
+        for place, each in zip(range(len(masks))[mine], self._run(masks[mine], alone[mine]), strict=True):
+            columns = each.values, each.tops, each.change, each.divergence, self._largest
             for row, column in zip(found, columns, strict=True):
                 row[place, pairs] = 0.0 if column is None else column
-        values, tops, change, divergence, largest, settled = summed(found)
+        values, tops, change, divergence, largest = summed(found, self.prepared.processes)
         self._largest = max(self._largest, float(largest.max()))
-        self._alone |= {_key(mask) for mask, own in zip(masks, settled.any(axis=1), strict=True) if own}
         rows = zip(
             values, tops.astype(np.int64), divergence if self.prepared.model.chooses else [None] * len(masks),
             change, strict=True,
@@ -410,13 +461,9 @@ class Evaluator:
         return [self._finite(Measured(*row)) for row in rows]
 
     @torch.no_grad()
-    def _run(self, masks: list[EdgeMask]) -> list[Measured]:
-        """What several circuits give on this process's own pairs; all edges, and none, are run alone, as
-        everything is held against them."""
-        coarse = torch.finfo(self.prepared.model.dtype).eps > ROUNDING
-        whole = self.graph.edge_mask
-        alone = [coarse or len(masks) == 1 or not mask.any() or np.array_equal(mask, whole) for mask in masks]
-        fitting = max(1, min(TOGETHER, TOGETHER_BYTES // whole.nbytes))
+    def _run(self, masks: list[EdgeMask], alone: list[bool]) -> list[Measured]:
+        """What masks give on this process's own pairs, some of them in runs of their own."""
+        fitting = max(1, min(TOGETHER, TOGETHER_BYTES // self.graph.edge_mask.nbytes))
         found: list[list[tuple[Tensor, ...]]] = [[] for _ in range(0, len(masks), fitting)]
         with progress_bar(len(masks) * len(self), "masked runs", self.progress) as bar:
             for run in map(self.batch, self.own if masks else ()):
@@ -425,8 +472,7 @@ class Evaluator:
                     own = slice(place * fitting, (place + 1) * fitting)
                     few.append(self._judged(run, self._logits(run, masks[own], alone[own])))
                     bar.update(len(masks[own]) * len(run.batch.rows))
-        self._alone |= {_key(mask) for mask, own in zip(masks, alone, strict=True) if own}
-        return [each for few in found for each in self._joined(few)]
+        return [each for few in found for each in _joined(few)]
 
     def _logits(
         self, run: BatchRun, masks: list[EdgeMask], alone: list[bool]
@@ -450,13 +496,6 @@ class Evaluator:
         if self.prepared.model.chooses:
             columns.append(divergence(run.clean_logits.double(), logits.double()).clamp_min(0.0))
         return tuple(column.cpu() for column in columns)
-
-    def _joined(self, parts: list[tuple[Tensor, ...]]) -> list[Measured]:
-        """What circuits give, of what they give for each batch."""
-        columns = [torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True)]
-        values, tops, change, *rest = columns
-        kl = rest[0] if rest else [None] * len(values)
-        return [Measured(*each) for each in zip(values, tops, kl, change, strict=True)]
 
     def _finite(self, measured: Measured) -> Measured:
         for column in (measured.values, measured.tops, measured.divergence, measured.change):
@@ -558,6 +597,13 @@ def check_effect(
         f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
         "another target and foil"
     )
+
+
+def _joined(parts: list[tuple[Tensor, ...]]) -> list[Measured]:
+    """What circuits give, of what they give for each batch."""
+    values, tops, change, *rest = (torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True))
+    kl = rest[0] if rest else [None] * len(values)
+    return [Measured(*each) for each in zip(values, tops, kl, change, strict=True)]
 
 
 def _key(mask: EdgeMask) -> bytes:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -30,6 +29,7 @@ from circuitvit.engine.masked import (
     difference,
     masked_run,
     mix,
+    padded,
     pieces,
 )
 from circuitvit.engine.references import Sources
@@ -263,10 +263,5 @@ def _summed(
         block_of = np.searchsorted(starts, used, side="right") - 1
         for number in np.unique(block_of).tolist():
             mine = places((used[block_of == number] - starts[number]).tolist())
-            taken.append(_padded(blocks[number][mine, :, :tokens], tokens))
+            taken.append(padded(blocks[number][mine, :, :tokens], tokens))
         yield mix(torch.from_numpy(weights).to(base), torch.cat(taken), members)
-
-
-def _padded(changes: Tensor, tokens: int) -> Tensor:
-    """Changes that were written at the first tokens alone, with zeros at the others, where nobody looks."""
-    return F.pad(changes, (0, 0, 0, tokens - changes.shape[2])) if changes.shape[2] < tokens else changes
