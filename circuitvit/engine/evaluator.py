@@ -32,7 +32,7 @@ from circuitvit.engine.references import References, reference_source
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Mean, PreparedTask, Resample, Task, divergence, prepare
+from circuitvit.tasks import Batch, Mean, PreparedTask, Resample, Task, divergence, prepare
 
 HELD_BYTES = 8 * 2**30
 """Bytes that the batches of a search may take that cannot do without any of them, unless told otherwise."""
@@ -247,7 +247,12 @@ class Evaluator:
 
     def batches(self) -> Iterator[BatchRun]:
         """All batches in order: those that are held, and the others captured anew."""
-        return (self.batch(number) for number in range(self.n_batches))
+        self._forget_if_edited()
+        held = [self._held.get(number) for number in range(self.n_batches)]
+        missing = [rows for rows, known in zip(self._rows, held, strict=True) if known is None]
+        read = self.prepared.batches_at(missing)
+        for number, known in enumerate(held):
+            yield known or self._captured(number, next(read))
 
     def batch(self, number: int) -> BatchRun:
         """One batch; it is held from now on if it fits the budget.
@@ -258,7 +263,9 @@ class Evaluator:
         self._forget_if_edited()
         if number in self._held:
             return self._held[number]
-        batch = self.prepared.batch(self._rows[number])
+        return self._captured(number, self.prepared.batch(self._rows[number]))
+
+    def _captured(self, number: int, batch: Batch) -> BatchRun:
         run = batch_run(self.prepared, batch, self._references())
         if run.sources.nbytes + sum(each.sources.nbytes for each in self._held.values()) <= self._memory:
             self._held[number] = run

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from circuitvit.models.sites import (
 )
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.models.tokens import Chosen, Groups, Mask, TokenSpec, token_name
+from circuitvit.tasks.ahead import in_turn, ready
 from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images
 from circuitvit.tasks.task import check_size
 
@@ -165,8 +166,10 @@ def _runs(
     names = images.names  # of files they are made anew each time
     with progress_bar(len(images), "activations", progress, unit=model.preprocessing.what) as bar:
         bar.update(start)
-        for first in range(start, len(images), size):
-            batch = images.take(first, min(first + size, len(images))).to(model.device, model.dtype)
+        parts = [range(at, min(at + size, len(images))) for at in range(start, len(images), size)]
+        read = in_turn(partial(ready, images, model=model), parts, [images])
+        for first, taken in zip(range(start, len(images), size), read, strict=True):
+            batch = taken.to(model.device, non_blocking=True)
             with torch.no_grad():
                 values = read_sites(model, batch, wanted)
             values = {name: value.detach().cpu() for name, value in values.items()}
@@ -218,7 +221,7 @@ def _streamed(
                 for first, values in _runs(model, images, wanted, size, done, progress):
                     for name, value in values.items():
                         file.seek(len(header) + starts[name] + first * _row(shapes[name], model.dtype))
-                        file.write(value.contiguous().view(torch.uint8).numpy().tobytes())
+                        file.write(value.contiguous().view(torch.uint8).numpy().data)
                     file.flush()
                     sidecar.write_text(json.dumps({"identity": identity, "done": first + len(value)}))
             part.replace(out)
