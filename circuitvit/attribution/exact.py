@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.local import edge_deltas
+from circuitvit.attribution.eap import new_total
+from circuitvit.attribution.local import edge_deltas, on_device
 from circuitvit.attribution.scoring import Running, check_effects
 from circuitvit.engine import BatchRun, Saved, StateFile, batch_runs, progress_bar, run_from
 from circuitvit.graph import EdgeMask
@@ -51,7 +52,7 @@ def edge_effects(
 ) -> NDArray[np.float64]:
     """The effects of the edges marked in `wanted`, summed over pairs; 0 elsewhere."""
     graph = prepared.graph
-    total, done = np.zeros(graph.shape), 0
+    total, done = new_total(prepared), 0
     prices = len(graph.stages) - np.array(graph.receiver_stages)  # stages that run: an honest bar
     work = int(wanted.sum(axis=(0, 2)) @ prices) * len(prepared)
     with (
@@ -59,59 +60,62 @@ def edge_effects(
         progress_bar(work, "exact effects", how.progress, unit="stage") as bar,
     ):
         if state.saved is not None:
-            total, done = state.saved.tensors["total"].numpy(), int(state.saved.numbers["done"])
+            total, done = state.saved.tensors["total"].to(total.device), int(state.saved.numbers["done"])
         size = int(state.settings["size"])
         visits = _visits(prepared, wanted, size)
         for place, (_, receiver, edges, effects) in enumerate(visits):
             if place >= done:
-                total = total.copy()  # so that the state kept last stays what it is
-                total[edges[:, 0], receiver, edges[:, 1]] += effects().sum(axis=1)
+                total = total.clone()  # so that the state kept last stays what it is
+                total[edges[:, 0], receiver, edges[:, 1]] += effects().sum(dim=1)
                 state.keep(partial(_state, total, place + 1))
             bar.update(len(edges) * int(prices[receiver]) * min(size, len(prepared)))
-    return total
+    return total.cpu().numpy()
 
 
 def pair_effects(prepared: PreparedTask, wanted: EdgeMask, how: Running) -> Float[np.ndarray, "pair edge"]:
     """The effects of the edges marked in `wanted` on every pair, in the order of `graph.names_of`."""
     wanted = wanted & prepared.graph.edge_mask
-    found = np.zeros((len(prepared), *wanted.shape))
+    found = new_total(prepared).new_zeros(len(prepared), int(wanted.sum()))
+    column = np.cumsum(wanted).reshape(wanted.shape) - 1
     with progress_bar(len(prepared) * int(wanted.sum()), "effects by pair", how.progress) as bar:
         for rows, receiver, edges, effects in _visits(prepared, wanted, how.batch_size):
-            found[rows[:, None], edges[:, 0], receiver, edges[:, 1]] = effects().T
+            own = on_device(column[:, receiver][wanted[:, receiver]], found)
+            found[rows.start : rows.stop, own] = effects().T
             bar.update(len(rows) * len(edges))
-    return found[:, wanted]
+    return found.cpu().numpy()
 
 
-def _state(total: NDArray[np.float64], done: int) -> Saved:
-    return Saved({"total": torch.from_numpy(total)}, {"done": done})
+def _state(total: Tensor, done: int) -> Saved:
+    return Saved({"total": total}, {"done": done})
 
 
 def _visits(
     prepared: PreparedTask, wanted: EdgeMask, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], int, NDArray[np.intp], Callable[[], NDArray[np.float64]]]]:
+) -> Iterator[tuple[range, int, Int64[Tensor, "edge 2"], Callable[[], Float[Tensor, "edge batch"]]]]:
     """Every receiver of every batch in turn: the batch's pairs, the receiver's place, its wanted edges
     `(edge, 2)`, and how to get their effects `(edge, pair)`."""
     for run in batch_runs(prepared, batch_size):
         if not run.sources.differs:  # as with equal images: no edge can have an effect
             continue
-        clean, rows = run.metric(run.base.logits), run.batch.rows.numpy()
+        clean, first = run.metric(run.base.logits), int(run.batch.rows[0])
+        rows = range(first, first + len(clean))
         for index, stage in enumerate(prepared.model.stages):
             for local in range(len(stage.nodes.receivers)):
                 receiver = prepared.graph.receiver_slices[index].start + local
-                places = np.argwhere(wanted[:, receiver])
+                places = on_device(np.argwhere(wanted[:, receiver]), clean)
                 yield rows, receiver, places, partial(_effects, run, index, local, places, clean)
 
 
 def _effects(
-    run: BatchRun, index: int, local: int, places: NDArray[np.intp], clean: Float[Tensor, " batch"]
-) -> NDArray[np.float64]:
+    run: BatchRun, index: int, local: int, places: Int64[Tensor, "edge 2"], clean: Float[Tensor, " batch"]
+) -> Float[Tensor, "edge batch"]:
     """The effects of edges into one receiver on each pair of a batch, `(edge, pair)`."""
     chunks = [(values - clean).double() for values in _receiver_runs(run, index, local, places)]
-    return torch.cat(chunks).cpu().numpy() if chunks else np.zeros((0, len(clean)))
+    return torch.cat(chunks) if chunks else clean.new_zeros(0, len(clean), dtype=torch.float64)
 
 
 def _receiver_runs(
-    run: BatchRun, index: int, local: int, places: NDArray[np.intp]
+    run: BatchRun, index: int, local: int, places: Int64[Tensor, "edge 2"]
 ) -> Iterator[Float[Tensor, "candidate batch"]]:
     """The metric with each of the edges into one receiver ablated, a chunk of edges at a time.
 
