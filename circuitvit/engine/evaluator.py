@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +30,15 @@ from circuitvit.engine.batches import (
 )
 from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run
+from circuitvit.engine.processes import agreed, own_part, place_in_group, summed
 from circuitvit.engine.references import References, reference_source
 from circuitvit.engine.slopes import edge_slopes
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
 from circuitvit.tasks import Mean, PreparedTask, Resample, Task, divergence, prepare
+
+T = TypeVar("T")
 
 HELD_BYTES = 8 * 2**30
 """Bytes that the batches of a search may take that cannot do without any of them, unless told otherwise."""
@@ -75,6 +78,9 @@ class Evaluator:
     group)` of the edges that are kept: in the clean run, all else ablated; for a denoising task, restored in
     the corrupt run. Where the model's weights are edited in place, what was measured is forgotten.
 
+    Of a task that processes share, all must ask for the same in the same order: each runs whole batches, the
+    same as one process would with that batch size, and all are given the values of all pairs.
+
     Args:
         prepared: the task.
         batch_size: pairs at once; by default what `memory` allows.
@@ -111,16 +117,19 @@ class Evaluator:
         if batch_size is not None:
             check_whole("the batch size (batch_size)", batch_size)
         self.prepared, self.progress, self.runs = prepared, progress, 0
-        self.batch_size = batch_size or choose_batch_size(prepared, memory)
+        among = place_in_group(prepared.processes)[1]
+        share = -(-len(prepared) // among)  # of the pairs; a batch is never divided
+        self.batch_size = batch_size or min(choose_batch_size(prepared, memory), share)
         self.after_run: Callable[[], None] = lambda: None
         self._rows = prepared.row_ranges(self.batch_size)
         self._memory, self._given = memory_budget(prepared.model, memory), memory is not None
         self._known: dict[bytes, Measured] = {}
         self._recalled: dict[bytes, Measured] = {}
         self._alone: set[bytes] = set()  # those of runs of their own
-        self._held: dict[int, BatchRun] = {}
+        self._held: dict[range, BatchRun] = {}
         self._source: References | None = None
         self._checked: set[float] = set()  # levels
+        self._own = slice(None) if among > self.n_batches else own_part(self.n_batches, prepared.processes)
         self._largest = 0.0  # of the clean run's logits
         self._weights = prepared.model.weights_version
 
@@ -152,7 +161,7 @@ class Evaluator:
         if new:
             self.runs += len(new)
             missing = {key: mask for key, mask in new.items() if key not in self._recalled}
-            found = dict(zip(missing, self._run(list(missing.values())), strict=True)) if missing else {}
+            found = dict(zip(missing, self._run_all(list(missing.values())), strict=True)) if missing else {}
             self._known |= {key: found.get(key) or self._recalled[key] for key in new}
             self.after_run()
         return [self._known[key] for key in keys]
@@ -168,7 +177,7 @@ class Evaluator:
         kept = self._kept(mask)
         key = _key(kept)
         if key not in self._alone:
-            (self._known[key],) = self._run([kept])
+            (self._known[key],) = self._run_all([kept])
             self.after_run()
         return self._known[key]
 
@@ -255,7 +264,7 @@ class Evaluator:
         self._forget_if_edited()
         kept = self._kept(mask)
         total = np.zeros(self.graph.shape)
-        for run in self.batches():
+        for run in map(self.batch, self.own):
 
             def objective(logits: Tensor, run: BatchRun = run) -> Tensor:
                 return run.metric(logits) if of == "metric" else divergence(run.clean_logits, logits)
@@ -263,6 +272,7 @@ class Evaluator:
             # Denoising restores the circuit in the corrupt run, where its edges are those that are not kept.
             every = absent or self.prepared.denoising
             total += edge_slopes(run.sources, self._base_mask(kept), objective, absent=every)
+        total = summed(total, self.prepared.processes and len(self.own) < self.n_batches)
         total /= -len(self) if self.prepared.denoising else len(self)
         return total if absent else np.where(kept, total, 0.0)
 
@@ -293,6 +303,10 @@ class Evaluator:
             )
         self._checked.add(level)
 
+    def agreed(self, value: T) -> T:
+        """The first process's value where several share the work, such as a number that a clock gave."""
+        return agreed(value, self.prepared.processes)
+
     # what is run
 
     @torch.no_grad()
@@ -312,7 +326,7 @@ class Evaluator:
 
     def batches(self) -> Iterator[BatchRun]:
         """All batches in order: those that are held, and the others captured anew."""
-        return (self.batch(number) for number in range(self.n_batches))
+        return map(self.batch, range(self.n_batches))
 
     def batch(self, number: int) -> BatchRun:
         """One batch; it is held from now on if it fits the budget.
@@ -320,17 +334,26 @@ class Evaluator:
         Raises:
             ModelError: if a run gives NaN or infinite logits.
         """
+        return self.pairs(self._rows[number])
+
+    def pairs(self, rows: range) -> BatchRun:
+        """Some pairs in a row as a batch, held likewise."""
         self._forget_if_edited()
-        if number in self._held:
-            return self._held[number]
-        batch = self.prepared.batch(self._rows[number])
+        if rows in self._held:
+            return self._held[rows]
+        batch = self.prepared.batch(rows)
         run = batch_run(self.prepared, batch, self._references())
         if run.sources.nbytes + sum(each.sources.nbytes for each in self._held.values()) <= self._memory:
-            self._held[number] = run
+            self._held[rows] = run
         return run
 
-    def all_batches(self) -> list[BatchRun]:
-        """All batches at once, for searches whose own state is as large as what is held.
+    @property
+    def own(self) -> range:
+        """Numbers of the batches that this process runs; all, where there are fewer than processes."""
+        return range(self.n_batches)[self._own]
+
+    def own_batches(self) -> list[BatchRun]:
+        """These at once, for searches whose own state is as large as what is held.
 
         Raises:
             DataError: if they would take more than the budget given, or 8 GiB; the message says how many
@@ -338,14 +361,15 @@ class Evaluator:
         """
         limit = self._memory if self._given else HELD_BYTES
         each = bytes_per_pair(self.prepared)
-        total = len(self) * each
+        count = sum(len(self._rows[number]) for number in self.own)
+        total = count * each
         if total > limit:
             raise DataError(
-                f"{len(self)} pairs would take {total / 2**30:.2g} GiB of memory during the search, and the "
+                f"{count} pairs would take {total / 2**30:.2g} GiB of memory during the search, and the "
                 f"budget is {limit / 2**30:.2g} GiB: give at most {max(1, limit // each)} pairs to search on "
                 "and verify on the others, or raise memory="
             )
-        return list(self.batches())
+        return [self.batch(number) for number in self.own]
 
     # state files
 
@@ -409,24 +433,46 @@ class Evaluator:
         """
         return self.graph.edge_mask & ~kept if self.prepared.denoising else kept
 
-    @torch.no_grad()
-    def _run(self, masks: list[EdgeMask]) -> list[Measured]:
-        """What several circuits give; all edges, and none, are run alone, as everything is held against
-        them."""
-        coarse = torch.finfo(self.prepared.model.dtype).eps > ROUNDING
-        whole = self.graph.edge_mask
+    def _run_all(self, masks: list[EdgeMask]) -> list[Measured]:
+        """What masks give on all pairs; all edges, and none, are run alone, as everything is held against
+        them.
+
+        Each process runs its batches, or its masks where these are too few; whatever is measured is measured
+        by one of them, and all know it.
+        """
+        coarse, whole = torch.finfo(self.prepared.model.dtype).eps > ROUNDING, self.graph.edge_mask
         alone = [coarse or len(masks) == 1 or not mask.any() or np.array_equal(mask, whole) for mask in masks]
-        fitting = max(1, min(TOGETHER, TOGETHER_BYTES // whole.nbytes))
+        self._alone |= {_key(mask) for mask, own in zip(masks, alone, strict=True) if own}
+        if not self.prepared.processes:
+            return [self._finite(each) for each in self._run(masks, alone)]
+        pairs = slice(self._rows[self.own[0]].start, self._rows[self.own[-1]].stop)
+        mine = own_part(len(masks)) if len(self.own) == self.n_batches else slice(None)
+        found = np.zeros((5, len(masks), len(self)))
+        for place, each in zip(range(len(masks))[mine], self._run(masks[mine], alone[mine]), strict=True):
+            columns = each.values, each.tops, each.change, each.divergence, self._largest
+            for row, column in zip(found, columns, strict=True):
+                row[place, pairs] = 0.0 if column is None else column
+        values, tops, change, divergence, largest = summed(found, self.prepared.processes)
+        self._largest = max(self._largest, float(largest.max()))
+        rows = zip(
+            values, tops.astype(np.int64), divergence if self.prepared.model.chooses else [None] * len(masks),
+            change, strict=True,
+        )  # fmt: skip
+        return [self._finite(Measured(*row)) for row in rows]
+
+    @torch.no_grad()
+    def _run(self, masks: list[EdgeMask], alone: list[bool]) -> list[Measured]:
+        """What masks give on this process's own pairs, some of them in runs of their own."""
+        fitting = max(1, min(TOGETHER, TOGETHER_BYTES // self.graph.edge_mask.nbytes))
         found: list[list[tuple[Tensor, ...]]] = [[] for _ in range(0, len(masks), fitting)]
         with progress_bar(len(masks) * len(self), "masked runs", self.progress) as bar:
-            for run in self.batches():
+            for run in map(self.batch, self.own if masks else ()):
                 self._largest = max(self._largest, float(run.clean_logits.abs().max()))
                 for place, few in enumerate(found):
                     own = slice(place * fitting, (place + 1) * fitting)
                     few.append(self._judged(run, self._logits(run, masks[own], alone[own])))
                     bar.update(len(masks[own]) * len(run.batch.rows))
-        self._alone |= {_key(mask) for mask, own in zip(masks, alone, strict=True) if own}
-        return [each for few in found for each in self._joined(few)]
+        return [each for few in found for each in _joined(few)]
 
     def _logits(
         self, run: BatchRun, masks: list[EdgeMask], alone: list[bool]
@@ -451,21 +497,18 @@ class Evaluator:
             columns.append(divergence(run.clean_logits.double(), logits.double()).clamp_min(0.0))
         return tuple(column.cpu() for column in columns)
 
-    def _joined(self, parts: list[tuple[Tensor, ...]]) -> list[Measured]:
-        """What circuits give, of what they give for each batch."""
-        columns = [torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True)]
-        for column in columns:
-            column.setflags(write=False)  # everybody who asks is given the same
-        values, tops, change, *rest = columns
-        bad = np.argwhere(~np.isfinite(values))
+    def _finite(self, measured: Measured) -> Measured:
+        for column in (measured.values, measured.tops, measured.divergence, measured.change):
+            if column is not None:
+                column.setflags(write=False)  # everybody who asks is given the same
+        bad = np.flatnonzero(~np.isfinite(measured.values))
         if len(bad):
             raise DataError(
                 f"the metric {self.prepared.metric.label} is NaN or infinite for "
-                f"{self.prepared.clean.names[bad[0][1]]} in a run with ablated edges: "
+                f"{self.prepared.clean.names[bad[0]]} in a run with ablated edges: "
                 "choose one that is finite for all logits"
             )
-        kl = rest[0] if rest else [None] * len(values)
-        return [Measured(*each) for each in zip(values, tops, kl, change, strict=True)]
+        return measured
 
 
 # -- functions -----------------------------------------------------------------------------------
@@ -554,6 +597,13 @@ def check_effect(
         f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
         "another target and foil"
     )
+
+
+def _joined(parts: list[tuple[Tensor, ...]]) -> list[Measured]:
+    """What circuits give, of what they give for each batch."""
+    values, tops, change, *rest = (torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True))
+    kl = rest[0] if rest else [None] * len(values)
+    return [Measured(*each) for each in zip(values, tops, kl, change, strict=True)]
 
 
 def _key(mask: EdgeMask) -> bytes:

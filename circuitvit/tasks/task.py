@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from PIL.Image import Image
 from torch import Tensor
 
+from circuitvit._keywords import check_processes
 from circuitvit._progress import announce
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import Direction, Graph, notebook
@@ -192,18 +193,21 @@ class Task:
             changes = {"table": None, "pairing": "", **changes}
         return replace(self, **changes)
 
-    def prepare(self, model: Model, progress: bool = False) -> PreparedTask:
+    def prepare(self, model: Model, progress: bool = False, processes: bool = False) -> PreparedTask:
         """Load and check everything for one model.
 
         Args:
             model: from `load` or `wrap`.
             progress: whether to show a bar while image files are checked.
+            processes: share the work on it among the processes of `torch.distributed`, which must all do it.
 
         Raises:
             DataError: if images cannot be read, do not match each other, or do not fit the model.
             NameNotFoundError: for an unknown class; the message suggests the nearest.
-            OptionError: for denoising, where a node's edges are kept in every run.
+            OptionError: for denoising, where a node's edges are kept in every run; if there are no processes
+                to share with.
         """
+        check_processes(processes)
         spec = self.preprocessing or model.preprocessing
         if self.direction == "denoising" and model.graph.always.any():
             raise OptionError(
@@ -240,6 +244,7 @@ class Task:
             spec=spec,
             pairing=pairing,
             code=as_python(self),
+            processes=processes,
         )
 
     def _images(self, spec: InputSpec) -> tuple[Images, Images | None, str]:
@@ -334,6 +339,8 @@ class PreparedTask:
         code: the Python that makes the task; "" where it was made of tensors or functions.
         shared: which of how many equal runs of the pairs the batches come from; `(0, 1)` for all. Everything
             else, such as means over all images, is of the whole task.
+        processes: whether the processes of `torch.distributed` share the work on the task. Whoever knows how
+            takes a share of it and exchanges what was found; everybody else does all of it.
     """
 
     model: Model
@@ -348,13 +355,15 @@ class PreparedTask:
     pairing: str = ""
     code: str = ""
     shared: tuple[int, int] = (0, 1)
+    processes: bool = False
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def share(self, number: int, count: int) -> PreparedTask:
-        """The task whose batches come from one of `count` runs of the pairs, as equal as can be."""
-        return replace(self, shared=(number, count))
+        """The task whose batches come from one of `count` runs of the pairs, as equal as can be, and which
+        is not shared any further."""
+        return replace(self, shared=(number, count), processes=False)
 
     @property
     def is_whole(self) -> bool:
@@ -411,11 +420,14 @@ class PreparedTask:
         return images.take(rows.start, rows.stop).to(self.model.device, self.model.dtype)
 
 
-def prepare(model: Model, task: Task | PreparedTask, progress: bool = False) -> PreparedTask:
+def prepare(
+    model: Model, task: Task | PreparedTask, progress: bool = False, processes: bool = False
+) -> PreparedTask:
     """A task prepared for a model: the one door. A task that is prepared already is not read again.
 
     Raises:
-        OptionError: if it was prepared for another model, or what is given is no model or no task.
+        OptionError: if it was prepared for another model, what is given is no model or no task, or there are
+            no processes to share the work with.
         ModelError: if the module that was wrapped has got other parts since, see `Model.refresh`.
     """
     if not isinstance(model, Model):
@@ -425,10 +437,11 @@ def prepare(model: Model, task: Task | PreparedTask, progress: bool = False) -> 
         raise OptionError(f"{type(task).__name__} is no task: give a cv.Task after the model")
     model.refresh()
     if isinstance(task, Task):
-        return task.prepare(model, progress)
+        return task.prepare(model, progress, processes)
     if task.model is not model:
         raise OptionError(f"the task was prepared for {task.model.name}, not for this {model.name}")
-    return task
+    check_processes(processes)
+    return replace(task, processes=True) if processes and not task.processes else task
 
 
 def _column(values: list[Any], side: str, path: str | Path) -> PerPair | None:

@@ -154,9 +154,9 @@ def test_as_many_batches_are_held_as_fit() -> None:
 def test_a_search_that_needs_all_batches_says_how_many_fit() -> None:
     case = Case(Recipe(depth=1), n_pairs=4)
     prepared = case.task().prepare(case.model)
-    assert len(Evaluator(prepared, batch_size=2).all_batches()) == 2
+    assert len(Evaluator(prepared, batch_size=2).own_batches()) == 2
     with pytest.raises(DataError, match=r"4 pairs would take .* at most 1 pairs .* memory="):
-        Evaluator(prepared, memory=1).all_batches()
+        Evaluator(prepared, memory=1).own_batches()
 
 
 @pytest.mark.parametrize("options", [{"memory": 0}, {"memory": -5}, {"batch_size": 0}])
