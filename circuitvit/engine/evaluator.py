@@ -272,7 +272,7 @@ class Evaluator:
             # Denoising restores the circuit in the corrupt run, where its edges are those that are not kept.
             every = absent or self.prepared.denoising
             total += edge_slopes(run.sources, self._base_mask(kept), objective, absent=every)
-        total = self.agreed(summed(total, len(self.own) < self.n_batches))
+        total = self.agreed(summed(total, self.prepared.processes and len(self.own) < self.n_batches))
         total /= -len(self) if self.prepared.denoising else len(self)
         return total if absent else np.where(kept, total, 0.0)
 
