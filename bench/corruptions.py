@@ -257,7 +257,7 @@ def search_circuits(setting: Setting, result: Result, name: str) -> None:
     found = [
         cv.find(
             setting.model, setting.task(pictures, own[name]), faithfulness=FAITHFULNESS, plan=setting.plan,
-            start="mask", progress=False,
+            start="thin", progress=False,
         ).circuit
         for pictures, own in setting.draws
     ]  # fmt: skip

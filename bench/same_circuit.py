@@ -1,7 +1,7 @@
 """Is the circuit of the bundled model one and the same? Five seeds, five sets of pictures, two starts.
 
 Asked: on `catdog-tiny` one circuit of at most 10 % of the edges, with faithfulness in [0.95, 1.05] on
-held-out pairs, and the same edge for edge under at least 4 of 5 seeds. "mask" trims what a learned mask
+held-out pairs, and the same edge for edge under at least 4 of 5 seeds. "thin" trims what a thinned model
 passes through, "whole" the whole model, in the order of exact effects. The last rows draw other pictures to
 search on.
 """
@@ -77,7 +77,7 @@ def main() -> None:
     model = cv.load("catdog-tiny")
     evaluator = noising_evaluator(task(HELD_OUT_PAIRS, 1).prepare(model))
     prepared = task(PAIRS, 0).prepare(model)
-    plans = {"mask": cv.Plan(240, 400, 16), "whole": cv.Plan(0, 2000, 16)}
+    plans = {"thin": cv.Plan(30, 400, 16), "whole": cv.Plan(0, 2000, 16)}
 
     def with_seed(start: str) -> Callable[[int], Finding]:
         plan = plans[start]

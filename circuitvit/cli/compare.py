@@ -70,7 +70,7 @@ def compare(
             what one search passes through. Repeat it. [default: random, eap, eap-ig, learned]
         sizes: shares of all edges, such as 1%,2%,5%. [default: 0.1% to 100%]
         trained: sizes to train masks for. [default: `--sizes` from 0.5% to 50%]
-        mask_steps: of training for each mask, and of find.
+        mask_steps: of training for each mask; for find, runs after thinning.
         resume: take over the curves that an earlier run left in `--out`.
         out: folder for the results; made if missing, older ones replaced.
     """

@@ -305,7 +305,7 @@ def checked_search(search: Search, direction: str, seed: int) -> Search:
                 "--plan says how a search starts, with 0 steps from the whole: leave out --start"
             )
         given["plan"] = cv.Plan(
-            *parse_plan(given["plan"]), seed=seed, keep=given.get("keep", _FIND["keep"].default)
+            **parse_plan(given["plan"]), seed=seed, keep=given.get("keep", _FIND["keep"].default)
         )
     return search._replace(keywords=given)
 

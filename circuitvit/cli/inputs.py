@@ -474,20 +474,25 @@ def parse_architecture(settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def parse_plan(text: str) -> tuple[int, int, int]:
-    """Steps, trimming runs and batch size of a search, from "240,400,16".
+def parse_plan(text: str) -> dict[str, int]:
+    """The numbers of a search, from "40,900,16": steps, trim_runs and batch_size, and perhaps a cut.
 
     Raises:
-        OptionError: if it is not three whole numbers above 0; steps may be 0.
+        OptionError: if it is not three or four whole numbers; the batch size must be above 0.
 
     Example:
-        >>> parse_plan("240,400,16")
-        (240, 400, 16)
+        >>> parse_plan("40,900,16")
+        {'steps': 40, 'trim_runs': 900, 'batch_size': 16}
     """
-    match = re.fullmatch(r"\s*(0|[1-9]\d*)\s*,\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*", text)
+    number = r"\s*(0|[1-9]\d*)\s*"
+    match = re.fullmatch(rf"{number},{number},\s*([1-9]\d*)\s*(?:,{number})?", text)
     if match is None:
-        raise OptionError(f"--plan takes steps,trim_runs,batch_size, such as 240,400,16, not {text!r}")
-    return int(match[1]), int(match[2]), int(match[3])
+        raise OptionError(
+            "--plan takes steps,trim_runs,batch_size, such as 40,900,16 (and a cut, if circuit.json has one), "
+            f"not {text!r}"
+        )
+    names = ("steps", "trim_runs", "batch_size", "cut")
+    return {name: int(found) for name, found in zip(names, match.groups(), strict=True) if found is not None}
 
 
 def parse_shares(text: str, option: str) -> tuple[float, ...]:

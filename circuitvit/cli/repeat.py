@@ -41,7 +41,8 @@ def with_command(report: Report, model: ModelOptions, circuit: str = "") -> Repo
 def _command(found: Provenance) -> str:
     arguments, numbers = ASKED.get(), ("steps", "trim_runs", "batch_size")
     if arguments[:1] == ("discover",) and found.method == "find" and set(numbers) <= set(found.parameters):
-        plan = ",".join(str(found.parameters[name]) for name in numbers)
+        said = [*numbers, *({"cut"} & set(found.parameters))]
+        plan = ",".join(str(found.parameters[name]) for name in said)
         arguments = (*_without(arguments), "--plan", plan)
     return shlex.join(("circuitvit", *arguments)) if arguments else ""
 

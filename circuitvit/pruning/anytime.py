@@ -37,12 +37,13 @@ class Plan:
     """The numbers that make a search repeatable.
 
     Attributes:
-        steps: rounds of thinning; 0 where the whole model is trimmed.
+        steps: in how many rounds thinning would take away all but a hundredth of the edges; 0 where the whole
+            model is trimmed.
         trim_runs: masked runs of all pairs after thinning, up to which another step is begun.
         batch_size: pairs at once in thinning.
         seed: of the order of the pairs, and of chance.
         keep: what the circuit is to keep.
-        of: rounds that thinning was planned in, where it was cut short after `steps` of them.
+        cut: rounds of thinning after which it was cut short; None where it was not.
     """
 
     steps: int
@@ -50,14 +51,14 @@ class Plan:
     batch_size: int
     seed: int = 0
     keep: Keep = "behaviour"
-    of: int | None = None
+    cut: int | None = None
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
         for name, least in {"steps": 0, "trim_runs": 0, "batch_size": 1, "seed": 0}.items():
             check_whole(f"{name} of a plan", getattr(self, name), least)
-        if self.of is not None:
-            check_whole("of in a plan", self.of, max(1, self.steps))
+        if self.cut is not None:
+            check_whole("cut of a plan", self.cut, 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -136,7 +137,7 @@ class Thin:
         self.candidates: tuple[Candidate, ...] = (self.first,)
         self.shrinking: Shrinking | None = None
         self.before = evaluator.runs  # where shrinking began
-        self.done, self.gone = replace(plan, steps=0, trim_runs=0, of=plan.of or plan.steps), 0.0
+        self.done, self.rounds, self.gone = replace(plan, trim_runs=0, cut=0), 0, 0.0
         if state.saved is not None:
             self._restore(state.saved)
 
@@ -152,19 +153,19 @@ class Thin:
         return self.shrinking is not None and self.shrinking.minimal
 
     def run(self, clock: Clock, progress: bool) -> None:
-        with progress_bar(self.plan.steps, "thinning", progress) as bar:
-            bar.update(self.done.steps)
+        with progress_bar(self.first.size, "taking edges away", progress) as bar:
+            bar.update(self.first.size - self.candidates[-1].size)
             while not self._is_thin():
                 self._thin()
-                bar.update()
+                bar.update(self.candidates[-2].size - self.candidates[-1].size)
                 bar.set_postfix_str(said(self.candidates[-1]), refresh=False)
                 self._note(clock)
                 clock.check()
-        if self.plan.of is None or self.plan.of == self.plan.steps:
+        if self.plan.cut is None:
             self._shrink(clock, progress)
 
     def _shrink(self, clock: Clock, progress: bool) -> None:
-        self.done = replace(self.done, of=None, steps=self.plan.steps)
+        self.done = replace(self.done, cut=None)
         if self.shrinking is None and self.plan.trim_runs:
             self.before = self.evaluator.runs
             self.shrinking = self._shrinking(smallest(self.candidates, self.aim).kept)
@@ -181,18 +182,22 @@ class Thin:
                 bar.set_postfix_str(said(self.best), refresh=False)
 
     def _is_thin(self) -> bool:
-        """Whether thinning has ended: all rounds are done, or the behaviour is lost."""
+        """Whether thinning has ended: hardly an edge is left, or the behaviour is lost, or a plan cut it
+        short."""
+        few = self.first.size / 4
         lost = [
-            getattr(each, self.aim.name) < self.aim.band[0] - LOST and each.size < self.first.size / 4
+            getattr(each, self.aim.name) < self.aim.band[0] - LOST and each.size < few
             for each in self.candidates[-2:]
         ]
-        return self.done.steps >= self.plan.steps or (len(lost) == 2 and all(lost))
+        cut = self.plan.cut is not None and self.rounds >= self.plan.cut
+        return cut or all(lost) or self.candidates[-1].size <= SMALLEST * self.first.size
 
     def _thin(self) -> None:
         """One round, and what its circuit keeps."""
         self.thinner.step(1)
         self.candidates = (*self.candidates, candidate(self.evaluator, self.thinner.kept))
-        self.done = replace(self.done, steps=self.done.steps + 1)
+        self.rounds += 1
+        self.done = replace(self.done, cut=self.rounds)
 
     def _shrinking(self, kept: EdgeMask) -> Shrinking:
         return Shrinking(self.evaluator, self.aim, self._slopes, kept, self.plan.seed)
@@ -217,7 +222,7 @@ class Thin:
         kept = torch.from_numpy(np.stack([each.kept for each in self.candidates]).astype(np.uint8))
         numbers = {
             **thinner.numbers, **part.numbers, "plan": asdict(self.plan), "done": asdict(self.done),
-            "before": self.before, "gone": self.gone,
+            "rounds": self.rounds, "before": self.before, "gone": self.gone,
         }  # fmt: skip
         return Saved({**thinner.tensors, **part.tensors, "candidates": kept}, numbers)
 
@@ -225,7 +230,9 @@ class Thin:
         self.thinner.restore(saved)
         masks = saved.tensors["candidates"].numpy().astype(bool)
         self.candidates = tuple(candidate(self.evaluator, kept) for kept in masks)
-        self.done, self.before = Plan(**saved.numbers["done"]), int(saved.numbers["before"])
+        self.done, self.rounds, self.before = (
+            Plan(**saved.numbers["done"]), saved.numbers["rounds"], saved.numbers["before"],
+        )  # fmt: skip
         if "shrinking" in saved.numbers:
             self.shrinking = self._shrinking(self.first.kept)
             self.shrinking.restore(saved)
@@ -289,7 +296,7 @@ def followed(prepared: PreparedTask, keep: Keep) -> Keep:
 
 def thinner_of(evaluator: Evaluator, plan: Plan) -> Thinner:
     """The rounds of a plan."""
-    rate = 1 - SMALLEST ** (1 / (plan.of or plan.steps))
+    rate = 1 - SMALLEST ** (1 / plan.steps)
     follow = followed(evaluator.prepared, plan.keep)
     settings = ThinSettings(rate=rate, batch_size=plan.batch_size, seed=plan.seed, keep=follow)
     return Thinner(evaluator.prepared, settings)

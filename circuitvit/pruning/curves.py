@@ -32,7 +32,7 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.aims import Band
 from circuitvit.pruning.anytime import Plan
-from circuitvit.pruning.find import find
+from circuitvit.pruning.find import ROUNDS, find
 from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
 from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare
@@ -301,7 +301,7 @@ def _masks(
 def _found(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
     """The circuits that one `find` passes through, and the one that it ends with."""
     size = min(settings.mask.batch_size, len(prepared))
-    plan = Plan(settings.mask.steps, trim_runs=settings.mask.steps, batch_size=size, seed=settings.mask.seed)
+    plan = Plan(ROUNDS[1] // 2, trim_runs=settings.mask.steps, batch_size=size, seed=settings.mask.seed)
     finding = find(
         prepared.model, prepared, faithfulness=settings.faithfulness, plan=plan, memory=settings.memory,
         progress=settings.progress,

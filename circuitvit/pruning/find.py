@@ -196,7 +196,7 @@ def find(
     start = start or ("whole" if prepared.graph.n_edges <= SMALL else "thin")
     if keep == "prediction":
         check_predicts(model)
-    if (plan.steps or plan.of) if plan else start == "thin":
+    if plan.steps if plan else start == "thin":
         followed(prepared, keep)
     aim = Aim(keep, (agreement, 1.0) if keep == "prediction" else _band(faithfulness, len(prepared)))
     wanted = plan or f"within {deadline:g} s, seed {seed}, {batch_size} pairs at once, from the {start}"
@@ -307,7 +307,7 @@ def _search(
 ) -> Finding:
     """Do what the plan says, as far as time allows; and what was found, with the plan as far as it was
     carried out."""
-    search = (Thin if plan.of or plan.steps else Whole)(evaluator, aim, plan, state)
+    search = (Thin if plan.steps else Whole)(evaluator, aim, plan, state)
     ending = ""
     evaluator.after_run = clock.check
     try:
@@ -326,7 +326,7 @@ def _search(
     prepared, best = evaluator.prepared, candidate(evaluator, search.best.kept)
     provenance = provenance_of(prepared, "find", plan.seed).with_parameters(
         steps=done.steps, trim_runs=done.trim_runs, batch_size=done.batch_size, keep=done.keep,
-        band=list(aim.band), **({} if done.of is None else {"of": done.of}), **{aim.name: asked},
+        band=list(aim.band), **({} if done.cut is None else {"cut": done.cut}), **{aim.name: asked},
     )  # fmt: skip
     circuit = Circuit(prepared.graph, best.kept, None, provenance)
     return Finding(
@@ -352,7 +352,7 @@ def _summary(prepared: PreparedTask, search: Thin | Whole, best: Candidate, aim:
     else:
         start = smallest(search.candidates, aim)
         way = (
-            f"Edges were taken away on {pairs} in {counted(search.done.steps, 'round')}. The smallest "
+            f"Edges were taken away on {pairs} in {counted(search.rounds, 'round')}. The smallest "
             f"circuit {within} had {start.size:,} edges; trimming by exact ablation"
         )
         rounds = 0 if search.shrinking is None else search.shrinking.rounds

@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.attribution.scoring import provenance_of
@@ -45,8 +47,16 @@ from circuitvit.pruning.aims import Band, Keep, check_keep, check_predicts
 from circuitvit.pruning.refine import require_noising, without_dead
 from circuitvit.tasks import PreparedTask, Task, prepare
 
-ENOUGH = 1.1
+ENOUGH = 1.05
 """The share of the behaviour from which on edges go that change it least, whichever way."""
+
+
+LOWEST = 0.5
+"""The gates of all edges that are left stand together between this and 1 when slopes are taken: where two
+edges stand in for each other, neither has a slope with both open."""
+
+TOLERANCE, TRUST = 0.03, 1.5
+"""A round may lose this share of the behaviour, and so many times what the slopes promise."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +221,7 @@ class Thinner:
 
     Attributes:
         kept: the edges that are left, `(sender, receiver, group)`.
-        share: of the behaviour that was kept of late, a running mean over the pairs looked at.
+        share: of the behaviour that was kept before the last round, on its pairs.
         passed: what was left at each of the sizes reached.
     """
 
@@ -223,15 +233,12 @@ class Thinner:
         self.evaluator = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
         self.evaluator.check_effect(level=0)
         self._effect = float(self.evaluator.effect.mean())
+        self.share = 1.0
         self.kept: EdgeMask = without_dead(prepared, prepared.graph.edge_mask)
         self.passed: list[EdgeMask] = []
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._queue: list[int] = []  # the batches that are left of this turn, the next one last
-        self._losses, self._shares, self._weight = np.zeros(self.kept.shape), 0.0, 0.0
-
-    @property
-    def share(self) -> float:
-        return self._shares / self._weight if self._weight else 1.0
+        self._losses, self._weight = np.zeros(self.kept.shape), 0.0
 
     def step(self, least: int) -> int:
         """One round, unless so few edges are left already; what is left then has been passed.
@@ -241,54 +248,70 @@ class Thinner:
         """
         before = int(self.kept.sum())
         if before > least:
-            self._look()
-            gone = min(max(1, round(self.settings.rate * before)), before - least)
-            order = np.argsort(np.where(self.kept, self._missed(), np.inf), axis=None, kind="stable")
-            rest = self.kept.copy()
-            rest.flat[order[:gone]] = False
-            self.kept = without_dead(self.prepared, rest)
+            runs = self._next()
+            self._look(runs)
+            self.share = self._share(runs, self.kept)
+            self.kept = self._cut(runs, min(max(1, round(self.settings.rate * before)), before - least))
         if self.kept.sum() <= least:
             self.passed.append(self.kept)
         return before - int(self.kept.sum())
 
-    def _missed(self) -> Float[np.ndarray, "sender receiver group"]:
-        """How much each edge would be missed: what would be lost without it, or where more than enough is
-        kept, how much would change."""
-        enough = self.settings.keep == "behaviour" and self.share >= ENOUGH
-        return np.abs(self._losses) if enough else self._losses
-
-    def _look(self) -> None:
-        """Run the circuit on the next pairs, forward and back."""
-        batches = min(-(-self.settings.pairs // self.evaluator.batch_size), self.evaluator.n_batches)
-        losses, shares, pairs = np.zeros(self.kept.shape), 0.0, 0
-        for _ in range(batches):
+    def _next(self) -> list[BatchRun]:
+        """The next pairs in turn, batch by batch."""
+        wanted, runs = -(-self.settings.pairs // self.evaluator.batch_size), []
+        while len(runs) < min(wanted, self.evaluator.n_batches):
             if not self._queue:
-                order = torch.randperm(self.evaluator.n_batches, generator=self._generator)
-                self._queue = order.tolist()
-            run = self.evaluator.batch(self._queue.pop())
-            slopes, change = self._slopes(run)
-            losses += slopes
-            shares += change
+                self._queue = torch.randperm(self.evaluator.n_batches, generator=self._generator).tolist()
+            runs.append(self.evaluator.batch(self._queue.pop()))
+        return runs
+
+    def _cut(self, runs: list[BatchRun], count: int) -> EdgeMask:
+        """The circuit without the edges that would be missed least, fewer of them as long as more is lost
+        than they promise: of two that stand in for each other, none is missed before the other has gone."""
+        losses = self._losses / self._weight
+        missed = np.abs(losses) if self.share >= ENOUGH else losses
+        order = np.argsort(np.where(self.kept, missed, np.inf), axis=None, kind="stable")
+        while True:
+            rest = self.kept.copy()
+            rest.flat[order[:count]] = False
+            rest = without_dead(self.prepared, rest)
+            allowed = TOLERANCE + TRUST * max(0.0, losses.flat[order[:count]].sum())
+            if count == 1 or min(self.share, 1.0) - self._share(runs, rest) <= allowed:
+                return rest
+            count //= 2
+
+    def _look(self, runs: list[BatchRun]) -> None:
+        """Run the circuit on some pairs, forward and back, for what it would lose without each edge."""
+        found, pairs = np.zeros(self.kept.shape), 0
+        for run in runs:
+            found += self._slopes(run)
             pairs += len(run.base.logits)
         momentum = self.settings.momentum
-        self._losses = momentum * self._losses + losses / pairs
-        self._shares = momentum * self._shares + 1 + shares / pairs
+        self._losses = momentum * self._losses + found / pairs
         self._weight = momentum * self._weight + 1
 
     @torch.enable_grad()
-    def _slopes(self, run: BatchRun) -> tuple[Float[np.ndarray, "sender receiver group"], float]:
-        """What the circuit would lose without each edge, and what it has lost already, in units of the whole
-        effect and summed over a batch."""
+    def _slopes(self, run: BatchRun) -> Float[np.ndarray, "sender receiver group"]:
+        """What is lost without each edge, summed over a batch, where all gates stand at one random height."""
+        height = LOWEST + (1 - LOWEST) * float(torch.rand((), generator=self._generator))
         dtype = self.prepared.model.dtype
-        mask = torch.from_numpy(self.kept).to(self.prepared.model.device, dtype).requires_grad_()
-        logits = soft_run(run.sources, mask, possible=self.kept)
+        mask = torch.from_numpy(height * self.kept).to(self.prepared.model.device, dtype).requires_grad_()
+        value = self._values(run, soft_run(run.sources, mask, possible=self.kept)).sum()
+        (slopes,) = torch.autograd.grad(value, mask)
+        found: NDArray[np.float64] = slopes.double().cpu().numpy()
+        return found
+
+    def _share(self, runs: list[BatchRun], kept: EdgeMask) -> float:
+        """How much a circuit keeps on some pairs; 1 is as much as the whole model."""
+        return 1 + float(torch.cat([self._values(run, run.logits(kept)) for run in runs]).mean())
+
+    def _values(self, run: BatchRun, logits: Tensor) -> Float[Tensor, " batch"]:
+        """What is followed, less that of the whole model: in units of the whole effect, or in nats."""
         if self.settings.keep == "prediction":
             chosen = run.clean_logits.argmax(dim=-1, keepdim=True)
-            value = logits.log_softmax(dim=-1).gather(-1, chosen).sum()
-        else:
-            value = (run.metric(logits) - run.metric(run.base.logits)).sum() / self._effect
-        (slopes,) = torch.autograd.grad(value, mask)
-        return slopes.double().cpu().numpy(), value.item()
+            own, whole = (each.log_softmax(dim=-1).gather(-1, chosen) for each in (logits, run.clean_logits))
+            return (own - whole)[:, 0]
+        return (run.metric(logits) - run.metric(run.base.logits)) / self._effect
 
     def state(self) -> Saved:
         """Everything that the next round needs, copied."""
@@ -297,7 +320,7 @@ class Thinner:
             "losses": torch.from_numpy(self._losses.copy()),
             "generator": self._generator.get_state(),
         }
-        numbers = {"queue": list(self._queue), "shares": self._shares, "weight": self._weight}
+        numbers = {"queue": list(self._queue), "weight": self._weight}
         return Saved(tensors, numbers)
 
     def restore(self, saved: Saved) -> None:
@@ -306,7 +329,7 @@ class Thinner:
         self._losses = saved.tensors["losses"].numpy().copy()
         self._generator.set_state(saved.tensors["generator"])
         self._queue = list(saved.numbers["queue"])
-        self._shares, self._weight = saved.numbers["shares"], saved.numbers["weight"]
+        self._weight = saved.numbers["weight"]
 
 
 def _check_slope(prepared: PreparedTask, keep: Keep) -> None:

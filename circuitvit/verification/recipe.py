@@ -76,7 +76,8 @@ def searched(found: Provenance) -> str:
     target = "agreement" if prediction else "faithfulness"
     if found.method == "find" and {"steps", "trim_runs", "batch_size", target} <= set(said):
         keep = ", keep='prediction'" if prediction else ""
-        plan = f"cv.Plan({said['steps']}, {said['trim_runs']}, {said['batch_size']}, {found.seed}{keep})"
+        cut = f", cut={said['cut']}" if "cut" in said else ""
+        plan = f"cv.Plan({said['steps']}, {said['trim_runs']}, {said['batch_size']}, {found.seed}{keep}{cut})"
         return f"cv.find(model, task{keep}, {target}={said[target]!r}, plan={plan}).circuit"
     if found.method == "acdc" and {"tau", "divergence"} <= set(said):
         return f"cv.acdc(model, task, tau={said['tau']!r}, divergence={said['divergence']!r})"

@@ -58,7 +58,7 @@ def test_architecture_settings_that_make_no_sense(settings: list[str], message: 
         parse_architecture(settings)
 
 
-@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "1,0,1", "1,1,0", "a,b,c", "1.5,2,3"])
+@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4,5", "1,-1,1", "1,1,0", "a,b,c", "1.5,2,3"])
 def test_plans_that_make_no_sense(text: str) -> None:
     with pytest.raises(OptionError, match="--plan takes"):
         parse_plan(text)

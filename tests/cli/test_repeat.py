@@ -28,13 +28,12 @@ def section(page: str, language: str) -> str:
     "search",
     [
         ["--method", "eap-ig", "--steps", 2, "--edges", 60],
-        ["--method", "find", "--within", "1s", "--start=mask", "--faithfulness", 0.8],
+        ["--method", "find", "--within", "1s", "--start=thin", "--faithfulness", 0.8],
     ],
 )
 def test_command_and_python_give_the_same_circuit(
-    run: Run, behaviour: list[object], tmp_path: Path, search: list[object], monkeypatch: pytest.MonkeyPatch
+    run: Run, behaviour: list[object], tmp_path: Path, search: list[object]
 ) -> None:
-    monkeypatch.setattr(import_module("circuitvit.pruning.find"), "STEP_LIMITS", (10, 10))
     found = tmp_path / "found"
     options = [*behaviour, *search, "--random", 0, "--held-out", 0.34, "--out", found]
     assert run("discover", *options).exit_code == 0

@@ -21,10 +21,11 @@ from circuitvit.engine import Evaluator, Replay, state
 from circuitvit.engine.state import task_digest
 from circuitvit.errors import CircuitViTError, FileError, OptionError
 from circuitvit.pruning import Plan
-from circuitvit.pruning.learned import MaskTrainer
+from circuitvit.pruning.smaller import Shrinking
+from circuitvit.pruning.thinning import Thinner
 from circuitvit.tasks import PreparedTask
 
-PLAN = Plan(steps=40, trim_runs=60, batch_size=4)
+PLAN = Plan(steps=20, trim_runs=300, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,9 @@ def find(prepared: PreparedTask, path: Path | None) -> Any:
     return found.circuit.kept, found.faithfulness, [each.faithfulness for each in found.candidates]
 
 
-def find_in_few_runs(prepared: PreparedTask, path: Path | None) -> Any:
+def find_from_the_whole(prepared: PreparedTask, path: Path | None) -> Any:
     """A search whose trimming uses up its runs, so that counting one too many would show."""
-    plan = Plan(steps=20, trim_runs=50, batch_size=4)
+    plan = Plan(steps=0, trim_runs=50, batch_size=4)
     found = cv.find(prepared.model, prepared, plan=plan, state=path, progress=False)
     assert not found.minimal
     return found.circuit.kept, found.faithfulness
@@ -76,9 +77,7 @@ class Calls:
 
 
 RUNS = [
-    pytest.param(find, MaskTrainer, "step", 25, id="find, while the mask is learned"),
-    pytest.param(find, Evaluator, "_run", 55, id="find, while the circuit is trimmed"),
-    pytest.param(find_in_few_runs, Evaluator, "_run", 40, id="find, short of runs"),
+    pytest.param(find_from_the_whole, Evaluator, "_run", 40, id="find, from the whole"),
     pytest.param(acdc, Replay, "__call__", 90, id="acdc"),
     pytest.param(exact_scores, exact._Visit, "effects", 70, id="exact"),
 ]
@@ -107,6 +106,31 @@ def test_a_run_goes_on_where_ctrl_c_ended_it(
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "after"), [(Thinner, "step", 9), (Shrinking, "step", 4), (Evaluator, "_run", 60)]
+)
+def test_ctrl_c_ends_a_search_with_the_best_so_far_and_it_can_go_on(
+    owner: Any, name: str, after: int, prepared: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.safetensors"
+    calls = Calls(monkeypatch, owner, name)
+    whole = cv.find(prepared.model, prepared, plan=PLAN, progress=False)
+    assert calls.count > after
+    calls.count, calls.last = 0, after
+    stopped = cv.find(prepared.model, prepared, plan=PLAN, state=path, progress=False)
+    assert "it was interrupted" in stopped.summary
+    assert 0.9 <= stopped.faithfulness <= 1.1
+    assert len(whole.circuit) <= len(stopped.circuit) < prepared.graph.n_edges
+    calls.last = -1
+    again = cv.find(prepared.model, prepared, plan=stopped.plan, progress=False)
+    assert again.circuit == stopped.circuit, "the plan says how far it came"
+    assert path.exists()
+    gone_on = cv.find(prepared.model, prepared, plan=PLAN, state=path, progress=False)
+    assert gone_on.circuit == whole.circuit
+    assert gone_on.plan == whole.plan
+    assert not path.exists()
+
+
 def _same(found: Any, expected: Any) -> bool:
     if isinstance(expected, tuple):
         return all(_same(*both) for both in zip(found, expected, strict=True))
@@ -121,9 +145,8 @@ def left_over(prepared: PreparedTask, tmp_path: Path, monkeypatch: pytest.Monkey
     """The state file of an interrupted search."""
     path = tmp_path / "state.safetensors"
     with monkeypatch.context() as patch:
-        Calls(patch, MaskTrainer, "step").last = 10
-        with pytest.raises(KeyboardInterrupt):
-            find(prepared, path)
+        Calls(patch, Shrinking, "step").last = 5
+        find(prepared, path)
     return path
 
 

@@ -16,7 +16,7 @@ from tests.pruning.test_find import images
 
 WIDTH = 16
 DIRECTION = torch.linspace(-1.0, 1.0, WIDTH)
-PLAN = cv.Plan(steps=120, trim_runs=300, batch_size=2)
+PLAN = cv.Plan(steps=30, trim_runs=300, batch_size=2)
 
 
 def projection(features: Tensor) -> Tensor:
@@ -46,9 +46,9 @@ def test_these_outputs_are_no_classes(model: cv.Model) -> None:
     assert not model.has_classes
 
 
-@pytest.mark.parametrize("start", ["mask", "whole"])
+@pytest.mark.parametrize("start", ["thin", "whole"])
 def test_find_is_faithful_to_the_metric(model: cv.Model, task: cv.Task, start: str) -> None:
-    plan = PLAN if start == "mask" else cv.Plan(0, 300, 2)
+    plan = PLAN if start == "thin" else cv.Plan(0, 300, 2)
     found = cv.find(model, task, plan=plan, progress=False)
     full, empty = cv.Circuit.full(model.graph), cv.Circuit.empty(model.graph)
     whole, nothing, kept = (

@@ -16,7 +16,7 @@ from circuitvit.graph.liveness import live_edges
 from circuitvit.models.timm_import import import_timm
 from circuitvit.pruning.learned import MaskTrainer
 
-PLAN = cv.Plan(steps=150, trim_runs=500, batch_size=2)
+PLAN = cv.Plan(steps=30, trim_runs=500, batch_size=2)
 
 
 def small_module(seed: int = 0) -> torch.nn.Module:
@@ -115,18 +115,19 @@ class TestFind:
         assert sizes == sorted(sizes, reverse=True)
         assert sizes[-1] < sizes[0]
 
-    @pytest.mark.parametrize("plan", [cv.Plan(120, 30, 2), cv.Plan(0, 30, 2)], ids=["mask", "whole"])
+    @pytest.mark.parametrize("plan", [cv.Plan(30, 100, 2), cv.Plan(0, 30, 2)], ids=["thin", "whole"])
     def test_no_circuit_is_run_twice(
         self, model: cv.Model, task: cv.Task, plan: cv.Plan, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked: list[bytes] = []
-        original = evaluator.masked_run
+        """But for those near an end of the band, which are run once beside others and once alone."""
+        asked: list[tuple[bytes, bool]] = []
+        original = Evaluator._run
 
-        def counted(sources: Any, kept: Any, **options: Any) -> Any:
-            asked.append(kept.tobytes())
-            return original(sources, kept, **options)
+        def counted(self: Evaluator, masks: Any, alone: Any) -> Any:
+            asked.extend((mask.tobytes(), len(masks) == 1) for mask in masks)
+            return original(self, masks, alone)
 
-        monkeypatch.setattr(evaluator, "masked_run", counted)
+        monkeypatch.setattr(Evaluator, "_run", counted)
         cv.find(model, task, plan=plan, progress=False)
         assert len(asked) > 20
         assert len(asked) == len(set(asked))
@@ -230,7 +231,7 @@ class TestFromTheWhole:
         assert "The whole model was trimmed on 4 pairs" in whole.summary
 
     def test_there_are_two_starts(self, model: cv.Model, task: cv.Task) -> None:
-        with pytest.raises(OptionError, match="'mask' or the 'whole' model, not 'half'"):
+        with pytest.raises(OptionError, match="'thin' or from the 'whole' model, not 'half'"):
             cv.find(model, task, start="half", progress=False)  # type: ignore[arg-type]
 
 

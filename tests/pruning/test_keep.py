@@ -125,7 +125,7 @@ def test_trimming_the_whole_is_the_plain_loop(
     assert eval(again, {"cv": cv, "model": model, "task": task}) == found.circuit
 
 
-def test_of_a_learned_mask_no_edge_can_go_without_falling_below_the_target(
+def test_of_a_thinned_model_no_edge_can_go_without_falling_below_the_target(
     model: cv.Model, task: cv.Task, literal: Literal
 ) -> None:
     plan = cv.Plan(steps=20, trim_runs=300, batch_size=5, keep="prediction")

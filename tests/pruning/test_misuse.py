@@ -20,7 +20,7 @@ from tests.pruning.test_find import images, small_module
 
 Search = Callable[[cv.Model, cv.Task], Any]
 
-PLAN = cv.Plan(steps=120, trim_runs=20, batch_size=2)
+PLAN = cv.Plan(steps=30, trim_runs=20, batch_size=2)
 
 
 @pytest.fixture(scope="module")
