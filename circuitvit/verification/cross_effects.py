@@ -36,6 +36,7 @@ from circuitvit.verification.statistics import (
     Estimate,
     estimated,
     holm,
+    percent,
     ratio_interval,
 )
 
@@ -150,8 +151,8 @@ class Specificity(Result):
             )
             verdict, level = self._verdict(name)
             said.append(
-                f"Without the circuit of {name} {own.necessity.value:.0%} of {name} is lost and "
-                f"{others[0].necessity.value:.0%} of {others[0].behaviour}: {verdict} ({level})."
+                f"Without the circuit of {name} {percent(Estimate(own.necessity.value))} of {name} is lost and "
+                f"{percent(Estimate(others[0].necessity.value))} of {others[0].behaviour}: {verdict} ({level})."
             )
         return " ".join(said)
 
