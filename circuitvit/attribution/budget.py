@@ -17,11 +17,19 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from circuitvit.attribution.eap import eap
+from circuitvit.attribution.eap import eap, new_total
 from circuitvit.attribution.exact import edge_effects, exact
 from circuitvit.attribution.local import differentiated_runs, local_effects
 from circuitvit.attribution.scoring import Running, Scored, check_effects, require_slope, without_gradient
-from circuitvit.engine import BatchRun, Gradients, progress_bar
+from circuitvit.engine import (
+    BatchRun,
+    Gradients,
+    agreed,
+    own_share,
+    place_in_group,
+    progress_bar,
+    summed,
+)
 from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeMask, Graph
 from circuitvit.tasks import PreparedTask
@@ -110,7 +118,8 @@ class Budget:
         """The budget in forward-equivalents for each pair; seconds are turned into them by timing a few."""
         if not self.seconds:
             return self.amount
-        return self.amount / (len(prepared) * _seconds_per_forward(prepared, batch_size))
+        forward = agreed(_seconds_per_forward(prepared, batch_size), prepared.processes)
+        return place_in_group(prepared.processes)[1] * self.amount / (len(prepared) * forward)
 
     def __str__(self) -> str:
         return f"{self.amount:g} s" if self.seconds else f"{self.amount:g} forward-equivalents a pair"
@@ -154,10 +163,11 @@ def hybrid(prepared: PreparedTask, how: Running, *, budget: Budget | str | float
     forwards = _forwards(prepared, how, None if budget is None else Budget.parse(budget))
     values, doubt = np.zeros(graph.shape), np.zeros(graph.shape)
     with progress_bar(len(prepared), "local", how.progress) as bar:
-        for run, found in differentiated_runs(prepared, how.batch_size):
+        for run, found in differentiated_runs(own_share(prepared), how.batch_size):
             values += local_effects(run, found)
             doubt += uncancelled(run, found)
             bar.update(len(run.batch.rows))
+    values, doubt = summed(values, prepared.processes), summed(doubt, prepared.processes)
     check_effects(prepared, values)
     wanted = affordable(graph, doubt, forwards - local_cost(graph))
     effects = edge_effects(prepared, wanted, how)
@@ -243,7 +253,7 @@ def affordable(graph: Graph, doubt: NDArray[np.float64], budget: float) -> EdgeM
 def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     """The sizes of the tokens' first-order effects of each edge, summed over tokens and pairs of a batch."""
     graph, deltas = run.prepared.graph, run.sources.deltas()
-    total = np.zeros(graph.shape)
+    total = new_total(run.prepared)
     for index, compact in enumerate(found.by_stage(), 1):
         gradient = compact.expand()
         _, _, tokens, width = gradient.shape
@@ -252,8 +262,8 @@ def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
         members = run.sources.members_at(index, tokens)
         for group in range(len(graph.groups)):
             seen = by_token if members is None else by_token * (members == group)
-            total[upstream, receivers, group] = seen.sum(dim=(2, 3)).double().cpu().numpy()
-    return np.where(graph.edge_mask, total, 0.0)
+            total[upstream, receivers, group] = seen.sum(dim=(2, 3)).double()
+    return np.where(graph.edge_mask, total.cpu().numpy(), 0.0)
 
 
 # -- costs ---------------------------------------------------------------------------------------

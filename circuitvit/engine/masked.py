@@ -23,6 +23,7 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -412,6 +413,11 @@ def mix(
     return mixed
 
 
+def padded(changes: Tensor, tokens: int) -> Tensor:
+    """Changes that were written at the first tokens alone, with zeros at the others, where nobody looks."""
+    return F.pad(changes, (0, 0, 0, tokens - changes.shape[2])) if changes.shape[2] < tokens else changes
+
+
 # -- real-valued masks ---------------------------------------------------------------------------
 
 
@@ -431,7 +437,7 @@ def soft_run(
     graph = sources.graph
     if graph.always.any():
         mask = mask.masked_fill(torch.from_numpy(graph.always.copy()).to(mask.device), 1.0)
-    changes = _difference(sources, 0, sources.base.compacts[0])  # of the senders that the next stage can hear
+    changes = difference(sources, 0, sources.base.compacts[0])  # of the senders that the next stage can hear
     for index, stage in enumerate(sources.model.essential[1:], 1):
         arguments = (sources, index, mask[graph.upstream[index], graph.receiver_slices[index]], changes)
         written = recompute(_soft, *arguments, use_reentrant=False) if checkpoint else _soft(*arguments)
@@ -454,10 +460,10 @@ def _soft(sources: Sources, index: int, mask: Tensor, changes: Tensor) -> Tensor
     assert base is not None, "the source reads no stream"
     streams = base + mix(mask, changes, sources.members_at(index, base.shape[1]))
     compact = stage.write(stage.read_each(streams, range(len(stage.nodes.receivers))))
-    return compact if stage.is_readout else _difference(sources, index, compact)
+    return compact if stage.is_readout else difference(sources, index, compact)
 
 
-def _difference(sources: Sources, index: int, compact: Tensor) -> Tensor:
+def difference(sources: Sources, index: int, compact: Tensor) -> Tensor:
     """What a stage's senders wrote, less their reference outputs; differentiable."""
     stage, senders = sources.model.essential[index], sources.graph.sender_slices[index]
     return sources.reference.subtracted(sources.graph, index, stage, senders, compact)

@@ -297,11 +297,11 @@ class Graph(Remade):
         """The edges that are kept in a run, of a circuit's and those that always are.
 
         Args:
-            kept: `(sender, receiver, group)`, of any groups of tokens, not only the graph's.
+            kept: `(*mask, sender, receiver, group)`, of any groups of tokens, not only the graph's.
         """
         if not self.always.any():
             return kept
-        same = kept.shape == self.always.shape
+        same = kept.shape[-1] == self.always.shape[-1]
         return kept | (self.always if same else self.always.any(axis=2, keepdims=True))
 
     @cached_property

@@ -22,6 +22,11 @@ class Images(ABC):
         """Images `start` to `stop` (exclusive, as in a slice), in float32 on the CPU."""
 
     @property
+    def slow(self) -> bool:
+        """Whether taking them is work, such as decoding, that is better done while a model runs."""
+        return False
+
+    @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """What to call each image in messages and reports."""

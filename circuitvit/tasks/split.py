@@ -20,7 +20,7 @@ from circuitvit.errors import DataError, check_number
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec
 from circuitvit.tasks.groups import TokenGroups
-from circuitvit.tasks.images import Images, TensorImages
+from circuitvit.tasks.images import FileImages, Images, TensorImages
 from circuitvit.tasks.inputs import fingerprint
 from circuitvit.tasks.metrics import PerPair
 from circuitvit.tasks.task import PreparedTask, Task, prepare
@@ -239,7 +239,11 @@ class SomeImages(Images):
 
 
 def _chosen(images: Images, rows: tuple[int, ...], change: Callable[[Tensor], Tensor] | None) -> Images:
-    some = SomeImages(images, rows)
+    some = (
+        replace(images, paths=tuple(images.paths[row] for row in rows))
+        if isinstance(images, FileImages)
+        else SomeImages(images, rows)
+    )
     return some if change is None else TensorImages(change(some.take(0, len(some))))
 
 
