@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from circuitvit.attribution.eap import eap
+from circuitvit.attribution.eap import eap, new_total
 from circuitvit.attribution.exact import edge_effects, exact
 from circuitvit.attribution.local import differentiated_runs, local_effects
 from circuitvit.attribution.scoring import Running, Scored, check_effects, require_slope, without_gradient
@@ -253,7 +253,7 @@ def affordable(graph: Graph, doubt: NDArray[np.float64], budget: float) -> EdgeM
 def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     """The sizes of the tokens' first-order effects of each edge, summed over tokens and pairs of a batch."""
     graph, deltas = run.prepared.graph, run.sources.deltas()
-    total = np.zeros(graph.shape)
+    total = new_total(run.prepared)
     for index, compact in enumerate(found.by_stage(), 1):
         gradient = compact.expand()
         _, _, tokens, width = gradient.shape
@@ -262,8 +262,8 @@ def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
         members = run.sources.members_at(index, tokens)
         for group in range(len(graph.groups)):
             seen = by_token if members is None else by_token * (members == group)
-            total[upstream, receivers, group] = seen.sum(dim=(2, 3)).double().cpu().numpy()
-    return np.where(graph.edge_mask, total, 0.0)
+            total[upstream, receivers, group] = seen.sum(dim=(2, 3)).double()
+    return np.where(graph.edge_mask, total.cpu().numpy(), 0.0)
 
 
 # -- costs ---------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.local import edge_deltas
+from circuitvit.attribution.eap import new_total
+from circuitvit.attribution.local import edge_deltas, on_device
 from circuitvit.attribution.scoring import Running, check_effects
 from circuitvit.engine import (
     BatchRun,
@@ -63,7 +64,7 @@ def edge_effects(
 ) -> NDArray[np.float64]:
     """The effects of the edges marked in `wanted`, summed over pairs; 0 elsewhere."""
     graph = prepared.graph
-    total, done = np.zeros(graph.shape), 0
+    total, done = new_total(prepared), 0
     prices = len(graph.stages) - np.array(graph.receiver_stages)  # stages that run: an honest bar
     work = int(wanted.sum(axis=(0, 2)) @ prices) * len(prepared)
     with (
@@ -71,46 +72,51 @@ def edge_effects(
         progress_bar(work, "exact effects", how.progress, unit="stage") as bar,
     ):
         if state.saved is not None:
-            total, done = state.saved.tensors["total"].numpy(), int(state.saved.numbers["done"])
+            total, done = state.saved.tensors["total"].to(total.device), int(state.saved.numbers["done"])
         size = int(state.settings["size"])
         visits = _visits(prepared, wanted, size)
         work_of = prices * min(size, len(prepared))
         for visit in islice(visits, done):
             bar.update(len(visit.edges) * int(work_of[visit.receiver]))
         while at_once := list(islice(visits, place_in_group(prepared.processes)[1])):
-            total = total.copy()  # so that the state kept last stays what it is
+            total = total.clone()  # so that the state kept last stays what it is
             for visit, effects in zip(at_once, _sums(at_once, prepared), strict=True):
                 total[visit.edges[:, 0], visit.receiver, visit.edges[:, 1]] += effects
                 bar.update(len(visit.edges) * int(work_of[visit.receiver]))
             done += len(at_once)
             state.keep(partial(_state, total, done))
-    return total
+    return total.cpu().numpy()
 
 
-def _sums(visits: list[_Visit], prepared: PreparedTask) -> list[NDArray[np.float64]]:
+def _sums(visits: list[_Visit], prepared: PreparedTask) -> list[Float[Tensor, " edge"]]:
     """The effects of some visits, summed over the pairs of a batch; each process makes one of them."""
     number, among = place_in_group(prepared.processes)
+    if among == 1:  # nothing is fetched, so that a GPU's queue goes on
+        return [visit.effects().sum(dim=1) for visit in visits]
     sums = np.zeros((among, max(len(visit.edges) for visit in visits)))
     if number < len(visits):
-        sums[number, : len(visits[number].edges)] = visits[number].effects().sum(axis=1)
-    found = summed(sums, prepared.processes)
+        sums[number, : len(visits[number].edges)] = visits[number].effects().sum(dim=1).cpu().numpy()
+    found = torch.from_numpy(summed(sums, prepared.processes)).to(prepared.model.device)
     return [found[place, : len(visit.edges)] for place, visit in enumerate(visits)]
 
 
 def pair_effects(prepared: PreparedTask, wanted: EdgeMask, how: Running) -> Float[np.ndarray, "pair edge"]:
     """The effects of the edges marked in `wanted` on every pair, in the order of `graph.names_of`."""
     wanted = wanted & prepared.graph.edge_mask
-    found = np.zeros((len(prepared), *wanted.shape))
+    found = new_total(prepared).new_zeros(len(prepared), int(wanted.sum()))
+    columns = on_device(np.cumsum(wanted).reshape(wanted.shape) - 1, found)
     with progress_bar(len(prepared) * int(wanted.sum()), "effects by pair", how.progress) as bar:
         for visit in _visits(prepared, wanted, how.batch_size):
-            rows, edges = visit.run.batch.rows.numpy(), visit.edges
-            found[rows[:, None], edges[:, 0], visit.receiver, edges[:, 1]] = visit.effects().T
+            rows, edges = visit.run.batch.rows, visit.edges
+            first = int(rows[0])  # which are on the CPU, and follow each other
+            own = columns[edges[:, 0], visit.receiver, edges[:, 1]]
+            found[first : first + len(rows), own] = visit.effects().T
             bar.update(len(rows) * len(edges))
-    return found[:, wanted]
+    return found.cpu().numpy()
 
 
-def _state(total: NDArray[np.float64], done: int) -> Saved:
-    return Saved({"total": torch.from_numpy(total)}, {"done": done})
+def _state(total: Tensor, done: int) -> Saved:
+    return Saved({"total": total}, {"done": done})
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +125,11 @@ class _Visit:
 
     Attributes:
         at: the receiver, and what all visits to it have in common.
-        edges: `(edge, 2)`: sender and token group of each.
+        edges: sender and token group of each, on the model's device.
     """
 
     at: _Receiver
-    edges: NDArray[np.intp]
+    edges: Int64[Tensor, "edge 2"]
 
     @property
     def run(self) -> BatchRun:
@@ -134,9 +140,9 @@ class _Visit:
         """Its place in the graph."""
         return int(self.run.prepared.graph.receiver_slices[self.at.index].start) + self.at.local
 
-    def effects(self) -> Float[NDArray[np.float64], "edge pair"]:
-        """Of each edge on each pair of the batch."""
-        return (self.at.without(self.edges) - self.at.clean).double().cpu().numpy()
+    def effects(self) -> Float[Tensor, "edge pair"]:
+        """Of each edge on each pair of the batch, in float64."""
+        return (self.at.without(self.edges) - self.at.clean).double()
 
 
 def _visits(prepared: PreparedTask, wanted: EdgeMask, batch_size: int) -> Iterator[_Visit]:
@@ -147,7 +153,8 @@ def _visits(prepared: PreparedTask, wanted: EdgeMask, batch_size: int) -> Iterat
         clean, size = run.metric(run.base.logits), max(1, CANDIDATE_IMAGES // len(run.batch.rows))
         for index, stage in enumerate(prepared.model.stages):
             for local in range(len(stage.nodes.receivers)):
-                places = np.argwhere(wanted[:, prepared.graph.receiver_slices[index].start + local])
+                receiving = prepared.graph.receiver_slices[index].start + local
+                places = on_device(np.argwhere(wanted[:, receiving]), clean)
                 receiver = _Receiver(run, index, local, clean)
                 for start in range(0, len(places), size):
                     yield _Visit(receiver, places[start : start + size])
@@ -187,7 +194,7 @@ class _Receiver:
         return _essential(self.run, self.index + 1) - self.part.total(self.part.write(self.known))
 
     @torch.no_grad()
-    def without(self, edges: NDArray[np.intp]) -> Float[Tensor, "edge batch"]:
+    def without(self, edges: Int64[Tensor, "edge 2"]) -> Float[Tensor, "edge batch"]:
         """The metric with each of some edges ablated."""
         ablated = self.stream + edge_deltas(self.run, self.index, edges, self.stream)
         count, batch = len(edges), len(self.stream)

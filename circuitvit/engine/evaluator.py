@@ -36,7 +36,7 @@ from circuitvit.engine.slopes import edge_slopes
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Mean, PreparedTask, Resample, Task, divergence, prepare
+from circuitvit.tasks import Batch, Mean, PreparedTask, Resample, Task, divergence, prepare
 
 T = TypeVar("T")
 
@@ -272,7 +272,7 @@ class Evaluator:
             # Denoising restores the circuit in the corrupt run, where its edges are those that are not kept.
             every = absent or self.prepared.denoising
             total += edge_slopes(run.sources, self._base_mask(kept), objective, absent=every)
-        total = summed(total, self.prepared.processes and len(self.own) < self.n_batches)
+        total = self.agreed(summed(total, self.prepared.processes and len(self.own) < self.n_batches))
         total /= -len(self) if self.prepared.denoising else len(self)
         return total if absent else np.where(kept, total, 0.0)
 
@@ -326,7 +326,16 @@ class Evaluator:
 
     def batches(self) -> Iterator[BatchRun]:
         """All batches in order: those that are held, and the others captured anew."""
-        return map(self.batch, range(self.n_batches))
+        return self.at(self._rows)
+
+    def at(self, parts: Sequence[range]) -> Iterator[BatchRun]:
+        """The batches of some rows each; files of the next are decoded while one is worked on."""
+        self._forget_if_edited()
+        held = [self._held.get(rows) for rows in parts]
+        missing = [rows for rows, known in zip(parts, held, strict=True) if known is None]
+        read = self.prepared.batches_at(missing)
+        for rows, known in zip(parts, held, strict=True):
+            yield known or self._captured(rows, next(read))
 
     def batch(self, number: int) -> BatchRun:
         """One batch; it is held from now on if it fits the budget.
@@ -339,9 +348,9 @@ class Evaluator:
     def pairs(self, rows: range) -> BatchRun:
         """Some pairs in a row as a batch, held likewise."""
         self._forget_if_edited()
-        if rows in self._held:
-            return self._held[rows]
-        batch = self.prepared.batch(rows)
+        return self._held.get(rows) or self._captured(rows, self.prepared.batch(rows))
+
+    def _captured(self, rows: range, batch: Batch) -> BatchRun:
         run = batch_run(self.prepared, batch, self._references())
         if run.sources.nbytes + sum(each.sources.nbytes for each in self._held.values()) <= self._memory:
             self._held[rows] = run
@@ -466,7 +475,7 @@ class Evaluator:
         fitting = max(1, min(TOGETHER, TOGETHER_BYTES // self.graph.edge_mask.nbytes))
         found: list[list[tuple[Tensor, ...]]] = [[] for _ in range(0, len(masks), fitting)]
         with progress_bar(len(masks) * len(self), "masked runs", self.progress) as bar:
-            for run in map(self.batch, self.own if masks else ()):
+            for run in self.at([self._rows[number] for number in self.own] if masks else []):
                 self._largest = max(self._largest, float(run.clean_logits.abs().max()))
                 for place, few in enumerate(found):
                     own = slice(place * fitting, (place + 1) * fitting)

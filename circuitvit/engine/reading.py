@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -44,6 +44,7 @@ from circuitvit.models.sites import (
 )
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.models.tokens import Chosen, Groups, Mask, TokenSpec, token_name
+from circuitvit.tasks.ahead import in_turn, ready
 from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images
 from circuitvit.tasks.task import check_size
 
@@ -180,8 +181,11 @@ def _runs(
     number, among = place_in_group(processes)
     with progress_bar(len(images), "activations", progress, unit=model.preprocessing.what) as bar:
         bar.update(start)
-        for first in range(start + number * size, len(images), among * size):
-            batch = images.take(first, min(first + size, len(images))).to(model.device, model.dtype)
+        firsts = range(start + number * size, len(images), among * size)
+        parts = [range(first, min(first + size, len(images))) for first in firsts]
+        read = in_turn(partial(ready, images, model=model), parts, [images])
+        for first, taken in zip(firsts, read, strict=True):
+            batch = taken.to(model.device, non_blocking=True)
             with torch.no_grad():
                 values = read_sites(model, batch, wanted)
             values = {name: value.detach().cpu() for name, value in values.items()}
@@ -280,7 +284,7 @@ def _streamed(
                 for first, values in islice(runs, 1):
                     for name, value in values.items():
                         file.seek(len(header) + starts[name] + first * _row(shapes[name], model.dtype))
-                        file.write(value.contiguous().view(torch.uint8).numpy().tobytes())
+                        file.write(value.contiguous().view(torch.uint8).numpy().data)
                     file.flush()
                 summed(np.zeros(1), processes)  # until all have written
                 if is_first(processes):

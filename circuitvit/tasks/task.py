@@ -26,6 +26,7 @@ from circuitvit.models import Model
 from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
+from circuitvit.tasks.ahead import in_turn, ready
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.image_files import is_sentence
 from circuitvit.tasks.images import (
@@ -38,6 +39,7 @@ from circuitvit.tasks.images import (
     files_of,
     refuse_other,
 )
+from circuitvit.tasks.inputs import fingerprint_in_order
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import Pairing, Pairs, check_pairing, pair_files
 from circuitvit.tasks.sentences import refuse_unlike
@@ -217,6 +219,8 @@ class Task:
         clean, corrupt, pairing = self._images(spec)
         announce(pairing, progress and bool(pairing))
         _check_images(clean, corrupt, model, progress)
+        base = corrupt if self.direction == "denoising" and corrupt is not None else clean
+        model.check_base(partial(fingerprint_in_order, base))
         assert isinstance(self.metric, Metric)
         assert not isinstance(self.ablation, str)
         if isinstance(self.ablation, Resample) and len(clean) < 2:
@@ -395,7 +399,12 @@ class PreparedTask:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pairs in order, `size` at a time; files are decoded as they are needed."""
-        return (self.batch(rows) for rows in self.row_ranges(size))
+        return self.batches_at(self.row_ranges(size))
+
+    def batches_at(self, parts: Sequence[range]) -> Iterator[Batch]:
+        """The pairs of some ranges of rows in turn; files of the next are decoded while one is worked on."""
+        for rows, read in zip(parts, in_turn(self._read, parts, self._sides), strict=True):
+            yield self._batch(rows, read)
 
     def row_ranges(self, size: int) -> list[range]:
         """The rows of each batch, `size` at a time."""
@@ -405,19 +414,22 @@ class PreparedTask:
 
     def batch(self, rows: range) -> Batch:
         """The pairs of a contiguous range of rows."""
-        members = None
-        if self.groups is not None:
-            members = self.groups.members.to(self.model.device)
-            members = members[rows.start : rows.stop] if members.ndim == 2 else members
-        return Batch(
-            torch.arange(rows.start, rows.stop),
-            self._on_device(self.base, rows),
-            None if self.reference is None else self._on_device(self.reference, rows),
-            members,
-        )
+        return self._batch(rows, self._read(rows))
 
-    def _on_device(self, images: Images, rows: range) -> Tensor:
-        return images.take(rows.start, rows.stop).to(self.model.device, self.model.dtype)
+    @property
+    def _sides(self) -> list[Images]:
+        return [self.base] if self.reference is None else [self.base, self.reference]
+
+    def _read(self, rows: range) -> list[Tensor]:
+        return [ready(each, rows, self.model) for each in self._sides]
+
+    def _batch(self, rows: range, read: Sequence[Tensor]) -> Batch:
+        members, device = None, self.model.device
+        if self.groups is not None:
+            members = self.groups.members.to(device)
+            members = members[rows.start : rows.stop] if members.ndim == 2 else members
+        base, *reference = (each.to(device, non_blocking=True) for each in read)
+        return Batch(torch.arange(rows.start, rows.stop), base, reference[0] if reference else None, members)
 
 
 def prepare(
@@ -551,5 +563,6 @@ def batches_of(
     size = BATCH if batch_size is None else batch_size
     check_whole("the batch size (batch_size)", size)
     size = model.batch_of(len(images), size)
-    for start in range(0, len(images), size):
-        yield images.take(start, min(start + size, len(images))).to(model.device, model.dtype)
+    parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    for read in in_turn(partial(ready, images, model=model), parts, [images]):
+        yield read.to(model.device, non_blocking=True)
