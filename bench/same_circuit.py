@@ -90,9 +90,9 @@ def main() -> None:
 
     print(f"{'five searches':36}{'edges':>11}{'held-out f':>18}{'alike':>11}{'overlap':>9}{'seconds':>9}")
     rows = [
-        row("mask, other seeds", with_seed("mask"), evaluator, SEEDS),
+        row("thin, other seeds", with_seed("thin"), evaluator, SEEDS),
         row("whole, other seeds", with_seed("whole"), evaluator, SEEDS),
-        row("mask, other pictures", on_pictures("mask"), evaluator, range(10, 15)),
+        row("thin, other pictures", on_pictures("thin"), evaluator, range(10, 15)),
         row("whole, other pictures", on_pictures("whole"), evaluator, range(10, 15)),
     ]
     for each in rows:

@@ -21,6 +21,7 @@ from circuitvit.engine.gradients import (
     stream_gradients,
 )
 from circuitvit.engine.kept import Activations
+from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run, new_workspace
 from circuitvit.engine.patching import (
     Site,
@@ -83,6 +84,7 @@ __all__ = [
     "joined",
     "masked_module",
     "masked_run",
+    "masked_runs",
     "members_at",
     "memory_budget",
     "new_workspace",
