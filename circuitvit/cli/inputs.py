@@ -488,7 +488,7 @@ def parse_plan(text: str) -> dict[str, int]:
     match = re.fullmatch(rf"{number},{number},\s*([1-9]\d*)\s*(?:,{number})?", text)
     if match is None:
         raise OptionError(
-            "--plan takes steps,trim_runs,batch_size, such as 40,900,16 (and a cut, if circuit.json has one), "
+            "--plan takes steps,trim_runs,batch_size, and a cut if circuit.json has one, such as 40,900,16, "
             f"not {text!r}"
         )
     names = ("steps", "trim_runs", "batch_size", "cut")

@@ -190,7 +190,7 @@ class Thin:
             for each in self.candidates[-2:]
         ]
         cut = self.plan.cut is not None and self.rounds >= self.plan.cut
-        return cut or all(lost) or self.candidates[-1].size <= SMALLEST * self.first.size
+        return cut or all(lost) or self.candidates[-1].size <= max(1, SMALLEST * self.first.size)
 
     def _thin(self) -> None:
         """One round, and what its circuit keeps."""

@@ -48,7 +48,7 @@ from circuitvit.pruning.anytime import (
     smallest,
     thinner_of,
 )
-from circuitvit.pruning.refine import noising_evaluator
+from circuitvit.pruning.refine import changed, noising_evaluator
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 ROUNDS = (6, 60)
@@ -286,7 +286,7 @@ def _planned(evaluator: Evaluator, clock: Clock, given: Plan, start: Start) -> t
     assert clock.deadline is not None, "a plan is made for a time"
     if start == "whole":
         begin = time.monotonic()
-        evaluator.values(np.zeros_like(edges))  # no run at all where it is known
+        evaluator.values(changed(edges, [tuple(np.argwhere(edges)[-1])], False))  # the whole is known already
         return given, evaluator.agreed(LEAST_RUNS * (time.monotonic() - begin))
     thinner = thinner_of(evaluator, replace(given, steps=ROUNDS[1]))
     thinner.step(1)  # the first one allocates

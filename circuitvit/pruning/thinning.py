@@ -8,8 +8,8 @@ running mean over rounds steadies what single batches of pairs say.
 
 Nothing is relaxed, so that every circuit on the way is a real one, and one thinning gives a circuit of every
 size. What is followed is the mean over pairs, as in faithfulness: single pairs, and classes that the metric
-does not look at, may be lost on the way. To keep the prediction, the log-probability of the model's own top
-class is followed instead.
+does not look at, may be lost on the way. To keep the prediction, the log-odds of the model's own top class
+are followed instead.
 
 To first order an edge's loss is its attribution at the circuit (Syed et al. 2023, arXiv:2310.10348). Nodes
 are thinned in the same way by `find_nodes`.
@@ -17,7 +17,7 @@ are thinned in the same way by `find_nodes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from circuitvit.errors import OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
-from circuitvit.pruning.aims import Band, Keep, check_keep, check_predicts
+from circuitvit.pruning.aims import Aim, Band, Keep, check_keep, check_predicts, check_sizes
 from circuitvit.pruning.refine import require_noising, without_dead
 from circuitvit.tasks import PreparedTask, Task, prepare
 
@@ -168,8 +168,9 @@ def thin(
         >>> [len(circuit) <= size for circuit, size in zip(thinned.circuits, [100, 50])]
         [True, True]
     """
-    settings, prepared = settings or ThinSettings(), prepare(model, task, progress)
-    sizes = _checked([edges] if isinstance(edges, int) else list(edges), prepared)
+    settings = settings or ThinSettings()
+    prepared = replace(prepare(model, task, progress), processes=False)  # each of them does all of it
+    sizes = check_sizes([edges] if isinstance(edges, int) else edges, prepared.graph)
     with StateFile(state, prepared, f"thin to {sizes}, {settings}") as kept_in:
         thinner = Thinner(prepared, settings)
         if kept_in.saved is not None:
@@ -180,17 +181,6 @@ def thin(
                 bar.set_postfix_str(f"{thinner.share:.2f} of the behaviour", refresh=False)
                 kept_in.keep(partial(replace, thinner.state()))
         return _measured(thinner, sizes)
-
-
-def _checked(edges: Sequence[int], prepared: PreparedTask) -> list[int]:
-    """The sizes asked for, the largest first."""
-    for size in edges:
-        check_whole("edges", size)
-        if size > prepared.graph.n_edges:
-            raise OptionError(f"asked for {size} edges of a graph that has {prepared.graph.n_edges}")
-    if not edges:
-        raise OptionError("thinning needs a number of edges to end at")
-    return sorted(set(edges), reverse=True)
 
 
 def _measured(thinner: Thinner, sizes: Sequence[int]) -> Thinned:
@@ -231,8 +221,12 @@ class Thinner:
         _check_slope(prepared, settings.keep)
         self.prepared, self.settings = prepared, settings
         self.evaluator = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
-        self.evaluator.check_effect(level=0)
-        self._effect = float(self.evaluator.effect.mean())
+        if settings.keep == "behaviour":
+            self.evaluator.check_effect(level=0)
+        Aim(settings.keep).check(self.evaluator)
+        self._effect = 1.0
+        nothing = np.zeros(prepared.graph.shape, dtype=bool)
+        self._effect = 1 - self._share(self.evaluator.batches(), nothing)
         self.share = 1.0
         self.kept: EdgeMask = without_dead(prepared, prepared.graph.edge_mask)
         self.passed: list[EdgeMask] = []
@@ -258,7 +252,8 @@ class Thinner:
 
     def _next(self) -> list[BatchRun]:
         """The next pairs in turn, batch by batch."""
-        wanted, runs = -(-self.settings.pairs // self.evaluator.batch_size), []
+        wanted = -(-self.settings.pairs // self.evaluator.batch_size)
+        runs: list[BatchRun] = []
         while len(runs) < min(wanted, self.evaluator.n_batches):
             if not self._queue:
                 self._queue = torch.randperm(self.evaluator.n_batches, generator=self._generator).tolist()
@@ -301,17 +296,21 @@ class Thinner:
         found: NDArray[np.float64] = slopes.double().cpu().numpy()
         return found
 
-    def _share(self, runs: list[BatchRun], kept: EdgeMask) -> float:
+    def _share(self, runs: Iterable[BatchRun], kept: EdgeMask) -> float:
         """How much a circuit keeps on some pairs; 1 is as much as the whole model."""
         return 1 + float(torch.cat([self._values(run, run.logits(kept)) for run in runs]).mean())
 
     def _values(self, run: BatchRun, logits: Tensor) -> Float[Tensor, " batch"]:
-        """What is followed, less that of the whole model: in units of the whole effect, or in nats."""
-        if self.settings.keep == "prediction":
-            chosen = run.clean_logits.argmax(dim=-1, keepdim=True)
-            own, whole = (each.log_softmax(dim=-1).gather(-1, chosen) for each in (logits, run.clean_logits))
-            return (own - whole)[:, 0]
-        return (run.metric(logits) - run.metric(run.base.logits)) / self._effect
+        """What is followed, less that of the whole model, in units of the whole effect."""
+        return (self._followed(run, logits) - self._followed(run, run.base.logits)) / self._effect
+
+    def _followed(self, run: BatchRun, logits: Tensor) -> Float[Tensor, " batch"]:
+        """The metric, or the log-odds of the model's own top class, which do not level off as odds rise."""
+        if self.settings.keep == "behaviour":
+            return run.metric(logits)
+        chosen = run.clean_logits.argmax(dim=-1, keepdim=True)
+        others = logits.scatter(-1, chosen, -torch.inf).logsumexp(dim=-1)
+        return logits.gather(-1, chosen)[:, 0] - others
 
     def state(self) -> Saved:
         """Everything that the next round needs, copied."""

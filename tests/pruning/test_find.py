@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 import circuitvit as cv
 from circuitvit.attribution.budget import seconds
-from circuitvit.engine import Evaluator, evaluator
+from circuitvit.engine import Evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.liveness import live_edges
 from circuitvit.models.timm_import import import_timm
+from circuitvit.pruning import anytime
 from circuitvit.pruning.learned import MaskTrainer
 
 PLAN = cv.Plan(steps=30, trim_runs=500, batch_size=2)
@@ -235,11 +237,32 @@ class TestFromTheWhole:
             cv.find(model, task, start="half", progress=False)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("start", "least"), [("mask", "120 steps and 50 runs"), ("whole", "50 runs")])
-def test_a_floor_that_decides_is_told(model: cv.Model, task: cv.Task, start: Any, least: str) -> None:
+@pytest.mark.parametrize("start", ["thin", "whole"])
+def test_a_time_that_is_too_short_is_told(model: cv.Model, task: cv.Task, start: Any) -> None:
     short = cv.find(model, task, within=0.001, start=start, progress=False)
-    assert f"A search takes at least {least}, which may need" in short.summary
-    assert "instead of the 0.001 s asked for" in short.summary
+    assert "A search takes at least some" in short.summary
+    assert "and 0.001 s were given" in short.summary
+    assert "the time was over, so some edges may still be dropped" in short.summary
+    assert len(short.circuit) == model.graph.n_edges
+    again = cv.find(model, task, plan=short.plan, progress=False)
+    assert again.circuit == short.circuit
+    assert "trimming ran out of its runs" in again.summary
+
+
+def test_the_clock_ends_a_search_with_what_its_plan_repeats(
+    model: cv.Model, task: cv.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes a second on each time that it is read."""
+    for given in (20, 60, 150):
+        ticks = itertools.count()
+        monkeypatch.setattr(anytime.time, "monotonic", lambda ticks=ticks: float(next(ticks)))
+        ended = cv.find(model, task, within=given, start="thin", progress=False)
+        assert next(ticks) <= given + 10
+        monkeypatch.undo()
+        assert "the time was over" in ended.summary
+        again = cv.find(model, task, plan=ended.plan, progress=False)
+        assert again.circuit == ended.circuit
+        assert again.plan == ended.plan
 
 
 def test_where_the_time_is_enough_no_floor_is_told(finding: cv.Finding) -> None:
