@@ -216,8 +216,9 @@ def test_torchrun_shares_a_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1
     task = cv.Task(tmp_path / "cat.png", tmp_path / "dog.png", metric=cv.logit_diff("cat", "dog"))
-    expected = cv.attribute(cv.load("catdog-tiny"), task, "exact", progress=False)
-    assert np.array_equal(cv.EdgeScores.load(tmp_path / "out" / "scores.json").values, expected.values)
+    expected = cv.attribute(cv.load("catdog-tiny"), task, "exact", progress=False).values
+    found = cv.EdgeScores.load(tmp_path / "out" / "scores.json").values
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()  # threads may be fewer or more
 
 
 def test_other_commands_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | done, but the result does not hold up (`demo`), or something is broken (`doctor`); or a bug |
-| 1 | another of the processes that share the work has ended |
+| 1 | done, but the result does not hold up (`demo`), or something is broken (`doctor`, or another of the
+processes that share the work has ended); or a bug |
 | 2 | refused: an option, a file, images or a model that cannot be used |
 | 130 | interrupted with Ctrl-C |
 """
@@ -103,6 +103,8 @@ class Program(TyperGroup):
         except ProcessError as error:
             raise _ended("ended", str(error), BROKEN) from error
         except KeyboardInterrupt as stop:
+            if is_other():
+                raise typer.Exit(INTERRUPTED) from stop
             raise _ended(
                 "interrupted", str(stop) or "files that had been written stay", INTERRUPTED
             ) from stop

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run
 from circuitvit.engine.processes import agreed, own_part, place_in_group, summed
 from circuitvit.engine.references import References, reference_source
+from circuitvit.engine.slopes import edge_slopes
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
@@ -229,11 +230,51 @@ class Evaluator:
         Raises:
             OptionError: if the model has no classes, whose predictions could differ.
         """
+        self._require_classes()
         (kept,) = self.measure([mask])
-        if kept.divergence is None:
-            name = self.prepared.model.name
-            raise OptionError(f"the outputs of {name} are no classes, so there is no KL of predictions")
+        assert kept.divergence is not None, "there are classes"
         return float(kept.divergence.mean())
+
+    def slopes(
+        self,
+        mask: EdgeMask | CircuitLike,
+        *,
+        of: Literal["metric", "divergence"] = "metric",
+        absent: bool = False,
+    ) -> Float[NDArray[np.float64], "sender receiver group"]:
+        """How a mean over pairs moves with each edge's gate, from one forward and one backward of a circuit.
+
+        The first-order answer to what the circuit would lose without an edge, or gain with one; not
+        remembered.
+
+        Args:
+            mask: the circuit.
+            of: the metric, or KL(clean run || masked run) in nats.
+            absent: give what edges that are not in the circuit would bring, too, for which all nodes run.
+
+        Returns:
+            The derivatives by the gates of the circuit's edges; 0 for all others, unless asked for.
+
+        Raises:
+            OptionError: if the model has no classes, whose predictions could differ; or under
+                `torch.inference_mode`.
+        """
+        if of == "divergence":
+            self._require_classes()
+        self._forget_if_edited()
+        kept = self._kept(mask)
+        total = np.zeros(self.graph.shape)
+        for run in map(self.batch, self.own):
+
+            def objective(logits: Tensor, run: BatchRun = run) -> Tensor:
+                return run.metric(logits) if of == "metric" else divergence(run.clean_logits, logits)
+
+            # Denoising restores the circuit in the corrupt run, where its edges are those that are not kept.
+            every = absent or self.prepared.denoising
+            total += edge_slopes(run.sources, self._base_mask(kept), objective, absent=every)
+        total = self.agreed(summed(total, self.prepared.processes and len(self.own) < self.n_batches))
+        total /= -len(self) if self.prepared.denoising else len(self)
+        return total if absent else np.where(kept, total, 0.0)
 
     def check_effect(self, level: float = 0.95) -> None:
         """Refuse a task in which ablating every edge need not change anything.
@@ -370,6 +411,11 @@ class Evaluator:
             self._weights, self._source, self._largest = now, None, 0.0
             for known in (self._known, self._recalled, self._alone, self._held, self._checked):
                 known.clear()
+
+    def _require_classes(self) -> None:
+        if not self.prepared.model.chooses:
+            name = self.prepared.model.name
+            raise OptionError(f"the outputs of {name} are no classes, so there is no KL of predictions")
 
     def _references(self) -> References:
         """Data-set statistics that references need are computed once."""

@@ -39,6 +39,7 @@ from circuitvit.tasks.images import (
     files_of,
     refuse_other,
 )
+from circuitvit.tasks.inputs import fingerprint_in_order
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import Pairing, Pairs, check_pairing, pair_files
 from circuitvit.tasks.sentences import refuse_unlike
@@ -218,6 +219,8 @@ class Task:
         clean, corrupt, pairing = self._images(spec)
         announce(pairing, progress and bool(pairing))
         _check_images(clean, corrupt, model, progress)
+        base = corrupt if self.direction == "denoising" and corrupt is not None else clean
+        model.check_base(partial(fingerprint_in_order, base))
         assert isinstance(self.metric, Metric)
         assert not isinstance(self.ablation, str)
         if isinstance(self.ablation, Resample) and len(clean) < 2:
