@@ -4,11 +4,19 @@ from circuitvit.pruning.acdc import acdc
 from circuitvit.pruning.anytime import Plan
 from circuitvit.pruning.by_nodes import find_nodes
 from circuitvit.pruning.curves import Curve, FamilySettings, circuit_curve, score_curve
+<<<<<<< HEAD
 from circuitvit.pruning.find import Finding, find
 from circuitvit.pruning.learned import MaskSettings, learn_mask
 from circuitvit.pruning.optimal import learn_constants
 from circuitvit.pruning.refine import ddmin, refine
 from circuitvit.pruning.several import find_several
+=======
+from circuitvit.pruning.find import Finding, Plan, find, find_several
+from circuitvit.pruning.learned import MaskSettings, learn_mask, learn_masks
+from circuitvit.pruning.optimal import learn_constants
+from circuitvit.pruning.refine import ddmin, refine
+from circuitvit.pruning.thinning import Thinned, ThinSettings, thin
+>>>>>>> main
 
 __all__ = [
     "Curve",
@@ -16,6 +24,8 @@ __all__ = [
     "Finding",
     "MaskSettings",
     "Plan",
+    "ThinSettings",
+    "Thinned",
     "acdc",
     "circuit_curve",
     "ddmin",
@@ -24,6 +34,8 @@ __all__ = [
     "find_several",
     "learn_constants",
     "learn_mask",
+    "learn_masks",
     "refine",
     "score_curve",
+    "thin",
 ]

@@ -195,6 +195,7 @@ class Thin:
     def _thin(self) -> None:
         """One round, and what its circuit keeps."""
         self.thinner.step(1)
+        self.thinner.kept = self.evaluator.agreed(self.thinner.kept)
         self.candidates = (*self.candidates, candidate(self.evaluator, self.thinner.kept))
         self.rounds += 1
         self.done = replace(self.done, cut=self.rounds)
@@ -299,7 +300,8 @@ def thinner_of(evaluator: Evaluator, plan: Plan) -> Thinner:
     rate = 1 - SMALLEST ** (1 / plan.steps)
     follow = followed(evaluator.prepared, plan.keep)
     settings = ThinSettings(rate=rate, batch_size=plan.batch_size, seed=plan.seed, keep=follow)
-    return Thinner(evaluator.prepared, settings)
+    alone = replace(evaluator.prepared, processes=False)  # where several share the work, each does all of this
+    return Thinner(alone, settings, evaluator)
 
 
 # -- circuits on the way -------------------------------------------------------------------------

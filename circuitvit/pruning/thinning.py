@@ -204,6 +204,7 @@ class Thinner:
     Args:
         prepared: the task, in the noising direction.
         settings: of the rounds.
+        evaluator: of the same task, so that what it has run is not run again.
 
     Raises:
         OptionError: for what `thin` refuses.
@@ -215,15 +216,18 @@ class Thinner:
         passed: what was left at each of the sizes reached.
     """
 
-    def __init__(self, prepared: PreparedTask, settings: ThinSettings) -> None:
+    def __init__(
+        self, prepared: PreparedTask, settings: ThinSettings, evaluator: Evaluator | None = None
+    ) -> None:
         refuse_inference_mode()
         require_noising(prepared)
         _check_slope(prepared, settings.keep)
         self.prepared, self.settings = prepared, settings
         self.evaluator = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
+        known = evaluator or self.evaluator
         if settings.keep == "behaviour":
-            self.evaluator.check_effect(level=0)
-        Aim(settings.keep).check(self.evaluator)
+            known.check_effect(level=0)
+        Aim(settings.keep).check(known)
         self._effect = 1.0
         nothing = np.zeros(prepared.graph.shape, dtype=bool)
         self._effect = 1 - self._share(self.evaluator.batches(), nothing)

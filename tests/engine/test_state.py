@@ -22,7 +22,7 @@ from circuitvit.engine.state import task_digest
 from circuitvit.errors import CircuitViTError, FileError, OptionError
 from circuitvit.pruning import Plan
 from circuitvit.pruning.smaller import Shrinking
-from circuitvit.pruning.thinning import Thinner
+from circuitvit.pruning.thinning import Thinner, ThinSettings
 from circuitvit.tasks import PreparedTask
 
 PLAN = Plan(steps=20, trim_runs=300, batch_size=4)
@@ -44,12 +44,10 @@ def find(prepared: PreparedTask, path: Path | None) -> Any:
     return found.circuit.kept, found.faithfulness, [each.faithfulness for each in found.candidates]
 
 
-def find_from_the_whole(prepared: PreparedTask, path: Path | None) -> Any:
-    """A search whose trimming uses up its runs, so that counting one too many would show."""
-    plan = Plan(steps=0, trim_runs=50, batch_size=4)
-    found = cv.find(prepared.model, prepared, plan=plan, state=path, progress=False)
-    assert not found.minimal
-    return found.circuit.kept, found.faithfulness
+def thinned(prepared: PreparedTask, path: Path | None) -> Any:
+    settings = ThinSettings(rate=0.3, pairs=4, batch_size=2)
+    found = cv.thin(prepared.model, prepared, [200, 100, 20], settings, state=path, progress=False)
+    return tuple(each.kept for each in found.circuits), found.faithfulness
 
 
 def acdc(prepared: PreparedTask, path: Path | None) -> Any:
@@ -77,7 +75,7 @@ class Calls:
 
 
 RUNS = [
-    pytest.param(find_from_the_whole, Evaluator, "_run", 40, id="find, from the whole"),
+    pytest.param(thinned, Thinner, "step", 7, id="thin"),
     pytest.param(acdc, Replay, "__call__", 90, id="acdc"),
     pytest.param(exact_scores, exact._Visit, "effects", 70, id="exact"),
 ]
@@ -107,17 +105,23 @@ def test_a_run_goes_on_where_ctrl_c_ended_it(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "after"), [(Thinner, "step", 9), (Shrinking, "step", 4), (Evaluator, "_run", 60)]
+    ("plan", "owner", "name", "after"),
+    [
+        (PLAN, Thinner, "step", 9),
+        (PLAN, Shrinking, "step", 4),
+        (PLAN, Evaluator, "_run", 40),
+        (Plan(steps=0, trim_runs=50, batch_size=4), Evaluator, "_run", 40),
+    ],
 )
 def test_ctrl_c_ends_a_search_with_the_best_so_far_and_it_can_go_on(
-    owner: Any, name: str, after: int, prepared: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, owner: Any, name: str, after: int, prepared: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state.safetensors"
     calls = Calls(monkeypatch, owner, name)
-    whole = cv.find(prepared.model, prepared, plan=PLAN, progress=False)
+    whole = cv.find(prepared.model, prepared, plan=plan, progress=False)
     assert calls.count > after
     calls.count, calls.last = 0, after
-    stopped = cv.find(prepared.model, prepared, plan=PLAN, state=path, progress=False)
+    stopped = cv.find(prepared.model, prepared, plan=plan, state=path, progress=False)
     assert "it was interrupted" in stopped.summary
     assert 0.9 <= stopped.faithfulness <= 1.1
     assert len(whole.circuit) <= len(stopped.circuit) < prepared.graph.n_edges
@@ -125,7 +129,7 @@ def test_ctrl_c_ends_a_search_with_the_best_so_far_and_it_can_go_on(
     again = cv.find(prepared.model, prepared, plan=stopped.plan, progress=False)
     assert again.circuit == stopped.circuit, "the plan says how far it came"
     assert path.exists()
-    gone_on = cv.find(prepared.model, prepared, plan=PLAN, state=path, progress=False)
+    gone_on = cv.find(prepared.model, prepared, plan=plan, state=path, progress=False)
     assert gone_on.circuit == whole.circuit
     assert gone_on.plan == whole.plan
     assert not path.exists()
