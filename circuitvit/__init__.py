@@ -153,6 +153,7 @@ if TYPE_CHECKING:
     from circuitvit.views import logit_lens as logit_lens
     from circuitvit.views import match as match
     from circuitvit.views import mean_ablate as mean_ablate
+    from circuitvit.views import misread_images as misread_images
     from circuitvit.views import registers as registers
     from circuitvit.views import scrub as scrub
     from circuitvit.views import steer as steer
@@ -202,8 +203,8 @@ else:
             "circuitvit.views": (
                 "Across Why across attention_page attention_patterns deciders decompose difference_of_means "
                 "direct_logit_attribution disentanglement equivariance feature_visualisation flow "
-                "head_kinds knock_outs linear_probes logit_lens match mean_ablate registers scrub steer "
-                "text_span token_ablations top_images tuned_lens universality why"
+                "head_kinds knock_outs linear_probes logit_lens match mean_ablate misread_images registers "
+                "scrub steer text_span token_ablations top_images tuned_lens universality why"
             ),
             "circuitvit.views.comparison": "Comparison compare",
             "circuitvit.views.model_sheet": "ModelSheet",

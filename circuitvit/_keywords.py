@@ -82,6 +82,21 @@ def check_progress(progress: object) -> object:
     return progress
 
 
+def check_processes(processes: object) -> None:
+    """Refuse to share work among processes where there are none."""
+    if not isinstance(processes, bool):
+        raise OptionError(f"whether processes share the work (processes) is True or False, not {processes!r}")
+    if not processes:
+        return
+    import torch.distributed as distributed  # only now: texts of the command line are made without torch
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise OptionError(
+            "no group of processes has been joined: start the program with torchrun, and work within "
+            "cv.engine.joined()"
+        )
+
+
 CHECKS: dict[str, Callable[[object], object]] = {
     "seed": check_seed,
     "batch_size": check_batch_size,

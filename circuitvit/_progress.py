@@ -35,11 +35,9 @@ def progress_bar(total: int, description: str, show: bool, unit: str = "it") -> 
         show: False for silence.
         unit: of the steps.
     """
-    if _is_watched():
-        return watched_bar(
-            total=total, desc=description, disable=not show, delay=DELAY, leave=False, unit=unit
-        )
     silent = not show or os.environ.get("RANK", "0") != "0"  # of several processes one speaks
+    if _is_watched():
+        return watched_bar(total=total, desc=description, disable=silent, delay=DELAY, leave=False, unit=unit)
     return tqdm(
         total=total,
         desc=description,
@@ -55,7 +53,7 @@ def progress_bar(total: int, description: str, show: bool, unit: str = "it") -> 
 
 def announce(text: str, show: bool) -> None:
     """Say something of work that takes long before it starts, to whoever would see its progress."""
-    if show:
+    if show and os.environ.get("RANK", "0") == "0":
         tqdm.write(text, file=sys.stderr if _is_watched() else _Lines())
 
 

@@ -45,6 +45,13 @@ class NameNotFoundError(CircuitViTError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class ProcessError(Exception):
+    """Another of the processes that share the work has ended; the message says what has been saved.
+
+    Nothing was refused: work that goes on where something cannot be asked must not go on after this.
+    """
+
+
 def check_whole(name: str, value: object, least: int = 1) -> None:
     """Refuse anything but a whole number of at least `least`.
 

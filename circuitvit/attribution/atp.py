@@ -71,7 +71,7 @@ def _scores(prepared: PreparedTask, how: Running, name: str, dropped: Sequence[i
     """Scores `(gradient, sender, receiver, group)`: the plain gradient's first, then without each layer."""
     require_slope(prepared, name)
     models = [prepared.model, *(_without(prepared.model, layer) for layer in dropped)]
-    totals = np.zeros((len(models), *prepared.graph.shape))
+    totals = torch.stack([new_total(prepared) for _ in models])
     with progress_bar(len(prepared), name, how.progress) as bar:
         for run in batch_runs(prepared, how.batch_size):
             if not run.sources.differs:
@@ -85,26 +85,26 @@ def _scores(prepared: PreparedTask, how: Running, name: str, dropped: Sequence[i
                     at_outputs = [d_compacts[index] for d_compacts in slopes]
                     _exact_patterns(totals, run, found, at_outputs, index)
             bar.update(len(run.batch.rows))
-    totals[:, ~prepared.graph.edge_mask] = 0.0
-    check_effects(prepared, totals)
-    return totals
+    scores = np.where(prepared.graph.edge_mask, totals.cpu().numpy(), 0.0)
+    check_effects(prepared, scores)
+    return scores
 
 
-def _first_order(run: BatchRun, found: Sequence[Gradients]) -> NDArray[np.float64]:
+def _first_order(run: BatchRun, found: Sequence[Gradients]) -> Tensor:
     """EAP scores of every edge whose receiver is not attention, by gradient."""
     graph = run.prepared.graph
     deltas, totals = run.sources.factored_deltas, []
     for each in found:
         total = new_total(run.prepared)
         add_products(total, graph, deltas, each.by_stage(), run.batch.members)
-        totals.append(total.cpu().numpy())
-    of_heads = np.array([bool(port_of(receiver)) for receiver in graph.receivers])
-    return np.where(of_heads[None, None, :, None], 0.0, np.stack(totals))
+        totals.append(total)
+    of_heads = torch.tensor([bool(port_of(receiver)) for receiver in graph.receivers])
+    return torch.stack(totals).masked_fill_(of_heads.to(total.device, non_blocking=True)[:, None], 0.0)
 
 
 @torch.no_grad()
 def _exact_patterns(
-    totals: NDArray[np.float64],
+    totals: Tensor,
     run: BatchRun,
     found: Sequence[Gradients],
     d_compacts: Sequence[Tensor],
@@ -122,7 +122,8 @@ def _exact_patterns(
     stage, graph = run.prepared.model.essential[index], run.prepared.graph
     stream = found[0].capture.stream(index)
     receivers, reads = graph.receiver_slices[index], found[0].reads[index]
-    of_heads = np.array([[bool(port_of(receiver))] for receiver in stage.nodes.receivers])
+    of_heads = torch.tensor([[bool(port_of(receiver))] for receiver in stage.nodes.receivers])
+    of_heads = of_heads.to(stream.device, non_blocking=True)
     for places, streams in candidate_streams(run, index, stream):
         shared = stream.expand_as(streams).flatten(0, 1).clone()
         moved: Reads = torch.func.jvp(stage.read, (shared,), ((streams - stream).flatten(0, 1),))[1]
@@ -131,7 +132,7 @@ def _exact_patterns(
         )
         for total, each, d_compact in zip(totals, found, d_compacts, strict=True):
             effects = stage.answers(reads, others, each.d_reads[index], d_compact)
-            summed = effects.double().sum(dim=-1).cpu().numpy() * of_heads
+            summed = effects.double().sum(dim=-1) * of_heads
             total[places[:, 0], receivers, places[:, 1]] += summed.T
 
 

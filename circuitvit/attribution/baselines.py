@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit.attribution.eap import new_total
 from circuitvit.attribution.scoring import Running
 from circuitvit.engine import capture, check_logits, members_at, outputs, progress_bar
 from circuitvit.errors import check_whole
@@ -31,7 +32,7 @@ def ifr(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
     arXiv:2403.00824; per edge, as in MIB.
     """
     graph, model = prepared.graph, prepared.model
-    total = np.zeros(graph.shape)
+    total = new_total(prepared)
     with progress_bar(len(prepared), "ifr", how.progress) as bar:
         for batch in prepared.batches(how.batch_size):
             run = capture(model, batch.base)
@@ -46,10 +47,10 @@ def ifr(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
                 members = members_at(graph, index, batch.members, tokens)
                 for group in range(len(graph.groups)):
                     inside = found if members is None else found * (members == group)
-                    summed = inside.double().mean(dim=2).sum(dim=1).cpu().numpy()
+                    summed = inside.double().mean(dim=2).sum(dim=1)
                     total[upstream, graph.receiver_slices[index], group] += summed[:, None]
             bar.update(len(batch.rows))
-    return np.where(graph.edge_mask, total, 0.0)
+    return np.where(graph.edge_mask, total.cpu().numpy(), 0.0)
 
 
 def shares(

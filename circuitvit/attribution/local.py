@@ -20,11 +20,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuitvit.attribution.eap import objective
+from circuitvit.attribution.costs import local_cost, tell_time
+from circuitvit.attribution.eap import new_total, objective
 from circuitvit.attribution.scoring import Running, check_effects, require_slope
 from circuitvit.engine import BatchRun, Gradients, batch_runs, gradients, output_gradients, progress_bar
 from circuitvit.models import Stage
@@ -37,6 +38,7 @@ CANDIDATE_IMAGES = 16
 def local(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
     """Locally exact scores `(sender, receiver, group)`, summed over pairs."""
     require_slope(prepared, "local")
+    tell_time(prepared, "local", local_cost(prepared.graph), how.batch_size, how.progress)
     total = np.zeros(prepared.graph.shape)
     with progress_bar(len(prepared), "local", how.progress) as bar:
         for run, found in differentiated_runs(prepared, how.batch_size):
@@ -57,18 +59,15 @@ def differentiated_runs(prepared: PreparedTask, batch_size: int) -> Iterator[tup
 @torch.no_grad()
 def local_effects(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
     """Locally exact scores of one batch, summed over its pairs."""
-    graph = run.prepared.graph
-    total = np.zeros(graph.shape)
+    graph, total = run.prepared.graph, new_total(run.prepared)
     d_compacts = (*output_gradients(found), None)
     for index, stage in enumerate(run.prepared.model.essential):
         if stage.is_source:
             continue
         for places, streams in candidate_streams(run, index, found.capture.stream(index)):
             effects = _effects(run, found, d_compacts[index], index, stage, streams)
-            summed = effects.double().sum(dim=-1).cpu().numpy()
-            total[places[:, 0], graph.receiver_slices[index], places[:, 1]] = summed.T
-    total[~graph.edge_mask] = 0.0
-    return total
+            total[places[:, 0], graph.receiver_slices[index], places[:, 1]] = effects.double().sum(dim=-1).T
+    return np.where(graph.edge_mask, total.cpu().numpy(), 0.0)
 
 
 def _effects(
@@ -84,7 +83,7 @@ def _effects(
 
 def candidate_streams(
     run: BatchRun, index: int, stream: Float[Tensor, "batch token d_model"]
-) -> Iterator[tuple[NDArray[np.intp], Float[Tensor, "candidate batch token d_model"]]]:
+) -> Iterator[tuple[Int64[Tensor, "candidate 2"], Float[Tensor, "candidate batch token d_model"]]]:
     """What a receiver of a stage reads when one of its edges is ablated, a chunk of edges at a time.
 
     Args:
@@ -93,10 +92,10 @@ def candidate_streams(
         stream: what the stage reads in the base run, at the tokens that matter.
 
     Yields:
-        Sender and token group of each edge `(candidate, 2)`, and the streams.
+        Sender and token group of each edge `(candidate, 2)`, on the model's device, and the streams.
     """
     graph = run.prepared.graph
-    places = np.argwhere(graph.edge_mask[:, graph.receiver_slices[index].start])
+    places = on_device(np.argwhere(graph.edge_mask[:, graph.receiver_slices[index].start]), stream)
     size = max(1, CANDIDATE_IMAGES // len(stream))
     for start in range(0, len(places), size):
         chunk = places[start : start + size]
@@ -104,14 +103,14 @@ def candidate_streams(
 
 
 def edge_deltas(
-    run: BatchRun, index: int, edges: Int[np.ndarray, "edge 2"], like: Float[Tensor, "batch token d_model"]
+    run: BatchRun, index: int, edges: Int64[Tensor, "edge 2"], like: Float[Tensor, "batch token d_model"]
 ) -> Float[Tensor, "edge batch token d_model"]:
     """What ablating each of some edges adds to its receiver's input: reference minus base output.
 
     Args:
         run: the batch.
         index: number of the receiver's stage.
-        edges: sender and token group of each; other tokens than the group's have 0.
+        edges: sender and token group of each, on the model's device; other tokens than the group's have 0.
         like: what the stage reads, at the tokens that are asked for.
     """
     _, tokens, width = like.shape
@@ -119,6 +118,10 @@ def edge_deltas(
     members = run.sources.members_at(index, tokens)
     if members is None:
         return deltas
-    groups = torch.from_numpy(edges[:, 1]).to(members.device)
-    inside = members == groups.reshape(-1, 1, 1)  # (edge, batch or 1, token)
+    inside = members == edges[:, 1].reshape(-1, 1, 1)  # (edge, batch or 1, token)
     return deltas * inside.to(deltas.dtype)[..., None]
+
+
+def on_device(places: NDArray[np.intp], like: Tensor) -> Int64[Tensor, "place axis"]:
+    """Places in a graph on a tensor's device, where they index without its queue being stopped."""
+    return torch.from_numpy(places).to(like.device, torch.int64, non_blocking=True)

@@ -23,12 +23,14 @@ class Method:
         summary: one line.
         cost: in passes of the plain model over a pair.
         by_pair: whether the scores of a task are sums over its pairs, whatever the others are.
+        by_edge: whether the method itself divides its edges among processes, so that pairs need not be.
     """
 
     place: str
     summary: str
     cost: str
     by_pair: bool = True
+    by_edge: bool = False
 
     @property
     def score(self) -> Callable[..., Any]:
@@ -88,15 +90,20 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "exact for the edges whose estimate is least certain, local for the others",
             "within the budget; a quarter of exact by default",
             by_pair=False,
+            by_edge=True,
         ),
         "auto": Method(
             "budget:auto",
             "exact where it fits the budget, else hybrid",
             "the budget, 60 s by default",
             by_pair=False,
+            by_edge=True,
         ),
         "exact": Method(
-            "exact:exact", "ablate each edge alone and run: the truth", "a part of a forward for each edge"
+            "exact:exact",
+            "ablate each edge alone and run: the truth",
+            "a part of a forward for each edge",
+            by_edge=True,
         ),
     }
 )

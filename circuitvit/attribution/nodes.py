@@ -12,7 +12,7 @@ Heimersheim and Nanda 2024, "How to use and interpret activation patching", arXi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.attribution.eap import objective
-from circuitvit.attribution.local import edge_deltas
+from circuitvit.attribution.local import edge_deltas, on_device
 from circuitvit.attribution.scoring import provenance_of, require_gradient
 from circuitvit.engine import (
     BatchRun,
@@ -34,7 +34,7 @@ from circuitvit.engine import (
     stream_gradients,
 )
 from circuitvit.errors import unknown_name
-from circuitvit.graph import NodeScores
+from circuitvit.graph import Graph, NodeScores
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare
 
@@ -89,26 +89,31 @@ def attribute_nodes(
 def _exact(run: BatchRun) -> NDArray[np.float64]:
     """The effect of each sender and group, summed over the pairs of a batch."""
     graph, clean = run.prepared.graph, run.metric(run.base.logits)
-    total = np.zeros((len(graph.senders), len(graph.groups)))
+    effects = []
     for sender, stage in enumerate(graph.sender_stages):
         stream = run.base.stream(stage + 1)
         for group in range(len(graph.groups)):
             change = _change(run, sender, group, stream)
             logits = run_from(run.sources.model, stage + 1, stream + change)
-            total[sender, group] = float((run.metric(logits) - clean).double().sum())
-    return total
+            effects.append((run.metric(logits) - clean).double().sum())
+    return _gathered(effects, graph)
 
 
 def _first_order(run: BatchRun) -> NDArray[np.float64]:
     """The same to first order."""
     graph, metric = run.prepared.graph, objective(run.prepared, run.batch, run.base.logits)
     slopes = stream_gradients(gradients(run.prepared.model, run.base.compacts[0], metric))
-    total = np.zeros((len(graph.senders), len(graph.groups)))
+    effects = []
     for sender, stage in enumerate(graph.sender_stages):
         for group in range(len(graph.groups)):
             change = _change(run, sender, group, slopes[stage])
-            total[sender, group] = float((change * slopes[stage]).double().sum())
-    return total
+            effects.append((change * slopes[stage]).double().sum())
+    return _gathered(effects, graph)
+
+
+def _gathered(effects: Sequence[Tensor], graph: Graph) -> NDArray[np.float64]:
+    """The effects `(sender, group)`, fetched from the device at once."""
+    return torch.stack(list(effects)).view(len(graph.senders), len(graph.groups)).cpu().numpy()
 
 
 def _change(
@@ -116,4 +121,4 @@ def _change(
 ) -> Float[Tensor, "batch token d_model"]:
     """Reference minus base output of a sender, at the tokens of a group that are left after its stage."""
     stage = run.prepared.graph.sender_stages[sender]
-    return edge_deltas(run, stage + 1, np.array([[sender, group]]), after)[0]
+    return edge_deltas(run, stage + 1, on_device(np.array([[sender, group]]), after), after)[0]

@@ -11,7 +11,9 @@ from circuitvit.attribution.unit_scores import attribute_units, check_nodes, uni
 from circuitvit.engine import activations
 from circuitvit.errors import OptionError, check_whole
 from circuitvit.models import Model, Units, features, refined
+from circuitvit.models.edits import edited
 from circuitvit.tasks import PreparedTask, Task
+from circuitvit.tasks.inputs import fingerprint_in_order
 
 TOP = 64
 """How many units become nodes, unless told otherwise."""
@@ -97,7 +99,9 @@ def _frozen(model: Model, nodes: Sequence[str], task: object, progress: bool) ->
     base = (task.prepare(model, progress) if isinstance(task, Task) else task).base
     names = [f"{node}.error" for node in nodes]
     held = activations(model, base, names, batch_size=model.edited_images, progress=progress)
-    return model.edit({name: held[name] for name in names})
+    made, own = model.edit({name: held[name] for name in names}), fingerprint_in_order(base)
+    changes = [replace(each, base=own) if each.name in names else each for each in made.edits]
+    return edited(made.bare or made, changes, made.rules)
 
 
 def _by_node(model: Model, table: Mapping[str, Any]) -> dict[str, Units]:

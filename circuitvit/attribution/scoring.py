@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.attribution.methods import DEFAULT, check_keywords, find_method
-from circuitvit.engine import choose_batch_size, own_share, summed
+from circuitvit.engine import agreed, choose_batch_size, own_share, summed
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph import EdgeMask, EdgeScores, Provenance
 from circuitvit.models import Model
@@ -39,8 +40,9 @@ def attribute(
         model: from `load` or `wrap`.
         task: images, metric and ablation.
         method: one of `METHODS`: "local", the best of those that are cheap; "eap", "exact" and others.
-        processes: share the pairs among the processes of `torch.distributed`, which must all make this call;
-            each gets the scores over all pairs.
+        processes: share the work among the processes of `torch.distributed`, which must all make this call;
+            each gets the scores over all pairs. Edges are shared for "exact" and "hybrid", pairs for the
+            others, but for "atp-star" and "random", which gain nothing.
         **keywords: the method's own, such as `steps=10, rule="gauss-legendre"` for "eap-ig", `budget="60s"`
             for "hybrid" and "auto", `seed=1` for "random", `state="scores.state"` for "exact".
             `cv.METHODS[method].keywords` lists them.
@@ -60,23 +62,20 @@ def attribute(
     """
     chosen = find_method(method)
     check_keywords(method, keywords)
-    stateful = keywords.get("state") is not None
-    if processes and (stateful or not chosen.by_pair):
-        raise OptionError(f"{method}{' with a state' * stateful} runs in one process only")
-    prepared = prepare(model, task, progress)
+    prepared = prepare(model, task, progress, processes)
     how = Running(batch_size or choose_batch_size(prepared, memory), progress)
-    found = chosen.score(own_share(prepared) if processes else prepared, how, **keywords)
+    by_pair = prepared.processes and chosen.by_pair and not chosen.by_edge
+    score = partial(_by_share, chosen.score) if by_pair else chosen.score
+    found = score(prepared, how, **keywords)
     found = found if isinstance(found, Scored) else Scored(found)
-    values = summed(found.values, prepared.model.device) if processes else found.values
-    if processes:
-        check_effects(prepared, values)
     name = found.method or method
     settings = {each: parameter.default for each, parameter in chosen.keywords.items()} | keywords
     provenance = provenance_of(prepared, name, settings.pop("seed", None)).with_parameters(
         **{each: _plain(value) for each, value in settings.items() if each != "state"}, **found.parameters
     )
     measured = prepared.graph.edge_mask if name == "exact" else found.measured
-    return EdgeScores(prepared.graph, values / len(prepared), name, prepared.direction, provenance, measured)
+    values = agreed(found.values, prepared.processes) / len(prepared)
+    return EdgeScores(prepared.graph, values, name, prepared.direction, provenance, measured)
 
 
 def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) -> Provenance:
@@ -93,6 +92,15 @@ def provenance_of(prepared: PreparedTask, method: str, seed: int | None = None) 
 def _plain(value: Any) -> Any:
     """A keyword's value as JSON."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _by_share(
+    score: Callable[..., Any], prepared: PreparedTask, how: Running, **keywords: Any
+) -> NDArray[np.float64]:
+    """The scores that are sums over pairs, of which each process has some."""
+    values = summed(score(own_share(prepared), how, **keywords), prepared.processes)
+    check_effects(prepared, values)
+    return values
 
 
 # -- what methods are given and give -------------------------------------------------------------

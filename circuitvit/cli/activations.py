@@ -12,6 +12,7 @@ import circuitvit as cv
 from circuitvit.cli.inputs import BatchOptions, ModelOptions, load_model
 from circuitvit.cli.options import command
 from circuitvit.cli.output import Folder, Interrupted, Row, show, show_rows
+from circuitvit.cli.processes import many
 from circuitvit.cli.view import check_ending, given_images
 from circuitvit.errors import OptionError, counted
 
@@ -23,7 +24,12 @@ SHOWN = 30
 
 
 @command(
-    "Activations", "engine.activations", site="--site -s NAME", tokens="--tokens TOKENS", listed="--list"
+    "Activations",
+    "engine.activations",
+    shares=True,
+    site="--site -s NAME",
+    tokens="--tokens TOKENS",
+    listed="--list",
 )
 def activations(
     model: ModelOptions,
@@ -79,7 +85,7 @@ def activations(
     with Folder(out.parent, (out.name,), guarded=False):
         try:
             found = cv.activations(
-                loaded, given_images(images), site, tokens=tokens, out=out, **run.settings()
+                loaded, given_images(images), site, tokens=tokens, out=out, processes=many(), **run.settings()
             )
         except KeyboardInterrupt:
             raise Interrupted("the same command goes on where it was") from None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +34,7 @@ BAR = 24
 COLOURS = {"supports": "blue", "opposes": "dark_orange"}
 
 
-@command("Search", method="--method NAME", out="--out -o DIR", show_edges="--show N")
+@command("Search", shares=True, method="--method NAME", out="--out -o DIR", show_edges="--show N")
 def attribute(
     *,
     model: ModelOptions,
@@ -63,7 +60,7 @@ def attribute(
         --target tabby --foil "Border collie" --method eap-ig
     ```
 
-    Many pairs can be shared among processes or GPUs: start the same command with
+    The work can be shared among processes or GPUs: start the same command with
     `torchrun --nproc-per-node N -m circuitvit attribute`.
 
     Args:
@@ -81,22 +78,18 @@ def attribute(
     measured = calibrate if calibrate is not None else CALIBRATED if method == "auto" else 0
     task = make_task(images, behaviour, run.seed)
     clock = Clock()
-    many = cv.engine.launched() > 1
-    with ExitStack() as open_, Folder(out, FILES, guarded=os.environ.get("RANK", "0") == "0") as folder:
-        number = open_.enter_context(cv.engine.joined(model.device)) if many else 0
+    with Folder(out, FILES) as folder:
         with clock.phase("model"):
-            loaded = load_model(_placed(model) if many else model)
+            loaded = load_model(model)
         with clock.phase("images"):
             prepared = prepare(loaded, task, run, verifiable=False)
         with clock.phase("scores"):
-            more = {**run.settings(), "progress": run.progress and number == 0, **keywords}
-            if resumes(method) and not many:
+            more = {**run.settings(), **keywords}
+            if resumes(method):
                 more["state"] = folder.state(resume)
             if "seed" in SCORING.takers[method]:
                 more["seed"] = run.seed
-            scores = cv.attribution.attribute(loaded, prepared, method, processes=many, **more)
-        if number:
-            return  # the first process writes and prints for all
+            scores = cv.attribution.attribute(loaded, prepared, method, **more)
         folder.write("scores.json", scores.save)
         with clock.phase("check"):
             scores = calibrated(loaded, prepared, scores, measured, run)
@@ -109,11 +102,6 @@ def attribute(
     show_notes("How right they are", [*about_choice(scores), *right])
     show(f"\n{prepared.pairing}" if prepared.pairing else "")
     show(f"time {clock}\nwrote {folder.path}: {', '.join(folder.saved)}")
-
-
-def _placed(model: ModelOptions) -> ModelOptions:
-    """The model on this process's own GPU."""
-    return replace(model, device=f"cuda:{os.environ['LOCAL_RANK']}") if model.device == "cuda" else model
 
 
 def _show_edges(title: str, scores: EdgeScores, k: int) -> None:

@@ -201,6 +201,6 @@ def _show(found: cv.Audit) -> None:
 
 
 def _row(each: GroupAccuracy) -> Row:
-    percent = cv.verification.cue.percent
+    percent = cv.verification.statistics.percent
     after = "" if each.after is None else f"without the edges {percent(each.after)}"
     return Row(each.name, f"{percent(each.before)} of {each.n:,}", after)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FILES = ("comparison.json", "comparison.md", "comparison.svg", "comparison.png")
 
 
-@command("Comparison", "pruning.FamilySettings", method="--method NAME", sizes="--sizes LIST",
+@command("Comparison", "pruning.FamilySettings", shares=True, method="--method NAME", sizes="--sizes LIST",
          trained="--trained LIST", connected="--connected/--top", out="--out -o DIR")  # fmt: skip
 def compare(
     *,

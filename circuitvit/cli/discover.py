@@ -121,7 +121,7 @@ class Outcome(NamedTuple):
     summary: str
 
 
-@command("Search", method="--method NAME", out="--out -o DIR")
+@command("Search", shares=True, method="--method NAME", out="--out -o DIR")
 def discover(
     *,
     model: ModelOptions,

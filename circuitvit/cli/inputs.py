@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import circuitvit as cv
 from circuitvit._keywords import as_bytes
 from circuitvit.cli.options import group
+from circuitvit.cli.processes import many, own_device
 from circuitvit.cli.wording import remark
 from circuitvit.errors import FileError, OptionError, unknown_name
 
@@ -225,7 +226,7 @@ def load_model(options: ModelOptions) -> Model:
         options.model,
         checkpoint=options.checkpoint,
         pretrained=options.pretrained,
-        device=options.device,
+        device=own_device(options.device),
         dtype=None if options.dtype is None else getattr(_torch(), options.dtype),
         classes=classes,
         **architecture,
@@ -403,8 +404,8 @@ def prepare(model: Model, task: Task | PreparedTask, run: RunOptions, *, verifia
     Raises:
         CircuitViTError: as `Task.prepare`; or if the metric is the same with and without the behaviour.
     """
-    prepared = cv.tasks.prepare(model, task)
-    if prepared is not task:  # the sides of a split have been spoken of
+    prepared = cv.tasks.prepare(model, task, processes=many())
+    if not isinstance(task, cv.tasks.PreparedTask):  # the sides of a split have been spoken of
         tell_pairs(prepared)
     ends = cv.engine.Evaluator(prepared, batch_size=batch_size(prepared, run))
     names, level = prepared.clean.names, 0.95 if verifiable else 0.0

@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 import typer
 
 from circuitvit.cli.library import Argument, arguments, described
+from circuitvit.cli.processes import together
 from circuitvit.cli.wording import speaking
 from circuitvit.errors import OptionError, unknown_name
 
@@ -162,7 +163,7 @@ def group(panel: str, *places: str, **flags: str) -> Callable[[Class], Class]:
 
 
 def command(
-    panel: str, *places: str, texts: Mapping[str, str] | None = None, **flags: str
+    panel: str, *places: str, texts: Mapping[str, str] | None = None, shares: bool = False, **flags: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make of a function what typer makes a command of.
 
@@ -170,6 +171,7 @@ def command(
         panel: of the help page, for the function's own parameters.
         places: in the library that say what its docstring does not.
         texts: of parameters that several commands share.
+        shares: whether processes that `torchrun` has started share the work.
         flags: such as `model="--model -m NAME"`: the flags of a parameter, and what its value is called.
 
     Example:
@@ -198,7 +200,7 @@ def command(
 
         @functools.wraps(function)
         def flat(**values: Any) -> None:
-            with speaking(written):
+            with speaking(written), together(shares):
                 run(values)
 
         def run(values: Mapping[str, Any]) -> None:

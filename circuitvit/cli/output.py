@@ -23,8 +23,9 @@ from rich.table import Table
 
 from circuitvit._lock import Lock
 from circuitvit.cli import stop_at_once
+from circuitvit.cli.processes import is_other
 from circuitvit.cli.wording import in_options
-from circuitvit.errors import CircuitViTError, FileError, counted
+from circuitvit.errors import CircuitViTError, FileError, ProcessError, counted
 
 if TYPE_CHECKING:
     from circuitvit.verification import Report, Section
@@ -71,7 +72,7 @@ class Clock:
 def stdout() -> Console:
     """The console that results are printed to; names in them are never taken for markup."""
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return Console(highlight=False, markup=False, emoji=False, width=width, quiet=is_other())
 
 
 def show(text: str) -> None:
@@ -129,7 +130,8 @@ class Folder:
     """An output folder, used as a context manager around all work whose results it will hold.
 
     Entering makes it, tries to write, and locks it against other processes. Leaving by an exception says what
-    was saved; if that is nothing, folders that were made for it are taken away again.
+    was saved; if that is nothing, folders that were made for it are taken away again. Of processes that share
+    the work only the first does any of it.
 
     Attributes:
         path: of the folder.
@@ -151,6 +153,9 @@ class Folder:
         self._made: list[Path] = []
 
     def __enter__(self) -> Folder:
+        if is_other():
+            interruptible()
+            return self
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         probe = self.path / f".{os.getpid()}.probe"
         try:
@@ -170,7 +175,8 @@ class Folder:
 
     def write(self, name: str, save: Callable[[Path], object]) -> None:
         """Write the file `name` by calling `save` with its path; a second time replaces it."""
-        save(self.path / name)
+        if not is_other():
+            save(self.path / name)
         if name not in self.saved:
             self.saved.append(name)
 
@@ -179,13 +185,13 @@ class Folder:
     ) -> None:
         if self._lock is not None:
             self._lock.__exit__()
-        if error is None:
+        if error is None or is_other():
             return
         if not self.saved:
             self._unmake()
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(self.account()) from None
-        if isinstance(error, CircuitViTError) and self.saved:
+        if isinstance(error, ProcessError) or (isinstance(error, CircuitViTError) and self.saved):
             typer.echo(self.account(), err=True)
 
     def state(self, resume: bool) -> Path:
@@ -198,7 +204,7 @@ class Folder:
             FileError: if there is one and it may not.
         """
         path = self.path / STATE
-        if path.exists() and not resume:
+        if path.exists() and not resume and not is_other():
             raise FileError(
                 f"{path} holds what an interrupted run has done: add --resume to go on with it, or delete "
                 "it to start anew"

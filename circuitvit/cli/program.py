@@ -3,7 +3,8 @@
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | done, but the result does not hold up (`demo`), or something is broken (`doctor`); or a bug |
+| 1 | done, but the result does not hold up (`demo`), or something is broken (`doctor`, or another of the
+processes that share the work has ended); or a bug |
 | 2 | refused: an option, a file, images or a model that cannot be used |
 | 130 | interrupted with Ctrl-C |
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from importlib import import_module
 from typing import Annotated, Any
@@ -20,11 +22,16 @@ from typer.core import TyperCommand, TyperGroup
 
 from circuitvit._version import __version__
 from circuitvit.cli.asked import ASKED
+from circuitvit.cli.processes import is_other
 from circuitvit.cli.wording import remark
-from circuitvit.errors import CircuitViTError
+from circuitvit.errors import CircuitViTError, ProcessError
 
+BROKEN = 1
 REFUSED = 2
 INTERRUPTED = 130
+
+GRACE = 5.0
+"""Seconds in which `torchrun` ends all processes after one has ended."""
 
 COMMANDS = {
     "demo": ("demo", "See it work: the circuit by which a small model tells cats from dogs."),
@@ -90,8 +97,16 @@ class Program(TyperGroup):
                 warnings.showwarning = _told
                 return super().invoke(ctx)
         except CircuitViTError as error:
+            if is_other():
+                time.sleep(GRACE)  # the first process says it, and torchrun ends this one; unless it is alone
             raise _ended("error", str(error), REFUSED) from error
+        except ProcessError as error:
+            ended = _ended("ended", str(error), BROKEN)
+            time.sleep(2 * GRACE)  # another process may have refused something, and has yet to say it
+            raise ended from error
         except KeyboardInterrupt as stop:
+            if is_other():
+                raise typer.Exit(INTERRUPTED) from stop
             raise _ended(
                 "interrupted", str(stop) or "files that had been written stay", INTERRUPTED
             ) from stop

@@ -27,6 +27,7 @@ from circuitvit.cli.inputs import (
 )
 from circuitvit.cli.options import command, group
 from circuitvit.cli.output import Clock, Folder, Row, report_rows, show, show_notes, show_rows
+from circuitvit.cli.processes import many
 from circuitvit.cli.repeat import with_command
 from circuitvit.errors import OptionError
 
@@ -54,7 +55,7 @@ class NamedModel(ModelOptions):
     model: str = ""
 
 
-@command("Output", out="--out -o DIR")
+@command("Output", shares=True, out="--out -o DIR")
 def verify(
     circuit: Annotated[Path, typer.Argument(metavar="CIRCUIT.json|HYPOTHESES.yaml")],
     model: NamedModel,
@@ -169,8 +170,9 @@ def verify_hypotheses(
         with clock.phase("model"):
             loaded = load_model(named)
         with clock.phase("claims"):
+            prepared = cv.tasks.prepare(loaded, task, processes=many())
             verdicts = cv.verification.check_hypotheses(
-                loaded, task, file.hypotheses, alpha=file.alpha, seed=run.seed or file.seed,
+                loaded, prepared, file.hypotheses, alpha=file.alpha, seed=run.seed or file.seed,
                 batch_size=run.batch_size, memory=run.budget,
             )  # fmt: skip
         if folder is not None:

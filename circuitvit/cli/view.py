@@ -31,7 +31,7 @@ TEXTS = {
     "image": "which of the images to draw, from 0.",
     "no_picture": "draw on white, not over the image: for sharing without it.",
 }
-look = partial(command, "View", texts=TEXTS, **SHARED)
+look = partial(command, "View", texts=TEXTS, shares=False, **SHARED)
 
 
 @look(position="--position NAME", symbols="--symbols names|FILE", tuned="--tuned FILE")

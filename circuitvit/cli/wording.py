@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import typer
 
+from circuitvit.cli.processes import is_other
 from circuitvit.errors import CircuitViTError
 
 _PHRASES = (
@@ -117,4 +118,5 @@ def _option(whole: str, name: str, value: str | None, other: str | None, flags: 
 
 def remark(text: str) -> None:
     """Print something worth knowing on stderr, in the words of the command line."""
-    typer.echo(f"note: {in_options(text)}", err=True)
+    if not is_other():
+        typer.echo(f"note: {in_options(text)}", err=True)

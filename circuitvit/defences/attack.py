@@ -32,7 +32,7 @@ from circuitvit.tasks import PerPair
 from circuitvit.tasks.classes import ClassGroup, class_indices, classes_label, spec_label
 from circuitvit.tasks.lettering import called
 from circuitvit.tasks.with_words import Version, WithWords
-from circuitvit.verification.statistics import Estimate, changed_share, share_interval
+from circuitvit.verification.statistics import Estimate, changed_share, percent, share_interval
 from circuitvit.views.outcomes import few_images
 from circuitvit.views.subjects import watched_batches
 
@@ -145,7 +145,7 @@ class TypographicAttack(Result):
         lines = [f"{'':<21}" + "".join(f"  {name:<24}" for name in columns).rstrip()]
         known = [dict(each.rows()) for each in columns.values()]
         for name, _ in self.rows():
-            told = [in_per_cent(each[name]) if name in each else "" for each in known]
+            told = [percent(each[name], 1) if name in each else "" for each in known]
             lines.append((f"{name:<21}" + "".join(f"  {text:<24}" for text in told)).rstrip())
         return "\n".join(lines)
 
@@ -329,13 +329,6 @@ def _meant(model: Model, word: str) -> tuple[int, ...]:
         raise NameNotFoundError(
             f"the word {word!r} names no class of {model.name} ({error}): say which with named="
         ) from error
-
-
-def in_per_cent(estimate: Estimate) -> str:
-    """A share for a table."""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.1%}"
-    return f"{estimate.value:.1%} ({estimate.low:.0%} to {estimate.high:.0%})"
 
 
 def bar(axis: Any, at: float, estimate: Estimate, wide: float, colour: str, label: str | None) -> None:

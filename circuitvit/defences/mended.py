@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from circuitvit.defences.attack import in_per_cent
 from circuitvit.errors import DataError, OptionError, counted, unknown_name
 from circuitvit.export.style import FAINT, MUTED
 from circuitvit.graph.results import Record, Result
@@ -22,6 +21,7 @@ from circuitvit.verification.statistics import (
     changed_share,
     estimated,
     mean_interval,
+    percent,
     ratio_interval,
     share_interval,
 )
@@ -352,14 +352,14 @@ class Mended(Result):
         if name == "effect":
             return str(estimate)
         group = f" {worst[0]}" if worst is not None and name == "worst group" else ""
-        return in_per_cent(estimate) + group
+        return percent(estimate, 1) + group
 
     def _range(self, rows: list[int], each: Behaviour, name: str) -> str:
         values = [found.value for row in rows if (found := each.figures(row)[name]) is not None]
         if not values:
             return "?"
         low, high = min(values), max(values)
-        return f"{low:.3f} to {high:.3f}" if name == "effect" else f"{low:.1%} to {high:.1%}"
+        return f"{low:.3f} to {high:.3f}" if name == "effect" else f"{100 * low:.1f} to {100 * high:.1f} %"
 
     def _verdict(self) -> str:
         """What came of it, in a sentence or two."""
@@ -369,14 +369,14 @@ class Mended(Result):
         else:
             left = self.behaviours[0].left(at)
             said = (
-                f"Without {row.size} {left.value:.0%} of {self.behaviours[0].name} is left"
+                f"Without {row.size} {percent(Estimate(left.value))} of {self.behaviours[0].name} is left"
                 if left
                 else (f"{row.size} removed")
             )
             for each in self.behaviours[1:]:
                 before, after = each.worst(0), each.worst(at)
                 if before is not None and after is not None:
-                    told = f"{before[1].value:.0%} to {after[1].value:.0%}"
+                    told = f"{100 * before[1].value:.0f} to {percent(Estimate(after[1].value))}"
                     said += f", the worst group of {each.name} goes from {told}"
             said += f", at a cost of {100 * self.cost(at):.1f} points"
         if self.best == BEFORE:

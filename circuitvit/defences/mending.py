@@ -29,6 +29,7 @@ from circuitvit.errors import (
 )
 from circuitvit.models import Model
 from circuitvit.tasks import PreparedTask, Task, prepare, select_pairs
+from circuitvit.tasks.inputs import few
 from circuitvit.tasks.split import rows_held_out
 from circuitvit.verification.statistics import mean_interval
 
@@ -65,7 +66,8 @@ def mend(
     backward pass after each choice.
 
     Args:
-        model: from `load`, `wrap`, `refine_nodes`, `with_head` or `with_prompts`; it may be edited.
+        model: from `load`, `wrap`, `refine_nodes`, `with_head` or `with_prompts`; it may be edited, and
+            what its edits make of a node's output stays.
         remove: the unwanted behaviour, with clean and corrupt images.
         keep: the behaviours to be kept, by name. A target that is named is the right answer, otherwise what
             the model answers as it is.
@@ -133,6 +135,8 @@ def mend(
     heeded, caveats = _is_heeded(search.unwanted), []
     if not heeded:
         caveats.append("on the pairs to choose on the cue moves the metric no more than chance would")
+    if nodes.left_out:
+        caveats.append(f"edited in what they write, and left so: {few(nodes.left_out)}")
     rows, edited = [Row(BEFORE, (), (), {}, True, 0)], [model]
     for method in methods:
         if method == "random":
@@ -267,7 +271,7 @@ def _caveats(search: Search, measured: Sequence[Watched], row: Row, max_loss: fl
             yield f"the metric of {each.name} is no higher where it should be: its effect was not watched"
         if max_loss * len(each.task) < 1:
             yield (
-                f"a loss of {max_loss:.1%} is less than one of {counted(len(each.task), 'pair')} of "
+                f"a loss of {100 * max_loss:.1f} % is less than one of {counted(len(each.task), 'pair')} of "
                 f"{each.name}: no answer could be lost at all"
             )
     few = [each.name for each in measured if len(each.task) < 20]

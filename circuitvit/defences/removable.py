@@ -26,6 +26,7 @@ from circuitvit.engine import UnitPlace, capture, slopes_of_streams
 from circuitvit.errors import OptionError, UnsupportedModelError, unknown_name
 from circuitvit.models import Model, Site
 from circuitvit.tasks.images import Images
+from circuitvit.tasks.inputs import few
 from circuitvit.views.subjects import watched_batches
 
 Kind = Literal["heads", "neurons", "features", "MLPs"]
@@ -60,11 +61,13 @@ class Removable:
         model: whose.
         sites: heads' z, MLPs' neurons, or outputs.
         constants: of each site, `(width,)`.
+        left_out: nodes of these kinds whose output is edited already, and so stays what it is.
     """
 
     model: Model
     sites: tuple[Site, ...]
     constants: tuple[Float[Tensor, " width"], ...]
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -165,15 +168,23 @@ def removable(
 
     Raises:
         NameNotFoundError: for another kind or constant.
-        UnsupportedModelError: if the model has nothing of these kinds.
+        UnsupportedModelError: if the model has nothing of these kinds, or all of it is edited already.
     """
     if constant not in get_args(Constant):
         raise unknown_name("constant", constant, get_args(Constant))
-    sites = tuple(_sites(model, kinds))
+    asked = tuple(_sites(model, kinds))
+    sites = tuple(site for site in asked if not _is_edited(model, site))
+    left_out = tuple(dict.fromkeys(site.node for site in asked if site not in sites))
+    if not sites:
+        raise UnsupportedModelError(
+            f"all of {model.name} that may be removed ({few(left_out)}) is edited in what it writes: give "
+            "the model without these edits, or say what else may be removed with units="
+        )
     if constant == "zero":
         width = [torch.zeros(site.shape[-1], device=model.device, dtype=model.dtype) for site in sites]
-        return Removable(model, sites, tuple(width))
-    return Removable(model, sites, tuple(_means(model, sites, images, batch_size, progress)))
+        return Removable(model, sites, tuple(width), left_out)
+    means = _means(model, sites, images, batch_size, progress)
+    return Removable(model, sites, tuple(means), left_out)
 
 
 def kind_of(site: Site) -> str:
@@ -217,8 +228,12 @@ def _named(site: Site) -> list[str]:
 
 def _place(model: Model, site: Site) -> UnitPlace | None:
     """Where a site is in a model; None where the whole node has been removed."""
-    edited = any(change.site.kind == "output" and change.site.node == site.node for change in model.edits)
-    return None if edited else UnitPlace(model, site)
+    return None if _is_edited(model, site) else UnitPlace(model, site)
+
+
+def _is_edited(model: Model, site: Site) -> bool:
+    """Whether what a site's node writes is something else than what it computes."""
+    return any(change.site.kind == "output" and change.site.node == site.node for change in model.edits)
 
 
 @torch.no_grad()

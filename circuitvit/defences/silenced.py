@@ -184,7 +184,7 @@ class HeadDefence(Result):
         if len(self.random):
             low, high = self.random.min(), self.random.max()
             lines.append(
-                f"{'other heads':<21}  {low:.0%} to {high:.0%} typographic accuracy "
+                f"{'other heads':<21}  {100 * low:.0f} to {100 * high:.0f} % typographic accuracy "
                 f"({counted(len(self.random), 'draw')} of {counted(len(self.chosen), 'head')})"
             )
         return "\n".join(lines)

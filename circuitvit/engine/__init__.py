@@ -21,6 +21,7 @@ from circuitvit.engine.gradients import (
     stream_gradients,
 )
 from circuitvit.engine.kept import Activations
+from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run, new_workspace
 from circuitvit.engine.patching import (
     Site,
@@ -30,7 +31,17 @@ from circuitvit.engine.patching import (
     patch_stream,
     token_parts,
 )
-from circuitvit.engine.processes import joined, launched, own_share, summed
+from circuitvit.engine.processes import (
+    agreed,
+    is_first,
+    joined,
+    once,
+    own_part,
+    own_share,
+    place_in_group,
+    spread,
+    summed,
+)
 from circuitvit.engine.reading import activation_batches, activations
 from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
@@ -58,6 +69,7 @@ __all__ = [
     "activation_batches",
     "activations",
     "add_products",
+    "agreed",
     "announce",
     "batch_runs",
     "capture",
@@ -68,20 +80,24 @@ __all__ = [
     "differences",
     "free_logits",
     "gradients",
+    "is_first",
     "joined",
-    "launched",
     "masked_module",
     "masked_run",
+    "masked_runs",
     "members_at",
     "memory_budget",
     "new_workspace",
+    "once",
     "output_gradients",
     "outputs",
+    "own_part",
     "own_share",
     "patch_pattern",
     "patch_sender",
     "patch_senders",
     "patch_stream",
+    "place_in_group",
     "progress_bar",
     "reference_source",
     "refuse_inference_mode",
@@ -89,6 +105,7 @@ __all__ = [
     "run_from",
     "slopes_of_streams",
     "soft_run",
+    "spread",
     "stream_gradients",
     "summed",
     "token_parts",

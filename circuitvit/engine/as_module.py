@@ -27,7 +27,7 @@ from circuitvit._keywords import running
 from circuitvit.engine.batches import choose_batch_size
 from circuitvit.engine.references import Sources, reference_source
 from circuitvit.engine.runs import capture
-from circuitvit.errors import OptionError, UnsupportedModelError
+from circuitvit.errors import DataError, OptionError, UnsupportedModelError
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.graph.liveness import NEVER, needed_senders
 from circuitvit.models import Model, Reads, Stage
@@ -59,6 +59,7 @@ def masked_module(
 
     Raises:
         OptionError: if what ablated edges carry differs from image to image, or token groups do.
+        DataError: where the module is given images of another shape.
         UnsupportedModelError: if the model has edits for certain images.
 
     Example:
@@ -83,8 +84,9 @@ def masked_module(
     sources = _sources(prepared, batch_size or choose_batch_size(prepared, memory))
     with torch.inference_mode(False), torch.no_grad():
         twin = copy.deepcopy(model)
-        module = MaskedModule(twin, sources, kept)
-        module(twin.blank())  # what stages keep of their weights is made now
+        blank = twin.blank()
+        module = MaskedModule(twin, sources, kept, blank.shape[1:])
+        module(blank)  # what stages keep of their weights is made now
     return module.eval()
 
 
@@ -164,11 +166,12 @@ class MaskedModule(nn.Module):
         model: a copy that is this module's alone.
         sources: of the model that it is a copy of.
         kept: `(sender, receiver, group)`.
+        shape: of an image; constants are for the tokens of this one.
     """
 
-    def __init__(self, model: Model, sources: Sources, kept: EdgeMask) -> None:
+    def __init__(self, model: Model, sources: Sources, kept: EdgeMask, shape: Sequence[int]) -> None:
         super().__init__()
-        self.body, graph = model.module, sources.graph
+        self.body, graph, self._shape = model.module, sources.graph, tuple(shape)
         self._steps = _plan(model, graph, graph.in_run(kept))
         told = np.zeros(len(graph.senders), dtype=bool)  # those that some stream tells from the others
         for step in self._steps:
@@ -206,6 +209,11 @@ class MaskedModule(nn.Module):
         return total
 
     def forward(self, images: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        if tuple(images.shape[1:]) != self._shape:
+            raise DataError(
+                f"images of shape {tuple(images.shape)} for a module that takes (batch, "
+                f"{', '.join(map(str, self._shape))}): its constants are for the tokens of that size"
+            )
         totals: dict[str, Tensor] = {}
         written: dict[int, Tensor] = {}
         for step in self._steps:

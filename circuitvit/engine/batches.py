@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitvit._keywords import as_bytes
 from circuitvit.engine.masked import Workspace, masked_run
+from circuitvit.engine.processes import agreed
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
 from circuitvit.engine.soft import soft_run
@@ -47,13 +48,14 @@ def memory_budget(model: Model, memory: int | str | None = None) -> int:
 
 def choose_batch_size(prepared: PreparedTask, memory: int | str | None = None) -> int:
     """The number of pairs to run at once: as many as a budget in bytes allows, never more than there are.
+    Processes that share a task take the first one's.
 
     Raises:
         OptionError: if the budget is not positive.
     """
     budget = memory_budget(prepared.model, memory)
     chosen = max(1, min(len(prepared), budget // bytes_per_pair(prepared)))
-    return prepared.model.batch_of(len(prepared), chosen)
+    return agreed(prepared.model.batch_of(len(prepared), chosen), prepared.processes)
 
 
 def bytes_per_pair(prepared: PreparedTask) -> int:

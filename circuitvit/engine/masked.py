@@ -23,6 +23,7 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -409,3 +410,14 @@ def mix(
         mixed = part if mixed is None else mixed.add_(part)
     assert mixed is not None
     return mixed
+
+
+def padded(changes: Tensor, tokens: int) -> Tensor:
+    """Changes that were written at the first tokens alone, with zeros at the others, where nobody looks."""
+    return F.pad(changes, (0, 0, 0, tokens - changes.shape[2])) if changes.shape[2] < tokens else changes
+
+
+def difference(sources: Sources, index: int, compact: Tensor) -> Tensor:
+    """What a stage's senders wrote, less their reference outputs; differentiable."""
+    stage, senders = sources.model.essential[index], sources.graph.sender_slices[index]
+    return sources.reference.subtracted(sources.graph, index, stage, senders, compact)

@@ -58,16 +58,15 @@ def node_losses(
             return None
         logits, streams, changes = found
         value = metric(logits).sum()
-    losses = np.zeros(len(kept))
     if not value.requires_grad:  # a metric that does not look at the logits
-        return losses
+        return np.zeros(len(kept))
     slopes = torch.autograd.grad(value, streams, materialize_grads=True)
     stages = sources.model.essential
-    for stage, senders, change, slope in zip(
-        stages, sources.graph.sender_slices, changes, slopes, strict=False
-    ):
-        losses[senders] = stage.factored(change).times_stream(slope).double().cpu().numpy()
-    return losses
+    losses = [
+        stage.factored(change).times_stream(slope).double()
+        for stage, change, slope in zip(stages, changes, slopes, strict=False)
+    ]
+    return torch.cat(losses).cpu().numpy()
 
 
 Run = tuple[Tensor, list[Tensor], list[Tensor]]

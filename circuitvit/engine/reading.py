@@ -10,20 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from circuitvit._keywords import running
+from circuitvit._keywords import check_processes, running
 from circuitvit._lock import Lock
 from circuitvit._progress import progress_bar
 from circuitvit.engine.kept import FORMAT, Activations
+from circuitvit.engine.processes import agreed, is_first, once, place_in_group, spread, summed
 from circuitvit.errors import FileError, ModelError, OptionError
 from circuitvit.models import Model
 from circuitvit.models.sites import (
@@ -40,6 +44,7 @@ from circuitvit.models.sites import (
 )
 from circuitvit.models.stages import Reads, Stage
 from circuitvit.models.tokens import Chosen, Groups, Mask, TokenSpec, token_name
+from circuitvit.tasks.ahead import in_turn, ready
 from circuitvit.tasks.images import FileImages, Images, ImageSpec, as_images
 from circuitvit.tasks.task import check_size
 
@@ -63,6 +68,7 @@ def activations(
     groups: Groups | None = None,
     out: str | Path | None = None,
     grad: bool = False,
+    processes: bool = False,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Activations:
@@ -78,6 +84,8 @@ def activations(
         groups: token groups whose names may stand after an @.
         out: a safetensors file to stream them into. Called again after an interruption, it goes on.
         grad: keep the graph, so that they can be differentiated; the images are a tensor then, run at once.
+        processes: share the images among the processes of `torch.distributed`, which must all make this call;
+            each gets all activations, and writes its own into the file, which all of them must see.
         batch_size: images at once; 32 by default.
         progress: whether to show a bar.
 
@@ -95,8 +103,9 @@ def activations(
         >>> list(found), found["m0.hidden"].shape
         (['m0.hidden', 'm1.hidden', 'm2.hidden', 'm3.hidden'], torch.Size([2, 1, 128]))
     """
-    if grad and (out is not None or not isinstance(images, Tensor)):
-        raise OptionError("grad=True takes a tensor of images, and no file to write to")
+    check_processes(processes)
+    if grad and (out is not None or processes or not isinstance(images, Tensor)):
+        raise OptionError("grad=True takes a tensor of images, one process, and no file to write to")
     found, wanted, size = _asked(model, images, names, tokens, groups, batch_size)
     said = {each.name: each.tokens for each in wanted}
     if grad:
@@ -107,10 +116,10 @@ def activations(
         with torch.enable_grad():
             return Activations(read_sites(model, given, wanted), found.names, said, model.name)
     if out is None:
-        parts = [values for _, values in _runs(model, found, wanted, size, 0, progress)]
-        joined = {each.name: torch.cat([part[each.name] for part in parts]) for each in wanted}
+        runs = dict(_runs(model, found, wanted, size, 0, progress, processes))
+        joined = _joined(runs, range(0, len(found), size), len(found), processes)
         return Activations(joined, found.names, said, model.name)
-    return _streamed(model, found, wanted, size, Path(out), progress)
+    return _streamed(model, found, wanted, size, Path(out), progress, processes)
 
 
 @running
@@ -155,25 +164,58 @@ def _asked(
 
 
 def _runs(
-    model: Model, images: Images, wanted: Sequence[_Wanted], size: int, start: int, progress: bool
+    model: Model,
+    images: Images,
+    wanted: Sequence[_Wanted],
+    size: int,
+    start: int,
+    progress: bool,
+    processes: bool = False,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The activations batch by batch on the CPU, with the number of the first image.
+    """The activations batch by batch on the CPU, with the number of the first image; processes take turns.
 
     Raises:
         ModelError: naming the first image that gives NaN or infinite values.
     """
     names = images.names  # of files they are made anew each time
+    number, among = place_in_group(processes)
     with progress_bar(len(images), "activations", progress, unit=model.preprocessing.what) as bar:
         bar.update(start)
-        for first in range(start, len(images), size):
-            batch = images.take(first, min(first + size, len(images))).to(model.device, model.dtype)
+        firsts = range(start + number * size, len(images), among * size)
+        parts = [range(first, min(first + size, len(images))) for first in firsts]
+        read = in_turn(partial(ready, images, model=model), parts, [images])
+        for first, taken in zip(firsts, read, strict=True):
+            batch = taken.to(model.device, non_blocking=True)
             with torch.no_grad():
                 values = read_sites(model, batch, wanted)
             values = {name: value.detach().cpu() for name, value in values.items()}
             for each in wanted:
                 _refuse_nan(each, values[each.name], names[first : first + size])
             yield first, values
-            bar.update(len(batch))
+            bar.update(min(among * size, len(images) - first))
+
+
+def _joined(
+    runs: Mapping[int, dict[str, Tensor]], firsts: Sequence[int], count: int, processes: bool
+) -> dict[str, Tensor]:
+    """All batches in order, by name: those of other processes as these send them.
+
+    Args:
+        runs: those of this process, by their first images.
+        firsts: the first images of all batches.
+        count: of images.
+        processes: whether there are others.
+    """
+    among = place_in_group(processes)[1]
+    like = agreed(
+        {name: (*value.shape[1:], value.dtype) for name, value in runs.get(0, {}).items()}, processes
+    )
+    joined: dict[str, list[Tensor]] = {name: [] for name in like}
+    for number, (first, last) in enumerate(zip(firsts, [*firsts[1:], count], strict=True)):
+        for name, (*shape, dtype) in like.items():
+            own = runs[first][name] if first in runs else torch.empty(last - first, *shape, dtype=dtype)
+            joined[name].append(spread(own, number % among) if processes else own)
+    return {name: torch.cat(parts) for name, parts in joined.items()}
 
 
 def _refuse_nan(wanted: _Wanted, values: Tensor, names: Sequence[str]) -> None:
@@ -192,40 +234,82 @@ def _refuse_nan(wanted: _Wanted, values: Tensor, names: Sequence[str]) -> None:
 
 
 def _streamed(
-    model: Model, images: Images, wanted: Sequence[_Wanted], size: int, out: Path, progress: bool
+    model: Model,
+    images: Images,
+    wanted: Sequence[_Wanted],
+    size: int,
+    out: Path,
+    progress: bool,
+    processes: bool,
 ) -> Activations:
-    """The activations written into a file, batch by batch."""
+    """The activations written into a file, batch by batch. Of several processes each writes its own batches;
+    the first says how far all are, after every round."""
     with torch.no_grad():
         like = read_sites(model, images.take(0, size).to(model.device, model.dtype), wanted)
     shapes = {name: (len(images), *value.shape[1:]) for name, value in like.items()}
     identity = _identity(model, images, wanted)
     header, starts = _header(model, images, wanted, shapes, identity)
-    if out.is_dir():
-        raise FileError(f"{out} is a folder: name a file in it, such as {out / 'acts.safetensors'}")
-    if out.exists():
-        if _is_done(out, identity):
-            return Activations.load(out)
-        raise FileError(f"{out} is there already and holds something else: delete it, or write elsewhere")
+    if once(lambda: _is_there(out, identity), processes):
+        return Activations.load(out)
     part, sidecar = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "progress.json"))
-    try:
-        with Lock(out.with_name(f"{out.name}.lock"), f"the file {out}"):
-            whole = len(header) + _total(shapes, model.dtype)
+    lock = Lock(out.with_name(f"{out.name}.lock"), f"the file {out}")
+    whole = len(header) + _total(shapes, model.dtype)
+
+    def laid_out() -> int:
+        """How many images an earlier run has written into the file, which is there from now on."""
+        with _writing(out):
+            lock.__enter__()
             done = _done(part, sidecar, identity, whole, len(images))
             with part.open("r+b" if done else "wb") as file:
                 if not done:
                     file.write(header)
                     file.truncate(whole)
-                for first, values in _runs(model, images, wanted, size, done, progress):
-                    for name, value in values.items():
-                        file.seek(len(header) + starts[name] + first * _row(shapes[name], model.dtype))
-                        file.write(value.contiguous().view(torch.uint8).numpy().tobytes())
-                    file.flush()
-                    sidecar.write_text(json.dumps({"identity": identity, "done": first + len(value)}))
+            return done
+
+    def note(done: int) -> None:
+        with _writing(out):
+            sidecar.write_text(json.dumps({"identity": identity, "done": done}))
+
+    def finish() -> None:
+        with _writing(out):
             part.replace(out)
             sidecar.unlink(missing_ok=True)
+
+    try:
+        done = once(laid_out, processes)
+        runs = _runs(model, images, wanted, size, done, progress, processes)
+        at_once = size * place_in_group(processes)[1]
+        with _writing(out), part.open("r+b") as file:
+            for begin in range(done, len(images), at_once):
+                for first, values in islice(runs, 1):
+                    for name, value in values.items():
+                        file.seek(len(header) + starts[name] + first * _row(shapes[name], model.dtype))
+                        file.write(value.contiguous().view(torch.uint8).numpy().data)
+                    file.flush()
+                summed(np.zeros(1), processes)  # until all have written
+                if is_first(processes):
+                    note(min(begin + at_once, len(images)))
+        once(finish, processes)
+    finally:
+        lock.__exit__()
+    return Activations.load(out)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise FileError(f"cannot write {out}: {error.strerror or error}") from error
-    return Activations.load(out)
+
+
+def _is_there(out: Path, identity: str) -> bool:
+    """Whether the file has been written already; what else has its name is refused."""
+    if out.is_dir():
+        raise FileError(f"{out} is a folder: name a file in it, such as {out / 'acts.safetensors'}")
+    if out.exists() and not _is_done(out, identity):
+        raise FileError(f"{out} is there already and holds something else: delete it, or write elsewhere")
+    return out.exists()
 
 
 def _header(

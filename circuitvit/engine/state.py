@@ -24,7 +24,8 @@ from torch import Tensor
 
 from circuitvit._lock import Lock
 from circuitvit._version import __version__
-from circuitvit.errors import CircuitViTError, DataError, FileError, OptionError
+from circuitvit.engine.processes import agreed, is_first, once
+from circuitvit.errors import CircuitViTError, DataError, FileError, OptionError, ProcessError
 from circuitvit.graph.files import write_bytes
 from circuitvit.tasks import PreparedTask
 from circuitvit.tasks.images import Images
@@ -53,7 +54,7 @@ class StateFile:
 
     Leaving by an exception, such as Ctrl-C, writes what was kept last; leaving well deletes the file. While
     work goes on the file is locked: a second run that is given the same one is told who is at work. Without
-    a path nothing is ever written.
+    a path nothing is ever written. Of a task that processes share, the first reads and writes for all.
 
     Args:
         path: of the file; None for no state.
@@ -84,19 +85,14 @@ class StateFile:
         self._kept: Callable[[], Saved] | None = None
         self._lock: Lock | None = None
         self._written = time.monotonic()
+        self._prepared = prepared
         if self.path is None:
+            self.settings = agreed(self.settings, prepared.processes)
             return
-        self._run = {
-            "model": prepared.model.weights_hash,
-            "task": task_digest(prepared),
-            "work": work,
-            "version": __version__,
-        }
-        if self.path.exists():
-            self.saved = self._load()
+        self.saved = once(lambda: self._found(work), prepared.processes)
+        self.settings = agreed(self.settings, prepared.processes)
+        if self.saved is not None:
             self.settings = self.saved.numbers["settings"]
-        elif not self.path.parent.is_dir():
-            raise FileError(f"cannot keep a state in {self.path}: there is no folder {self.path.parent}")
 
     def keep(self, make: Callable[[], Saved]) -> None:
         """Note the present state, and write it if the last one written is some seconds old.
@@ -105,7 +101,7 @@ class StateFile:
             make: gives the state, whenever it is called before the next `keep`.
         """
         self._kept = make
-        if self.path is not None and time.monotonic() - self._written > EVERY:
+        if self._writes and time.monotonic() - self._written > EVERY:
             try:
                 self._write()
             except FileError as error:  # a full disk must not end hours of work
@@ -114,22 +110,36 @@ class StateFile:
 
     def __enter__(self) -> StateFile:
         if self.path is not None:
-            self._lock = Lock(self.path.with_name(f"{self.path.name}.lock"), f"the state {self.path}")
-            self._lock.__enter__()
+            once(self._seize, self._prepared.processes)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.path is None or self._lock is None:
+        if self.path is None:
             return
         try:
-            if error is None:
+            if self._lock is not None and error is None:
                 self.path.unlink(missing_ok=True)
-            elif self._kept is not None and not isinstance(error, CircuitViTError):
+            elif self._lock is not None and self._kept is not None and not isinstance(error, CircuitViTError):
                 self._write()
         finally:
-            self._lock.__exit__()
+            if self._lock is not None:
+                self._lock.__exit__()
+        if isinstance(error, ProcessError):
+            kept = f"{self.path} holds what has been done: the same call goes on from there"
+            left = kept if self.path.exists() else "Nothing has been saved"
+            raise ProcessError(f"{error}. {left}") from error
+
+    @property
+    def _writes(self) -> bool:
+        """Whether there is a file, and this is the process that writes it for all."""
+        return self.path is not None and is_first(self._prepared.processes)
+
+    def _seize(self) -> None:
+        assert self.path is not None, "checked by the caller"
+        self._lock = Lock(self.path.with_name(f"{self.path.name}.lock"), f"the state {self.path}")
+        self._lock.__enter__()
 
     def _write(self) -> None:
         assert self.path is not None, "checked by the callers"
@@ -145,6 +155,21 @@ class StateFile:
         }
         write_bytes(self.path, save(tensors, metadata))
         self._written = time.monotonic()
+
+    def _found(self, work: str) -> Saved | None:
+        """What an earlier run left."""
+        assert self.path is not None, "checked by the caller"
+        self._run = {
+            "model": self._prepared.model.weights_hash,
+            "task": task_digest(self._prepared),
+            "work": work,
+            "version": __version__,
+        }
+        if self.path.exists():
+            return self._load()
+        if not self.path.parent.is_dir():
+            raise FileError(f"cannot keep a state in {self.path}: there is no folder {self.path.parent}")
+        return None
 
     def _load(self) -> Saved:
         assert self.path is not None, "checked by the caller"

@@ -13,9 +13,9 @@ from circuitvit.export.picture import picture_of
 from circuitvit.export.plain_page import diagram_uri, rendered, write_page
 from circuitvit.graph.files import clean
 from circuitvit.verification.certificates import ABSTAIN, IN, Certificate
-from circuitvit.verification.cue import VERDICTS, Audit, percent, points, sentence
+from circuitvit.verification.cue import VERDICTS, Audit, sentence
 from circuitvit.verification.group_accuracy import GroupAccuracy
-from circuitvit.verification.statistics import Estimate
+from circuitvit.verification.statistics import Estimate, percent, points
 
 DRAWN = 80
 """How many edges a diagram shows of either circuit: with more, none can be followed."""

@@ -297,11 +297,11 @@ class Graph(Remade):
         """The edges that are kept in a run, of a circuit's and those that always are.
 
         Args:
-            kept: `(sender, receiver, group)`, of any groups of tokens, not only the graph's.
+            kept: `(*mask, sender, receiver, group)`, of any groups of tokens, not only the graph's.
         """
         if not self.always.any():
             return kept
-        same = kept.shape == self.always.shape
+        same = kept.shape[-1] == self.always.shape[-1]
         return kept | (self.always if same else self.always.any(axis=2, keepdims=True))
 
     @cached_property
@@ -329,7 +329,7 @@ class Graph(Remade):
     def names_of(self, mask: EdgeMask) -> Iterator[str]:
         """The names of the edges where `mask` `(sender, receiver, group)` is True, in graph order."""
         single = len(self.groups) == 1
-        for sender, receiver, group in np.argwhere(mask):
+        for sender, receiver, group in np.argwhere(mask).tolist():
             named = "" if single else self.groups[group]
             yield edge_name(self.senders[sender], self.receivers[receiver], named)
 

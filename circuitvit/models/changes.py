@@ -253,6 +253,7 @@ class Change:
         columns: the keys that are changed, of scores and patterns.
         kinds: of all tokens, and of all keys.
         number: of the neuron (coordinate, class) that is changed alone; None for all.
+        base: of values that are known to be those of certain base images, the fingerprint of these.
     """
 
     site: Site
@@ -261,6 +262,7 @@ class Change:
     columns: Chosen = field(default_factory=Chosen)
     kinds: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     number: int | None = None
+    base: str = ""
 
     @property
     def name(self) -> str:

@@ -339,6 +339,23 @@ class Model:
         own = (*(change.images for change in self.edits), *(how.images for how in self.refinements.values()))
         return next((images for images in own if images is not None), None)
 
+    def check_base(self, images: Callable[[], str]) -> None:
+        """Refuse base images other than those that edits hold values of.
+
+        Args:
+            images: gives the fingerprint of those at hand; only called where there are such edits.
+
+        Raises:
+            OptionError: naming the edits.
+        """
+        bound = [change for change in self.edits if change.base]
+        if bound and (given := images()) != bound[0].base:
+            held = ", ".join(change.name for change in bound if change.base != given)
+            raise OptionError(
+                f"{held} of {self.name} is frozen at what it was on other base images than these: give "
+                "those, in the same order, or freeze it on these with cv.refine_nodes(..., task=this task)"
+            )
+
     def batch_of(self, images: int, size: int) -> int:
         """How many images to run at once, where it is not `size` because edits are for all of them.
 

@@ -80,6 +80,10 @@ class ParallelStage(Stage):
 
     # -- side by side --------------------------------------------------------------------------------
 
+    @property
+    def n_reads(self) -> int:
+        return sum(part.n_reads for part in self.apart)
+
     def split_reads(self, reads: Reads) -> tuple[Reads, ...]:
         return tuple(_split(self.apart, reads))
 

@@ -103,7 +103,8 @@ class Stage(ABC):
         Args:
             streams: what is seen.
             source: for each receiver the number of its stream; -1 for one that reads what is `known`.
-            known: reads of all receivers, looked at where the source is -1.
+            known: reads of all receivers, looked at where the source is -1; without it, what is given for
+                those means nothing.
         """
 
     @abstractmethod

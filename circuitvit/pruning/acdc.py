@@ -26,16 +26,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit._keywords import running
+from circuitvit.attribution.costs import exact_cost, tell_time
 from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import (
-    BatchRun,
     Evaluator,
     Replay,
     Saved,
     StateFile,
-    choose_batch_size,
+    agreed,
     new_workspace,
+    own_part,
+    place_in_group,
     progress_bar,
+    summed,
 )
 from circuitvit.errors import DataError, OptionError, check_number
 from circuitvit.graph import Circuit, EdgeMask
@@ -66,6 +69,7 @@ def acdc(
     *,
     divergence: Divergence = "kl",
     state: str | Path | None = None,
+    processes: bool = False,
     batch_size: int | None = None,
     memory: int | str | None = None,
     progress: bool = True,
@@ -81,6 +85,8 @@ def acdc(
             only "metric" means anything.
         state: a file in which the search keeps what it has done: given again after an interruption, with
             the same model, task and settings, it goes on where it was. Deleted at the end.
+        processes: share the pairs, or of few pairs the tests, among the processes of `torch.distributed`,
+            which must all make this call.
         batch_size: pairs at once; by default what `memory` allows.
         memory: bytes that a batch, and what is kept between runs, may take.
         progress: whether to show a bar.
@@ -103,13 +109,16 @@ def acdc(
             f"the outputs of {model.name} are no classes, so there is no KL of predictions: give "
             "divergence='metric', and tau in units of the metric"
         )
-    prepared = prepare(model, task, progress)
-    size = choose_batch_size(prepared, memory) if batch_size is None else batch_size
+    prepared = prepare(model, task, progress, processes)
+    size = Evaluator(prepared, batch_size=batch_size, memory=memory).batch_size
     work = f"acdc, tau {tau!r}, {divergence}, batch size {batch_size}"
     with StateFile(state, prepared, work, settings={"size": size}) as kept_in:
         evaluator = Evaluator(prepared, batch_size=int(kept_in.settings["size"]), memory=memory)
-        judge = _Judge(evaluator.all_batches(), divergence)
+        judge = _Judge(evaluator, divergence)
         _refuse_no_effect(prepared, judge)
+        tell_time(
+            prepared, "acdc", exact_cost(prepared.graph), evaluator.batch_size, progress, most=True
+        )  # shortcuts and small circuits make it less
         kept = _search(prepared, judge, tau, kept_in, progress)
     provenance = provenance_of(prepared, "acdc").with_parameters(tau=tau, divergence=divergence)
     return Circuit(prepared.graph, without_dead(prepared, kept), provenance=provenance)
@@ -162,10 +171,10 @@ class _Visit:
         left = [(int(sender), int(group)) for sender, group in np.argwhere(self.kept[:, self.receiver])[::-1]]
         while left:
             ahead = left[: self.pace]
-            done, accepted = self._accept(ahead, self.judge.divergences(self.replays, self._states(ahead)))
+            states = self._states(ahead)
+            done, accepted = self._accept(ahead, self.judge.divergences(self.replays, states))
             if accepted is not None:
-                for replay in self.replays:
-                    replay.commit(accepted)
+                self.judge.commit(self.replays, states, accepted)
             left = left[done:]
             self.pace = (
                 min(2 * self.pace, self.judge.at_once) if done == len(ahead) else max(1, self.pace // 4)
@@ -210,14 +219,22 @@ class _Visit:
 
 
 class _Judge:
-    """The mean divergence from the clean run over all pairs."""
+    """The mean divergence from the clean run over all pairs. Processes share batches, or predicted states
+    where batches are too few, and all know what any of them found."""
 
-    def __init__(self, runs: list[BatchRun], divergence: Divergence) -> None:
-        self.divergence = divergence
-        self.runs = [(run, run.metric(run.base.logits), new_workspace(run.sources)) for run in runs]
-        self.scale = 1.0 if divergence == "kl" else max(float(clean.abs().max()) for _, clean, _ in self.runs)
-        images = max(len(clean) for _, clean, _ in self.runs)
-        self.at_once = max(1, (GPU_IMAGES if self.runs[0][1].is_cuda else CPU_IMAGES) // images)
+    def __init__(self, evaluator: Evaluator, divergence: Divergence) -> None:
+        self.divergence, self.evaluator, self.processes = divergence, evaluator, evaluator.prepared.processes
+        self.runs = [
+            (run, run.metric(run.base.logits), new_workspace(run.sources)) for run in evaluator.own_batches()
+        ]
+        self.by_batch = len(evaluator.own) < evaluator.n_batches
+        largest = np.zeros(evaluator.n_batches)
+        largest[evaluator.own] = [float(clean.abs().max()) for _, clean, _ in self.runs]
+        largest = summed(largest, self.by_batch)
+        self.scale = 1.0 if divergence == "kl" else agreed(float(largest.max()), self.processes)
+        images = GPU_IMAGES if self.runs[0][1].is_cuda else CPU_IMAGES
+        among = 1 if self.by_batch else place_in_group(self.processes)[1]
+        self.at_once = among * max(1, images // min(len(evaluator), evaluator.batch_size))
 
     def take_up(self, kept: EdgeMask) -> None:
         """Bring the workspaces to the run of a mask."""
@@ -226,7 +243,8 @@ class _Judge:
 
     def __call__(self, kept: EdgeMask) -> float:
         """The divergence of a mask, by a plain masked run."""
-        return self._mean([run.logits(kept)[None] for run, _, _ in self.runs])[0]
+        mine = self._mine(1)
+        return self._mean([run.logits(kept)[None] for run, _, _ in self.runs if mine], mine, 1)[0]
 
     def replays(self, kept: EdgeMask, receiver: int) -> list[Replay]:
         """Replays at a receiver for every batch; the workspaces hold the run of `kept`."""
@@ -234,19 +252,38 @@ class _Judge:
 
     def divergences(self, replays: list[Replay], heard: EdgeMask) -> list[float]:
         """That of each candidate for the edges into the replays' receiver, `(sender, candidate, group)`."""
-        graph = self.runs[0][0].sources.graph
-        upstream = graph.upstream[graph.receiver_stages[replays[0].receiver]]
-        return self._mean([replay(heard[upstream]) for replay in replays])
+        mine = self._mine(heard.shape[1])
+        states = self._upstream(replays, heard)[:, mine.start : mine.stop]
+        return self._mean([replay(states) for replay in replays if mine], mine, heard.shape[1])
 
-    def _mean(self, logits: list[Float[Tensor, "candidate batch class"]]) -> list[float]:
-        total, count = torch.zeros((), dtype=torch.float64), 0
-        for (run, clean, _), found in zip(self.runs, logits, strict=True):
+    def commit(self, replays: list[Replay], heard: EdgeMask, accepted: int) -> None:
+        """Make one of the candidates just asked for the present run; who has not run it does so."""
+        mine = self._mine(heard.shape[1])
+        for replay in replays:
+            if accepted not in mine:
+                replay(self._upstream(replays, heard)[:, accepted : accepted + 1])
+            replay.commit(mine.index(accepted) if accepted in mine else 0)
+
+    def _upstream(self, replays: list[Replay], heard: EdgeMask) -> EdgeMask:
+        graph = self.evaluator.graph
+        return heard[graph.upstream[graph.receiver_stages[replays[0].receiver]]]
+
+    def _mine(self, count: int) -> range:
+        """Which of so many candidates this process runs."""
+        return range(count)[slice(None) if self.by_batch else own_part(count, self.processes)]
+
+    def _mean(
+        self, logits: list[Float[Tensor, "candidate batch class"]], mine: range, count: int
+    ) -> list[float]:
+        """The mean over all pairs, from the logits of own batches and candidates."""
+        sums = np.zeros((self.evaluator.n_batches, count))
+        for number, (run, clean, _), found in zip(self.evaluator.own, self.runs, logits, strict=False):
             distances = (
                 kl(run.clean_logits, found) if self.divergence == "kl" else (run.metric(found) - clean).abs()
             )
-            total = total + distances.double().sum(dim=-1).cpu()
-            count += len(clean)
-        return (total / count).tolist()
+            sums[number, mine] = distances.double().sum(dim=-1).cpu().numpy()
+        total: list[float] = (summed(sums, self.processes).sum(axis=0) / len(self.evaluator)).tolist()
+        return total
 
 
 def _refuse_no_effect(prepared: PreparedTask, judge: _Judge) -> None:

@@ -183,6 +183,7 @@ def find(
     start: Start | None = None,
     plan: Plan | None = None,
     state: str | Path | None = None,
+    processes: bool = False,
     seed: int = 0,
     batch_size: int = 16,
     memory: int | str | None = None,
@@ -209,6 +210,8 @@ def find(
         state: a file in which the search keeps what it has done: given again after an interruption, with
             the same model, task and settings, it goes on where it was and finds the identical circuit.
             Deleted at the end.
+        processes: share the pairs, or of few pairs the circuits that are run, among the processes of
+            `torch.distributed`, which must all make this call; each gets what was found.
         seed: of the training.
         batch_size: pairs in a training step.
         memory: bytes that a batch, and what is kept between runs, may take.
@@ -238,7 +241,7 @@ def find(
     if start not in (None, "mask", "whole"):
         raise OptionError(f"a search starts from the 'mask' or the 'whole' model, not {start!r}")
     deadline = seconds(within)
-    prepared = prepare(model, task, progress)
+    prepared = prepare(model, task, progress, processes)
     start = start or ("whole" if prepared.graph.n_edges <= SMALL else "mask")
     if keep == "prediction":
         check_predicts(model)
@@ -339,7 +342,7 @@ def _plan(evaluator: Evaluator, deadline: float, given: Plan) -> tuple[Plan, flo
     steps = min(max(steps, STEP_LIMITS[0]), STEP_LIMITS[1])
     trim_runs = max(LEAST_TRIM_RUNS, int(deadline * (1 - TRAINING_SHARE) / per_run))
     needed = steps * per_step + (2 * CHECKPOINTS + trim_runs) * per_run
-    return replace(given, steps=steps, trim_runs=trim_runs), needed
+    return evaluator.agreed((replace(given, steps=steps, trim_runs=trim_runs), needed))
 
 
 def _plan_from_whole(evaluator: Evaluator, deadline: float, given: Plan) -> tuple[Plan, float]:
@@ -351,7 +354,7 @@ def _plan_from_whole(evaluator: Evaluator, deadline: float, given: Plan) -> tupl
     evaluator.values(changed(edges, [tuple(np.argwhere(edges)[-1])], False))  # the whole is known already
     took = time.perf_counter() - begin
     runs = max(LEAST_TRIM_RUNS, int(deadline / took))
-    return replace(given, steps=0, trim_runs=runs), runs * took
+    return evaluator.agreed((replace(given, steps=0, trim_runs=runs), runs * took))
 
 
 # -- what is trimmed -----------------------------------------------------------------------------

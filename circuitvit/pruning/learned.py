@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -32,7 +33,18 @@ from torch import Tensor
 
 from circuitvit._keywords import running
 from circuitvit.attribution.scoring import provenance_of
-from circuitvit.engine import BatchRun, Evaluator, Saved, progress_bar, refuse_inference_mode, soft_run
+from circuitvit.engine import (
+    BatchRun,
+    Evaluator,
+    Saved,
+    agreed,
+    own_part,
+    place_in_group,
+    progress_bar,
+    refuse_inference_mode,
+    soft_run,
+    summed,
+)
 from circuitvit.errors import OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.graph.results import Record, Result
@@ -172,6 +184,7 @@ def learn_mask(
     settings: MaskSettings | None = None,
     *,
     warm_start: EdgeScores | None = None,
+    processes: bool = False,
     progress: bool = True,
 ) -> LearnedMask:
     """Train a mask of about `edges` edges.
@@ -182,6 +195,8 @@ def learn_mask(
         edges: how many should be kept at the end.
         settings: of the training.
         warm_start: scores by whose ranks the gates start more or less open.
+        processes: share the pairs of every step among the processes of `torch.distributed`, which must all
+            make this call.
         progress: whether to show a bar.
 
     Raises:
@@ -192,7 +207,9 @@ def learn_mask(
         >>> import circuitvit as cv  # doctest: +SKIP
         >>> circuit = cv.learn_mask(model, task, edges=100).circuit  # doctest: +SKIP
     """
-    one = learn_masks(model, task, [edges], settings, warm_start=warm_start, progress=progress)
+    one = learn_masks(
+        model, task, [edges], settings, warm_start=warm_start, processes=processes, progress=progress
+    )
     return one[0]
 
 
@@ -204,6 +221,7 @@ def learn_masks(
     settings: MaskSettings | None = None,
     *,
     warm_start: EdgeScores | None = None,
+    processes: bool = False,
     progress: bool = True,
 ) -> list[LearnedMask]:
     """Train one mask down to several sizes, and hand on what it is at each.
@@ -217,6 +235,7 @@ def learn_masks(
         edges: how many should be kept, for each mask.
         settings: of the training; its steps are those down to the smallest size.
         warm_start: scores by whose ranks the gates start more or less open.
+        processes: as in `learn_mask`.
         progress: whether to show a bar.
 
     Returns:
@@ -231,7 +250,7 @@ def learn_masks(
         >>> curve = cv.circuit_curve(model, task, [mask.circuit for mask in masks], "masks")  # doctest: +SKIP
     """
     settings = settings or MaskSettings()
-    prepared = prepare(model, task, progress)
+    prepared = prepare(model, task, progress, processes)
     sizes = check_sizes(edges, prepared.graph)
     trainer = MaskTrainer(prepared, sizes[-1], settings, warm_start, rests=sizes[:-1])
     provenance = provenance_of(prepared, "learned-mask", settings.seed).with_parameters(**asdict(settings))
@@ -303,6 +322,8 @@ class MaskTrainer:
         self.ends = [arrived + self._rest * (place + 1) for place, arrived in enumerate(arrivals)]
         self.ends.append(settings.steps + self._rest * len(rests))
         self._pairs = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
+        self._rows = prepared.row_ranges(self._pairs.batch_size)
+        self._parts = place_in_group(prepared.processes)[1]  # of a minibatch; a run that goes on keeps them
         known = evaluator or self._pairs
         known.check_effect(level=0)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
@@ -313,24 +334,44 @@ class MaskTrainer:
     def step(self) -> None:
         """One step of Adam on one minibatch."""
         if not self._queue:
-            order = torch.randperm(self._pairs.n_batches, generator=self._generator)
+            order = torch.randperm(len(self._rows), generator=self._generator)
             self._queue = order.flip(0).tolist()
-        run = self._pairs.batch(self._queue.pop())
         mask = self.units.mask(self.sampler.sample(self._phi, self._generator))
-        # a gate that is shut has no gradient either, so that leaving it out of the run changes nothing
-        possible = (mask.detach() > 0).cpu().numpy()
-        logits = soft_run(run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint, possible)
-        distance, density = self._distance(run, logits), self._density()
+        distance, slope = self._slope(self._rows[self._queue.pop()], mask)
+        density = self._density()
         excess = density - self._wanted()
-        loss = distance + self._multipliers[0] * excess + self._multipliers[1] * excess.square()
+        price = self._multipliers[0] * excess + self._multipliers[1] * excess.square()
         for optimiser in self._optimisers.values():
             optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        price.backward()  # type: ignore[no-untyped-call]
+        assert self._phi.grad is not None, "the density depends on every gate"
+        self._phi.grad += slope
         for optimiser in self._optimisers.values():
             optimiser.step()
         self.trace.target.append(self._wanted())
         self.trace.distance.append(distance.item())
         self.trace.density.append(density.item())
+
+    def _slope(self, rows: range, mask: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, " gate"]]:
+        """The mean distance over some pairs, and its gradient by the gates' log-odds. Where processes share
+        the pairs, each differentiates its part of them, and all add the parts up in one order."""
+        ends = [len(rows) * n // self._parts for n in range(self._parts + 1)]
+        parts = [rows[first:last] for first, last in pairwise(ends)]
+        own = [n for n in range(self._parts)[own_part(self._parts, self.prepared.processes)] if parts[n]]
+        # a gate that is shut has no gradient either, so that leaving it out of the run changes nothing
+        possible = (mask.detach() > 0).cpu().numpy()
+        mask = mask.to(self.prepared.model.dtype)
+        found = torch.zeros(self._parts, 1 + len(self._phi), dtype=torch.float64, device=self._phi.device)
+        for n in own:
+            run = self._pairs.pairs(parts[n])
+            logits = soft_run(run.sources, mask, self.settings.checkpoint, possible)
+            distance = self._distance(run, logits) * (len(parts[n]) / len(rows))
+            (slope,) = torch.autograd.grad(distance, self._phi, retain_graph=n != own[-1])
+            found[n, 0], found[n, 1:] = distance.detach(), slope
+        if self.prepared.processes:
+            found = torch.from_numpy(summed(found.cpu().numpy())).to(found.device)
+        total = found.sum(dim=0)
+        return total[0], total[1:].to(self._phi.dtype)
 
     def state(self) -> Saved:
         """Everything that the training needs to go on, copied."""
@@ -348,7 +389,7 @@ class MaskTrainer:
             ),
             **optimisers,
         }
-        return Saved(tensors, {"queue": list(self._queue)})
+        return Saved(tensors, {"queue": list(self._queue), "parts": self._parts})
 
     def restore(self, saved: Saved) -> None:
         """Go on where another trainer of the same task and settings was."""
@@ -364,18 +405,18 @@ class MaskTrainer:
             optimiser.load_state_dict({**optimiser.state_dict(), "state": {0: found} if found else {}})
         self._generator.set_state(saved.tensors["generator"])
         self.trace = Trace(*(row.tolist() for row in saved.tensors["trace"]))
-        self._queue = list(saved.numbers["queue"])
+        self._queue, self._parts = list(saved.numbers["queue"]), int(saved.numbers["parts"])
 
     def open_edges(self) -> EdgeMask:
         """The edges that are more open than not, `(sender, receiver, group)`."""
-        return self.units.kept(self._phi)
+        return agreed(self.units.kept(self._phi), self.prepared.processes)
 
     def openness(self) -> NDArray[np.float64]:
         """Log-odds of every edge's least open gate, `(sender, receiver, group)`; `-inf` for no edge."""
         always = torch.cat([self._phi.detach().cpu(), torch.tensor([torch.inf])])
         values = np.full(self.prepared.graph.shape, -np.inf)
         values[self.prepared.graph.edge_mask] = always[self.units.factors].amin(dim=1).double().numpy()
-        return values
+        return agreed(values, self.prepared.processes)
 
     def _density(self) -> Float[Tensor, ""]:
         """The expected share of kept edges."""

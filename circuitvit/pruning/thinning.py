@@ -168,7 +168,8 @@ def thin(
         >>> [len(circuit) <= size for circuit, size in zip(thinned.circuits, [100, 50])]
         [True, True]
     """
-    settings, prepared = settings or ThinSettings(), prepare(model, task, progress)
+    settings = settings or ThinSettings()
+    prepared = replace(prepare(model, task, progress), processes=False)  # each of them does all of it
     sizes = check_sizes([edges] if isinstance(edges, int) else edges, prepared.graph)
     with StateFile(state, prepared, f"thin to {sizes}, {settings}") as kept_in:
         thinner = Thinner(prepared, settings)

@@ -24,6 +24,7 @@ from circuitvit._progress import progress_bar
 from circuitvit.errors import DataError, counted
 from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import ClipSpec, InputSpec
+from circuitvit.tasks.ahead import in_threads
 from circuitvit.tasks.clip_files import CLIP_SUFFIXES, check_clip, clip_of, load_clip
 from circuitvit.tasks.image_files import (
     IMAGE_SUFFIXES,
@@ -130,9 +131,20 @@ class FileImages(Images):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def slow(self) -> bool:
+        return True
+
     def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
-        loaded = [self._load(path) for path in self.paths[start:stop]]
-        return torch.stack(loaded) if loaded else torch.empty(0, *self.shape)
+        paths = self.paths[start:stop]
+        found = torch.empty(len(paths), *self.shape)
+
+        def load(row: int) -> None:
+            found[row] = self._load(paths[row])
+
+        for _ in in_threads(load, range(len(paths))):
+            pass
+        return found
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,8 +156,7 @@ class FileImages(Images):
 
     def check(self, progress: bool = True) -> None:
         with progress_bar(len(self), "checking", progress, unit=self.spec.what) as bar:
-            for path in self.paths:
-                self._check(path)
+            for _ in in_threads(self._check, self.paths):
                 bar.update()
 
     def _load(self, path: Path) -> Float[Tensor, "*shape"]:

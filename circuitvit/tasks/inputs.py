@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -19,6 +20,11 @@ class Images(ABC):
     @abstractmethod
     def take(self, start: int, stop: int) -> Float[Tensor, "image *shape"]:
         """Images `start` to `stop` (exclusive, as in a slice), in float32 on the CPU."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether taking them is work, such as decoding, that is better done while a model runs."""
+        return False
 
     @property
     @abstractmethod
@@ -39,6 +45,17 @@ class Images(ABC):
         Raises:
             DataError: for the first image that cannot be read; the message names it.
         """
+
+
+def fingerprint(images: Float[Tensor, "image *shape"]) -> bytes:
+    """The same for images that are equal pixel by pixel."""
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).digest()
+
+
+def fingerprint_in_order(images: Images) -> str:
+    """The same for the same images in the same order."""
+    each = (fingerprint(images.take(row, row + 1)) for row in range(len(images)))
+    return hashlib.sha256(b"".join(each)).hexdigest()
 
 
 def few(names: Sequence[str]) -> str:

@@ -128,7 +128,7 @@ class BoundMetric:
         clean_logits: Float[Tensor, "batch class"],
         rows: Int64[Tensor, " batch"],
     ) -> Float[Tensor, "*candidates batch"]:
-        """One number for each image.
+        """One number for each image, computed in float32 at least.
 
         Args:
             logits: to judge; leading dimensions are candidates for the same images.
@@ -138,16 +138,18 @@ class BoundMetric:
         Raises:
             DataError: if the formula gives anything but one finite number for each image.
         """
-        target = None if self.target is None else self.target[rows].to(logits.device)
-        foil = None if self.foil is None else self.foil[rows].to(logits.device)
-        values = self.metric.formula(logits, Inputs(clean_logits, target, foil, self.vector))
+        target = None if self.target is None else self.target[rows].to(logits.device, non_blocking=True)
+        foil = None if self.foil is None else self.foil[rows].to(logits.device, non_blocking=True)
+        inputs = Inputs(_wide(clean_logits), target, foil, self.vector)
+        values = self.metric.formula(_wide(logits), inputs)
         if values.shape != logits.shape[:-1]:
             raise DataError(
                 f"metric {self.metric.name!r} gave shape {tuple(values.shape)} for logits "
                 f"{tuple(logits.shape)}: it must give one number for each image"
             )
-        # logits that are no numbers are the model's fault, and are refused as such where it was run
-        if not values.isfinite().all() and logits.isfinite().all():
+        # Formulas of classes are finite where logits are, and a look at the values would stop a GPU's queue.
+        # Logits that are no numbers are the model's fault, and are refused as such where it was run.
+        if not self.metric.of_classes and not values.isfinite().all() and logits.isfinite().all():
             broken = ~values.isfinite().flatten(0, -2).all(dim=0) if values.ndim > 1 else ~values.isfinite()
             image = int(rows[broken.cpu()][0])
             raise DataError(
@@ -459,7 +461,7 @@ def _required(given: Tensor | None) -> Tensor:
 
 
 def _wide(outputs: Tensor) -> Tensor:
-    """At least float32: a cosine near 1 has few digits in half precision."""
+    """At least float32: differences of logits, and cosines near 1, have few digits in half precision."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 

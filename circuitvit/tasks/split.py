@@ -5,7 +5,6 @@ Pairs that share an image, clean or corrupt, hang together, also by way of other
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -21,7 +20,8 @@ from circuitvit.errors import DataError, check_number
 from circuitvit.models import Model
 from circuitvit.tasks.classes import ClassSpec
 from circuitvit.tasks.groups import TokenGroups
-from circuitvit.tasks.images import Images, TensorImages
+from circuitvit.tasks.images import FileImages, Images, TensorImages
+from circuitvit.tasks.inputs import fingerprint
 from circuitvit.tasks.metrics import PerPair
 from circuitvit.tasks.task import PreparedTask, Task, prepare
 
@@ -239,7 +239,11 @@ class SomeImages(Images):
 
 
 def _chosen(images: Images, rows: tuple[int, ...], change: Callable[[Tensor], Tensor] | None) -> Images:
-    some = SomeImages(images, rows)
+    some = (
+        replace(images, paths=tuple(images.paths[row] for row in rows))
+        if isinstance(images, FileImages)
+        else SomeImages(images, rows)
+    )
     return some if change is None else TensorImages(change(some.take(0, len(some))))
 
 
@@ -271,8 +275,3 @@ def _of(name: str) -> str:
 def _sides(prepared: PreparedTask, chosen: Sequence[int]) -> Split:
     others = sorted(set(range(len(prepared))) - set(chosen))
     return Split(select_pairs(prepared, others), select_pairs(prepared, sorted(chosen)))
-
-
-def fingerprint(image: Float[Tensor, "1 *shape"]) -> bytes:
-    """The same for images that are equal pixel by pixel."""
-    return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from PIL.Image import Image
 from torch import Tensor
 
+from circuitvit._keywords import check_processes
 from circuitvit._progress import announce
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import Direction, Graph, notebook
@@ -25,6 +26,7 @@ from circuitvit.models import Model
 from circuitvit.models.sentences import TextSpec
 from circuitvit.models.zoo import InputSpec
 from circuitvit.tasks.ablations import Ablation, Patch, Resample, as_ablation
+from circuitvit.tasks.ahead import in_turn, ready
 from circuitvit.tasks.groups import TokenGroups
 from circuitvit.tasks.image_files import is_sentence
 from circuitvit.tasks.images import (
@@ -37,6 +39,7 @@ from circuitvit.tasks.images import (
     files_of,
     refuse_other,
 )
+from circuitvit.tasks.inputs import fingerprint_in_order
 from circuitvit.tasks.metrics import BoundMetric, ClassSpec, Metric, PerPair, as_metric, bind, logit_diff
 from circuitvit.tasks.pairs import Pairing, Pairs, check_pairing, pair_files
 from circuitvit.tasks.sentences import refuse_unlike
@@ -192,18 +195,21 @@ class Task:
             changes = {"table": None, "pairing": "", **changes}
         return replace(self, **changes)
 
-    def prepare(self, model: Model, progress: bool = False) -> PreparedTask:
+    def prepare(self, model: Model, progress: bool = False, processes: bool = False) -> PreparedTask:
         """Load and check everything for one model.
 
         Args:
             model: from `load` or `wrap`.
             progress: whether to show a bar while image files are checked.
+            processes: share the work on it among the processes of `torch.distributed`, which must all do it.
 
         Raises:
             DataError: if images cannot be read, do not match each other, or do not fit the model.
             NameNotFoundError: for an unknown class; the message suggests the nearest.
-            OptionError: for denoising, where a node's edges are kept in every run.
+            OptionError: for denoising, where a node's edges are kept in every run; if there are no processes
+                to share with.
         """
+        check_processes(processes)
         spec = self.preprocessing or model.preprocessing
         if self.direction == "denoising" and model.graph.always.any():
             raise OptionError(
@@ -213,6 +219,8 @@ class Task:
         clean, corrupt, pairing = self._images(spec)
         announce(pairing, progress and bool(pairing))
         _check_images(clean, corrupt, model, progress)
+        base = corrupt if self.direction == "denoising" and corrupt is not None else clean
+        model.check_base(partial(fingerprint_in_order, base))
         assert isinstance(self.metric, Metric)
         assert not isinstance(self.ablation, str)
         if isinstance(self.ablation, Resample) and len(clean) < 2:
@@ -240,6 +248,7 @@ class Task:
             spec=spec,
             pairing=pairing,
             code=as_python(self),
+            processes=processes,
         )
 
     def _images(self, spec: InputSpec) -> tuple[Images, Images | None, str]:
@@ -334,6 +343,8 @@ class PreparedTask:
         code: the Python that makes the task; "" where it was made of tensors or functions.
         shared: which of how many equal runs of the pairs the batches come from; `(0, 1)` for all. Everything
             else, such as means over all images, is of the whole task.
+        processes: whether the processes of `torch.distributed` share the work on the task. Whoever knows how
+            takes a share of it and exchanges what was found; everybody else does all of it.
     """
 
     model: Model
@@ -348,13 +359,15 @@ class PreparedTask:
     pairing: str = ""
     code: str = ""
     shared: tuple[int, int] = (0, 1)
+    processes: bool = False
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def share(self, number: int, count: int) -> PreparedTask:
-        """The task whose batches come from one of `count` runs of the pairs, as equal as can be."""
-        return replace(self, shared=(number, count))
+        """The task whose batches come from one of `count` runs of the pairs, as equal as can be, and which
+        is not shared any further."""
+        return replace(self, shared=(number, count), processes=False)
 
     @property
     def is_whole(self) -> bool:
@@ -386,7 +399,12 @@ class PreparedTask:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pairs in order, `size` at a time; files are decoded as they are needed."""
-        return (self.batch(rows) for rows in self.row_ranges(size))
+        return self.batches_at(self.row_ranges(size))
+
+    def batches_at(self, parts: Sequence[range]) -> Iterator[Batch]:
+        """The pairs of some ranges of rows in turn; files of the next are decoded while one is worked on."""
+        for rows, read in zip(parts, in_turn(self._read, parts, self._sides), strict=True):
+            yield self._batch(rows, read)
 
     def row_ranges(self, size: int) -> list[range]:
         """The rows of each batch, `size` at a time."""
@@ -396,26 +414,32 @@ class PreparedTask:
 
     def batch(self, rows: range) -> Batch:
         """The pairs of a contiguous range of rows."""
-        members = None
+        return self._batch(rows, self._read(rows))
+
+    @property
+    def _sides(self) -> list[Images]:
+        return [self.base] if self.reference is None else [self.base, self.reference]
+
+    def _read(self, rows: range) -> list[Tensor]:
+        return [ready(each, rows, self.model) for each in self._sides]
+
+    def _batch(self, rows: range, read: Sequence[Tensor]) -> Batch:
+        members, device = None, self.model.device
         if self.groups is not None:
-            members = self.groups.members.to(self.model.device)
+            members = self.groups.members.to(device)
             members = members[rows.start : rows.stop] if members.ndim == 2 else members
-        return Batch(
-            torch.arange(rows.start, rows.stop),
-            self._on_device(self.base, rows),
-            None if self.reference is None else self._on_device(self.reference, rows),
-            members,
-        )
-
-    def _on_device(self, images: Images, rows: range) -> Tensor:
-        return images.take(rows.start, rows.stop).to(self.model.device, self.model.dtype)
+        base, *reference = (each.to(device, non_blocking=True) for each in read)
+        return Batch(torch.arange(rows.start, rows.stop), base, reference[0] if reference else None, members)
 
 
-def prepare(model: Model, task: Task | PreparedTask, progress: bool = False) -> PreparedTask:
+def prepare(
+    model: Model, task: Task | PreparedTask, progress: bool = False, processes: bool = False
+) -> PreparedTask:
     """A task prepared for a model: the one door. A task that is prepared already is not read again.
 
     Raises:
-        OptionError: if it was prepared for another model, or what is given is no model or no task.
+        OptionError: if it was prepared for another model, what is given is no model or no task, or there are
+            no processes to share the work with.
         ModelError: if the module that was wrapped has got other parts since, see `Model.refresh`.
     """
     if not isinstance(model, Model):
@@ -425,10 +449,11 @@ def prepare(model: Model, task: Task | PreparedTask, progress: bool = False) -> 
         raise OptionError(f"{type(task).__name__} is no task: give a cv.Task after the model")
     model.refresh()
     if isinstance(task, Task):
-        return task.prepare(model, progress)
+        return task.prepare(model, progress, processes)
     if task.model is not model:
         raise OptionError(f"the task was prepared for {task.model.name}, not for this {model.name}")
-    return task
+    check_processes(processes)
+    return replace(task, processes=True) if processes and not task.processes else task
 
 
 def _column(values: list[Any], side: str, path: str | Path) -> PerPair | None:
@@ -538,5 +563,6 @@ def batches_of(
     size = BATCH if batch_size is None else batch_size
     check_whole("the batch size (batch_size)", size)
     size = model.batch_of(len(images), size)
-    for start in range(0, len(images), size):
-        yield images.take(start, min(start + size, len(images))).to(model.device, model.dtype)
+    parts = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    for read in in_turn(partial(ready, images, model=model), parts, [images]):
+        yield read.to(model.device, non_blocking=True)

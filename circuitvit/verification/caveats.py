@@ -11,8 +11,8 @@ from circuitvit.graph.fidelity import fidelity_sentence
 from circuitvit.tasks import Patch, PerPair, PreparedTask, Resample, Zero
 from circuitvit.tasks.ablations import same_ablation
 from circuitvit.tasks.classes import taken_on_trust
+from circuitvit.tasks.inputs import fingerprint
 from circuitvit.tasks.metrics import same_metric
-from circuitvit.tasks.split import fingerprint
 from circuitvit.verification.cross_effects import ALPHA, CrossEffect
 from circuitvit.verification.faithfulness import origin_differs
 from circuitvit.verification.report import CircuitSize, Section

@@ -49,7 +49,7 @@ from scipy import stats
 from circuitvit._keywords import running
 from circuitvit._progress import progress_bar
 from circuitvit.attribution import provenance_of
-from circuitvit.attribution.budget import seconds
+from circuitvit.attribution.budget import Budget, seconds
 from circuitvit.attribution.by_pair import scores_by_pair
 from circuitvit.attribution.methods import DEFAULT, check_keywords, find_method
 from circuitvit.attribution.scoring import Running, check_effects
@@ -68,6 +68,9 @@ Rows = Sequence[int]
 Edges = Int64[np.ndarray, "sender receiver group"]
 
 IN, OUT, ABSTAIN = "in", "out", "abstain"
+
+ALONE = ("hybrid", "atp-star")
+"""Methods that choose by all pairs what becomes of an edge, and here for each pair by that pair alone."""
 
 MOST_PAIRS = 1_000_000
 
@@ -316,8 +319,9 @@ def certify(
         model: from `load` or `wrap`.
         task: at least two pairs. Scores need an ablation that is of each pair alone: "patch", "zero",
             constants, or a mean over images of its own.
-        method: of scores, one that scores each pair by itself; or how a circuit is found, as for `stability`,
-            such as `lambda model, task: cv.find(model, task, within="20s").circuit`.
+        method: of scores, each pair's by itself ("hybrid" chooses for each pair anew which effects are
+            exact); or how a circuit is found, as for `stability`, such as
+            `lambda model, task: cv.find(model, task, within="20s").circuit`.
         edges: how many edges of the best scores make a circuit; a tenth of the graph's by default.
         selection: "top", the best edges as they are, so that each is voted on for itself; or "connected",
             whole paths, which takes longer (see `EdgeScores.connected`).
@@ -331,7 +335,7 @@ def certify(
 
     Raises:
         NameNotFoundError: for an unknown method.
-        OptionError: if a method or ablation looks at more than one pair, `n` is too small to certify
+        OptionError: if a method, ablation or budget looks at more than one pair, `n` is too small to certify
             anything, or a setting makes no sense.
         DataError: if the task has a single pair, or cannot be scored.
 
@@ -441,8 +445,13 @@ def _by_pair(
     chosen, ablation = find_method(method), prepared.ablation
     check_keywords(method, keywords)
     other = f"give a function instead: lambda model, task: cv.attribute(model, task, {method!r}).top(200)"
-    if not chosen.by_pair:
+    if not chosen.by_pair and method not in ALONE:
         raise OptionError(f"{method} looks at all pairs before it scores one; {other}, and a smaller n")
+    if (budget := keywords.get("budget")) is not None and Budget.parse(budget).seconds:
+        raise OptionError(
+            f"budget={budget!r} is shared by all pairs, also by deleted ones: give forward-equivalents for "
+            "each pair, such as budget=60"
+        )
     alone = isinstance(ablation, (Patch, Zero, Constants))
     if not (alone or (isinstance(ablation, Mean) and ablation.images is not None)):
         raise OptionError(

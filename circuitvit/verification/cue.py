@@ -18,7 +18,7 @@ from circuitvit.graph.results import Record, ToldResult
 from circuitvit.verification.certificates import Certificate
 from circuitvit.verification.cross_effects import Specificity
 from circuitvit.verification.group_accuracy import GroupAccuracy, worst
-from circuitvit.verification.statistics import Estimate, estimated
+from circuitvit.verification.statistics import Estimate, estimated, percent, points
 from circuitvit.verification.templates import row
 
 if TYPE_CHECKING:
@@ -251,33 +251,6 @@ class Audit(ToldResult):
         check_number("the least share", self.least, above=0, below=1)
         if not self.groups or any(each.n < 1 for each in (*self.groups, *self.elsewhere)):
             raise OptionError("an audit has groups, each with images")
-
-
-def percent(found: Estimate) -> str:
-    """A share for people.
-
-    Example:
-        >>> percent(Estimate(0.714, 0.65, 0.77)), percent(Estimate(0.5))
-        ('71 % (65 to 77)', '50 %')
-    """
-    value, low, high = (
-        "" if each is None else f"{round(100 * each) + 0:d}" for each in (found.value, found.low, found.high)
-    )
-    return f"{value} % ({low} to {high})" if low and high else f"{value} %"
-
-
-def points(found: Estimate) -> str:
-    """A change of a share for people, in percentage points.
-
-    Example:
-        >>> points(Estimate(0.52, 0.4, 0.63)), points(Estimate(-0.05))
-        ('+52 (+40 to +63)', '-5')
-    """
-    value, low, high = (
-        "" if each is None else f"{round(100 * each):+d}".replace("+0", "0").replace("-0", "0")
-        for each in (found.value, found.low, found.high)
-    )
-    return f"{value} ({low} to {high})" if low and high else value
 
 
 def judge(share: Estimate | None, least: float) -> str:

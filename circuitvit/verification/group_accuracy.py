@@ -15,8 +15,9 @@ from circuitvit.models import Model
 from circuitvit.tasks import Mean, PerPair, PreparedTask, Task
 from circuitvit.tasks.classes import ClassSpec, class_indices
 from circuitvit.tasks.grouped import Grouped, GroupedSpec, grouped_images
+from circuitvit.tasks.inputs import fingerprint
 from circuitvit.tasks.metrics import accuracy
-from circuitvit.tasks.split import SomeImages, fingerprint
+from circuitvit.tasks.split import SomeImages
 from circuitvit.verification.statistics import Bootstrap, Estimate, changed_share, share_interval
 
 Hits = Bool[np.ndarray, " image"]

@@ -167,7 +167,8 @@ def robustness(
     rows = []
     for kind, name, make in _conditions(prepared, ablations or {}, others or {}, perturb):
         try:
-            row = condition_row(kind, name, evaluator(prepare(model, make())), circuit, settings)
+            changed = prepare(model, make(), processes=prepared.processes)
+            row = condition_row(kind, name, evaluator(changed), circuit, settings)
         except CircuitViTError as error:
             note = f"cannot be asked: {error}"
             row = RobustnessRow(kind, name, None, None, "unclear", "unclear", note=note)

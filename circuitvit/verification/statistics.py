@@ -71,6 +71,36 @@ def _short(value: float) -> str:
     return f"{round(value, 3) + 0.0:.3f}"
 
 
+def percent(found: Estimate, digits: int = 0) -> str:
+    """A share for people; its interval in whole numbers.
+
+    Args:
+        found: from 0 to 1, or somewhat beyond.
+        digits: after the point.
+
+    Example:
+        >>> percent(Estimate(0.714, 0.65, 0.77)), percent(Estimate(0.5)), percent(Estimate(0.714), 1)
+        ('71 % (65 to 77)', '50 %', '71.4 %')
+    """
+    low, high = ("" if each is None else f"{round(100 * each) + 0:d}" for each in (found.low, found.high))
+    value = f"{round(100 * found.value, digits) + 0.0:.{digits}f} %"
+    return f"{value} ({low} to {high})" if low and high else value
+
+
+def points(found: Estimate) -> str:
+    """A change of a share for people, in percentage points.
+
+    Example:
+        >>> points(Estimate(0.52, 0.4, 0.63)), points(Estimate(-0.05))
+        ('+52 (+40 to +63)', '-5')
+    """
+    value, low, high = (
+        "" if each is None else f"{round(100 * each):+d}".replace("+0", "0").replace("-0", "0")
+        for each in (found.value, found.low, found.high)
+    )
+    return f"{value} ({low} to {high})" if low and high else value
+
+
 def estimated(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     """An estimate as columns of a table: its value, and the ends of its interval.
 

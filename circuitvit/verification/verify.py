@@ -60,6 +60,7 @@ def verify(
     n_bootstrap: int = 1000,
     tests: bool | AuditSettings = False,
     robust: bool = False,
+    processes: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
     memory: int | str | None = None,
@@ -96,6 +97,8 @@ def verify(
             for the usual settings. On held-out pairs where there are any. The random circuits are then those
             of the test of sufficiency, so that there is one p-value.
         robust: also run the circuit under other ablations, metrics and images, see `robustness`.
+        processes: share the pairs, or of few pairs the circuits that are run, among the processes of
+            `torch.distributed`, which must all make this call; each gets the report.
         seed: of the random circuits and the resampling.
         batch_size: pairs at once; by default what `memory` allows.
         memory: bytes that a batch, and what is kept between runs, may take.
@@ -118,7 +121,7 @@ def verify(
     """
     settings = Bootstrap(n_resamples=n_bootstrap, seed=seed)
     audited = AuditSettings(n_bootstrap=n_bootstrap, seed=seed) if tests is True else tests
-    prepared = [prepare(model, each, progress) for each in (task, held_out) if each is not None]
+    prepared = [prepare(model, each, progress, processes) for each in (task, held_out) if each is not None]
     evaluators = [
         Evaluator(each, batch_size=batch_size, memory=memory, progress=progress) for each in prepared
     ]
@@ -126,7 +129,7 @@ def verify(
         raise OptionError(
             f"others= gives tasks by name, such as {{'left or right': task}}, not {others!r:.60}"
         )
-    beside = {name: prepare(model, each, progress) for name, each in (others or {}).items()}
+    beside = {name: prepare(model, each, progress, processes) for name, each in (others or {}).items()}
     for each in (*prepared, *beside.values()):  # refuse another graph now, before any pairs have been run
         circuit = as_circuit(circuit, each.graph)
     assert isinstance(circuit, Circuit)

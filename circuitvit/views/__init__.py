@@ -30,6 +30,7 @@ from circuitvit.views.knockouts import KnockOuts, knock_outs
 from circuitvit.views.lens import LogitLens, logit_lens
 from circuitvit.views.matching import Match, match
 from circuitvit.views.misread import Counterfactual, Suppressed, Why
+from circuitvit.views.misread_list import Misread, misread_images
 from circuitvit.views.misread_runs import why
 from circuitvit.views.model_figures import Ability, Depth, Rightness, Use
 from circuitvit.views.model_sheet import ModelSheet
@@ -94,6 +95,7 @@ __all__ = [
     "Match",
     "MeanAblation",
     "MethodCurve",
+    "Misread",
     "ModelSheet",
     "Outcomes",
     "PatchEvidence",
@@ -140,6 +142,7 @@ __all__ = [
     "logit_lens",
     "match",
     "mean_ablate",
+    "misread_images",
     "patch_evidence",
     "position_heads",
     "registers",

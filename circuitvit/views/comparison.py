@@ -158,6 +158,7 @@ def compare(
     settings: FamilySettings | None = None,
     known: Comparison | None = None,
     after_each: Callable[[Comparison], object] = lambda comparison: None,
+    processes: bool = False,
     seed: int = 0,
 ) -> Comparison:
     """Faithfulness against size for several methods.
@@ -174,6 +175,8 @@ def compare(
         settings: sizes, ranking, and how masks are trained.
         known: an earlier comparison of the same model, task and settings, whose curves are taken over.
         after_each: called with what there is after each method.
+        processes: share the work of every method among the processes of `torch.distributed`, which must all
+            make this call; each gets the comparison.
         seed: of the split.
 
     Raises:
@@ -190,7 +193,7 @@ def compare(
     for method in methods:
         check_method(method)
     settings = settings or FamilySettings()
-    discovery, judged = _sides(model, task, held_out, seed, settings.progress)
+    discovery, judged = _sides(model, task, held_out, seed, settings.progress, processes)
     origin = _origin(discovery, judged, settings, seed)
     if known is not None and known.provenance != origin:
         models = known.provenance.mismatch(origin)
@@ -220,12 +223,13 @@ def _sides(
     held_out: Task | PreparedTask | float | None,
     seed: int,
     progress: bool,
+    processes: bool,
 ) -> tuple[PreparedTask, PreparedTask]:
     """The pairs to make circuits on and those to judge them on."""
-    prepared = prepare(model, task, progress)
+    prepared = prepare(model, task, progress, processes)
     if isinstance(held_out, (int, float)):
         return split(model, prepared, held_out, seed=seed)
-    return prepared, prepared if held_out is None else prepare(model, held_out, progress)
+    return prepared, prepared if held_out is None else prepare(model, held_out, progress, processes)
 
 
 def _origin(discovery: PreparedTask, judged: PreparedTask, settings: FamilySettings, seed: int) -> Provenance:

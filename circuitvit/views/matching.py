@@ -27,7 +27,7 @@ from circuitvit.graph.names import edge_name, parse_edge, port_of
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.tasks.images import Images, ImageSpec, TensorImages, as_images
-from circuitvit.tasks.split import fingerprint
+from circuitvit.tasks.inputs import fingerprint
 from circuitvit.views import likeness
 from circuitvit.views.matched_nodes import ALPHA, Map, Nodes, match_figure
 

@@ -15,7 +15,8 @@ from circuitvit.export.plain_page import rendered
 from circuitvit.export.style import MUTED
 from circuitvit.export.svg import image_uri
 from circuitvit.graph.files import clean
-from circuitvit.views.misread_words import SHARED, findings, percent, where
+from circuitvit.verification.statistics import percent
+from circuitvit.views.misread_words import SHARED, findings, where
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture

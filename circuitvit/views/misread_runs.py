@@ -117,7 +117,7 @@ def why(
         >>> found.answer, len(found.counterfactuals), len(found.held_out)
         ('dog', 3, 8)
     """
-    _check_model(model)
+    check_model(model)
     check_whole("counterfactuals", counterfactuals)
     check_number("held_out, the share that nothing is chosen on,", held_out, 0, 1)
     asked = _asked(model, image, label)
@@ -219,14 +219,19 @@ class _Labelled:
         return np.array([bool(self.classes[label][top]) for label, top in pairs], dtype=bool)
 
 
-def _check_model(model: Model) -> None:
+def check_model(model: Model) -> None:
+    """Refuse models that misread no images.
+
+    Raises:
+        UnsupportedModelError: saying why.
+    """
     if not model.chooses:
         raise UnsupportedModelError(
             f"{model.name} has no classes, so it misreads nothing: give it some, with "
             "model.with_prompts([...]) or cv.with_head(...)"
         )
     if isinstance(model.preprocessing, TextSpec):
-        raise UnsupportedModelError(f"{model.name} takes sentences: why() is about images")
+        raise UnsupportedModelError(f"{model.name} takes sentences: images alone are misread")
     if model.refinements:
         raise UnsupportedModelError(
             f"nodes of {model.name} are refined, and why() is about heads and MLPs: give the model that was "
@@ -270,19 +275,36 @@ def check_finite(logits: Tensor, name: str) -> None:
         )
 
 
+def masks_of(
+    model: Model, among: LabelledSpec, labels: Labels | None
+) -> tuple[Images, tuple[str, ...], dict[str, Bool[Tensor, " class"]]]:
+    """Images, the label of each, and a mask of classes for each label.
+
+    Raises:
+        NameNotFoundError: if a label is no class and no kind.
+        DataError: if images cannot be used, or nothing names their classes.
+        UnsupportedModelError: if the model cannot misread them.
+    """
+    check_model(model)
+    found, given = labelled_images(among, labels, model.preprocessing)
+    if len(given) != len(found):
+        raise DataError(f"{len(given)} labels for {counted(len(found), 'image')} of among")
+    classes = {str(each): _mask(model, class_or_kind(model, each)) for each in dict.fromkeys(given)}
+    found.check(progress=False)
+    check_size(found, model)
+    return found, tuple(map(str, given)), classes
+
+
 def _labelled(model: Model, among: LabelledSpec, labels: Labels | None, asked: _Asked) -> _Labelled:
     """The images of `among`, of which there are enough."""
-    named = labels is not None or isinstance(among, Mapping) or _has_folders(among)
     own = spec_label(model, asked.label)
-    if named:
-        found, given = labelled_images(among, labels, model.preprocessing)
-        if len(given) != len(found):
-            raise DataError(f"{len(given)} labels for {counted(len(found), 'image')} of among")
-        classes = {str(each): _mask(model, class_or_kind(model, each)) for each in dict.fromkeys(given)}
+    if labels is not None or isinstance(among, Mapping) or _has_folders(among):
+        found, given, classes = masks_of(model, among, labels)
     else:
-        assert not isinstance(among, Mapping), "has labels"
         found = as_images(among, model.preprocessing)
-        given, classes = [own] * len(found), {own: asked.right}
+        found.check(progress=False)
+        check_size(found, model)
+        given, classes = (own,) * len(found), {own: asked.right}
     if found.shape != asked.image.shape:
         raise DataError(f"the images of among are {found.shape}, and the misread one is {asked.image.shape}")
     inside = frozenset(name for name, each in classes.items() if bool((each & ~asked.right).sum() == 0))
@@ -296,9 +318,7 @@ def _labelled(model: Model, among: LabelledSpec, labels: Labels | None, asked: _
             f"among has {counted(len(found), 'image')}, of which some have to be chosen on and others held "
             f"out: give {FEWEST} or more, {own} among them"
         )
-    found.check(progress=False)
-    check_size(found, model)
-    return _Labelled(found, tuple(map(str, given)), classes, inside)
+    return _Labelled(found, given, classes, inside)
 
 
 def _has_folders(among: object) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from circuitvit.errors import counted
-from circuitvit.verification.statistics import Estimate
+from circuitvit.verification.statistics import percent
 from circuitvit.verification.templates import row
 
 if TYPE_CHECKING:
@@ -77,18 +77,6 @@ def few_nodes(nodes: tuple[str, ...]) -> str:
         ('a1.h2', 'a1.h2, m3 and m4')
     """
     return nodes[0] if len(nodes) == 1 else f"{', '.join(nodes[:-1])} and {nodes[-1]}"
-
-
-def percent(share: Estimate) -> str:
-    """A share with its interval.
-
-    Example:
-        >>> percent(Estimate(0.5, 0.25, 0.75)), percent(Estimate(1.0))
-        ('50 % (25 to 75 %)', '100 %')
-    """
-    if share.low is None or share.high is None:
-        return f"{share.value:.0%}".replace("%", " %")
-    return f"{100 * share.value:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f} %)"
 
 
 def lines(why: Why) -> Iterator[str]:

@@ -41,6 +41,28 @@ def test_it_writes_a_page_and_says_what_turns_the_answer(run: Run, photos: Path,
     assert "bear in mind" in result.stdout.lower()
 
 
+def test_without_an_image_the_misread_ones_are_listed(run: Run, photos: Path, tmp_path: Path) -> None:
+    model = cv.load("catdog-tiny")
+    (photos / "dogs" / "odd.png").write_bytes((photos / "cats" / "0.png").read_bytes())
+    found = cv.misread_images(model, photos, progress=False)
+    seen = {
+        path: model.activations(path, "logits", progress=False)["logits"][0].topk(1).indices.item()
+        for path in photos.glob("*/*.png")
+    }
+    wrong = {str(path) for path, top in seen.items() if model.classes[top] + "s" != path.parent.name}
+    assert set(found.images) == wrong
+    assert str(photos / "dogs" / "odd.png") in wrong
+    assert list(found.margins) == sorted(found.margins)
+    assert (found.margins < 0).all()
+    result = run("why", "catdog-tiny", "--among", photos, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert f"{len(wrong)} of {len(seen)} images misread" in result.stdout
+    assert (tmp_path / "out" / "misread.csv").read_text().count("\n") == len(wrong) + 1
+    result = run("why", "catdog-tiny", tmp_path / "odd.png", "--among", photos)
+    assert result.exit_code == 2
+    assert "--label" in result.stderr
+
+
 def test_an_image_that_is_right_and_one_that_is_missing_are_refused(
     run: Run, photos: Path, pairs: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.defences.choosing import Watched
 from circuitvit.defences.mended import BEFORE, Mended
 from circuitvit.defences.removable import removable
-from circuitvit.errors import DataError, NameNotFoundError, OptionError
+from circuitvit.errors import DataError, NameNotFoundError, OptionError, UnsupportedModelError
 from circuitvit.groundtruth.compiler import CLASSES, assemble
 from circuitvit.groundtruth.programs import (
     BALLAST,
@@ -138,6 +138,18 @@ def test_nothing_is_removed_where_the_cue_is_not_heeded_or_costs_too_much() -> N
     itself = cv.mend(model, unwanted, unwanted, methods=["circuit"], progress=False)
     assert itself.chosen == ()
     assert "removes nothing" in repr(itself)
+
+
+def test_what_an_edited_node_writes_stays_as_it_is() -> None:
+    model, made = planted()
+    unwanted, wanted = tasks(made)
+    edited = model.edit({"a0.h1": lambda written: 1.0 * written})
+    found = cv.mend(edited, unwanted, wanted, methods=["circuit"], progress=False)
+    assert "a0.h1.z" not in found.chosen
+    assert found.caveats[0] == "edited in what they write, and left so: a0.h1"
+    everything = {site.node: 0 for site in model.all_sites if site.kind == "z"}
+    with pytest.raises(UnsupportedModelError, match=r"that may be removed \(a0.h0, a0.h1, .* is edited"):
+        cv.mend(model.edit(everything), unwanted, wanted, units=["heads"], progress=False)
 
 
 def test_the_model_and_the_file(tmp_path: Path) -> None:

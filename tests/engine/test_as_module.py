@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import circuitvit as cv
-from circuitvit.errors import OptionError
+from circuitvit.errors import DataError, OptionError
 from tests.families import FAMILIES, made
 from tests.rightness import CLEAN, METRIC, drawn_circuit, images, micro
 from tests.strategies import assert_close
@@ -91,6 +91,9 @@ def test_it_can_be_exported_and_read_again() -> None:
     assert_close(module(inputs), logits, 1e-5)
     with pytest.raises(OptionError, match="stays on the device"):
         module.double()
+    for wrong in (inputs[0], inputs[:, :, 1:], inputs[:, :1]):
+        with pytest.raises(DataError, match=r"takes \(batch, 3, .*constants are for the tokens of that size"):
+            module(wrong)
 
 
 def test_onnx_takes_it() -> None:

@@ -90,6 +90,34 @@ def test_what_an_earlier_run_measured_is_not_measured_again(monkeypatch: pytest.
     assert later.runs == 1
 
 
+def test_what_is_run_together_is_what_each_gives_alone_and_can_be_settled() -> None:
+    """Some circuits are run together, in batches; then in runs of their own, which count once."""
+    case = Case(Recipe(depth=2, heads=2), n_pairs=3)
+    prepared, circuits = case.task().prepare(case.model), [circuit_of(case, n) for n in range(4)]
+    together, alone = Evaluator(prepared, batch_size=2), Evaluator(prepared, batch_size=2)
+    found = together.measure(circuits)
+    for circuit, own in zip(circuits, found, strict=True):
+        (expected,) = alone.measure([circuit])
+        assert np.array_equal(own.tops, expected.tops)
+        for name in ("values", "divergence", "change"):
+            assert np.allclose(getattr(own, name), getattr(expected, name), rtol=1e-9, atol=1e-12)
+        assert np.array_equal(together.settled(circuit).values, expected.values)
+        assert together.measure([circuit])[0] is together.settled(circuit)
+    assert together.runs == alone.runs == 4
+
+
+def test_where_rounding_could_say_what_the_top_class_is_a_circuit_runs_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(Recipe(depth=1, heads=2), n_pairs=1)
+    prepared, circuits = case.task().prepare(case.model), [circuit_of(case, n) for n in range(3)]
+    shape = (3, 1, case.model.n_logits)
+    monkeypatch.setattr(evaluator, "masked_runs", lambda *given: torch.ones(shape, dtype=torch.float64))
+    found = Evaluator(prepared).measure(circuits)
+    monkeypatch.undo()
+    assert [own.values for own in found] == [Evaluator(prepared).values(each) for each in circuits]
+
+
 def test_what_was_measured_cannot_be_overwritten() -> None:
     case = Case(Recipe(depth=1))
     found = Evaluator(case.task().prepare(case.model))
@@ -126,9 +154,9 @@ def test_as_many_batches_are_held_as_fit() -> None:
 def test_a_search_that_needs_all_batches_says_how_many_fit() -> None:
     case = Case(Recipe(depth=1), n_pairs=4)
     prepared = case.task().prepare(case.model)
-    assert len(Evaluator(prepared, batch_size=2).all_batches()) == 2
+    assert len(Evaluator(prepared, batch_size=2).own_batches()) == 2
     with pytest.raises(DataError, match=r"4 pairs would take .* at most 1 pairs .* memory="):
-        Evaluator(prepared, memory=1).all_batches()
+        Evaluator(prepared, memory=1).own_batches()
 
 
 @pytest.mark.parametrize("options", [{"memory": 0}, {"memory": -5}, {"batch_size": 0}])

@@ -88,7 +88,7 @@ RUNS = [
     pytest.param(find_in_few_runs, Evaluator, "_run", 40, id="find, short of runs"),
     pytest.param(thinned, Thinner, "step", 7, id="thin"),
     pytest.param(acdc, Replay, "__call__", 90, id="acdc"),
-    pytest.param(exact_scores, exact, "_effects", 70, id="exact"),
+    pytest.param(exact_scores, exact._Visit, "effects", 70, id="exact"),
 ]
 
 

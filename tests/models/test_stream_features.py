@@ -247,6 +247,9 @@ def test_a_frozen_error_is_in_every_run_what_it_was_on_the_base_images(name: str
     scores = cv.attribute(fine, task, "exact", progress=False).to_dict()
     assert max(abs(score) for edge, score in scores.items() if f"{name}.error->" in edge) < 1e-9
     assert any("is the same in every run" in said for said in about_missed(Evaluator(prepare(fine, task))))
+    for unlike in (cv.Task(other, images, METRIC), cv.Task(images.flip(0), other, METRIC)):
+        with pytest.raises(OptionError, match=rf"{name}.error of .* is frozen at what it was on other base"):
+            prepare(fine.edit({"m0": 0}), unlike)
 
 
 def lacking(model: cv.Model, node: str) -> cv.Circuit:

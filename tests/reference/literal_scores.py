@@ -16,7 +16,7 @@ import torch
 from scipy.special import roots_legendre
 from torch import Tensor
 
-from tests.reference.literal_vit import Groups, LiteralViT
+from tests.reference.literal_vit import Groups, Kept, LiteralViT
 
 MetricFunction = Callable[[Tensor], Tensor]
 """Logits `(batch, class)` to one number for each image `(batch,)`."""
@@ -175,6 +175,32 @@ def gradients(
     logits = model.run(base, embedded=embedded, taps=taps).logits
     found = torch.autograd.grad(metric(logits).sum(), list(taps.values()), materialize_grads=True)
     return dict(zip(names, found, strict=True))
+
+
+def slopes(
+    model: LiteralViT,
+    base: Tensor,
+    reference: References,
+    metric: MetricFunction,
+    kept: Kept,
+    groups: Groups | None = None,
+) -> dict[str, float]:
+    """By edge name, how the metric moves with the edge's gate in a run in which some edges are kept."""
+    run = model.run(base, reference, kept, groups)
+    taps = {name: torch.zeros_like(heard).requires_grad_() for name, heard in run.inputs.items()}
+    value = metric(model.run(base, reference, kept, groups, taps=taps).logits).sum()
+    found = torch.autograd.grad(value, list(taps.values()), materialize_grads=True)
+    by_receiver = dict(zip(taps, found, strict=True))
+    return {
+        name: _product(
+            run.outputs[sender] - reference[sender],
+            by_receiver[receiver],
+            model.groups_at(receiver, groups),
+            group,
+        )
+        / len(base)
+        for sender, receiver, group, name in model.edges(groups)
+    }
 
 
 def path(steps: int, rule: str) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -14,9 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import circuitvit as cv
 from circuitvit.errors import CircuitViTError, DataError, OptionError
 from circuitvit.models.timm_import import import_timm
 from circuitvit.models.zoo import ClipSpec, InputSpec
+from circuitvit.tasks import ahead
+from circuitvit.tasks.ahead import in_turn
 from circuitvit.tasks.image_files import decode_image, load_image, preprocess, read_image
 from circuitvit.tasks.images import FileImages, TensorImages, as_images
 
@@ -455,3 +459,57 @@ def test_real_photographs_of_all_kinds_are_read(shared_data: Path) -> None:
         images.check(progress=False)
         assert images.take(0, 4).shape == (4, 3, 224, 224)
         assert decode_image(shared_data / "images/catdog/prisma_crop_cat.png").mode in ("RGB", "RGBA")
+
+
+class TestReadingAhead:
+    """Files are decoded by threads and a batch ahead, and nobody can tell but by the clock."""
+
+    def task(self, folder: Path, count: int = 7) -> cv.Task:
+        for side in range(2):
+            for place in range(count):
+                saved(folder / f"{side}" / f"{place}.png", photograph(seed=count * side + place))
+        return cv.Task(folder / "0", folder / "1", metric=cv.logit_diff("cat", "dog"))
+
+    def test_the_batches_are_the_files_one_after_the_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ahead, "cores", lambda: 3)
+        prepared = self.task(tmp_path).prepare(cv.load("catdog-tiny"))
+        batches = list(prepared.batches(3))
+        for side, taken in enumerate([[each.base for each in batches], [each.reference for each in batches]]):
+            files = [load_image(tmp_path / f"{side}" / f"{place}.png", prepared.spec) for place in range(7)]
+            assert torch.equal(torch.cat([each for each in taken if each is not None]), torch.stack(files))
+        assert torch.cat([each.rows for each in batches]).tolist() == list(range(7))
+
+    def test_the_next_batch_is_read_while_one_is_worked_on(self) -> None:
+        begun, worked = threading.Event(), []
+
+        class Slow(TensorImages):
+            slow = True
+
+            def take(self, start: int, stop: int) -> Tensor:
+                if start == 2:
+                    begun.set()
+                return super().take(start, stop)
+
+        images = Slow(torch.arange(4.0).reshape(4, 1, 1, 1))
+        for part in in_turn(
+            lambda rows: images.take(rows.start, rows.stop), [range(2), range(2, 4)], [images]
+        ):
+            assert begun.wait(10)  # also while the first batch is held
+            worked += part.flatten().tolist()
+        assert worked == [0, 1, 2, 3]
+
+    def test_a_file_that_breaks_on_the_way_ends_the_work_with_its_name(self, tmp_path: Path) -> None:
+        prepared = self.task(tmp_path).prepare(cv.load("catdog-tiny"))
+        (tmp_path / "1" / "4.png").write_bytes(b"no picture any more")
+        (tmp_path / "1" / "6.png").unlink()
+        with pytest.raises(DataError, match=r"1/4\.png is not an image"):
+            cv.attribute(prepared.model, prepared, "eap", batch_size=2, progress=False)
+        assert not [each for each in threading.enumerate() if each.name.startswith("circuitvit-")]
+
+    def test_work_that_is_given_up_leaves_no_thread(self, tmp_path: Path) -> None:
+        batches = self.task(tmp_path).prepare(cv.load("catdog-tiny")).batches(2)
+        next(batches)
+        batches.close()
+        assert not [each for each in threading.enumerate() if each.name.startswith("circuitvit-")]

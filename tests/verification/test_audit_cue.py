@@ -20,7 +20,8 @@ from circuitvit.groundtruth import compiler, programs
 from circuitvit.models import zoo
 from circuitvit.models.timm_import import import_timm
 from circuitvit.tasks.grouped import grouped_images
-from circuitvit.tasks.split import fingerprint, split_together
+from circuitvit.tasks.inputs import fingerprint
+from circuitvit.tasks.split import split_together
 from circuitvit.verification import Audit
 from circuitvit.verification.group_accuracy import fingerprints, worst
 from circuitvit.verification.statistics import Estimate, share_of_means

@@ -15,7 +15,7 @@ import torch
 
 import circuitvit as cv
 from circuitvit.errors import CircuitViTError, DataError, FileError, OptionError
-from circuitvit.graph import Circuit
+from circuitvit.graph import Circuit, EdgeScores
 from circuitvit.graph.eap_ig import transformer_graph
 from circuitvit.tasks import as_task, select_pairs
 from circuitvit.verification.certificates import Certificate, certify
@@ -144,6 +144,27 @@ def test_scores_kept_by_pair_vote_as_scores_of_each_subset(options: dict[str, An
     assert kept.subsets == 6
 
 
+@pytest.mark.parametrize(("method", "keywords"), [("hybrid", {"budget": 25}), ("atp-star", {})])
+def test_methods_that_choose_by_all_pairs_choose_for_each_pair_alone(
+    method: str, keywords: dict[str, Any]
+) -> None:
+    model = cv.wrap(micro())
+    prepared = task_of(3).prepare(model)
+    alone = [
+        cv.attribute(model, select_pairs(prepared, [row]), method, progress=False, **keywords).values
+        for row in range(3)
+    ]
+    votes = sum(
+        EdgeScores(model.graph, (alone[row] + alone[other]) / 2).top(9, prune=False).kept.astype(int)
+        for row, other in combinations(range(3), 2)
+    )
+    found = certify(model, prepared, method, edges=9, k=2, progress=False, **keywords)
+    assert np.array_equal(found.votes, votes)
+    assert not np.array_equal(  # which is no more than what they find on all pairs together
+        np.mean(alone, axis=0), cv.attribute(model, prepared, method, progress=False, **keywords).values
+    )
+
+
 def knows(name: str) -> Callable[[cv.Model, cv.Task], list[str]]:
     """A search that finds the edge if a pair is there."""
 
@@ -188,7 +209,8 @@ def test_pairs_are_deleted_with_their_order_kept() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "hybrid"}, "hybrid looks at all pairs"),
+        ({"method": "auto"}, "auto looks at all pairs"),
+        ({"method": "hybrid", "budget": "9s"}, "budget='9s' is shared by all pairs"),
         ({"method": "exact", "state": "a"}, "leave out state="),
         ({"ablation": "mean"}, "'mean' ablation a pair's scores depend on other pairs"),
         ({"ablation": "resample"}, "'resample' ablation"),
