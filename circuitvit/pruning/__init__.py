@@ -4,19 +4,12 @@ from circuitvit.pruning.acdc import acdc
 from circuitvit.pruning.anytime import Plan
 from circuitvit.pruning.by_nodes import find_nodes
 from circuitvit.pruning.curves import Curve, FamilySettings, circuit_curve, score_curve
-<<<<<<< HEAD
 from circuitvit.pruning.find import Finding, find
-from circuitvit.pruning.learned import MaskSettings, learn_mask
-from circuitvit.pruning.optimal import learn_constants
-from circuitvit.pruning.refine import ddmin, refine
-from circuitvit.pruning.several import find_several
-=======
-from circuitvit.pruning.find import Finding, Plan, find, find_several
 from circuitvit.pruning.learned import MaskSettings, learn_mask, learn_masks
 from circuitvit.pruning.optimal import learn_constants
 from circuitvit.pruning.refine import ddmin, refine
+from circuitvit.pruning.several import find_several
 from circuitvit.pruning.thinning import Thinned, ThinSettings, thin
->>>>>>> main
 
 __all__ = [
     "Curve",

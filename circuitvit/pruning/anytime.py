@@ -300,7 +300,9 @@ def thinner_of(evaluator: Evaluator, plan: Plan) -> Thinner:
     rate = 1 - SMALLEST ** (1 / plan.steps)
     follow = followed(evaluator.prepared, plan.keep)
     settings = ThinSettings(rate=rate, batch_size=plan.batch_size, seed=plan.seed, keep=follow)
-    alone = replace(evaluator.prepared, processes=False)  # where several share the work, each does all of this
+    alone = replace(
+        evaluator.prepared, processes=False
+    )  # where several share the work, each does all of this
     return Thinner(alone, settings, evaluator)
 
 

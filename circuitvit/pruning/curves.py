@@ -32,14 +32,9 @@ from circuitvit.graph import Circuit, CircuitLike, EdgeScores, Ranking, as_circu
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.aims import Band
-<<<<<<< HEAD
 from circuitvit.pruning.anytime import Plan
 from circuitvit.pruning.find import ROUNDS, find
-from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
-=======
-from circuitvit.pruning.find import Plan, find
 from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_masks
->>>>>>> main
 from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.pruning.thinning import ThinSettings, thin
 from circuitvit.tasks import PreparedTask, Task, prepare

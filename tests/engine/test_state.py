@@ -114,7 +114,13 @@ def test_a_run_goes_on_where_ctrl_c_ended_it(
     ],
 )
 def test_ctrl_c_ends_a_search_with_the_best_so_far_and_it_can_go_on(
-    plan: Plan, owner: Any, name: str, after: int, prepared: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan,
+    owner: Any,
+    name: str,
+    after: int,
+    prepared: PreparedTask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "state.safetensors"
     calls = Calls(monkeypatch, owner, name)
@@ -191,12 +197,12 @@ def test_a_state_that_was_changed_is_refused(prepared: PreparedTask, left_over: 
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if change == "a number":
-        metadata["numbers"] = metadata["numbers"].replace('"done": 9', '"done": 8')
-        assert '"done": 8' in metadata["numbers"]
+        metadata["numbers"] = metadata["numbers"].replace('"failures": 0', '"failures": 1')
+        assert '"failures": 1' in metadata["numbers"]
     elif change == "a tensor missing":
-        del tensors["phi"]
+        del tensors["losses"]
     elif change == "another number of edges":
-        tensors["phi"] = tensors["phi"][:-1].clone()
+        tensors["losses"] = tensors["losses"][:-1].clone()
     else:
         tensors["candidates"].flatten()[0] ^= 1
     save_file(tensors, left_over, metadata)
