@@ -127,7 +127,10 @@ class Thin:
 
     Attributes:
         candidates: circuits that thinning passed, largest first; the first is the whole model.
-        done: the plan as far as it was carried out.
+        best: the smallest circuit in the band after the last whole step.
+        minimal: whether no single edge of it can go.
+        done: the plan, as far as it was carried out in whole steps.
+        last: what is needed to go on from there.
     """
 
     def __init__(self, evaluator: Evaluator, aim: Aim, plan: Plan, state: StateFile) -> None:
@@ -138,19 +141,9 @@ class Thin:
         self.shrinking: Shrinking | None = None
         self.before = evaluator.runs  # where shrinking began
         self.done, self.rounds, self.gone = replace(plan, trim_runs=0, cut=0), 0, 0.0
+        self.best, self.minimal, self.last = self.first, False, Saved()
         if state.saved is not None:
             self._restore(state.saved)
-
-    @property
-    def best(self) -> Candidate:
-        """The smallest circuit in the band so far."""
-        if self.shrinking is not None:
-            return candidate(self.evaluator, self.shrinking.best)
-        return smallest(self.candidates, self.aim)
-
-    @property
-    def minimal(self) -> bool:
-        return self.shrinking is not None and self.shrinking.minimal
 
     def run(self, clock: Clock, progress: bool) -> None:
         with progress_bar(self.first.size, "taking edges away", progress) as bar:
@@ -211,13 +204,22 @@ class Thin:
         return -self.evaluator.slopes(kept, of="divergence", absent=absent)
 
     def _note(self, clock: Clock) -> None:
+        """A step is whole."""
+        if self.shrinking is None:
+            self.best = smallest(self.candidates, self.aim)
+        else:
+            self.best = candidate(self.evaluator, self.shrinking.best)
+            self.minimal = self.shrinking.minimal
         self.gone = clock.gone
         if self.state.path is not None:
-            now = self.saved()
-            self.state.keep(lambda: replace(now, tensors={**now.tensors, **self.evaluator.table()}))
+            self.last = self._saved()
+            self.state.keep(self.saved)
 
     def saved(self) -> Saved:
-        """Where the search is after the last whole step."""
+        """All that is needed to go on from the last whole step, with everything that was measured."""
+        return replace(self.last, tensors={**self.last.tensors, **self.evaluator.table()})
+
+    def _saved(self) -> Saved:
         part = Saved() if self.shrinking is None else self.shrinking.state()
         thinner = self.thinner.state()
         kept = torch.from_numpy(np.stack([each.kept for each in self.candidates]).astype(np.uint8))
@@ -237,6 +239,9 @@ class Thin:
         if "shrinking" in saved.numbers:
             self.shrinking = self._shrinking(self.first.kept)
             self.shrinking.restore(saved)
+            self.minimal = self.shrinking.minimal
+        best = self.shrinking.best if self.shrinking is not None else smallest(self.candidates, self.aim).kept
+        self.best, self.last = candidate(self.evaluator, best), self._saved()
 
 
 class Whole:

@@ -315,8 +315,8 @@ def _search(
     except TimeIsUp:
         ending = "the time was over"
     except KeyboardInterrupt:
-        if search.best.size == search.first.size:
-            raise
+        if search.best.size == search.first.size or evaluator.prepared.processes:
+            raise  # processes are not at one place, and could not end together
         ending = "it was interrupted"
         state.keep(search.saved)
         state.stay()

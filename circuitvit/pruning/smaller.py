@@ -153,9 +153,10 @@ class Shrinking:
             self.failures += 1
 
     def _take(self, smaller: EdgeMask) -> None:
+        """Go on with a smaller circuit; it is the best until there is one that is 1-minimal."""
         self._trial = smaller
-        if smaller.sum() < self.best.sum() and self.aim.holds(self.evaluator, smaller):
-            self.best, self.minimal = smaller, False
+        if not self.minimal and smaller.sum() < self.best.sum() and self.aim.holds(self.evaluator, smaller):
+            self.best = smaller
 
     def _longest(self, places: Sequence[Place], most: int) -> EdgeMask | None:
         """The circuit without the longest block of the first places that leaves it in the band, if any."""
