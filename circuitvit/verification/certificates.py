@@ -464,10 +464,10 @@ def _by_pair(
     if chosen.by_pair:
         scores = scores_by_pair(prepared, method, every, how, **keywords)
     else:
-        alone = [select_pairs(prepared, [row]) for row in range(len(prepared))]
-        with progress_bar(len(alone), "scores by pair", progress, unit="pair") as bar:
+        single = [select_pairs(prepared, [row]) for row in range(len(prepared))]
+        with progress_bar(len(single), "scores by pair", progress, unit="pair") as bar:
             rows = []
-            for pair in alone:
+            for pair in single:
                 rows.append(scores_by_pair(pair, method, every, replace(how, progress=False), **keywords)[0])
                 bar.update()
         scores = np.stack(rows)
