@@ -1,8 +1,8 @@
 """A ViT-L/14 at 257 tokens: memory of every method, the time told beforehand, and what Python costs.
 
-Its graph has 231,877 edges. A whole `exact`, ACDC or `find` takes days on two cores, so each piece of work runs
-for so many seconds of processor time in a process of its own and is then stopped: memory is taken in the first
-of them. The profile of that piece tells what share of the time is spent outside of torch's own operations.
+Its graph has 231,877 edges. A whole `exact`, ACDC or `find` takes days on two cores, so each piece of work
+runs for so many seconds of processor time in a process of its own and is then stopped; memory is taken in the
+first of them. A profile of the piece tells what share of the time is spent outside of torch's own operations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORKS: dict[str, Callable[[PreparedTask], object]] = {
     "local": lambda task: cv.attribute(task.model, task, "local"),
     "hybrid": lambda task: cv.attribute(task.model, task, "hybrid"),
     "exact": lambda task: cv.attribute(task.model, task, "exact"),
-    "acdc": lambda task: cv.acdc(task.model, task, tau=0.01),
+    "acdc": lambda task: cv.acdc(task.model, task, tau=1e-7),
     "find": lambda task: cv.find(task.model, task, within="1h"),
 }
 
