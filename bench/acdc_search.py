@@ -39,7 +39,7 @@ def rows() -> list[Row]:
     ):
         naive = each * prepared.graph.n_edges
         text = f"{SAMPLE} of {prepared.graph.n_edges:,} runs timed, extrapolated"
-        found.append(Row(f"{title}, {name}", text, naive / spent, 25, 60, spent, naive, peak_mib(), True))
+        found.append(Row(f"{title}, {name}", text, naive / spent, 40, 60, spent, naive, peak_mib(), True))
     return found
 
 

@@ -21,6 +21,7 @@ from circuitvit.engine.gradients import (
     stream_gradients,
 )
 from circuitvit.engine.kept import Activations
+from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run, new_workspace, soft_run
 from circuitvit.engine.patching import (
     Site,
@@ -82,6 +83,7 @@ __all__ = [
     "joined",
     "masked_module",
     "masked_run",
+    "masked_runs",
     "members_at",
     "memory_budget",
     "new_workspace",

@@ -30,8 +30,12 @@ def neighbours(graph: Graph, seed: int, density: float, count: int = 5) -> EdgeM
 
 
 def check(run: BatchRun, masks: EdgeMask, relative: float = 1e-10) -> None:
+    """However long it takes: whether it pays is another question."""
     alone = torch.stack([masked_run(run.sources, each) for each in masks])
     assert_close(masked_runs(run.sources, masks), alone, relative)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(many.Plan, "pays", lambda *given: True)
+        assert_close(masked_runs(run.sources, masks), alone, relative)
 
 
 @settings(max_examples=8)
@@ -73,3 +77,19 @@ def test_what_masks_agree_on_runs_once() -> None:
     plan = planned(run.sources, masks)
     assert plan.starts[-1] == len(graph.senders)
     assert [unit.states for unit in plan.units] == [*[1] * (len(plan.units) - 1), len(masks)]
+
+
+def test_masks_with_much_in_them_and_little_in_common_are_run_one_after_the_other() -> None:
+    """With a quarter of all edges or more, or less; those that lack one edge each share most of the rest."""
+    case = Case(Recipe(depth=4, heads=3), n_pairs=1)
+    (run,) = batch_runs(case.task().prepare(case.model), 1)
+    graph, drawn = run.sources.graph, np.random.default_rng(0)
+    unlike = graph.edge_mask & (drawn.random((6, *graph.shape)) < 0.6)
+    first = graph.edge_mask & (drawn.random(graph.shape) < 0.1)
+    alike = np.repeat(first[None], first.sum(), axis=0)
+    for mask, edge in zip(alike, np.argwhere(first), strict=True):
+        mask[tuple(edge)] = False
+    assert not planned(run.sources, unlike).pays(1)
+    assert planned(run.sources, alike).pays(1)
+    mixed = np.concatenate([unlike, alike])[drawn.permutation(len(unlike) + len(alike))]
+    check(run, mixed)
