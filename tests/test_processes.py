@@ -25,7 +25,7 @@ from circuitvit.attribution.scoring import Running
 from circuitvit.cli.program import app
 from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.engine import processes, state
-from circuitvit.errors import OptionError, ProcessError
+from circuitvit.errors import FileError, OptionError, ProcessError
 from circuitvit.pruning import MaskSettings
 from circuitvit.tasks import PreparedTask
 from tests.rightness import micro
@@ -76,11 +76,7 @@ def member(number: int, count: int, port: int, work: Work, given: tuple[object, 
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count)}
-    if work is commanded:  # which joins by itself
-        work(number, *given)
-        return
-    with cv.engine.joined():
-        work(number, *given)
+    work(number, *given)
 
 
 # -- the same results ----------------------------------------------------------------------------
@@ -114,7 +110,8 @@ def everything(together: bool, out: Path) -> dict[str, Any]:
 
 
 def find_everything(number: int, folder: Path) -> None:
-    np.savez(folder / f"{number}.npz", **everything(True, folder / "acts.safetensors"))
+    with cv.engine.joined():
+        np.savez(folder / f"{number}.npz", **everything(True, folder / "acts.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +161,8 @@ def searching(number: int, folder: Path, victim: int | None, moment: int) -> Non
 
     processes._exchange, state.EVERY = dying, 0.0
     try:
-        search(folder, True)
+        with cv.engine.joined():
+            search(folder, True)
     except ProcessError as error:
         (folder / f"{number}.txt").write_text(str(error))
     else:
@@ -198,10 +196,11 @@ def test_a_run_that_lost_a_process_goes_on_with_any_number(victim: int, whole: P
 
 def refusing(number: int, folder: Path) -> None:
     """What the first process refuses, all refuse, and with the same words."""
-    task = task_of(1, True)
     (folder / "state").write_text("no state")
-    with pytest.raises(cv.errors.FileError, match="no state file"):
-        cv.acdc(task.model, task, tau=0.01, state=folder / "state", progress=False)
+    with cv.engine.joined():
+        task = task_of(1, True)
+        with pytest.raises(FileError, match="no state file"):
+            cv.acdc(task.model, task, tau=0.01, state=folder / "state", progress=False)
 
 
 def test_what_one_refuses_all_refuse(tmp_path: Path) -> None:
@@ -212,17 +211,9 @@ def test_what_one_refuses_all_refuse(tmp_path: Path) -> None:
 
 
 def commanded(number: int, folder: Path) -> None:
-    images = [
-        "--clean",
-        folder / "cat.png",
-        "--corrupt",
-        folder / "dog.png",
-        "--target",
-        "cat",
-        "--foil",
-        "dog",
-    ]
-    ask = ["attribute", "--model", "catdog-tiny", *images, "--method", "exact", "--out", folder / "out"]
+    behaviour = ["--model", "catdog-tiny", "--target", "cat", "--foil", "dog", "--method", "exact"]
+    images = ["--clean", folder / "cat.png", "--corrupt", folder / "dog.png", "--out", folder / "out"]
+    ask = ["attribute", *behaviour, *images]
     result = CliRunner().invoke(app, list(map(str, ask)))
     assert result.exit_code == 0, result.output
     (folder / f"{number}.txt").write_text(result.stdout)
