@@ -158,8 +158,9 @@ def _visits(prepared: PreparedTask, wanted: EdgeMask, batch_size: int) -> Iterat
                 receiving = prepared.graph.receiver_slices[index].start + local
                 places = on_device(np.argwhere(wanted[:, receiving]), clean)
                 receiver = _Receiver(run, index, local, clean)
-                for start in range(0, len(places), size):
-                    yield _Visit(receiver, places[start : start + size])
+                for edges in places.tensor_split(max(1, -(-len(places) // size))):
+                    if len(edges):  # as many each time, as processes take them in turn
+                        yield _Visit(receiver, edges)
 
 
 class _Receiver:
