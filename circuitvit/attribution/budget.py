@@ -9,14 +9,19 @@ forward takes here and now; what they buy depends on the machine.
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 
+from circuitvit.attribution.costs import (
+    exact_cost,
+    exact_costs,
+    local_cost,
+    seconds_per_forward,
+    tell_time,
+)
 from circuitvit.attribution.eap import eap, new_total
 from circuitvit.attribution.exact import edge_effects, exact
 from circuitvit.attribution.local import differentiated_runs, local_effects
@@ -33,11 +38,6 @@ from circuitvit.engine import (
 from circuitvit.errors import OptionError
 from circuitvit.graph import EdgeMask, Graph
 from circuitvit.tasks import PreparedTask
-
-GRADIENT_COST = 10.0
-"""Forward-equivalents of two captured runs, a backward pass, and gradients at both ends of all edges."""
-
-TIMED_FORWARDS = 3
 
 DEFAULT_SHARE = 0.25
 """What `hybrid` spends of the cost of `exact`, where no budget is given."""
@@ -118,7 +118,7 @@ class Budget:
         """The budget in forward-equivalents for each pair; seconds are turned into them by timing a few."""
         if not self.seconds:
             return self.amount
-        forward = agreed(_seconds_per_forward(prepared, batch_size), prepared.processes)
+        forward = agreed(seconds_per_forward(prepared, batch_size), prepared.processes)
         return place_in_group(prepared.processes)[1] * self.amount / (len(prepared) * forward)
 
     def __str__(self) -> str:
@@ -161,6 +161,7 @@ def hybrid(prepared: PreparedTask, how: Running, *, budget: Budget | str | float
     require_slope(prepared, "hybrid")
     graph = prepared.graph
     forwards = _forwards(prepared, how, None if budget is None else Budget.parse(budget))
+    tell_time(prepared, "hybrid", forwards, how.batch_size, how.progress)
     values, doubt = np.zeros(graph.shape), np.zeros(graph.shape)
     with progress_bar(len(prepared), "local", how.progress) as bar:
         for run, found in differentiated_runs(own_share(prepared), how.batch_size):
@@ -264,38 +265,3 @@ def uncancelled(run: BatchRun, found: Gradients) -> NDArray[np.float64]:
             seen = by_token if members is None else by_token * (members == group)
             total[upstream, receivers, group] = seen.sum(dim=(2, 3)).double()
     return np.where(graph.edge_mask, total.cpu().numpy(), 0.0)
-
-
-# -- costs ---------------------------------------------------------------------------------------
-
-
-def exact_costs(graph: Graph) -> Float[np.ndarray, "sender receiver group"]:
-    """Forward-equivalents of each edge's exact effect: the share of the stages from its receiver on."""
-    last = len(graph.stages) - 1
-    remaining = 1.0 - (np.array(graph.receiver_stages) - 1) / last
-    return np.where(graph.edge_mask, remaining[None, :, None], 0.0)
-
-
-def exact_cost(graph: Graph, wanted: EdgeMask | None = None) -> float:
-    """Forward-equivalents for each pair of the exact effects of all edges, or of the wanted ones."""
-    costs = exact_costs(graph)
-    return float(costs.sum() if wanted is None else costs[wanted].sum())
-
-
-def local_cost(graph: Graph) -> float:
-    """Forward-equivalents for each pair of `local`: every sender visits every later stage once."""
-    firsts = [receivers.start for receivers in graph.receiver_slices if receivers.stop > receivers.start]
-    return GRADIENT_COST + int(graph.edge_mask[:, firsts].sum()) / (len(graph.stages) - 1)
-
-
-def _seconds_per_forward(prepared: PreparedTask, batch_size: int) -> float:
-    """The time of one image in a batch, the shortest of a few runs after one to warm up."""
-    images = prepared.batch(range(min(batch_size, len(prepared)))).base
-    times = []
-    for _ in range(TIMED_FORWARDS + 1):
-        start = time.perf_counter()
-        prepared.model(images)
-        if images.device.type == "cuda":
-            torch.cuda.synchronize(images.device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:]) / len(images)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit.attribution.costs import exact_cost, tell_time
 from circuitvit.attribution.eap import new_total
 from circuitvit.attribution.local import edge_deltas, on_device
 from circuitvit.attribution.scoring import Running, check_effects
@@ -54,6 +55,7 @@ def exact(prepared: PreparedTask, how: Running, *, state: str | Path | None = No
         FileError: if the file is no state file.
         OptionError: if it belongs to another run.
     """
+    tell_time(prepared, "exact", exact_cost(prepared.graph), how.batch_size, how.progress)
     total = edge_effects(prepared, prepared.graph.edge_mask, how, state)
     check_effects(prepared, total)
     return total
@@ -156,8 +158,9 @@ def _visits(prepared: PreparedTask, wanted: EdgeMask, batch_size: int) -> Iterat
                 receiving = prepared.graph.receiver_slices[index].start + local
                 places = on_device(np.argwhere(wanted[:, receiving]), clean)
                 receiver = _Receiver(run, index, local, clean)
-                for start in range(0, len(places), size):
-                    yield _Visit(receiver, places[start : start + size])
+                for edges in places.tensor_split(max(1, -(-len(places) // size))):
+                    if len(edges):  # as many each time, as processes take them in turn
+                        yield _Visit(receiver, edges)
 
 
 class _Receiver:

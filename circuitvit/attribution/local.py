@@ -24,6 +24,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitvit.attribution.costs import local_cost, tell_time
 from circuitvit.attribution.eap import new_total, objective
 from circuitvit.attribution.scoring import Running, check_effects, require_slope
 from circuitvit.engine import BatchRun, Gradients, batch_runs, gradients, output_gradients, progress_bar
@@ -37,6 +38,7 @@ CANDIDATE_IMAGES = 16
 def local(prepared: PreparedTask, how: Running) -> NDArray[np.float64]:
     """Locally exact scores `(sender, receiver, group)`, summed over pairs."""
     require_slope(prepared, "local")
+    tell_time(prepared, "local", local_cost(prepared.graph), how.batch_size, how.progress)
     total = np.zeros(prepared.graph.shape)
     with progress_bar(len(prepared), "local", how.progress) as bar:
         for run, found in differentiated_runs(prepared, how.batch_size):

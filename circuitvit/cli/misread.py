@@ -101,7 +101,7 @@ def _list(given: MisreadingModelOptions, among: Path, out: Path, run: BatchOptio
             found = cv.misread_images(model, among, **run.settings())
         folder.write(LIST, found.save)
     rows = [
-        Row(each["image"], f"{each['label']}, seen as {each['answer']}", f"margin {each['margin']:.2f}")
+        Row(str(each["image"]), f"{each['label']}, seen as {each['answer']}", f"margin {each['margin']:.2f}")
         for each in found.records()
     ]
     show_rows(f"{len(found)} of {counted(found.n_images, 'image')} misread", rows, explain=True)

@@ -101,7 +101,9 @@ class Program(TyperGroup):
                 time.sleep(GRACE)  # the first process says it, and torchrun ends this one; unless it is alone
             raise _ended("error", str(error), REFUSED) from error
         except ProcessError as error:
-            raise _ended("ended", str(error), BROKEN) from error
+            ended = _ended("ended", str(error), BROKEN)
+            time.sleep(2 * GRACE)  # another process may have refused something, and has yet to say it
+            raise ended from error
         except KeyboardInterrupt as stop:
             if is_other():
                 raise typer.Exit(INTERRUPTED) from stop

@@ -40,7 +40,7 @@ from circuitvit.graph.topology import GRAPH_SCHEMA, EdgeMask, Graph, Remade, fro
 
 CIRCUIT_SCHEMA = "circuitvit.circuit/1"
 LONGEST_NAME = 600  # of an edge: those of its two ends and its group have 200 characters at most
-SCORE_MAP_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
+SCORE_MAP_SCHEMA = {"type": "object"}  # of numbers, see `scores_of`: a million take the schema ten seconds
 _FILE = record(
     "schema graph edges provenance",
     schema={"const": CIRCUIT_SCHEMA},
@@ -361,7 +361,7 @@ class Circuit(Remade, Result):
         twice = next((name for name, count in Counter(edges).items() if count > 1), None)
         if twice is not None:
             raise FileError(f"edge {twice!r} is listed {edges.count(twice)} times")
-        values = graph.array_of(content["scores"]) if "scores" in content else None
+        values = scores_of(graph, content["scores"]) if "scores" in content else None
         return cls(graph, graph.mask_of(edges), values, Provenance.from_dict(content["provenance"]))
 
     def draw(self, path: str | Path, **options: Any) -> Path:
@@ -421,6 +421,19 @@ def as_circuit(given: CircuitLike, graph: Graph | None = None) -> Circuit:
     if graph is None:
         raise OptionError("edge names need a graph to belong to: give Circuit.from_edges(model.graph, names)")
     return Circuit.from_edges(graph, map(str, names))
+
+
+def scores_of(graph: Graph, scores: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The scores `(sender, receiver, group)` that a file gives by the names of edges.
+
+    Raises:
+        FileError: for what is no number.
+        NameNotFoundError: if a name is no edge.
+    """
+    for name, score in scores.items():
+        if isinstance(score, bool) or not isinstance(score, (int, float)):
+            raise FileError(f"scores/{name[:LONGEST_NAME]}: {score!r:.80} is not of type 'number'")
+    return graph.array_of(scores)
 
 
 def check_graph(path: str | Path, found: Graph, wanted: Graph | None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from circuitvit.errors import FileError, OptionError, check_number, check_whole, counted, unknown_name
 from circuitvit.graph import notebook, selection
-from circuitvit.graph.circuit import SCORE_MAP_SCHEMA, Circuit, check_graph
+from circuitvit.graph.circuit import SCORE_MAP_SCHEMA, Circuit, check_graph, scores_of
 from circuitvit.graph.fidelity import FIDELITY_SCHEMA, Fidelity
 from circuitvit.graph.files import TEXT, check_version, naming, read_json, record, write_json
 from circuitvit.graph.liveness import live_edges
@@ -270,7 +270,7 @@ class EdgeScores(Remade, Result):
             raise FileError(f"{len(missing)} edges have no score, such as {min(missing)!r}")
         return cls(
             graph,
-            graph.array_of(content["scores"]),
+            scores_of(graph, content["scores"]),
             content["method"],
             content["direction"],
             Provenance.from_dict(content["provenance"]),

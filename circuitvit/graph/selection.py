@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitvit.graph.topology import EdgeMask, Graph
+from circuitvit.graph.topology import EdgeMask, Graph, StageNodes
 
 
 def top(graph: Graph, ranks: NDArray[np.float64], k: int) -> EdgeMask:
@@ -30,18 +30,17 @@ def connected(graph: Graph, ranks: NDArray[np.float64], k: int, least: float = -
     from input to logits.
     """
     network = _PathFinder(graph, ranks)
-    kept = np.zeros(graph.shape, dtype=bool)
+    kept, size = np.zeros(graph.shape, dtype=bool), 0
     for sender, receiver, group in _best_first(graph, ranks).tolist():
         edge = (sender, receiver, group)
-        if kept.sum() >= k:
+        if size >= k:
             break
         if kept[edge] or ranks[edge] <= least or not network.joins(edge):
             continue
-        grown = kept.copy()
-        for step in network.through(edge):
-            grown[step] = True
-        if grown.sum() <= k:
-            kept = grown
+        new = [step for step in network.through(edge) if not kept[step]]
+        if size + len(new) <= k:
+            kept[tuple(zip(*new, strict=True))] = True
+            size += len(new)
     return kept
 
 
@@ -111,21 +110,19 @@ def _ways_in(graph: Graph, edges: NDArray[np.float64], start: float, join: Join)
     """The best way from any source to each `(sender, group)`; ties go to the sender that comes first."""
     best = np.full((len(graph.senders), len(graph.groups)), -np.inf)
     steps: dict[tuple[int, int], Step] = {}
-    for stage, senders, receivers in zip(
-        graph.stages, graph.sender_slices, graph.receiver_slices, strict=True
+    for stage, senders, receivers, heard in zip(
+        graph.stages, graph.sender_slices, graph.receiver_slices, graph.upstream, strict=True
     ):
         if not stage.receivers:
             best[senders] = start
-            continue
-        arrivals = join(edges[:, receivers], best[:, None, :])
-        origin = arrivals.argmax(axis=0)
-        for local, receiver in enumerate(range(receivers.start, receivers.stop)):
-            for group in range(len(graph.groups)):
-                value = arrivals[origin[local, group], local, group]
-                for place in graph.fed(receiver, group):
-                    if value > best[place]:
-                        best[place] = value
-                        steps[place] = (int(origin[local, group]), receiver, group)
+        elif stage.senders and heard.start < heard.stop:
+            arrivals = join(edges[heard, receivers], best[heard, None, :])
+            origin, value = heard.start + arrivals.argmax(axis=0), arrivals.max(axis=0)
+            fed = np.where(_feeds(stage, len(graph.groups)), value[:, :, None, None], -np.inf)
+            best[senders], receiver, group = _first_best(fed)
+            for local, to in np.argwhere(best[senders] > -np.inf).tolist():
+                came = int(receiver[local, to]), int(group[local, to])
+                steps[senders.start + local, to] = int(origin[came]), receivers.start + came[0], came[1]
     return best, steps
 
 
@@ -135,17 +132,31 @@ def _ways_out(graph: Graph, edges: NDArray[np.float64], start: float, join: Join
     steps: dict[tuple[int, int], Step] = {}
     stages = list(zip(graph.stages, graph.sender_slices, graph.receiver_slices, strict=True))
     for stage, senders, receivers in stages[::-1]:
+        after = slice(receivers.stop, None)
         if not stage.senders:
             best[receivers] = start
-            continue
-        onward = join(edges[senders], best[None, :, :])
-        target = onward.shape[1] - 1 - onward[:, ::-1].argmax(axis=1)
-        for receiver in range(receivers.start, receivers.stop):
-            for group in range(len(graph.groups)):
-                for sender, leaving in graph.fed(receiver, group):
-                    aim = int(target[sender - senders.start, leaving])
-                    value = onward[sender - senders.start, aim, leaving]
-                    if value > best[receiver, group]:
-                        best[receiver, group] = value
-                        steps[receiver, group] = (sender, aim, leaving)
+        elif stage.receivers and len(best[after]):
+            onward = join(edges[senders, after], best[None, after])
+            target = len(best) - 1 - onward[:, ::-1].argmax(axis=1)
+            leads = np.moveaxis(_feeds(stage, len(graph.groups)), (2, 3), (0, 1))
+            best[receivers], sender, group = _first_best(
+                np.where(leads, onward.max(axis=1)[:, :, None, None], -np.inf)
+            )
+            for local, at in np.argwhere(best[receivers] > -np.inf).tolist():
+                goes = int(sender[local, at]), int(group[local, at])
+                steps[receivers.start + local, at] = senders.start + goes[0], int(target[goes]), goes[1]
     return best, steps
+
+
+def _feeds(stage: StageNodes, groups: int) -> NDArray[np.bool_]:
+    """`(receiver, group, sender, group)`: whether what is read at one group reaches a sender at another."""
+    reaches: NDArray[np.bool_] = stage.mixing[:, None, None, None] | np.eye(groups, dtype=bool)[:, None, :]
+    return stage.feeding[:, None, :, None] & reaches
+
+
+def _first_best(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """The largest number along the first two dimensions, and where it stands there first."""
+    flat = values.reshape(-1, *values.shape[2:])
+    return flat.max(axis=0), *np.unravel_index(flat.argmax(axis=0), values.shape[:2])

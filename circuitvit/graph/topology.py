@@ -329,7 +329,7 @@ class Graph(Remade):
     def names_of(self, mask: EdgeMask) -> Iterator[str]:
         """The names of the edges where `mask` `(sender, receiver, group)` is True, in graph order."""
         single = len(self.groups) == 1
-        for sender, receiver, group in np.argwhere(mask):
+        for sender, receiver, group in np.argwhere(mask).tolist():
             named = "" if single else self.groups[group]
             yield edge_name(self.senders[sender], self.receivers[receiver], named)
 

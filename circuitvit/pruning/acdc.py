@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit._keywords import running
+from circuitvit.attribution.costs import exact_cost, tell_time
 from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import (
     Evaluator,
@@ -115,6 +116,9 @@ def acdc(
         evaluator = Evaluator(prepared, batch_size=int(kept_in.settings["size"]), memory=memory)
         judge = _Judge(evaluator, divergence)
         _refuse_no_effect(prepared, judge)
+        tell_time(
+            prepared, "acdc", exact_cost(prepared.graph), evaluator.batch_size, progress, most=True
+        )  # shortcuts and small circuits make it less
         kept = _search(prepared, judge, tau, kept_in, progress)
     provenance = provenance_of(prepared, "acdc").with_parameters(tau=tau, divergence=divergence)
     return Circuit(prepared.graph, without_dead(prepared, kept), provenance=provenance)

@@ -36,6 +36,7 @@ from circuitvit.verification.statistics import (
     Estimate,
     estimated,
     holm,
+    percent,
     ratio_interval,
 )
 
@@ -149,9 +150,10 @@ class Specificity(Result):
                 key=lambda each: (each.behaviour != name, -each.necessity.value),
             )
             verdict, level = self._verdict(name)
+            ours, theirs = (percent(Estimate(each.necessity.value)) for each in (own, others[0]))
             said.append(
-                f"Without the circuit of {name} {own.necessity.value:.0%} of {name} is lost and "
-                f"{others[0].necessity.value:.0%} of {others[0].behaviour}: {verdict} ({level})."
+                f"Without the circuit of {name} {ours} of {name} is lost and {theirs} of "
+                f"{others[0].behaviour}: {verdict} ({level})."
             )
         return " ".join(said)
 

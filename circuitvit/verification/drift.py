@@ -268,6 +268,9 @@ def judge(found: Measures, tolerance: float) -> tuple[str, str]:
         'unchanged'
         >>> judge(Measures(Estimate(0.02, -0.1, 0.12), same), 0.1)[0]
         'gone'
+        >>> half = Estimate(0.45, 0.3, 0.6), Estimate(-0.55, -0.7, -0.4)
+        >>> judge(Measures(same, same, *half), 0.1)[1].split(": ")[1]
+        'that has surely changed, and it may carry it or not. Give more pairs.'
     """
     share, old, new, change = found.behaviour, found.old, found.new, found.change
     if share.low is None or share.high is None:
@@ -287,7 +290,8 @@ def judge(found: Measures, tolerance: float) -> tuple[str, str]:
     if _beyond(new, 1, CARRIED):
         return REROUTED, f"{left}, but {carries}."
     if not _within(new, 1, CARRIED):
-        return CANNOT_TELL, f"{left}; {carries}: it may carry it or not. Give more pairs."
+        surely = "that has surely changed, and " if _beyond(change, 0, tolerance) else ""
+        return CANNOT_TELL, f"{left}; {carries}: {surely}it may carry it or not. Give more pairs."
     return _carried(found, share, change, tolerance, f"{left}; {carries}")
 
 

@@ -103,5 +103,11 @@ def misread_images(
             own = float(margin(logits, classes[given[place]]))
             rows.append((own, names[place], given[place], class_label(model, int(logits.argmax()))))
     wrong = sorted((row for row in rows if row[0] <= 0), key=lambda row: row[0])
-    margins, *told = zip(*wrong, strict=True) if wrong else ((), (), (), ())
-    return Misread(model.name, len(rows), *told, np.array(margins, dtype=np.float64))
+    return Misread(
+        model=model.name,
+        n_images=len(rows),
+        images=tuple(name for _, name, _, _ in wrong),
+        labels=tuple(label for _, _, label, _ in wrong),
+        answers=tuple(answer for _, _, _, answer in wrong),
+        margins=np.array([own for own, *_ in wrong], dtype=np.float64),
+    )
