@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from circuitvit.pruning import Finding as Finding
     from circuitvit.pruning import MaskSettings as MaskSettings
     from circuitvit.pruning import Plan as Plan
+    from circuitvit.pruning import Thinned as Thinned
+    from circuitvit.pruning import ThinSettings as ThinSettings
     from circuitvit.pruning import acdc as acdc
     from circuitvit.pruning import circuit_curve as circuit_curve
     from circuitvit.pruning import ddmin as ddmin
@@ -81,8 +83,10 @@ if TYPE_CHECKING:
     from circuitvit.pruning import find_several as find_several
     from circuitvit.pruning import learn_constants as learn_constants
     from circuitvit.pruning import learn_mask as learn_mask
+    from circuitvit.pruning import learn_masks as learn_masks
     from circuitvit.pruning import refine as refine
     from circuitvit.pruning import score_curve as score_curve
+    from circuitvit.pruning import thin as thin
     from circuitvit.tasks import Constants as Constants
     from circuitvit.tasks import Mean as Mean
     from circuitvit.tasks import Noise as Noise
@@ -180,8 +184,9 @@ else:
                 "register split_sources to_module with_head wrap"
             ),
             "circuitvit.pruning": (
-                "Curve FamilySettings Finding MaskSettings Plan acdc circuit_curve ddmin find find_nodes "
-                "find_several learn_constants learn_mask refine score_curve"
+                "Curve FamilySettings Finding MaskSettings Plan ThinSettings Thinned acdc circuit_curve "
+                "ddmin find find_nodes find_several learn_constants learn_mask learn_masks refine "
+                "score_curve thin"
             ),
             "circuitvit.tasks": (
                 "Constants Mean Noise Patch PerPair Resample Task TokenGroups Zero accuracy cross_entropy "

@@ -235,6 +235,9 @@ SHAPED: dict[str, Callable[[Maker], dict[str, Any]]] = {
         "votes": np.where(GRAPH.edge_mask, maker.random.integers(0, 101, GRAPH.shape), 0),
         "subsets": 100, "pairs": 8, "k": 3, "alpha": 0.05,
     },
+    "Thinned": lambda maker: {
+        "circuits": (_circuit(maker),) * 2, "faithfulness": (0.9, -0.0), "agreement": (1.0, 1 / 3),
+    },
     "LearnedMask": lambda maker: {
         "openness": np.where(_circuit(maker).graph.edge_mask, 0.5, -np.inf),
     },

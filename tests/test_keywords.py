@@ -28,6 +28,8 @@ RUNS_NOTHING = ("repeated_patches", "split")
 ELSEWHERE = {
     "compare": ("batch_size", "memory", "progress"),  # in `settings`, which are kept in its file
     "learn_mask": ("batch_size", "seed"),  # in `settings`: they are of the training
+    "learn_masks": ("batch_size", "seed"),
+    "thin": ("batch_size", "seed"),  # likewise, of the rounds
     "find_several": ("batch_size", "progress"),  # whatever `find` takes
     "attention_page": ("batch_size",),  # image by image: a page holds 16 at most
     "certify": ("batch_size",),  # pair by pair

@@ -74,6 +74,8 @@ USES: dict[str, tuple[Use, tuple[Any, ...]]] = {
     "tau": (lambda model, task, value: cv.acdc(model, task, tau=value), (0, -1, "a", None)),
     "threshold": (lambda model, task, value: scores(model).threshold(value), (0, "a", None)),
     "learn_mask": (lambda model, task, value: cv.learn_mask(model, task, value), (*NO_COUNT, 10**6)),
+    "thin": (lambda model, task, value: cv.thin(model, task, value), (*NO_COUNT, 10**6, [])),
+    "thin rate": (lambda model, task, value: cv.ThinSettings(rate=value), (0, 1, "a", None)),
     "max_runs": (
         lambda model, task, value: cv.refine(model, task, Circuit.full(model.graph), max_runs=value),
         NO_COUNT,

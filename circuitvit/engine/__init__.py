@@ -22,7 +22,7 @@ from circuitvit.engine.gradients import (
 )
 from circuitvit.engine.kept import Activations
 from circuitvit.engine.many import masked_runs
-from circuitvit.engine.masked import masked_run, new_workspace, soft_run
+from circuitvit.engine.masked import masked_run, new_workspace
 from circuitvit.engine.patching import (
     Site,
     patch_pattern,
@@ -46,6 +46,7 @@ from circuitvit.engine.reading import activation_batches, activations
 from circuitvit.engine.references import Reference, References, Sources, reference_source
 from circuitvit.engine.replay import Replay
 from circuitvit.engine.runs import Capture, capture, check_logits, differences, outputs, run_from
+from circuitvit.engine.soft import soft_run
 from circuitvit.engine.state import Saved, StateFile
 from circuitvit.engine.units import UnitChanges, UnitPlace, unit_changes
 

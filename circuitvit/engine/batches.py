@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit._keywords import as_bytes
-from circuitvit.engine.masked import Workspace, masked_run, soft_run
+from circuitvit.engine.masked import Workspace, masked_run
 from circuitvit.engine.processes import agreed
 from circuitvit.engine.references import References, Sources, reference_source
 from circuitvit.engine.runs import Capture, capture, check_logits
+from circuitvit.engine.soft import soft_run
 from circuitvit.errors import check_whole
 from circuitvit.graph import EdgeMask
 from circuitvit.models import Model

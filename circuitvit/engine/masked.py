@@ -10,7 +10,7 @@ receivers with equal kept edges share a stream; senders that no kept path joins 
 those that only queries and MLPs carry on to a readout of the leading tokens run at these tokens alone. Only
 the senders that run are ever expanded, for a few images at a time.
 
-`soft_run` is the same with masks anywhere between 0 and 1, differentiable: what mask learning needs.
+`circuitvit.engine.soft` is the same with masks anywhere between 0 and 1, differentiable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
 
 from circuitvit.engine.references import Sources
 from circuitvit.graph import EdgeMask
@@ -416,51 +415,6 @@ def mix(
 def padded(changes: Tensor, tokens: int) -> Tensor:
     """Changes that were written at the first tokens alone, with zeros at the others, where nobody looks."""
     return F.pad(changes, (0, 0, 0, tokens - changes.shape[2])) if changes.shape[2] < tokens else changes
-
-
-# -- real-valued masks ---------------------------------------------------------------------------
-
-
-def soft_run(
-    sources: Sources, mask: Float[Tensor, "sender receiver group"], checkpoint: bool = False
-) -> Float[Tensor, "batch class"]:
-    """The logits under a real-valued mask; the model's weights get no gradient.
-
-    Receiver `v` sees `base + sum of M[u, v] (x_u - r_u)`. With a mask of zeros and ones the logits are those
-    of `masked_run`.
-
-    Args:
-        sources: of the batch.
-        mask: 1 keeps an edge, 0 ablates it; entries that are no edges are not looked at.
-        checkpoint: keep only the senders' outputs for the backward pass and compute each stage again there.
-    """
-    graph = sources.graph
-    if graph.always.any():
-        mask = mask.masked_fill(torch.from_numpy(graph.always.copy()).to(mask.device), 1.0)
-    changes = difference(sources, 0, sources.base.compacts[0])  # of the senders that the next stage can hear
-    for index, stage in enumerate(sources.model.essential[1:], 1):
-        arguments = (sources, index, mask[graph.upstream[index], graph.receiver_slices[index]], changes)
-        written = recompute(_soft, *arguments, use_reentrant=False) if checkpoint else _soft(*arguments)
-        if stage.is_readout:
-            return written
-        changes = written if stage.nodes.begins else torch.cat([changes[:, :, : written.shape[2]], written])
-    raise AssertionError("a model ends with its readout")
-
-
-def _soft(sources: Sources, index: int, mask: Tensor, changes: Tensor) -> Tensor:
-    """What the senders of a stage write, less their reference outputs; of the readout, the logits.
-
-    Args:
-        sources: of the batch.
-        index: number of the stage.
-        mask: `(upstream sender, receiver of the stage, group)`.
-        changes: current minus reference output of the upstream senders.
-    """
-    stage, base = sources.model.essential[index], sources.reference_streams[index]
-    assert base is not None, "the source reads no stream"
-    streams = base + mix(mask, changes, sources.members_at(index, base.shape[1]))
-    compact = stage.write(stage.read_each(streams, range(len(stage.nodes.receivers))))
-    return compact if stage.is_readout else difference(sources, index, compact)
 
 
 def difference(sources: Sources, index: int, compact: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ whole model; where that is too coarse to tell two circuits apart, KL(whole || ci
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, NamedTuple, get_args
@@ -15,8 +16,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from circuitvit.engine import Evaluator
-from circuitvit.errors import DataError, OptionError
-from circuitvit.graph import EdgeMask
+from circuitvit.errors import DataError, OptionError, check_whole
+from circuitvit.graph import EdgeMask, Graph
 from circuitvit.models import Model
 
 Keep = Literal["behaviour", "prediction"]
@@ -140,6 +141,21 @@ def check_band(band: object) -> None:
     ends = band if isinstance(band, (tuple, list)) else ()
     if len(ends) != 2 or not all(isinstance(end, Real) for end in ends):
         raise OptionError(f"a band is two numbers, such as (0.9, 1.1), not {band!r}")
+
+
+def check_sizes(edges: object, graph: Graph) -> list[int]:
+    """The numbers of edges that circuits are asked for, each once, the largest first.
+
+    Raises:
+        OptionError: if there is none, or one is not between 1 and the graph's number of edges.
+    """
+    if not isinstance(edges, Sequence) or isinstance(edges, str) or not edges:
+        raise OptionError(f"edges must be numbers of edges to search for, not {edges!r}")
+    for size in edges:
+        check_whole("edges", size)
+        if size > graph.n_edges:
+            raise OptionError(f"asked for {size} edges of a graph that has {graph.n_edges}")
+    return sorted(set(edges), reverse=True)
 
 
 def check_predicts(model: Model) -> None:

@@ -5,7 +5,8 @@ most 100 live ones. References and runs of the whole model are computed once, so
 than its masked runs.
 
 A scoring method ranks all edges once, and its circuits are the best of them. A learned mask is no ranking to
-extend: a size wanted is a size trained for, so its family is a mask for each size.
+extend: a size wanted is a size trained for, so its family is one training that rests at each size. Thinning
+passes through all of them.
 
 CPR and CMD: Mueller et al. 2025, "MIB: a mechanistic interpretability benchmark", arXiv:2504.13151.
 """
@@ -32,15 +33,17 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.pruning.aims import Band
 from circuitvit.pruning.find import Plan, find
-from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_mask
+from circuitvit.pruning.learned import MaskSettings, Over, SamplerName, learn_masks
 from circuitvit.pruning.refine import noising_evaluator
+from circuitvit.pruning.thinning import ThinSettings, thin
 from circuitvit.tasks import PreparedTask, Task, prepare
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The sizes at which MIB runs circuits, as shares of all edges."""
 
 TRAINED = (0.005, 0.5)
-"""Masks are trained for sizes in this range: below hardly a path is left, above hardly anything is lost."""
+"""Masks are trained, and models thinned, to sizes in this range: below hardly a path is left, above hardly
+anything is lost."""
 
 
 @dataclass(frozen=True)
@@ -288,13 +291,25 @@ def _masks(
     sampler: SamplerName = "hard-concrete",
     over: Over = "edges",
 ) -> list[Circuit]:
+    batch_size = min(settings.mask.batch_size, len(prepared))
+    mask = replace(settings.mask, batch_size=batch_size, sampler=sampler, over=over)
+    sizes = _sizes(prepared, settings)
+    learned = learn_masks(prepared.model, prepared, sizes, mask, progress=settings.progress)
+    return [each.at_most(size) for each, size in zip(learned, reversed(sizes), strict=True)]
+
+
+def _thinned(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
+    batch_size = min(settings.mask.batch_size, len(prepared))
+    thinning = ThinSettings(batch_size=batch_size, seed=settings.mask.seed)
+    sizes = _sizes(prepared, settings)
+    return list(thin(prepared.model, prepared, sizes, thinning, progress=settings.progress).circuits)
+
+
+def _sizes(prepared: PreparedTask, settings: FamilySettings) -> list[int]:
+    """The numbers of edges that searches are asked for, by rising size."""
     low, high = TRAINED
     shares = settings.trained or [share for share in settings.fractions if low <= share <= high]
-    size = min(settings.mask.batch_size, len(prepared))
-    mask = replace(settings.mask, batch_size=size, sampler=sampler, over=over)
-    sizes = sorted({max(1, round(share * prepared.graph.n_edges)) for share in shares})
-    learn = partial(learn_mask, prepared.model, prepared, settings=mask, progress=settings.progress)
-    return [learn(edges).at_most(edges) for edges in sizes]
+    return sorted({max(1, round(share * prepared.graph.n_edges)) for share in shares})
 
 
 def _found(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
@@ -313,6 +328,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "learned": _masks,
         "learned-ugs": partial(_masks, sampler="ugs"),
         "learned-nodes": partial(_masks, over="nodes"),
+        "thinned": _thinned,
         "find": _found,
     }
 )

@@ -11,6 +11,7 @@ kept edges down along a schedule, geometrically to the target. What is handed on
 edges that are more open than not; only that is ever evaluated.
 
 The order of the gates is no ranking to extend: a mask trained for 100 edges does not contain the best 200.
+But the training passes through 200 on its way, so that one that rests there gives both.
 
 Edge pruning: Bhaskar et al. 2024, "Finding transformer circuits with edge pruning", arXiv:2406.16778.
 """
@@ -18,7 +19,8 @@ Edge pruning: Bhaskar et al. 2024, "Finding transformer circuits with edge pruni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -47,7 +49,7 @@ from circuitvit.errors import OptionError, check_number, check_whole
 from circuitvit.graph import Circuit, EdgeMask, EdgeScores, Graph, node_of
 from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
-from circuitvit.pruning.aims import Keep, check_keep, check_predicts
+from circuitvit.pruning.aims import Keep, check_keep, check_predicts, check_sizes
 from circuitvit.pruning.refine import require_noising, without_dead
 from circuitvit.tasks import PreparedTask, Task, divergence, prepare
 
@@ -205,20 +207,65 @@ def learn_mask(
         >>> import circuitvit as cv  # doctest: +SKIP
         >>> circuit = cv.learn_mask(model, task, edges=100).circuit  # doctest: +SKIP
     """
+    one = learn_masks(
+        model, task, [edges], settings, warm_start=warm_start, processes=processes, progress=progress
+    )
+    return one[0]
+
+
+@running
+def learn_masks(
+    model: Model,
+    task: Task | PreparedTask,
+    edges: Sequence[int],
+    settings: MaskSettings | None = None,
+    *,
+    warm_start: EdgeScores | None = None,
+    processes: bool = False,
+    progress: bool = True,
+) -> list[LearnedMask]:
+    """Train one mask down to several sizes, and hand on what it is at each.
+
+    The schedule rests at each size for as long as it does at the last one, `1 - ramp` of the steps; so each
+    size but the smallest costs that many steps, where a training of its own costs all.
+
+    Args:
+        model: from `load` or `wrap`.
+        task: in the noising direction.
+        edges: how many should be kept, for each mask.
+        settings: of the training; its steps are those down to the smallest size.
+        warm_start: scores by whose ranks the gates start more or less open.
+        processes: share the pairs of every step among the processes of `torch.distributed`, which must all
+            make this call.
+        progress: whether to show a bar.
+
+    Returns:
+        A mask for each size asked for, the largest first.
+
+    Raises:
+        OptionError: as `learn_mask`.
+
+    Example:
+        >>> import circuitvit as cv  # doctest: +SKIP
+        >>> masks = cv.learn_masks(model, task, [200, 100, 50])  # doctest: +SKIP
+        >>> curve = cv.circuit_curve(model, task, [mask.circuit for mask in masks], "masks")  # doctest: +SKIP
+    """
     settings = settings or MaskSettings()
     prepared = prepare(model, task, progress, processes)
-    trainer = MaskTrainer(prepared, edges, settings, warm_start)
-    with progress_bar(settings.steps, f"mask of {edges} edges", progress) as bar:
-        for _ in range(settings.steps):
-            trainer.step()
-            bar.set_postfix_str(trainer.status, refresh=False)
-            bar.update()
-    parameters = {"edges": edges, **asdict(settings)}
-    provenance = provenance_of(prepared, "learned-mask", settings.seed).with_parameters(**parameters)
-    kept = without_dead(prepared, trainer.open_edges())
-    return LearnedMask(
-        Circuit(prepared.graph, kept, provenance=provenance), trainer.openness(), trainer.trace
-    )
+    sizes = check_sizes(edges, prepared.graph)
+    trainer = MaskTrainer(prepared, sizes[-1], settings, warm_start, rests=sizes[:-1])
+    provenance = provenance_of(prepared, "learned-mask", settings.seed).with_parameters(**asdict(settings))
+    learned = []
+    with progress_bar(trainer.ends[-1], f"mask of {sizes[-1]} edges", progress) as bar:
+        for size, end in zip(sizes, trainer.ends, strict=True):
+            while len(trainer.trace.distance) < end:
+                trainer.step()
+                bar.set_postfix_str(trainer.status, refresh=False)
+                bar.update()
+            kept = without_dead(prepared, trainer.open_edges())
+            circuit = Circuit(prepared.graph, kept, provenance=provenance.with_parameters(edges=size))
+            learned.append(LearnedMask(circuit, trainer.openness(), deepcopy(trainer.trace)))
+    return learned
 
 
 class MaskTrainer:
@@ -230,6 +277,11 @@ class MaskTrainer:
         settings: of the training.
         warm_start: scores by whose ranks the gates start.
         evaluator: of the same task, so that what it has run is not run again.
+        rests: larger numbers of edges that the schedule rests at, the largest first.
+
+    Attributes:
+        trace: of the training.
+        ends: the steps after which the rest at each size is over, the last one being the end.
     """
 
     def __init__(
@@ -239,12 +291,11 @@ class MaskTrainer:
         settings: MaskSettings,
         warm_start: EdgeScores | None = None,
         evaluator: Evaluator | None = None,
+        rests: Sequence[int] = (),
     ) -> None:
         refuse_inference_mode()
         graph = prepared.graph
-        check_whole("edges", edges)
-        if edges > graph.n_edges:
-            raise OptionError(f"asked for {edges} edges of a graph that has {graph.n_edges}")
+        sizes = check_sizes([*rests, edges], graph)
         require_noising(prepared)
         metric = prepared.metric.metric
         if settings.keep == "prediction":
@@ -264,7 +315,13 @@ class MaskTrainer:
             "climb": torch.optim.Adam([self._multipliers], lr=settings.multiplier_rate, maximize=True),
         }
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._from, self._to = (1.0 if warm_start is None else float(self._density())), edges / graph.n_edges
+        self._from = 1.0 if warm_start is None else float(self._density())
+        self._sizes = [size / graph.n_edges for size in sizes]
+        self._ramp = settings.ramp * settings.steps
+        self._rest = max(0, settings.steps - math.ceil(self._ramp))
+        arrivals = [math.ceil(self._arrival(size)) for size in self._sizes[:-1]]
+        self.ends = [arrived + self._rest * (place + 1) for place, arrived in enumerate(arrivals)]
+        self.ends.append(settings.steps + self._rest * len(rests))
         self._pairs = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
         self._rows = prepared.row_ranges(self._pairs.batch_size)
         self._parts = place_in_group(prepared.processes)[1]  # of a minibatch; a run that goes on keeps them
@@ -303,9 +360,13 @@ class MaskTrainer:
         parts = [rows[first:last] for first, last in pairwise(ends)]
         own = [n for n in range(self._parts)[own_part(self._parts, self.prepared.processes)] if parts[n]]
         found = torch.zeros(self._parts, 1 + len(self._phi), dtype=torch.float64, device=self._phi.device)
+        # a gate that is shut has no gradient either, so that leaving it out of the run changes nothing
+        possible = (mask.detach() > 0).cpu().numpy()
         for n in own:
             run = self._pairs.pairs(parts[n])
-            logits = soft_run(run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint)
+            logits = soft_run(
+                run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint, possible
+            )
             distance = self._distance(run, logits) * (len(parts[n]) / len(rows))
             (slope,) = torch.autograd.grad(distance, self._phi, retain_graph=n != own[-1])
             found[n, 0], found[n, 1:] = distance.detach(), slope
@@ -370,9 +431,22 @@ class MaskTrainer:
         return f"distance {self.trace.distance[-1]:.3f}, {self.trace.density[-1]:.1%} of the edges"
 
     def _wanted(self) -> float:
-        """The density that the schedule asks for now, falling in equal ratios."""
-        done = min(1.0, len(self.trace.distance) / (self.settings.ramp * self.settings.steps))
-        return float(self._from ** (1 - done) * self._to**done)
+        """The density that the schedule asks for now, falling in equal ratios but where it rests."""
+        step = float(len(self.trace.distance))
+        for size in self._sizes[:-1]:
+            arrived = self._arrival(size)
+            if step < arrived:
+                break
+            if step < arrived + self._rest:
+                return size
+            step -= self._rest
+        done = min(1.0, step / self._ramp)
+        return float(self._from ** (1 - done) * self._sizes[-1] ** done)
+
+    def _arrival(self, size: float) -> float:
+        """The step at which a schedule without rests falls to a density."""
+        whole = math.log(self._from / self._sizes[-1])
+        return self._ramp * min(1.0, max(0.0, math.log(self._from / size) / whole)) if whole > 0 else 0.0
 
     def _distance(self, run: BatchRun, logits: Tensor) -> Tensor:
         """How far the masked run is from the full one: of the whole prediction, and of the behaviour unless

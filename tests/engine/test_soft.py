@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import circuitvit as cv
@@ -31,3 +31,22 @@ def test_the_gradient_of_the_mask_at_the_base_run_is_the_negative_eap_score(case
     found = dict(zip(batch.sources.graph.edges, scores, strict=True))
     expected = literal_scores.eap(case.literal, case.base, case.reference, case.formula, case.token_groups)
     assert_same_scores(found, expected)
+
+
+@settings(max_examples=25)
+@given(cases(), st.integers(0, 2**16), st.booleans())
+def test_a_run_of_the_gates_that_may_be_open_is_that_of_all_gates(
+    case: Case, seed: int, checkpoint: bool
+) -> None:
+    """Values and slopes are the same where all other gates are 0, whatever is left out of the run."""
+    (batch,) = batch_runs(case.task().prepare(case.model), case.n_pairs)
+    kept = case.random_mask(seed, 0.4)
+    possible = cv.Circuit.from_edges(batch.sources.graph, [name for name, keep in kept.items() if keep]).kept
+    gates = torch.rand(possible.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    gates *= torch.from_numpy(possible.copy())
+    whole, part = gates.clone().requires_grad_(), gates.clone().requires_grad_()
+    slow, fast = soft_run(batch.sources, whole), soft_run(batch.sources, part, checkpoint, possible)
+    assert_close(fast, slow, 1e-11)
+    (expected,) = torch.autograd.grad(slow.square().sum(), whole)
+    (found,) = torch.autograd.grad(fast.square().sum(), part)
+    assert_close(found, expected * torch.from_numpy(possible.copy()), 1e-9)

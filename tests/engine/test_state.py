@@ -22,6 +22,7 @@ from circuitvit.engine.state import task_digest
 from circuitvit.errors import CircuitViTError, FileError, OptionError
 from circuitvit.pruning import Plan
 from circuitvit.pruning.learned import MaskTrainer
+from circuitvit.pruning.thinning import Thinner, ThinSettings
 from circuitvit.tasks import PreparedTask
 
 PLAN = Plan(steps=40, trim_runs=60, batch_size=4)
@@ -49,6 +50,12 @@ def find_in_few_runs(prepared: PreparedTask, path: Path | None) -> Any:
     found = cv.find(prepared.model, prepared, plan=plan, state=path, progress=False)
     assert not found.minimal
     return found.circuit.kept, found.faithfulness
+
+
+def thinned(prepared: PreparedTask, path: Path | None) -> Any:
+    settings = ThinSettings(rate=0.3, pairs=4, batch_size=2)
+    found = cv.thin(prepared.model, prepared, [200, 100, 20], settings, state=path, progress=False)
+    return tuple(each.kept for each in found.circuits), found.faithfulness
 
 
 def acdc(prepared: PreparedTask, path: Path | None) -> Any:
@@ -79,6 +86,7 @@ RUNS = [
     pytest.param(find, MaskTrainer, "step", 25, id="find, while the mask is learned"),
     pytest.param(find, Evaluator, "_run", 55, id="find, while the circuit is trimmed"),
     pytest.param(find_in_few_runs, Evaluator, "_run", 40, id="find, short of runs"),
+    pytest.param(thinned, Thinner, "step", 7, id="thin"),
     pytest.param(acdc, Replay, "__call__", 90, id="acdc"),
     pytest.param(exact_scores, exact._Visit, "effects", 70, id="exact"),
 ]

@@ -41,6 +41,7 @@ SEARCHES: dict[str, Search] = {
     "find": lambda model, task: cv.find(model, task, plan=PLAN, progress=False),
     "refine": lambda model, task: cv.refine(model, task, full(model), progress=False),
     "learn_mask": lambda model, task: cv.learn_mask(model, task, 10, progress=False),
+    "thin": lambda model, task: cv.thin(model, task, 10, progress=False),
     "acdc": lambda model, task: cv.acdc(model, task, 0.1, divergence="metric", progress=False),
     "circuit_curve": lambda model, task: cv.circuit_curve(model, task, [], "none", progress=False),
 }
