@@ -235,7 +235,8 @@ def learn_masks(
         edges: how many should be kept, for each mask.
         settings: of the training; its steps are those down to the smallest size.
         warm_start: scores by whose ranks the gates start more or less open.
-        processes: as in `learn_mask`.
+        processes: share the pairs of every step among the processes of `torch.distributed`, which must all
+            make this call.
         progress: whether to show a bar.
 
     Returns:

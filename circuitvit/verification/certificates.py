@@ -35,7 +35,7 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations
@@ -460,6 +460,16 @@ def _by_pair(
         )
     if keywords.get("state") is not None:
         raise OptionError(f"{method} with a state is of all pairs together: leave out state=")
-    scores = scores_by_pair(prepared, method, prepared.graph.edge_mask, Running(1, progress), **keywords)
+    how, every = Running(1, progress), prepared.graph.edge_mask
+    if chosen.by_pair:
+        scores = scores_by_pair(prepared, method, every, how, **keywords)
+    else:
+        single = [select_pairs(prepared, [row]) for row in range(len(prepared))]
+        with progress_bar(len(single), "scores by pair", progress, unit="pair") as bar:
+            rows = []
+            for pair in single:
+                rows.append(scores_by_pair(pair, method, every, replace(how, progress=False), **keywords)[0])
+                bar.update()
+        scores = np.stack(rows)
     check_effects(prepared, np.abs(scores).sum(axis=0))
     return scores
