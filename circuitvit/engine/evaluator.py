@@ -384,7 +384,10 @@ class Evaluator:
 
     def table(self) -> dict[str, Tensor]:
         """Everything measured so far, for `recall`: `masks` `(run, byte)`, packed, and what they gave."""
-        known = {**self._recalled, **self._known}
+        known = {
+            **self._known,
+            **{key: each for key, each in self._recalled.items() if key not in self._known},
+        }
         width = len(np.packbits(self.graph.edge_mask))
         masks = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), width).copy()
         columns = {"values": np.float64, "tops": np.int64, "divergence": np.float64, "change": np.float64}
@@ -395,13 +398,20 @@ class Evaluator:
                 found[name] = torch.from_numpy(np.array(rows, dtype=kind).reshape(len(rows), len(self)))
         return found
 
-    def recall(self, table: Mapping[str, Tensor]) -> None:
+    def recall(self, table: Mapping[str, Tensor], runs: int = 0) -> None:
         """Take what an earlier run measured instead of measuring; it counts as runs all the same, so that a
-        search repeated on it takes the same way."""
+        search repeated on it takes the same way.
+
+        Args:
+            table: of the earlier run, in the order in which things were asked for.
+            runs: how many of them have been asked for by the place where the search goes on.
+        """
         names = ("values", "tops", "divergence", "change")
         columns = [table[name].numpy() if name in table else [None] * len(table["masks"]) for name in names]
         rows = zip(table["masks"].numpy(), *columns, strict=True)
         self._recalled = {mask.tobytes(): Measured(*given) for mask, *given in rows}
+        if runs:
+            self._known, self.runs = dict(list(self._recalled.items())[:runs]), runs
 
     # inside
 

@@ -225,7 +225,7 @@ class Thin:
         kept = torch.from_numpy(np.stack([each.kept for each in self.candidates]).astype(np.uint8))
         numbers = {
             **thinner.numbers, **part.numbers, "plan": asdict(self.plan), "done": asdict(self.done),
-            "rounds": self.rounds, "before": self.before, "gone": self.gone,
+            "rounds": self.rounds, "before": self.before, "runs": self.evaluator.runs, "gone": self.gone,
         }  # fmt: skip
         return Saved({**thinner.tensors, **part.tensors, "candidates": kept}, numbers)
 

@@ -264,7 +264,7 @@ def _time(duration: float) -> str:
 
 def _taken_up(saved: Saved, evaluator: Evaluator, clock: Clock) -> tuple[Plan, Clock]:
     """The plan and the clock of a search that goes on, and what it has measured."""
-    evaluator.recall(saved.tensors)
+    evaluator.recall(saved.tensors, int(saved.numbers.get("runs", 0)))
     begun = clock.begun - float(saved.numbers["gone"])
     return Plan(**saved.numbers["plan"]), Clock(evaluator, clock.deadline, begun)
 
