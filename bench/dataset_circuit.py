@@ -8,8 +8,9 @@ It works in stages and writes each result at once, so that a run goes on where t
 
     pairs       every photograph once, a cat with a dog, drawn and split with a fixed seed
     curves      scoring methods, each ranked on the discovery pairs (`comparison.json`)
-    masks       a mask trained for each of a few sizes (`mask_*.json`), and their curve
-    circuit     the smallest mask that is faithful on the discovery pairs, verified on the others
+    masks       one mask trained down to a few sizes (`mask_*.json`), and their curve
+    thinned     the model thinned to the same sizes and smaller ones (`thinned_*.json`), and their curve
+    circuit     the smallest of all that is faithful on the discovery pairs, verified on the others
     docs        the table between the marks in docs/methods.md, and docs/images/dataset_methods.svg
 
 With `--tiny` all of it runs on the bundled model and drawn pictures in a minute, and docs/ stays as it is.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,10 @@ from circuitvit.views.comparison import Comparison, MethodCurve, compare
 HELD_OUT = 0.36
 SIZES = (0.005, 0.01, 0.02, 0.035, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0)
 TRAINED = (0.035, 0.059, 0.078, 0.118)
-"""Sizes that masks are trained for, each with a little room below a round share of the edges."""
+"""Sizes that a mask is trained down to, each with a little room below a round share of the edges."""
+
+THINNED = (0.053, *TRAINED)
+"""Sizes that the model is thinned to."""
 
 LARGEST = 0.12
 BAND = (0.9, 1.1)
@@ -89,40 +93,64 @@ def curves(model: cv.Model, sides: Split, plan: Plan) -> Comparison:
 
 
 def masks(model: cv.Model, discovery: PreparedTask, plan: Plan) -> tuple[list[cv.Circuit], float]:
-    """A mask for each size, and the seconds that they took together."""
-    found, seconds = [], 0.0
-    for share in TRAINED:
-        path = plan.out / f"mask_{share:g}.json"
-        if not path.exists():
-            begin = time.perf_counter()
-            edges = round(share * model.graph.n_edges)
-            circuit = cv.learn_mask(model, discovery, edges, plan.mask).at_most(edges)
-            took = circuit.provenance.with_parameters(seconds=time.perf_counter() - begin)
+    """A mask of each size, and the seconds that their one training took."""
+
+    def learned(sizes: list[int]) -> list[cv.Circuit]:
+        found = cv.learn_masks(model, discovery, sizes, plan.mask)
+        return [each.at_most(size) for each, size in zip(found, sorted(sizes, reverse=True), strict=True)]
+
+    return _family("mask", TRAINED, learned, model, plan)
+
+
+def thinned(model: cv.Model, discovery: PreparedTask, plan: Plan) -> tuple[list[cv.Circuit], float]:
+    """The circuits of one thinning, and the seconds that it took."""
+
+    def thin(sizes: list[int]) -> list[cv.Circuit]:
+        return list(cv.thin(model, discovery, sizes, state=plan.out / "thinning.safetensors").circuits)
+
+    return _family("thinned", THINNED, thin, model, plan)
+
+
+def _family(
+    name: str,
+    shares: Sequence[float],
+    make: Callable[[list[int]], list[cv.Circuit]],
+    model: cv.Model,
+    plan: Plan,
+) -> tuple[list[cv.Circuit], float]:
+    """Circuits of some sizes that are made together, or those that an earlier run has left."""
+    paths = [plan.out / f"{name}_{share:g}.json" for share in sorted(shares, reverse=True)]
+    if not all(path.exists() for path in paths):
+        begin = time.perf_counter()
+        circuits = make([round(share * model.graph.n_edges) for share in shares])
+        seconds = time.perf_counter() - begin
+        for path, circuit in zip(paths, circuits, strict=True):
+            took = circuit.provenance.with_parameters(seconds=seconds)
             cv.Circuit(circuit.graph, circuit.kept, provenance=took).save(path)
-        found.append(cv.Circuit.load(path, graph=model.graph))
-        seconds += found[-1].provenance.parameters["seconds"]
-        print(f"mask for {share:.1%}: {len(found[-1])} edges", flush=True)
-    return found, seconds
+    found = [cv.Circuit.load(path, graph=model.graph) for path in paths]
+    print(f"{name}: {', '.join(str(len(each)) for each in found)} edges", flush=True)
+    return found, float(found[0].provenance.parameters["seconds"])
 
 
-def with_masks(
+def with_family(
     comparison: Comparison,
+    name: str,
     model: cv.Model,
     sides: Split,
     plan: Plan,
     found: Sequence[cv.Circuit],
     seconds: float,
 ) -> Comparison:
-    """The comparison with the curve of the masks."""
-    curve = cv.circuit_curve(model, sides.held_out, found, "learned", fractions=SIZES)
-    others = tuple(each for each in comparison.curves if each.method != "learned")
-    whole = replace(comparison, curves=(*others, MethodCurve("learned", curve, seconds)))
+    """The comparison with the curve of the masks, or of thinning."""
+    curve = cv.circuit_curve(model, sides.held_out, found, name, fractions=SIZES)
+    others = tuple(each for each in comparison.curves if each.method != name)
+    whole = replace(comparison, curves=(*others, MethodCurve(name, curve, seconds)))
     whole.save(plan.out / "comparison.json")
     return whole
 
 
 def one_circuit(model: cv.Model, sides: Split, plan: Plan, found: Sequence[cv.Circuit]) -> cv.Report:
-    """The smallest mask that is faithful where it was learned, else the most faithful, judged elsewhere."""
+    """The smallest circuit that is faithful where it was found, else the most faithful, judged elsewhere."""
     evaluator = noising_evaluator(sides.discovery)
     small = [circuit for circuit in found if circuit.density <= LARGEST]
     faithful = [circuit for circuit in small if BAND[0] <= evaluator.faithfulness(circuit) <= BAND[1]]
@@ -176,8 +204,11 @@ def main() -> None:
     plan = Plan(out, mask, METHODS, options.tiny)
     model, sides = pairs(plan.tiny)
     comparison = curves(model, sides, plan)
-    found, seconds = masks(model, sides.discovery, plan)
-    comparison = with_masks(comparison, model, sides, plan, found, seconds)
+    found: list[cv.Circuit] = []
+    for name, make in (("learned", masks), ("thinned", thinned)):
+        circuits, seconds = make(model, sides.discovery, plan)
+        comparison = with_family(comparison, name, model, sides, plan, circuits, seconds)
+        found += circuits
     report = one_circuit(model, sides, plan, found)
     text = summary(report, comparison)
     print(text)

@@ -20,10 +20,10 @@ from bench._timing import current_mib, peak_mib
 
 FILES = (500, 1000, 2500, 5000)
 BATCH = 32
-MEMORY = "64M"
+MEMORY = "64MB"
 """What `verify` may hold between its runs: by default it is 1 GiB, which would hide the stream."""
 
-WORKS = ("attribute", "verify", "activations")
+WORKS = ("attribute", "activations", "verify")
 
 
 def measure(work: str, folder: Path, count: int) -> tuple[float, float, float]:
@@ -61,13 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, nargs="*", default=list(FILES))
     parser.add_argument("--folder", type=Path, help="with the folders clean and corrupt of files; else noise")
+    parser.add_argument("--work", choices=WORKS, nargs="*", default=list(WORKS))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = asked.folder or Path(made)
         if asked.folder is None:
             draw(folder, max(asked.files))
         print(f"catdog-tiny, batches of {BATCH}; MiB over the model's own, processor seconds, seconds")
-        for work in WORKS:
+        for work in asked.work:
             for count in asked.files:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     peak, spent, took = pool.apply(measure, (work, folder, count))

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as recompute
 
-from circuitvit.engine.masked import Piece, mix, pieces
+from circuitvit.engine.masked import Piece, difference, mix, pieces
 from circuitvit.engine.references import Sources
 from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import NEVER, needed_senders
@@ -66,9 +66,8 @@ def soft_run(
 
 def _of_source(sources: Sources, need: NDArray[np.int8]) -> Float[Tensor, "sender batch token d_model"]:
     """What the senders that read images wrote, less their reference outputs."""
-    stage, slots = sources.model.essential[0], sources.graph.sender_slices[0]
-    written = sources.reference.subtracted(sources.graph, 0, stage, slots, sources.base.compacts[0])
-    wanted = np.flatnonzero(need[slots] != NEVER).tolist()
+    written = difference(sources, 0, sources.base.compacts[0])
+    wanted = np.flatnonzero(need[sources.graph.sender_slices[0]] != NEVER).tolist()
     return written if len(wanted) == len(written) else written[wanted]
 
 

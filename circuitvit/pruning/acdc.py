@@ -54,7 +54,7 @@ Divergence = Literal["kl", "metric"]
 CLOSE = 1e-4
 """How near to `tau`, as a share of what is measured, rounding could decide."""
 
-CPU_IMAGES, GPU_IMAGES = 4, 64
+CPU_IMAGES, GPU_IMAGES = 6, 64
 """Predicted states times pairs that run at once."""
 
 NEGLIGIBLE = 1e-6

@@ -359,14 +359,13 @@ class MaskTrainer:
         ends = [len(rows) * n // self._parts for n in range(self._parts + 1)]
         parts = [rows[first:last] for first, last in pairwise(ends)]
         own = [n for n in range(self._parts)[own_part(self._parts, self.prepared.processes)] if parts[n]]
-        found = torch.zeros(self._parts, 1 + len(self._phi), dtype=torch.float64, device=self._phi.device)
         # a gate that is shut has no gradient either, so that leaving it out of the run changes nothing
         possible = (mask.detach() > 0).cpu().numpy()
+        mask = mask.to(self.prepared.model.dtype)
+        found = torch.zeros(self._parts, 1 + len(self._phi), dtype=torch.float64, device=self._phi.device)
         for n in own:
             run = self._pairs.pairs(parts[n])
-            logits = soft_run(
-                run.sources, mask.to(self.prepared.model.dtype), self.settings.checkpoint, possible
-            )
+            logits = soft_run(run.sources, mask, self.settings.checkpoint, possible)
             distance = self._distance(run, logits) * (len(parts[n]) / len(rows))
             (slope,) = torch.autograd.grad(distance, self._phi, retain_graph=n != own[-1])
             found[n, 0], found[n, 1:] = distance.detach(), slope

@@ -59,6 +59,10 @@ TOLERANCE, TRUST = 0.03, 1.5
 """A round may lose this share of the behaviour, and so many times what the slopes promise."""
 
 
+TRIES = 8
+"""Edges that are tried one by one where not even the first can go; if none can, the best of them does."""
+
+
 @dataclass(frozen=True)
 class ThinSettings:
     """How edges are taken away.
@@ -168,7 +172,8 @@ def thin(
         >>> [len(circuit) <= size for circuit, size in zip(thinned.circuits, [100, 50])]
         [True, True]
     """
-    settings, prepared = settings or ThinSettings(), prepare(model, task, progress)
+    settings = settings or ThinSettings()
+    prepared = replace(prepare(model, task, progress), processes=False)  # each of them does all of it
     sizes = check_sizes([edges] if isinstance(edges, int) else edges, prepared.graph)
     with StateFile(state, prepared, f"thin to {sizes}, {settings}") as kept_in:
         thinner = Thinner(prepared, settings)
@@ -265,14 +270,30 @@ class Thinner:
         losses = self._losses / self._weight
         missed = np.abs(losses) if self.share >= ENOUGH else losses
         order = np.argsort(np.where(self.kept, missed, np.inf), axis=None, kind="stable")
-        while True:
-            rest = self.kept.copy()
-            rest.flat[order[:count]] = False
-            rest = without_dead(self.prepared, rest)
-            allowed = TOLERANCE + TRUST * max(0.0, losses.flat[order[:count]].sum())
-            if count == 1 or min(self.share, 1.0) - self._share(runs, rest) <= allowed:
+        while count > 1:
+            rest = self._without(order[:count])
+            if self._may_go(runs, rest, losses.flat[order[:count]].sum())[0]:
                 return rest
             count //= 2
+        tried: list[tuple[float, EdgeMask]] = []
+        for place in order[: min(TRIES, int(self.kept.sum()))]:
+            rest = self._without([place])
+            holds, share = self._may_go(runs, rest, losses.flat[place])
+            if holds:
+                return rest
+            tried.append((share, rest))
+        return max(tried, key=lambda each: each[0])[1]
+
+    def _without(self, places: Sequence[int] | NDArray[np.intp]) -> EdgeMask:
+        """The circuit without some edges, and without those that do nothing then."""
+        rest = self.kept.copy()
+        rest.flat[places] = False
+        return without_dead(self.prepared, rest)
+
+    def _may_go(self, runs: list[BatchRun], rest: EdgeMask, promised: float) -> tuple[bool, float]:
+        """Whether a cut loses no more than it may, and the share that it leaves."""
+        share = self._share(runs, rest)
+        return min(self.share, 1.0) - share <= TOLERANCE + TRUST * max(0.0, promised), share
 
     def _look(self, runs: list[BatchRun]) -> None:
         """Run the circuit on some pairs, forward and back, for what it would lose without each edge."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import circuitvit as cv
+from circuitvit.engine import Evaluator, evaluator
 from circuitvit.errors import DataError, OptionError
 from circuitvit.models.timm_import import import_timm
+from circuitvit.pruning.aims import Aim
 from circuitvit.pruning.learned import MaskTrainer
 from circuitvit.pruning.refine import BLOCKS
 from circuitvit.verification.recipe import searched
 from tests.reference.literal_scores import patch_reference
 from tests.reference.literal_vit import LiteralViT
+from tests.strategies import Case, Recipe
 
 N_PAIRS = 10
 
@@ -214,3 +218,21 @@ class TestRefused:
     ) -> None:
         with pytest.raises(OptionError, match="the band must go from above 0 to 1"):
             cv.refine(model, task, cv.Circuit.full(model.graph), keep="prediction", band=band)
+
+
+def test_rounding_of_what_runs_together_does_not_decide_at_the_end_of_a_band(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A circuit lies at the end of a band; run beside others it seems to lie outside of one of two."""
+    case = Case(Recipe(depth=2, heads=2), n_pairs=1)
+    prepared = case.task().prepare(case.model)
+    drawn = np.random.default_rng(0)
+    masks = [prepared.graph.edge_mask & (drawn.random(prepared.graph.shape) < 0.8) for _ in range(3)]
+    alone = Evaluator(prepared).faithfulness(masks[0])
+    original = evaluator.masked_runs
+    monkeypatch.setattr(evaluator, "masked_runs", lambda *given: original(*given) * (1 - 1e-6))
+    for band in ((alone, alone + 1), (alone - 1, alone)):
+        together = Evaluator(prepared)
+        together.measure(masks)
+        assert together.faithfulness(masks[0]) != alone
+        assert Aim("behaviour", band).holds(together, masks[0])
