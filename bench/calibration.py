@@ -111,7 +111,7 @@ def population(n_pairs: int, n_circuits: int, seed: int) -> tuple[Population, cv
     model = cv.load("catdog-tiny")
     metric = cv.logit_diff("cat", "dog")
     search = cv.Task(*catdog_pairs(SEARCH_PAIRS, seed=2 * seed), metric=metric)
-    plan = Plan(steps=240, trim_runs=400, batch_size=16, seed=seed)
+    plan = Plan(steps=30, trim_runs=600, batch_size=16, seed=seed)
     found = cv.find(model, search, faithfulness=ASKED, plan=plan)
     circuit = found.circuit
     weak = min(found.candidates, key=lambda each: abs(each.faithfulness - WEAK)).kept

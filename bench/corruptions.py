@@ -131,7 +131,7 @@ def drawn() -> Setting:
         "mean ablation", "zero ablation",
     ]  # fmt: skip
     model, metric = cv.load("catdog-tiny"), cv.logit_diff("cat", "dog")
-    return Setting("drawn", model, metric, draws, ways(64, 9), "exact", 40, cv.Plan(120, 120, 8), asked)
+    return Setting("drawn", model, metric, draws, ways(64, 9), "exact", 40, cv.Plan(20, 300, 8), asked)
 
 
 def photos() -> Setting:
@@ -157,7 +157,7 @@ def photos() -> Setting:
     asked = ["photograph of a dog", "cat filled in"]  # a search takes minutes; add names for more rows
     metric = cv.logit_diff(tuple(CATS), tuple(DOGS))
     return Setting(
-        "photos", model, metric, [(clean, ways)], (clean, ways), "eap", 100, cv.Plan(60, 20, 2), asked
+        "photos", model, metric, [(clean, ways)], (clean, ways), "eap", 100, cv.Plan(20, 100, 2), asked
     )
 
 

@@ -90,7 +90,7 @@ def search(program: str, part: str, seed: int) -> Found:
     known = cv.compiled(program, parts=(part,) if part else (), seed=seed)
     task = task_of(known, "noising", seed).prepare(known.model)
     truth = active_edges(known.model, task)
-    plan = cv.Plan(steps=120, trim_runs=400, batch_size=PAIRS, seed=seed)
+    plan = cv.Plan(steps=30, trim_runs=400, batch_size=PAIRS, seed=seed)
     circuit = cv.find(known.model, task, plan=plan, progress=False).circuit
     right, recalled = len(circuit & known.wired) / len(circuit), len(circuit & truth) / len(truth)
     return Found(program, part, seed, len(circuit), right, recalled)

@@ -53,7 +53,7 @@ def main(pairs: int = 16) -> list[Row]:
         rows.append(Row(name, seconds, len(circuit), faithfulness(circuit), *alike))
 
     settings = cv.MaskSettings(steps=120, batch_size=8)
-    plan = cv.Plan(steps=120, trim_runs=60, batch_size=8)
+    plan = cv.Plan(steps=25, trim_runs=300, batch_size=8)
     searches: dict[str, Callable[[], cv.Circuit]] = {
         "acdc": lambda: cv.acdc(model, task, tau=0.05, progress=False),
         "learned mask": lambda: cv.learn_mask(model, task, EDGES, settings, progress=False).circuit,

@@ -2,7 +2,7 @@
 
     python examples/draw_readme_picture.py
 
-It writes `docs/images/cat_dog.svg`. The numbers of steps are fixed, so the search does not depend on how fast
+It writes `docs/images/cat_dog.svg`. The number of runs is fixed, so the search does not depend on how fast
 the machine is; another version of torch may round differently and end with a slightly different circuit.
 """
 
@@ -14,7 +14,7 @@ import circuitvit as cv
 from circuitvit.datasets.catdog import catdog_pairs
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "cat_dog.svg"
-PLAN = cv.Plan(steps=160, trim_runs=200, batch_size=8)
+PLAN = cv.Plan(steps=0, trim_runs=2000, batch_size=8)
 
 
 def main(path: Path = PICTURE, pairs: int = 64) -> cv.Report:

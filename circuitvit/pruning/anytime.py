@@ -161,7 +161,9 @@ class Thin:
         self.done = replace(self.done, cut=None)
         if self.shrinking is None and self.plan.trim_runs:
             self.before = self.evaluator.runs
-            self.shrinking = self._shrinking(smallest(self.candidates, self.aim).kept)
+            enough = [each for each in self.candidates if getattr(each, self.aim.name) >= self.aim.band[0]]
+            start = min(enough, key=lambda each: each.size).kept  # above the band there may be a smaller one
+            self.shrinking = self._shrinking(smallest(self.candidates, self.aim).kept, start)
         total = round(clock.deadline or 0) or self.plan.trim_runs
         with progress_bar(total, "getting smaller", progress, "s" if clock.deadline else "run") as bar:
             while self.shrinking is not None and not self.shrinking.is_over:
@@ -193,8 +195,8 @@ class Thin:
         self.rounds += 1
         self.done = replace(self.done, cut=self.rounds)
 
-    def _shrinking(self, kept: EdgeMask) -> Shrinking:
-        return Shrinking(self.evaluator, self.aim, self._slopes, kept, self.plan.seed)
+    def _shrinking(self, best: EdgeMask, start: EdgeMask) -> Shrinking:
+        return Shrinking(self.evaluator, self.aim, self._slopes, best, start, self.plan.seed)
 
     def _slopes(self, kept: EdgeMask, absent: bool) -> Float[NDArray[np.float64], "sender receiver group"]:
         """What the behaviour would lose without each edge; for predictions, how much nearer to the model's an
@@ -237,7 +239,7 @@ class Thin:
             Plan(**saved.numbers["done"]), saved.numbers["rounds"], saved.numbers["before"],
         )  # fmt: skip
         if "shrinking" in saved.numbers:
-            self.shrinking = self._shrinking(self.first.kept)
+            self.shrinking = self._shrinking(self.first.kept, self.first.kept)
             self.shrinking.restore(saved)
             self.minimal = self.shrinking.minimal
         best = self.shrinking.best if self.shrinking is not None else smallest(self.candidates, self.aim).kept
@@ -305,10 +307,8 @@ def thinner_of(evaluator: Evaluator, plan: Plan) -> Thinner:
     rate = 1 - SMALLEST ** (1 / plan.steps)
     follow = followed(evaluator.prepared, plan.keep)
     settings = ThinSettings(rate=rate, batch_size=plan.batch_size, seed=plan.seed, keep=follow)
-    alone = replace(
-        evaluator.prepared, processes=False
-    )  # where several share the work, each does all of this
-    return Thinner(alone, settings, evaluator)
+    # where several processes share the work, each does all of this
+    return Thinner(replace(evaluator.prepared, processes=False), settings, evaluator)
 
 
 # -- circuits on the way -------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from circuitvit.pruning.anytime import (
     both,
     candidate,
     followed,
+    said,
     smallest,
     thinner_of,
 )
@@ -318,6 +319,7 @@ def _search(
         if search.best.size == search.first.size or evaluator.prepared.processes:
             raise  # processes are not at one place, and could not end together
         ending = "it was interrupted"
+        announce(f"Stopped, with {said(search.best)}. Ctrl-C once more ends all.", progress)
         state.keep(search.saved)
         state.stay()
     finally:

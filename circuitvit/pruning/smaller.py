@@ -63,6 +63,7 @@ class Shrinking:
         aim: what is kept.
         slopes: of a circuit.
         best: a circuit in the band.
+        start: one to trim first, in the band or above it.
         seed: of what is added.
 
     Attributes:
@@ -75,6 +76,7 @@ class Shrinking:
     aim: Aim
     slopes: Slopes
     best: EdgeMask
+    start: EdgeMask
     seed: int = 0
     minimal: bool = False
     rounds: int = 0
@@ -85,7 +87,7 @@ class Shrinking:
     _settled: EdgeMask | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._begin(self.best, np.random.default_rng(0), 0.0)
+        self._begin(self.start, np.random.default_rng(0), 0.0)
 
     @property
     def is_over(self) -> bool:
@@ -151,6 +153,8 @@ class Shrinking:
             self.best, self.minimal = trial, True
         else:
             self.failures += 1
+            if not self.minimal:  # it has ended above the band
+                self._begin(self.best, np.random.default_rng(0), 0.0)
 
     def _take(self, smaller: EdgeMask) -> None:
         """Go on with a smaller circuit; it is the best until there is one that is 1-minimal."""

@@ -87,7 +87,7 @@ def test_a_backup_hides_both_heads(method: str) -> None:
 def test_a_search_finds_one_of_the_two_that_a_backup_hides() -> None:
     found = cv.compiled("relay", parts=("backup",))
     task = task_of(found).prepare(found.model)
-    plan = cv.Plan(steps=120, trim_runs=400, batch_size=8)
+    plan = cv.Plan(steps=30, trim_runs=400, batch_size=8)
     learned = cv.find(found.model, task, plan=plan, progress=False)
     assert learned.minimal
     for circuit in (learned.circuit, cv.acdc(found.model, task, tau=0.1, progress=False)):

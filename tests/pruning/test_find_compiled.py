@@ -14,7 +14,7 @@ from circuitvit.testing import active_edges
 def test_find_returns_exactly_the_active_edges(name: str, seed: int) -> None:
     found = cv.compiled(name, seed=seed)
     task = cv.Task(*found.pairs(12, seed=seed), metric=cv.logit_diff("yes", "no")).prepare(found.model)
-    plan = cv.Plan(steps=120, trim_runs=400, batch_size=12, seed=seed)
+    plan = cv.Plan(steps=30, trim_runs=400, batch_size=12, seed=seed)
     finding = cv.find(found.model, task, plan=plan, progress=False)
     assert finding.circuit == active_edges(found.model, task)
     assert finding.minimal

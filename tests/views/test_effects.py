@@ -87,7 +87,7 @@ def test_curves_are_sorted_and_checked() -> None:
 
 
 def test_what_find_found_is_a_curve() -> None:
-    finding = cv.find(tiny_model(), tiny_task(4), plan=cv.Plan(40, 10, 4), progress=False)
+    finding = cv.find(tiny_model(), tiny_task(4), plan=cv.Plan(10, 20, 4), progress=False)
     curve = faithfulness_curve(finding.candidates, "learned masks")
     assert curve.edges[-1] == tiny_model().graph.n_edges
     assert curve.faithfulness[-1] == 1.0
