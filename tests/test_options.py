@@ -82,7 +82,7 @@ USES: dict[str, tuple[Use, tuple[Any, ...]]] = {
     ),
     "mask steps": (lambda model, task, value: cv.MaskSettings(steps=value), (*NO_COUNT, None)),
     "mask seed": (lambda model, task, value: cv.MaskSettings(seed=value), NO_SEED),
-    "plan": (lambda model, task, value: cv.Plan(10, value, 2), (*NO_COUNT, None)),
+    "plan": (lambda model, task, value: cv.Plan(10, 5, value), (*NO_COUNT, None)),
     "split": (lambda model, task, value: cv.split(model, task, value), (0, 1, "a", None)),
     "ablation": (
         lambda model, task, value: cv.Task(*catdog_pairs(1), ablation=value),

@@ -98,14 +98,14 @@ for command in {HELP!r}:
 
 
 def test_shell_completion_loads_nothing_heavy() -> None:
-    words = {"COMP_WORDS": "circuitvit discover --start m", "COMP_CWORD": "3"}
+    words = {"COMP_WORDS": "circuitvit discover --start t", "COMP_CWORD": "3"}
     code = (
         f"import os, sys; sys.argv = ['circuitvit']; os.environ |= {words}; "
         "os.environ['_CIRCUITVIT_COMPLETE'] = 'complete_bash'; from circuitvit.cli import main"
     )
     assert loaded_after(f"{code}\n    with contextlib.suppress(SystemExit): main()") == []
     told = python("-c", f"{code}; main()")
-    assert told.stdout.split() == ["mask"], told.stderr
+    assert told.stdout.split() == ["thin"], told.stderr
 
 
 def test_the_pytest_plugin_costs_other_projects_nothing(tmp_path: Path) -> None:

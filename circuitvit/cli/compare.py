@@ -66,8 +66,9 @@ def compare(
     ```
 
     Args:
-        method: a scoring method; learned, learned-ugs or learned-nodes: masks trained size by size; find:
-            what one search passes through. Repeat it. [default: random, eap, eap-ig, learned]
+        method: a scoring method; learned, learned-ugs or learned-nodes: one mask trained down through all
+            sizes; thinned: what one thinning passes through; find: what one search does. Repeat it.
+            [default: random, eap, eap-ig, learned]
         sizes: shares of all edges, such as 1%,2%,5%. [default: 0.1% to 100%]
         trained: sizes to train masks for. [default: `--sizes` from 0.5% to 50%]
         mask_steps: of training for each mask; for find, runs after thinning.

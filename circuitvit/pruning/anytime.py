@@ -136,7 +136,7 @@ class Thin:
     def __init__(self, evaluator: Evaluator, aim: Aim, plan: Plan, state: StateFile) -> None:
         self.evaluator, self.aim, self.plan, self.state = evaluator, aim, plan, state
         self.first = candidate(evaluator, without_dead(evaluator.prepared, evaluator.graph.edge_mask))
-        self.thinner = thinner_of(evaluator, plan)
+        self.thinner = thinner_of(evaluator, aim, plan)
         self.candidates: tuple[Candidate, ...] = (self.first,)
         self.shrinking: Shrinking | None = None
         self.before = evaluator.runs  # where shrinking began
@@ -302,11 +302,14 @@ def followed(prepared: PreparedTask, keep: Keep) -> Keep:
     return "prediction"
 
 
-def thinner_of(evaluator: Evaluator, plan: Plan) -> Thinner:
-    """The rounds of a plan."""
+def thinner_of(evaluator: Evaluator, aim: Aim, plan: Plan) -> Thinner:
+    """The rounds of a plan, which lose the less the narrower the band is."""
     rate = 1 - SMALLEST ** (1 / plan.steps)
     follow = followed(evaluator.prepared, plan.keep)
-    settings = ThinSettings(rate=rate, batch_size=plan.batch_size, seed=plan.seed, keep=follow)
+    tolerance = min(ThinSettings.tolerance, (1 - aim.band[0]) / 2) or ThinSettings.tolerance
+    settings = ThinSettings(
+        rate=rate, batch_size=plan.batch_size, seed=plan.seed, keep=follow, tolerance=tolerance
+    )
     # where several processes share the work, each does all of this
     return Thinner(replace(evaluator.prepared, processes=False), settings, evaluator)
 

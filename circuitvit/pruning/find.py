@@ -211,7 +211,7 @@ def find(
         aim.check(evaluator)
         if plan is None:
             size = min(batch_size, len(prepared))
-            plan, needed = _planned(evaluator, clock, Plan(0, UNLIMITED, size, seed, keep), start)
+            plan, needed = _planned(evaluator, aim, clock, Plan(0, UNLIMITED, size, seed, keep), start)
             if needed > deadline:
                 floor = (
                     f"A search takes at least some {_time(needed)} on these pairs, and {deadline:g} s were "
@@ -274,11 +274,12 @@ UNLIMITED = 10**9
 """Runs of a plan that ends by the clock."""
 
 
-def _planned(evaluator: Evaluator, clock: Clock, given: Plan, start: Start) -> tuple[Plan, float]:
+def _planned(evaluator: Evaluator, aim: Aim, clock: Clock, given: Plan, start: Start) -> tuple[Plan, float]:
     """The rounds that fit into the time, from a measured one; and the least seconds that a search takes.
 
     Args:
         evaluator: of the task.
+        aim: what is kept.
         clock: with the deadline.
         given: what of the plan is given: all but these numbers.
         start: what is trimmed.
@@ -289,7 +290,7 @@ def _planned(evaluator: Evaluator, clock: Clock, given: Plan, start: Start) -> t
         begin = time.monotonic()
         evaluator.values(changed(edges, [tuple(np.argwhere(edges)[-1])], False))  # the whole is known already
         return given, evaluator.agreed(LEAST_RUNS * (time.monotonic() - begin))
-    thinner = thinner_of(evaluator, replace(given, steps=ROUNDS[1]))
+    thinner = thinner_of(evaluator, aim, replace(given, steps=ROUNDS[1]))
     thinner.step(1)  # the first one allocates
     begin = time.monotonic()
     thinner.step(1)

@@ -50,7 +50,7 @@ CHANCE = 0.3
 PATIENCE = 40
 """Rounds without a smaller circuit after which the search is over."""
 
-Slopes = Callable[[EdgeMask, bool], Float[NDArray[np.float64], "sender receiver group"]]
+Slopes = Callable[[EdgeMask, bool], Float[np.ndarray, "sender receiver group"]]
 """What a circuit would lose without each edge, to first order; if asked, also what the others would bring."""
 
 

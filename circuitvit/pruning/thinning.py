@@ -55,8 +55,8 @@ LOWEST = 0.5
 """The gates of all edges that are left stand together between this and 1 when slopes are taken: where two
 edges stand in for each other, neither has a slope with both open."""
 
-TOLERANCE, TRUST = 0.03, 1.5
-"""A round may lose this share of the behaviour, and so many times what the slopes promise."""
+TRUST = 1.5
+"""A round may lose so many times what the slopes promise."""
 
 
 TRIES = 8
@@ -74,6 +74,7 @@ class ThinSettings:
         batch_size: pairs at once.
         seed: of the order of the pairs.
         keep: "behaviour", or "prediction" for the model's own top class.
+        tolerance: the share of what is followed that a round may lose beyond what the slopes promise.
     """
 
     rate: float = 0.1
@@ -82,12 +83,14 @@ class ThinSettings:
     batch_size: int = 4
     seed: int = 0
     keep: Keep = "behaviour"
+    tolerance: float = 0.03
 
     def __post_init__(self) -> None:
         for name, least in {"pairs": 1, "batch_size": 1, "seed": 0}.items():
             check_whole(name, getattr(self, name), least)
         check_number("rate", self.rate, 0, 1)
         check_number("momentum", self.momentum, 0, 1)
+        check_number("tolerance", self.tolerance, 0, 1)
         check_keep(self.keep)
 
 
@@ -297,7 +300,7 @@ class Thinner:
     def _may_go(self, runs: list[BatchRun], rest: EdgeMask, promised: float) -> tuple[bool, float]:
         """Whether a cut loses no more than it may, and the share that it leaves."""
         share = self._share(runs, rest)
-        return min(self.share, 1.0) - share <= TOLERANCE + TRUST * max(0.0, promised), share
+        return min(self.share, 1.0) - share <= self.settings.tolerance + TRUST * max(0.0, promised), share
 
     def _look(self, runs: list[BatchRun]) -> None:
         """Run the circuit on some pairs, forward and back, for what it would lose without each edge."""

@@ -22,7 +22,7 @@ main()
 """
 
 
-PLAN = ("--plan", "150,40,2", "--random", "2")
+PLAN = ("--plan", "30,400,2", "--random", "2")
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,13 @@ def test_an_interrupted_discover_ends_in_the_same_circuit(
     time.sleep(0.2)
     running.send_signal(kind)
     _, complaint = running.communicate(timeout=60)
-    assert running.returncode != 0
     assert (tmp_path / "state.safetensors").exists()
-    assert not (tmp_path / "circuit.json").exists()
-    if kind == signal.SIGINT:
-        assert "--resume goes on from" in complaint
+    if kind == signal.SIGKILL:
+        assert running.returncode != 0
+        assert not (tmp_path / "circuit.json").exists()
+    else:  # the best circuit so far is verified and written all the same
+        assert running.returncode == 0, complaint
+        assert "it was interrupted" in (tmp_path / "report.md").read_text()
     refused = run(*discover)
     assert refused.exit_code == 2
     assert "add --resume" in refused.stderr
