@@ -151,7 +151,8 @@ def find(
 ) -> Finding:
     """Find the smallest faithful circuit.
 
-    Ctrl-C ends the search with the best circuit found by then; where there is none yet, it ends all.
+    Ctrl-C ends the search with the best circuit found by then; where that is more than half of the model, it
+    ends all.
 
     Args:
         model: from `load` or `wrap`.
@@ -317,8 +318,8 @@ def _search(
     except TimeIsUp:
         ending = "the time was over"
     except KeyboardInterrupt:
-        if search.best.size == search.first.size or evaluator.prepared.processes:
-            raise  # processes are not at one place, and could not end together
+        if search.best.size > search.first.size / 2 or evaluator.prepared.processes:
+            raise  # that is no circuit yet; and processes are not at one place, and could not end together
         ending = "it was interrupted"
         announce(f"Stopped, with {said(search.best)}. Ctrl-C once more ends all.", progress)
         state.keep(search.saved)
