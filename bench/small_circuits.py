@@ -128,9 +128,8 @@ def report(rows: list[Row]) -> None:
     median = statistics.median(row.edges for row in rows)
     price = statistics.median(row.forwards for row in rows)
     held = sum(row.holds for row in rows)
-    print(
-        f"median {median:g} edges, at most {MEDIAN_EDGES} asked; {forwards:.0f} forwards, {MOST_FORWARDS} asked"
-    )
+    print(f"median {median:g} edges, at most {MEDIAN_EDGES} asked")
+    print(f"median {price:.0f} forwards, at most {MOST_FORWARDS} asked")
     print(f"{held} of {len(rows)} are minimal, faithful and of the same top class")
     large = [row for row in rows if row.edges > MOST_EDGES]
     if median > MEDIAN_EDGES or held < len(rows) or price > MOST_FORWARDS or large:

@@ -428,7 +428,12 @@ class Model:
         """A number that grows with every edit of a weight in place that torch counts or `refresh` has
         found.
         """
-        return self.origin.edits + sum(tensor._version for tensor in self._tensors())
+        return self.origin.edits + sum(tensor._version for tensor in self._watched)
+
+    @cached_property
+    def _watched(self) -> tuple[Tensor, ...]:
+        """The tensors once and for all, as searches ask for their versions with every figure."""
+        return tuple(self._tensors())
 
     def refresh(self) -> None:
         """Notice what has been done to the weights since the last call; every public function begins with
