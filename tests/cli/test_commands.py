@@ -118,7 +118,7 @@ def test_draw_puts_images_and_the_report_on_the_page(
 
 
 def test_demo_admits_failure(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PAIRS", 6), ("HELD_OUT_PAIRS", 6), ("RANDOM_CIRCUITS", 2), ("PLAN", "2,1,2")):
+    for name, value in (("PAIRS", 6), ("HELD_OUT_PAIRS", 6), ("RANDOM_CIRCUITS", 2), ("PLAN", "0,1,2")):
         monkeypatch.setattr(demo_command, name, value)
     result = run("demo", "--quiet", "--out", tmp_path)
     assert result.exit_code == 1
