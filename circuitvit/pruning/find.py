@@ -71,6 +71,9 @@ MARGIN = 0.05
 SMALL = 500
 """Edges up to which the whole model is trimmed unless told otherwise."""
 
+UNLIMITED = 10**9
+"""Runs of a plan that ends by the clock."""
+
 Start = Literal["thin", "whole"]
 """What is trimmed: the smallest faithful circuit that thinning passes through, or the whole model."""
 
@@ -208,7 +211,7 @@ def find(
         clock = Clock(evaluator, None if plan else deadline, begun)
         floor = ""
         if kept_in.saved is not None:
-            plan, clock = _taken_up(kept_in.saved, evaluator, clock)
+            plan = taken_up(kept_in.saved, evaluator, clock)
         aim.check(evaluator)
         if plan is None:
             size = min(batch_size, len(prepared))
@@ -261,18 +264,14 @@ def _time(duration: float) -> str:
     return f"{duration:.2g} s" if duration < 100 else f"{duration / 60:.0f} minutes"
 
 
-# -- the clock -----------------------------------------------------------------------------------
+# -- plans ---------------------------------------------------------------------------------------
 
 
-def _taken_up(saved: Saved, evaluator: Evaluator, clock: Clock) -> tuple[Plan, Clock]:
-    """The plan and the clock of a search that goes on, and what it has measured."""
+def taken_up(saved: Saved, evaluator: Evaluator, clock: Clock) -> Plan:
+    """The plan of a search that goes on, with what it has measured and the time that it has taken already."""
     evaluator.recall(saved.tensors, int(saved.numbers.get("runs", 0)))
-    begun = clock.begun - float(saved.numbers["gone"])
-    return Plan(**saved.numbers["plan"]), Clock(evaluator, clock.deadline, begun)
-
-
-UNLIMITED = 10**9
-"""Runs of a plan that ends by the clock."""
+    clock.begun -= float(saved.numbers["gone"])
+    return Plan(**saved.numbers["plan"])
 
 
 def _planned(evaluator: Evaluator, aim: Aim, clock: Clock, given: Plan, start: Start) -> tuple[Plan, float]:

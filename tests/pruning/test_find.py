@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,11 +14,12 @@ import torch
 
 import circuitvit as cv
 from circuitvit.attribution.budget import seconds
-from circuitvit.engine import Evaluator
+from circuitvit.engine import Evaluator, Saved
 from circuitvit.errors import DataError, OptionError
 from circuitvit.graph.liveness import live_edges
 from circuitvit.models.timm_import import import_timm
 from circuitvit.pruning import anytime
+from circuitvit.pruning.find import taken_up
 from circuitvit.pruning.learned import MaskTrainer
 
 PLAN = cv.Plan(steps=30, trim_runs=500, batch_size=2)
@@ -263,6 +267,18 @@ def test_the_clock_ends_a_search_with_what_its_plan_repeats(
         again = cv.find(model, task, plan=ended.plan, progress=False)
         assert again.circuit == ended.circuit
         assert again.plan == ended.plan
+
+
+def test_the_time_before_an_interruption_counts_but_is_no_single_step(model: cv.Model, task: cv.Task) -> None:
+    """The longest step so far is kept free at the end."""
+    evaluator = Evaluator(task.prepare(model))
+    evaluator.check_effect(level=0)
+    for gone, is_over in ((80.0, False), (101.0, True)):
+        clock = anytime.Clock(evaluator, 100.0, time.monotonic())
+        saved = Saved(evaluator.table(), {"plan": asdict(PLAN), "gone": gone})
+        assert taken_up(saved, evaluator, clock) == PLAN
+        with pytest.raises(anytime.TimeIsUp) if is_over else contextlib.nullcontext():
+            clock.check()
 
 
 def test_where_the_time_is_enough_no_floor_is_told(finding: cv.Finding) -> None:
