@@ -264,7 +264,7 @@ class Evaluator:
         self._forget_if_edited()
         kept = self._kept(mask)
         total = np.zeros(self.graph.shape)
-        for run in map(self.batch, self.own):
+        for run in self.at(self._rows[self._own]):
 
             def objective(logits: Tensor, run: BatchRun = run) -> Tensor:
                 return run.metric(logits) if of == "metric" else divergence(run.clean_logits, logits)
@@ -378,7 +378,7 @@ class Evaluator:
                 f"budget is {limit / 2**30:.2g} GiB: give at most {max(1, limit // each)} pairs to search on "
                 "and verify on the others, or raise memory="
             )
-        return [self.batch(number) for number in self.own]
+        return list(self.at(self._rows[self._own]))
 
     # state files
 
@@ -485,7 +485,7 @@ class Evaluator:
         fitting = max(1, min(TOGETHER, TOGETHER_BYTES // self.graph.edge_mask.nbytes))
         found: list[list[tuple[Tensor, ...]]] = [[] for _ in range(0, len(masks), fitting)]
         with progress_bar(len(masks) * len(self), "masked runs", self.progress) as bar:
-            for run in self.at([self._rows[number] for number in self.own] if masks else []):
+            for run in self.at(self._rows[self._own] if masks else []):
                 self._largest = max(self._largest, float(run.clean_logits.abs().max()))
                 for place, few in enumerate(found):
                     own = slice(place * fitting, (place + 1) * fitting)

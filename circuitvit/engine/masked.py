@@ -16,7 +16,7 @@ the senders that run are ever expanded, for a few images at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -410,6 +410,31 @@ def mix(
         mixed = part if mixed is None else mixed.add_(part)
     assert mixed is not None
     return mixed
+
+
+def reads_apart(
+    sources: Sources, piece: Piece, hears: Collection[int], streams: Callable[[list[int], int], Tensor]
+) -> Reads:
+    """What the receivers of a piece read, each from a stream of its own; those that hear nothing read what
+    they would with every edge ablated.
+
+    Args:
+        sources: of the run.
+        piece: with the receivers.
+        hears: places of the receivers that hear something.
+        streams: gives `(receiver, batch, token, d_model)` for the places of some of these, and the number of
+            tokens that they read.
+    """
+    reads: Reads = ()
+    for tokens, numbers in piece.by_tokens.items():
+        hearing = [number for number in numbers if piece.receivers[number] in hears]
+        source = [hearing.index(each) if each in hearing else -1 for each in range(len(piece.receivers))]
+        if -1 in source and not reads:
+            reads = piece.stage.pick(sources.reference_reads(piece.index))
+        if hearing:
+            own = streams([piece.receivers[number] for number in hearing], tokens)
+            reads = piece.stage.read_each(own, source, reads)
+    return reads
 
 
 def padded(changes: Tensor, tokens: int) -> Tensor:

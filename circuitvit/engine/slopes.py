@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit.engine.gradients import refuse_inference_mode
-from circuitvit.engine.masked import Piece, difference, mix, padded, pieces
+from circuitvit.engine.masked import Piece, difference, mix, padded, pieces, reads_apart
 from circuitvit.engine.references import Sources
 from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import EVERYWHERE, NEVER, needed_senders
@@ -119,23 +120,9 @@ class _Run:
 
     def _reads(self, piece: Piece) -> Reads:
         """What the receivers of a piece read; what they hear is tapped, where gradients are wanted."""
-        reads: Reads = ()
-        for tokens, numbers in piece.by_tokens.items():
-            upstream = self.sources.graph.upstream[piece.index]
-            asked = [
-                number
-                for number in numbers
-                if self.absent or self.kept[upstream, piece.receivers[number]].any()
-            ]
-            source = [
-                asked.index(number) if number in asked else -1 for number in range(len(piece.receivers))
-            ]
-            if -1 in source and not reads:
-                reads = piece.stage.pick(self.sources.reference_reads(piece.index))
-            if asked:
-                streams = self._streams(piece.index, [piece.receivers[number] for number in asked], tokens)
-                reads = piece.stage.read_each(streams, source, reads)
-        return reads
+        heard = self.kept[self.sources.graph.upstream[piece.index]].any(axis=(0, 2))
+        hears = piece.receivers if self.absent else np.flatnonzero(heard).tolist()
+        return reads_apart(self.sources, piece, hears, partial(self._streams, piece.index))
 
     def _streams(self, stage: int, receivers: list[int], tokens: int) -> Tensor:
         base = self.sources.reference_streams[stage]

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as recompute
 
-from circuitvit.engine.masked import Piece, difference, mix, pieces
+from circuitvit.engine.masked import Piece, difference, mix, pieces, reads_apart
 from circuitvit.engine.references import Sources
 from circuitvit.graph import EdgeMask
 from circuitvit.graph.liveness import NEVER, needed_senders
@@ -85,25 +85,17 @@ def _reads(
     """What the receivers of a piece read; those that can hear nothing read what they would in any run."""
     base, heard = sources.reference_streams[piece.index], sources.graph.upstream[piece.index]
     assert base is not None, "the source reads no stream"
-    hears = set(np.flatnonzero(possible[heard].any(axis=(0, 2))).tolist())
-    reads: Reads = ()
-    if not hears.issuperset(piece.receivers):
-        reads = piece.stage.pick(sources.reference_reads(piece.index))
     first, last = np.searchsorted(room.senders, [heard.start, heard.stop]).tolist()
     rows = room.senders[first:last].tolist()
-    for tokens, numbers in piece.by_tokens.items():
-        hearing = [number for number in numbers if piece.receivers[number] in hears]
-        if not hearing:
-            continue
-        weights = mask[rows][:, [piece.receivers[number] for number in hearing]]
-        members = sources.members_at(piece.index, tokens)
-        shape = (tokens, base.shape[2])
-        summed = _Mix.apply(weights, order, room, (first, last), shape, members)  # type: ignore[no-untyped-call]
-        source = [
-            hearing.index(number) if number in hearing else -1 for number in range(len(piece.receivers))
-        ]
-        reads = piece.stage.read_each(base[:, :tokens] + summed, source, reads)
-    return reads
+
+    def streams(receivers: list[int], tokens: int) -> Tensor:
+        members, shape = sources.members_at(piece.index, tokens), (tokens, base.shape[2])
+        weights = mask[rows][:, receivers]
+        summed: Tensor = _Mix.apply(weights, order, room, (first, last), shape, members)  # type: ignore[no-untyped-call]
+        return base[:, :tokens] + summed
+
+    hears = set(np.flatnonzero(possible[heard].any(axis=(0, 2))).tolist())
+    return reads_apart(sources, piece, hears, streams)
 
 
 # -- the room ------------------------------------------------------------------------------------

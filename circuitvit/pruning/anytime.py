@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from circuitvit.attribution.scoring import attribute
+from circuitvit.attribution.scoring import attribute, without_gradient
 from circuitvit.engine import Evaluator, Saved, StateFile, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import EdgeMask
@@ -140,10 +140,15 @@ class Thin:
         self.candidates: tuple[Candidate, ...] = (self.first,)
         self.shrinking: Shrinking | None = None
         self.before = evaluator.runs  # where shrinking began
-        self.done, self.rounds, self.gone = replace(plan, trim_runs=0, cut=0), 0, 0.0
+        self.done, self.gone = replace(plan, trim_runs=0, cut=0), 0.0
         self.best, self.minimal, self.last = self.first, False, Saved()
         if state.saved is not None:
             self._restore(state.saved)
+
+    @property
+    def rounds(self) -> int:
+        """Of thinning, so far."""
+        return len(self.candidates) - 1
 
     def run(self, clock: Clock, progress: bool) -> None:
         with progress_bar(self.first.size, "taking edges away", progress) as bar:
@@ -192,7 +197,6 @@ class Thin:
         self.thinner.step(1)
         self.thinner.kept = self.evaluator.agreed(self.thinner.kept)
         self.candidates = (*self.candidates, candidate(self.evaluator, self.thinner.kept))
-        self.rounds += 1
         self.done = replace(self.done, cut=self.rounds)
 
     def _shrinking(self, best: EdgeMask, start: EdgeMask) -> Shrinking:
@@ -207,15 +211,19 @@ class Thin:
 
     def _note(self, clock: Clock) -> None:
         """A step is whole."""
+        self._look()
+        self.gone = clock.gone
+        if self.state.path is not None:
+            self.last = self._saved()
+            self.state.keep(self.saved)
+
+    def _look(self) -> None:
+        """What the best circuit is now."""
         if self.shrinking is None:
             self.best = smallest(self.candidates, self.aim)
         else:
             self.best = candidate(self.evaluator, self.shrinking.best)
             self.minimal = self.shrinking.minimal
-        self.gone = clock.gone
-        if self.state.path is not None:
-            self.last = self._saved()
-            self.state.keep(self.saved)
 
     def saved(self) -> Saved:
         """All that is needed to go on from the last whole step, with everything that was measured."""
@@ -227,7 +235,7 @@ class Thin:
         kept = torch.from_numpy(np.stack([each.kept for each in self.candidates]).astype(np.uint8))
         numbers = {
             **thinner.numbers, **part.numbers, "plan": asdict(self.plan), "done": asdict(self.done),
-            "rounds": self.rounds, "before": self.before, "runs": self.evaluator.runs, "gone": self.gone,
+            "before": self.before, "runs": self.evaluator.runs, "gone": self.gone,
         }  # fmt: skip
         return Saved({**thinner.tensors, **part.tensors, "candidates": kept}, numbers)
 
@@ -235,15 +243,12 @@ class Thin:
         self.thinner.restore(saved)
         masks = saved.tensors["candidates"].numpy().astype(bool)
         self.candidates = tuple(candidate(self.evaluator, kept) for kept in masks)
-        self.done, self.rounds, self.before = (
-            Plan(**saved.numbers["done"]), saved.numbers["rounds"], saved.numbers["before"],
-        )  # fmt: skip
+        self.done, self.before = Plan(**saved.numbers["done"]), int(saved.numbers["before"])
         if "shrinking" in saved.numbers:
             self.shrinking = self._shrinking(self.first.kept, self.first.kept)
             self.shrinking.restore(saved)
-            self.minimal = self.shrinking.minimal
-        best = self.shrinking.best if self.shrinking is not None else smallest(self.candidates, self.aim).kept
-        self.best, self.last = candidate(self.evaluator, best), self._saved()
+        self._look()
+        self.last = self._saved()
 
 
 class Whole:
@@ -291,13 +296,12 @@ def followed(prepared: PreparedTask, keep: Keep) -> Keep:
     Raises:
         OptionError: if there is neither.
     """
-    metric = prepared.metric
-    if keep == "behaviour" and metric.metric.differentiable and not metric.flat_at_clean:
+    if keep == "behaviour" and not without_gradient(prepared):
         return "behaviour"
     if keep == "behaviour" and not prepared.model.chooses:
         raise OptionError(
-            f"without classes edges are taken away by the metric's slope alone, and {metric.metric.name!r} "
-            "has none: choose another metric, or find(..., start='whole')"
+            f"without classes edges are taken away by the metric's slope alone, and "
+            f"{prepared.metric.metric.name!r} has none: choose another metric, or find(..., start='whole')"
         )
     return "prediction"
 
@@ -310,8 +314,7 @@ def thinner_of(evaluator: Evaluator, aim: Aim, plan: Plan) -> Thinner:
     settings = ThinSettings(
         rate=rate, batch_size=plan.batch_size, seed=plan.seed, keep=follow, tolerance=tolerance
     )
-    # where several processes share the work, each does all of this
-    return Thinner(replace(evaluator.prepared, processes=False), settings, evaluator)
+    return Thinner(evaluator.prepared, settings, evaluator)
 
 
 # -- circuits on the way -------------------------------------------------------------------------

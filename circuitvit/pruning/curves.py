@@ -296,7 +296,7 @@ def _masks(
     mask = replace(settings.mask, batch_size=batch_size, sampler=sampler, over=over)
     sizes = _sizes(prepared, settings)
     learned = learn_masks(prepared.model, prepared, sizes, mask, progress=settings.progress)
-    return [each.at_most(size) for each, size in zip(learned, reversed(sizes), strict=True)]
+    return [each.at_most(size) for each, size in zip(learned, sizes, strict=True)]
 
 
 def _thinned(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
@@ -307,10 +307,10 @@ def _thinned(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:
 
 
 def _sizes(prepared: PreparedTask, settings: FamilySettings) -> list[int]:
-    """The numbers of edges that searches are asked for, by rising size."""
+    """The numbers of edges that searches are asked for, the largest first."""
     low, high = TRAINED
     shares = settings.trained or [share for share in settings.fractions if low <= share <= high]
-    return sorted({max(1, round(share * prepared.graph.n_edges)) for share in shares})
+    return sorted({max(1, round(share * prepared.graph.n_edges)) for share in shares}, reverse=True)
 
 
 def _found(prepared: PreparedTask, settings: FamilySettings) -> list[Circuit]:

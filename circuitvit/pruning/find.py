@@ -28,6 +28,7 @@ import numpy as np
 
 from circuitvit._keywords import running
 from circuitvit.attribution.budget import seconds
+from circuitvit.attribution.costs import spoken
 from circuitvit.attribution.scoring import provenance_of
 from circuitvit.engine import Evaluator, Saved, StateFile, announce
 from circuitvit.errors import OptionError, check_number, counted
@@ -218,7 +219,7 @@ def find(
             plan, needed = _planned(evaluator, aim, clock, Plan(0, UNLIMITED, size, seed, keep), start)
             if needed > deadline:
                 floor = (
-                    f"A search takes at least some {_time(needed)} on these pairs, and {deadline:g} s were "
+                    f"A search takes at least some {spoken(needed)} on these pairs, and {deadline:g} s were "
                     "given, so that the circuit is larger than it need be. Fewer pairs take less."
                 )
                 announce(floor, progress)
@@ -257,11 +258,6 @@ def _band(faithfulness: float, n_pairs: int) -> Band:
     """The band of faithfulness on the pairs of a search, for some faithfulness on others like them."""
     margin = min(MARGIN, (1 - faithfulness) / 2) if n_pairs > 1 else 0.0
     return round(faithfulness + margin, 6), round(2 - faithfulness - margin, 6)
-
-
-def _time(duration: float) -> str:
-    """A duration as people say it."""
-    return f"{duration:.2g} s" if duration < 100 else f"{duration / 60:.0f} minutes"
 
 
 # -- plans ---------------------------------------------------------------------------------------

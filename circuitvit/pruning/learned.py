@@ -276,7 +276,6 @@ class MaskTrainer:
         edges: how many should be kept at the end of the schedule.
         settings: of the training.
         warm_start: scores by whose ranks the gates start.
-        evaluator: of the same task, so that what it has run is not run again.
         rests: larger numbers of edges that the schedule rests at, the largest first.
 
     Attributes:
@@ -290,7 +289,6 @@ class MaskTrainer:
         edges: int,
         settings: MaskSettings,
         warm_start: EdgeScores | None = None,
-        evaluator: Evaluator | None = None,
         rests: Sequence[int] = (),
     ) -> None:
         refuse_inference_mode()
@@ -325,10 +323,9 @@ class MaskTrainer:
         self._pairs = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
         self._rows = prepared.row_ranges(self._pairs.batch_size)
         self._parts = place_in_group(prepared.processes)[1]  # of a minibatch; a run that goes on keeps them
-        known = evaluator or self._pairs
-        known.check_effect(level=0)
+        self._pairs.check_effect(level=0)
         # one scale for all pairs, as in faithfulness: a pair that hardly differs must not weigh most
-        self._scale = max(abs(float(known.effect.mean())), 1e-9)
+        self._scale = max(abs(float(self._pairs.effect.mean())), 1e-9)
         self._queue: list[int] = []  # the batches that are left of this round, the next one last
 
     @torch.enable_grad()

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit._keywords import running
-from circuitvit.attribution.scoring import provenance_of
+from circuitvit.attribution.scoring import provenance_of, without_gradient
 from circuitvit.engine import (
     BatchRun,
     Evaluator,
@@ -230,14 +230,17 @@ class Thinner:
         require_noising(prepared)
         _check_slope(prepared, settings.keep)
         self.prepared, self.settings = prepared, settings
-        self.evaluator = Evaluator(prepared, batch_size=min(settings.batch_size, len(prepared)))
-        known = evaluator or self.evaluator
+        size = min(settings.batch_size, len(prepared))
+        self.evaluator, self._rows = (
+            evaluator or Evaluator(prepared, batch_size=size),
+            prepared.row_ranges(size),
+        )
         if settings.keep == "behaviour":
-            known.check_effect(level=0)
-        Aim(settings.keep).check(known)
+            self.evaluator.check_effect(level=0)
+        Aim(settings.keep).check(self.evaluator)
         self._effect = 1.0
         nothing = np.zeros(prepared.graph.shape, dtype=bool)
-        self._effect = 1 - self._share(self.evaluator.batches(), nothing)
+        self._effect = 1 - self._share(self.evaluator.at(self._rows), nothing)
         self.share = 1.0
         self.kept: EdgeMask = without_dead(prepared, prepared.graph.edge_mask)
         self.passed: list[EdgeMask] = []
@@ -263,13 +266,13 @@ class Thinner:
 
     def _next(self) -> list[BatchRun]:
         """The next pairs in turn, batch by batch."""
-        wanted = -(-self.settings.pairs // self.evaluator.batch_size)
-        runs: list[BatchRun] = []
-        while len(runs) < min(wanted, self.evaluator.n_batches):
+        wanted = min(-(-self.settings.pairs // len(self._rows[0])), len(self._rows))
+        parts: list[range] = []
+        while len(parts) < wanted:
             if not self._queue:
-                self._queue = torch.randperm(self.evaluator.n_batches, generator=self._generator).tolist()
-            runs.append(self.evaluator.batch(self._queue.pop()))
-        return runs
+                self._queue = torch.randperm(len(self._rows), generator=self._generator).tolist()
+            parts.append(self._rows[self._queue.pop()])
+        return list(self.evaluator.at(parts))
 
     def _cut(self, runs: list[BatchRun], count: int) -> EdgeMask:
         """The circuit without the edges that would be missed least, fewer of them as long as more is lost
@@ -367,12 +370,8 @@ def _check_slope(prepared: PreparedTask, keep: Keep) -> None:
     if keep == "prediction":
         check_predicts(prepared.model)
         return
-    metric = prepared.metric
-    if not metric.metric.differentiable or metric.flat_at_clean:
-        why = (
-            "is flat at the whole model, where it begins" if metric.metric.differentiable else "has no slope"
-        )
+    if why := without_gradient(prepared):
         raise OptionError(
-            f"thinning goes by the metric's slope, and {metric.metric.name!r} {why}: choose another metric, "
-            "keep='prediction', or learn_mask"
+            f"thinning begins at the clean run and goes by the metric's slope, and {why}: choose another "
+            "metric, keep='prediction', or learn_mask"
         )
