@@ -59,6 +59,7 @@ from circuitvit.graph.results import Record, Result
 from circuitvit.models import Model
 from circuitvit.tasks import Constants, Mean, Patch, PreparedTask, Task, Zero, as_task, prepare, select_pairs
 from circuitvit.verification.robustness import Discover
+from circuitvit.verification.statistics import ROUNDING
 
 if TYPE_CHECKING:
     from circuitvit.views.canvas import Picture
@@ -433,7 +434,8 @@ def _voter(
         values[graph.edge_mask] = scores[list(rows)].mean(axis=0)
         ranked = EdgeScores(graph, values)
         chosen = ranked.connected(size) if selection == "connected" else ranked.top(size, prune=False)
-        return chosen.kept
+        # what is scored 0 but for rounding would be chosen, or not, by the kind of the processor
+        return chosen.kept & (np.abs(values) > ROUNDING * np.abs(values).max())
 
     return best, method, {"scores": method, "edges": size, "voted": selection}
 

@@ -71,6 +71,9 @@ class Drift(ToldResult):
         faithfulness_old: of the stored circuit in the old weights.
         faithfulness_new: of the same circuit in the new weights, of the behaviour that is there.
         faithfulness_change: the latter less the former, pair by pair.
+        own_left: what the circuit carries beyond the same circuit with like nodes (the heads of a layer) in
+            one another's places, as a share of what it carried beyond them in the old weights. None where
+            the old weights do not tell them apart.
         edges: that were measured, by exact effects on every pair.
         old: the effect of each edge in the old weights.
         new: in the new ones.
@@ -97,6 +100,7 @@ class Drift(ToldResult):
     faithfulness_old: Estimate | None = None
     faithfulness_new: Estimate | None = None
     faithfulness_change: Estimate | None = None
+    own_left: Estimate | None = None
     edges: tuple[str, ...] = ()
     old: Edges | None = None
     new: Edges | None = None
@@ -174,6 +178,7 @@ class Drift(ToldResult):
             "faithfulness of the stored circuit, old weights": self.faithfulness_old,
             "faithfulness of the stored circuit, new weights": self.faithfulness_new,
             "change of its faithfulness": self.faithfulness_change,
+            "left of what its own nodes carry": self.own_left,
             "faithfulness of the circuit found anew, new weights": self.faithfulness_found,
             "faithfulness of the circuit found anew, old weights": self.faithfulness_back,
         }
@@ -247,6 +252,7 @@ class Measures:
         old: faithfulness of the stored circuit in the old weights.
         new: in the new ones; None where there is no behaviour that it could be a share of.
         change: the latter less the former.
+        own: what it carries beyond circuits with like nodes in one another's places, new over old.
         largest: the largest change of an edge, at most (95 % for each).
         least: the largest change of an edge, at least (95 % for all at once).
     """
@@ -255,6 +261,7 @@ class Measures:
     old: Estimate
     new: Estimate | None = None
     change: Estimate | None = None
+    own: Estimate | None = None
     largest: float | None = None
     least: float | None = None
 
@@ -264,7 +271,7 @@ def judge(found: Measures, tolerance: float) -> tuple[str, str]:
 
     Example:
         >>> same = Estimate(1.0, 0.97, 1.04)
-        >>> judge(Measures(same, same, same, Estimate(0.0, -0.02, 0.03), 0.04, 0.0), 0.1)[0]
+        >>> judge(Measures(same, same, same, Estimate(0.0, -0.02, 0.03), None, 0.04, 0.0), 0.1)[0]
         'unchanged'
         >>> judge(Measures(Estimate(0.02, -0.1, 0.12), same), 0.1)[0]
         'gone'
@@ -289,6 +296,12 @@ def judge(found: Measures, tolerance: float) -> tuple[str, str]:
     carries = f"the stored circuit's faithfulness is {new}, and was {old}"
     if _beyond(new, 1, CARRIED):
         return REROUTED, f"{left}, but {carries}."
+    if found.own is not None and found.own.high is not None and found.own.high < CARRIED:
+        return REROUTED, (
+            f"{left}, but {carries}, and that is the work of its shape: of what it carried beyond the same "
+            f"circuit with the heads of each layer in one another's places, {found.own} is left, surely less "
+            f"than {CARRIED:g}."
+        )
     if not _within(new, 1, CARRIED):
         surely = "that has surely changed, and " if _beyond(change, 0, tolerance) else ""
         return CANNOT_TELL, f"{left}; {carries}: {surely}it may carry it or not. Give more pairs."

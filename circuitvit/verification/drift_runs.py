@@ -22,6 +22,7 @@ from circuitvit.pruning.find import find
 from circuitvit.tasks import PreparedTask, Task, prepare, split
 from circuitvit.verification.drift import LEFT, TOLERANCE, UNCHANGED, Drift, Measures, judge
 from circuitvit.verification.faithfulness import origin_differs
+from circuitvit.verification.null import relabelled_circuits
 from circuitvit.verification.other_weights import check_same_kind, same_task
 from circuitvit.verification.statistics import (
     MIN_PAIRS,
@@ -46,6 +47,9 @@ SOME_EDGES = 200
 
 FEW = 12
 """Pairs with which the interval of an edge among hundreds is twice as wide as that of one by itself."""
+
+RELABELLED = 40
+"""Circuits with nodes in one another's places."""
 
 WITHIN = "120s"
 """For each search, where no time is given."""
@@ -74,7 +78,8 @@ def diff(
     each edge ablated alone. The verdict is read from intervals over pairs (`circuitvit.verification.drift`):
 
         gone        less than a fifth of the old behaviour is left
-        rerouted    the behaviour is there, the stored circuit does not carry it: faithfulness beyond 1 +- 0.5
+        rerouted    the behaviour is there, the stored circuit does not carry it: faithfulness beyond 1 +- 0.5,
+                    or less than half is left of what it carried beyond itself with heads of a layer exchanged
         weaker      the circuit carries it; there is less of it, or the circuit carries less of it
         shifted     the circuit carries it; there is more of it, or some edge's effect has changed
         unchanged   behaviour, faithfulness and every edge's effect are within the tolerance of what they were
@@ -156,6 +161,7 @@ def diff(
         faithfulness_old=kept.old,
         faithfulness_new=kept.new,
         faithfulness_change=kept.change,
+        own_left=kept.own,
         edges=moved.edges,
         old=moved.old,
         new=moved.new,
@@ -204,7 +210,37 @@ def _carried(runs: Sequence[Evaluator], circuit: Circuit, settings: Bootstrap) -
         return Measures(share, old)
     kept = [run.values(circuit.kept) - run.nothing for run in runs]
     change = _change(_Share(kept[0], before), _Share(kept[1], after))
-    return Measures(share, old, carried_share(runs[1], circuit, settings), change)
+    own = _own_left(runs, circuit, settings.seed)
+    return Measures(share, old, carried_share(runs[1], circuit, settings), change, own)
+
+
+def _own_left(runs: Sequence[Evaluator], circuit: Circuit, seed: int) -> Estimate | None:
+    """How much is left of what the circuit carries beyond circuits with like nodes in one another's places.
+
+    The error is that of the pairs and that of the circuits drawn; a ratio is made linear at the means.
+    """
+    others = relabelled_circuits(circuit, RELABELLED, seed)
+    if not others or len(runs[0]) < MIN_PAIRS:
+        return None
+    (old, old_pairs, old_drawn), (new, new_pairs, new_drawn) = (_beyond(run, circuit, others) for run in runs)
+
+    def error(by_pair: Pairs, by_circuit: Pairs) -> float:
+        return float(np.sqrt(by_pair.var(ddof=1) / len(by_pair) + by_circuit.var(ddof=1) / len(by_circuit)))
+
+    t = stats.t.ppf((1 + LEVEL) / 2, len(runs[0]) - 1)
+    if old - t * error(old_pairs, old_drawn) <= TOLERANCE:
+        return None
+    left = new / old
+    wide = t * error((new_pairs - left * old_pairs) / old, (new_drawn - left * old_drawn) / old)
+    return Estimate(left, left - wide, left + wide)
+
+
+def _beyond(run: Evaluator, circuit: Circuit, others: Sequence[Circuit]) -> tuple[float, Pairs, Pairs]:
+    """The circuit's faithfulness less the mean of others', and how far each pair and each other moves it."""
+    own, *drawn = run.many([circuit, *others]) - run.nothing
+    shares = np.array([each.sum() / run.effect.sum() for each in drawn])
+    beyond = _Share(own - np.mean(drawn, axis=0), run.effect)
+    return beyond.value, beyond.pulls, shares.mean() - shares
 
 
 def is_left(share: Estimate, effect: Pairs, settings: Bootstrap) -> bool:

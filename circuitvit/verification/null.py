@@ -98,6 +98,41 @@ def connected_circuits(
     )
 
 
+def relabelled_circuits(circuit: CircuitLike, n: int, seed: int = 0) -> tuple[Circuit, ...]:
+    """The circuit with like nodes (the heads of a layer) in one another's places, at random.
+
+    To whoever does not know which head is which, all of them are the same circuit: what they carry in a model
+    is what the circuit's shape carries, whatever its heads do.
+
+    Args:
+        circuit: whose nodes change places.
+        n: how many; the circuit itself may be among them.
+        seed: of the draws.
+
+    Returns:
+        `n` circuits of as many edges; none where no two nodes are alike, or where all of them have the same
+        edges.
+
+    Raises:
+        OptionError: if `n` or `seed` is negative.
+
+    Example:
+        >>> from circuitvit.graph.eap_ig import transformer_graph
+        >>> circuit = Circuit.from_edges(transformer_graph(1, 4), ["input->a0.h1<v>", "a0.h1->logits"])
+        >>> sorted({str(each.nodes[1]) for each in relabelled_circuits(circuit, 20)})
+        ['a0.h0', 'a0.h1', 'a0.h2', 'a0.h3']
+    """
+    check_whole("the number of circuits", n, 0)
+    check_whole("a seed", seed, 0)
+    circuit = as_circuit(circuit)
+    chain = _Chain(circuit.graph)
+    rng = np.random.default_rng(seed)
+    drawn = [chain.relabelled(circuit.kept, rng) for _ in range(n)]
+    if all((kept == circuit.kept).all() for kept in drawn):
+        return ()
+    return tuple(Circuit(circuit.graph, kept) for kept in drawn)
+
+
 def stage_profile(circuit: CircuitLike) -> Int64[NDArray[np.int64], "stage group"]:
     """How many live edges of the circuit enter each stage at each token group, `(stage, group)`.
 
@@ -270,8 +305,12 @@ class _Chain:
                 self._step(edges, *numbers)
         walked = np.zeros(self.graph.shape, dtype=bool)
         walked[tuple(self.edges[edges].T)] = True
+        return self.relabelled(walked, rng)
+
+    def relabelled(self, kept: EdgeMask, rng: np.random.Generator) -> EdgeMask:
+        """The circuit with like nodes in new places."""
         senders, receivers = self._new_places(rng)
-        return walked[senders][:, receivers]
+        return kept[senders][:, receivers]
 
     def _step(self, edges: list[int], kind: float, a: float, b: float, c: float, d: float) -> None:
         """Put other edges into the same stages in the place of one or two, if all stays connected."""

@@ -27,6 +27,8 @@ NAMES = (
     "04_look_inside",
     "05_reading_and_looking",
 )
+SEARCHED = NAMES[:3]  # a circuit is searched for in these, or a model trained
+NUMBER = re.compile(r"(?:(?<=\s)[-+])?\d+(?:[.,]\d+)*")
 TIMEOUT = 600  # seconds for a cell on a busy machine; all cells together take about a minute on an idle one
 
 
@@ -84,13 +86,18 @@ def printed(notebook: Any) -> str:
     return "\n".join(each.get("text", "") + each.get("data", {}).get("text/plain", "") for each in outputs)
 
 
-def assert_same_outputs(now: Any, saved: Any) -> None:
-    """The same words and pictures, and numbers that differ by no more than another machine's rounding."""
+def assert_same_form(now: Any, saved: Any) -> None:
+    """The same words and pictures. A search, or a training, takes another way on another kind of processor,
+    whose sums are rounded otherwise, so that what comes of it is some other circuit of much the same size."""
     assert kinds(now) == kinds(saved)
-    number = re.compile(r"\d+(?:[.,]\d+)*")
-    assert number.split(printed(now)) == number.split(printed(saved))
+    assert NUMBER.split(printed(now)) == NUMBER.split(printed(saved))
+
+
+def assert_same_outputs(now: Any, saved: Any) -> None:
+    """The same form, and numbers that differ by no more than another machine's rounding."""
+    assert_same_form(now, saved)
     found, expected = (
-        [float(each.replace(",", "")) for each in number.findall(printed(notebook))]
+        [float(each.replace(",", "")) for each in NUMBER.findall(printed(notebook))]
         for notebook in (now, saved)
     )
     assert found == pytest.approx(expected, rel=0.05, abs=0.01)
@@ -99,13 +106,14 @@ def assert_same_outputs(now: Any, saved: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [NAMES[0], *NAMES[2:]])
 def test_the_notebook_runs_and_shows_what_the_library_prints_now(name: str) -> None:
-    assert_same_outputs(tidy(execute(read(name))), read(name))
+    check = assert_same_form if name in SEARCHED else assert_same_outputs
+    check(tidy(execute(read(name))), read(name))
 
 
 @pytest.mark.slow
 def test_the_notebook_of_the_real_model_runs(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIRCUITVIT_SHARED", str(shared_data))
-    assert_same_outputs(tidy(execute(read(NAMES[1]))), read(NAMES[1]))
+    assert_same_form(tidy(execute(read(NAMES[1]))), read(NAMES[1]))
 
 
 @pytest.mark.slow

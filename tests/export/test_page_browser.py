@@ -37,7 +37,7 @@ def nothing_but_the_file(page: Page) -> Iterator[None]:
     page.requests(), page.complaints()
     yield
     assert page.complaints() == []
-    elsewhere = [url for url in page.requests() if not url.startswith(("file:", "data:", "chrome:"))]
+    elsewhere = [url for url in page.requests() if not url.startswith(("file:", "data:", "chrome"))]
     assert elsewhere == []
 
 

@@ -118,13 +118,14 @@ def test_no_deletion_turns_what_is_certified() -> None:
 
 
 def test_an_edge_that_three_pairs_show_survives_the_deletion_of_two() -> None:
-    """Three pairs differ in the colour, and three in where the cue is, which alone the key is needed for."""
+    """Three pairs differ in the colour, which the value carries, and three in where the cue is, which the key
+    does; on subsets of one kind the other edge has no effect but rounding, and is not found."""
     relay = cv.compiled("relay", dtype=torch.float64)
     task = cv.Task(*relay.pairs(6), metric=cv.logit_diff("yes", "no"))
     edges = len(relay.wired)
     found = certify(relay.model, task, "exact", edges=edges, progress=False)
     assert {edge: found.radius(edge) for edge in relay.wired} == {
-        edge: 2 if edge == "input->a0.h0<k>" else 3 for edge in relay.wired
+        edge: 2 if edge.startswith("input") else 3 for edge in relay.wired
     }
     assert set(found.at(2)) == set(relay.wired)
     assert {edge for edge in relay.model.graph.edges if found.decision(edge) != "out"} == set(relay.wired)

@@ -132,12 +132,15 @@ STILL = Estimate(0.0, -0.05, 0.05)
 @pytest.mark.parametrize(
     ("measures", "verdict"),
     [
-        (Measures(NEAR, NEAR, NEAR, STILL, 0.09, 0.0), "unchanged"),
+        (Measures(NEAR, NEAR, NEAR, STILL, None, 0.09, 0.0), "unchanged"),
         (Measures(NEAR, NEAR, NEAR, STILL), "unchanged"),
-        (Measures(NEAR, NEAR, NEAR, STILL, 0.2, 0.0), "cannot tell"),  # of an edge
-        (Measures(NEAR, NEAR, NEAR, STILL, 0.5, 0.2), "shifted"),
-        (Measures(NEAR, NEAR, NEAR, Estimate(0.0, -0.2, 0.2), 0.09, 0.0), "cannot tell"),
-        (Measures(NEAR, NEAR, Estimate(0.7, 0.6, 0.8), Estimate(-0.3, -0.4, -0.2), 0.09, 0.0), "weaker"),
+        (Measures(NEAR, NEAR, NEAR, STILL, None, 0.2, 0.0), "cannot tell"),  # of an edge
+        (Measures(NEAR, NEAR, NEAR, STILL, None, 0.5, 0.2), "shifted"),
+        (Measures(NEAR, NEAR, NEAR, Estimate(0.0, -0.2, 0.2), None, 0.09, 0.0), "cannot tell"),
+        (
+            Measures(NEAR, NEAR, Estimate(0.7, 0.6, 0.8), Estimate(-0.3, -0.4, -0.2), None, 0.09, 0.0),
+            "weaker",
+        ),
         (Measures(NEAR, NEAR, FAR, STILL), "rerouted"),
         (Measures(NEAR, NEAR, Estimate(2.0, 1.6, 2.4), STILL), "rerouted"),
         (Measures(NEAR, NEAR, Estimate(0.5, 0.4, 0.6), STILL), "cannot tell"),  # whether it is carried

@@ -227,7 +227,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         opened.requests(), opened.complaints()
         yield opened
         assert opened.complaints() == []
-        assert [url for url in opened.requests() if not url.startswith(("file:", "data:", "chrome:"))] == []
+        assert [url for url in opened.requests() if not url.startswith(("file:", "data:", "chrome"))] == []
 
 
 def numbers(page: Page, name: str, **look: Any) -> np.ndarray:
