@@ -435,7 +435,8 @@ def _voter(
         ranked = EdgeScores(graph, values)
         chosen = ranked.connected(size) if selection == "connected" else ranked.top(size, prune=False)
         # what is scored 0 but for rounding would be chosen, or not, by the kind of the processor
-        return chosen.kept & (np.abs(values) > ROUNDING * np.abs(values).max())
+        told_apart: EdgeMask = np.abs(values) > ROUNDING * np.abs(values).max()
+        return chosen.kept & told_apart
 
     return best, method, {"scores": method, "edges": size, "voted": selection}
 

@@ -78,8 +78,8 @@ def diff(
     each edge ablated alone. The verdict is read from intervals over pairs (`circuitvit.verification.drift`):
 
         gone        less than a fifth of the old behaviour is left
-        rerouted    the behaviour is there, the stored circuit does not carry it: faithfulness beyond 1 +- 0.5,
-                    or less than half is left of what it carried beyond itself with heads of a layer exchanged
+        rerouted    the behaviour is there, the stored circuit does not carry it: faithfulness beyond 1 +-
+                    0.5, or less than half is left of what it carried beyond itself with other heads
         weaker      the circuit carries it; there is less of it, or the circuit carries less of it
         shifted     the circuit carries it; there is more of it, or some edge's effect has changed
         unchanged   behaviour, faithfulness and every edge's effect are within the tolerance of what they were
@@ -215,32 +215,51 @@ def _carried(runs: Sequence[Evaluator], circuit: Circuit, settings: Bootstrap) -
 
 
 def _own_left(runs: Sequence[Evaluator], circuit: Circuit, seed: int) -> Estimate | None:
-    """How much is left of what the circuit carries beyond circuits with like nodes in one another's places.
-
-    The error is that of the pairs and that of the circuits drawn; a ratio is made linear at the means.
-    """
+    """How much is left of what the circuit carries beyond itself with like nodes in one another's places."""
     others = relabelled_circuits(circuit, RELABELLED, seed)
     if not others or len(runs[0]) < MIN_PAIRS:
         return None
-    (old, old_pairs, old_drawn), (new, new_pairs, new_drawn) = (_beyond(run, circuit, others) for run in runs)
+    old, new = (Beyond.of(run.many([circuit, *others]) - run.nothing, run.effect) for run in runs)
+    return left_of_own(old, new)
 
-    def error(by_pair: Pairs, by_circuit: Pairs) -> float:
-        return float(np.sqrt(by_pair.var(ddof=1) / len(by_pair) + by_circuit.var(ddof=1) / len(by_circuit)))
 
-    t = stats.t.ppf((1 + LEVEL) / 2, len(runs[0]) - 1)
-    if old - t * error(old_pairs, old_drawn) <= TOLERANCE:
+class Beyond(NamedTuple):
+    """What a circuit carries beyond the mean of others.
+
+    Attributes:
+        value: its faithfulness less theirs.
+        pairs: how far each pair moves it.
+        others: how far each of the others does.
+    """
+
+    value: float
+    pairs: Pairs
+    others: Float[np.ndarray, " circuit"]
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, "circuit pair"], effect: Pairs) -> Beyond:
+        """From what each circuit keeps of the effect on each pair, the circuit in question first."""
+        shares = values[1:].sum(axis=1) / effect.sum()
+        beyond = _Share(values[0] - values[1:].mean(axis=0), effect)
+        return cls(beyond.value, beyond.pulls, shares.mean() - shares)
+
+
+def left_of_own(old: Beyond, new: Beyond) -> Estimate | None:
+    """The new over the old, made linear at the means, with its interval over pairs and over the others drawn.
+
+    Returns:
+        The share; None where the old is not surely more than the tolerance by default.
+    """
+    t = stats.t.ppf((1 + LEVEL) / 2, len(old.pairs) - 1)
+
+    def width(pairs: Pairs, others: Float[np.ndarray, " circuit"]) -> float:
+        return float(t * np.sqrt(pairs.var(ddof=1) / len(pairs) + others.var(ddof=1) / len(others)))
+
+    if old.value - width(old.pairs, old.others) <= TOLERANCE:
         return None
-    left = new / old
-    wide = t * error((new_pairs - left * old_pairs) / old, (new_drawn - left * old_drawn) / old)
+    left = new.value / old.value
+    wide = width((new.pairs - left * old.pairs) / old.value, (new.others - left * old.others) / old.value)
     return Estimate(left, left - wide, left + wide)
-
-
-def _beyond(run: Evaluator, circuit: Circuit, others: Sequence[Circuit]) -> tuple[float, Pairs, Pairs]:
-    """The circuit's faithfulness less the mean of others', and how far each pair and each other moves it."""
-    own, *drawn = run.many([circuit, *others]) - run.nothing
-    shares = np.array([each.sum() / run.effect.sum() for each in drawn])
-    beyond = _Share(own - np.mean(drawn, axis=0), run.effect)
-    return beyond.value, beyond.pulls, shares.mean() - shares
 
 
 def is_left(share: Estimate, effect: Pairs, settings: Bootstrap) -> bool:

@@ -22,7 +22,8 @@ from circuitvit.models.zoo import load_zoo_module
 from circuitvit.testing import assert_no_drift, entries
 from circuitvit.verification import Drift, Estimate
 from circuitvit.verification.drift import VERDICTS, Measures, judge
-from circuitvit.verification.drift_runs import edge_changes
+from circuitvit.verification.drift_runs import RELABELLED, Beyond, edge_changes, left_of_own
+from circuitvit.verification.null import relabelled_circuits
 from tests.verification.cases import some_circuit, tiny_model, tiny_task
 
 bench = pytest.importorskip("bench.what_changed")
@@ -126,7 +127,7 @@ def test_a_circuit_that_never_carried_it_cannot_tell() -> None:
 
 
 NEAR, FAR = Estimate(1.0, 0.95, 1.05), Estimate(0.1, 0.0, 0.3)
-STILL = Estimate(0.0, -0.05, 0.05)
+STILL, LESS = Estimate(0.0, -0.05, 0.05), Estimate(0.7, 0.6, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,11 @@ STILL = Estimate(0.0, -0.05, 0.05)
         (Measures(NEAR, NEAR, FAR, STILL), "rerouted"),
         (Measures(NEAR, NEAR, Estimate(2.0, 1.6, 2.4), STILL), "rerouted"),
         (Measures(NEAR, NEAR, Estimate(0.5, 0.4, 0.6), STILL), "cannot tell"),  # whether it is carried
+        (
+            Measures(NEAR, NEAR, Estimate(0.5, 0.4, 0.6), STILL, FAR),
+            "rerouted",
+        ),  # it is by no heads of its own
+        (Measures(NEAR, NEAR, LESS, STILL, Estimate(0.5, 0.4, 0.6)), "unchanged"),  # that is not sure
         (Measures(NEAR, FAR, NEAR, STILL), "cannot tell"),  # was it carried before?
         (Measures(Estimate(0.1, 0.0, 0.15), NEAR), "gone"),
         (Measures(FAR, NEAR), "cannot tell"),  # whether there is any
@@ -178,6 +184,51 @@ def test_intervals_of_all_edges_at_once_hold_all_of_them_as_often_as_they_say() 
         share, _, wide = edge_changes(change, effect, edges)
         missed += bool((np.abs(share - truth) > wide).any())
     assert 0.02 <= missed / draws <= 0.075
+
+
+def test_what_is_left_of_its_own_is_what_other_heads_do_not_carry() -> None:
+    """Literally: the circuit's faithfulness less that of circuits with other heads, new over old."""
+    new, task = without_head(2, 3), pairs()
+    found = diff(new).own_left
+    beyond = []
+    for model in (old(), new):
+        run = Evaluator(task.prepare(model))
+        others = [run.faithfulness(each) for each in relabelled_circuits(stored(), RELABELLED)]
+        beyond.append(run.faithfulness(stored()) - float(np.mean(others)))
+    assert found is not None
+    assert found.value == pytest.approx(beyond[1] / beyond[0], abs=1e-5)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+
+
+def test_all_that_is_its_own_is_left_in_scaled_logits_and_none_with_other_heads() -> None:
+    same, other = diff(with_logits(1.5)).own_left, diff(bench.reordered(old(), 0)).own_left
+    assert same is not None
+    assert same.low == pytest.approx(1, abs=1e-4)
+    assert same.high == pytest.approx(1, abs=1e-4)
+    assert other is not None
+    assert other.high is not None
+    assert other.high < 0.2
+
+
+def test_its_interval_holds_what_all_relabellings_and_many_pairs_give_as_often_as_it_says() -> None:
+    """The share of a made-up circuit, whose truth is known, over draws of pairs and of relabellings."""
+    random = np.random.default_rng(0)
+    missed, draws, truth = 0, 400, 0.4
+    for _ in range(draws):
+        runs = []
+        for own, mean in ((1.0, 0.3), (0.3 + 0.7 * truth, 0.3)):
+            whole = random.normal(4, 1, 20)
+            drawn = (mean + random.normal(0, 0.2, RELABELLED))[:, None] * whole
+            noise = random.normal(0, 0.5, (RELABELLED + 1, 20))
+            runs.append((whole, np.concatenate([own * whole[None], drawn]) + noise))
+        estimate = left_of_own(*(Beyond.of(values, whole) for whole, values in runs))
+        assert estimate is not None
+        assert estimate.low is not None
+        assert estimate.high is not None
+        missed += not estimate.low <= truth <= estimate.high
+    assert 0.02 <= missed / draws <= 0.08
 
 
 def test_an_edge_that_is_cut_has_lost_all_that_it_had() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import combinations
 
@@ -12,9 +13,15 @@ from hypothesis import strategies as st
 
 import circuitvit as cv
 from circuitvit.errors import OptionError
-from circuitvit.graph import Provenance
+from circuitvit.graph import Circuit, Provenance
 from circuitvit.graph.eap_ig import transformer_graph
-from circuitvit.verification.null import complement_circuits, connected_circuits, random_path, stage_profile
+from circuitvit.verification.null import (
+    complement_circuits,
+    connected_circuits,
+    random_path,
+    relabelled_circuits,
+    stage_profile,
+)
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -68,6 +75,34 @@ def test_like_nodes_of_a_stage_change_places_and_others_do_not() -> None:
     heads = Counter(node.partition("->")[0] for each in drawn for node in each if node.endswith("logits"))
     assert 240 < heads["a0.h0"] < 360
     assert heads["a0.h0"] + heads["a0.h1"] == 600
+
+
+@given(st.integers(0, 1000))
+def test_relabelled_circuits_are_the_circuit_by_other_heads(seed: int) -> None:
+    graph = transformer_graph(2, 3)
+    circuit = Circuit(graph, np.random.default_rng(seed).random(graph.shape) < 0.2)
+
+    def by_layer(each: Circuit) -> Counter[tuple[str, str]]:
+        """Edges with the heads' numbers left out."""
+        return Counter(tuple(re.sub(r"\.h\d", "", end) for end in edge.split("->")) for edge in each)
+
+    def shapes(each: Circuit) -> Counter[tuple[str, ...]]:
+        """For each head, what it hears and whom it tells, whoever it is."""
+        heads = {re.match(r"a\d\.h\d", node).group() for node in graph.nodes if ".h" in node}  # type: ignore[union-attr]
+        about = {head: [edge for edge in each if head in edge] for head in heads}
+        return Counter((head[:2], str(len(edges))) for head, edges in about.items())
+
+    found = relabelled_circuits(circuit, 5, seed)
+    assert len(found) == 5
+    for each in found:
+        assert by_layer(each) == by_layer(circuit)
+        assert shapes(each) == shapes(circuit)
+    assert found == relabelled_circuits(circuit, 5, seed)
+
+
+def test_circuits_that_no_other_labels_change_have_none() -> None:
+    assert relabelled_circuits(Circuit.full(transformer_graph(2, 3)), 5) == ()
+    assert relabelled_circuits(Circuit.from_edges(transformer_graph(2, 1), ["a0.h0->logits"]), 5) == ()
 
 
 def test_they_say_where_they_came_from() -> None:
