@@ -68,17 +68,18 @@ class Plan:
     tiny: bool
 
 
-def pairs(tiny: bool) -> tuple[cv.Model, Split]:
-    """Every photograph once, a cat with a dog."""
+def pairs(tiny: bool, seed: int = 0) -> tuple[cv.Model, Split]:
+    """Every photograph once, a cat with a dog; another seed gives other pairs and another split."""
     if tiny:
         model = cv.load("catdog-tiny")
-        task = cv.Task(*catdog_pairs(25, seed=0), metric=cv.logit_diff("cat", "dog"))
-        return model, cv.split(model, task, HELD_OUT)
+        task = cv.Task(*catdog_pairs(25, seed=seed), metric=cv.logit_diff("cat", "dog"))
+        return model, cv.split(model, task, HELD_OUT, seed=seed)
     model, folder = load_model(), shared_data() / "images" / "cats_vs_dogs"
     cats, dogs = list_images(folder / "cats"), list_images(folder / "dogs")
-    order = np.random.default_rng(0).permutation(len(dogs))
+    order = np.random.default_rng(seed).permutation(len(dogs))
     metric = cv.logit_diff(tuple(CATS), tuple(DOGS))
-    return model, cv.split(model, cv.Task(cats, [dogs[index] for index in order], metric=metric), HELD_OUT)
+    task = cv.Task(cats, [dogs[index] for index in order], metric=metric)
+    return model, cv.split(model, task, HELD_OUT, seed=seed)
 
 
 def curves(model: cv.Model, sides: Split, plan: Plan) -> Comparison:
@@ -121,9 +122,9 @@ def _family(
     """Circuits of some sizes that are made together, or those that an earlier run has left."""
     paths = [plan.out / f"{name}_{share:g}.json" for share in sorted(shares, reverse=True)]
     if not all(path.exists() for path in paths):
-        begin = time.perf_counter()
+        begin = time.process_time()
         circuits = make([round(share * model.graph.n_edges) for share in shares])
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         for path, circuit in zip(paths, circuits, strict=True):
             took = circuit.provenance.with_parameters(seconds=seconds)
             cv.Circuit(circuit.graph, circuit.kept, provenance=took).save(path)
@@ -166,11 +167,11 @@ def one_circuit(model: cv.Model, sides: Split, plan: Plan, found: Sequence[cv.Ci
     return report
 
 
-def summary(report: cv.Report, comparison: Comparison) -> str:
+def summary(command: str, report: cv.Report, comparison: Comparison) -> str:
     """What the page says: the circuit, and the table of all methods."""
     found, judged = report.task, report.headline
     return (
-        f"`python -m bench.dataset_circuit`: {found.n_pairs} pairs to discover on, {judged.n_pairs} to judge "
+        f"`{command}`: {found.n_pairs} pairs to discover on, {judged.n_pairs} to judge "
         f"on. One circuit of {report.size.edges} edges ({report.size.density:.1%}) keeps "
         f"{judged.faithfulness} of the behaviour on the held-out pairs, {found.faithfulness} where it was "
         f"found; its top class is the model's on {judged.agreement.value:.0%} of the images, and it fails on "
@@ -194,6 +195,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on the bundled model")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the split (default 0)")
     parser.add_argument("--steps", type=int, default=800, help="of training for each mask (default 800)")
     parser.add_argument("--batch-size", type=int, default=4, help="pairs in a step (default 4)")
     parser.add_argument("--out", type=Path, help="folder (default out/bench/dataset)")
@@ -202,7 +204,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     mask = cv.MaskSettings(steps=200 if options.tiny else options.steps, batch_size=options.batch_size)
     plan = Plan(out, mask, METHODS, options.tiny)
-    model, sides = pairs(plan.tiny)
+    model, sides = pairs(plan.tiny, options.seed)
     comparison = curves(model, sides, plan)
     found: list[cv.Circuit] = []
     for name, make in (("learned", masks), ("thinned", thinned)):
@@ -210,7 +212,7 @@ def main() -> None:
         comparison = with_family(comparison, name, model, sides, plan, circuits, seconds)
         found += circuits
     report = one_circuit(model, sides, plan, found)
-    text = summary(report, comparison)
+    text = summary(f"python -m bench.dataset_circuit --seed {options.seed}", report, comparison)
     print(text)
     if not plan.tiny:
         write_docs(text, comparison)

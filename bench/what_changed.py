@@ -33,6 +33,7 @@ CHECKED = 200
 STEPS, RATE, BATCH = 10, 1e-4, 64
 SEEDS = (11, 12)
 METRIC = cv.logit_diff("cat", "dog")
+PLAN = cv.Plan(steps=20, trim_runs=1000, batch_size=16)
 
 Made = Callable[[int], cv.Model]
 
@@ -98,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(1)
     old = cv.load("catdog-tiny")
     task = cv.Task(*catdog_pairs(96, seed=1), metric=METRIC)
-    circuit = cv.find(old, task, within="10s", faithfulness=0.95, progress=False).circuit
+    circuit = cv.find(old, task, plan=PLAN, faithfulness=0.95, progress=False).circuit
     print(f"stored circuit: {len(circuit)} of {old.graph.n_edges} edges; {PAIRS} pairs each\n")
     made = [tuned(old, seed) for seed in range(DRAWS)]
     held = sum(truly_unchanged(old, each, circuit) for each in made)

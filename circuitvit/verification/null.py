@@ -45,6 +45,9 @@ STEPS_PER_EDGE = 10
 
 LEAST_STEPS = 200
 
+MOST_STEPS = 100_000
+"""Of a walk, however large the circuit: p-values are exact after any number of steps."""
+
 BLOCK = 4096
 """Steps whose random numbers are drawn at once."""
 
@@ -64,7 +67,7 @@ def connected_circuits(
         circuit: to match; its dead edges are left out first.
         n: how many; the first ones do not depend on how many follow.
         seed: of the walks.
-        steps: of each walk; by default 10 for each edge, and at least 200.
+        steps: of each walk; by default 10 for each edge, and between 200 and 100,000.
 
     Returns:
         `n` circuits, each pruned, exchangeable with `circuit` if it is itself such a random circuit. Where no
@@ -86,7 +89,7 @@ def connected_circuits(
         check_whole("steps", steps)
     circuit = as_circuit(circuit)
     live = circuit.pruned()
-    length = steps or max(LEAST_STEPS, STEPS_PER_EDGE * len(live))
+    length = steps or min(max(LEAST_STEPS, STEPS_PER_EDGE * len(live)), MOST_STEPS)
     chain = _Chain(circuit.graph)
     streams = np.random.SeedSequence(seed).spawn(n + 1)
     hub = chain.walk(live.kept, length, np.random.default_rng(streams[0]))
