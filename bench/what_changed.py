@@ -1,9 +1,10 @@
 """Does `diff` give the right verdict? Twenty changes of three kinds, each on freshly drawn pairs.
 
 Asked: 20 of 20 of each kind. What is right is known: trained a little further on fresh scenes, `catdog-tiny`
-does what it did (checked on 200 other pairs); with its heads in another order it does exactly the same by
-other edges; trained from another seed it tells cats from dogs by a circuit of its own. `--reseeded` takes
-models that `circuitvit train` wrote; without, two are trained (half an hour).
+does what it did (checked on 200 other pairs); with its heads in another order, those of the circuit where it
+has none, it does exactly the same by other edges; trained from another seed it tells cats from dogs by a
+circuit of its own. `--reseeded` takes models that `circuitvit train` wrote; without, two are trained (half an
+hour).
 """
 
 from __future__ import annotations
@@ -55,14 +56,20 @@ def tuned(like: cv.Model, seed: int, steps: int = STEPS, rate: float = RATE) -> 
     return wrapped(module, like, f"tuned {seed}")
 
 
-def reordered(like: cv.Model, seed: int) -> cv.Model:
-    """The same function, with the heads of every block in another order."""
+def reordered(like: cv.Model, seed: int, circuit: cv.Circuit | None = None) -> cv.Model:
+    """The same function, with the heads of every block in another order.
+
+    No head stays where it was, and none of the circuit comes to stand where another of the circuit was, as
+    far as there is room: were two of them to change places, the circuit might be the same one.
+    """
     module = copy.deepcopy(load_zoo_module("catdog-tiny"))
     generator = np.random.default_rng(seed)
     with torch.no_grad():
-        for block in module.blocks:  # type: ignore[union-attr]
+        for layer, block in enumerate(module.blocks):  # type: ignore[arg-type]
             heads = block.attn.num_heads
-            order = np.roll(np.arange(heads), generator.integers(1, heads))  # no head stays where it was
+            own = {n for n in range(heads) if circuit is not None and f"a{layer}.h{n}" in circuit.nodes}
+            rolls = [by for by in range(1, heads) if not own & {(n + by) % heads for n in own}]
+            order = np.roll(np.arange(heads), generator.choice(rolls or range(1, heads)))
             for tensor in (block.attn.qkv.weight, block.attn.qkv.bias):
                 tensor.copy_(tensor.unflatten(0, (3, heads, -1))[:, order].flatten(0, 2))
             weight = block.attn.proj.weight
@@ -106,7 +113,14 @@ def main() -> None:
     print(f"truly unchanged by tuning: {held} of {DRAWS}, on {CHECKED} pairs each")
     right = [
         row("trained a little further", "unchanged", old, circuit, lambda seed: made[seed]),
-        row("heads in another order", "rerouted", old, circuit, lambda seed: reordered(old, seed), edges=0),
+        row(
+            "heads in another order",
+            "rerouted",
+            old,
+            circuit,
+            lambda seed: reordered(old, seed, circuit),
+            edges=0,
+        ),
     ]
     others = (
         [cv.load(str(path)) for path in asked.reseeded]

@@ -42,13 +42,17 @@ GROWTH = 1.4
 """In which ratio the blocks grow that are tried together."""
 
 ADDED = (0.05, 0.25)
-"""How many edges are added to disturb a circuit, as shares of its own."""
+"""How many edges are added to disturb a circuit, as shares of its own; the longer nothing smaller has been
+found, the more, up to `WIDEST` times as many."""
+
+WIDEST = 3
 
 CHANCE = 0.3
 """How far chance outweighs slopes where edges are added or taken away, in units of a mean slope."""
 
-PATIENCE = 40
-"""Rounds without a smaller circuit after which the search is over."""
+PATIENCE = (20, 60)
+"""Rounds without a smaller circuit after which the search is over: as many as the circuit has edges, between
+these."""
 
 Slopes = Callable[[EdgeMask, bool], Float[np.ndarray, "sender receiver group"]]
 """What a circuit would lose without each edge, to first order; if asked, also what the others would bring."""
@@ -91,7 +95,11 @@ class Shrinking:
 
     @property
     def is_over(self) -> bool:
-        return self._trial is None and self.failures >= PATIENCE
+        return self._trial is None and self.failures >= self._patience
+
+    @property
+    def _patience(self) -> int:
+        return int(np.clip(self.best.sum(), *PATIENCE))
 
     def step(self) -> None:
         """Make the circuit at hand a little smaller, or disturb the best one."""
@@ -179,7 +187,8 @@ class Shrinking:
         scale = float(np.abs(brings[self.best]).mean())
         useful = useful_beside(self.evaluator.prepared, self.best) & ~self.best
         wanted = np.where(useful, brings + CHANCE * scale * rng.gumbel(size=brings.shape), -np.inf)
-        count = max(1, round(rng.uniform(*ADDED) * int(self.best.sum())))
+        wider = 1 + (WIDEST - 1) * min(1.0, self.failures / self._patience)
+        count = max(1, round(wider * rng.uniform(*ADDED) * int(self.best.sum())))
         first = np.argsort(-wanted, axis=None, kind="stable")[: min(count, int(useful.sum()))]
         grown = self.best.copy()
         grown.flat[first] = True
