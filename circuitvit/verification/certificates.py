@@ -158,7 +158,7 @@ class Certificate(Result):
         check_whole("the number of deleted pairs (radius)", radius, 0)
         kept = (self.decisions.sign > 0) & (self.decisions.deleted >= radius)
         made = self.provenance.with_parameters(subsets=self.subsets, k=self.k, radius=int(radius))
-        return Circuit(self.graph, kept, self.share, made).pruned()
+        return Circuit(self.graph, kept, self.share, made.with_shares_of("the votes")).pruned()
 
     def decision(self, edge: str) -> str:
         """ "in", "out" or "abstain".
