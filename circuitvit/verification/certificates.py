@@ -285,8 +285,8 @@ def lower_end(votes: NDArray[np.int64], n: int, level: float) -> NDArray[np.floa
     Clopper and Pearson 1934, "The use of confidence or fiducial limits", Biometrika 26.
 
     Example:
-        >>> lower_end(np.array([0, 100]), 100, 0.05).round(3)
-        array([0.   , 0.97 ])
+        >>> [round(float(end), 3) for end in lower_end(np.array([0, 100]), 100, 0.05)]
+        [0.0, 0.97]
     """
     ends = stats.beta.ppf(level, np.maximum(votes, 1), n - votes + 1)
     return np.where(votes > 0, ends, 0.0)
