@@ -111,6 +111,20 @@ def test_work_goes_on_where_nobody_can_be_told(
     assert clock[0] == 180.0
 
 
+def test_units_are_words_of_which_there_can_be_many() -> None:
+    units = [
+        text.value
+        for path in sorted(Path(progress.__file__).parent.rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "progress_bar"
+        for given in [*call.args[3:], *(each.value for each in call.keywords if each.arg == "unit")]
+        for text in ast.walk(given)
+        if isinstance(text, ast.Constant) and isinstance(text.value, str)
+    ]
+    assert {"run", "second"} <= set(units)
+    assert [each for each in units if len(each) < 3 or each.endswith("s")] == []
+
+
 def test_half_a_minute_is_the_default() -> None:
     assert progress.EVERY == 30.0
 

@@ -110,16 +110,19 @@ def _show_edges(title: str, scores: EdgeScores, k: int) -> None:
     strongest = scores.strongest(k)
     largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
     block = "█" if console.encoding.lower().startswith("utf") else "#"
-    helps = -1.0 if scores.direction == "noising" else 1.0
+    what = scores.provenance.shares_of
+    helps = 0.0 if what else -1.0 if scores.direction == "noising" else 1.0
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for name, score in strongest:
-        sign = "supports" if score * helps > 0 else "opposes" if score else ""
+        sign = "supports" if score * helps > 0 else "opposes" if score * helps < 0 else ""
         bar = block * round(BAR * abs(score) / largest)
-        table.add_row(name, f"{score:+.4g}", sign, Text(bar, style=COLOURS.get(sign, "")))
+        number = f"{score:.4g}" if what else f"{score:+.4g}"
+        table.add_row(name, number, sign, Text(bar, style=COLOURS.get(sign, "")))
     verb = "ablating" if scores.direction == "noising" else "restoring"
     console.print()
     console.print(title, style="bold")
-    console.print(f"score: how {verb} the edge changes the metric", style="dim")
+    meaning = f"the edge's share of {what}" if what else f"how {verb} the edge changes the metric"
+    console.print(f"score: {meaning}", style="dim")
     console.print(table)

@@ -221,7 +221,7 @@ class Folder:
         """
         going_on = f"; --resume goes on from {self.path / STATE}" if (self.path / STATE).exists() else ""
         if not self.saved:
-            return f"nothing has been saved{going_on}"
+            return f"{'no result' if going_on else 'nothing'} has been saved{going_on}"
         older = [name for name in self._expected if name not in self.saved and (self.path / name).exists()]
         left = f"; from an earlier run: {', '.join(older)}" if older else ""
         return f"saved in {self.path}: {', '.join(self.saved)}{left}{going_on}"

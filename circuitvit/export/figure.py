@@ -331,10 +331,11 @@ def _width_item(picture: Picture, strongest: float) -> _Item:
     shares = (1.0, 0.5, 0.2)
     words = [number(strongest * share) for share in shares]
     steps = [SAMPLE + 12 + text_width(word, LABEL.size) for word in words]
-    lead = text_width("effect", LABEL.size) + 6
+    measure = "share" if picture.shares_of else "effect"
+    lead = text_width(measure, LABEL.size) + 6
 
     def draw(canvas: Canvas, x: float, y: float) -> None:
-        _words(canvas, x, y, "effect")
+        _words(canvas, x, y, measure)
         at = x + lead
         for share, word, step in zip(shares, words, steps, strict=True):
             look = EdgeLook(style.MUTED, style.width_of(share, picture.max_width), 1.0)

@@ -192,6 +192,7 @@ def page_data(
         "dashes": [style.dash_of(group) for group in range(len(picture.groups))],
         "ports": PORT_NAMES,
         "meanings": {sign: picture.meaning(sign) for sign in ("supports", "opposes", "unscored")},
+        "measure": "share" if picture.shares_of else "effect",
         "maxWidth": picture.max_width,
         "strongest": picture.strongest,
         "total": len(circuit),

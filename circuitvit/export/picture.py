@@ -6,13 +6,13 @@ The SVG and DOT writers both start from a `Picture`, so they agree on what is sh
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from circuitvit.errors import OptionError, check_whole, unknown_name
-from circuitvit.export.style import EdgeLook, Sign, edge_look, number, widest
+from circuitvit.export.style import COLOURS, EdgeLook, Sign, edge_look, number, widest
 from circuitvit.graph import Circuit, Direction, Graph, edge_name, node_of, port_of
 from circuitvit.graph.files import clean
 
@@ -70,6 +70,7 @@ class DrawnEdge:
         sign: what it does for the behaviour.
         look: colour, width, opacity and dash.
         note: what is said of the edge instead of its effect; "" for the effect.
+        shares_of: what the score is a share of, where it is no effect; else "".
     """
 
     name: str
@@ -81,6 +82,7 @@ class DrawnEdge:
     sign: Sign
     look: EdgeLook
     note: str = ""
+    shares_of: str = ""
 
     @property
     def said(self) -> str:
@@ -89,6 +91,8 @@ class DrawnEdge:
             return f"{self.name}: {self.note}"
         if self.score is None:
             return self.name
+        if self.shares_of:
+            return f"{self.name}: {number(self.score)} (share of {self.shares_of})"
         meaning = "no effect" if self.sign == "unscored" else self.sign
         return f"{self.name}: {number(self.score, signed=True)} ({meaning})"
 
@@ -109,6 +113,7 @@ class Picture:
         counts: how many of how many edges and nodes, in words.
         origin: model, method, task and library version, in words; "" when nothing is known.
         key: what looks of edges mean, in words, where it is not the signs of effects.
+        shares_of: what scores are shares of, where they are no effects and have no sign; else "".
     """
 
     title: str
@@ -122,6 +127,7 @@ class Picture:
     counts: str
     origin: str
     key: tuple[tuple[str, EdgeLook], ...] = ()
+    shares_of: str = ""
 
     @property
     def signs(self) -> tuple[Sign, ...]:
@@ -137,6 +143,8 @@ class Picture:
 
     def meaning(self, sign: Sign) -> str:
         """What edges of a sign do, in words."""
+        if self.shares_of:
+            return f"as wide as its share of {self.shares_of}"
         if sign == "unscored":
             return "edge without a score" if self.strongest is None else "no effect"
         verb = "ablating" if self.direction == "noising" else "restoring"
@@ -206,6 +214,7 @@ def picture_of(
         direction=direction,
         counts=counts,
         origin=clean(" · ".join([*origin, f"circuitvit {made.library}"])) if origin else "",
+        shares_of=_shares_of(circuit),
     )
 
 
@@ -237,11 +246,11 @@ def _edges(circuit: Circuit, max_edges: int | None, direction: Direction) -> tup
     order = np.argsort(-np.abs(scores[circuit.kept]), kind="stable")[:max_edges]
     places = np.argwhere(circuit.kept)[order[::-1]]
     largest = float(np.abs(scores[tuple(places.T)]).max(initial=0.0))
+    shares_of = _shares_of(circuit)
     edges = []
     for sender, receiver, group in places.tolist():
         value = float(scores[sender, receiver, group])
-        support = value if direction == "denoising" else -value
-        sign: Sign = "supports" if support > 0 else "opposes" if support < 0 else "unscored"
+        sign, look = shown(value, largest, direction, shares_of, max_width=widest(len(places)), group=group)
         sent, received = graph.senders[sender], graph.receivers[receiver]
         edge = DrawnEdge(
             name=clean(edge_name(sent, received, graph.groups[group] if len(graph.groups) > 1 else "")),
@@ -251,10 +260,39 @@ def _edges(circuit: Circuit, max_edges: int | None, direction: Direction) -> tup
             group=group,
             score=None if circuit.values is None else value,
             sign=sign,
-            look=edge_look(sign, abs(value) / largest if largest else 0.0, widest(len(places)), group),
+            look=look,
+            shares_of=shares_of,
         )
         edges.append(edge)
     return tuple(edges)
+
+
+def shown(
+    value: float, largest: float, direction: Direction, shares_of: str, *, max_width: float, group: int
+) -> tuple[Sign, EdgeLook]:
+    """What an edge of this score does for the behaviour, and how it is drawn; a share has no sign.
+
+    Args:
+        value: the score.
+        largest: the largest magnitude in the picture.
+        direction: of the scores.
+        shares_of: what they are shares of; "" for effects.
+        max_width: width of the strongest edge.
+        group: place of the edge's token group.
+
+    Example:
+        >>> [shown(0.5, 1.0, "noising", what, max_width=4.0, group=0)[0] for what in ("", "the votes")]
+        ['opposes', 'unscored']
+    """
+    share = abs(value) / largest if largest else 0.0
+    support = value if direction == "denoising" else -value
+    sign: Sign = "supports" if support > 0 else "opposes" if support < 0 else "unscored"
+    look = edge_look(sign, share, max_width, group)
+    return ("unscored", replace(look, colour=COLOURS["unscored"])) if shares_of else (sign, look)
+
+
+def _shares_of(circuit: Circuit) -> str:
+    return "" if circuit.values is None else clean(circuit.provenance.shares_of)
 
 
 def thumb_size(grid: tuple[int, int]) -> tuple[float, float]:

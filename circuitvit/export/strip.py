@@ -13,8 +13,8 @@ from circuitvit.export.difference import panel_of
 from circuitvit.export.drawing import FIGURES, figure_bytes, format_of
 from circuitvit.export.figure import Figure
 from circuitvit.export.layout import lay_out
-from circuitvit.export.picture import DrawnEdge, Picture, picture_of
-from circuitvit.export.style import COLOURS, EdgeLook, Sign, edge_look, widest
+from circuitvit.export.picture import DrawnEdge, Picture, picture_of, shown
+from circuitvit.export.style import COLOURS, EdgeLook, widest
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.files import clean, write_bytes
 
@@ -99,10 +99,9 @@ def _looks(picture: Picture, frame: Circuit) -> dict[str, DrawnEdge]:
     for edge in picture.edges:
         if edge.name in frame:
             score = frame.score_of(edge.name) or 0.0
-            support = score if picture.direction == "denoising" else -score
-            sign: Sign = "supports" if support > 0 else "opposes" if support < 0 else "unscored"
-            share = abs(score) / picture.strongest if picture.strongest else 0.0
-            found[edge.name] = replace(
-                edge, score=score, sign=sign, look=edge_look(sign, share, most, edge.group)
-            )
+            sign, look = shown(
+                score, picture.strongest or 0.0, picture.direction, picture.shares_of,
+                max_width=most, group=edge.group,
+            )  # fmt: skip
+            found[edge.name] = replace(edge, score=score, sign=sign, look=look)
     return found

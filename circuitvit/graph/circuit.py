@@ -58,6 +58,8 @@ class Scored(Protocol):
     def graph(self) -> Graph: ...
     @property
     def values(self) -> NDArray[np.float64]: ...
+    @property
+    def provenance(self) -> Provenance: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,7 +115,8 @@ class Circuit(Remade, Result):
     def with_scores(self, scores: Scored) -> Circuit:
         """The same edges, carrying these scores (an `EdgeScores`) for diagrams and files."""
         self.graph.check_same(scores.graph, "what scores the circuit")
-        return replace(self, values=scores.values)
+        made = self.provenance.with_shares_of(scores.provenance.shares_of)
+        return replace(self, values=scores.values, provenance=made)
 
     def with_provenance(self, provenance: Provenance) -> Circuit:
         """The same edges with another origin."""

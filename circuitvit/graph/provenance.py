@@ -73,6 +73,16 @@ class Provenance:
         known = {each.name for each in fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})
 
+    @property
+    def shares_of(self) -> str:
+        """What the scores are shares of, where they are no effects and have no sign; else ""."""
+        return str(self.parameters.get("shares_of") or "")
+
+    def with_shares_of(self, what: str) -> Provenance:
+        """The same for scores that are shares of something; "" for effects."""
+        others = {name: value for name, value in self.parameters.items() if name != "shares_of"}
+        return replace(self, parameters=others | ({"shares_of": what} if what else {}))
+
     def with_parameters(self, **parameters: Any) -> Provenance:
         """The same, with some of the method's settings added or replaced."""
         return replace(self, parameters={**self.parameters, **parameters})

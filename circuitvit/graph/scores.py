@@ -101,7 +101,7 @@ class EdgeScores(Remade, Result):
 
     def _repr_html_(self) -> str:
         title = f"{self.method or 'Scores'} of {len(self):,} edges, {self.direction}; the strongest"
-        return notebook.card(title, _bars(self.strongest(10), self.direction))
+        return notebook.card(title, _bars(self.strongest(10), self.direction, self.provenance.shares_of))
 
     def interval(self, edge: str) -> tuple[float, float]:
         """The interval in which an edge's exact effect should lie, in units of the metric.
@@ -475,14 +475,19 @@ def _strongest(kind: str, names: Sequence[str], values: Array, k: int) -> list[t
     return [(names[place], float(values[place])) for place in np.argsort(-np.abs(values), kind="stable")[:k]]
 
 
-def _bars(strongest: Sequence[tuple[str, float]], direction: Direction) -> list[tuple[object, ...]]:
+def _bars(
+    strongest: Sequence[tuple[str, float]], direction: Direction, shares_of: str = ""
+) -> list[tuple[object, ...]]:
     """Names and scores as rows, each with a bar as long as its share of the strongest."""
-    sign = -1.0 if direction == "noising" else 1.0
+    sign = 0.0 if shares_of else -1.0 if direction == "noising" else 1.0
     largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
-    return [
-        (name, f"{score:+.4g}", notebook.bar(abs(score) / largest, score * sign > 0), _side(score * sign))
-        for name, score in strongest
-    ]
+    plus = "+" if sign else ""
+
+    def row(name: str, score: float) -> tuple[object, ...]:
+        bar = notebook.bar(abs(score) / largest, score * sign > 0)
+        return name, f"{score:{plus}.4g}", bar, _side(score * sign)
+
+    return [row(*each) for each in strongest]
 
 
 def _side(support: float) -> str:

@@ -170,7 +170,7 @@ class Thin:
             start = min(enough, key=lambda each: each.size).kept  # above the band there may be a smaller one
             self.shrinking = self._shrinking(smallest(self.candidates, self.aim).kept, start)
         total = round(clock.deadline or 0) or self.plan.trim_runs
-        with progress_bar(total, "getting smaller", progress, "s" if clock.deadline else "run") as bar:
+        with progress_bar(total, "getting smaller", progress, "second" if clock.deadline else "run") as bar:
             while self.shrinking is not None and not self.shrinking.is_over:
                 if self.done.trim_runs >= self.plan.trim_runs:
                     break

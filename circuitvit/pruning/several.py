@@ -82,8 +82,9 @@ class Agreement(Result):
         n, sizes = len(self.circuits), sorted(len(circuit) for circuit in self.circuits)
         if all(circuit == self.circuits[0] for circuit in self.circuits):
             return f"All {n} searches found the same circuit of {sizes[0]} edges."
+        span = f"{sizes[0]} edges" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]} edges"
         return (
-            f"{n} searches found circuits of {sizes[0]} to {sizes[-1]} edges that overlap by "
+            f"{n} searches found circuits of {span} that overlap by "
             f"{self.overlap:.0%} on average; {len(self.shared)} edges are in all of them, "
             f"{len(self.consensus)} in the consensus (at least {self.at_least:.0%}) and {len(self.union)} in "
             "any. The circuit is not unique: trust the shared edges most."

@@ -254,7 +254,8 @@ def assert_no_drift(
         progress=False,
     )  # fmt: skip
     lost = ", ".join(f"{each['edge']} ({each['change']:+.2f})" for each in found.moved("lost")[:LISTED])
-    said = f"the circuit is {found}{f' Edges that lost most: {lost}.' if lost else ''}"
+    said = f"the verdict is {found.verdict!r}: {found.reason}"
+    said += f" Edges that lost most: {lost}." if lost else ""
     record("assert_no_drift", f"{said} Asked for: {' or '.join(accept)}", found.verdict in accept)
     return found
 

@@ -158,7 +158,7 @@ class Certificate(Result):
         check_whole("the number of deleted pairs (radius)", radius, 0)
         kept = (self.decisions.sign > 0) & (self.decisions.deleted >= radius)
         made = self.provenance.with_parameters(subsets=self.subsets, k=self.k, radius=int(radius))
-        return Circuit(self.graph, kept, self.share, made).pruned()
+        return Circuit(self.graph, kept, self.share, made.with_shares_of("the votes")).pruned()
 
     def decision(self, edge: str) -> str:
         """ "in", "out" or "abstain".
@@ -285,8 +285,8 @@ def lower_end(votes: NDArray[np.int64], n: int, level: float) -> NDArray[np.floa
     Clopper and Pearson 1934, "The use of confidence or fiducial limits", Biometrika 26.
 
     Example:
-        >>> lower_end(np.array([0, 100]), 100, 0.05).round(3)
-        array([0.   , 0.97 ])
+        >>> [round(float(end), 3) for end in lower_end(np.array([0, 100]), 100, 0.05)]
+        [0.0, 0.97]
     """
     ends = stats.beta.ppf(level, np.maximum(votes, 1), n - votes + 1)
     return np.where(votes > 0, ends, 0.0)

@@ -186,8 +186,9 @@ class Drift(ToldResult):
 
     def _lines(self) -> Iterator[str]:
         yield f"# What changed: {self.verdict}"
-        yield from ("", self.reason, "")
+        yield from ("", self.reason)
         if self.n:
+            yield ""
             yield from row("figure", f"on {counted(self.n, 'pair')}", header=True)
             for name, each in self.figures():
                 yield from row(name, str(each))

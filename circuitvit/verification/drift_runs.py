@@ -410,9 +410,9 @@ def _caveats(old: Model, circuit: Circuit, wanted: EdgeMask, judged: PreparedTas
     measured, edges = int(wanted.sum()), judged.graph.n_edges
     said = [origin_differs(circuit, old)]
     if measured < edges:
+        which = "the circuit's and the strongest by estimate" if measured > len(circuit) else "the circuit's"
         said.append(
-            f"Of {edges:,} edges {measured:,} were measured, the circuit's and the strongest by estimate: "
-            "what is said of edges is said of these."
+            f"Of {edges:,} edges {measured:,} were measured, {which}: what is said of edges is said of these."
         )
     if len(judged) < FEW:
         said.append(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from circuitvit.cli import demo as demo_command
-from circuitvit.graph import Circuit, EdgeScores
+from circuitvit.graph import Circuit, EdgeScores, Provenance
 from circuitvit.verification import Report
 from tests.cli.cases import Run
 
@@ -34,6 +35,19 @@ def test_attribute_of_a_denoising_task_turns_the_signs(
     ((name, score),) = EdgeScores.load(tmp_path / "scores.json").strongest(1)
     (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name} ")]
     assert ("supports" if score > 0 else "opposes") in line
+
+
+def test_attribute_gives_shares_no_sign(run: Run, behaviour: list[object], tmp_path: Path) -> None:
+    result = run("attribute", *behaviour, "--method", "ifr", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "score: the edge's share of what is read" in result.stdout
+    scores = EdgeScores.load(tmp_path / "scores.json")
+    for said in (result.stdout, scores._repr_html_()):
+        assert "supports" not in said
+        assert "opposes" not in said
+    circuit = scores.top(5)
+    assert circuit.provenance.shares_of == "what is read"
+    assert circuit.with_scores(replace(scores, provenance=Provenance())).provenance.shares_of == ""
 
 
 def test_verify_gives_the_same_figures_as_discover(

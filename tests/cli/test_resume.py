@@ -61,7 +61,7 @@ def test_an_interrupted_discover_ends_in_the_same_circuit(
         assert running.returncode == 0, complaint
     else:
         assert running.returncode == 130, complaint
-        assert "--resume goes on from" in complaint
+        assert "no result has been saved; --resume goes on from" in complaint
     refused = run(*discover)
     assert refused.exit_code == 2
     assert "add --resume" in refused.stderr

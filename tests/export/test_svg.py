@@ -151,6 +151,21 @@ def test_the_legend_says_what_colours_and_widths_mean_and_where_the_circuit_is_f
         assert said in words
 
 
+def test_shares_have_no_sign_and_the_legend_says_what_they_are_of() -> None:
+    values = np.abs(small().values)  # type: ignore[arg-type]
+    shares = EdgeScores(GRAPH, values, provenance=Provenance(parameters={"shares_of": "the votes"}))
+    circuit = small().with_scores(shares)
+    drawing = drawn(circuit)
+    assert "as wide as its share of the votes" in words_of(drawing)
+    assert "metric" not in words_of(drawing)
+    assert "share" in [words for words, _ in drawing.texts]
+    assert {curve.attributes["stroke"] for curve in drawing.curves} == {COLOURS["unscored"]}
+    assert drawing.curves[-2].width == pytest.approx(drawing.curves[-1].width / 2)
+    assert drawing.curves[-1].said == "input->m0: 2 (share of the votes)"
+    again = circuit.with_scores(EdgeScores(GRAPH, values))
+    assert "(opposes)" in words_of(drawn(again)), "effects take the place of shares"
+
+
 def test_the_scale_of_widths_has_numbers() -> None:
     words = [words for words, _ in drawn(small()).texts]
     scale = words[words.index("effect") + 1 :][:3]

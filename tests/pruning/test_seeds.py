@@ -27,6 +27,12 @@ def test_shared_edges_union_and_frequency(model: cv.Model) -> None:
     assert found.frequency["m1->logits"] == 0.5
     assert found.overlap == pytest.approx(1 / 4)
     assert "not unique" in found.summary
+    assert "circuits of 2 to 3 edges that" in found.summary
+
+
+def test_circuits_of_one_size_are_given_one_size(model: cv.Model) -> None:
+    found = agreement(model, ["input->m0", "m0->logits"], ["input->m1", "m1->logits"])
+    assert "circuits of 2 edges that" in found.summary
 
 
 def test_equal_circuits_are_said_to_be_equal(model: cv.Model) -> None:

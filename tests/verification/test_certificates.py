@@ -128,6 +128,7 @@ def test_an_edge_that_three_pairs_show_survives_the_deletion_of_two() -> None:
         edge: 2 if edge.startswith("input") else 3 for edge in relay.wired
     }
     assert set(found.at(2)) == set(relay.wired)
+    assert found.at(2).provenance.shares_of == "the votes"
     assert {edge for edge in relay.model.graph.edges if found.decision(edge) != "out"} == set(relay.wired)
 
 

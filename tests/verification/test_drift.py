@@ -111,6 +111,13 @@ def test_the_same_weights_are_said_at_once_and_nothing_is_run(monkeypatch: pytes
     found = diff(same)
     assert (found.verdict, found.n, found.edges) == ("unchanged", 0, ())
     assert "identical" in found.reason
+    assert "\n\n\n" not in cv.diff(old(), old(), pairs()).to_markdown()
+
+
+def test_edges_that_were_not_measured_are_said_and_which_were() -> None:
+    circuit, *others = (diff(with_logits(0.9), edges=edges).caveats for edges in (0, 80))
+    assert f"{len(stored())} were measured, the circuit's: " in circuit[0]
+    assert "the circuit's and the strongest by estimate: " in others[0][0]
 
 
 def test_few_pairs_cannot_tell() -> None:
@@ -258,7 +265,7 @@ def test_a_new_search_finds_the_heads_where_they_are_now() -> None:
 
 def test_a_test_suite_fails_where_a_head_was_zeroed_and_within_its_tolerance_does_not() -> None:
     broken = without_head(2, 3)
-    with pytest.raises(AssertionError, match=r"the circuit is rerouted: .* Asked for: unchanged"):
+    with pytest.raises(AssertionError, match=r"the verdict is 'rerouted': .* Asked for: unchanged"):
         assert_no_drift(old(), broken, pairs(), stored(), edges=0)
     assert not entries()[-1].held
     assert_no_drift(old(), with_logits(0.9), pairs(), stored(), edges=0, tolerance=0.3)

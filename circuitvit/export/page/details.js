@@ -13,7 +13,7 @@ const percent = (share) => (100 * share).toPrecision(share >= 0.1 ? 3 : 2) + " %
 function effectOf(edge) {
   if (edge.score === null) return "not scored";
   const interval = edge.low === undefined ? "" : ` [${say(edge.low, true)}, ${say(edge.high, true)}]`;
-  return say(edge.score, true) + interval;
+  return say(edge.score, DATA.measure === "effect") + interval;
 }
 
 /** The kind of a node in words. */
@@ -34,14 +34,15 @@ function factsOf({ node, edge, bundle }) {
     const own = liveOnly(bundle.edges), facts = [["edges", own.length.toLocaleString("en")]];
     for (const sign of SIGNS) {
       const some = own.filter((each) => each.sign === sign);
-      if (TOTAL_EFFECT && some.length) facts.push([sign, `${plural(some.length, "edge")}, ${percent(shareOf(some))} of all effects`]);
+      if (TOTAL_EFFECT && some.length) facts.push([sign, `${plural(some.length, "edge")}, ${percent(shareOf(some))} of all ${DATA.measure}s`]);
     }
     return facts;
   }
   if (edge) {
-    const facts = [["effect", effectOf(edge)]];
+    const facts = [[DATA.measure, effectOf(edge)]];
     if (edge.score !== null) {
-      facts.push(["meaning", DATA.meanings[edge.sign]], ["share", `${percent(shareOf([edge]))} of all effects`]);
+      facts.push(["meaning", DATA.meanings[edge.sign]]);
+      if (DATA.measure === "effect") facts.push(["share", `${percent(shareOf([edge]))} of all effects`]);
       facts.push(["rank", `${(edges.length - edge.id).toLocaleString("en")} of ${edges.length.toLocaleString("en")}`]);
     }
     facts.push(["into", inputOf(edge)]);
@@ -51,7 +52,7 @@ function factsOf({ node, edge, bundle }) {
   const into = liveOnly(node.into), out = liveOnly(node.out);
   const said = node.label ? [["label", node.label]] : [];
   const facts = [...said, ["edges", `${into.length} in, ${out.length} out`]];
-  if (TOTAL_EFFECT) facts.push(["share", `${percent(shareOf([...into, ...out]))} of all effects`]);
+  if (TOTAL_EFFECT) facts.push(["share", `${percent(shareOf([...into, ...out]))} of all ${DATA.measure}s`]);
   return facts;
 }
 
@@ -100,7 +101,7 @@ function linkTo(item, words, parent) {
   make("span", {}, words, button);
   const { edge, bundle } = item;
   if (bundle) make("span", {}, plural(bundle.edges.length, "edge"), button);
-  if (edge && edge.score !== null) make("span", { class: edge.sign + "-ink" }, say(edge.score, true), button);
+  if (edge && edge.score !== null) make("span", { class: edge.sign + "-ink" }, say(edge.score, DATA.measure === "effect"), button);
   for (const [event, target] of [["pointerenter", item], ["focus", item], ["pointerleave", null], ["blur", null]])
     button.addEventListener(event, () => hover(target));
   button.addEventListener("click", () => focusOn(item));
@@ -178,12 +179,13 @@ function sayLegend() {
   for (const sign of SIGNS.slice(1)) {
     if (edges.some((edge) => edge.sign === sign)) legendLine(DATA.meanings[sign], line({ class: sign, "stroke-width": 3 }));
   }
+  if (DATA.measure === "share") legendLine(DATA.meanings.unscored, line({ class: "unscored", "stroke-width": 3 }));
   if (DATA.strongest) {
     for (const share of [1, 0.3])
-      legendLine("effect " + say(DATA.strongest * share), line({ "stroke-width": Math.max(0.18, share) * DATA.maxWidth }));
+      legendLine(DATA.measure + " " + say(DATA.strongest * share), line({ "stroke-width": Math.max(0.18, share) * DATA.maxWidth }));
   }
   legendLine("arc: all edges from one layer to another", (sample) => draw("path", { d: "M8 13C30 13 30 1 8 1", class: "supports", "stroke-width": 3 }, sample));
-  if (DATA.strongest) legendLine("bar: share of the effects that touch a node", (sample) => draw("rect", { class: "bar", x: 1, y: 5, width: 24, height: 3, rx: 1.5 }, sample));
+  if (DATA.strongest) legendLine(`bar: share of the ${DATA.measure}s that touch a node`, (sample) => draw("rect", { class: "bar", x: 1, y: 5, width: 24, height: 3, rx: 1.5 }, sample));
   const used = new Set(edges.map((edge) => edge.port));
   for (const port of Object.keys(PORT_WORDS).filter((port) => used.has(port)))
     legendLine(`${port}: ${PORT_WORDS[port]} input of a head`, (sample) => draw("path", { class: "mark", d: markPath(port, 16, 4) }, sample));

@@ -92,7 +92,7 @@ const plural = (number, word) => `${number.toLocaleString("en")} ${word}${number
 function sayCounts() {
   const live = count(view.live), dead = count(view.allowed) - live, weakest = edges[edges.length - state.shown];
   let text = `${plural(live, "edge")}, ${plural(view.nodes.size, "node")}`;
-  if (weakest && weakest.score !== null) text += `, |effect| \u2265 ${say(Math.abs(weakest.score))}`;
+  if (weakest && weakest.score !== null) text += `, ${DATA.measure === "effect" ? "|effect|" : "share"} \u2265 ${say(Math.abs(weakest.score))}`;
   if (dead) text += ` (and ${dead.toLocaleString("en")} on no path from input to logits)`;
   document.getElementById("counts").textContent = text;
   document.getElementById("threshold").setAttribute("aria-valuetext", text);
