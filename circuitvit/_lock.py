@@ -45,7 +45,8 @@ class Lock:
         what: is being worked on, for the message.
 
     Raises:
-        FileError: on entering, if another process is at work; the message names it, and since when.
+        FileError: on entering, if another process is at work; the message names it, and since when. Also if
+            the lock file cannot be made.
 
     Example:
         >>> import tempfile
@@ -64,7 +65,12 @@ class Lock:
 
     def __enter__(self) -> Lock:
         while True:
-            opened = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                opened = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:  # a folder that is read only, a lock of another user, a full disk
+                raise FileError(
+                    f"cannot work with {self.what}: cannot write {self.path}: {error.strerror or error}"
+                ) from error
             try:
                 _seize(opened)
             except TAKEN:

@@ -103,11 +103,7 @@ class StateFile:
         """
         self._kept = make
         if self._writes and time.monotonic() - self._written > EVERY:
-            try:
-                self._write()
-            except FileError as error:  # a full disk must not end hours of work
-                warnings.warn(f"the run goes on, but could not be resumed: {error}", stacklevel=2)
-                self._written = time.monotonic()
+            self._write_or_warn("the run goes on, but could not be resumed")
 
     def stay(self) -> None:
         """Leave the file to go on from, although the work ends well: with what there is so far."""
@@ -127,7 +123,7 @@ class StateFile:
             if self._lock is not None and error is None and not self._stays:
                 self.path.unlink(missing_ok=True)
             elif self._lock is not None and self._kept is not None and not isinstance(error, CircuitViTError):
-                self._write()
+                self._write_or_warn("the run cannot be resumed from here")
         finally:
             if self._lock is not None:
                 self._lock.__exit__()
@@ -145,6 +141,14 @@ class StateFile:
         assert self.path is not None, "checked by the caller"
         self._lock = Lock(self.path.with_name(f"{self.path.name}.lock"), f"the state {self.path}")
         self._lock.__enter__()
+
+    def _write_or_warn(self, otherwise: str) -> None:
+        """Write what was kept last: a full disk must not end hours of work, nor take what they found."""
+        try:
+            self._write()
+        except FileError as error:
+            warnings.warn(f"{otherwise}: {error}", stacklevel=3)
+            self._written = time.monotonic()
 
     def _write(self) -> None:
         assert self.path is not None, "checked by the callers"

@@ -19,7 +19,7 @@ import sys
 from importlib import metadata
 from types import ModuleType
 
-from circuitvit.errors import ModelError
+from circuitvit.errors import ModelError, ProcessError
 
 _logger = logging.getLogger(__name__)
 
@@ -36,9 +36,12 @@ def import_timm() -> ModuleType:
     Raises:
         ModelError: timm cannot be imported; the message names the installed versions, and `__cause__` is
             the error that timm or torchvision raised.
+        ProcessError: this process is told to end meanwhile.
     """
     try:
         return _import_with_guard()
+    except ProcessError:  # torchrun ends this process, at whatever place it is
+        raise
     except Exception as error:  # an import runs other people's code, which may raise anything
         raise ModelError(
             f"timm cannot be imported: {type(error).__name__}: {error}\n"

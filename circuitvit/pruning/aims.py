@@ -155,7 +155,7 @@ def check_sizes(edges: object, graph: Graph) -> list[int]:
         check_whole("edges", size)
         if size > graph.n_edges:
             raise OptionError(f"asked for {size} edges of a graph that has {graph.n_edges}")
-    return sorted(set(edges), reverse=True)
+    return sorted({int(size) for size in edges}, reverse=True)  # numpy's numbers are taken, and not kept
 
 
 def check_predicts(model: Model) -> None:

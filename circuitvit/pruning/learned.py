@@ -104,8 +104,10 @@ class MaskSettings:
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "batch_size": 1, "seed": 0}.items():
             check_whole(name, getattr(self, name), least)
-        for name in ("learning_rate", "multiplier_rate", "ramp"):
+        for name in ("learning_rate", "multiplier_rate"):
             check_number(name, getattr(self, name))
+        if self.ramp != 1:  # with which the schedule comes down until the very end
+            check_number("ramp", self.ramp, 0, 1)
         if self.sampler not in SAMPLERS:
             raise OptionError(f"the sampler is 'hard-concrete' or 'ugs', not {self.sampler!r}")
         if self.over not in ("edges", "nodes", "both"):
@@ -313,7 +315,7 @@ class MaskTrainer:
             "climb": torch.optim.Adam([self._multipliers], lr=settings.multiplier_rate, maximize=True),
         }
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._from = 1.0 if warm_start is None else float(self._density())
+        self._from = 1.0 if warm_start is None else self._density().item()
         self._sizes = [size / graph.n_edges for size in sizes]
         self._ramp = settings.ramp * settings.steps
         self._rest = max(0, settings.steps - math.ceil(self._ramp))

@@ -114,11 +114,13 @@ def refine(
         progress: whether to show a bar.
 
     Raises:
-        OptionError: if the band is empty, `max_runs` is not positive, the task is denoising, the circuit or
-            the order belongs to another graph, or a model without classes is to keep its prediction.
+        OptionError: if the band is empty, `max_runs` is not positive, `candidates` is negative, the task is
+            denoising, the circuit or the order belongs to another graph, or a model without classes is to
+            keep its prediction.
         DataError: if the metric does not differ between clean and ablated runs, or the prediction is to be
             kept and does not.
     """
+    check_whole("candidates", candidates, 0)
     search = _search(
         model, task, circuit, order, Aim(keep, band), max_runs, evaluator, batch_size, memory, progress
     )
@@ -289,6 +291,7 @@ def _search(
         check_whole("max_runs", max_runs)
     prepared = prepare(model, task if evaluator is None else evaluator.prepared, progress)
     circuit = as_circuit(circuit, prepared.graph)
+    order = None if order is None else np.asarray(order)
     if order is not None and order.shape != circuit.graph.shape:
         raise OptionError(
             f"the order has shape {order.shape}, the graph {circuit.graph.shape} (sender, receiver, group)"

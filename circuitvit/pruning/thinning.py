@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,7 @@ def thin(
     """
     settings = settings or ThinSettings()
     prepared = replace(prepare(model, task, progress), processes=False)  # each of them does all of it
-    sizes = check_sizes([edges] if isinstance(edges, int) else edges, prepared.graph)
+    sizes = check_sizes([edges] if isinstance(edges, Integral) else edges, prepared.graph)
     with StateFile(state, prepared, f"thin to {sizes}, {settings}") as kept_in:
         thinner = Thinner(prepared, settings)
         if kept_in.saved is not None:

@@ -362,6 +362,8 @@ def bind(
     elif vector is not None:
         label += f"({_named_vector(metric.to, vector)})"
     flat = metric.flat_at_clean or own
+    if isinstance(metric.formula, partial):  # the user's own
+        metric = replace(metric, differentiable=_has_gradient(metric.formula, model, n_classes))
     return BoundMetric(metric, label, _mask(target, n_classes), _mask(foil, n_classes), vector, flat)
 
 
@@ -397,6 +399,18 @@ def _custom(function: object) -> Metric:
 
 
 # Formulas are functions of this file, as a task can only be pickled with those that have a place.
+
+
+def _has_gradient(formula: Formula, model: Model, n_classes: int) -> bool:
+    """Whether a gradient goes through a function of the user's own; what it cannot do with random logits is
+    told when it is run."""
+    generator = torch.Generator().manual_seed(0)
+    logits = _wide(torch.randn(2, n_classes, generator=generator).to(model.device, model.dtype))
+    try:
+        with torch.enable_grad():
+            return formula(logits.requires_grad_(), Inputs(logits, None, None)).requires_grad
+    except Exception:  # such as one for so many images
+        return True
 
 
 def _by(function: Callable[[Tensor], Any], logits: Tensor, inputs: Inputs) -> Tensor:

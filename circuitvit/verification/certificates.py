@@ -207,7 +207,7 @@ class Certificate(Result):
 
     def __str__(self) -> str:
         (inside, *more), sign = self.sizes(), self.decisions.sign
-        abstained = int(((self.votes > 0) & (sign == 0)).sum())
+        abstained = int((self.graph.edge_mask & (sign == 0)).sum())
         stays = f", {more[0]:,} of them whichever pair is deleted" if more else ", none of them for certain"
         stays += f" and {more[-1]:,} whichever {len(more)}" if len(more) > 1 else ""
         sure = "" if self.alpha == 0 else f" (all of this with a probability of {1 - self.alpha:.0%})"

@@ -12,10 +12,11 @@ from scipy import stats
 
 from circuitvit._keywords import running
 from circuitvit.attribution import attribute
+from circuitvit.attribution.budget import seconds
 from circuitvit.attribution.exact import pair_effects
-from circuitvit.attribution.scoring import Running, provenance_of
+from circuitvit.attribution.scoring import Running, provenance_of, without_gradient
 from circuitvit.engine import Evaluator, choose_batch_size
-from circuitvit.errors import check_number, check_whole, counted
+from circuitvit.errors import OptionError, check_number, check_whole, counted
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
 from circuitvit.pruning.find import find
@@ -105,7 +106,8 @@ def diff(
 
     Raises:
         OptionError: if the models have different graphs, prepare images differently or call the task's
-            classes differently, or the circuit is of another graph.
+            classes differently, the circuit is of another graph, or edges would have to be chosen by a metric
+            that has no gradient.
         DataError: if the old model shows no behaviour, or images cannot be used.
 
     Example:
@@ -124,12 +126,13 @@ def diff(
     check_number("the share of pairs to hold out", held_out, 0, 1)
     if edges is not None:
         check_whole("the number of edges", edges, 0)
+    within = seconds(search) if search and not isinstance(search, bool) else WITHIN
     prepared = prepare(old, task, progress)
     check_same_kind(prepared, new, task)
     stored = None if circuit is None else as_circuit(circuit, prepared.graph)
     if old.weights_hash == new.weights_hash and old.prompts == new.prompts:
         return _identical(old, new, prepared, stored, tolerance)
-    within = WITHIN if search in (True, False) else search
+    _check_estimate(prepared, edges)
     sides = split(old, prepared, held_out, seed=seed) if search or stored is None else None
     judged = prepared if sides is None else sides.held_out
     other = same_task(new, judged)
@@ -312,6 +315,16 @@ def how_many(graph: Graph, asked: int | None) -> int:
     if asked is not None:
         return asked
     return graph.n_edges if graph.n_edges <= ALL_EDGES else SOME_EDGES
+
+
+def _check_estimate(prepared: PreparedTask, edges: int | None) -> None:
+    """Refuse to choose edges by estimates that the metric does not allow, before anything runs."""
+    total, why = prepared.graph.n_edges, without_gradient(prepared)
+    if why and 0 < how_many(prepared.graph, edges) < total:
+        raise OptionError(
+            f"the edges to measure are chosen by gradients, and {why}: give edges=0 to measure those of the "
+            f"circuit alone, edges={total} for all, or another metric"
+        )
 
 
 def _wanted(

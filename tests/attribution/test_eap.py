@@ -135,16 +135,26 @@ def test_a_metric_without_gradient_is_refused_before_anything_runs(
         scored(case.model, case.task(metric=cv.accuracy(0)), method)
 
 
-CONSTANT = {
+FLAT = {
     "zero-slope": lambda logits: logits[:, 0] * 0.0,
+    "rounded": lambda logits: logits[:, 0].round(),
+}
+CONSTANT = {
     "no-logits": lambda logits: torch.ones(len(logits), dtype=logits.dtype),
     "detached": lambda logits: logits.detach()[:, 0],
-    "rounded": lambda logits: logits[:, 0].round(),
 }
 
 
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])
 @pytest.mark.parametrize("metric", CONSTANT.values(), ids=CONSTANT)
+def test_a_function_without_a_gradient_is_refused(metric: Any, method: str) -> None:
+    case = Case(Recipe(depth=1))
+    with pytest.raises(OptionError, match=r"'<lambda>' has none"):
+        scored(case.model, case.task(metric=metric), method)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+@pytest.mark.parametrize("metric", FLAT.values(), ids=FLAT)
 def test_a_flat_metric_is_refused(metric: Any, method: str) -> None:
     case = Case(Recipe(depth=1))
     with pytest.raises(DataError, match=r"gradient .* is 0 everywhere"):

@@ -141,6 +141,20 @@ def test_ctrl_c_ends_a_search_with_the_best_so_far_and_it_can_go_on(
     assert not path.exists()
 
 
+def test_ctrl_c_gives_the_best_so_far_where_the_state_cannot_be_written(
+    prepared: PreparedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> Path:
+        raise FileError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(state, "write_bytes", full)
+    Calls(monkeypatch, Shrinking, "step").last = 4
+    with pytest.warns(UserWarning, match="cannot be resumed from here: cannot write"):
+        found = cv.find(prepared.model, prepared, plan=PLAN, state=tmp_path / "state", progress=False)
+    assert "it was interrupted" in found.summary
+    assert not list(tmp_path.iterdir())
+
+
 def _same(found: Any, expected: Any) -> bool:
     if isinstance(expected, tuple):
         return all(_same(*both) for both in zip(found, expected, strict=True))
@@ -213,6 +227,15 @@ def test_a_state_that_was_changed_is_refused(prepared: PreparedTask, left_over: 
 def test_a_missing_folder_is_refused_before_the_work(prepared: PreparedTask, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="there is no folder"):
         acdc(prepared, tmp_path / "missing" / "state.safetensors")
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_refused_before_the_work(
+    prepared: PreparedTask, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.safetensors"
+    path.with_name(f"{path.name}.lock").mkdir()  # refused by the system also where root runs the tests
+    with pytest.raises(FileError, match=r"cannot work with the state .*: cannot write .*lock"):
+        acdc(prepared, path)
 
 
 def test_a_method_that_is_over_at_once_takes_no_state(prepared: PreparedTask, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitvit.errors import ModelError
+from circuitvit.errors import ModelError, ProcessError
 from circuitvit.models.timm_import import import_timm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -178,3 +178,10 @@ def test_failing_a_second_time_leaves_no_empty_module_behind(place_fakes: PlaceF
         import_timm()
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert REGISTRATIONS not in sys.modules
+
+
+def test_a_process_that_is_told_to_end_meanwhile_does_not_blame_timm(place_fakes: PlaceFakes) -> None:
+    ended = "from circuitvit.errors import ProcessError\nraise ProcessError('this run was told to end')\n"
+    place_fakes({"timm/__init__.py": ended})
+    with pytest.raises(ProcessError, match="told to end"):
+        import_timm()

@@ -79,10 +79,23 @@ def test_constants_for_a_circuit_without_the_groups_of_the_task(model: cv.Model,
         cv.learn_constants(model, task.with_options(groups="kind"), full(model), progress=False)
 
 
+@pytest.mark.parametrize("order", [np.zeros(3), [0, 1, 2]])
 @pytest.mark.parametrize("search", [cv.refine, cv.ddmin])
-def test_an_order_of_another_graph(model: cv.Model, task: cv.Task, search: Any) -> None:
+def test_an_order_of_another_graph(model: cv.Model, task: cv.Task, search: Any, order: Any) -> None:
     with pytest.raises(OptionError, match=r"the order has shape \(3,\)"):
-        search(model, task, full(model), order=np.zeros(3), progress=False)
+        search(model, task, full(model), order=order, progress=False)
+
+
+@pytest.mark.parametrize("candidates", [-1, "all"])
+def test_candidates_that_are_no_number(model: cv.Model, task: cv.Task, candidates: Any) -> None:
+    with pytest.raises(OptionError, match="candidates must be"):
+        cv.refine(model, task, full(model), candidates=candidates, progress=False)
+
+
+def test_a_schedule_that_would_never_come_to_its_end() -> None:
+    with pytest.raises(OptionError, match="ramp must be a number between 0 and 1, not 5"):
+        cv.MaskSettings(ramp=5)
+    assert cv.MaskSettings(ramp=1).ramp == 1
 
 
 def test_more_pairs_than_memory_holds(

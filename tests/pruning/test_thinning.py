@@ -88,3 +88,22 @@ def test_gates_that_are_shut_have_no_gradient(model: cv.Model, name: SamplerName
     assert len(shut) > 3
     (slope,) = torch.autograd.grad(shut.sum(), phi)
     assert not slope.any()
+
+
+def test_sizes_may_be_numbers_of_numpy(model: cv.Model, task: cv.Task) -> None:
+    found = cv.thin(model, task, np.int64(20), progress=False).circuits  # type: ignore[arg-type]
+    (size,) = (each.provenance.parameters["edges"] for each in found)
+    assert type(size) is int
+
+
+def test_a_warm_start_gives_no_warning(
+    model: cv.Model, task: cv.Task, recwarn: pytest.WarningsRecorder
+) -> None:
+    scores = cv.attribute(model, task, "eap", progress=False)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch says most things only once
+    try:
+        cv.learn_mask(model, task, 10, cv.MaskSettings(steps=2), warm_start=scores, progress=False)
+    finally:
+        torch.set_warn_always(always)
+    assert not [str(each.message) for each in recwarn if "requires_grad" in str(each.message)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import circuitvit as cv
+from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.errors import OptionError
 from circuitvit.tasks import divergence, metric_names
 from circuitvit.tasks.metrics import as_metric
@@ -54,3 +58,25 @@ def test_a_projection_of_the_features_is_a_metric() -> None:
     task = cv.Task(clean, clean.flip(-1), metric=lambda outputs: outputs @ direction)
     scores = cv.attribute(model, task, "eap", progress=False)
     assert float(abs(scores.values).max()) > 0
+
+
+@pytest.mark.parametrize(
+    "hard", [lambda logits: (logits.argmax(dim=-1) == 0).float(), lambda logits: logits.detach()[:, 0]]
+)
+def test_a_function_without_a_gradient_is_one_like_accuracy(hard: Callable[[Tensor], Tensor]) -> None:
+    model = cv.load("catdog-tiny")
+    task = cv.Task(*catdog_pairs(3, seed=1), metric=hard)
+    for method in ("eap", "local"):
+        with pytest.raises(OptionError, match=r"'<lambda>' has none.*method='exact'"):
+            cv.attribute(model, task, method, progress=False)
+    with pytest.raises(OptionError, match="has no gradient"):
+        cv.thin(model, task, 50, progress=False)
+    plan = cv.Plan(steps=6, trim_runs=10, batch_size=3)
+    assert 0.9 <= cv.find(model, task, plan=plan, progress=False).faithfulness <= 1.1
+
+
+def test_a_function_that_has_a_gradient_or_cannot_be_tried_is_taken_for_one_that_has() -> None:
+    recipe = Recipe(classes=5, pool="token")
+    for function in (lambda logits: logits[:, 0], lambda logits: logits[:, 0] * logits.new_ones(7)):
+        task = cv.Task(recipe.images(2), recipe.images(2), metric=function)
+        assert task.prepare(features()).metric.metric.differentiable

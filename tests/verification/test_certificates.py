@@ -193,6 +193,7 @@ def test_a_search_is_repeated_on_random_subsets_the_same_for_a_seed() -> None:
     short = certify(model, prepared, knows(first), n=100, k=3, within=1e-4, progress=False)
     assert short.subsets == 1
     assert short.decision("m0->logits") == "abstain"
+    assert f"{model.graph.n_edges} abstained from, 0 out" in str(short), "also those that were never found"
     assert not short.circuit
 
 

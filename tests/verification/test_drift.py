@@ -20,7 +20,7 @@ from circuitvit.errors import DataError, NameNotFoundError, OptionError
 from circuitvit.export import draw_drift
 from circuitvit.models.zoo import load_zoo_module
 from circuitvit.testing import assert_no_drift, entries
-from circuitvit.verification import Drift, Estimate
+from circuitvit.verification import Drift, Estimate, drift_runs
 from circuitvit.verification.drift import VERDICTS, Measures, judge
 from circuitvit.verification.drift_runs import RELABELLED, Beyond, edge_changes, left_of_own
 from circuitvit.verification.null import relabelled_circuits
@@ -258,6 +258,27 @@ def test_a_new_search_finds_the_heads_where_they_are_now() -> None:
     assert found.faithfulness_new is not None
     assert found.faithfulness_found.value > 0.7 > found.faithfulness_new.value
     assert "A search in the new weights" in found.to_markdown()
+
+
+def test_a_search_takes_the_seconds_given_and_no_time_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    new, asked = without_head(2, 3), []
+
+    def noted(model: cv.Model, task: object, *, within: float, **keywords: object) -> cv.Finding:
+        asked.append(within)
+        return cv.find(model, task, plan=cv.Plan(0, 10, 4), progress=False)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drift_runs, "find", noted)
+    cv.diff(old(), new, pairs(), stored(), edges=0, search=1, progress=False)
+    assert asked == [1.0]
+    with pytest.raises(OptionError, match="a duration is a number"):
+        cv.diff(old(), new, pairs(), stored(), search="soon", progress=False)
+
+
+def test_edges_are_not_chosen_by_a_metric_without_a_gradient() -> None:
+    new, task = without_head(2, 3), cv.Task(*catdog_pairs(12, seed=5), metric=cv.accuracy("cat"))
+    with pytest.raises(OptionError, match=r"accuracy has no gradient: give edges=0 .* edges=479 for all"):
+        cv.diff(old(), new, task, stored(), edges=5, progress=False)
+    assert len(cv.diff(old(), new, task, stored(), edges=0, progress=False).edges) == len(stored())
 
 
 # -- in a test suite, on a page --------------------------------------------------------------------
