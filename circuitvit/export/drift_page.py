@@ -102,9 +102,10 @@ def _row(each: Record, scale: _Scale) -> dict[str, Any]:
     said = [str(each["moved"]), "in the circuit" if each["in_circuit"] else ""]
     return {
         "edge": clean(str(each["edge"])),
-        "old": f"{old:+.3f}",
-        "new": f"{new:+.3f}",
-        "change": f"{new - old:+.3f}",
+        **{
+            name: f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
+            for name, value in {"old": old, "new": new, "change": new - old}.items()
+        },
         "from": scale.at(old),
         "to": scale.at(new),
         "low": scale.at(old + _number(each, "low")),

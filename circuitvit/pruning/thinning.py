@@ -372,7 +372,8 @@ def _check_slope(prepared: PreparedTask, keep: Keep) -> None:
         check_predicts(prepared.model)
         return
     if why := without_gradient(prepared):
+        others = ", keep='prediction'" if prepared.model.chooses else ""
         raise OptionError(
             f"thinning begins at the clean run and goes by the metric's slope, and {why}: choose another "
-            "metric, keep='prediction', or learn_mask"
+            f"metric{others}, or learn_mask"
         )

@@ -209,9 +209,10 @@ def _about_values(figures: Section) -> Iterator[str]:
         )
     top = figures.agreement
     if top is not None and faithfulness >= FAITHFUL and top.value < POOR_AGREEMENT:
+        on = f"on only {top.value:.0%} of {counted(figures.n_pairs, 'pair')}" if top.value else "on no pair"
         yield (
-            f"The circuit keeps {faithfulness:.0%} of the behaviour, but its top class is the model's on "
-            f"only {top.value:.0%} of {counted(figures.n_pairs, 'pair')}: it carries what the metric "
+            f"The circuit keeps {faithfulness:.0%} of the behaviour, but its top class is the model's "
+            f"{on}: it carries what the metric "
             "measures, not what the model sees. To search for one that does: find with keep='prediction'."
         )
     if necessity > 1.05:

@@ -217,7 +217,9 @@ class Drift(ToldResult):
 
 
 def _cells(each: Record) -> tuple[str, ...]:
-    numbers = [f"{each[name]:+.3f}" for name in ("old", "new", "change", "low", "high")]
+    numbers = [
+        f"{round(float(each[name] or 0), 3) + 0.0:+.3f}" for name in ("old", "new", "change", "low", "high")
+    ]
     inside = "in the circuit" if each["in_circuit"] else ""
     return str(each["edge"]), *numbers[:2], f"{numbers[2]} ({numbers[3]} to {numbers[4]})", inside
 
