@@ -235,5 +235,5 @@ def draw_curves(curves: Sequence[FaithfulnessCurve], *, title: str = "Faithfulne
         axes.set_ylabel("faithfulness")
         axes.margins(x=0.04, y=0.1)
         if len(curves) > 1 or curves[0].label:
-            axes.legend(frameon=False, loc="best")
+            axes.legend(facecolor="white", edgecolor="none", framealpha=1, loc="best")
     return figure
