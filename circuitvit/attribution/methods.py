@@ -24,6 +24,7 @@ class Method:
         cost: in passes of the plain model over a pair.
         by_pair: whether the scores of a task are sums over its pairs, whatever the others are.
         by_edge: whether the method itself divides its edges among processes, so that pairs need not be.
+        shares_of: what its scores are shares of, where they are no effects and have no sign.
     """
 
     place: str
@@ -31,6 +32,7 @@ class Method:
     cost: str
     by_pair: bool = True
     by_edge: bool = False
+    shares_of: str = ""
 
     @property
     def score(self) -> Callable[..., Any]:
@@ -75,7 +77,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "2 forwards + steps x (2 forwards + backward)",
         ),
         "ifr": Method(
-            "baselines:ifr", "shares of what receivers read; not causal, without metric", "1 forward"
+            "baselines:ifr",
+            "shares of what receivers read; not causal, without metric",
+            "1 forward",
+            shares_of="what is read",
         ),
         "random": Method(
             "baselines:random", "normal noise: what a method must beat", "nothing", by_pair=False

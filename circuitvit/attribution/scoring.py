@@ -73,7 +73,7 @@ def attribute(
     provenance = provenance_of(prepared, name, settings.pop("seed", None)).with_parameters(
         **{each: _plain(value) for each, value in settings.items() if each != "state"}, **found.parameters
     )
-    provenance = provenance.with_shares_of("what is read" if name == "ifr" else "")
+    provenance = provenance.with_shares_of(chosen.shares_of)
     measured = prepared.graph.edge_mask if name == "exact" else found.measured
     values = agreed(found.values, prepared.processes) / len(prepared)
     return EdgeScores(prepared.graph, values, name, prepared.direction, provenance, measured)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from rich.table import Table
 from rich.text import Text
@@ -22,9 +22,7 @@ from circuitvit.cli.inputs import (
 )
 from circuitvit.cli.options import Given, command
 from circuitvit.cli.output import Clock, Folder, show, show_notes, stdout
-
-if TYPE_CHECKING:
-    from circuitvit.graph import EdgeScores
+from circuitvit.graph import EdgeScores, side_of
 
 FILES = ("scores.json",)
 CALIBRATED = 200
@@ -111,12 +109,11 @@ def _show_edges(title: str, scores: EdgeScores, k: int) -> None:
     largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
     block = "█" if console.encoding.lower().startswith("utf") else "#"
     what = scores.provenance.shares_of
-    helps = 0.0 if what else -1.0 if scores.direction == "noising" else 1.0
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for name, score in strongest:
-        sign = "supports" if score * helps > 0 else "opposes" if score * helps < 0 else ""
+        sign = side_of(score, scores.direction, what)
         bar = block * round(BAR * abs(score) / largest)
         number = f"{score:.4g}" if what else f"{score:+.4g}"
         table.add_row(name, number, sign, Text(bar, style=COLOURS.get(sign, "")))

@@ -16,7 +16,7 @@ the senders that run are ever expanded, for a few images at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -413,7 +413,7 @@ def mix(
 
 
 def reads_apart(
-    sources: Sources, piece: Piece, hears: Collection[int], streams: Callable[[list[int], int], Tensor]
+    sources: Sources, piece: Piece, heard: EdgeMask, streams: Callable[[list[int], int], Tensor]
 ) -> Reads:
     """What the receivers of a piece read, each from a stream of its own; those that hear nothing read what
     they would with every edge ablated.
@@ -421,13 +421,14 @@ def reads_apart(
     Args:
         sources: of the run.
         piece: with the receivers.
-        hears: places of the receivers that hear something.
+        heard: `(sender, receiver, group)`, the edges that something is heard on.
         streams: gives `(receiver, batch, token, d_model)` for the places of some of these, and the number of
             tokens that they read.
     """
+    hears = np.any(heard[sources.graph.upstream[piece.index]], axis=(0, 2))
     reads: Reads = ()
     for tokens, numbers in piece.by_tokens.items():
-        hearing = [number for number in numbers if piece.receivers[number] in hears]
+        hearing = [number for number in numbers if hears[piece.receivers[number]]]
         source = [hearing.index(each) if each in hearing else -1 for each in range(len(piece.receivers))]
         if -1 in source and not reads:
             reads = piece.stage.pick(sources.reference_reads(piece.index))

@@ -120,9 +120,8 @@ class _Run:
 
     def _reads(self, piece: Piece) -> Reads:
         """What the receivers of a piece read; what they hear is tapped, where gradients are wanted."""
-        heard = self.kept[self.sources.graph.upstream[piece.index]].any(axis=(0, 2))
-        hears = piece.receivers if self.absent else np.flatnonzero(heard).tolist()
-        return reads_apart(self.sources, piece, hears, partial(self._streams, piece.index))
+        heard = self.sources.graph.edge_mask if self.absent else self.kept
+        return reads_apart(self.sources, piece, heard, partial(self._streams, piece.index))
 
     def _streams(self, stage: int, receivers: list[int], tokens: int) -> Tensor:
         base = self.sources.reference_streams[stage]

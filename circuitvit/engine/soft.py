@@ -94,8 +94,7 @@ def _reads(
         summed: Tensor = _Mix.apply(weights, order, room, (first, last), shape, members)  # type: ignore[no-untyped-call]
         return base[:, :tokens] + summed
 
-    hears = set(np.flatnonzero(possible[heard].any(axis=(0, 2))).tolist())
-    return reads_apart(sources, piece, hears, streams)
+    return reads_apart(sources, piece, possible, streams)
 
 
 # -- the room ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from circuitvit.export.plain_page import diagram_uri, rendered, write_page
 from circuitvit.graph import CircuitLike
 from circuitvit.graph.files import clean
 from circuitvit.graph.results import Record
-from circuitvit.verification.drift import VERDICTS, Drift, search_told
+from circuitvit.verification.drift import VERDICTS, Drift, search_told, signed
 
 LISTED = 20
 """How many edges the table shows."""
@@ -102,10 +102,7 @@ def _row(each: Record, scale: _Scale) -> dict[str, Any]:
     said = [str(each["moved"]), "in the circuit" if each["in_circuit"] else ""]
     return {
         "edge": clean(str(each["edge"])),
-        **{
-            name: f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
-            for name, value in {"old": old, "new": new, "change": new - old}.items()
-        },
+        **{name: signed(value) for name, value in {"old": old, "new": new, "change": new - old}.items()},
         "from": scale.at(old),
         "to": scale.at(new),
         "low": scale.at(old + _number(each, "low")),

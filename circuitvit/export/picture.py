@@ -13,7 +13,7 @@ import numpy as np
 
 from circuitvit.errors import OptionError, check_whole, unknown_name
 from circuitvit.export.style import COLOURS, EdgeLook, Sign, edge_look, number, widest
-from circuitvit.graph import Circuit, Direction, Graph, edge_name, node_of, port_of
+from circuitvit.graph import Circuit, Direction, Graph, edge_name, node_of, port_of, side_of
 from circuitvit.graph.files import clean
 
 THUMB = 46.0  # side of a node's small image in pixels, where it is square
@@ -285,8 +285,7 @@ def shown(
         ['opposes', 'unscored']
     """
     share = abs(value) / largest if largest else 0.0
-    support = value if direction == "denoising" else -value
-    sign: Sign = "supports" if support > 0 else "opposes" if support < 0 else "unscored"
+    sign = side_of(value, direction) or "unscored"
     look = edge_look(sign, share, max_width, group)
     return ("unscored", replace(look, colour=COLOURS["unscored"])) if shares_of else (sign, look)
 

@@ -4,7 +4,7 @@ from circuitvit.graph.circuit import Circuit, CircuitLike, as_circuit
 from circuitvit.graph.fidelity import Fidelity
 from circuitvit.graph.names import Edge, edge_name, node_of, parse_edge, port_of
 from circuitvit.graph.provenance import Provenance
-from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking, UnitScores
+from circuitvit.graph.scores import Direction, EdgeScores, NodeScores, Ranking, UnitScores, side_of
 from circuitvit.graph.topology import ONE_GROUP, RESIDUAL, EdgeMask, Graph, StageNodes, is_residual
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "node_of",
     "parse_edge",
     "port_of",
+    "side_of",
 ]

@@ -479,16 +479,28 @@ def _bars(
     strongest: Sequence[tuple[str, float]], direction: Direction, shares_of: str = ""
 ) -> list[tuple[object, ...]]:
     """Names and scores as rows, each with a bar as long as its share of the strongest."""
-    sign = 0.0 if shares_of else -1.0 if direction == "noising" else 1.0
     largest = max((abs(score) for _, score in strongest), default=0.0) or 1.0
-    plus = "+" if sign else ""
+    plus = "" if shares_of else "+"
 
     def row(name: str, score: float) -> tuple[object, ...]:
-        bar = notebook.bar(abs(score) / largest, score * sign > 0)
-        return name, f"{score:{plus}.4g}", bar, _side(score * sign)
+        side = side_of(score, direction, shares_of)
+        return name, f"{score:{plus}.4g}", notebook.bar(abs(score) / largest, side == "supports"), side
 
     return [row(*each) for each in strongest]
 
 
-def _side(support: float) -> str:
-    return "supports" if support > 0 else "opposes" if support < 0 else ""
+def side_of(score: float, direction: Direction, shares_of: str = "") -> Literal["supports", "opposes", ""]:
+    """What a component of this score does for the behaviour; "" for no effect, and for a share.
+
+    Args:
+        score: its effect on the metric.
+        direction: of the runs; an ablation that lowers the metric says that the component supports it.
+        shares_of: what the score is a share of; "" for effects.
+
+    Example:
+        >>> side_of(-0.5, "noising"), side_of(-0.5, "denoising"), side_of(0.5, "noising", "what is read")
+        ('supports', 'opposes', '')
+    """
+    if shares_of or not abs(score) > 0:  # nor for what was not measured, NaN
+        return ""
+    return "supports" if (score < 0) == (direction == "noising") else "opposes"

@@ -232,10 +232,8 @@ class Thinner:
         _check_slope(prepared, settings.keep)
         self.prepared, self.settings = prepared, settings
         size = min(settings.batch_size, len(prepared))
-        self.evaluator, self._rows = (
-            evaluator or Evaluator(prepared, batch_size=size),
-            prepared.row_ranges(size),
-        )
+        self.evaluator = evaluator or Evaluator(prepared, batch_size=size)
+        self._rows = prepared.row_ranges(size)
         if settings.keep == "behaviour":
             self.evaluator.check_effect(level=0)
         Aim(settings.keep).check(self.evaluator)

@@ -216,10 +216,18 @@ class Drift(ToldResult):
             self.circuit.graph.edge_index(name)
 
 
+def signed(value: float) -> str:
+    """Three decimals with a sign; what rounds to zero has a plus.
+
+    Example:
+        >>> signed(0.25), signed(-0.0001)
+        ('+0.250', '+0.000')
+    """
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
 def _cells(each: Record) -> tuple[str, ...]:
-    numbers = [
-        f"{round(float(each[name] or 0), 3) + 0.0:+.3f}" for name in ("old", "new", "change", "low", "high")
-    ]
+    numbers = [signed(float(each[name] or 0)) for name in ("old", "new", "change", "low", "high")]
     inside = "in the circuit" if each["in_circuit"] else ""
     return str(each["edge"]), *numbers[:2], f"{numbers[2]} ({numbers[3]} to {numbers[4]})", inside
 

@@ -219,8 +219,8 @@ def _carried(runs: Sequence[Evaluator], circuit: Circuit, settings: Bootstrap) -
 
 def _own_left(runs: Sequence[Evaluator], circuit: Circuit, seed: int) -> Estimate | None:
     """How much is left of what the circuit carries beyond itself with like nodes in one another's places."""
-    others = relabelled_circuits(circuit, RELABELLED, seed)
-    if not others or len(runs[0]) < MIN_PAIRS:
+    others = relabelled_circuits(circuit, RELABELLED, seed) if len(runs[0]) >= MIN_PAIRS else []
+    if not others:
         return None
     old, new = (Beyond.of(run.many([circuit, *others]) - run.nothing, run.effect) for run in runs)
     return left_of_own(old, new)
