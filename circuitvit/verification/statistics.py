@@ -39,6 +39,9 @@ MIN_PAIRS = 5
 ROUNDING = 1e-6
 """Relative to the larger of two figures: closer ones are equal, and differ by float32 arithmetic."""
 
+DRAWN_AT_ONCE = 2**20
+"""How many numbers, one for each pair and resample, are drawn together."""
+
 FEWEST_RESAMPLES = 100  # below this the tails of a 95 % interval rest on two or three draws
 
 
@@ -549,12 +552,18 @@ def _redrawn(
 ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
     """A ratio of means, that of each resample, and that without each pair in turn (the jackknife).
 
-    How often each pair is in a resample: drawing `n` pairs with replacement is a multinomial.
+    How often each pair is in a resample: drawing `n` pairs with replacement is a multinomial. Of many pairs,
+    some resamples are drawn at a time, so that memory does not grow with the pairs.
     """
     n, rng = len(numerator), np.random.default_rng(settings.seed)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=settings.n_resamples)
+    share, resampled = np.full(n, 1 / n), np.empty(settings.n_resamples)
+    at_once = max(1, DRAWN_AT_ONCE // n)
+    for start in range(0, len(resampled), at_once):
+        some = resampled[start : start + at_once]
+        counts = rng.multinomial(n, share, size=len(some))
+        some[:] = (counts @ numerator) / (counts @ denominator)
     left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
-    return float(numerator.sum() / denominator.sum()), (counts @ numerator) / (counts @ denominator), left_out
+    return float(numerator.sum() / denominator.sum()), resampled, left_out
 
 
 def _tails(

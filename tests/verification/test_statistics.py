@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from circuitvit.verification import (
     mean_interval,
     ratio_interval,
     share_interval,
+    statistics,
 )
 
 numbers = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=1, max_size=30)
@@ -57,6 +60,28 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     values = np.random.default_rng(0).normal(size=12)
     assert mean_interval(values, Bootstrap(seed=3)) == mean_interval(values, Bootstrap(seed=3))
     assert mean_interval(values, Bootstrap(seed=3)) != mean_interval(values, Bootstrap(seed=4))
+
+
+def test_many_pairs_are_resampled_in_pieces_with_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    above, below = rng.normal(1, 1, 300), rng.normal(3, 1, 300)
+    at_once = ratio_interval(above, below)
+    monkeypatch.setattr(statistics, "DRAWN_AT_ONCE", 1000)
+    in_pieces = ratio_interval(above, below)
+    assert (in_pieces.low, in_pieces.high) == pytest.approx((at_once.low, at_once.high), rel=1e-12)
+
+
+def test_memory_for_an_interval_does_not_grow_with_the_pairs() -> None:
+    def peak(n: int) -> int:
+        values = np.random.default_rng(0).normal(1, 1, n)
+        tracemalloc.start()
+        ratio_interval(values, values + 3)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(10)  # what is imported on the way
+    assert peak(20_000) < 1.2 * peak(5_000)
 
 
 def test_more_confidence_is_a_wider_interval() -> None:
