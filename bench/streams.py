@@ -1,7 +1,7 @@
 """Peak memory of `attribute`, `verify` and `activations` against the number of image files.
 
-Files are photographs, or noise where there is no folder of them; they are decoded by threads, a batch ahead.
-Each number of files has a process of its own, since a process's peak never falls.
+Files are photographs, or drawn cats and dogs where there is no folder of them; they are decoded by threads, a
+batch ahead. Each number of files has a process of its own, since a process's peak never falls.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image
 
 import circuitvit as cv
 from bench._timing import current_mib, peak_mib
+from circuitvit.datasets.catdog import catdog_pairs
 
 FILES = (500, 1000, 2500, 5000)
 BATCH = 32
@@ -47,20 +48,21 @@ def measure(work: str, folder: Path, count: int) -> tuple[float, float, float]:
 
 
 def draw(folder: Path, count: int) -> None:
-    """Write files of smooth noise of many sizes, as photographs have."""
-    rng = np.random.default_rng(0)
-    for side in ("clean", "corrupt"):
+    """Write drawn cats and dogs in files of many sizes, as photographs have."""
+    rng, drawn = np.random.default_rng(0), catdog_pairs(count, preprocessed=False)
+    for side, pictures in (("clean", drawn.clean), ("corrupt", drawn.corrupt)):
         (folder / side).mkdir()
-        for place in range(count):
-            noise = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
-            size = tuple(rng.integers(96, 192, 2).tolist())
-            noise.resize(size, Image.Resampling.BICUBIC).save(folder / side / f"{place:05d}.jpg")
+        for place, picture in enumerate((pictures * 255).byte().permute(0, 2, 3, 1).numpy()):
+            image, size = Image.fromarray(picture), int(rng.integers(96, 192))
+            image.resize((size, size), Image.Resampling.BICUBIC).save(folder / side / f"{place:05d}.jpg")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, nargs="*", default=list(FILES))
-    parser.add_argument("--folder", type=Path, help="with the folders clean and corrupt of files; else noise")
+    parser.add_argument(
+        "--folder", type=Path, help="with the folders clean and corrupt of files; else drawn ones"
+    )
     parser.add_argument("--work", choices=WORKS, nargs="*", default=list(WORKS))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:

@@ -11,7 +11,8 @@ from circuitvit.engine.batches import (
     memory_budget,
 )
 from circuitvit.engine.contraction import add_products, members_at
-from circuitvit.engine.evaluator import Evaluator, Measured, check_effect, run
+from circuitvit.engine.effect import check_effect, resampled_sums
+from circuitvit.engine.evaluator import Evaluator, Measured, run
 from circuitvit.engine.gradients import (
     Gradients,
     gradients,
@@ -101,6 +102,7 @@ __all__ = [
     "progress_bar",
     "reference_source",
     "refuse_inference_mode",
+    "resampled_sums",
     "run",
     "run_from",
     "slopes_of_streams",

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitvit._keywords import running
@@ -28,6 +28,7 @@ from circuitvit.engine.batches import (
     choose_batch_size,
     memory_budget,
 )
+from circuitvit.engine.effect import ROUNDING, check_effect, same_on_average
 from circuitvit.engine.many import masked_runs
 from circuitvit.engine.masked import masked_run
 from circuitvit.engine.processes import agreed, own_part, place_in_group, summed
@@ -36,21 +37,15 @@ from circuitvit.engine.slopes import edge_slopes
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 from circuitvit.graph import CircuitLike, EdgeMask, Graph, as_circuit
 from circuitvit.models import Model
-from circuitvit.tasks import Batch, Mean, PreparedTask, Resample, Task, divergence, prepare
+from circuitvit.tasks import Batch, PreparedTask, Task, divergence, prepare
 
 T = TypeVar("T")
 
 HELD_BYTES = 8 * 2**30
 """Bytes that the batches of a search may take that cannot do without any of them, unless told otherwise."""
 
-ROUNDING = 1e-5
-"""Relative to the size of what is compared: differences below it are float32 arithmetic, not behaviour."""
-
 TOGETHER, TOGETHER_BYTES = 256, 2**26
 """Circuits that are run together, and what their masks may take."""
-
-ENOUGH_PAIRS = 5
-"""Pairs from which on a bootstrap interval says something."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,7 +287,7 @@ class Evaluator:
         try:
             check_effect(self.whole, self.nothing, label=metric, names=names, level=level)
         except DataError as error:
-            raise DataError(f"{error}{_same_on_average(self.prepared)}") from error
+            raise DataError(f"{error}{same_on_average(self.prepared)}") from error
         (none,) = self.measure([self._nothing])
         if self._largest and none.change.max() <= ROUNDING * self._largest:
             # some metrics magnify rounding: on equal images a divergence is 0 with every edge, 1e-8 with none
@@ -565,59 +560,6 @@ def run(
     return evaluator.logits(kept if ablate is None else ~kept)
 
 
-def check_effect(
-    whole: ArrayLike,
-    nothing: ArrayLike,
-    *,
-    label: str = "the metric",
-    names: Sequence[str] | None = None,
-    level: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> None:
-    """Refuse pairs on which faithfulness means nothing, because the metric need not differ at all.
-
-    Three things are refused: a mean difference within rounding; with 5 pairs or more, a mean difference whose
-    bootstrap interval holds 0; with 2 to 4 pairs, too few for an interval, pairs that disagree in sign. One
-    pair is a fact about that pair, so there only rounding is asked about.
-
-    Args:
-        whole: the metric with every edge kept, `(pair,)`.
-        nothing: with every edge ablated, `(pair,)`.
-        label: of the metric.
-        names: of the pairs.
-        level: of the interval; 0 asks about rounding alone.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        DataError: giving the means, and the pairs that differ least.
-
-    Example:
-        >>> check_effect([4.0, 5.0], [0.0, 0.0])
-        >>> check_effect([4.0, -5.0], [0.0, 0.0])
-        Traceback (most recent call last):
-        ...
-        circuitvit.errors.DataError: the metric is -0.5 with the behaviour and 0 without, over 2 pairs, ...
-    """
-    whole, nothing = np.asarray(whole, dtype=np.float64), np.asarray(nothing, dtype=np.float64)
-    difference = whole - nothing
-    scale = max(float(np.abs(whole).max()), float(np.abs(nothing).max()), 1e-6)
-    if abs(difference.mean()) > ROUNDING * scale:
-        low, high = _mean_range(difference, level, n_resamples, seed)
-        if level == 0 or not low <= 0 <= high:
-            return
-        found = f"and that difference is not distinguishable from 0 (it may be from {low:.4g} to {high:.4g})"
-    else:
-        found = "which is the same within rounding"
-    raise DataError(
-        f"{label} is {whole.mean():.4g} with the behaviour and {nothing.mean():.4g} without, "
-        f"over {counted(len(whole), 'pair')}, {found}: there is nothing for a circuit to "
-        f"explain.{_least(difference, names)} Choose pairs that differ in the metric, more of them, or "
-        "another target and foil"
-    )
-
-
 def _joined(parts: list[tuple[Tensor, ...]]) -> list[Measured]:
     """What circuits give, of what they give for each batch."""
     values, tops, change, *rest = (torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True))
@@ -637,38 +579,3 @@ def _is_clear(logits: Float[Tensor, "mask batch class"]) -> Bool[Tensor, " mask"
     first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
     ahead = first - second > ROUNDING * logits.abs().amax(dim=-1)
     return ahead.all(dim=-1)
-
-
-def _same_on_average(prepared: PreparedTask) -> str:
-    """Why some ablations leave the mean of a metric as it is, which other pairs would not help."""
-    if isinstance(prepared.ablation, Resample):
-        return (
-            ". With resample ablation every image gets what the parts wrote on another image of the task, "
-            "so that with everything ablated images are only exchanged, and their mean stays: use "
-            "ablation='patch' or 'mean', or classes that differ from pair to pair"
-        )
-    if isinstance(prepared.ablation, Mean) and len(prepared) == 1 and prepared.corrupt is None:
-        return ". The mean over one image is that image: give more images to average, Mean(images=...)"
-    return ""
-
-
-def _mean_range(
-    difference: NDArray[np.float64], level: float, n_resamples: int, seed: int
-) -> tuple[float, float]:
-    """Where the mean may lie: its bootstrap percentiles, or with too few pairs the range of the data."""
-    count = len(difference)
-    if count < ENOUGH_PAIRS:
-        return float(difference.min()), float(difference.max())
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_resamples)
-    low, high = np.quantile(draws @ difference / count, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _least(difference: NDArray[np.float64], names: Sequence[str] | None) -> str:
-    """A sentence that names the pairs which speak least for the behaviour."""
-    if len(difference) == 1:
-        return ""
-    towards = difference * (np.sign(difference.mean()) or 1.0)
-    order = np.argsort(towards, kind="stable")[:3]
-    listed = ", ".join(f"{names[row] if names else f'pair {row}'} ({difference[row]:+.3g})" for row in order)
-    return f" The pairs that differ least or the other way: {listed}."

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from circuitvit._keywords import running
-from circuitvit.engine import Evaluator
+from circuitvit.engine import Evaluator, resampled_sums
 from circuitvit.errors import OptionError, counted
 from circuitvit.graph import Circuit, CircuitLike, as_circuit
 from circuitvit.models import Model
@@ -351,8 +351,7 @@ def _ranked(
     sums = np.array(cluster_sums(clusters, effect, *gains))
     n, power = sums.shape[1], None
     if n > 1 and len(gains) > 1:
-        rng = np.random.default_rng(draws.seed)
-        redrawn = rng.multinomial(n, np.full(n, 1 / n), size=POWER_RESAMPLES) @ sums.T
+        redrawn = np.array(resampled_sums(list(sums), POWER_RESAMPLES, draws.seed)).T
         again = [decide(as_good(row[1:] / row[0])) == SUPPORTED for row in redrawn if row[0] != 0]
         power = float(np.mean(again)) if again else None
     return _Ranked(

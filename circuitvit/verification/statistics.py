@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from circuitvit.engine import resampled_sums
 from circuitvit.errors import DataError, OptionError, check_whole, counted
 
 MIN_PAIRS = 5
@@ -38,9 +39,6 @@ MIN_PAIRS = 5
 
 ROUNDING = 1e-6
 """Relative to the larger of two figures: closer ones are equal, and differ by float32 arithmetic."""
-
-DRAWN_AT_ONCE = 2**20
-"""How many numbers, one for each pair and resample, are drawn together."""
 
 FEWEST_RESAMPLES = 100  # below this the tails of a 95 % interval rest on two or three draws
 
@@ -550,20 +548,10 @@ def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64], set
 def _redrawn(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], settings: Bootstrap
 ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """A ratio of means, that of each resample, and that without each pair in turn (the jackknife).
-
-    How often each pair is in a resample: drawing `n` pairs with replacement is a multinomial. Of many pairs,
-    some resamples are drawn at a time, so that memory does not grow with the pairs.
-    """
-    n, rng = len(numerator), np.random.default_rng(settings.seed)
-    share, resampled = np.full(n, 1 / n), np.empty(settings.n_resamples)
-    at_once = max(1, DRAWN_AT_ONCE // n)
-    for start in range(0, len(resampled), at_once):
-        some = resampled[start : start + at_once]
-        counts = rng.multinomial(n, share, size=len(some))
-        some[:] = (counts @ numerator) / (counts @ denominator)
+    """A ratio of means, that of each resample, and that without each pair in turn (the jackknife)."""
+    above, below = resampled_sums([numerator, denominator], settings.n_resamples, settings.seed)
     left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
-    return float(numerator.sum() / denominator.sum()), resampled, left_out
+    return float(numerator.sum() / denominator.sum()), above / below, left_out
 
 
 def _tails(

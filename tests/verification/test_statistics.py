@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from circuitvit.engine import effect
 from circuitvit.errors import DataError, OptionError
 from circuitvit.verification import (
     Bootstrap,
@@ -18,7 +19,6 @@ from circuitvit.verification import (
     mean_interval,
     ratio_interval,
     share_interval,
-    statistics,
 )
 
 numbers = st.lists(st.floats(-100, 100).map(lambda value: round(value, 3)), min_size=1, max_size=30)
@@ -66,7 +66,7 @@ def test_many_pairs_are_resampled_in_pieces_with_the_same_draws(monkeypatch: pyt
     rng = np.random.default_rng(0)
     above, below = rng.normal(1, 1, 300), rng.normal(3, 1, 300)
     at_once = ratio_interval(above, below)
-    monkeypatch.setattr(statistics, "DRAWN_AT_ONCE", 1000)
+    monkeypatch.setattr(effect, "DRAWN_AT_ONCE", 1000)
     in_pieces = ratio_interval(above, below)
     assert (in_pieces.low, in_pieces.high) == pytest.approx((at_once.low, at_once.high), rel=1e-12)
 
