@@ -29,7 +29,7 @@ def rows() -> list[Row]:
         return []
     circuit = cv.acdc(prepared.model, prepared, TAU, progress=False)
     spent = statistics.median(
-        seconds(lambda: cv.acdc(prepared.model, prepared, TAU, progress=False)) for _ in range(3)
+        seconds(lambda: cv.acdc(prepared.model, prepared, TAU, progress=False)) for _ in range(5)
     )
     title = f"ACDC, tau {TAU:g} nats ({len(circuit)} edges), trained ViT-Ti/16, the cat-dog pair"
     found = []

@@ -43,7 +43,7 @@ def _model(name: str) -> list[Row]:
             own = {"steps": STEPS} if method == "eap-ig" else {}
             return cv.attribute(prepared.model, prepared, method, batch_size=pairs, progress=False, **own)
 
-        ratio, spent, least = interleaved(work, floor, repeats=3 if backwards > 1 else 11)
+        ratio, spent, least = interleaved(work, floor, repeats=5 if backwards > 1 else 11)
         text = f"2 forwards + {STEPS} x (forward + backward)" if backwards > 1 else "2 forwards + 1 backward"
         title = f"{method}, {name}, {pairs} pairs"
         found.append(Row(title, text, ratio, bar, stretch, spent, least, peak_mib()))

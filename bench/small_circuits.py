@@ -18,19 +18,23 @@ from pathlib import Path
 import torch
 
 import circuitvit as cv
-from bench._photographs import draw_pairs, load_model
+from bench._photographs import draw_pairs, load_model, shared_folder
+from bench._timing import Row, peak_mib
 from circuitvit.graph.files import read_json, write_json
 
 MEDIAN_EDGES = 75
 MOST_EDGES = 110
 BAND = (0.9, 1.1)
-MOST_FORWARDS = 2000
+MOST_FORWARDS, STRETCH_FORWARDS = 2000, 1000
+FRESH = 7
+"""Seed of five pairs that nothing was tuned on."""
+
 FORWARDS = 40
 """Plain forwards that are timed on each side of a search."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Found:
     """What was found on one pair."""
 
     clean: str
@@ -50,7 +54,22 @@ class Row:
         return self.minimal and self.same_top and BAND[0] <= self.faithfulness <= BAND[1]
 
 
-def search(model: cv.Model, cat: Path, dog: Path, plan: cv.Plan) -> Row:
+def rows() -> list[Row]:
+    """The price of `find`, a median of five pairs that nothing was tuned on; nothing without the weights."""
+    if not shared_folder().is_dir():
+        return []
+    model, plan = load_model(), cv.Plan(40, 2000, 1, FRESH)
+    found = [search(model, *pair, plan) for pair in draw_pairs(model, 5, FRESH)]
+    edges = sorted(each.edges for each in found)
+    sizes = f"{edges[2]} edges ({edges[0]} to {edges[-1]})"
+    title = f"find, one pair, trained ViT-Ti/16: median of five pairs, {sizes}"
+    price = statistics.median(each.forwards for each in found)
+    spent = statistics.median(each.seconds for each in found)
+    floor = "1 plain forward; processor time"
+    return [Row(title, floor, price, MOST_FORWARDS, STRETCH_FORWARDS, spent, spent / price, peak_mib())]
+
+
+def search(model: cv.Model, cat: Path, dog: Path, plan: cv.Plan) -> Found:
     """One pair: find, and run the circuit once more from outside."""
     prepared = cv.Task([cat], [dog]).prepare(model)
     image = prepared.batch(range(1)).base
@@ -65,7 +84,7 @@ def search(model: cv.Model, cat: Path, dog: Path, plan: cv.Plan) -> Row:
     assert target is not None
     assert foil is not None
     whole, nothing, found = (float(each[target] - each[foil]) for each in logits)
-    return Row(
+    return Found(
         clean=cat.name,
         corrupt=dog.name,
         behaviour=prepared.metric.label,
@@ -105,7 +124,7 @@ def main() -> None:
     model = load_model()
     drawn = draw_pairs(model, options.pairs, options.seed)
     plan = cv.Plan(options.steps, options.trim_runs, 1, options.seed)
-    rows = [Row(**row) for row in read_json(options.out)["rows"]] if options.out.exists() else []
+    rows = [Found(**row) for row in read_json(options.out)["rows"]] if options.out.exists() else []
     done = {(row.clean, row.corrupt, row.steps, row.trim_runs) for row in rows}
     left = [pair for pair in drawn if (pair[0].name, pair[1].name, plan.steps, plan.trim_runs) not in done]
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +135,7 @@ def main() -> None:
     report([row for row in rows if (row.steps, row.trim_runs) == (plan.steps, plan.trim_runs)])
 
 
-def report(rows: list[Row]) -> None:
+def report(rows: list[Found]) -> None:
     """The table, and whether what was asked is met."""
     titles = f"{'edges':>6}{'f':>8}{'minimal':>9}{'same top':>10}{'seconds':>9}{'forwards':>10}  behaviour"
     print(f"{'clean':16}{'corrupt':16}{titles}")

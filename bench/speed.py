@@ -9,7 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench import acdc_search, exact_effects, families, gradient_scores, inside, masked_runs, memory, neurons
+from bench import (
+    acdc_search,
+    exact_effects,
+    families,
+    gradient_scores,
+    inside,
+    masked_runs,
+    memory,
+    neurons,
+    small_circuits,
+)
 from bench._timing import keep, kept, machine, markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -25,6 +35,7 @@ def main() -> None:
             masked_runs,
             exact_effects,
             acdc_search,
+            small_circuits,
             memory,
             inside,
             neurons,
