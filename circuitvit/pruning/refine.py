@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitvit._keywords import running
-from circuitvit.engine import Evaluator, progress_bar
+from circuitvit.engine import Evaluator, announce, progress_bar
 from circuitvit.errors import DataError, OptionError, check_whole
 from circuitvit.graph import Circuit, CircuitLike, EdgeMask, as_circuit
 from circuitvit.graph.liveness import live_receivers, reached_senders
@@ -96,6 +96,9 @@ def refine(
 ) -> Refinement:
     """Repair and trim a circuit.
 
+    Where no edge that is tried brings the circuit nearer, or the runs are used up before it is in the band,
+    it stays outside, which is said.
+
     Args:
         model: from `load` or `wrap`.
         task: in the noising direction.
@@ -127,7 +130,15 @@ def refine(
     with progress_bar(len(search.start), "refining", progress) as bar:
         kept = search.repair(without_dead(search.prepared, search.start.kept), candidates)
         kept, minimal = search.trim(kept, bar.update)
-    return search.result(kept, minimal, "refined")
+    found = search.result(kept, minimal, "refined")
+    if not search.inside(kept):
+        why = "the runs are used up" if search.spent else "none of the edges tried brings it nearer"
+        announce(
+            f"The circuit stays outside of {band[0]:g} to {band[1]:g}: its {search.aim.name} is "
+            f"{search.aim.value(search.evaluator, kept):.3f}, and {why}.",
+            progress,
+        )
+    return found
 
 
 @running

@@ -81,6 +81,15 @@ class TestKnownAnswer:
         refined = cv.refine(silent, task, cv.Circuit.empty(silent.graph), progress=False)
         assert list(refined.circuit) == ["input->logits"]
 
+    def test_refine_says_where_it_did_not_reach_the_band(
+        self, silent: cv.Model, task: cv.Task, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        refined = cv.refine(silent, task, cv.Circuit.empty(silent.graph), candidates=0)
+        said = capfd.readouterr().err
+        assert "outside of 0.9 to 1.1: its faithfulness is 0.000" in said
+        assert "none of the edges tried" in said
+        assert not refined.minimal
+
 
 class TestFind:
     def test_faithful_on_its_own_pairs(self, model: cv.Model, task: cv.Task, finding: cv.Finding) -> None:
