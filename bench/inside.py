@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from circuitvit.engine.activations import BATCH
+from circuitvit.engine.reading import BATCH
 
 import circuitvit as cv
 from bench._models import DEVICE, SIZES

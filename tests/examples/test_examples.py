@@ -1,4 +1,5 @@
-"""Every script in `examples/` runs, offline and in seconds, and shows what it says it shows."""
+"""Every script in `examples/` runs, offline and in seconds, and shows what it says it shows; and every
+measurement of `bench/`, which takes too long to be run here, has at least what it imports."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import runpy
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import circuitvit as cv
+from bench.__main__ import NAMES
 from circuitvit.models import registry
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -30,6 +33,11 @@ def test_every_example_is_tested_here() -> None:
     here = Path(__file__).read_text(encoding="utf-8")
     for script in EXAMPLES.glob("*.py"):
         assert f'load("{script.stem}")' in here, f"add a test for {script.name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_measurement_has_what_it_imports(name: str) -> None:
+    assert callable(import_module(f"bench.{name}").main)
 
 
 def test_first_circuit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
