@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from circuitvit.engine.reading import BATCH
 
 import circuitvit as cv
 from bench._models import DEVICE, SIZES
 from bench._photographs import shared_folder
 from bench._timing import Row, interleaved, keep, peak_mib
 from bench.memory import draw
+from circuitvit.engine.reading import BATCH
 from circuitvit.models.timm_import import import_timm
 from circuitvit.tasks.images import as_images, list_images
 
