@@ -57,6 +57,9 @@ CLOSE = 1e-4
 CPU_IMAGES, GPU_IMAGES = 6, 64
 """Predicted states times pairs that run at once."""
 
+WORTH = 6
+"""States that are run together even after a wrong prediction: fewer would take nearly as long."""
+
 NEGLIGIBLE = 1e-6
 """What rounding alone may cause: a divergence in nats, or as a share of the metric."""
 
@@ -176,9 +179,9 @@ class _Visit:
             if accepted is not None:
                 self.judge.commit(self.replays, states, accepted)
             left = left[done:]
-            self.pace = (
-                min(2 * self.pace, self.judge.at_once) if done == len(ahead) else max(1, self.pace // 4)
-            )
+            most = self.judge.at_once
+            right = done == len(ahead)
+            self.pace = min(2 * self.pace, most) if right else max(self.pace // 4, min(most, WORTH))
         return self.current
 
     def _states(self, ahead: list[tuple[int, int]]) -> EdgeMask:
