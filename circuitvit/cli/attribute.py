@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +22,9 @@ from circuitvit.cli.inputs import (
 )
 from circuitvit.cli.options import Given, command
 from circuitvit.cli.output import Clock, Folder, show, show_notes, stdout
-from circuitvit.graph import EdgeScores, side_of
+
+if TYPE_CHECKING:
+    from circuitvit.graph import EdgeScores
 
 FILES = ("scores.json",)
 CALIBRATED = 200
@@ -113,7 +115,7 @@ def _show_edges(title: str, scores: EdgeScores, k: int) -> None:
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for name, score in strongest:
-        sign = side_of(score, scores.direction, what)
+        sign = cv.graph.side_of(score, scores.direction, what)
         bar = block * round(BAR * abs(score) / largest)
         number = f"{score:.4g}" if what else f"{score:+.4g}"
         table.add_row(name, number, sign, Text(bar, style=COLOURS.get(sign, "")))
