@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import platform
 import resource
 import statistics
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 RESULTS = Path("out/bench.json")
 """Where measurements are gathered, by the name of what was measured."""
 
+T = TypeVar("T")
 Work = Callable[[], object]
 Clock = Callable[[], float]
 
@@ -91,6 +94,12 @@ def seconds(work: Work, clock: Clock = time.perf_counter) -> float:
     work()
     _wait()
     return clock() - start
+
+
+def alone(measure: Callable[..., T], *given: object) -> T:
+    """What a function gives in a process of its own, since a process's peak of memory never falls."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, given)
 
 
 def _wait() -> None:

@@ -32,7 +32,8 @@ from circuitvit.datasets.catdog import catdog_pairs
 from circuitvit.pruning.refine import noising_evaluator
 from circuitvit.tasks import PreparedTask, Split
 from circuitvit.tasks.images import list_images
-from circuitvit.verification.statistics import ratio_interval
+from circuitvit.verification import Bootstrap
+from circuitvit.verification.drift_runs import carried_share
 from circuitvit.views.comparison import Comparison, MethodCurve, compare
 
 HELD_OUT = 0.36
@@ -159,16 +160,12 @@ def one_circuit(model: cv.Model, sides: Split, plan: Plan, found: Sequence[cv.Ci
     """
     evaluator = noising_evaluator(sides.discovery)
     small = sorted((circuit for circuit in found if circuit.density <= LARGEST), key=len)
-    shares = [ratio_interval(evaluator.values(each) - evaluator.nothing, evaluator.effect) for each in small]
-    for circuit, share in zip(small, shares, strict=True):
+    judged = [(each, carried_share(evaluator, each, Bootstrap())) for each in small]
+    for circuit, share in judged:
         print(f"{len(circuit)} edges: {share} where it was found", flush=True)
-    sure = [
-        circuit
-        for circuit, share in zip(small, shares, strict=True)
-        if (share.low or 0) >= BAND[0] and share.value <= BAND[1]
-    ]
-    nearest = min(range(len(small)), key=lambda place: abs(1 - shares[place].value))
-    chosen = sure[0] if sure else small[nearest]
+    sure = [each for each, share in judged if (share.low or 0) >= BAND[0] and share.value <= BAND[1]]
+    nearest, _ = min(judged, key=lambda each: abs(1 - each[1].value))
+    chosen = sure[0] if sure else nearest
     chosen.save(plan.out / "circuit.json")
     report = cv.verify(model, sides.discovery, chosen, held_out=sides.held_out)
     for name in ("report.json", "report.md"):

@@ -8,7 +8,6 @@ The bar of time is on processor time, as a machine that others use troubles that
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import torch
 import circuitvit as cv
 from bench._models import DEVICE, SIZES
 from bench._photographs import shared_folder
-from bench._timing import Row, interleaved, keep, peak_mib
+from bench._timing import Row, alone, interleaved, keep, peak_mib
 from bench.memory import draw
 from circuitvit.engine.reading import BATCH
 from circuitvit.models.timm_import import import_timm
@@ -79,15 +78,10 @@ def _row(title: str, model: cv.Model, source: torch.Tensor | list[Path], repeats
 
 def _memory(paths: Sequence[Path]) -> Row:
     """Each in a process of its own, since a process's peak never falls; the few are run three times."""
-    few, short = sorted(_child(paths[:FEW]) for _ in range(3))[1]
-    many, long = _child(paths[:MANY])
+    few, short = sorted(alone(measure, paths[:FEW]) for _ in range(3))[1]
+    many, long = alone(measure, paths[:MANY])
     title = f"peak memory of the same, {len(paths)} photographs"
     return Row(title, f"the same with {FEW} ({few:,.0f} MiB)", many / few, 1.05, 1.0, long, short, many)
-
-
-def _child(paths: Sequence[Path]) -> tuple[float, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (paths,))
 
 
 def measure(paths: Sequence[Path]) -> tuple[float, float]:

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import cProfile
 import io
-import multiprocessing
 import pstats
 import signal
 import time
@@ -21,7 +20,7 @@ from types import FrameType
 import torch
 
 import circuitvit as cv
-from bench._timing import peak_mib
+from bench._timing import alone, peak_mib
 from circuitvit.models.timm_import import import_timm
 from circuitvit.tasks import PreparedTask
 
@@ -82,8 +81,7 @@ def main() -> None:
     print(f"{NAME}, 1 pair, 231,877 edges, {torch.get_num_threads()} threads")
     print("| work | told beforehand | ran | outside of torch | peak |\n| --- | --- | --- | --- | --- |")
     for name in asked.work:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(pool.apply(measure, (name, asked.seconds)), flush=True)
+        print(alone(measure, name, asked.seconds), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ percent, as memory is handed back in another order than it was taken: EAP's shor
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from PIL import Image
 
 import circuitvit as cv
 from bench._models import DEVICE, SIZES, random_vit
-from bench._timing import Row, current_mib, keep, peak_mib, seconds
+from bench._timing import Row, alone, current_mib, keep, peak_mib, seconds
 from circuitvit.engine import batch_runs, masked_run
 from circuitvit.models.timm_import import import_timm
 
@@ -37,8 +36,8 @@ def rows() -> list[Row]:
 
 
 def _eap() -> Row:
-    few = sorted(_child(FEW) for _ in range(3))[1]
-    many = _child(MANY)
+    few = sorted(alone(measure, FEW) for _ in range(3))[1]
+    many = alone(measure, MANY)
     title = f"peak memory of EAP, ViT-B/16, {MANY} pairs of images streamed in batches of {BATCH}"
     text = f"the same with {FEW} pairs ({few[0]:,.0f} MiB)"
     return Row(title, text, many[0] / few[0], 1.05, 1.0, many[1], few[1], many[0])
@@ -46,8 +45,7 @@ def _eap() -> Row:
 
 def _masked(words: str, share: float) -> Row:
     """The bar is half of what was needed while every sender was expanded for every image."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        peak, spent, plain, outputs = pool.apply(measure_masked, (share,))
+    peak, spent, plain, outputs = alone(measure_masked, share)
     title = f"peak memory of a masked run over the model's own, {words}, ViT-B/16, {MASKED_PAIRS} pairs"
     text = f"all senders' outputs ({outputs:,.0f} MiB); times against 1 plain forward"
     return Row(title, text, peak / outputs, 2.2, 1.4, spent, plain, peak)
@@ -64,11 +62,6 @@ def measure_masked(share: float) -> tuple[float, float, float, float]:
     spent = seconds(lambda: masked_run(run.sources, kept))
     outputs = len(graph.senders) * run.base.stream(1).nbytes / 2**20
     return peak_mib() - before, spent, plain, outputs
-
-
-def _child(pairs: int) -> tuple[float, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (pairs,))
 
 
 def measure(pairs: int) -> tuple[float, float]:

@@ -10,7 +10,6 @@ own, since a process's peak never falls; of several processes it is the largest.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 import circuitvit as cv
-from bench._timing import current_mib, peak_mib
+from bench._timing import alone, current_mib, peak_mib
 from bench.streams import BATCH, MEMORY, draw
 from circuitvit.engine import batch_runs, masked_run
 from circuitvit.models.timm_import import import_timm
@@ -114,18 +113,13 @@ def worker(out: str, folder: str, work: str) -> None:
 
 def main() -> None:
     on_edges, on_pairs = ("eap", "half of the edges, masked"), ("eap", "verify", "find")
-    _table("edges", on_edges, SHAPES, lambda name, work: _alone(of_edges, SHAPES[name], work))
+    _table("edges", on_edges, SHAPES, lambda name, work: alone(of_edges, SHAPES[name], work))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         draw(folder, max(PAIRS))
-        _table("pairs", on_pairs, PAIRS, lambda count, work: _alone(of_pairs, folder, count, work))
+        _table("pairs", on_pairs, PAIRS, lambda count, work: alone(of_pairs, folder, count, work))
         title = f"processes, {PAIRS[1]} pairs"
         _table(title, on_pairs, PROCESSES, lambda count, work: of_processes(folder, count, work))
-
-
-def _alone(measure: Callable[..., float], *given: object) -> float:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, given)
 
 
 def _table(title: str, works: Sequence[str], rows: Iterable[T], peak: Callable[[T, str], float]) -> None:

@@ -5,12 +5,11 @@ Each peak is that of a process of its own, since a process's peak never falls; i
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 
 import circuitvit as cv
 from bench._models import SIZES, random_vit
-from bench._timing import Row, interleaved, keep, peak_mib, seconds
+from bench._timing import Row, alone, interleaved, keep, peak_mib, seconds
 
 NAME = "ViT-B/16"
 ALL = {"m*": cv.neurons()}
@@ -38,15 +37,10 @@ def _time() -> Row:
 
 
 def _memory() -> Row:
-    of_units, of_edges = (sorted(_child(units) for _ in range(3))[1] for units in (True, False))
+    of_units, of_edges = (sorted(alone(measure, units) for _ in range(3))[1] for units in (True, False))
     text = f"the same of all edges ({of_edges[0]:,.0f} MiB)"
     ratio = of_units[0] / of_edges[0]
     return Row(f"peak memory of {TITLE}", text, ratio, 1.3, 1.0, of_units[1], of_edges[1], of_units[0])
-
-
-def _child(units: bool) -> tuple[float, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (units,))
 
 
 def measure(units: bool) -> tuple[float, float]:

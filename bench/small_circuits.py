@@ -124,15 +124,15 @@ def main() -> None:
     model = load_model()
     drawn = draw_pairs(model, options.pairs, options.seed)
     plan = cv.Plan(options.steps, options.trim_runs, 1, options.seed)
-    rows = [Found(**row) for row in read_json(options.out)["rows"]] if options.out.exists() else []
-    done = {(row.clean, row.corrupt, row.steps, row.trim_runs) for row in rows}
+    known = [Found(**row) for row in read_json(options.out)["rows"]] if options.out.exists() else []
+    done = {(row.clean, row.corrupt, row.steps, row.trim_runs) for row in known}
     left = [pair for pair in drawn if (pair[0].name, pair[1].name, plan.steps, plan.trim_runs) not in done]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for cat, dog in left[: options.only]:
-        rows.append(search(model, cat, dog, plan))
-        write_json(options.out, {"rows": [asdict(row) for row in rows]})
-        print(rows[-1], flush=True)
-    report([row for row in rows if (row.steps, row.trim_runs) == (plan.steps, plan.trim_runs)])
+        known.append(search(model, cat, dog, plan))
+        write_json(options.out, {"rows": [asdict(row) for row in known]})
+        print(known[-1], flush=True)
+    report([row for row in known if (row.steps, row.trim_runs) == (plan.steps, plan.trim_runs)])
 
 
 def report(rows: list[Found]) -> None:

@@ -7,7 +7,6 @@ batch ahead. Each number of files has a process of its own, since a process's pe
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 import circuitvit as cv
-from bench._timing import current_mib, peak_mib
+from bench._timing import alone, current_mib, peak_mib
 from circuitvit.datasets.catdog import catdog_pairs
 
 FILES = (500, 1000, 2500, 5000)
@@ -72,8 +71,7 @@ def main() -> None:
         print(f"catdog-tiny, batches of {BATCH}; MiB over the model's own, processor seconds, seconds")
         for work in asked.work:
             for count in asked.files:
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    peak, spent, took = pool.apply(measure, (work, folder, count))
+                peak, spent, took = alone(measure, work, folder, count)
                 print(f"{work}, {count:,} pairs: {peak:,.0f} MiB, {spent:.1f} s, {took:.1f} s", flush=True)
 
 
